@@ -1,0 +1,498 @@
+"""The table: every method is a ratio rule, an advantage rule and a penalty, in a few lines; presets are a method with other numbers.
+
+    loss = aggregate( −min(ρ·A, clip(ρ)·A) + P , mask ),   A = rl_coef·Â + kd_coef·M·d  wherever the teacher enters the advantage
+
+``prepare`` runs once on the whole rollout (advantages, masks and normalisers depend on all of a group), ``token_loss`` on it or on any micro-batch of it.
+Left out of DAPO: its dynamic sampling and its soft length penalty, which are not losses.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from rlkd_lab.objectives.advantages import group_advantages, reward_guided_mask, teacher_gap
+from rlkd_lab.objectives.batch import TokenBatch
+from rlkd_lab.objectives.estimators import k2, k3
+from rlkd_lab.objectives.schedules import Schedule, parse_schedule, values_of
+from rlkd_lab.objectives.surrogates import (
+    aggregate,
+    cispo_surrogate,
+    clipped_surrogate,
+    log_importance,
+    normalizer,
+    trrd_log_ratio,
+)
+
+Coefs = Mapping[str, float | None]
+Options = Mapping[str, str | int | bool | None]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A coefficient that may move while a run goes on. ``optional``: ``None`` switches it off."""
+
+    low: float
+    high: float
+    help: str
+    optional: bool = False
+    log: bool = False
+
+
+KNOBS: Mapping[str, Knob] = MappingProxyType(
+    {
+        "rl_coef": Knob(0.0, 10.0, "weight of the reward term"),
+        "kd_coef": Knob(0.0, 10.0, "weight of the teacher term", log=True),
+        "kl_coef": Knob(0.0, 10.0, "weight of the KL to the frozen reference", log=True),
+        "trrd_alpha": Knob(0.0, 1.0, "anchor exponent: 1 is the old policy (GRPO), 0 the teacher"),
+        "trrd_gap_bound": Knob(0.01, 20.0, "bound in nats on log π_θ/π_T inside the ratio", optional=True),
+        "ratio_cap": Knob(1.0, 100.0, "dual clip: cap on the ratio where A < 0 (CISPO: everywhere)", optional=True),
+        "clip_low": Knob(0.0, 1.0, "ε_low: the ratio is clipped below 1 − ε_low"),
+        "clip_high": Knob(0.0, 10.0, "ε_high: the ratio is clipped above 1 + ε_high"),
+        "jsd_weight": Knob(0.0, 1.0, "weight of the teacher in the JSD mixture: 0 forward KL, 1 reverse KL"),
+        "importance_cap": Knob(1.0, 100.0, "cap of the importance weight π_old/π_sampler", optional=True),
+    }
+)
+
+CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "aggregation": ("token", "sequence", "constant"),
+        "scale_rewards": ("group", "none"),
+        "level": ("token", "sequence"),
+        "estimator": ("k2", "k3", "exact"),
+        "ref_estimator": ("k3_ratio", "k3", "k2"),
+        "kd_mask": ("none", "wrong", "group_wrong"),
+        "kd_normalizer": ("same", "kept"),
+        "kd_ratio": ("on", "off"),
+        "divergence": ("reverse", "forward", "jsd"),
+    }
+)
+"""Options and their values. ``kd_ratio``: multiply k2 and k3 by the detached ρ, which off-policy keeps the estimate right. ``kd_normalizer``: after
+masking, divide the teacher term like the reward term, or by the tokens (rows) it kept; KDRL does not say. Beside these, ``constant_length`` (int) is the
+length limit of ``aggregation='constant'`` and ``topk`` (int) the support of a divergence."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table. ``needs`` is any of teacher, groups, traces, divergence."""
+
+    title: str
+    source: str
+    formula: str
+    needs: frozenset[str] = frozenset()
+    ratio: str = "importance"
+    surrogate: str = "clipped"
+    advantage: Callable[[TokenBatch, Coefs, Options], Tensor] | None = None
+    penalty: Callable[[TokenBatch, Tensor, Coefs, Options], Tensor] | None = None
+    coefs: Mapping[str, float | None] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    schedules: Mapping[str, str] = field(default_factory=dict)
+    watch: str = ""
+
+    @property
+    def knobs(self) -> dict[str, Knob]:
+        """The coefficients that this method listens to, with their ranges."""
+        return {name: KNOBS[name] for name in self.coefs}
+
+
+# --- advantage rules: (batch, coefs, options) -> (B, T) ---------------------------------------------------------------
+
+
+def reward_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
+    """rl_coef·Â, the same in every column."""
+    given = batch.advantages
+    if given is None:
+        assert batch.rewards is not None and batch.group_ids is not None
+        given = group_advantages(batch.rewards, batch.group_ids, options["scale_rewards"] == "group")
+    given = given.to(batch.logps.dtype)
+    return _number(coefs, "rl_coef", 1.0) * (given if given.dim() == 2 else given[:, None].expand_as(batch.logps))
+
+
+def teacher_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
+    """kd_coef·M·d_t. KDRL (arXiv 2506.02208), Eq. 5."""
+    assert batch.teacher_logps is not None and batch.kd_weight is not None
+    return _number(coefs, "kd_coef") * batch.kd_weight * teacher_gap(batch.teacher_logps, batch.old)
+
+
+def joint_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
+    """rl_coef·Â + kd_coef·M·d_t."""
+    return reward_advantage(batch, coefs, options) + teacher_advantage(batch, coefs, options)
+
+
+# --- penalty rules: (batch, log π_θ/π_old, coefs, options) -> (B, T) --------------------------------------------------
+
+
+def teacher_penalty(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options) -> Tensor:
+    """kd_coef·M·k2, times the detached ρ. KDRL (arXiv 2506.02208), Eq. 8."""
+    assert batch.kd_weight is not None
+    if options["estimator"] == "exact":
+        return divergence_penalty(batch, log_ratio, coefs, options)
+    assert batch.teacher_logps is not None
+    estimate = (k2 if options["estimator"] == "k2" else k3)(batch.logps, batch.teacher_logps)
+    weight = log_ratio.detach().exp() if options["kd_ratio"] == "on" else 1.0
+    return _number(coefs, "kd_coef") * batch.kd_weight * weight * estimate
+
+
+def divergence_penalty(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options) -> Tensor:
+    """kd_coef·M·D(π_θ, π_T) over the vocabulary."""
+    assert batch.divergence is not None and batch.kd_weight is not None
+    return _number(coefs, "kd_coef", 1.0) * batch.kd_weight * batch.divergence
+
+
+def likelihood_penalty(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options) -> Tensor:
+    """−log π_θ of the teacher's own tokens."""
+    return -batch.logps
+
+
+def reference_penalty(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options) -> Tensor:
+    """kl_coef·KL(π_θ‖π_ref) by k3·ρ (TRL's ``use_bias_correction_kl``), k3 or k2."""
+    assert batch.ref_logps is not None
+    kind = options["ref_estimator"]
+    estimate = (k2 if kind == "k2" else k3)(batch.logps, batch.ref_logps)
+    return _number(coefs, "kl_coef") * estimate * (log_ratio.exp() if kind == "k3_ratio" else 1.0)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+_CLIP: dict[str, float | None] = {"clip_low": 0.2, "clip_high": 0.2, "ratio_cap": None, "importance_cap": None}
+_GRPO: dict[str, float | None] = {"rl_coef": 1.0, "kl_coef": 0.0, **_CLIP}
+_KDRL: dict[str, float | None] = {"kd_coef": 0.1, **_GRPO}
+_REWARD = frozenset({"groups"})
+_TEACHER = frozenset({"teacher"})
+
+_grpo = Method(
+    title="GRPO",
+    source="DeepSeekMath (arXiv 2402.03300), Eq. 3",
+    formula="−min(ρ·Â, clip(ρ)·Â) + kl_coef·k3,  ρ = π_θ/π_old",
+    needs=_REWARD,
+    advantage=reward_advantage,
+    coefs=_GRPO,
+    options={"aggregation": "sequence"},
+    watch="frac_reward_zero_std: groups that are all right or all wrong teach nothing",
+)
+_kdrl = replace(
+    _grpo,
+    title="KDRL, joint loss",
+    source="KDRL (arXiv 2506.02208), Eq. 8",
+    formula="−min(ρ·Â, clip(ρ)·Â) + kd_coef·M·k2(π_θ, π_T)",
+    needs=_REWARD | _TEACHER,
+    penalty=teacher_penalty,
+    coefs=_KDRL,
+    options={"aggregation": "token"},
+    watch="kl_teacher_rev falls with kd_coef; length follows the teacher's",
+)
+_kdrl_advantage = replace(
+    _kdrl,
+    title="KDRL, advantage form",
+    source="KDRL (arXiv 2506.02208), §3.2 (reward shaping)",
+    formula="−min(ρ·A, clip(ρ)·A),  A = Â + kd_coef·M·d,  d = log π_T − log π_old",
+    advantage=joint_advantage,
+    penalty=None,
+    watch="where d opposes Â and kd_coef·|d| > |Â| the update goes against the reward",
+)
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "sft": Method(
+            title="SFT on teacher traces (sequence KD)",
+            source="Kim & Rush (arXiv 1606.07947)",
+            formula="−log π_θ(y),  y from the teacher",
+            needs=frozenset({"traces"}),
+            ratio="none",
+            penalty=likelihood_penalty,
+            watch="reward and length move to the teacher's; prompts the student alone would meet are never seen",
+        ),
+        "kd_forward": Method(
+            title="Forward KL on teacher traces",
+            source="Hinton et al. (arXiv 1503.02531); SeqKD with the full vocabulary",
+            formula="kd_coef·Σ_v π_T (log π_T − log π_θ),  y from the teacher",
+            needs=frozenset({"traces", "teacher", "divergence"}),
+            ratio="none",
+            penalty=divergence_penalty,
+            coefs={"kd_coef": 1.0},
+            options={"divergence": "forward"},
+            watch="kl_teacher_fwd falls first; mass-covering, so entropy stays high",
+        ),
+        "gkd": Method(
+            title="GKD",
+            source="GKD (arXiv 2306.13649), Eq. 4",
+            formula="kd_coef·JSD_w(π_θ, π_T),  y from the student in a share on_policy_frac of the steps, else from the teacher",
+            needs=frozenset({"traces", "teacher", "divergence"}),
+            ratio="none",
+            penalty=divergence_penalty,
+            coefs={"kd_coef": 1.0, "jsd_weight": 0.5},
+            options={"divergence": "jsd"},
+            watch="jsd_weight towards 1 seeks modes: entropy falls faster",
+        ),
+        "opd": Method(
+            title="On-policy KD (KD-RKL)",
+            source="KDRL (arXiv 2506.02208), Eq. 5",
+            formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·d,  d = log π_T − log π_old",
+            needs=_TEACHER,
+            advantage=teacher_advantage,
+            coefs={"kd_coef": 1.0, "kl_coef": 0.0, **_CLIP},
+            options={"aggregation": "token"},
+            watch="kl_teacher_rev falls; reward rises only as far as the teacher's habits are good",
+        ),
+        "grpo": _grpo,
+        "dr_grpo": replace(
+            _grpo,
+            title="Dr.GRPO",
+            source="Dr.GRPO (arXiv 2503.20783), §3.2",
+            formula="GRPO with Â = r − group mean and a constant length in the denominator",
+            options={"aggregation": "constant", "scale_rewards": "none"},
+            watch="completions/mean_length of wrong answers should not grow",
+        ),
+        "dapo": replace(
+            _grpo,
+            title="DAPO (clip-higher, token mean)",
+            source="DAPO (arXiv 2503.14476), Eq. 8",
+            formula="GRPO with ε_low .2, ε_high .28 and a mean over all tokens of the rollout",
+            coefs={**_GRPO, "clip_high": 0.28},
+            options={"aggregation": "token"},
+            watch="entropy should fall more slowly than GRPO's",
+        ),
+        "kdrl": _kdrl,
+        "kdrl_advantage": _kdrl_advantage,
+        "trrd": replace(
+            _grpo,
+            title="TRRD (RLAD)",
+            source="RLAD (arXiv 2602.22495), Eq. 3–5",
+            formula="−min(r·Â, clip(r)·Â),  r = (π_θ/π_old)^α·(π_θ/π_T)^(1−α)",
+            needs=_REWARD | _TEACHER,
+            ratio="trrd",
+            coefs={**_GRPO, "trrd_alpha": 0.5, "trrd_gap_bound": 1.0, "ratio_cap": 3.0},
+            options={"aggregation": "token"},
+            watch="trrd/dead_frac: tokens without gradient from the first step on; trrd/bound_frac: how often the bound acts",
+        ),
+        "kdrl_annealed": replace(
+            _kdrl,
+            title="KDRL, annealed (preset)",
+            source="KDRL (arXiv 2506.02208), §3.3",
+            formula="KDRL with kd_coef from β_init to β_min, linearly over the run",
+            schedules={"kd_coef": "linear:0.2:0.002"},
+        ),
+        "kdrl_masked": replace(
+            _kdrl,
+            title="KDRL, response-masked (preset)",
+            source="KDRL (arXiv 2506.02208), §3.4",
+            formula="KDRL with M = 1 on wrong completions alone (kd_mask=group_wrong: where nobody in the group is right)",
+            options={"aggregation": "token", "kd_mask": "wrong"},
+            watch="completions should stay shorter than KDRL's at the same reward",
+        ),
+        "opd_then_rl": replace(
+            _kdrl_advantage,
+            title="OPD, then GRPO (preset)",
+            source="Sequential Beats Joint (arXiv 2609.04108)",
+            formula="A = d for the first half of the run, then Â",
+            schedules={"kd_coef": "switch:1:0:0.5", "rl_coef": "switch:0:1:0.5"},
+            watch="a kink in every curve at the switch",
+        ),
+    }
+)
+
+DEFAULT_OPTIONS: Mapping[str, str] = MappingProxyType({name: values[0] for name, values in CHOICES.items()})
+
+
+def nearest(name: str, valid: Mapping[str, object] | tuple[str, ...], kind: str) -> str:
+    """``name`` if it is valid; otherwise a ValueError that names the nearest valid one."""
+    if name in valid:
+        return name
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(f"unknown {kind} {name!r}: {hint}valid are {', '.join(valid)}")
+
+
+def check_coef(name: str, value: float | None) -> float | None:
+    """``value`` if it lies in the knob's range, else a ValueError that says the range."""
+    knob = KNOBS[nearest(name, KNOBS, "knob")]
+    if value is None and knob.optional:
+        return None
+    if value is None or not knob.low <= value <= knob.high:  # a NaN fails the comparison too
+        off = ", or off" if knob.optional else ""
+        raise ValueError(f"{name}={'off' if value is None else f'{value:g}'} is out of range: {name} ({knob.help}) lies in {knob.low:g}–{knob.high:g}{off}")
+    return float(value)
+
+
+def resolve_options(method: Method, options: Options | None = None) -> dict[str, str | int | bool | None]:
+    """The method's options with the caller's on top, checked.
+
+    Raises:
+        ValueError: for an unknown option or value; ``estimator='k1'`` is refused with the reason.
+    """
+    resolved: dict[str, str | int | bool | None] = {**DEFAULT_OPTIONS, "constant_length": None, "topk": None, **method.options, **(options or {})}
+    if resolved["estimator"] == "k1":
+        raise ValueError(
+            "k1 cannot be a loss: its expected gradient is 0, so the teacher would have no influence. Use 'k2' (the gradient of the reverse KL), or a method"
+            " that puts the teacher into the advantage (kdrl_advantage, opd)"
+        )
+    for name, value in resolved.items():
+        if name not in ("constant_length", "topk"):
+            nearest(str(value), CHOICES[nearest(name, CHOICES, "option")], name)
+    return resolved
+
+
+def needs_of(method: Method, coefs: Coefs, options: Options) -> set[str]:
+    """What a method needs with these coefficients: its own needs, a reference where kl_coef > 0, a divergence where an exact KL is asked for."""
+    needs = set(method.needs)
+    if coefs.get("kl_coef"):
+        needs.add("reference")
+    if method.penalty is teacher_penalty and options.get("estimator") == "exact":
+        needs.add("divergence")
+    return needs
+
+
+def schedules_for(name: str, given: Mapping[str, str | float | None] | None = None) -> dict[str, Schedule]:
+    """A schedule for every coefficient of a method: the caller's, the preset's or the constant default, each within its knob's range."""
+    method = METHODS[nearest(name, METHODS, "method")]
+    for knob in given or {}:
+        nearest(knob, method.coefs or {"(none)": None}, f"knob of {name}")
+    texts = {**method.coefs, **method.schedules, **(given or {})}
+    schedules = {knob: parse_schedule(text) for knob, text in texts.items()}
+    for knob, schedule in schedules.items():
+        for value in values_of(schedule):
+            check_coef(knob, value)
+    return schedules
+
+
+def prepare(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None) -> TokenBatch:
+    """Advantages, teacher mask and normaliser of a whole rollout; ``old_logps`` is filled in where it was missing.
+
+    Args:
+        name: a key of :data:`METHODS`.
+        batch: the whole rollout, so that groups and normalisers are complete.
+        coefs: knob values that differ from the method's defaults.
+        options: choices that differ from the method's defaults, see :data:`CHOICES`.
+
+    Returns:
+        A batch whose ``advantages`` hold A, (B, T).
+
+    Raises:
+        ValueError: for an unknown name, a value out of range, or an input that the method needs and the batch lacks.
+    """
+    method, values, choices = _resolve(name, coefs, options)
+    _require(name, method, batch, needs_of(method, values, choices), str(choices["kd_mask"]))
+    batch = replace(batch, old_logps=batch.old)
+    mask, aggregation = batch.mask, choices["aggregation"]
+    denominator = batch.normalizer
+    if denominator is None:
+        length = choices["constant_length"]
+        denominator = normalizer(mask, aggregation, int(length) if length else None)  # type: ignore[arg-type]
+    if batch.teacher_logps is not None or batch.divergence is not None or "divergence" in method.needs:
+        weight = torch.ones_like(batch.logps) if batch.kd_weight is None else batch.kd_weight.to(batch.logps.dtype)
+        weight = (weight if weight.dim() == 2 else weight[:, None].expand_as(batch.logps)).detach()
+        if choices["kd_mask"] != "none":
+            assert batch.correct is not None
+            weight = weight * reward_guided_mask(choices["kd_mask"], batch.correct.to(weight.dtype), batch.group_ids)[:, None]  # type: ignore[arg-type]
+        if choices["kd_normalizer"] == "kept":
+            kept = mask * (weight > 0)
+            total = normalizer(kept, aggregation) if aggregation == "token" else float((kept.sum(-1) > 0).sum())  # type: ignore[arg-type]
+            full = float(mask.sum()) if aggregation == "token" else float(mask.shape[0])
+            weight = weight * (full / max(total, 1.0))
+        batch = replace(batch, kd_weight=weight)
+    advantages = batch.advantages if method.advantage is None else method.advantage(batch, values, choices).detach()
+    return replace(batch, advantages=advantages, normalizer=denominator, prepared_for=name)
+
+
+def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None) -> tuple[Tensor, dict[str, float]]:
+    """The loss of a method on a batch or micro-batch. Pure; prepares by itself a batch that is not.
+
+        loss = ( Σ mask·(−min(ρ·A, clip(ρ)·A) + P) ) / normaliser
+
+    Args:
+        name: a key of :data:`METHODS`.
+        batch: see :class:`TokenBatch`.
+        coefs: knob values that differ from the method's defaults.
+        options: choices that differ from the method's defaults.
+
+    Returns:
+        The scalar loss with its graph, and detached statistics: ``loss/policy`` and ``loss/kd`` (shares of this batch in the rollout's loss, any sign and
+        ≥ 0 for k2), ``clip_ratio/low``, ``clip_ratio/high``, ``trrd/dead_frac``, ``trrd/bound_frac`` (shares of tokens in [0, 1]), ``kl_ref`` (nats, ≥ 0).
+
+    Raises:
+        ValueError: as :func:`prepare`, and for a batch prepared for another method.
+    """
+    method, values, choices = _resolve(name, coefs, options)
+    if batch.prepared_for is None:
+        batch = prepare(name, batch, values, choices)
+    if batch.prepared_for != name or batch.normalizer is None:
+        raise ValueError(f"this batch was prepared for {batch.prepared_for!r}, not for {name!r}: prepare the unprepared batch again")
+    mask = batch.mask
+    stats: dict[str, float] = {}
+    tokens = mask.sum().clamp(min=1)
+
+    def share(where: Tensor) -> float:
+        return float((where * mask).sum() / tokens)
+
+    importance = log_importance(batch, choices["level"])  # type: ignore[arg-type]
+    policy = torch.zeros_like(batch.logps)
+    if method.ratio != "none":
+        assert batch.advantages is not None
+        log_ratio, bound = importance, None
+        if method.ratio == "trrd":
+            log_ratio, bound = trrd_log_ratio(batch, importance, _number(values, "trrd_alpha"), values["trrd_gap_bound"])
+        if method.surrogate == "cispo":
+            policy = cispo_surrogate(log_ratio, batch.advantages, batch.logps, values["ratio_cap"])
+        else:
+            policy, cut = clipped_surrogate(log_ratio, batch.advantages, _number(values, "clip_low"), _number(values, "clip_high"), values["ratio_cap"])
+            stats |= {"clip_ratio/low": share(cut["low"]), "clip_ratio/high": share(cut["high"])}
+            if bound is not None:
+                stats["trrd/dead_frac"] = share(cut["low"] | cut["high"] | cut["cap"])
+                stats["trrd/bound_frac"] = share(bound)
+        if values["importance_cap"] is not None and batch.sampler_logps is not None:
+            gap = (batch.old - batch.sampler_logps).masked_fill(batch.completion_mask == 0, 0.0)
+            policy = policy * gap.exp().clamp(max=values["importance_cap"])
+
+    def summed(per_token: Tensor) -> Tensor:
+        return aggregate(per_token, mask, choices["aggregation"], batch.normalizer or 1.0)  # type: ignore[arg-type]
+
+    loss = summed(policy)
+    stats["loss/policy"] = loss.item()
+    if method.penalty is not None:
+        penalty = summed(method.penalty(batch, importance, values, choices))
+        stats["loss/kd"] = penalty.item()
+        loss = loss + penalty
+    if batch.ref_logps is not None:
+        stats["kl_ref"] = share(k3(batch.logps.detach(), batch.ref_logps).masked_fill(mask == 0, 0.0))
+        if values.get("kl_coef"):
+            loss = loss + summed(reference_penalty(batch, importance, values, choices))
+    return loss, stats
+
+
+def _number(coefs: Coefs, name: str, default: float | None = None) -> float:
+    value = coefs.get(name, default)
+    if value is None:
+        raise ValueError(f"{name} has no value here")
+    return value
+
+
+def _resolve(name: str, coefs: Coefs | None, options: Options | None) -> tuple[Method, Coefs, dict[str, str | int | bool | None]]:
+    method = METHODS[nearest(name, METHODS, "method")]
+    for knob, value in (coefs or {}).items():
+        check_coef(nearest(knob, method.coefs or {"(none)": None}, f"knob of {name}"), value)
+    return method, {**method.coefs, **(coefs or {})}, resolve_options(method, options)
+
+
+def _require(name: str, method: Method, batch: TokenBatch, needs: set[str], kd_mask: str) -> None:
+    if batch.advantages is not None and method.advantage is not None:
+        needs = needs - {"groups"}
+    if "divergence" in needs:  # the head that made the divergence has already seen the teacher
+        needs = needs - {"teacher"} if method.penalty is divergence_penalty else needs
+    given = {
+        "teacher": (batch.teacher_logps is not None, "teacher_logps: the teacher's log-probabilities of the same tokens"),
+        "groups": (batch.rewards is not None and batch.group_ids is not None, "rewards and group_ids (or advantages)"),
+        "reference": (batch.ref_logps is not None, "ref_logps, because kl_coef is not 0"),
+        "divergence": (batch.divergence is not None, "divergence: the full-vocabulary divergence to the teacher"),
+        "traces": (True, ""),
+    }
+    for need in sorted(needs):
+        present, words = given[need]
+        if not present:
+            raise ValueError(f"{name} needs {words}")
+    if kd_mask != "none" and batch.correct is None:
+        raise ValueError(f"{name} with kd_mask={kd_mask!r} needs correct: which completions are right")

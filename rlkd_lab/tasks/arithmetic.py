@@ -1,0 +1,100 @@
+"""Multi-step arithmetic, small enough for a model of a million parameters and hard enough to need steps.
+
+Prompt ``49-7+4-2?``; a worked completion ``49-7=42;42+4=46;46-2=44;#44``; a direct one ``#44``. A careful worker repeats the steps as a check after a
+``!``. Difficulty is the number of operations: 2–5 in training, 6–8 out of distribution. Every intermediate value lies in 0–99.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Literal
+
+from rlkd_lab.tasks.base import Example, Score, Split, seeded, split_of
+
+Style = Literal["direct", "steps", "checked"]
+
+_STEP = r"\d{1,3}[+-]\d{1,3}=-?\d{1,3};"
+_WELL_FORMED = re.compile(rf"(?:(?:{_STEP})+(?:!(?:{_STEP})+)?)?#(-?\d{{1,6}})")
+_ANSWER = re.compile(r"#(-?\d{1,6})\Z")
+_OPERATION = re.compile(r"([+-])(\d+)")
+
+
+class ArithmeticTask:
+    """Chains of additions and subtractions with a two-digit start and one-digit operands.
+
+    Args:
+        format_weight: weight of the part ``format`` (1 where the whole completion has the expected shape).
+        accuracy_weight: weight of the part ``accuracy`` (1 where the completion ends in ``#`` and the right number).
+    """
+
+    name = "arithmetic"
+    train_difficulty = (2, 5)
+    ood_difficulty = (6, 8)
+
+    def __init__(self, format_weight: float = 0.1, accuracy_weight: float = 1.0) -> None:
+        self.weights = {"format": format_weight, "accuracy": accuracy_weight}
+
+    def examples(self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None) -> list[Example]:
+        low, high = difficulty or self.train_difficulty
+        if not 1 <= low <= high <= 20:
+            raise ValueError(f"difficulty is a range of operations within 1–20; got {low}–{high}")
+        rng = seeded(self.name, seed, split, low, high)
+        found: list[Example] = []
+        while len(found) < n:
+            example = _draw(rng.randint(low, high), rng)
+            if split_of(example.prompt) == split:
+                found.append(example)
+        return found
+
+    def score(self, completion: str, example: Example) -> Score:
+        answer = _ANSWER.search(completion[-16:])
+        parts = {
+            "format": float(_WELL_FORMED.fullmatch(completion) is not None),
+            "accuracy": float(answer is not None and int(answer.group(1)) == int(example.answer)),
+        }
+        return Score(sum(self.weights[name] * value for name, value in parts.items()), parts)
+
+
+def _draw(operations: int, rng: random.Random) -> Example:
+    start = value = rng.randint(10, 99)
+    text = str(start)
+    for _ in range(operations):
+        operand = rng.randint(1, 9)
+        sign = rng.choice("+-")
+        if not 0 <= (value + operand if sign == "+" else value - operand) <= 99:
+            sign = "-" if sign == "+" else "+"
+        value = value + operand if sign == "+" else value - operand
+        text += f"{sign}{operand}"
+    prompt = text + "?"
+    return Example(prompt, str(value), operations, prompt)
+
+
+def steps(prompt: str, wrong_at: int | None = None, error: int = 0) -> tuple[list[str], int]:
+    """The worked steps of a prompt and their final value; step ``wrong_at`` is off by ``error`` and the rest follows from it.
+
+    >>> steps("49-7+4-2?")
+    (['49-7=42;', '42+4=46;', '46-2=44;'], 44)
+    """
+    start, rest = re.match(r"(\d+)(.*)\?", prompt).groups()  # type: ignore[union-attr]
+    value, lines = int(start), []
+    for index, (sign, digits) in enumerate(_OPERATION.findall(rest)):
+        result = value + int(digits) if sign == "+" else value - int(digits)
+        if index == wrong_at:
+            result = min(max(result + error, 0), 99)
+        lines.append(f"{value}{sign}{digits}={result};")
+        value = result
+    return lines, value
+
+
+def worked(example: Example, style: Style) -> str:
+    """A right completion in one of three styles.
+
+    >>> worked(ArithmeticTask().examples(1, seed=0)[0], "direct").startswith("#")
+    True
+    """
+    if style == "direct":
+        return f"#{example.answer}"
+    lines, value = steps(example.prompt)
+    body = "".join(lines)
+    return f"{body}!{body}#{value}" if style == "checked" else f"{body}#{value}"

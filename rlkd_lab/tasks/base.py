@@ -1,0 +1,78 @@
+"""The Task protocol: where prompts come from and how a completion is judged.
+
+A task is a source of :class:`Example` and a rule-based verifier. A verifier is given text that a model made up: it never raises on it and never
+evaluates it as code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its reference answer.
+
+    ``difficulty`` is an integer that grows with the work needed (operations, people); ``id`` is the same for the same prompt in every process.
+    """
+
+    prompt: str
+    answer: str
+    difficulty: int
+    id: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a verifier says: ``reward`` is the weighted sum of ``parts``, each in [0, 1]."""
+
+    reward: float
+    parts: dict[str, float]
+
+    @property
+    def correct(self) -> bool:
+        """Correctness alone, without format or length parts."""
+        return self.parts.get("accuracy", 0.0) >= 1.0
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What the training loop asks of a task."""
+
+    name: str
+    train_difficulty: tuple[int, int]
+    """Smallest and largest difficulty of the training prompts."""
+    ood_difficulty: tuple[int, int]
+    """The same for the out-of-distribution split: harder than anything trained on."""
+
+    def examples(self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None) -> list[Example]:
+        """``n`` examples; the same arguments give the same list. Splits share no prompt."""
+        ...
+
+    def score(self, completion: str, example: Example) -> Score:
+        """Judge a completion. Never raises on its text."""
+        ...
+
+
+def split_of(text: str) -> Split:
+    """The split that a prompt belongs to, by a hash of its text: 80 % train, 10 % validation, 10 % test.
+
+    Splits are disjoint by construction: no seed and no difficulty can move a prompt.
+
+    >>> split_of("49-7+4-2?") == split_of("49-7+4-2?")
+    True
+    """
+    bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 10
+    return "train" if bucket < 8 else "validation" if bucket == 8 else "test"
+
+
+def seeded(*parts: object) -> random.Random:
+    """A random stream of its own for a tuple of labels; the global stream is never touched."""
+    return random.Random(hashlib.sha256(repr(parts).encode()).hexdigest())

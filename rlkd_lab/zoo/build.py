@@ -1,0 +1,156 @@
+"""Pre-train the embedded students and teachers: ``python -m rlkd_lab.zoo.build``.
+
+Three models are trained from fixed seeds, one thread each, two side by side; checkpoints go to a work folder so that a stopped build goes on. The two
+students are then *chosen* among the checkpoints of one training run by the accuracy windows of :data:`WINDOWS`, as loaded in NF4 and sampled at T = 1.
+Nothing here looks at any later training with KD, GRPO, KDRL or TRRD.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from rlkd_lab.tasks.arithmetic import ArithmeticTask, steps, worked
+from rlkd_lab.tasks.base import Example
+from rlkd_lab.zoo.tokenizer import VOCAB_SIZE, character_tokenizer
+
+ZOO = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one embedded model is made."""
+
+    hidden: int
+    layers: int
+    heads: int
+    feed_forward: int
+    steps: int
+    batch: int
+    lr: float
+    cosine: bool
+    direct: float
+    """Share of completions that answer at once, without steps."""
+    corrupted: float
+    """Share of the worked completions in which one step is wrong and the rest follows from it."""
+    checked: bool
+    """Whether worked completions repeat their steps as a check."""
+    seed: int
+    long: float = 0.1
+    """Share of 6–8 operations: seen in pre-training, never among the post-training prompts."""
+
+
+RECIPES = {
+    "student": Recipe(128, 4, 2, 384, 2000, 64, 1e-3, False, direct=0.5, corrupted=0.1, checked=False, seed=11),
+    "teacher": Recipe(192, 4, 3, 512, 1500, 64, 1.5e-3, True, direct=0.0, corrupted=0.0, checked=True, seed=12),
+    "teacher-concise": Recipe(192, 4, 3, 512, 1500, 64, 1.5e-3, True, direct=0.0, corrupted=0.0, checked=False, seed=13),
+}
+WINDOWS = {"student-weak": (0.08, 0.15), "student": (0.40, 0.60)}
+"""Accuracy (NF4, T = 1, 2–5 operations) that the two students must have; the first checkpoint inside the window is taken."""
+EVERY = 100
+
+
+def completion_for(example: Example, recipe: Recipe, rng: random.Random) -> str:
+    """One pre-training completion in the recipe's mixture of styles."""
+    if rng.random() < recipe.direct:
+        return worked(example, "direct")
+    if rng.random() < recipe.corrupted:
+        error = rng.choice([-1, 1]) * rng.randint(1, 10)
+        lines, value = steps(example.prompt, wrong_at=rng.randrange(example.difficulty), error=error)
+        return "".join(lines) + f"#{value}"
+    return worked(example, "checked" if recipe.checked else "steps")
+
+
+def batch_for(step: int, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and labels of a training step, (batch, time); a pure function of seed and step, so a build can resume."""
+    task, tokenizer = ArithmeticTask(), character_tokenizer()
+    rng = random.Random(recipe.seed * 1_000_003 + step)
+    long = sum(rng.random() < recipe.long for _ in range(recipe.batch))
+    seed = rng.randrange(2**31)
+    examples = task.examples(recipe.batch - long, seed) + task.examples(long, seed, difficulty=task.ood_difficulty)
+    rows = []
+    for example in examples:
+        prompt = tokenizer(example.prompt)["input_ids"]
+        target = tokenizer(completion_for(example, recipe, rng))["input_ids"] + [tokenizer.eos_token_id]
+        rows.append((prompt + target, [-100] * len(prompt) + target))
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row, _ in rows])
+    labels = torch.tensor([row + [-100] * (width - len(row)) for _, row in rows])
+    return ids, labels
+
+
+def train(name: str, work: Path) -> None:
+    """Train one recipe, keeping a 16-bit checkpoint every :data:`EVERY` steps (only the last for teachers)."""
+    recipe = RECIPES[name]
+    torch.set_num_threads(1)
+    torch.manual_seed(recipe.seed)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=recipe.hidden,
+            intermediate_size=recipe.feed_forward,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=1,
+            head_dim=64,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def scale(step: int) -> float:
+        warm = min(1.0, (step + 1) / 100)
+        left = max(0.0, 1 - step / recipe.steps)
+        return warm * (left if recipe.cosine else 1.0)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    start, spent, state = 0, 0.0, work / name / "resume.pt"
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        start, spent = saved["step"], saved["seconds"]
+    model.train()
+    began = time.monotonic() - spent
+    for step in range(start, recipe.steps):
+        ids, labels = batch_for(step, recipe)
+        logits = model(input_ids=ids).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % EVERY == 0:
+            seconds = time.monotonic() - began
+            folder = work / name / f"step_{step + 1}"
+            save(model, folder)
+            (folder / "trained.json").write_text(json.dumps({"steps": step + 1, "seconds": round(seconds), "loss": round(loss.item(), 4)}))
+            torch.save(
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "step": step + 1, "seconds": seconds},
+                state.with_suffix(".tmp"),
+            )
+            state.with_suffix(".tmp").rename(state)
+            print(f"{name}: step {step + 1}/{recipe.steps}  loss {loss.item():.3f}  {seconds:.0f} s", flush=True)
+
+
+def save(model: Qwen3ForCausalLM, folder: Path) -> None:
+    """Store weights as bfloat16 safetensors beside their tokenizer."""
+    twin = Qwen3ForCausalLM(model.config)
+    twin.load_state_dict(model.state_dict())
+    twin.to(torch.bfloat16).save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
