@@ -308,9 +308,9 @@ def nearest(name: str, valid: Mapping[str, object] | tuple[str, ...], kind: str)
     raise ValueError(f"unknown {kind} {name!r}: {hint}valid are {', '.join(valid)}")
 
 
-def check_coef(name: str, value: float | None) -> float | None:
+def check_coef(name: str, value: float | None, knobs: Mapping[str, Knob] = KNOBS) -> float | None:
     """``value`` if it lies in the knob's range, else a ValueError that says the range."""
-    knob = KNOBS[nearest(name, KNOBS, "knob")]
+    knob = knobs[nearest(name, knobs, "knob")]
     if value is None and knob.optional:
         return None
     if value is None or not knob.low <= value <= knob.high:  # a NaN fails the comparison too

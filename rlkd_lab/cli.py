@@ -1,0 +1,196 @@
+"""The command line: doctor, train, resume, replay, compare, methods."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rlkd_lab.training.loop import Loop
+
+app = typer.Typer(help="Knowledge distillation and reinforcement learning on a 4-bit LoRA student.", no_args_is_help=True, add_completion=False)
+console = Console()
+
+RunPath = Annotated[Path, typer.Argument(help="a run folder")]
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Mistakes of the user end in one sentence and status 2, failures of a run in one sentence and status 1."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, FileExistsError, PermissionError) as error:
+        typer.echo(f"rlkd: {error}", err=True)
+        raise typer.Exit(2) from None
+    except FloatingPointError as error:
+        typer.echo(f"rlkd: the run failed: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("rlkd: stopped; `rlkd resume` goes on from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextlib.contextmanager
+def progress(total: int, label: str) -> Iterator[Callable[[Loop, dict[str, Any]], None]]:
+    """A bar with reward, KL to the teacher, length, peak memory and ETA."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=label, unit="step", dynamic_ncols=True) as bar:
+
+        def show(loop: Loop, row: dict[str, Any]) -> None:
+            shown = {"reward": "reward", "KL": "kl_teacher_rev", "length": "completions/mean_length", "acc": "eval/accuracy", "GiB": "memory/peak_gib"}
+            for key, name in shown.items():
+                if row.get(name) is not None:
+                    current[key] = f"{row[name]:.3g}"
+            bar.set_postfix(current)
+            bar.update(row["step"] - bar.n)
+
+        current: dict[str, str] = {}
+        yield show
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Option(help="a row of `rlkd methods`")],
+    out: Annotated[Path, typer.Option(help="the run folder to make")],
+    preset: Annotated[str, typer.Option(help="starting settings")] = "tiny",
+    steps: Annotated[int, typer.Option(help="steps")] = 60,
+    seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE: a knob (number, off, linear:A:B, switch:A:B), option or setting")] = None,
+) -> None:
+    """Train a student into a new run folder."""
+    with plain_errors():
+        from rlkd_lab.training import make_config, run
+
+        settings = {}
+        for item in set_ or []:
+            name, equals, value = item.partition("=")
+            if not equals:
+                raise ValueError(f"--set {item}: write NAME=VALUE")
+            settings[name] = value
+        config = make_config(method, preset, settings, steps=steps, seed=seed)
+        with progress(config.steps, method) as show:
+            run(config, out, on_step=show)
+        typer.echo(f"done: {out}")
+
+
+@app.command()
+def resume(run_path: RunPath) -> None:
+    """Go on with a run from its last checkpoint."""
+    with plain_errors():
+        from rlkd_lab.runs import RunFolder
+        from rlkd_lab.training import config_of
+        from rlkd_lab.training import resume as resume_run
+
+        config = config_of(RunFolder.open(run_path))
+        with progress(config.steps, config.method) as show:
+            resume_run(run_path, on_step=show)
+        typer.echo(f"done: {run_path}")
+
+
+@app.command()
+def replay(
+    run_path: RunPath,
+    out: Annotated[Path | None, typer.Option(help="folder of the second run; RUN-replay by default")] = None,
+    tolerance: Annotated[float, typer.Option(help="largest difference that passes; 0 asks for equality to the last bit")] = 0.0,
+) -> None:
+    """Run a recorded run again, moved knobs included, and compare every row. Status 1 if they differ."""
+    with plain_errors():
+        from rlkd_lab.runs import RunFolder
+        from rlkd_lab.training import replay as replay_run
+
+        original = RunFolder.open(run_path)
+        target = out or run_path.with_name(run_path.name + "-replay")
+        with progress(len(original.rows()), "replay") as show:
+            result = replay_run(run_path, target, tolerance=tolerance, on_step=show)
+    if result.difference is None:
+        typer.echo(f"the same: {len(original.rows())} steps, largest difference {result.largest:g}")
+        return
+    theirs, ours = original.env(), result.folder.env()
+    changed = [key for key in ("versions", "device", "threads") if theirs.get(key) != ours.get(key)]
+    typer.echo(f"different: {result.difference} (largest difference {result.largest:g})")
+    if changed:
+        typer.echo(f"the two runs had different {', '.join(changed)}: equality to the last bit is not to be expected; see --tolerance")
+    raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    run_paths: Annotated[list[Path], typer.Argument(help="run folders")],
+    figure: Annotated[Path, typer.Option(help="where the figure goes (png, pdf or svg); a JSON sidecar is written beside it")] = Path("figures/compare.png"),
+    x: Annotated[str, typer.Option(help="steps, tokens or seconds")] = "steps",
+    window: Annotated[int, typer.Option(min=1, help="window of the trailing mean, in steps")] = 9,
+    metrics: Annotated[str | None, typer.Option(help="comma-separated names; the main six by default")] = None,
+) -> None:
+    """Several runs in a table and a figure."""
+    with plain_errors():
+        from rlkd_lab.lab import ALL, plot_runs, save_figure
+        from rlkd_lab.objectives import nearest
+        from rlkd_lab.runs import RunFolder
+        from rlkd_lab.runs import compare as compare_runs
+
+        runs = [RunFolder.open(path) for path in run_paths]
+        nearest(x, ("steps", "tokens", "seconds"), "x-axis")
+        nearest(figure.suffix, (".png", ".pdf", ".svg"), "figure format")
+        wanted = tuple(metrics.split(",")) if metrics else ALL
+        empty = [str(run.path) for run in runs if run.metrics().empty]
+        if empty:
+            raise ValueError(f"no finished step in {', '.join(empty)}")
+        known = {column for run in runs for column in run.metrics().columns}
+        for name in wanted:
+            if metrics:
+                nearest(name, tuple(sorted(known)), "metric")
+        drawn = plot_runs(runs, wanted, x=x, window=window)  # type: ignore[arg-type]
+        save_figure(drawn, figure, runs, x=x, smoothing=f"trailing mean, {window} steps", metrics=list(wanted))
+        table = Table(box=None, pad_edge=False)
+        frame = compare_runs(runs)
+        for column in frame:
+            table.add_column(str(column), justify="left" if column in ("run", "method") else "right", overflow="fold")
+        for row in frame.itertuples(index=False):
+            table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row))
+        console.print(table)
+        typer.echo(f"mean of the last 10 steps; eval/… is the last evaluation. Figure: {figure}")
+
+
+@app.command()
+def methods() -> None:
+    """The table of methods: loss, knobs with default and range, source."""
+    from rlkd_lab.objectives import METHODS
+    from rlkd_lab.training.config import LOOP_KNOBS
+
+    table = Table("method", "loss", "knobs: default (range)", "source", show_lines=True)
+    for name, method in METHODS.items():
+        knobs = []
+        for knob, declared in method.knobs.items():
+            default = method.schedules.get(knob, method.coefs[knob])
+            shown = "off" if default is None else str(default) if isinstance(default, str) else f"{default:g}"
+            knobs.append(f"{knob}: {shown} ({declared.low:g}–{declared.high:g}{', off' if declared.optional else ''})")
+        needs = f"\nneeds: {', '.join(sorted(method.needs))}" if method.needs else ""
+        table.add_row(name, f"{method.title}\n{method.formula}{needs}", "\n".join(knobs) or "–", method.source)
+    console.print(table)
+    shared = "; ".join(f"{name} ({knob.help}, {knob.low:g}–{knob.high:g})" for name, knob in LOOP_KNOBS.items())
+    console.print(f"Every method also listens to {shared}.")
+
+
+@app.command()
+def doctor() -> None:
+    """Say in plain words what this machine can do."""
+    from rlkd_lab.doctor import examine
+
+    healthy = True
+    for good, sentence in examine():
+        healthy = healthy and good
+        typer.echo(f"{'ok  ' if good else 'FAIL'}  {sentence}")
+    if not healthy:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app()

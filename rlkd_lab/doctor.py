@@ -1,0 +1,60 @@
+"""What this machine can do, found by doing it: versions, device, memory, and a 4-bit layer that decodes and learns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import psutil
+import torch
+
+from rlkd_lab.models.loading import compute_dtype, default_device, zoo_names
+from rlkd_lab.training.environment import PACKAGES, cpu_name, version_of
+
+
+def examine() -> Iterator[tuple[bool, str]]:
+    """(good or not, a sentence) for each thing examined."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield sys.version_info >= (3, 11), f"Python {version}" + ("" if sys.version_info >= (3, 11) else "; 3.11 or newer is needed")
+    found = {name: version_of(name) for name in PACKAGES}
+    optional = {"bitsandbytes"}
+    missing = [name for name, value in found.items() if value is None and name not in optional]
+    yield not missing, ", ".join(f"{name} {value}" for name, value in found.items() if value) + (f"; missing: {', '.join(missing)}" if missing else "")
+    device = default_device()
+    dtype = str(compute_dtype(device)).removeprefix("torch.")
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        yield True, f"GPU: {torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free; models compute in {dtype}"
+    else:
+        yield True, f"no GPU is used: {cpu_name()}, {torch.get_num_threads()} threads; models compute in {dtype}, which is fast enough for the embedded pair"
+    memory = psutil.virtual_memory()
+    enough = memory.available > 2 * 2**30
+    yield enough, f"memory: {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free" + ("" if enough else "; the demo needs about 2 GiB")
+    yield _four_bit(device)
+    names = zoo_names()
+    yield bool(names), f"embedded models: {', '.join(names) or 'none; rebuild them with python -m rlkd_lab.zoo.build'}"
+
+
+def _four_bit(device: torch.device) -> tuple[bool, str]:
+    if version_of("bitsandbytes") is None:
+        return True, "bitsandbytes is not installed (it has no build for every system): use --set quant=none --set teacher_quant=none"
+    try:
+        from bitsandbytes.nn import Linear4bit
+
+        torch.manual_seed(0)
+        weight = torch.randn(64, 64)
+        layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=compute_dtype(device))
+        layer.load_state_dict({"weight": weight})
+        layer = layer.to(device)
+        layer.support_avx512bf16_for_cpu = False
+        x = torch.randn(8, 64, device=device, requires_grad=True)
+        out = layer(x).float()
+        out.square().sum().backward()
+        exact = x.detach() @ weight.to(device).T
+        error = float((out.detach() - exact).norm() / exact.norm())
+        learns = x.grad is not None and bool(x.grad.abs().sum() > 0)
+    except Exception as error_:
+        return False, f"bitsandbytes fails here ({type(error_).__name__}: {error_}): use --set quant=none --set teacher_quant=none"
+    if error < 0.2 and learns:
+        return True, f"4-bit NF4 layers work: a product is off by {error:.1%}, gradients pass through"
+    return False, f"4-bit NF4 layers do not work here (a product is off by {error:.0%}): use --set quant=none --set teacher_quant=none"

@@ -1,0 +1,355 @@
+"""Loading: a 4-bit base with a LoRA adapter (the policy), and a frozen teacher, each verified as it is loaded.
+
+Three silent faults are handled here. bitsandbytes on CPUs with AVX512-BF16 repacks a 4-bit weight in its first inference forward and loses gradients from
+then on: the path is switched off on every layer. NF4 on CPU decodes wrongly where in_features is no multiple of 64: every quantised layer is compared with
+its source. And a head that does more than a matrix product (soft caps, scales) would make the chunked log-probabilities wrong: logits are compared once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+# peft 0.21 asks transformers 5 by a name that is on its way out.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+disable_progress_bar()  # loading a shard in a tenth of a second needs no bar; the hub's download bar stays
+
+Quant = Literal["nf4", "none"]
+MAX_QUANT_ERROR = 0.12
+"""Largest relative error (Frobenius) of a 4-bit layer against its source. NF4 itself costs about .09; a layer decoded wrongly .24 and more."""
+ZOO = Path(__file__).parent.parent / "zoo"
+
+
+@dataclass(eq=False)
+class LanguageModel:
+    """A causal LM with its tokenizer and the adapter that makes it who it is.
+
+    Policy, reference and teacher may be three views of one set of base weights: ``adapter`` names the adapter that is active in this view, ``None`` is
+    the bare base.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+    quant: Quant
+    adapter: str | None = None
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model, with the LoRA layers inside it."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[return-value]
+
+    @property
+    def backbone(self) -> nn.Module:
+        """Everything below the output head."""
+        return self.causal_lm.base_model
+
+    @property
+    def head(self) -> nn.Module:
+        """The output head."""
+        return self.causal_lm.get_output_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device  # type: ignore[return-value]
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Every token that ends a completion: the tokenizer's and those of the generation config."""
+        listed = self.causal_lm.generation_config.eos_token_id if self.causal_lm.generation_config is not None else None
+        ids = listed if isinstance(listed, list) else [listed]
+        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+    @property
+    def context(self) -> int:
+        """Longest prompt plus completion, in tokens."""
+        return int(getattr(self.causal_lm.config, "max_position_embeddings", 2**31))
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Run with this view's adapter, and put back what was there."""
+        if not isinstance(self.model, PeftModel) or self.model.active_adapter == self.adapter:
+            yield
+        elif self.adapter is None:
+            with self.model.disable_adapter():
+                yield
+        else:
+            before = self.model.active_adapter
+            self.model.set_adapter(self.adapter, inference_mode=True)
+            try:
+                yield
+            finally:
+                self.model.set_adapter(before)
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """float32 on CPU, bfloat16 on GPUs that have it, float16 on older ones (adapters stay float32 everywhere)."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def zoo_names() -> list[str]:
+    """Names of the embedded models."""
+    return sorted(path.parent.name for path in ZOO.glob("*/config.json"))
+
+
+def locate(name: str) -> Path:
+    """The folder of a model: an embedded name (``student``), a local folder, or a hub id, which is downloaded (safetensors and text files alone).
+
+    Raises:
+        FileNotFoundError: neither of these, or the hub cannot be reached.
+    """
+    if (ZOO / name / "config.json").exists():
+        return ZOO / name
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise FileNotFoundError(f"{name!r} is a folder without a config.json: it holds no transformers model")
+        if not list(folder.glob("*.safetensors")):
+            raise FileNotFoundError(f"{name!r} has no *.safetensors: weights are read from safetensors alone, since a pickle can run code when it is opened")
+        return folder
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ValueError, OSError) as error:
+        raise FileNotFoundError(
+            f"no model {name!r}: it is not embedded ({', '.join(zoo_names())}), not a folder here, and the model hub did not give it"
+            f" ({type(error).__name__}). Check the name, or download it on a machine with a network and give the folder"
+        ) from error
+
+
+def load_base(name: str, quant: Quant = "nf4", device: torch.device | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer from safetensors, quantised to NF4 with double quantisation if asked for, and verified.
+
+    Raises:
+        FileNotFoundError: see :func:`locate`.
+        ValueError: a layer fails verification, or 4 bit is asked for where bitsandbytes is not installed.
+    """
+    if quant not in ("nf4", "none"):
+        raise ValueError(f"quant is 'nf4' or 'none'; got {quant!r}")
+    folder, device = locate(name), device or default_device()
+    dtype = compute_dtype(device)
+    settings: dict[str, Any] = {}
+    if quant == "nf4":
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError:
+            raise ValueError("4-bit loading needs bitsandbytes, which has no build for every system; use quant='none' here") from None
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, device_map={"": device}, **settings)
+    model.config.use_cache = False
+    model.requires_grad_(False)
+    if quant == "nf4":
+        for _, layer in quantised_layers(model):
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        verify_quantised(model, folder)
+    return model, tokenizer
+
+
+def quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every 4-bit linear layer by name."""
+    from bitsandbytes.nn import Linear4bit
+
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Linear4bit))
+
+
+def dequantised(layer: nn.Module) -> torch.Tensor:
+    """The weight that a (4-bit) linear layer computes with, (out, in), float32."""
+    weight: Any = layer.weight
+    if getattr(weight, "quant_state", None) is None:
+        return weight.data.float()
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, weight.quant_state).float()
+
+
+def verify_quantised(model: nn.Module, folder: Path) -> float:
+    """Compare every 4-bit layer, dequantised, with its weight in the checkpoint.
+
+    Returns:
+        The largest relative error, ‖Ŵ − W‖ / ‖W‖.
+
+    Raises:
+        ValueError: an error above :data:`MAX_QUANT_ERROR`, or a layer whose source cannot be found.
+    """
+    files = _checkpoint_index(folder)
+    worst = 0.0
+    for name, layer in quantised_layers(model):
+        key = f"{name.replace('.base_layer', '')}.weight"
+        # checkpoints saved from the bare backbone lack its prefix
+        key = key if key in files else key.partition(".")[2]
+        if key not in files:
+            raise ValueError(f"the 4-bit layer {name} cannot be verified: the checkpoint has no weight of that name. Load this model with quant='none'")
+        with safe_open(folder / files[key], "pt") as file:
+            source = file.get_tensor(key).float()
+        loaded = dequantised(layer).cpu()
+        error = float((loaded - source).norm() / source.norm()) if loaded.shape == source.shape else float("inf")
+        worst = max(worst, error)
+        if not error < MAX_QUANT_ERROR:
+            raise ValueError(
+                f"the 4-bit layer {name} does not decode to its source: relative error {error:.2f}, where NF4 costs about .09."
+                f" Its in_features are {source.shape[1]}: on a CPU this must be a multiple of 64. Load this model with quant='none'"
+            )
+    return worst
+
+
+def _checkpoint_index(folder: Path) -> dict[str, str]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return dict(json.loads(index.read_text())["weight_map"])
+    files = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            files.update(dict.fromkeys(file.keys(), path.name))
+    return files
+
+
+def verify_head(lm: LanguageModel) -> None:
+    """Check once that head(backbone(x)) are the model's logits, which the chunked log-probabilities rest on.
+
+    Raises:
+        ValueError: the model scales or caps its logits behind the head.
+    """
+    ids = torch.arange(3, 11, device=lm.device)[None] % int(lm.causal_lm.config.vocab_size)
+    with torch.no_grad(), lm.active():
+        whole = lm.causal_lm(input_ids=ids).logits.float()
+        parts = lm.head(lm.backbone(input_ids=ids).last_hidden_state).float()
+    gap = float((whole - parts).abs().max() / whole.abs().max())
+    if not gap < 1e-2:
+        raise ValueError(f"{lm.source}: the logits are not the output head's alone (relative gap {gap:.2g}); such models are not supported")
+
+
+def load_policy(
+    name: str,
+    quant: Quant = "nf4",
+    *,
+    lora_rank: int = 16,
+    lora_alpha: int = 32,
+    adapter: str | Path | None = None,
+    gradient_checkpointing: bool = False,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> LanguageModel:
+    """A trainable LoRA adapter (float32, no dropout) on all linear layers of a frozen base.
+
+    ``peft.prepare_model_for_kbit_training`` is not used: it casts every 16-bit parameter to float32.
+
+    Args:
+        name: embedded name, folder or hub id.
+        quant: ``nf4`` or ``none``.
+        lora_rank: r ≥ 1.
+        lora_alpha: the adapter's output is scaled by lora_alpha / lora_rank.
+        adapter: folder of an adapter to go on from; a frozen copy of it becomes the reference.
+        gradient_checkpointing: recompute activations in the backward pass (less memory, more time).
+        seed: of the adapter's initial weights.
+        device: GPU if there is one.
+    """
+    model, tokenizer = load_base(name, quant, device)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    peft_model: PeftModel
+    if adapter is not None:
+        if not (Path(adapter) / "adapter_model.safetensors").exists():
+            raise FileNotFoundError(f"{str(adapter)!r} holds no adapter_model.safetensors")
+        peft_model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        peft_model.load_adapter(str(adapter), "reference", is_trainable=False)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+            peft_model = get_peft_model(model, config)
+    policy = LanguageModel(peft_model, tokenizer, name, quant, "default")
+    verify_head(policy)
+    return policy
+
+
+def reference_of(policy: LanguageModel) -> LanguageModel:
+    """The frozen reference: the policy's own base with the adapter off, or the frozen copy of the adapter it started from. No second model."""
+    assert isinstance(policy.model, PeftModel)
+    start = "reference" if "reference" in policy.model.peft_config else None
+    return LanguageModel(policy.model, policy.tokenizer, policy.source, policy.quant, start)
+
+
+def load_teacher(
+    name: str,
+    quant: Quant = "nf4",
+    *,
+    policy: LanguageModel | None = None,
+    adapter: str | Path | None = None,
+    device: torch.device | None = None,
+) -> LanguageModel:
+    """A frozen teacher. On the policy's own base it is another view of it: adapter off, or an adapter of its own.
+
+    Args:
+        name: embedded name, folder or hub id.
+        quant: ``nf4`` or ``none``.
+        policy: shares its base where name and quant agree; its tokenizer must be the same.
+        adapter: folder of the teacher's adapter.
+        device: GPU if there is one.
+
+    Raises:
+        ValueError: the tokenizers differ.
+    """
+    if policy is not None and policy.quant == quant and locate(policy.source) == locate(name):
+        assert isinstance(policy.model, PeftModel)
+        if adapter is not None:
+            policy.model.load_adapter(str(adapter), "teacher", is_trainable=False)
+        return LanguageModel(policy.model, policy.tokenizer, name, quant, "teacher" if adapter is not None else None)
+    model, tokenizer = load_base(name, quant, device)
+    if adapter is not None:
+        teacher = LanguageModel(PeftModel.from_pretrained(model, str(adapter)), tokenizer, name, quant, "default")
+    else:
+        teacher = LanguageModel(model, tokenizer, name, quant)
+    teacher.model.requires_grad_(False)
+    teacher.model.eval()
+    if policy is not None:
+        check_same_tokenizer(policy, teacher)
+    verify_head(teacher)
+    return teacher
+
+
+def check_same_tokenizer(student: LanguageModel, teacher: LanguageModel) -> None:
+    """Per-token distillation compares the same token ids, so both must mean the same by them. Padding rows of the embedding may differ.
+
+    Raises:
+        ValueError: with the first token that differs.
+    """
+    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    odd = next((token for token in sorted(set(ours) | set(theirs)) if ours.get(token) != theirs.get(token)), None)
+    probe = "49-7+4-2? So x² = 4;\n  a saint, a sinner."
+    same_text = student.tokenizer(probe)["input_ids"] == teacher.tokenizer(probe)["input_ids"]
+    if odd is None and same_text:
+        return
+    detail = f"{odd!r} is {ours.get(odd)} for the student and {theirs.get(odd)} for the teacher" if odd is not None else "the same text splits differently"
+    raise ValueError(
+        f"student ({student.source}) and teacher ({teacher.source}) have different tokenizers: {detail}. Distillation token by token needs the same one;"
+        " take a teacher of the student's family"
+    )

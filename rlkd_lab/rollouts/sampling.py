@@ -1,0 +1,212 @@
+"""Rollouts: completions sampled from a model, by one of two engines behind one function.
+
+``hf`` is transformers' ``generate``. ``fast`` is a batched sampler of our own: every prompt is prefilled once for its whole group, finished sequences leave
+the batch, and it may sample from a dequantised copy of the base, whose log-probabilities are checked against the training forward in every step.
+Left out: paged caches and continuous batching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from rlkd_lab.models import LanguageModel, Sequences
+
+Engine = Literal["fast", "hf"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. ``top_p`` and ``top_k`` bias the policy ratio by the mass they cut: leave them off for training."""
+
+    temperature: float = 1.0
+    max_new_tokens: int = 96
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0 or self.max_new_tokens < 1 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(f"temperature > 0, max_new_tokens ≥ 1, 0 < top_p ≤ 1 and top_k ≥ 0 (0 is off) are needed; got {self}")
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Sampled completions; rows are grouped by prompt, ``group_size`` in a row."""
+
+    sequences: Sequences
+    """Prompts (padded left) and completions (padded right), one row a completion."""
+    sampler_logps: Tensor | None
+    """(B, T): log-probabilities as the sampler drew them (after temperature and top-p/top-k), 0 where the mask is 0; ``hf`` does not report them."""
+    texts: list[str]
+    """Decoded without special tokens."""
+    finished: Tensor
+    """(B,) of bool: ended by an end-of-sequence token, not by the length limit."""
+
+
+class Stopped(Exception):
+    """Raised between two tokens when the stop flag is set."""
+
+
+def sample(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    group_size: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+    stop: Callable[[], bool] = lambda: False,
+    engine: Engine = "fast",
+    twin: torch.nn.Module | None = None,
+) -> Completions:
+    """``group_size`` completions for each prompt.
+
+    Args:
+        lm: the model, in the view (adapter) that is to be sampled.
+        prompts: at least one.
+        group_size: ≥ 1.
+        sampling: temperature, limits.
+        generator: the loop's own random stream, on the model's device.
+        stop: asked between tokens.
+        engine: ``fast`` or ``hf``.
+        twin: a dense copy to sample from (``fast`` alone), see :class:`~rlkd_lab.rollouts.twin.DenseTwin`.
+
+    Raises:
+        Stopped: the stop flag was set.
+        ValueError: no prompt, or a prompt that leaves no room for the completion in the context.
+    """
+    if not prompts or group_size < 1:
+        raise ValueError(f"sampling needs at least one prompt and a group of at least 1; got {len(prompts)} prompts, group_size {group_size}")
+    encoded = lm.tokenizer(list(prompts), padding=True, padding_side="left", return_tensors="pt").to(lm.device)
+    longest = int(encoded["attention_mask"].sum(1).max())
+    if longest + sampling.max_new_tokens > lm.context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and max_new_tokens={sampling.max_new_tokens} do not fit the context of {lm.context} tokens of {lm.source}:"
+            f" {max(prompts, key=len)[:60]!r}…"
+        )
+    draw = {"fast": _fast, "hf": _hf}.get(engine)
+    if draw is None:
+        raise ValueError(f"unknown engine {engine!r}: use 'fast' or 'hf'")
+    was_training = lm.model.training
+    lm.model.eval()
+    try:
+        with torch.no_grad(), lm.active():
+            ids, logps = draw(lm, encoded["input_ids"], encoded["attention_mask"], group_size, sampling, generator, stop, twin)
+    finally:
+        lm.model.train(was_training)
+    return _completions(lm, encoded["input_ids"], encoded["attention_mask"], group_size, ids, logps)
+
+
+def _completions(lm: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int, ids: Tensor, logps: Tensor | None) -> Completions:
+    ended = torch.isin(ids, torch.tensor(sorted(lm.eos_ids), device=ids.device))
+    # up to and including the first end of sequence
+    mask = ((ended.cumsum(1) - ended.long()) == 0).long()
+    width = int(mask.sum(1).max())
+    ids, mask = ids[:, :width] * mask[:, :width], mask[:, :width]
+    ids = torch.where(mask.bool(), ids, lm.tokenizer.pad_token_id)
+    sequences = Sequences(prompt_ids.repeat_interleave(group_size, 0), prompt_mask.repeat_interleave(group_size, 0), ids, mask)
+    texts = [str(lm.tokenizer.decode(row[keep.bool()], skip_special_tokens=True)) for row, keep in zip(ids, mask, strict=True)]
+    return Completions(sequences, None if logps is None else logps[:, :width] * mask, texts, (ended[:, :width] & mask.bool()).any(1))
+
+
+def _filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probabilities after temperature, top-k and top-p, (B, V) float32; cut tokens are −inf."""
+    log_probs = torch.log_softmax(logits.float() / sampling.temperature, dim=-1)
+    if sampling.top_k:
+        lowest = log_probs.topk(min(sampling.top_k, log_probs.shape[-1]), dim=-1).values[:, -1:]
+        log_probs = log_probs.masked_fill(log_probs < lowest, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, index = log_probs.softmax(-1).sort(dim=-1, descending=True)
+        # the token that crosses the threshold stays
+        cut = (ordered.cumsum(-1) - ordered) >= sampling.top_p
+        log_probs = log_probs.masked_fill(torch.zeros_like(cut).scatter(-1, index, cut), -torch.inf)
+    return torch.log_softmax(log_probs, dim=-1)
+
+
+def _fast(
+    lm: LanguageModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    group_size: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+    stop: Callable[[], bool],
+    twin: torch.nn.Module | None,
+) -> tuple[Tensor, Tensor]:
+    model: Any = lm.causal_lm if twin is None else twin
+    rows = prompt_ids.shape[0] * group_size
+    ids = torch.full((rows, sampling.max_new_tokens), lm.tokenizer.pad_token_id, device=lm.device)
+    logps = torch.zeros(rows, sampling.max_new_tokens, device=lm.device)
+    eos = torch.tensor(sorted(lm.eos_ids), device=lm.device)
+    cache = DynamicCache(config=model.config)
+    out = model(
+        input_ids=prompt_ids,
+        attention_mask=prompt_mask,
+        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache.batch_repeat_interleave(group_size)
+    logits = out.logits[:, -1].repeat_interleave(group_size, 0)
+    mask = prompt_mask.repeat_interleave(group_size, 0)
+    alive = torch.arange(rows, device=lm.device)  # which row of the result each row of the shrinking batch is
+    running = torch.ones_like(alive, dtype=torch.bool)
+    for column in range(sampling.max_new_tokens):
+        if stop():
+            raise Stopped("stopped between two tokens of a rollout")
+        log_probs = _filtered(logits, sampling)
+        token = torch.multinomial(log_probs.exp(), 1, generator=generator)
+        ids[alive[running], column] = token[running, 0]
+        logps[alive[running], column] = log_probs.gather(-1, token)[running, 0]
+        running = running & ~torch.isin(token[:, 0], eos)
+        if not running.any():
+            break
+        # Copying the cache costs about a decoding step, so it waits until an eighth of the batch is finished.
+        if int(running.sum()) <= len(running) * 7 // 8:
+            keep = running.nonzero()[:, 0]
+            cache.batch_select_indices(keep)
+            alive, mask, token, running = alive[keep], mask[keep], token[keep], running[keep]
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        positions = mask.sum(1, keepdim=True) - 1
+        logits = model(input_ids=token, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).logits[:, -1]
+    return ids, logps
+
+
+def _hf(
+    lm: LanguageModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    group_size: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+    stop: Callable[[], bool],
+    twin: torch.nn.Module | None,
+) -> tuple[Tensor, None]:
+    def check(input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+        if stop():
+            raise Stopped("stopped between two tokens of a rollout")
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+    # `generate` takes no generator: it draws from the global stream, which is put back afterwards.
+    cuda = [lm.device] if lm.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
+        model: Any = lm.causal_lm
+        ids = model.generate(
+            input_ids=prompt_ids.repeat_interleave(group_size, 0),
+            attention_mask=prompt_mask.repeat_interleave(group_size, 0),
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=sorted(lm.eos_ids),
+            pad_token_id=lm.tokenizer.pad_token_id,
+            use_cache=True,
+            stopping_criteria=[check],
+        )
+    return ids[:, prompt_ids.shape[1] :], None

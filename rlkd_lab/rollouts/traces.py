@@ -1,0 +1,96 @@
+"""Teacher traces: completions of the teacher on training prompts, for SFT, forward KL and GKD.
+
+File format (version 1): one parquet file, a row a trace, columns ``example_id`` (str), ``prompt`` (str), ``answer`` (str), ``completion`` (str),
+``completion_ids`` (list of int, with the end of sequence), ``reward`` (float), ``correct`` (bool), ``finished`` (bool); schema metadata
+``rlkd_traces`` = ``{"version": 1, "teacher": …, "temperature": …, "seed": …, "sampled": number before filtering}``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from rlkd_lab.models import LanguageModel, Sequences
+from rlkd_lab.rollouts.sampling import Sampling, sample
+from rlkd_lab.rollouts.twin import DenseTwin
+from rlkd_lab.tasks import Task
+
+VERSION = 1
+Keep = Literal["all", "finished", "correct"]
+
+
+def teacher_traces(
+    teacher: LanguageModel,
+    task: Task,
+    n: int,
+    seed: int,
+    cache: Path,
+    *,
+    keep: Keep = "finished",
+    sampling: Sampling | None = None,
+    batch: int = 128,
+    stop: Callable[[], bool] = lambda: False,
+) -> pa.Table:
+    """``n`` prompts of the training split answered by the teacher, filtered and cached; a cache that fits is read instead.
+
+    Args:
+        teacher: sampled at the temperature of ``sampling``.
+        task: gives prompts and judges.
+        n: number of prompts, one trace each.
+        seed: of prompts and sampling.
+        cache: parquet file to read or write.
+        keep: ``all``, ``finished`` (not cut by the length limit) or ``correct`` (rejection sampling).
+        sampling: temperature and limits.
+        batch: completions sampled at a time.
+        stop: asked between tokens.
+
+    Raises:
+        ValueError: the cache was made with other settings, or nothing is left after filtering.
+    """
+    sampling = sampling or Sampling()
+    key = {"version": VERSION, "teacher": teacher.source, "quant": teacher.quant, "task": task.name, "temperature": sampling.temperature,
+           "max_new_tokens": sampling.max_new_tokens, "seed": seed, "sampled": n, "keep": keep}  # fmt: skip
+    if cache.exists():
+        table = pq.read_table(cache)
+        found = json.loads((table.schema.metadata or {}).get(b"rlkd_traces", b"{}"))
+        if found != key:
+            raise ValueError(f"{cache} holds traces made with other settings ({found}); delete it, or name another file")
+        return table
+    examples = task.examples(n, seed, "train")
+    generator = torch.Generator(device=teacher.device).manual_seed(seed)
+    twin = DenseTwin(teacher).model if DenseTwin.suits(teacher) else None
+    rows = []
+    for start in range(0, n, batch):
+        part = examples[start : start + batch]
+        drawn = sample(teacher, [e.prompt for e in part], 1, sampling, generator, stop, twin=twin)
+        for example, text, ids, mask, finished in zip(
+            part, drawn.texts, drawn.sequences.completion_ids, drawn.sequences.completion_mask, drawn.finished.tolist(), strict=True
+        ):
+            score = task.score(text, example)
+            rows.append(
+                {"example_id": example.id, "prompt": example.prompt, "answer": example.answer, "completion": text,
+                 "completion_ids": ids[mask.bool()].tolist(), "reward": score.reward, "correct": score.correct and finished, "finished": finished}
+            )  # fmt: skip
+    kept = [row for row in rows if keep == "all" or row[keep]]
+    if not kept:
+        raise ValueError(f"none of the teacher's {n} traces is {keep}: raise max_new_tokens, or take another teacher")
+    table = pa.Table.from_pylist(kept).replace_schema_metadata({"rlkd_traces": json.dumps(key)})
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, cache.with_suffix(".tmp"))
+    cache.with_suffix(".tmp").rename(cache)
+    return table
+
+
+def sequences_of(lm: LanguageModel, prompts: list[str], completion_ids: list[list[int]]) -> Sequences:
+    """Prompts and given completions as padded tensors."""
+    prompt = lm.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(lm.device)
+    width = max(len(ids) for ids in completion_ids)
+    ids = torch.tensor([row + [lm.tokenizer.pad_token_id] * (width - len(row)) for row in completion_ids], device=lm.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in completion_ids], device=lm.device)
+    return Sequences(prompt["input_ids"], prompt["attention_mask"], ids, mask)

@@ -1,0 +1,188 @@
+"""The run folder: the only thing between the loop and what a notebook shows. Plain files; nothing here knows of models.
+
+    config.json      what was asked for                       events.jsonl   knob requests and outcomes, warnings
+    env.json         versions, device, seed, commit           samples/       step_000010.parquet: completions with per-token arrays
+    metrics.jsonl    a row a step                             checkpoints/   step_000010/
+    status.json      idle, running, paused, stopping, done, failed and why
+
+Appends are whole lines; replacements are written beside and renamed. A reader tolerates a torn last line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+FORMAT = 1
+State = Literal["idle", "running", "paused", "stopping", "done", "failed"]
+TIMING = ("step_time", "time/", "memory/")
+"""Names, or beginnings of names, of the metrics that differ between two runs of the same computation."""
+
+
+class RunFolder:
+    """A run on disk, opened for reading and appending."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: str | Path, config: dict[str, Any], env: dict[str, Any]) -> RunFolder:
+        """Make a new run folder.
+
+        Raises:
+            FileExistsError: something is there already.
+            PermissionError: the folder cannot be written.
+        """
+        cls.check_free(path)
+        target = Path(path)
+        # Made beside and renamed, so that a refused or killed start leaves no half of a run.
+        beside = target.with_name(f".{target.name}.new-{os.getpid()}")
+        try:
+            (beside / "samples").mkdir(parents=True)
+            (beside / "checkpoints").mkdir()
+            folder = cls(beside)
+            folder.write_json("config.json", {"format": FORMAT, **config})
+            folder.write_json("env.json", env)
+            folder.write_json("status.json", {"state": "idle", "step": 0, "updated": time.time()})
+            for name in ("metrics.jsonl", "events.jsonl"):
+                (beside / name).touch()
+            if target.exists():
+                target.rmdir()
+            beside.rename(target)
+        except OSError as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            if isinstance(error, PermissionError) or error.errno == 30:  # read-only file system
+                raise PermissionError(f"no permission to write {target}: choose another --out") from error
+            raise
+        return cls(target)
+
+    @staticmethod
+    def check_free(path: str | Path) -> None:
+        """Raise FileExistsError unless ``path`` is missing or an empty folder."""
+        target = Path(path)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise FileExistsError(f"{target} exists and is not empty: choose another --out, `rlkd resume {target}` it, or delete it")
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Open an existing run.
+
+        Raises:
+            FileNotFoundError: no run there.
+            ValueError: a torn folder, or one of a newer format.
+        """
+        folder = cls(path)
+        if not (folder.path / "config.json").exists():
+            what = "has no config.json: it is no run folder, or a torn one" if folder.path.is_dir() else "does not exist"
+            raise FileNotFoundError(f"{folder.path} {what}")
+        try:
+            written = folder.config()["format"]
+        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+            raise ValueError(f"{folder.path}/config.json is torn: it cannot be read ({error})") from error
+        if not isinstance(written, int) or written > FORMAT:
+            raise ValueError(f"{folder.path} has format {written}, this version of rlkd_lab reads up to {FORMAT}: update rlkd_lab")
+        return folder
+
+    def config(self) -> dict[str, Any]:
+        """The run's config as it was written."""
+        return json.loads((self.path / "config.json").read_text())
+
+    def env(self) -> dict[str, Any]:
+        """Versions, device, commit."""
+        return json.loads((self.path / "env.json").read_text())
+
+    def status(self) -> dict[str, Any]:
+        """``state`` and, for a failed run, ``why``."""
+        return json.loads((self.path / "status.json").read_text())
+
+    def set_status(self, state: State, step: int, why: str | None = None) -> None:
+        """Replace status.json."""
+        self.write_json("status.json", {"state": state, "step": step, "why": why, "pid": os.getpid(), "updated": time.time()})
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write beside, then rename: a reader sees the old file or the new one, never half."""
+        target = self.path / name
+        beside = target.with_name(target.name + ".tmp")
+        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        beside.replace(target)
+
+    def append(self, name: Literal["metrics.jsonl", "events.jsonl"], row: dict[str, Any]) -> None:
+        """One line, in one write. A NaN is written as null: JSON has none."""
+        clean = {key: None if isinstance(value, float) and value != value else value for key, value in row.items()}
+        line = json.dumps(clean, ensure_ascii=False) + "\n"
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def rows(self, name: Literal["metrics.jsonl", "events.jsonl"] = "metrics.jsonl") -> list[dict[str, Any]]:
+        """All whole lines. A torn last line is left out; a broken line elsewhere is an error."""
+        lines = (self.path / name).read_bytes().split(b"\n")
+        found = []
+        for number, line in enumerate(lines, 1):
+            if not line:
+                continue
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                if number == len(lines):  # no newline after it: the write was cut
+                    break
+                raise ValueError(f"{self.path}/{name} is damaged in line {number}") from None
+        return found
+
+    def truncate(self, name: Literal["metrics.jsonl", "events.jsonl"], step: int) -> None:
+        """Keep the rows up to and including ``step``, drop the rest and any torn line."""
+        kept = [row for row in self.rows(name) if row["step"] <= step]
+        beside = self.path / (name + ".tmp")
+        beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+        beside.replace(self.path / name)
+
+    def metrics(self) -> pd.DataFrame:
+        """A row a step, a column a metric, indexed by step."""
+        frame = pd.DataFrame(self.rows("metrics.jsonl"))
+        return frame.set_index("step") if len(frame) else frame
+
+    def samples(self, step: int | None = None) -> pd.DataFrame:
+        """Recorded completions of a step, the last recorded one by default.
+
+        Raises:
+            FileNotFoundError: nothing was recorded there.
+        """
+        files = sorted((self.path / "samples").glob("step_*.parquet"))
+        wanted = [file for file in files if step is None or file.stem == f"step_{step:06d}"]
+        if not wanted:
+            recorded = ", ".join(str(int(file.stem[5:])) for file in files) or "none"
+            raise FileNotFoundError(f"no samples of step {step} in {self.path}; recorded steps: {recorded}")
+        return pd.read_parquet(wanted[-1])
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(path for path in (self.path / "checkpoints").glob("step_*") if path.suffix == "" and (path / "state.json").exists())
+
+    @property
+    def touched(self) -> bool:
+        """Whether a knob was moved by hand: such a run stays out of seed aggregates."""
+        return any(row["event"] == "knob" for row in self.rows("events.jsonl"))
+
+
+def first_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], tolerance: float = 0.0) -> tuple[str | None, float]:
+    """Compare metrics rows, leaving out :data:`TIMING`.
+
+    Returns:
+        What differs first, in words, or ``None``; and the largest absolute difference seen in any number.
+    """
+    largest, found = 0.0, None
+    if len(ours) != len(theirs):
+        found = f"{len(ours)} rows against {len(theirs)}"
+    for a, b in zip(ours, theirs, strict=False):
+        for key in sorted(key for key in set(a) | set(b) if not key.startswith(TIMING)):
+            x, y = a.get(key), b.get(key)
+            gap = abs(x - y) if isinstance(x, int | float) and isinstance(y, int | float) else float("inf") if x != y else 0.0
+            largest = max(largest, gap)
+            if gap > tolerance and found is None:
+                found = f"step {a['step']}: {key} is {x} against {y}"
+    return found, largest

@@ -1,0 +1,65 @@
+"""Knights & Knaves from reasoning-gym, with reasoning-gym's own verifier. Difficulty is the number of people."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rlkd_lab.tasks.base import Example, Score, Split, seeded, split_of
+
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_INSTRUCTION = "\nThink step by step, then give the answer between <answer> and </answer>.\n"
+
+
+class KnightsKnavesTask:
+    """Who is a knight and who is a knave: 2–4 people in training, 5–6 out of distribution.
+
+    Args:
+        format_weight: weight of the part ``format`` (1 where there is an ``<answer>…</answer>``).
+        accuracy_weight: weight of the part ``accuracy`` (1 where everybody is named rightly).
+    """
+
+    name = "knights_knaves"
+    train_difficulty = (2, 4)
+    ood_difficulty = (5, 6)
+
+    def __init__(self, format_weight: float = 0.1, accuracy_weight: float = 1.0) -> None:
+        self.weights = {"format": format_weight, "accuracy": accuracy_weight}
+
+    def examples(self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None) -> list[Example]:
+        low, high = difficulty or self.train_difficulty
+        if not 2 <= low <= high <= 10:
+            raise ValueError(f"difficulty is a range of people within 2–10; got {low}–{high}")
+        rng = seeded(self.name, seed, split, low, high)
+        found: list[Example] = []
+        while len(found) < n:
+            people = rng.randint(low, high)
+            # a dataset of one puzzle: every puzzle has a seed of its own
+            row = _dataset(people, rng.randrange(2**31))[0]
+            prompt = row["question"] + _INSTRUCTION
+            if split_of(prompt) == split:
+                found.append(Example(prompt, row["answer"], people, prompt, {"answer": row["answer"], "metadata": row["metadata"]}))
+        return found
+
+    def score(self, completion: str, example: Example) -> Score:
+        answers = _ANSWER.findall(completion)
+        parts = {"format": float(len(answers) == 1), "accuracy": 0.0}
+        if answers:
+            # reasoning-gym gives partial credit for some of the people; accuracy is for all of them
+            parts["accuracy"] = float(_verifier().score_answer(answers[-1].strip()[:2000], example.meta) == 1.0)
+        return Score(sum(self.weights[name] * value for name, value in parts.items()), parts)
+
+
+def _dataset(people: int, seed: int) -> Any:
+    import reasoning_gym  # a second to import, and the arithmetic task has no need of it
+
+    return reasoning_gym.create_dataset("knights_knaves", seed=seed, size=1, n_people=people, depth_constraint=2, width_constraint=2)
+
+
+_VERIFIER: list[Any] = []
+
+
+def _verifier() -> Any:
+    if not _VERIFIER:
+        _VERIFIER.append(_dataset(2, 0))
+    return _VERIFIER[0]

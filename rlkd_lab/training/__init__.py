@@ -1,0 +1,25 @@
+"""Training: config, knobs, the loop, checkpoints, replay."""
+
+from rlkd_lab.training.config import LOOP_KNOBS, PRESETS, RunConfig, make_config
+from rlkd_lab.training.environment import describe_environment
+from rlkd_lab.training.evaluation import Evaluation, evaluate
+from rlkd_lab.training.knobs import Knobs
+from rlkd_lab.training.loop import Loop, config_of, resume, run
+from rlkd_lab.training.replay import Replay, replay
+
+__all__ = [
+    "LOOP_KNOBS",
+    "PRESETS",
+    "Evaluation",
+    "Knobs",
+    "Loop",
+    "Replay",
+    "RunConfig",
+    "config_of",
+    "describe_environment",
+    "evaluate",
+    "make_config",
+    "replay",
+    "resume",
+    "run",
+]

@@ -1,0 +1,147 @@
+"""The config of a run: every choice that is fixed before the start, and the schedules of the knobs that may move."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rlkd_lab.objectives import CHOICES, METHODS, Knob, Schedule, check_coef, nearest, parse_schedule, resolve_options, schedules_for
+from rlkd_lab.objectives.schedules import values_of
+from rlkd_lab.tasks import TASKS
+
+LOOP_KNOBS: dict[str, Knob] = {
+    "temperature": Knob(0.05, 5.0, "sampling temperature; divides the logits of student, old policy, reference and teacher alike"),
+    "learning_rate": Knob(0.0, 1.0, "AdamW step size", log=True),
+}
+"""Live knobs that every method has, beside its own coefficients."""
+
+
+class RunConfig(BaseModel):
+    """All settings of a run. ``knobs`` maps a knob to a number or a schedule, ``options`` an option to its value; what is missing is the method's default."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    method: Annotated[str, Field(description="a row of `rlkd methods`")] = "grpo"
+    preset: Annotated[str, Field(description="the preset these settings started from")] = "tiny"
+    steps: Annotated[int, Field(ge=1, description="optimisation steps; schedules are shares of this")] = 60
+    seed: Annotated[int, Field(ge=0, description="of everything random in the run")] = 0
+
+    student: Annotated[str, Field(description="embedded name, folder or hub id")] = "student"
+    teacher: Annotated[str | None, Field(description="embedded name, folder or hub id; off for none")] = "teacher"
+    quant: Annotated[Literal["nf4", "none"], Field(description="student's base")] = "nf4"
+    teacher_quant: Annotated[Literal["nf4", "none"], Field(description="teacher")] = "nf4"
+    adapter: Annotated[str | None, Field(description="adapter folder to go on from; a frozen copy is the reference")] = None
+    teacher_adapter: Annotated[str | None, Field(description="adapter folder of the teacher")] = None
+    lora_rank: Annotated[int, Field(ge=1, description="rank r of the LoRA update")] = 16
+    lora_alpha: Annotated[int, Field(ge=1, description="the update is scaled by lora_alpha / lora_rank")] = 32
+    gradient_checkpointing: Annotated[bool, Field(description="less memory, more time")] = False
+
+    task: Annotated[str, Field(description="arithmetic or knights_knaves")] = "arithmetic"
+    difficulty: Annotated[tuple[int, int] | None, Field(description="range of the training prompts; the task's own by default")] = None
+    format_weight: Annotated[float, Field(ge=0, description="weight of the reward part `format`")] = 0.1
+    accuracy_weight: Annotated[float, Field(ge=0, description="weight of the reward part `accuracy`")] = 1.0
+
+    prompts_per_step: Annotated[int, Field(ge=1, description="prompts of a rollout")] = 8
+    group_size: Annotated[int, Field(ge=1, description="completions per prompt")] = 8
+    max_new_tokens: Annotated[int, Field(ge=1, description="length limit of a completion")] = 96
+    top_p: Annotated[float, Field(gt=0, le=1, description="1 is off; below, the policy ratio is biased by the mass cut")] = 1.0
+    top_k: Annotated[int, Field(ge=0, description="0 is off; above, the policy ratio is biased by the mass cut")] = 0
+    engine: Annotated[Literal["fast", "hf"], Field(description="fast: our sampler; hf: transformers' generate")] = "fast"
+    dense_twin: Annotated[bool, Field(description="`fast` samples from a dequantised, merged copy where the model computes in float32")] = True
+    mask_truncated: Annotated[bool, Field(description="leave completions cut by the length limit out of the loss")] = False
+
+    traces: Annotated[int, Field(ge=1, description="teacher traces made for sft, kd_forward and gkd")] = 512
+    keep_traces: Annotated[Literal["all", "finished", "correct"], Field(description="which traces are kept; correct is rejection sampling")] = "finished"
+    on_policy_frac: Annotated[float, Field(ge=0, le=1, description="share of GKD's steps on the student's own completions")] = 0.5
+
+    updates_per_rollout: Annotated[int, Field(ge=1, description="passes over a rollout; with 1 pass of 1 minibatch nothing is ever clipped")] = 2
+    minibatches: Annotated[int, Field(ge=1, description="optimizer steps per pass")] = 1
+    micro_batch: Annotated[int, Field(ge=1, description="completions in one forward and backward pass")] = 64
+    max_grad_norm: Annotated[float, Field(gt=0, description="gradient clipping")] = 1.0
+    weight_decay: Annotated[float, Field(ge=0, description="AdamW")] = 0.0
+
+    knobs: Annotated[dict[str, float | str | None], Field(description="knob: number, off, linear:START:END[:SHARE] or switch:BEFORE:AFTER[:SHARE]")] = {}
+    options: Annotated[dict[str, str | int], Field(description="option: value")] = {}
+
+    eval_every: Annotated[int, Field(ge=0, description="steps between evaluations on held-out prompts; 0 is never")] = 10
+    eval_prompts: Annotated[int, Field(ge=1, description="validation prompts of an evaluation, one completion each")] = 128
+    checkpoint_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0: the last step alone")] = 20
+    samples_every: Annotated[int, Field(ge=0, description="steps between recorded rollouts; 0 is never")] = 10
+    interference_every: Annotated[int, Field(ge=0, description="steps between interference measurements; 0 is never")] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        method = METHODS[nearest(self.method, METHODS, "method")]
+        nearest(self.task, TASKS, "task")
+        nearest(self.preset, PRESETS, "preset")
+        self.schedules()
+        resolve_options(method, self.options)
+        if "teacher" in method.needs | ({"teacher"} if "traces" in method.needs else set()) and self.teacher is None:
+            raise ValueError(
+                f"{self.method} needs a teacher: set teacher to an embedded name ({', '.join(('teacher', 'teacher-concise'))}), a folder or a hub id"
+            )
+        if "groups" in method.needs and self.group_size < 2:
+            raise ValueError(f"{self.method} compares completions of one prompt: a group of {self.group_size} has no spread; set group_size to 2 or more")
+        return self
+
+    def schedules(self) -> dict[str, Schedule]:
+        """A schedule for every live knob: the method's and the loop's."""
+        own = {name: value for name, value in self.knobs.items() if name not in LOOP_KNOBS}
+        valid = {**METHODS[self.method].coefs, **LOOP_KNOBS}
+        for name in own:
+            nearest(name, valid, f"knob of {self.method}")
+        schedules = schedules_for(self.method, own)
+        for name, default in (("temperature", 1.0), ("learning_rate", 1e-3)):
+            schedules[name] = parse_schedule(self.knobs.get(name, default))
+            for value in values_of(schedules[name]):
+                check_knob(self.method, name, value)
+        return schedules
+
+
+PRESETS: dict[str, dict[str, Any]] = {"tiny": {}}
+"""Named starting points: settings that differ from the defaults of :class:`RunConfig`."""
+
+
+def check_knob(method: str, name: str, value: float | None) -> float | None:
+    """The value of a live knob, if the method listens to it and it lies in range; else a ValueError in words."""
+    return check_coef(name, value, {**METHODS[method].knobs, **LOOP_KNOBS})
+
+
+def make_config(method: str, preset: str = "tiny", settings: dict[str, str] | None = None, **fields: Any) -> RunConfig:
+    """A config from a preset, fields, and ``name=value`` settings as they stand on the command line (a field, knob or option by its bare name).
+
+    Raises:
+        ValueError: in one sentence, naming the nearest valid name or the range.
+    """
+    nearest(method, METHODS, "method")
+    values: dict[str, Any] = {**PRESETS[nearest(preset, PRESETS, "preset")], "preset": preset, "method": method, **fields}
+    values["knobs"], values["options"] = dict(values.get("knobs", {})), dict(values.get("options", {}))
+    valid = {**METHODS[method].coefs, **LOOP_KNOBS, **CHOICES, "constant_length": None, "topk": None, **RunConfig.model_fields}
+    for name, value in (settings or {}).items():
+        nearest(name, valid, f"knob, option or setting of {method}")
+        if name in METHODS[method].coefs or name in LOOP_KNOBS:
+            values["knobs"][name] = value
+        elif name in CHOICES or name in ("constant_length", "topk"):
+            values["options"][name] = int(value) if name in ("constant_length", "topk") else value
+        elif name in ("adapter", "teacher", "teacher_adapter") and value == "off":
+            values[name] = None
+        elif name == "difficulty":
+            low, _, high = value.partition("-")
+            values[name] = (low, high or low)
+        else:
+            values[name] = value
+    return validated(values)
+
+
+def validated(values: dict[str, Any]) -> RunConfig:
+    """A RunConfig, or a ValueError with one sentence a problem instead of pydantic's report."""
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"])
+            text = item["msg"].removeprefix("Value error, ")
+            problems.append(f"{where}={item['input']!r}: {text}" if where else text)
+        raise ValueError("; ".join(problems)) from None

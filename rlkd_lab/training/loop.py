@@ -1,0 +1,473 @@
+"""The loop: one for every method.
+
+    snapshot of the knobs → prompts → completions → rewards → old policy, teacher and reference on the same tokens → prepare → updates → a row
+
+Every random draw of step t comes from a generator seeded by (run seed, t, purpose). So there is no random state to store: a resumed run, a replay and a
+fork of a run draw the same numbers, and another cell cannot disturb them. Left out: several devices, mixed precision with loss scaling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlkd_lab.models import (
+    LanguageModel,
+    Sequences,
+    hidden_states,
+    load_policy,
+    load_teacher,
+    reference_of,
+    targets,
+    token_divergence,
+    token_logps,
+    unflatten,
+)
+from rlkd_lab.objectives import METHODS, TokenBatch, needs_of, prepare, resolve_options, token_loss
+from rlkd_lab.rollouts import Completions, DenseTwin, Sampling, Stopped, sample, sequences_of, teacher_traces
+from rlkd_lab.runs import RunFolder
+from rlkd_lab.tasks import TASKS, Example, Task
+from rlkd_lab.training.config import LOOP_KNOBS, RunConfig, validated
+from rlkd_lab.training.environment import describe_environment, peak_memory_gib
+from rlkd_lab.training.evaluation import evaluate, judge
+from rlkd_lab.training.interference import interference
+from rlkd_lab.training.knobs import Knobs
+from rlkd_lab.training.samples import write_samples
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a step trains on."""
+
+    examples: list[Example]
+    texts: list[str]
+    sequences: Sequences
+    sampler_logps: Tensor | None
+    finished: Tensor
+    on_policy: bool
+
+
+class Loop:
+    """A run in memory: policy, teacher, optimizer, knobs, and the folder it writes."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, knobs: Knobs | None = None) -> None:
+        self.config, self.folder = config, folder
+        self.knobs = knobs or Knobs(config)
+        self.method = METHODS[config.method]
+        self.options = resolve_options(self.method, {"constant_length": config.max_new_tokens, **config.options})
+        self.task: Task = TASKS[config.task](config.format_weight, config.accuracy_weight)
+        self.step = 0
+        self.tokens = 0
+        self.stopping = False
+        self.policy = load_policy(
+            config.student,
+            config.quant,
+            lora_rank=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            adapter=config.adapter,
+            gradient_checkpointing=config.gradient_checkpointing,
+            seed=config.seed,
+        )
+        self.policy.model.train()
+        self.teacher: LanguageModel | None = None
+        if config.teacher is not None:
+            self.teacher = load_teacher(config.teacher, config.teacher_quant, policy=self.policy, adapter=config.teacher_adapter)
+        self.reference = reference_of(self.policy)
+        twin = config.engine == "fast" and config.dense_twin and DenseTwin.suits(self.policy)
+        self.twin = DenseTwin(self.policy) if twin else None
+        self.optimizer = torch.optim.AdamW(self.policy.trainable(), lr=1.0, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+        self.traces: list[dict[str, Any]] | None = None
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    def take_step(self) -> Row:
+        """Run one step and return its metrics row.
+
+        Raises:
+            Stopped: the stop flag was set; nothing of the step has taken effect.
+            FloatingPointError: loss or gradient is not finite.
+        """
+        step, began = self.step + 1, time.perf_counter()
+        values, moves = self.knobs.snapshot(step)
+        coefs = {name: value for name, value in values.items() if name not in LOOP_KNOBS}
+        temperature = float(values["temperature"] or 1.0)
+        clock = Clock()
+
+        with clock("rollout"):
+            rollout = self._rollout(step, temperature)
+        batch, row = self._score(rollout)
+        batch, observed = self._observe(batch, rollout, temperature, clock)
+        row |= observed
+        if self.config.interference_every and step % self.config.interference_every == 0 and rollout.on_policy and self.teacher is not None:
+            row |= interference(
+                self.policy, self.config.method, batch, rollout.sequences, self._live(temperature, coefs), coefs, self.options, self.config.micro_batch
+            )
+        if self.config.samples_every and (step % self.config.samples_every == 0 or step == 1):
+            write_samples(self.folder.path / "samples" / f"step_{step:06d}.parquet", self.policy, self.teacher, batch, rollout, temperature)
+        with clock("update"):
+            row |= self._update(step, batch, rollout.sequences, temperature, coefs, float(values["learning_rate"] or 0.0))
+        for move in moves:
+            self.folder.append("events.jsonl", {**move, "time": time.time()})
+        self.step = step
+        self.tokens += int(rollout.sequences.completion_mask.sum())
+        if self.config.eval_every and (step % self.config.eval_every == 0 or step == self.config.steps):
+            row |= self.evaluate()
+        row |= {f"coef/{name}": value for name, value in values.items() if name != "learning_rate"}
+        row |= {"learning_rate": values["learning_rate"], "num_tokens": self.tokens, "on_policy": rollout.on_policy}
+        row |= {f"time/{name}": seconds for name, seconds in clock.seconds.items()}
+        row |= {"step_time": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib(self.policy.device)}
+        return {"step": step, **row}
+
+    def evaluate(self) -> Row:
+        """Accuracy and length on the validation prompts, in and out of distribution."""
+        if self.twin is not None:
+            self.twin.sync()
+        found: Row = {}
+        for suffix, difficulty in (("", self.config.difficulty), ("_ood", self.task.ood_difficulty)):
+            result = evaluate(
+                self.policy,
+                self.task,
+                self.config.eval_prompts,
+                difficulty=difficulty,
+                max_new_tokens=self.config.max_new_tokens if not suffix else 2 * self.config.max_new_tokens,
+                engine=self.config.engine,
+                twin=self.twin.model if self.twin else None,
+                stop=lambda: self.stopping,
+            )
+            found |= {f"eval/accuracy{suffix}": result.accuracy, f"eval/mean_length{suffix}": result.length, f"eval/truncated{suffix}": result.truncated}
+        return found
+
+    def _generator(self, step: int, purpose: str) -> torch.Generator:
+        digest = hashlib.sha256(f"{self.config.seed}/{step}/{purpose}".encode()).digest()
+        return torch.Generator(device=self.policy.device if purpose == "sampling" else "cpu").manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def _rollout(self, step: int, temperature: float) -> Rollout:
+        config = self.config
+        draw = self._generator(step, "prompts")
+        if "traces" in self.method.needs and (config.method != "gkd" or torch.rand(1, generator=draw).item() >= config.on_policy_frac):
+            table = self._teacher_traces()
+            rows = [table[i] for i in torch.randint(len(table), (config.prompts_per_step * config.group_size,), generator=draw).tolist()]
+            examples = [Example(r["prompt"], r["answer"], 0, r["example_id"]) for r in rows]
+            sequences = sequences_of(self.policy, [r["prompt"] for r in rows], [r["completion_ids"] for r in rows])
+            finished = torch.tensor([r["finished"] for r in rows])
+            return Rollout(examples, [r["completion"] for r in rows], sequences, None, finished, on_policy=False)
+        prompts = self.task.examples(config.prompts_per_step, int(torch.randint(2**31, (1,), generator=draw)), "train", config.difficulty)
+        if self.twin is not None:
+            self.twin.sync()
+        drawn: Completions = sample(
+            self.policy,
+            [example.prompt for example in prompts],
+            config.group_size,
+            Sampling(temperature, config.max_new_tokens, config.top_p, config.top_k),
+            self._generator(step, "sampling"),
+            lambda: self.stopping,
+            config.engine,
+            self.twin.model if self.twin else None,
+        )
+        examples = [example for example in prompts for _ in range(config.group_size)]
+        return Rollout(examples, drawn.texts, drawn.sequences, drawn.sampler_logps, drawn.finished, on_policy=True)
+
+    def _teacher_traces(self) -> list[dict[str, Any]]:
+        if self.traces is None:
+            assert self.teacher is not None
+            table = teacher_traces(
+                self.teacher,
+                self.task,
+                self.config.traces,
+                self.config.seed,
+                self.folder.path / "traces.parquet",
+                keep=self.config.keep_traces,
+                sampling=Sampling(1.0, self.config.max_new_tokens),
+                stop=lambda: self.stopping,
+            )
+            self.traces = table.to_pylist()
+        return self.traces
+
+    def _score(self, rollout: Rollout) -> tuple[TokenBatch, Row]:
+        """Rewards and what can be said of the completions before any model looks at them."""
+        sequences, device = rollout.sequences, self.policy.device
+        judged = judge(self.task, rollout.texts, rollout.examples, rollout.finished.tolist())
+        rewards = torch.tensor([reward for reward, _ in judged], device=device)
+        correct = torch.tensor([parts["accuracy"] for _, parts in judged], device=device)
+        groups = torch.arange(len(judged), device=device) // self.config.group_size
+        mask = sequences.completion_mask
+        if self.config.mask_truncated:
+            mask = mask * rollout.finished.to(mask.device)[:, None]
+        batch = TokenBatch(
+            logps=torch.zeros(mask.shape, device=device),
+            completion_mask=mask,
+            sampler_logps=rollout.sampler_logps,
+            rewards=rewards,
+            correct=correct,
+            group_ids=groups,
+            kd_weight=self._teacher_weight(sequences),
+        )
+        lengths = sequences.completion_mask.sum(1).float()
+        row: Row = {
+            "completions/mean_length": lengths.mean().item(),
+            "completions/mean_length_correct": _mean(lengths[correct == 1]),
+            "completions/mean_length_wrong": _mean(lengths[correct == 0]),
+            "completions/clipped_ratio": 1 - rollout.finished.float().mean().item(),
+        }
+        if rollout.on_policy:
+            grouped = rewards.view(-1, self.config.group_size)
+            row |= {"reward": rewards.mean().item(), "accuracy": correct.mean().item()}
+            row |= {f"reward/{name}": sum(parts[name] for _, parts in judged) / len(judged) for name in judged[0][1]}
+            if self.config.group_size > 1:
+                row |= {"reward_std": grouped.std(1).mean().item(), "frac_reward_zero_std": (grouped.std(1) == 0).float().mean().item()}
+        return batch, row
+
+    def _teacher_weight(self, sequences: Sequences) -> Tensor | None:
+        """0 at an end of sequence that the teacher would write with another token: there its log-probability says nothing about the answer."""
+        if self.teacher is None or self.teacher.eos_ids >= self.policy.eos_ids:
+            return None
+        ours_alone = torch.tensor(sorted(self.policy.eos_ids - self.teacher.eos_ids), device=sequences.completion_ids.device)
+        return (~torch.isin(sequences.completion_ids, ours_alone)).float()
+
+    @torch.no_grad()
+    def _observe(self, batch: TokenBatch, rollout: Rollout, temperature: float, clock: Clock) -> tuple[TokenBatch, Row]:
+        """Old policy, teacher and reference on the sampled tokens, and the metrics that follow from them."""
+        sequences, mask = rollout.sequences, rollout.sequences.completion_mask
+        kept: dict[str, list[Tensor]] = {}
+        for part in self._parts(sequences):
+            with clock("old"):
+                hidden = hidden_states(self.policy, part)
+                old, entropy = token_logps(self.policy, hidden, targets(part), temperature)
+            found = {"old_logps": old, "entropy": entropy}
+            if self.teacher is not None:
+                with clock("teacher"):
+                    theirs = hidden_states(self.teacher, part)
+                    found["teacher_logps"], _ = token_logps(self.teacher, theirs, targets(part), temperature)
+                    for kind in ("reverse", "forward"):
+                        found[kind] = token_divergence(self.policy, hidden, self.teacher, theirs, kind, temperature=temperature)
+                        at_one = found[kind] if temperature == 1 else token_divergence(self.policy, hidden, self.teacher, theirs, kind)
+                        found[f"{kind}_t1"] = at_one
+            with clock("reference"):
+                found["ref_logps"], _ = token_logps(self.reference, hidden_states(self.reference, part), targets(part), temperature)
+            for name, values in found.items():
+                kept.setdefault(name, []).append(values)
+        flat = {name: torch.cat(values) for name, values in kept.items()}
+        full = {name: unflatten(flat[name], mask) for name in ("old_logps", "teacher_logps", "ref_logps") if name in flat}
+        row: Row = {"entropy": _mean(flat["entropy"])}
+        for kind, name in (("reverse", "kl_teacher_rev"), ("forward", "kl_teacher_fwd")):
+            if kind in flat:
+                row |= {name: _mean(flat[kind]), f"{name}_t1": _mean(flat[f"{kind}_t1"])}
+        if rollout.sampler_logps is not None:
+            gap = (full["old_logps"] - rollout.sampler_logps)[mask.bool()].abs()
+            row |= {"sampling/logp_difference_mean": _mean(gap), "sampling/logp_difference_max": gap.max().item()}
+        seen = replace(batch, logps=full["old_logps"], old_logps=full["old_logps"], teacher_logps=full.get("teacher_logps"), ref_logps=full["ref_logps"])
+        return seen, row
+
+    def _parts(self, sequences: Sequences) -> Iterator[Sequences]:
+        for rows in torch.arange(sequences.completion_ids.shape[0]).split(self.config.micro_batch):
+            yield sequences.select(rows)
+
+    def _live(self, temperature: float, coefs: dict[str, float | None]) -> Callable[[TokenBatch, Sequences], TokenBatch]:
+        """A function that fills ``logps``, and ``divergence`` where the method needs it, with gradient."""
+        divergent = "divergence" in needs_of(self.method, coefs, self.options)
+        kind = str(self.options["divergence"])
+        topk = self.options["topk"]
+
+        def forward(part: TokenBatch, sequences: Sequences) -> TokenBatch:
+            hidden = hidden_states(self.policy, sequences)
+            logps, _ = token_logps(self.policy, hidden, targets(sequences), temperature)
+            filled = replace(part, logps=unflatten(logps, sequences.completion_mask))
+            if not divergent:
+                return filled
+            assert self.teacher is not None
+            with torch.no_grad():
+                theirs = hidden_states(self.teacher, sequences)
+            per_token = token_divergence(
+                self.policy, hidden, self.teacher, theirs, kind,  # type: ignore[arg-type]
+                weight=float(coefs.get("jsd_weight") or 0.0), topk=int(topk) if topk else None, temperature=temperature,
+            )  # fmt: skip
+            return replace(filled, divergence=unflatten(per_token, sequences.completion_mask))
+
+        return forward
+
+    def _update(self, step: int, batch: TokenBatch, sequences: Sequences, temperature: float, coefs: dict[str, float | None], lr: float) -> Row:
+        """All optimizer steps of a rollout."""
+        config, forward = self.config, self._live(temperature, coefs)
+        if "divergence" in needs_of(self.method, coefs, self.options):
+            # its value comes with each forward; prepare only asks that there will be one
+            batch = replace(batch, divergence=torch.zeros_like(batch.logps))
+        prepared = prepare(config.method, batch, coefs, self.options)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        shuffle = self._generator(step, "minibatches")
+        totals: dict[str, float] = {}
+        norms: list[float] = []
+        parameters = self.policy.trainable()
+        for _ in range(config.updates_per_rollout):
+            order = torch.randperm(len(batch.logps), generator=shuffle) if config.minibatches > 1 else torch.arange(len(batch.logps))
+            for chosen in order.tensor_split(min(config.minibatches, len(order))):
+                self.optimizer.zero_grad()
+                for rows in chosen.split(config.micro_batch):
+                    live = forward(prepared.select(rows), sequences.select(rows))
+                    loss, stats = token_loss(config.method, live, coefs, self.options)
+                    # The normaliser is the whole rollout's, so a minibatch holds only its share of the mean.
+                    (loss * config.minibatches).backward()
+                    if not math.isfinite(loss.item()):
+                        raise FloatingPointError(
+                            f"the loss of step {step} is {loss.item()}: lower learning_rate, or bound the ratio (ratio_cap, trrd_gap_bound)"
+                        )
+                    share = float(live.mask.sum() / max(float(prepared.mask.sum()), 1.0))
+                    for name, value in stats.items():
+                        totals[name] = totals.get(name, 0.0) + value * (1.0 if name.startswith("loss/") else share)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+                norms.append(float(norm))
+                if not math.isfinite(norms[-1]):
+                    raise FloatingPointError(f"the gradient of step {step} is not finite: lower learning_rate, or bound the ratio (ratio_cap, trrd_gap_bound)")
+                self.optimizer.step()
+        return {name: value / config.updates_per_rollout for name, value in totals.items()} | {"grad_norm": sum(norms) / len(norms)}
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> Path:
+        """Adapter, optimizer, step and knobs, written beside and renamed."""
+        target = self.folder.path / "checkpoints" / f"step_{self.step:06d}"
+        beside = target.with_suffix(".tmp")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        assert isinstance(self.policy.model, PeftModel)
+        self.policy.model.save_pretrained(str(beside), selected_adapters=["default"])
+        state = self.optimizer.state_dict()["state"]
+        save_file({f"{i}.{key}": value.contiguous() for i, entry in state.items() for key, value in entry.items()}, beside / "optimizer.safetensors")
+        held = {"step": self.step, "tokens": self.tokens, "seed": self.config.seed, "held": self.knobs.held, "config": fingerprint(self.config)}
+        (beside / "state.json").write_text(json.dumps(held))
+        shutil.rmtree(target, ignore_errors=True)
+        beside.rename(target)
+        return target
+
+    def load_checkpoint(self, path: Path) -> None:
+        """Go back to a checkpoint.
+
+        Raises:
+            ValueError: it belongs to another config, or its files are damaged.
+        """
+        try:
+            held = json.loads((path / "state.json").read_text())
+            adapter = load_file(path / "adapter_model.safetensors")
+            flat = load_file(path / "optimizer.safetensors")
+        except (OSError, json.JSONDecodeError, SafetensorError) as error:
+            raise ValueError(f"the checkpoint {path} is damaged: {error}") from error
+        if held["config"] != fingerprint(self.config):
+            raise ValueError(f"the checkpoint {path} does not match the run's config.json: it was made with other settings")
+        loaded: Any = set_peft_model_state_dict(self.policy.model, adapter, adapter_name="default")
+        if loaded.unexpected_keys:
+            raise ValueError(f"the checkpoint {path} does not match the run's config.json: unexpected weights, such as {loaded.unexpected_keys[0]}")
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in flat.items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.step, self.tokens, self.knobs.held = held["step"], held["tokens"], held["held"]
+
+
+class Clock:
+    """Seconds by purpose."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Changes with any setting that a checkpoint depends on; how often things are written is none."""
+    free = {"eval_every", "eval_prompts", "checkpoint_every", "samples_every", "interference_every"}
+    return hashlib.sha256(config.model_dump_json(exclude=free).encode()).hexdigest()[:16]
+
+
+def _mean(values: Tensor) -> float:
+    return values.float().mean().item() if values.numel() else float("nan")
+
+
+# --- driving it -------------------------------------------------------------------------------------------------------
+
+
+def run(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None, script: list[dict[str, Any]] | None = None) -> RunFolder:
+    """Train from the start into a new run folder, in the foreground.
+
+    Args:
+        config: see :func:`~rlkd_lab.training.config.make_config`.
+        out: the folder to make.
+        on_step: called after each step with the loop (``loop.knobs.request(…)``, ``loop.stopping = True``) and the row.
+        script: recorded knob moves to follow.
+
+    Raises:
+        FileExistsError, PermissionError, FileNotFoundError, ValueError: as the parts do, before anything is written; a failure later is in status.json too.
+    """
+    RunFolder.check_free(out)  # before models are loaded
+    loop = Loop(config, RunFolder(out), Knobs(config, script))
+    loop.folder = RunFolder.create(out, config.model_dump(), describe_environment(loop.policy.device))
+    return _drive(loop, on_step)
+
+
+def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:
+    """Go on with a run from its last whole checkpoint; the rows after it are dropped and computed again.
+
+    Raises:
+        FileNotFoundError, ValueError: no run there, a damaged one, or a checkpoint that does not match its config.
+    """
+    folder = RunFolder.open(path)
+    config = config_of(folder)
+    script = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
+    loop = Loop(config, folder, Knobs(config, script))
+    checkpoints = folder.checkpoints()
+    if checkpoints:
+        loop.load_checkpoint(checkpoints[-1])
+    for name in ("metrics.jsonl", "events.jsonl"):
+        folder.truncate(name, loop.step)
+    return _drive(loop, on_step)
+
+
+def config_of(folder: RunFolder) -> RunConfig:
+    """The validated config of a run on disk."""
+    stored = folder.config()
+    stored.pop("format")
+    return validated(stored)
+
+
+def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder:
+    folder, config = loop.folder, loop.config
+    folder.set_status("running", loop.step)
+    try:
+        while loop.step < config.steps and not loop.stopping:
+            row = loop.take_step()
+            folder.append("metrics.jsonl", row)
+            if loop.step == config.steps or (config.checkpoint_every and loop.step % config.checkpoint_every == 0):
+                loop.save_checkpoint()
+            folder.set_status("running", loop.step)
+            if on_step is not None:
+                on_step(loop, row)
+    except (Stopped, KeyboardInterrupt):
+        folder.set_status("idle", loop.step, "stopped by hand; `rlkd resume` goes on")
+        raise
+    except BaseException as error:
+        folder.set_status("failed", loop.step, f"{type(error).__name__}: {error}")
+        raise
+    folder.set_status("done" if loop.step == config.steps else "idle", loop.step)
+    return folder

@@ -1,0 +1,57 @@
+"""Recorded rollouts: completions with what each model thought of each token.
+
+One parquet file a step, a row a completion: ``prompt``, ``answer``, ``completion``, ``reward``, ``correct``, ``group``, ``finished``, and per-token lists
+``ids``, ``tokens``, ``logps``, ``teacher_logps``, ``ref_logps`` (at the sampling temperature). The first completion of the first :data:`DETAILED` prompts
+also has both models' likeliest tokens there: ``top_ids``, ``top_logps``, ``teacher_top_ids``, ``teacher_top_logps`` (lists of :data:`ALTERNATIVES`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from rlkd_lab.models import LanguageModel, hidden_states, top_alternatives
+from rlkd_lab.objectives import TokenBatch
+
+if TYPE_CHECKING:
+    from rlkd_lab.training.loop import Rollout
+
+DETAILED = 4
+ALTERNATIVES = 5
+
+
+@torch.no_grad()
+def write_samples(path: Path, policy: LanguageModel, teacher: LanguageModel | None, batch: TokenBatch, rollout: Rollout, temperature: float) -> None:
+    """Write the rollout of a step, beside and renamed."""
+    sequences = rollout.sequences
+    rows: list[dict[str, Any]] = []
+    for i, (example, text) in enumerate(zip(rollout.examples, rollout.texts, strict=True)):
+        keep = sequences.completion_mask[i].bool()
+        ids = sequences.completion_ids[i][keep].tolist()
+        row = {
+            "prompt": example.prompt,
+            "answer": example.answer,
+            "completion": text,
+            "reward": float(batch.rewards[i]) if batch.rewards is not None else None,
+            "correct": bool(batch.correct[i]) if batch.correct is not None else None,
+            "group": int(batch.group_ids[i]) if batch.group_ids is not None else None,
+            "finished": bool(rollout.finished[i]),
+            "ids": ids,
+            "tokens": policy.tokenizer.convert_ids_to_tokens(ids),
+        }
+        for name, values in (("logps", batch.old_logps), ("teacher_logps", batch.teacher_logps), ("ref_logps", batch.ref_logps)):
+            row[name] = None if values is None else values[i][keep].tolist()
+        rows.append(row)
+    first_of_group = [i for i, row in enumerate(rows) if i == 0 or row["group"] != rows[i - 1]["group"]][:DETAILED]
+    for prefix, lm in (("", policy), ("teacher_", teacher)):
+        if lm is None:
+            continue
+        for i in first_of_group:
+            alternatives = top_alternatives(lm, hidden_states(lm, sequences.select(torch.tensor([i]))), ALTERNATIVES, temperature)
+            rows[i][f"{prefix}top_ids"], rows[i][f"{prefix}top_logps"] = (values.tolist() for values in alternatives)
+    beside = path.with_suffix(".tmp")
+    pd.DataFrame(rows).to_parquet(beside)
+    beside.replace(path)
