@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rlkd_lab.training.loop import Loop
 
 app = typer.Typer(help="Knowledge distillation and reinforcement learning on a 4-bit LoRA student.", no_args_is_help=True, add_completion=False)
-console = Console()
+console = Console(highlight=False)
 
 RunPath = Annotated[Path, typer.Argument(help="a run folder")]
 
@@ -165,15 +165,15 @@ def methods() -> None:
     from rlkd_lab.objectives import METHODS
     from rlkd_lab.training.config import LOOP_KNOBS
 
-    table = Table("method", "loss", "knobs: default (range)", "source", show_lines=True)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 1, 0))
     for name, method in METHODS.items():
         knobs = []
         for knob, declared in method.knobs.items():
             default = method.schedules.get(knob, method.coefs[knob])
-            shown = "off" if default is None else str(default) if isinstance(default, str) else f"{default:g}"
-            knobs.append(f"{knob}: {shown} ({declared.low:g}–{declared.high:g}{', off' if declared.optional else ''})")
-        needs = f"\nneeds: {', '.join(sorted(method.needs))}" if method.needs else ""
-        table.add_row(name, f"{method.title}\n{method.formula}{needs}", "\n".join(knobs) or "–", method.source)
+            shown = "off" if default is None else default if isinstance(default, str) else f"{default:g}"
+            knobs.append(f"{knob} {shown} ({declared.low:g}–{declared.high:g}{' or off' if declared.optional else ''})")
+        needs = f"needs {', '.join(sorted(method.needs))}\n" if method.needs else ""
+        table.add_row(f"[bold]{name}[/]", f"{method.title} — {method.source}\n{method.formula}\n{needs}knobs: {' · '.join(knobs) or 'none'}")
     console.print(table)
     shared = "; ".join(f"{name} ({knob.help}, {knob.low:g}–{knob.high:g})" for name, knob in LOOP_KNOBS.items())
     console.print(f"Every method also listens to {shared}.")

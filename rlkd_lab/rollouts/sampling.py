@@ -81,12 +81,7 @@ def sample(
     if not prompts or group_size < 1:
         raise ValueError(f"sampling needs at least one prompt and a group of at least 1; got {len(prompts)} prompts, group_size {group_size}")
     encoded = lm.tokenizer(list(prompts), padding=True, padding_side="left", return_tensors="pt").to(lm.device)
-    longest = int(encoded["attention_mask"].sum(1).max())
-    if longest + sampling.max_new_tokens > lm.context:
-        raise ValueError(
-            f"a prompt of {longest} tokens and max_new_tokens={sampling.max_new_tokens} do not fit the context of {lm.context} tokens of {lm.source}:"
-            f" {max(prompts, key=len)[:60]!r}…"
-        )
+    check_length(lm, prompts, sampling.max_new_tokens)
     draw = {"fast": _fast, "hf": _hf}.get(engine)
     if draw is None:
         raise ValueError(f"unknown engine {engine!r}: use 'fast' or 'hf'")
@@ -98,6 +93,17 @@ def sample(
     finally:
         lm.model.train(was_training)
     return _completions(lm, encoded["input_ids"], encoded["attention_mask"], group_size, ids, logps)
+
+
+def check_length(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int) -> None:
+    """Raise ValueError for a prompt that, with its completion, does not fit the context."""
+    lengths = [len(ids) for ids in lm.tokenizer(list(prompts))["input_ids"]]
+    longest = max(lengths)
+    if longest + max_new_tokens > lm.context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and a completion of up to {max_new_tokens} do not fit the context of {lm.context} tokens of {lm.source}:"
+            f" {prompts[lengths.index(longest)][:60]!r}…"
+        )
 
 
 def _completions(lm: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int, ids: Tensor, logps: Tensor | None) -> Completions:

@@ -145,3 +145,14 @@ def validated(values: dict[str, Any]) -> RunConfig:
             text = item["msg"].removeprefix("Value error, ")
             problems.append(f"{where}={item['input']!r}: {text}" if where else text)
         raise ValueError("; ".join(problems)) from None
+
+
+def likely_mistakes(config: RunConfig) -> list[str]:
+    """Sentences about settings that are allowed and probably not meant."""
+    found = []
+    if config.top_p < 1 or config.top_k:
+        found.append("top_p and top_k bias the policy ratio by the probability mass they cut (see sampling/logp_difference_mean); for training leave them off")
+    clips = [name for name in ("clip_low", "clip_high") if name in config.knobs]
+    if clips and config.updates_per_rollout * config.minibatches == 1 and config.method != "trrd":
+        found.append(f"{' and '.join(clips)} cannot act: with one update per rollout the ratio is 1; set updates_per_rollout to 2 or more")
+    return found

@@ -13,6 +13,7 @@ import json
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,10 +39,10 @@ from rlkd_lab.models import (
     unflatten,
 )
 from rlkd_lab.objectives import METHODS, TokenBatch, needs_of, prepare, resolve_options, token_loss
-from rlkd_lab.rollouts import Completions, DenseTwin, Sampling, Stopped, sample, sequences_of, teacher_traces
+from rlkd_lab.rollouts import Completions, DenseTwin, Sampling, Stopped, check_length, sample, sequences_of, teacher_traces
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import TASKS, Example, Task
-from rlkd_lab.training.config import LOOP_KNOBS, RunConfig, validated
+from rlkd_lab.training.config import LOOP_KNOBS, RunConfig, likely_mistakes, validated
 from rlkd_lab.training.environment import describe_environment, peak_memory_gib
 from rlkd_lab.training.evaluation import evaluate, judge
 from rlkd_lab.training.interference import interference
@@ -93,6 +94,15 @@ class Loop:
         self.twin = DenseTwin(self.policy) if twin else None
         self.optimizer = torch.optim.AdamW(self.policy.trainable(), lr=1.0, betas=(0.9, 0.95), weight_decay=config.weight_decay)
         self.traces: list[dict[str, Any]] | None = None
+        self._check_prompts()
+
+    def _check_prompts(self) -> None:
+        """Refuse, before anything is written, a task without prompts and prompts that leave no room for a completion."""
+        for difficulty, room in ((self.config.difficulty, self.config.max_new_tokens), (self.task.ood_difficulty, 2 * self.config.max_new_tokens)):
+            prompts = [example.prompt for example in self.task.examples(64, self.config.seed, "train", difficulty)]
+            if not prompts:
+                raise ValueError(f"the task {self.config.task} has no training prompts")
+            check_length(self.policy, prompts, room)
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -423,7 +433,15 @@ def run(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], No
     RunFolder.check_free(out)  # before models are loaded
     loop = Loop(config, RunFolder(out), Knobs(config, script))
     loop.folder = RunFolder.create(out, config.model_dump(), describe_environment(loop.policy.device))
-    return _drive(loop, on_step)
+    for sentence in likely_mistakes(config):
+        warnings.warn(sentence, stacklevel=2)
+        loop.folder.append("events.jsonl", {"event": "warning", "step": 0, "text": sentence, "time": time.time()})
+    try:
+        return _drive(loop, on_step)
+    except ValueError:
+        if loop.step == 0:  # a mistake that only the first step could find leaves no half of a run
+            shutil.rmtree(loop.folder.path)
+        raise
 
 
 def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:
