@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
-
-if TYPE_CHECKING:
-    from rlkd_lab.training.loop import Loop
 
 app = typer.Typer(help="Knowledge distillation and reinforcement learning on a 4-bit LoRA student.", no_args_is_help=True, add_completion=False)
 console = Console(highlight=False)
@@ -37,25 +34,6 @@ def plain_errors() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-@contextlib.contextmanager
-def progress(total: int, label: str) -> Iterator[Callable[[Loop, dict[str, Any]], None]]:
-    """A bar with reward, KL to the teacher, length, peak memory and ETA."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=label, unit="step", dynamic_ncols=True) as bar:
-
-        def show(loop: Loop, row: dict[str, Any]) -> None:
-            shown = {"reward": "reward", "KL": "kl_teacher_rev", "length": "completions/mean_length", "acc": "eval/accuracy", "GiB": "memory/peak_gib"}
-            for key, name in shown.items():
-                if row.get(name) is not None:
-                    current[key] = f"{row[name]:.3g}"
-            bar.set_postfix(current)
-            bar.update(row["step"] - bar.n)
-
-        current: dict[str, str] = {}
-        yield show
-
-
 @app.command()
 def train(
     method: Annotated[str, typer.Option(help="a row of `rlkd methods`")],
@@ -67,6 +45,7 @@ def train(
 ) -> None:
     """Train a student into a new run folder."""
     with plain_errors():
+        from rlkd_lab.lab import progress
         from rlkd_lab.training import make_config, run
 
         settings = {}
@@ -85,6 +64,7 @@ def train(
 def resume(run_path: RunPath) -> None:
     """Go on with a run from its last checkpoint."""
     with plain_errors():
+        from rlkd_lab.lab import progress
         from rlkd_lab.runs import RunFolder
         from rlkd_lab.training import config_of
         from rlkd_lab.training import resume as resume_run
@@ -103,6 +83,7 @@ def replay(
 ) -> None:
     """Run a recorded run again, moved knobs included, and compare every row. Status 1 if they differ."""
     with plain_errors():
+        from rlkd_lab.lab import progress
         from rlkd_lab.runs import RunFolder
         from rlkd_lab.training import replay as replay_run
 

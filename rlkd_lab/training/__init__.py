@@ -4,7 +4,7 @@ from rlkd_lab.training.config import LOOP_KNOBS, PRESETS, RunConfig, make_config
 from rlkd_lab.training.environment import describe_environment
 from rlkd_lab.training.evaluation import Evaluation, evaluate
 from rlkd_lab.training.knobs import Knobs
-from rlkd_lab.training.loop import Loop, config_of, resume, run
+from rlkd_lab.training.loop import Loop, config_of, load_or_train, resume, run
 from rlkd_lab.training.replay import Replay, replay
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "config_of",
     "describe_environment",
     "evaluate",
+    "load_or_train",
     "make_config",
     "replay",
     "resume",

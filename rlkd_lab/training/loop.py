@@ -462,6 +462,20 @@ def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = No
     return _drive(loop, on_step)
 
 
+def load_or_train(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:
+    """The run in ``out``: as it is if it is done, resumed if it was interrupted, trained if it is not there.
+
+    Raises:
+        ValueError: the run there was made with other settings.
+    """
+    if not (Path(out) / "config.json").exists():
+        return run(config, out, on_step=on_step)
+    folder = RunFolder.open(out)
+    if fingerprint(config_of(folder)) != fingerprint(config):
+        raise ValueError(f"{out} holds a run with other settings: delete it, or choose another folder")
+    return folder if folder.status()["state"] == "done" else resume(out, on_step=on_step)
+
+
 def config_of(folder: RunFolder) -> RunConfig:
     """The validated config of a run on disk."""
     stored = folder.config()

@@ -19,7 +19,7 @@ from rlkd_lab.objectives import (
     teacher_gap,
     token_loss,
 )
-from rlkd_lab.objectives.surrogates import clipped_surrogate, log_importance
+from rlkd_lab.objectives.surrogates import aggregate, clipped_surrogate, log_importance
 
 EVERY = pytest.mark.parametrize("method", METHODS)
 AGGREGATIONS = pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
@@ -160,12 +160,17 @@ def test_at_an_eos_of_weight_zero_the_reward_alone_is_left(method):
     assert (mine - rewarded)[~ends].norm() > 0.01
 
 
-@pytest.mark.parametrize("method", ["kdrl", "kdrl_advantage", "gkd"])
-def test_a_row_weight_is_the_same_as_its_columns(method):
-    weight = random(6, seed=3).abs()
-    rows, columns = (loss_and_gradients(method, replace(rollout(), kd_weight=given)) for given in (weight, weight[:, None].expand(6, 5)))
-    for mine, theirs in zip(rows, columns, strict=True):
-        close(mine, theirs)
+def test_kd_weight_multiplies_the_teacher_term_by_row_or_by_token():
+    batch, coefs = rollout(), {"kd_coef": 0.5}
+    by_row, by_token = random(6, seed=3).abs(), random(6, 5, seed=3).abs()
+    ratio, gap = (batch.logps - batch.old_logps).detach().exp(), teacher_gap(batch.teacher_logps, batch.old_logps)
+    k2_slope = ratio * (batch.logps - batch.teacher_logps).detach()
+    for given, weight in [(by_row, by_row[:, None]), (by_token, by_token)]:
+        weighted = replace(batch, kd_weight=given)
+        weight = weight * batch.mask
+        close(loss_and_gradients("gkd", weighted, coefs)[2], 0.5 * weight / 15)
+        close(logps_gradient("kdrl", weighted, {**coefs, "rl_coef": 0.0}), 0.5 * weight * k2_slope / 15)
+        close(prepare("opd", weighted, coefs).advantages * batch.mask, 0.5 * weight * gap)
 
 
 def test_reward_guided_masks():
@@ -223,6 +228,13 @@ def test_aggregations_by_hand():
         ({"aggregation": "constant", "constant_length": 10}, 7 / (3 * 10)),
     ]:
         assert token_loss("sft", batch, options=options)[0].item() == pytest.approx(wanted)
+
+
+def test_aggregate_drops_what_is_masked_and_divides_by_at_least_one():
+    per_token = torch.tensor([[1.0, math.nan], [math.inf, math.nan]])
+    for aggregation in CHOICES["aggregation"]:
+        assert aggregate(per_token, torch.tensor([[1.0, 0.0], [0.0, 0.0]]), aggregation, 2.0) == 0.5
+        assert aggregate(per_token, torch.zeros(2, 2), aggregation, 0.0) == 0
 
 
 def test_dr_grpo_divides_by_a_constant_and_not_by_the_length():
@@ -393,7 +405,9 @@ def test_a_prepared_batch_remembers_the_policy_it_was_prepared_with():
 @pytest.mark.parametrize("method", ["grpo", "dapo", "kdrl", "trrd"])
 def test_kl_ref_is_reported_at_no_weight_and_is_zero_for_the_reference_itself(method):
     batch = rollout()
-    assert token_loss(method, batch)[1]["kl_ref"] > 0.01
+    log_ratio = (batch.ref_logps - batch.logps).detach()
+    k3_by_hand = (log_ratio.exp() - 1 - log_ratio)[batch.completion_mask == 1].mean()
+    assert token_loss(method, batch)[1]["kl_ref"] == pytest.approx(k3_by_hand.item())
     assert token_loss(method, replace(batch, ref_logps=batch.logps.detach()))[1]["kl_ref"] == 0
 
 
@@ -476,6 +490,16 @@ def test_every_row_of_the_table_is_sound(method):
     for option, value in row.options.items():
         assert value in CHOICES[option]
     assert set(row.schedules) <= set(row.coefs)
+
+
+def test_defaults_that_make_a_method_what_it_is():
+    coefs = {name: row.coefs for name, row in METHODS.items()}
+    assert (coefs["dapo"]["clip_low"], coefs["dapo"]["clip_high"]) == (0.2, 0.28)
+    assert (coefs["grpo"]["clip_low"], coefs["grpo"]["clip_high"]) == (0.2, 0.2)
+    assert (coefs["trrd"]["trrd_alpha"], coefs["trrd"]["trrd_gap_bound"], coefs["trrd"]["ratio_cap"]) == (0.5, 1.0, 3.0)
+    assert coefs["opd"]["kd_coef"] == 1.0
+    # no reference KL unless it is asked for
+    assert not any(knobs.get("kl_coef") for knobs in coefs.values())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,50 @@
+# Everything is run from .venv, which `setup` makes. `make` alone shows this list.
+PYTHON ?= python3
+PY := .venv/bin/python
+# PyTorch's CPU wheels, so that a machine without a GPU does not fetch gigabytes of CUDA; with a GPU: make setup TORCH_INDEX=
+TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
+DEMO := opd grpo kdrl trrd
+STEPS ?= 60
+
+.PHONY: help setup demo lab test test-fast figures lint clean
+help:
+	@echo "make setup      make .venv with everything (the other targets do it by themselves)"
+	@echo "make demo       train KD, GRPO, KDRL and TRRD on the embedded pair; figures/demo.png"
+	@echo "make lab        open JupyterLab on the notebooks"
+	@echo "make test       all tests; make test-fast: those under a few seconds each"
+	@echo "make figures    draw the committed figures again; make lint: ruff and mypy"
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --retries 1 -c constraints.txt $(TORCH_INDEX) torch
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,trl]"
+	touch $@
+
+# A run that is there is left alone; one that was interrupted goes on.
+demo: $(DEMO:%=runs/demo/%/.finished)
+	.venv/bin/rlkd compare $(DEMO:%=runs/demo/%) --figure figures/demo.png
+	@echo "Look at figures/demo.png"
+
+runs/demo/%/.finished: | .venv/installed
+	if [ -e runs/demo/$*/config.json ]; then .venv/bin/rlkd resume runs/demo/$*; else .venv/bin/rlkd train --method $* --steps $(STEPS) --out runs/demo/$*; fi
+	touch $@
+
+lab: .venv/installed
+	.venv/bin/jupyter lab --notebook-dir=notebooks
+
+test: lint
+	$(PY) -m pytest
+
+test-fast: .venv/installed
+	$(PY) -m pytest -m "not slow" --ignore=tests/notebooks
+
+lint: .venv/installed
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+figures: demo
+
+clean:
+	rm -rf runs/demo build .pytest_cache .mypy_cache .ruff_cache

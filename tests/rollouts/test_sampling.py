@@ -1,0 +1,422 @@
+"""Two engines behind one function: what they draw, what they report of it, and how they stop."""
+
+import threading
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import DynamicCache
+
+from rlkd_lab.models import LanguageModel, load_policy, load_teacher, loading, policy_logps, reference_of, token_logps, hidden_states
+from rlkd_lab.rollouts import DenseTwin, Sampling, Stopped, sample, sampling
+from rlkd_lab.tasks import ArithmeticTask
+
+PROMPTS = ["49-7?", "5+1-2+3+4?", "8?"]
+ENGINES = pytest.mark.parametrize("engine", ["fast", "hf"])
+FAMILIES = pytest.mark.parametrize("family", ["qwen3", "qwen2", "gemma2"])
+
+
+@pytest.fixture(scope="module")
+def policy(make_model, stir):
+    return stir(load_policy(make_model(), "nf4"))
+
+
+@pytest.fixture(scope="module")
+def student():
+    return load_policy("student", "nf4")
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def agree(drawn, lm, temperature=1.0, tolerance=1e-4):
+    with torch.no_grad():
+        logps, _ = policy_logps(lm, drawn.sequences, temperature)
+    torch.testing.assert_close(drawn.sampler_logps, logps, rtol=tolerance, atol=tolerance)
+
+
+# --- what is reported is what the trainer computes --------------------------------------------------------------------
+
+
+@FAMILIES
+@pytest.mark.parametrize("quant", ["nf4", "none"])
+@pytest.mark.parametrize("twin", [False, True])
+def test_pitfall_05_the_samplers_log_probabilities_are_the_trainers(make_model, stir, family, quant, twin):
+    # More rows than tokens to go round: rows finish at different columns, so the cache shrinks several times.
+    policy = stir(load_policy(make_model(family), quant))
+    policy.causal_lm.generation_config.eos_token_id = list(range(1, 12))
+    dense = DenseTwin(policy).model if twin else None
+    drawn = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), twin=dense)
+    assert 0 < int(drawn.finished.sum())
+    assert len(set(drawn.sequences.completion_mask.sum(1).tolist())) > 4
+    agree(drawn, policy)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.7])
+def test_pitfall_08_temperature_divides_what_is_drawn_and_what_is_reported(student, temperature):
+    drawn = sample(student, PROMPTS, 16, Sampling(temperature, 12), generator())
+    agree(drawn, student, temperature)
+    assert float((drawn.sampler_logps - policy_logps(student, drawn.sequences)[0].detach()).abs().max()) > 0.05
+
+
+def test_every_view_samples_with_its_own_adapter(make_model, make_adapter):
+    policy = load_policy(make_model(), "nf4", adapter=make_adapter(make_model(), seed=1))
+    teacher = load_teacher(make_model(), "nf4", policy=policy, adapter=make_adapter(make_model(), seed=2))
+    bare = load_teacher(make_model(), "nf4", policy=policy)
+    drawn = [sample(lm, PROMPTS, 4, Sampling(max_new_tokens=8), generator()) for lm in (policy, teacher, bare)]
+    for lm, one in zip((policy, teacher, bare), drawn, strict=True):
+        agree(one, lm)
+    assert len({tuple(one.texts) for one in drawn}) == 3
+    assert [name for name, p in policy.model.named_parameters() if p.requires_grad]
+    agree(sample(reference_of(policy), PROMPTS, 4, Sampling(max_new_tokens=8), generator()), reference_of(policy))
+
+
+# --- layout, masks, lengths -------------------------------------------------------------------------------------------
+
+
+@ENGINES
+def test_rows_of_one_prompt_stand_together(student, engine):
+    drawn = sample(student, PROMPTS, 3, Sampling(max_new_tokens=6), generator(), engine=engine)
+    prompts = [student.tokenizer.decode(ids[mask.bool()]) for ids, mask in zip(drawn.sequences.prompt_ids, drawn.sequences.prompt_mask, strict=True)]
+    assert prompts == [prompt for prompt in PROMPTS for _ in range(3)]
+    assert len(drawn.texts) == len(drawn.finished) == len(drawn.sequences.completion_ids) == 9
+    assert (drawn.sampler_logps is None) == (engine == "hf")
+
+
+@ENGINES
+def test_pitfall_13_the_mask_ends_with_the_first_of_several_ends_of_sequence(policy, monkeypatch, engine):
+    ends = [1, 20, 21, 22, 40, 41, 42, 60, 61, 62]
+    monkeypatch.setattr(policy.causal_lm.generation_config, "eos_token_id", ends[1:])
+    drawn = sample(policy, PROMPTS, 12, Sampling(max_new_tokens=16), generator(), engine=engine)
+    seen = set()
+    for ids, mask, finished, text in zip(drawn.sequences.completion_ids, drawn.sequences.completion_mask, drawn.finished, drawn.texts, strict=True):
+        kept = ids[mask.bool()].tolist()
+        # ones first, then zeros, and padding where the mask is zero
+        assert mask.tolist() == sorted(mask.tolist(), reverse=True)
+        assert set(ids[~mask.bool()].tolist()) <= {policy.tokenizer.pad_token_id}
+        assert not set(kept[:-1]) & set(ends)
+        assert bool(finished) == (kept[-1] in ends)
+        # cut by the length limit: the mask is full
+        assert bool(finished) or len(kept) == 16
+        assert text == policy.tokenizer.decode(kept, skip_special_tokens=True)
+        seen.add(kept[-1] if finished else None)
+    assert len(seen) > 3
+
+
+@ENGINES
+def test_columns_that_no_row_needs_are_cut(student, monkeypatch, engine):
+    # every token ends a completion
+    monkeypatch.setattr(student.causal_lm.generation_config, "eos_token_id", list(range(128)))
+    drawn = sample(student, PROMPTS, 2, Sampling(max_new_tokens=9), generator(), engine=engine)
+    assert drawn.sequences.completion_ids.shape == (6, 1)
+    assert bool(drawn.finished.all())
+    assert bool(drawn.sequences.completion_mask.all())
+
+
+@ENGINES
+def test_pitfall_13_the_length_limit_leaves_a_completion_unfinished(policy, monkeypatch, engine):
+    with torch.no_grad():
+        draw = sample(policy, PROMPTS, 2, Sampling(max_new_tokens=1), generator(), engine=engine)
+    assert draw.sequences.completion_ids.shape == (6, 1)
+    assert torch.equal(draw.finished, draw.sequences.completion_ids[:, 0] == 1)
+    # a last token that ends it counts as finished
+    monkeypatch.setattr(policy.causal_lm.generation_config, "eos_token_id", sorted(set(draw.sequences.completion_ids[:, 0].tolist())))
+    assert bool(sample(policy, PROMPTS, 2, Sampling(max_new_tokens=1), generator(), engine=engine).finished.all())
+
+
+def test_an_end_of_sequence_that_is_also_the_padding_is_still_counted(make_model, monkeypatch):
+    policy = load_policy(make_model(), "none")
+    policy.tokenizer.pad_token = policy.tokenizer.eos_token
+    monkeypatch.setattr(policy.causal_lm.generation_config, "eos_token_id", list(range(1, 12)))
+    drawn = sample(policy, PROMPTS, 12, Sampling(max_new_tokens=20), generator())
+    assert 0 < int(drawn.finished.sum())
+    agree(drawn, policy)
+
+
+# --- the batch may shrink, the draws may not change -------------------------------------------------------------------
+
+
+@FAMILIES
+def test_nearly_greedy_the_two_engines_write_the_same(make_model, stir, family):
+    policy = stir(load_policy(make_model(family), "none"))
+    policy.causal_lm.generation_config.eos_token_id = list(range(1, 8))
+    cold = Sampling(temperature=0.002, max_new_tokens=20)
+    fast, hf = (sample(policy, [*PROMPTS, "77?", "1+2+3?"], 2, cold, generator(), engine=engine) for engine in ("fast", "hf"))
+    assert fast.texts == hf.texts
+    assert len(set(fast.sequences.completion_mask.sum(1).tolist())) > 1
+    assert torch.equal(fast.sequences.completion_ids, hf.sequences.completion_ids)
+
+
+def test_nearly_greedy_a_trained_model_writes_the_same(student):
+    prompts = [example.prompt for example in ArithmeticTask().examples(12, 0, difficulty=(1, 6))]
+    fast, hf = (sample(student, prompts, 1, Sampling(0.01, 60), generator(), engine=engine) for engine in ("fast", "hf"))
+    assert fast.texts == hf.texts
+    assert bool(fast.finished.all())
+
+
+def test_the_prompt_is_prefilled_once_and_finished_rows_leave(student, monkeypatch):
+    rows = []
+    student.backbone.embed_tokens.register_forward_hook(lambda module, args, out: rows.append(tuple(args[0].shape)))
+    drawn = sample(student, PROMPTS, 16, Sampling(max_new_tokens=60), generator())
+    student.backbone.embed_tokens._forward_hooks.clear()
+    assert rows[0] == (3, drawn.sequences.prompt_ids.shape[1])
+    assert rows[1] == (48, 1)
+    assert rows[-1][0] < 24
+    assert [n for n, _ in rows[1:]] == sorted((n for n, _ in rows[1:]), reverse=True)
+    # no forward for a token that nobody will see
+    assert len(rows) == drawn.sequences.completion_ids.shape[1] or not bool(drawn.finished.all())
+
+
+def exact_first_token(lm, prompt, temperature):
+    ids = lm.tokenizer(prompt, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return torch.softmax(lm.causal_lm(input_ids=ids).logits[0, -1] / temperature, -1)
+
+
+@ENGINES
+@pytest.mark.parametrize("twin", [False, True])
+def test_first_tokens_have_the_right_frequencies(student, engine, twin):
+    if engine == "hf" and twin:
+        pytest.skip("hf samples from the model itself")
+    dense, n = (DenseTwin(student).model if twin else None), 3000
+    drawn = sample(student, ["8+5?", "49-7?"], n, Sampling(1.5, 1), generator(7), engine=engine, twin=dense)
+    for row, prompt in enumerate(["8+5?", "49-7?"]):
+        exact = exact_first_token(student, prompt, 1.5) * n
+        counts = torch.bincount(drawn.sequences.completion_ids[row * n : row * n + n, 0], minlength=128).float()
+        likely = exact >= 5
+        observed, expected = ([*values[likely].tolist(), float(values[~likely].sum())] for values in (counts, exact.double()))
+        scale = sum(observed) / sum(expected)
+        assert chisquare(observed, [value * scale for value in expected]).pvalue > 0.001
+
+
+def test_second_tokens_have_the_right_frequencies(student):
+    # the first token that comes from the cache, after a prompt that is padded
+    n, temperature = 4000, 1.5
+    drawn = sample(student, ["8+5?", "49-7+3-2?"], n, Sampling(temperature, 2), generator(8))
+    ids = drawn.sequences.completion_ids[:n]
+    first = int(torch.bincount(ids[:, 0]).argmax())
+    exact = exact_first_token(student, "8+5?" + student.tokenizer.decode([first]), temperature)
+    counts = torch.bincount(ids[ids[:, 0] == first, 1], minlength=128).float()
+    exact = exact * counts.sum()
+    likely = exact >= 5
+    observed, expected = ([*values[likely].tolist(), float(values[~likely].sum())] for values in (counts, exact.double()))
+    assert sum(observed) > 200
+    assert chisquare(observed, [value * sum(observed) / sum(expected) for value in expected]).pvalue > 0.001
+
+
+# --- randomness -------------------------------------------------------------------------------------------------------
+
+
+@ENGINES
+def test_the_generator_alone_decides_and_the_global_stream_is_untouched(student, engine):
+    texts = []
+    for seed, stream in ((0, 1), (0, 2), (5, 1)):
+        torch.manual_seed(stream)
+        before = torch.get_rng_state()
+        texts.append(sample(student, PROMPTS, 4, Sampling(1.3, 10), generator(seed), engine=engine).texts)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+
+
+@ENGINES
+def test_the_generator_moves_on(student, engine):
+    stream = generator()
+    first, second = (sample(student, PROMPTS, 4, Sampling(1.3, 10), stream, engine=engine).texts for _ in range(2))
+    assert first != second
+
+
+# --- stopping ---------------------------------------------------------------------------------------------------------
+
+
+@ENGINES
+@pytest.mark.parametrize("training", [False, True])
+def test_stop_is_heard_between_two_tokens(policy, engine, training):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == 4
+
+    policy.model.train(training)
+    before, state = [module.training for module in policy.model.modules()], torch.get_rng_state()
+    with pytest.raises(Stopped, match="between two tokens"):
+        sample(policy, PROMPTS, 2, Sampling(max_new_tokens=50), generator(), stop, engine)
+    assert len(asked) == 4
+    assert [module.training for module in policy.model.modules()] == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert policy.trainable()
+
+
+@ENGINES
+def test_a_stop_set_beforehand_stops_at_once(policy, engine):
+    flag = threading.Event()
+    flag.set()
+    with pytest.raises(Stopped):
+        sample(policy, PROMPTS, 2, Sampling(max_new_tokens=50), generator(), flag.is_set, engine)
+
+
+@ENGINES
+@pytest.mark.parametrize("training", [False, True])
+def test_training_mode_is_as_it_was(policy, engine, training):
+    policy.model.train(training)
+    sample(policy, PROMPTS, 2, Sampling(max_new_tokens=2), generator(), engine=engine)
+    assert {module.training for module in policy.model.modules()} == {training}
+
+
+# --- top-p and top-k --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.6}, {"top_k": 4, "top_p": 0.8}, {"top_k": 1}, {"top_p": 1e-6}])
+def test_pitfall_08_cut_tokens_are_never_drawn_and_the_rest_is_renormalised(student, cut):
+    settings = Sampling(1.5, 6, **cut)
+    drawn = sample(student, PROMPTS, 30, settings, generator())
+    sequences = drawn.sequences
+    with torch.no_grad():
+        states = hidden_states(student, sequences)
+        log_probs = torch.log_softmax(student.head(states).float() / 1.5, -1)
+    ids = sequences.completion_ids[sequences.completion_mask.bool()]
+    reported = drawn.sampler_logps[sequences.completion_mask.bool()]
+    for row, token, logp in zip(log_probs, ids.tolist(), reported.tolist(), strict=True):
+        assert token in (kept := support(row, cut))
+        assert logp == pytest.approx(float(row[token] - row[sorted(kept)].logsumexp(0)), abs=1e-3)
+    # what the trainer computes is without the cut: the difference is the mass that was kept
+    assert float((token_logps(student, states, ids, 1.5)[0] - reported).max()) <= 1e-4
+
+
+def support(log_probs, cut):
+    """The tokens that top-k, then top-p, leave, written out token by token."""
+    order = log_probs.argsort(descending=True).tolist()[: cut.get("top_k") or None]
+    probabilities = torch.softmax(log_probs[order], 0).tolist()
+    kept, mass = [], 0.0
+    for token, probability in zip(order, probabilities, strict=True):
+        if kept and mass >= cut.get("top_p", 1.0):
+            break
+        kept.append(token)
+        mass += probability
+    return set(kept)
+
+
+def test_a_generation_config_does_not_bend_the_hf_engine(student, monkeypatch):
+    # many checkpoints come with settings for chat, repetition_penalty among them
+    plain = sample(student, PROMPTS, 2, Sampling(0.01, 30), generator(), engine="hf").texts
+    monkeypatch.setattr(student.causal_lm.generation_config, "repetition_penalty", 3.0)
+    monkeypatch.setattr(student.causal_lm.generation_config, "min_p", 0.5)
+    assert sample(student, PROMPTS, 2, Sampling(0.01, 30), generator(), engine="hf").texts == plain
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_does_not_fit_is_an_error_in_words(policy):
+    long = "1+" * 60 + "1?"
+    with pytest.raises(ValueError, match=r"prompt of 122 tokens and max_new_tokens=16 do not fit the context of 128 tokens.*'1\+1\+"):
+        sample(policy, ["1?", long], 1, Sampling(max_new_tokens=16), generator())
+    # the last place in the context may be used
+    assert sample(policy, [long], 1, Sampling(max_new_tokens=6), generator()).sequences.completion_ids.shape[1] <= 6
+
+
+@pytest.mark.parametrize(("prompts", "group_size"), [([], 2), (["1?"], 0)])
+def test_nothing_to_sample_is_an_error(policy, prompts, group_size):
+    with pytest.raises(ValueError, match="at least one prompt and a group of at least 1"):
+        sample(policy, prompts, group_size, Sampling(), generator())
+
+
+@ENGINES
+@pytest.mark.parametrize("prompts", [[""], ["49-7?", ""]])
+def test_a_prompt_without_tokens_is_an_error_in_words(policy, prompts, engine):
+    with pytest.raises(ValueError, match=r"prompt.*(empty|no tokens)"):
+        sample(policy, prompts, 2, Sampling(max_new_tokens=2), generator(), engine=engine)
+
+
+def test_an_unknown_engine_is_an_error(policy):
+    with pytest.raises(ValueError, match="unknown engine 'vllm': use 'fast' or 'hf'"):
+        sample(policy, PROMPTS, 1, Sampling(), generator(), engine="vllm")
+
+
+@pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"max_new_tokens": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}])
+def test_settings_out_of_range_are_an_error(bad):
+    with pytest.raises(ValueError, match="temperature > 0"):
+        Sampling(**bad)
+
+
+# --- the dense twin ---------------------------------------------------------------------------------------------------
+
+
+def logits(lm, model=None):
+    ids = torch.tensor([[24, 29, 17, 27, 35, 24, 22]])
+    with torch.no_grad(), lm.active():
+        return (model or lm.causal_lm)(input_ids=ids).logits
+
+
+@FAMILIES
+@pytest.mark.parametrize("quant", ["nf4", "none"])
+def test_the_twin_computes_what_the_policy_computes(make_model, stir, family, quant):
+    policy = stir(load_policy(make_model(family), quant, lora_rank=4, lora_alpha=12))
+    twin = DenseTwin(policy)
+    torch.testing.assert_close(logits(policy, twin.model), logits(policy), rtol=1e-5, atol=1e-5)
+    stir(policy, seed=1)
+    assert float((logits(policy, twin.model) - logits(policy)).abs().max()) > 0.1
+    twin.sync()
+    torch.testing.assert_close(logits(policy, twin.model), logits(policy), rtol=1e-5, atol=1e-5)
+    assert not any(p.requires_grad for p in twin.model.parameters())
+    assert not any(module.training for module in twin.model.modules())
+
+
+@FAMILIES
+@pytest.mark.parametrize("quant", ["nf4", "none"])
+def test_a_twin_of_a_bare_teacher_computes_what_it_computes(make_model, family, quant):
+    # teacher traces are drawn from it
+    teacher = load_teacher(make_model(family), quant)
+    torch.testing.assert_close(logits(teacher, DenseTwin(teacher).model), logits(teacher), rtol=1e-5, atol=1e-5)
+
+
+def test_a_twin_of_a_view_merges_that_views_adapter(make_model, make_adapter, stir):
+    policy = stir(load_policy(make_model(), "nf4"))
+    bare = load_teacher(make_model(), "nf4", policy=policy)
+    other = load_teacher(make_model(), "nf4", policy=policy, adapter=make_adapter(make_model(), seed=3))
+    for view in (bare, other, policy):
+        torch.testing.assert_close(logits(view, DenseTwin(view).model), logits(view), rtol=1e-5, atol=1e-5)
+
+
+def test_syncing_again_does_not_add_up(make_model, stir):
+    policy = stir(load_policy(make_model(), "none"))
+    base = [layer.weight.clone() for layer in policy.model.modules() if isinstance(layer, torch.nn.Linear)]
+    twin = DenseTwin(policy)
+    twin.sync()
+    twin.sync()
+    torch.testing.assert_close(logits(policy, twin.model), logits(policy), rtol=1e-5, atol=1e-5)
+    # the policy's own weights are shared where they are not merged, and none of them is written to
+    assert all(torch.equal(a, layer.weight) for a, layer in zip(base, (m for m in policy.model.modules() if isinstance(m, torch.nn.Linear)), strict=True))
+
+
+def test_pitfall_04_a_small_update_is_not_rounded_away_in_the_merge(make_model, stir):
+    policy = load_policy(make_model(initializer_range=0.02), "nf4", lora_rank=1, lora_alpha=1)
+    twin = DenseTwin(policy)
+    linear, layer, base = twin.pairs[0]
+    before = linear.weight.clone()
+    with torch.no_grad():
+        layer.lora_A["default"].weight.fill_(1.0)
+        layer.lora_B["default"].weight.copy_(torch.randn(base.shape[0], 1, generator=generator()) * 1e-5)
+    twin.sync()
+    assert linear.weight.dtype == torch.float32
+    assert float((linear.weight != before).float().mean()) > 0.99
+    # merged into bf16, most entries would stay as they were
+    assert float((linear.weight.bfloat16() != before.bfloat16()).float().mean()) < 0.5
+
+
+def test_pitfall_04_the_twin_refuses_a_sixteen_bit_model(make_model, monkeypatch):
+    monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
+    policy = load_policy(make_model(), "nf4")
+    assert not DenseTwin.suits(policy)
+    with pytest.raises(ValueError, match=r"merges in float32; this model computes in torch\.bfloat16"):
+        DenseTwin(policy)
+
+
+def test_the_cache_is_the_libraries_own():
+    # the sampler relies on these two
+    assert hasattr(DynamicCache, "batch_repeat_interleave")
+    assert hasattr(DynamicCache, "batch_select_indices")
+    assert issubclass(LanguageModel, object)
+    assert sampling.Engine
