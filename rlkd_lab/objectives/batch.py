@@ -48,6 +48,8 @@ class TokenBatch:
     reward-guided mask M into it."""
     prepared_for: str | None = None
     """Name of the method that :func:`prepare` made this batch ready for."""
+    prepared_with: dict[str, str | float | bool | None] | None = None
+    """The coefficients and options that :func:`prepare` used."""
 
     def __post_init__(self) -> None:
         if self.logps.dim() != 2:
@@ -71,6 +73,13 @@ class TokenBatch:
     def old(self) -> Tensor:
         """``old_logps``, or the detached ``logps`` on-policy."""
         return self.logps.detach() if self.old_logps is None else self.old_logps
+
+    def blank_padding(self) -> TokenBatch:
+        """0 in every per-token field where the mask is 0: padding may hold anything, and 0·inf is NaN in the backward pass."""
+        padding = self.completion_mask == 0
+        names = ("logps", *_PER_TOKEN[1:])
+        given = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: value.masked_fill(padding, 0.0) for name, value in given.items() if value is not None})
 
     def select(self, rows: Tensor | slice) -> TokenBatch:
         """The same batch with some of its rows; the normaliser stays that of the whole rollout."""

@@ -45,6 +45,13 @@ def k3(logps: Tensor, other_logps: Tensor) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
+def _logsumexp(log_probs: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    # torch's has a NaN gradient where every term is -inf
+    floor = torch.finfo(log_probs.dtype).min
+    total = torch.logsumexp(log_probs.clamp(min=floor), dim=dim, keepdim=keepdim)
+    return torch.where(total > floor / 2, total, -torch.inf)
+
+
 def _relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
     # A token that p excludes contributes 0; where log_p is -inf both factors are replaced, or 0·inf would poison the gradient.
     possible = torch.isfinite(log_p)
@@ -82,7 +89,7 @@ def jsd(log_p: Tensor, log_q: Tensor, weight: float = 0.5) -> Tensor:
     if weight == 1.0:
         return reverse_kl(log_p, log_q)
     log_weights = torch.tensor([1.0 - weight, weight], dtype=log_p.dtype, device=log_p.device).log()
-    mixture = torch.logsumexp(torch.stack([log_p + log_weights[0], log_q + log_weights[1]]), dim=0)
+    mixture = _logsumexp(torch.stack([log_p + log_weights[0], log_q + log_weights[1]]), dim=0)
     return weight * _relative_entropy(log_q, mixture) + (1.0 - weight) * _relative_entropy(log_p, mixture)
 
 
@@ -119,7 +126,7 @@ def topk_with_tail(log_p: Tensor, log_q: Tensor, k: int) -> tuple[Tensor, Tensor
 
     def coarse(log_probs: Tensor) -> Tensor:
         # The tail is summed, not taken as 1 − top: that difference loses all its digits where the top holds nearly everything.
-        tail = torch.logsumexp(log_probs.masked_fill(kept, -torch.inf), dim=-1, keepdim=True)
+        tail = _logsumexp(log_probs.masked_fill(kept, -torch.inf), dim=-1, keepdim=True)
         return torch.cat([log_probs.gather(-1, index), tail], dim=-1)
 
     return coarse(log_p), coarse(log_q)

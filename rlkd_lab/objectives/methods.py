@@ -91,7 +91,7 @@ class Method:
     penalty: Callable[[TokenBatch, Tensor, Coefs, Options], Tensor] | None = None
     coefs: Mapping[str, float | None] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
-    schedules: Mapping[str, str] = field(default_factory=dict)
+    schedules: Mapping[str, str] = field(default_factory=dict)  # coefs hold where each starts
     watch: str = ""
 
     @property
@@ -275,6 +275,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             title="KDRL, annealed (preset)",
             source="KDRL (arXiv 2506.02208), §3.3",
             formula="KDRL with kd_coef from β_init to β_min, linearly over the run",
+            coefs={**_KDRL, "kd_coef": 0.2},
             schedules={"kd_coef": "linear:0.2:0.002"},
         ),
         "kdrl_masked": replace(
@@ -290,6 +291,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             title="OPD, then GRPO (preset)",
             source="Sequential Beats Joint (arXiv 2609.04108)",
             formula="A = d for the first half of the run, then Â",
+            coefs={**_KDRL, "kd_coef": 1.0, "rl_coef": 0.0},
             schedules={"kd_coef": "switch:1:0:0.5", "rl_coef": "switch:0:1:0.5"},
             watch="a kink in every curve at the switch",
         ),
@@ -331,6 +333,10 @@ def resolve_options(method: Method, options: Options | None = None) -> dict[str,
             "k1 cannot be a loss: its expected gradient is 0, so the teacher would have no influence. Use 'k2' (the gradient of the reverse KL), or a method"
             " that puts the teacher into the advantage (kdrl_advantage, opd)"
         )
+    for name in ("constant_length", "topk"):
+        value = resolved[name]
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
     for name, value in resolved.items():
         if name not in ("constant_length", "topk"):
             nearest(str(value), CHOICES[nearest(name, CHOICES, "option")], name)
@@ -377,7 +383,9 @@ def prepare(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: O
     """
     method, values, choices = _resolve(name, coefs, options)
     _require(name, method, batch, needs_of(method, values, choices), str(choices["kd_mask"]))
-    batch = replace(batch, old_logps=batch.old)
+    if batch.prepared_for is not None:
+        raise ValueError(f"this batch is already prepared (for {batch.prepared_for!r}): prepare the unprepared batch")
+    batch = replace(batch, old_logps=batch.old).blank_padding()
     mask, aggregation = batch.mask, choices["aggregation"]
     denominator = batch.normalizer
     if denominator is None:
@@ -395,8 +403,11 @@ def prepare(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: O
             full = float(mask.sum()) if aggregation == "token" else float(mask.shape[0])
             weight = weight * (full / max(total, 1.0))
         batch = replace(batch, kd_weight=weight)
+        if batch.teacher_logps is not None:
+            # where the teacher has no say it repeats the old policy: no 0·inf, and TRRD's ratio falls back to GRPO's
+            batch = replace(batch, teacher_logps=torch.where(weight == 0, batch.old, batch.teacher_logps))
     advantages = batch.advantages if method.advantage is None else method.advantage(batch, values, choices).detach()
-    return replace(batch, advantages=advantages, normalizer=denominator, prepared_for=name)
+    return replace(batch, advantages=advantages, normalizer=denominator, prepared_for=name, prepared_with=_prepared_with(method, values, choices))
 
 
 def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None) -> tuple[Tensor, dict[str, float]]:
@@ -422,6 +433,9 @@ def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options
         batch = prepare(name, batch, values, choices)
     if batch.prepared_for != name or batch.normalizer is None:
         raise ValueError(f"this batch was prepared for {batch.prepared_for!r}, not for {name!r}: prepare the unprepared batch again")
+    if batch.prepared_with != _prepared_with(method, values, choices):
+        raise ValueError(f"this batch was prepared with {batch.prepared_with}, not with {_prepared_with(method, values, choices)}: prepare it again")
+    batch = batch.blank_padding()
     mask = batch.mask
     stats: dict[str, float] = {}
     tokens = mask.sum().clamp(min=1)
@@ -445,8 +459,7 @@ def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options
                 stats["trrd/dead_frac"] = share(cut["low"] | cut["high"] | cut["cap"])
                 stats["trrd/bound_frac"] = share(bound)
         if values["importance_cap"] is not None and batch.sampler_logps is not None:
-            gap = (batch.old - batch.sampler_logps).masked_fill(batch.completion_mask == 0, 0.0)
-            policy = policy * gap.exp().clamp(max=values["importance_cap"])
+            policy = policy * (batch.old - batch.sampler_logps).exp().clamp(max=values["importance_cap"])
 
     def summed(per_token: Tensor) -> Tensor:
         return aggregate(per_token, mask, choices["aggregation"], batch.normalizer or 1.0)  # type: ignore[arg-type]
@@ -458,10 +471,22 @@ def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options
         stats["loss/kd"] = penalty.item()
         loss = loss + penalty
     if batch.ref_logps is not None:
-        stats["kl_ref"] = share(k3(batch.logps.detach(), batch.ref_logps).masked_fill(mask == 0, 0.0))
+        stats["kl_ref"] = share(k3(batch.logps.detach(), batch.ref_logps))
         if values.get("kl_coef"):
             loss = loss + summed(reference_penalty(batch, importance, values, choices))
     return loss, stats
+
+
+def _prepared_with(method: Method, coefs: Coefs, options: Options) -> dict[str, str | float | bool | None]:
+    """What :func:`prepare` has already used and :func:`token_loss` can no longer change."""
+    used: dict[str, str | float | bool | None] = {
+        name: options[name] for name in ("aggregation", "constant_length", "kd_mask", "kd_normalizer", "scale_rewards")
+    }
+    if method.advantage is not None:
+        used["rl_coef"] = coefs.get("rl_coef")
+    if method.advantage in (teacher_advantage, joint_advantage):
+        used["kd_coef"] = coefs.get("kd_coef")
+    return used
 
 
 def _number(coefs: Coefs, name: str, default: float | None = None) -> float:
@@ -482,7 +507,7 @@ def _require(name: str, method: Method, batch: TokenBatch, needs: set[str], kd_m
     if batch.advantages is not None and method.advantage is not None:
         needs = needs - {"groups"}
     if "divergence" in needs:  # the head that made the divergence has already seen the teacher
-        needs = needs - {"teacher"} if method.penalty is divergence_penalty else needs
+        needs = needs - {"teacher"}
     given = {
         "teacher": (batch.teacher_logps is not None, "teacher_logps: the teacher's log-probabilities of the same tokens"),
         "groups": (batch.rewards is not None and batch.group_ids is not None, "rewards and group_ids (or advantages)"),

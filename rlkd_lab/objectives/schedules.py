@@ -15,15 +15,17 @@ class Constant:
         return self.value
 
     def __str__(self) -> str:
-        return "off" if self.value is None else f"{self.value:g}"
+        return "off" if self.value is None else f"{self.value}"
 
 
 @dataclass(frozen=True)
 class Linear:
-    """From ``start`` to ``end`` over the first ``share`` of the run, then ``end``: KDRL's annealing, max(β_init − δ·t, β_min). Written ``linear:0.2:0.002``.
+    """From ``start`` at step 1 to ``end`` at the last step of the first ``share`` of the run, then ``end``. Written ``linear:0.2:0.002``.
 
-    >>> [round(Linear(1.0, 0.0, 0.5).at(step, 8), 2) for step in (1, 3, 5, 8)]
-    [1.0, 0.5, 0.0, 0.0]
+    KDRL's annealing, max(β_init − δ·t, β_min).
+
+    >>> [round(Linear(1.0, 0.0, 0.5).at(step, 8), 2) for step in (1, 2, 4, 8)]
+    [1.0, 0.67, 0.0, 0.0]
     """
 
     start: float
@@ -31,10 +33,10 @@ class Linear:
     share: float = 1.0
 
     def at(self, step: int, total: int) -> float:
-        return self.start + (self.end - self.start) * min(1.0, (step - 1) / max(self.share * total, 1.0))
+        return self.start + (self.end - self.start) * min(1.0, (step - 1) / max(self.share * total - 1, 1.0))
 
     def __str__(self) -> str:
-        return f"linear:{self.start:g}:{self.end:g}:{self.share:g}"
+        return f"linear:{self.start}:{self.end}:{self.share}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Switch:
         return self.before if step <= self.share * total else self.after
 
     def __str__(self) -> str:
-        return f"switch:{self.before:g}:{self.after:g}:{self.share:g}"
+        return f"switch:{self.before}:{self.after}:{self.share}"
 
 
 Schedule = Constant | Linear | Switch

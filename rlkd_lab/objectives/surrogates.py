@@ -18,8 +18,7 @@ Level = Literal["token", "sequence"]
 
 def log_importance(batch: TokenBatch, level: Level = "token") -> Tensor:
     """log π_θ/π_old, (B, T). At ``sequence`` level the length-normalised ratio of GSPO (arXiv 2507.18071), the same in every column of a row."""
-    # masked before any exp: a padded position may hold anything, and 0·inf is NaN in the backward pass
-    log_ratio = (batch.logps - batch.old).masked_fill(batch.completion_mask == 0, 0.0)
+    log_ratio = (batch.logps - batch.old) * batch.mask
     if level == "token":
         return log_ratio
     mean = log_ratio.sum(-1, keepdim=True) / batch.mask.sum(-1, keepdim=True).clamp(min=1)
@@ -39,7 +38,7 @@ def trrd_log_ratio(batch: TokenBatch, log_ratio: Tensor, alpha: float, bound: fl
         log r, (B, T), and where the bound acts, (B, T) of bool.
     """
     assert batch.teacher_logps is not None
-    to_teacher = (batch.logps - batch.teacher_logps).masked_fill(batch.completion_mask == 0, 0.0)
+    to_teacher = batch.logps - batch.teacher_logps
     if bound is None:
         return alpha * log_ratio + (1 - alpha) * to_teacher, torch.zeros_like(to_teacher, dtype=torch.bool)
     return alpha * log_ratio + (1 - alpha) * to_teacher.clamp(-bound, bound), to_teacher.abs() > bound
@@ -55,7 +54,7 @@ def clipped_surrogate(
         advantages: A, (B, T).
         clip_low: ε_low in [0, 1].
         clip_high: ε_high ≥ 0.
-        ratio_cap: c > 1 + ε_high, or ``None``.
+        ratio_cap: c, or ``None``. Below 1 + ε_high it differs from TRL's ``delta``, which for A < 0 then leaves the value of the clipped branch.
 
     Returns:
         The per-token loss, (B, T), and where its gradient is cut, each (B, T) of bool: ``low`` (ρ < 1−ε_low and A < 0), ``high`` (ρ > 1+ε_high and

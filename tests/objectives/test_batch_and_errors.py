@@ -568,3 +568,14 @@ def test_preparing_changes_nothing_but_the_work():
         assert batch.prepared_for is None
         assert batch.advantages is None
         close(token_loss(method, prepared, coefs)[0], token_loss(method, batch, coefs)[0])
+
+
+def test_a_prepared_batch_refuses_other_coefficients_than_it_was_prepared_with():
+    batch = rollout()
+    prepared = prepare("kdrl_advantage", batch, {"kd_coef": 0.1})
+    with pytest.raises(ValueError, match="prepared with"):
+        token_loss("kdrl_advantage", prepared, {"kd_coef": 5.0})
+    with pytest.raises(ValueError, match="prepared with"):
+        token_loss("grpo", prepare("grpo", batch), options={"aggregation": "token"})
+    # what prepare has not used may still move
+    token_loss("kdrl_advantage", prepared, {"kd_coef": 0.1, "clip_high": 0.3})

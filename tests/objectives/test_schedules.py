@@ -55,21 +55,22 @@ def test_constant():
 
 
 def test_linear_is_the_annealing_of_kdrl():
-    # β_t = max(β_init − δ·t, β_min), with t counted from 0: KDRL's 5e-3, 5e-5 and 1e-3 reach the minimum after 80 of 280 steps
+    # β_t = max(β_init − δ·t, β_min), with t counted from 0: KDRL's 5e-3, 5e-5 and 1e-3 reach the minimum at step 81 of 280
     start, delta, end, total = 5e-3, 5e-5, 1e-3, 280
-    schedule = Linear(start, end, 80 / total)
+    schedule = Linear(start, end, 81 / total)
     for step in (1, 2, 40, 80, 81, 82, 280):
         assert schedule.at(step, total) == pytest.approx(max(start - delta * (step - 1), end), rel=1e-12)
 
 
 def test_linear_goes_up_as_well_and_stays_at_its_end():
     values = [Linear(0.0, 1.0, 0.5).at(step, 8) for step in range(1, 9)]
-    assert values == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1, 1])
+    assert values == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1, 1, 1])
 
 
 def test_linear_scales_with_the_length_of_the_run():
     schedule = Linear(1.0, 0.0)
-    assert schedule.at(51, 100) == pytest.approx(schedule.at(501, 1000)) == pytest.approx(0.5)
+    assert schedule.at(51, 101) == pytest.approx(schedule.at(501, 1001)) == pytest.approx(0.5)
+    assert schedule.at(100, 100) == 0.0  # the last step is at the end
     assert schedule.at(1, 1) == 1.0
 
 

@@ -26,7 +26,8 @@ def draw(teacher, cache, n=24, seed=3, keep="all", **settings):
 def test_a_trace_has_all_its_columns_and_the_file_says_what_made_it(teacher, tmp_path):
     table = draw(teacher, tmp_path / "deep" / "traces.parquet")
     stored = pq.read_table(tmp_path / "deep" / "traces.parquet")
-    assert stored.equals(table, check_metadata=True)
+    assert stored.to_pylist() == table.to_pylist()
+    assert stored.schema.metadata[b"rlkd_traces"] == table.schema.metadata[b"rlkd_traces"]
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["traces.parquet"]
     assert stored.column_names == ["example_id", "prompt", "answer", "completion", "completion_ids", "reward", "correct", "finished"]
     about = json.loads(stored.schema.metadata[b"rlkd_traces"])
@@ -44,12 +45,12 @@ def test_a_trace_has_all_its_columns_and_the_file_says_what_made_it(teacher, tmp
 def test_a_cache_that_fits_is_read_and_nothing_is_drawn(teacher, tmp_path, monkeypatch):
     first = draw(teacher, tmp_path / "t.parquet")
     monkeypatch.setattr(traces, "sample", lambda *_, **__: pytest.fail("drawn again"))
-    assert draw(teacher, tmp_path / "t.parquet").equals(first, check_metadata=True)
+    assert draw(teacher, tmp_path / "t.parquet").to_pylist() == first.to_pylist()
 
 
 def test_the_seed_decides_and_the_batch_does_not_change_the_prompts(teacher, tmp_path):
     first, again, smaller, other = (
-        draw(teacher, tmp_path / f"{i}.parquet", seed=seed, batch=batch) for i, (seed, batch) in enumerate([(3, 128), (3, 128), (3, 7), (4, 128)])
+        draw(teacher, tmp_path / f"{i}.parquet", n=12, seed=seed, batch=batch) for i, (seed, batch) in enumerate([(3, 128), (3, 128), (3, 7), (4, 128)])
     )
     assert first.equals(again)
     assert first["prompt"].to_pylist() == smaller["prompt"].to_pylist()
@@ -57,20 +58,20 @@ def test_the_seed_decides_and_the_batch_does_not_change_the_prompts(teacher, tmp
 
 
 def test_filters_keep_what_they_say(teacher, tmp_path):
-    every = draw(teacher, tmp_path / "all.parquet", n=64).to_pylist()
-    finished = draw(teacher, tmp_path / "finished.parquet", n=64, keep="finished").to_pylist()
-    correct = draw(teacher, tmp_path / "correct.parquet", n=64, keep="correct").to_pylist()
-    assert len(every) == 64
+    every = draw(teacher, tmp_path / "all.parquet", n=40).to_pylist()
+    finished = draw(teacher, tmp_path / "finished.parquet", n=40, keep="finished").to_pylist()
+    correct = draw(teacher, tmp_path / "correct.parquet", n=40, keep="correct").to_pylist()
+    assert len(every) == 40
     assert finished == [row for row in every if row["finished"]]
     assert correct == [row for row in every if row["correct"]]
     # with room for 24 tokens some are cut
-    assert 0 < len(correct) <= len(finished) < 64
+    assert 0 < len(correct) <= len(finished) < 40
 
 
 def test_a_completion_cut_by_the_limit_is_not_correct(teacher, tmp_path):
     # one that says the right answer and would have gone on
     for limit in (4, 12, 13):
-        rows = draw(teacher, tmp_path / f"{limit}.parquet", n=40, sampling=Sampling(1.0, limit)).to_pylist()
+        rows = draw(teacher, tmp_path / f"{limit}.parquet", n=24, sampling=Sampling(1.0, limit)).to_pylist()
         assert not any(row["correct"] and not row["finished"] for row in rows)
 
 

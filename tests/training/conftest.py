@@ -1,0 +1,36 @@
+"""Runs of a second or two on the embedded pair, shared by the tests of a session."""
+
+import json
+
+import pytest
+
+from rlkd_lab.training import make_config, run
+
+TINY = {
+    "steps": 2, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 24, "difficulty": (2, 2), "traces": 8, "keep_traces": "all",
+    "eval_every": 0, "eval_prompts": 8, "samples_every": 0, "checkpoint_every": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """``tiny(method, settings, **fields)``: a config for a run of two steps."""
+
+    def make(method="kdrl", settings=None, **fields):
+        return make_config(method, settings=settings, **{**TINY, **fields})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory):
+    """``trained(method, settings, **fields)``: the folder of such a run, trained once a session. Not for writing into."""
+    made = {}
+
+    def train(method="kdrl", settings=None, **fields):
+        key = json.dumps([method, settings, fields], sort_keys=True)
+        if key not in made:
+            made[key] = run(tiny(method, settings, **fields), tmp_path_factory.mktemp("runs") / method)
+        return made[key]
+
+    return train

@@ -1,0 +1,143 @@
+import json
+import math
+import re
+
+import pytest
+
+from rlkd_lab.objectives import METHODS
+from rlkd_lab.runs import RunFolder
+from rlkd_lab.training import LOOP_KNOBS, RunConfig, config_of, make_config
+from rlkd_lab.training.config import likely_mistakes
+
+BAD = {
+    "method": ("grop", {}, "did you mean 'grpo'"),
+    "knob of another method": ("grpo", {"kd_coef": "1"}, "'kd_coef': did you mean 'rl_coef'"),
+    "knob": ("kdrl", {"kd_coeff": "1"}, "did you mean 'kd_coef'"),
+    "setting": ("kdrl", {"group_sise": "4"}, "did you mean 'group_size'"),
+    "option": ("kdrl", {"aggregatoin": "token"}, "did you mean 'aggregation'"),
+    "value of an option": ("kdrl", {"aggregation": "tokens"}, "did you mean 'token'"),
+    "task": ("kdrl", {"task": "aritmetic"}, "did you mean 'arithmetic'"),
+    "quant": ("kdrl", {"quant": "nf8"}, "'nf4' or 'none'"),
+    "engine": ("kdrl", {"engine": "vllm"}, "'fast' or 'hf'"),
+    "knob above its range": ("kdrl", {"kd_coef": "11"}, "lies in 0–10"),
+    "knob below its range": ("kdrl", {"clip_low": "-0.1"}, "lies in 0–1"),
+    "knob not a number": ("kdrl", {"kd_coef": "nan"}, "lies in 0–10"),
+    "knob in no form": ("kdrl", {"kd_coef": "much"}, "linear:START:END"),
+    "start of a schedule": ("kdrl", {"kd_coef": "linear:11:0"}, "lies in 0–10"),
+    "end of a schedule": ("kdrl", {"kd_coef": "linear:0:11"}, "lies in 0–10"),
+    "a switch": ("kdrl", {"kd_coef": "switch:0:11"}, "lies in 0–10"),
+    "share of a schedule": ("kdrl", {"kd_coef": "linear:0:1:1.5"}, "(0, 1]"),
+    "loop knob out of range": ("kdrl", {"temperature": "0"}, "lies in 0.05–5"),
+    "schedule of a loop knob": ("kdrl", {"learning_rate": "linear:0.001:2"}, "lies in 0–1"),
+    "off for a knob that has no off": ("kdrl", {"kd_coef": "off"}, "lies in 0–10"),
+    "off for a loop knob": ("kdrl", {"temperature": "off"}, "lies in 0.05–5"),
+    "group of one": ("grpo", {"group_size": "1"}, "group_size to 2 or more"),
+    "no teacher": ("opd", {"teacher": "off"}, "opd needs a teacher"),
+    "no teacher for the traces": ("sft", {"teacher": "off"}, "sft needs a teacher"),
+    "k1 as a loss": ("kdrl", {"estimator": "k1"}, "k1 cannot be a loss"),
+    "steps": ("kdrl", {"steps": "0"}, "greater than or equal to 1"),
+    "whole number": ("kdrl", {"group_size": "many"}, "group_size='many'"),
+    "top-k that is no number": ("gkd", {"topk": "many"}, "topk"),
+    "top-k of nothing": ("gkd", {"topk": "-3"}, "topk"),
+    "constant length below one": ("dr_grpo", {"constant_length": "-5"}, "constant_length"),
+    "difficulty in no form": ("kdrl", {"difficulty": "hard"}, "difficulty"),
+    "interference without groups": ("opd", {"group_size": "1", "interference_every": "1"}, "group"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_answered_in_one_sentence(case):
+    method, settings, says = BAD[case]
+    with pytest.raises(ValueError, match=re.escape(says)) as raised:
+        make_config(method, settings=settings)
+    assert "\n" not in str(raised.value)
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="did you mean 'tiny'"):
+        make_config("grpo", "tyni")
+
+
+def test_a_field_set_later_is_checked_too():
+    config = make_config("grpo")
+    with pytest.raises(ValueError, match="greater than or equal"):
+        config.steps = 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("settings", [{}, {"learning_rate": "linear:0.001:0:0.5", "temperature": "switch:1:0.7"}, {"lora_rank": "4", "difficulty": "2-3"}])
+def test_a_config_survives_its_run_folder(tmp_path, method, settings):
+    config = make_config(method, settings=settings, steps=7, seed=3)
+    folder = RunFolder.create(tmp_path / "run", config.model_dump(), {})
+    again = config_of(RunFolder.open(folder.path))
+    assert again == config
+    assert again.schedules() == config.schedules()
+
+
+def test_knobs_off_and_options_survive_too(tmp_path):
+    settings = {"ratio_cap": "off", "trrd_gap_bound": "2", "trrd_alpha": "switch:1:0.5:0.25", "aggregation": "constant", "constant_length": "12"}
+    config = make_config("trrd", settings=settings)
+    folder = RunFolder.create(tmp_path / "run", config.model_dump(), {})
+    assert config_of(folder) == config
+    assert config.schedules()["ratio_cap"].at(1, 10) is None
+    assert config.options == {"aggregation": "constant", "constant_length": 12}
+
+
+def test_a_knob_is_the_same_setting_from_python_and_from_the_command_line():
+    assert make_config("kdrl", settings={"kd_coef": "0.5"}) == make_config("kdrl", knobs={"kd_coef": 0.5})
+
+
+def test_every_field_says_what_it_is():
+    for name, field in RunConfig.model_fields.items():
+        assert field.description, name
+        assert field.description.strip() == field.description, name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_knob_of_a_method_has_a_schedule_with_values_in_range(method):
+    config = make_config(method)
+    schedules = config.schedules()
+    assert set(schedules) == set(METHODS[method].coefs) | set(LOOP_KNOBS)
+    for name, schedule in schedules.items():
+        knob = {**METHODS[method].knobs, **LOOP_KNOBS}[name]
+        for step in range(1, config.steps + 1):
+            value = schedule.at(step, config.steps)
+            assert knob.optional if value is None else knob.low <= value <= knob.high
+
+
+def test_schedules_move_with_the_length_of_the_run():
+    annealed = make_config("kdrl_annealed", steps=10).schedules()["kd_coef"]
+    values = [annealed.at(step, 10) for step in range(1, 11)]
+    assert values[0] == 0.2
+    assert values == sorted(values, reverse=True)
+    assert min(values) >= 0.002
+    both = make_config("opd_then_rl", steps=6).schedules()
+    assert [both["kd_coef"].at(step, 6) for step in range(1, 7)] == [1, 1, 1, 0, 0, 0]
+    assert [both["rl_coef"].at(step, 6) for step in range(1, 7)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_defaults_are_no_mistakes():
+    for method in METHODS:
+        assert likely_mistakes(make_config(method)) == []
+
+
+def test_likely_mistakes_say_what_to_do():
+    (cut,) = likely_mistakes(make_config("grpo", settings={"top_p": "0.9"}))
+    assert "top_p" in cut
+    assert "off" in cut
+    assert likely_mistakes(make_config("grpo", settings={"top_k": "5"}))
+    (idle,) = likely_mistakes(make_config("grpo", settings={"clip_high": "0.3", "updates_per_rollout": "1"}))
+    assert "updates_per_rollout" in idle
+    # with two minibatches the second one is off-policy, so the clip can act
+    assert likely_mistakes(make_config("grpo", settings={"clip_high": "0.3", "updates_per_rollout": "1", "minibatches": "2"})) == []
+
+
+def test_config_json_is_json_that_anyone_reads(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", make_config("trrd").model_dump(), {})
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    stored = json.loads((folder.path / "config.json").read_text(), parse_constant=refuse)
+    assert stored["method"] == "trrd"
+    assert all(not isinstance(v, float) or math.isfinite(v) for v in stored.values())

@@ -1,0 +1,410 @@
+"""What one step computes, and that nothing outside a run can disturb it."""
+
+import threading
+import zlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rlkd_lab.models import Sequences
+from rlkd_lab.runs import first_difference
+from rlkd_lab.tasks import ArithmeticTask, Score
+from rlkd_lab.training import run
+from rlkd_lab.training.loop import Loop
+
+ONE_UPDATE = {"steps": 1, "updates_per_rollout": 1}
+
+
+@pytest.fixture
+def coin(monkeypatch):
+    """Rewards by a hash of the completion: every group has a spread, whatever the embedded student can do."""
+    monkeypatch.setattr(ArithmeticTask, "score", lambda self, text, example: Score(zlib.crc32(text.encode()) % 7 / 6, {"format": 0.0, "accuracy": 0.0}))
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+    """The gradient of every optimizer step of a run, as one vector each."""
+    seen = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def record(parameters, limit):
+        seen.append(torch.cat([p.grad.flatten().clone() for p in parameters]))
+        return clip(parameters, limit)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", record)
+    return seen
+
+
+# --- the same numbers again -------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_rows_whatever_the_global_stream_does(trained, tiny, tmp_path):
+    expected = trained("kdrl").rows()
+    before = torch.random.get_rng_state()
+    torch.manual_seed(12345)
+    stop = threading.Event()
+    started = threading.Event()
+
+    def another_cell():
+        while not stop.is_set():
+            torch.rand(1000)
+            started.set()
+
+    noise = threading.Thread(target=another_cell)
+    noise.start()
+    started.wait()
+    try:
+        again = run(tiny("kdrl"), tmp_path / "again").rows()
+    finally:
+        stop.set()
+        noise.join()
+        torch.random.set_rng_state(before)
+    assert first_difference(again, expected) == (None, 0.0)
+
+
+def test_a_run_leaves_the_global_stream_alone(tiny, tmp_path):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    run(tiny("kdrl", steps=1), tmp_path / "run")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_another_seed_gives_another_run(trained):
+    assert first_difference(trained("kdrl").rows(), trained("kdrl", seed=1).rows())[0] is not None
+
+
+def test_every_step_draws_anew(tiny, tmp_path):
+    folder = run(tiny("kdrl", {"learning_rate": "0"}, samples_every=1), tmp_path / "run")
+    assert folder.samples(1)["prompt"].tolist() != folder.samples(2)["prompt"].tolist()
+    assert folder.samples(1)["completion"].tolist() != folder.samples(2)["completion"].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"dense_twin": False}])
+def test_memory_and_speed_settings_change_no_result(trained, settings):
+    plain, other = trained("kdrl", **ONE_UPDATE).rows()[0], trained("kdrl", **ONE_UPDATE, **settings).rows()[0]
+    for name in ("reward", "completions/mean_length", "num_tokens"):
+        assert other[name] == plain[name]
+    for name in ("loss/policy", "loss/kd", "grad_norm", "kl_teacher_rev", "entropy"):
+        assert other[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_hf_engine_trains_too(trained):
+    row = trained("kdrl", engine="hf").rows()[-1]
+    assert "sampling/logp_difference_mean" not in row
+    assert row["grad_norm"] > 0
+
+
+# --- how a rollout is cut into pieces ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["kdrl", pytest.param("grpo", marks=pytest.mark.slow), pytest.param("gkd", marks=pytest.mark.slow)])
+def test_micro_batches_change_nothing_but_memory(tiny, tmp_path, coin, gradients, method):
+    rows = []
+    for micro_batch in (8, 3, 1):
+        folder = run(tiny(method, group_size=4, micro_batch=micro_batch, on_policy_frac=1.0, **ONE_UPDATE), tmp_path / str(micro_batch))
+        rows.append(folder.rows()[0])
+    whole, *parts = rows
+    assert len(gradients) == 3
+    assert gradients[0].norm() > 0
+    for part, gradient in zip(parts, gradients[1:], strict=True):
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-3, atol=1e-5 * float(gradients[0].norm()))
+        assert part["reward"] == whole["reward"]
+        for name, value in whole.items():
+            if name.startswith(("loss/", "kl_", "grad_norm", "entropy", "clip_ratio")):
+                assert part[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.parametrize("minibatches", [2, 16])
+def test_minibatches_have_the_gradient_of_the_whole_on_average(tiny, tmp_path, coin, gradients, minibatches):
+    still = {"learning_rate": "0"}  # so that every minibatch sees the same policy
+    whole = run(tiny("kdrl", still, group_size=4, **ONE_UPDATE), tmp_path / "whole").rows()[0]
+    cut = run(tiny("kdrl", still, group_size=4, minibatches=minibatches, **ONE_UPDATE), tmp_path / "cut").rows()[0]
+    expected, *pieces = gradients
+    assert len(pieces) == min(minibatches, 8)  # at most one a completion
+    torch.testing.assert_close(sum(pieces) / len(pieces), expected, rtol=1e-3, atol=1e-5 * float(expected.norm()))
+    assert cut["loss/policy"] == pytest.approx(whole["loss/policy"], abs=1e-5)
+    assert cut["loss/kd"] == pytest.approx(whole["loss/kd"], rel=1e-4)
+    assert cut["kl_ref"] == pytest.approx(whole["kl_ref"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_minibatches_are_drawn_anew_in_every_pass(tiny, tmp_path, gradients):
+    run(tiny("kdrl", {"learning_rate": "0"}, group_size=4, minibatches=2, updates_per_rollout=2, steps=1), tmp_path / "run")
+    assert len(gradients) == 4
+    assert not torch.allclose(gradients[0], gradients[2])
+    torch.testing.assert_close(gradients[0] + gradients[1], gradients[2] + gradients[3], rtol=1e-3, atol=1e-5 * float(gradients[0].norm()))
+
+
+# --- on-policy, temperature, reference --------------------------------------------------------------------------------
+
+
+def test_the_first_update_is_on_policy(tiny, tmp_path, coin):
+    row = run(tiny("grpo", {"clip_low": "0.0001", "clip_high": "0.0001"}, group_size=4, **ONE_UPDATE), tmp_path / "run").rows()[0]
+    assert row["clip_ratio/low"] == row["clip_ratio/high"] == 0  # the ratio is 1 to 1e-4
+    assert abs(row["loss/policy"]) < 1e-5  # the advantages of a group sum to 0
+    assert row["grad_norm"] > 0.01
+    assert row["reward_std"] > 0
+
+
+def test_the_second_update_is_not(tiny, tmp_path, coin):
+    settings = {"clip_low": "0.0001", "clip_high": "0.0001", "learning_rate": "0.01"}
+    row = run(tiny("grpo", settings, group_size=4, steps=1, updates_per_rollout=2), tmp_path / "run").rows()[0]
+    assert row["clip_ratio/low"] + row["clip_ratio/high"] > 0.1
+
+
+def test_statistics_of_updates_are_means_over_the_updates(tiny, tmp_path, coin):
+    """With a step size of 0 both passes are the same, so two passes give the numbers of one."""
+    still = {"learning_rate": "0"}
+    one = run(tiny("kdrl", still, **ONE_UPDATE), tmp_path / "one").rows()[0]
+    two = run(tiny("kdrl", still, steps=1, updates_per_rollout=2), tmp_path / "two").rows()[0]
+    for name in ("loss/policy", "loss/kd", "grad_norm", "kl_ref", "clip_ratio/low"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), name
+
+
+def test_kl_is_reported_at_the_sampling_temperature_and_at_one(trained):
+    for row in trained("kdrl").rows():
+        assert row["kl_teacher_rev"] == row["kl_teacher_rev_t1"]
+        assert row["kl_teacher_fwd"] == row["kl_teacher_fwd_t1"]
+    row = trained("kdrl", {"temperature": "0.6"}, steps=1).rows()[0]
+    assert abs(row["kl_teacher_rev"] - row["kl_teacher_rev_t1"]) > 1e-4
+    assert abs(row["kl_teacher_fwd"] - row["kl_teacher_fwd_t1"]) > 1e-4
+    assert row["sampling/logp_difference_max"] < 1e-3  # sampler and training forward divide by the same temperature
+    assert row["coef/temperature"] == 0.6
+
+
+def test_the_reference_pulls_back(tiny, tmp_path, coin, gradients):
+    settings = {"learning_rate": "0.01"}
+    free = run(tiny("grpo", settings, group_size=4), tmp_path / "free").metrics()
+    held = run(tiny("grpo", {**settings, "kl_coef": "5"}, group_size=4), tmp_path / "held").metrics()
+    first_free, _, _, _, first_held, *_ = gradients
+    torch.testing.assert_close(first_held, first_free)  # at the start policy and reference are one, so its gradient is 0
+    assert held["kl_ref"].iloc[-1] < free["kl_ref"].iloc[-1]
+    assert held["kl_ref"].iloc[0] > 0
+
+
+# --- the teacher's forms ----------------------------------------------------------------------------------------------
+
+
+def test_the_exact_divergence_in_place_of_the_estimate(trained):
+    row = trained("kdrl", {"estimator": "exact", "learning_rate": "0"}, **ONE_UPDATE).rows()[0]
+    assert row["loss/kd"] == pytest.approx(0.1 * row["kl_teacher_rev"], rel=1e-3)
+
+
+def test_gkd_with_topk_is_below_the_whole_and_above_zero(trained):
+    settings = {"divergence": "reverse", "learning_rate": "0"}
+    whole, coarse = (trained("gkd", {**settings, **more}, on_policy_frac=1.0, **ONE_UPDATE).rows()[0] for more in ({}, {"topk": "2"}))
+    assert whole["loss/kd"] == pytest.approx(whole["kl_teacher_rev"], rel=1e-2)
+    assert 0 < coarse["loss/kd"] < whole["loss/kd"] * 1.001
+    assert coarse["kl_teacher_rev"] == whole["kl_teacher_rev"]  # the metric is always the exact one
+
+
+def test_without_a_teacher(trained):
+    rows = trained("grpo", {"teacher": "off"}).rows()
+    assert not any(name.startswith(("kl_teacher", "time/teacher")) for row in rows for name in row)
+    assert all("reward" in row for row in rows)
+
+
+def test_the_teacher_is_not_heard_at_an_end_it_would_write_otherwise():
+    ids = torch.tensor([[5, 1, 0], [5, 9, 1]])
+    sequences = Sequences(ids, ids, ids, torch.tensor([[1, 1, 0], [1, 1, 1]]))
+
+    def weight(ours, theirs):
+        models = SimpleNamespace(policy=SimpleNamespace(eos_ids=frozenset(ours)), teacher=None if theirs is None else SimpleNamespace(eos_ids=frozenset(theirs)))
+        return Loop._teacher_weight(models, sequences)
+
+    assert weight({1}, {1}) is None
+    assert weight({1}, {1, 9}) is None
+    assert weight({1}, None) is None
+    assert weight({1}, {9}).tolist() == [[1, 0, 1], [1, 1, 0]]
+    assert weight({1, 9}, {1}).tolist() == [[1, 1, 1], [1, 0, 1]]
+
+
+def test_the_weight_reaches_the_loss(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(Loop, "_teacher_weight", lambda self, sequences: torch.zeros(sequences.completion_ids.shape))
+    row = run(tiny("kdrl", **ONE_UPDATE), tmp_path / "run").rows()[0]
+    assert row["loss/kd"] == 0
+    assert row["kl_teacher_rev"] > 0
+
+
+# --- completions that the limit cut -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["kdrl", pytest.param("grpo", marks=pytest.mark.slow), pytest.param("trrd", marks=pytest.mark.slow)])
+def test_nothing_is_learned_where_every_completion_is_masked(trained, method):
+    rows = trained(method, max_new_tokens=2, mask_truncated=True).rows()
+    for row in rows:
+        if row["completions/clipped_ratio"] < 1:
+            pytest.skip("this student answers in one token")
+        assert row["loss/policy"] == 0
+        assert row.get("loss/kd", 0) == 0
+        assert row["grad_norm"] == 0
+        assert row["reward"] == 0
+        assert row["kl_ref"] == 0
+
+
+def test_truncated_completions_are_in_the_loss_unless_asked(trained):
+    assert trained("kdrl", max_new_tokens=2).rows()[0]["loss/kd"] > 0
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def operations(prompt):
+    return prompt.count("+") + prompt.count("-")
+
+
+@pytest.mark.parametrize("method", ["kdrl", "sft"])
+def test_prompts_are_of_the_difficulty_asked_for(tiny, tmp_path, method):
+    folder = run(tiny(method, steps=1, samples_every=1, difficulty=(3, 3)), tmp_path / "run")
+    assert {operations(prompt) for prompt in folder.samples()["prompt"]} == {3}
+
+
+def test_samples_hold_what_each_model_thought_of_each_token(tiny, tmp_path):
+    folder = run(tiny("kdrl", samples_every=2, group_size=3, steps=3), tmp_path / "run")
+    assert sorted(path.stem for path in (folder.path / "samples").iterdir()) == ["step_000001", "step_000002"]
+    table = folder.samples(1)
+    assert table["group"].tolist() == [0, 0, 0, 1, 1, 1]
+    for row in table.itertuples():
+        assert len(row.ids) == len(row.tokens) == len(row.logps) == len(row.teacher_logps) == len(row.ref_logps)
+        assert (row.logps == row.ref_logps).all() or abs(row.logps - row.ref_logps).max() < 1e-4  # step 1: no update yet
+        assert row.finished == (row.ids[-1] == 1)
+    assert table["reward"].mean() == pytest.approx(folder.rows()[0]["reward"])
+    detailed = table["top_ids"].notna()
+    assert detailed.tolist() == [True, False, False, True, False, False]
+    first = table.iloc[0]
+    assert len(first["top_ids"]) == len(first["teacher_top_logps"]) == len(first["ids"])
+    for column, taken in enumerate(first["ids"]):
+        if taken in first["top_ids"][column]:
+            place = list(first["top_ids"][column]).index(taken)
+            assert first["top_logps"][column][place] == pytest.approx(first["logps"][column], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_evaluation_comes_every_few_steps_and_at_the_end(trained):
+    rows = trained("kdrl", steps=3, eval_every=2, eval_prompts=8).rows()
+    assert [("eval/accuracy" in row, "eval/accuracy_ood" in row) for row in rows] == [(False, False), (True, True), (True, True)]
+    for row in rows[1:]:
+        for suffix in ("", "_ood"):
+            assert 0 <= row[f"eval/accuracy{suffix}"] <= 1
+            assert 0 <= row[f"eval/truncated{suffix}"] <= 1 - row[f"eval/accuracy{suffix}"]
+        assert row["eval/mean_length"] <= 24
+    # how often a run is evaluated does not change it
+    silent = trained("kdrl", steps=3).rows()
+    assert first_difference([{k: v for k, v in row.items() if not k.startswith("eval/")} for row in rows], silent) == (None, 0.0)
+
+
+@pytest.mark.slow
+def test_evaluation_sees_the_policy_as_it_is_after_the_step(tiny, tmp_path):
+    from rlkd_lab.training import evaluate
+
+    seen = {}
+
+    def watch(loop, row):
+        seen["row"] = row["eval/mean_length"]
+        seen["direct"] = evaluate(loop.policy, loop.task, 8, difficulty=(2, 2), max_new_tokens=24).length
+
+    run(tiny("opd", {"learning_rate": "0.05"}, steps=1, eval_every=1), tmp_path / "run", on_step=watch)
+    assert seen["row"] == pytest.approx(seen["direct"])
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def poison(loop, row):
+    with torch.no_grad():
+        loop.policy.trainable()[0].fill_(float("nan"))
+
+
+@pytest.mark.parametrize("method", ["kdrl", pytest.param("sft", marks=pytest.mark.slow)])
+def test_a_run_that_diverged_says_so(tiny, tmp_path, method):
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        run(tiny(method, steps=3), tmp_path / "run", on_step=poison)
+    from rlkd_lab.runs import RunFolder
+
+    folder = RunFolder.open(tmp_path / "run")
+    assert folder.status()["state"] == "failed"
+    assert "FloatingPointError" in folder.status()["why"]
+    assert [row["step"] for row in folder.rows()] == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["kdrl", "sft"])
+def test_an_absurd_step_size_ends_in_words_or_in_finite_numbers(tiny, tmp_path, method):
+    try:
+        run(tiny(method, {"learning_rate": "1"}, steps=4), tmp_path / "run")
+    except FloatingPointError as error:
+        assert "learning_rate" in str(error)  # noqa: PT017
+
+
+def test_an_exception_in_a_callback_is_in_the_status_and_raised(tiny, tmp_path):
+    from rlkd_lab.runs import RunFolder
+
+    def fail(loop, row):
+        raise RuntimeError("the cat sat on the keyboard")
+
+    with pytest.raises(RuntimeError, match="the cat"):
+        run(tiny("kdrl"), tmp_path / "run", on_step=fail)
+    status = RunFolder.open(tmp_path / "run").status()
+    assert (status["state"], status["step"]) == ("failed", 1)
+    assert status["why"] == "RuntimeError: the cat sat on the keyboard"
+
+
+def test_stopping_from_a_callback_ends_after_the_step(tiny, tmp_path):
+    def stop(loop, row):
+        loop.stopping = True
+
+    folder = run(tiny("kdrl"), tmp_path / "run", on_step=stop)
+    assert (folder.status()["state"], len(folder.rows())) == ("idle", 1)
+
+
+def test_likely_mistakes_are_events_and_warnings(tiny, tmp_path):
+    with pytest.warns(UserWarning, match="top_p"):
+        folder = run(tiny("kdrl", steps=1, top_p=0.9), tmp_path / "run")
+    assert [(row["event"], row["step"]) for row in folder.rows("events.jsonl")] == [("warning", 0)]
+    assert not folder.touched
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "says"),
+    [
+        ({"student": "studnet"}, FileNotFoundError, "no model 'studnet'"),
+        ({"teacher": "theacher"}, FileNotFoundError, "no model 'theacher'"),
+        ({"max_new_tokens": 100_000}, ValueError, "do not fit the context"),
+        ({"difficulty": (5, 2)}, ValueError, "difficulty"),
+        ({"adapter": "nowhere"}, FileNotFoundError, "adapter"),
+    ],
+)
+def test_what_only_loading_can_find_leaves_nothing(tiny, tmp_path, fields, error, says):
+    with pytest.raises(error, match=says):
+        run(tiny("kdrl", **fields), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_that_the_first_step_finds_leaves_nothing(tiny, tmp_path):
+    with pytest.raises(ValueError, match="top-k"):
+        run(tiny("kdrl", {"estimator": "exact", "topk": "1000"}), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_is_refused_before_any_model_is_loaded(tiny, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").touch()
+    monkeypatch.setattr("rlkd_lab.training.loop.load_policy", lambda *a, **k: pytest.fail("loaded"))
+    with pytest.raises(FileExistsError):
+        run(tiny("kdrl"), tmp_path / "run")
+
+
+# --- going on from an adapter -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_warm_start_has_the_adapter_it_started_from_as_its_reference(trained, tiny, tmp_path):
+    (start,) = trained("kdrl", {"learning_rate": "0.01"}).checkpoints()
+    row = run(tiny("kdrl", adapter=str(start), **ONE_UPDATE), tmp_path / "run").rows()[0]
+    cold = trained("kdrl", **ONE_UPDATE).rows()[0]
+    assert row["kl_ref"] == pytest.approx(0, abs=1e-5)
+    assert row["kl_teacher_rev"] != pytest.approx(cold["kl_teacher_rev"], rel=1e-3)  # and it did start there

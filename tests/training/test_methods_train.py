@@ -1,0 +1,111 @@
+"""Every method trains two steps on the embedded pair and records what docs/metrics.md promises."""
+
+import math
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from rlkd_lab.objectives import METHODS
+
+ALWAYS = {
+    "step", "num_tokens", "step_time", "on_policy", "learning_rate", "grad_norm", "entropy", "kl_ref", "loss/policy",
+    "kl_teacher_rev", "kl_teacher_rev_t1", "kl_teacher_fwd", "kl_teacher_fwd_t1",
+    "completions/mean_length", "completions/mean_length_correct", "completions/mean_length_wrong", "completions/clipped_ratio",
+    "time/rollout", "time/old", "time/teacher", "time/reference", "time/update", "memory/peak_gib", "coef/temperature",
+}  # fmt: skip
+ON_POLICY = {
+    "reward", "reward_std", "frac_reward_zero_std", "accuracy", "reward/format", "reward/accuracy",
+    "sampling/logp_difference_mean", "sampling/logp_difference_max",
+}  # fmt: skip
+OF_METHOD = {"clip_ratio/low", "clip_ratio/high", "loss/kd", "trrd/dead_frac", "trrd/bound_frac"}
+TRL = {
+    "reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio", "entropy", "clip_ratio/low", "clip_ratio/high",
+    "grad_norm", "learning_rate", "num_tokens", "step_time",
+}  # fmt: skip
+MAY_BE_MISSING = {"completions/mean_length_correct", "completions/mean_length_wrong"}
+"""Nobody was right, or nobody wrong."""
+SHARES = ("frac_reward_zero_std", "completions/clipped_ratio", "clip_ratio/low", "clip_ratio/high", "trrd/dead_frac", "trrd/bound_frac", "accuracy")
+
+
+def own(method):
+    """The metrics that depend on the method's rules."""
+    rules = METHODS[method]
+    return (
+        ({"clip_ratio/low", "clip_ratio/high"} if rules.ratio != "none" else set())
+        | ({"loss/kd"} if rules.penalty is not None else set())
+        | ({"trrd/dead_frac", "trrd/bound_frac"} if rules.ratio == "trrd" else set())
+    )
+
+
+def test_names_that_trl_has_are_trls():
+    assert TRL <= ALWAYS | ON_POLICY | OF_METHOD
+
+
+# A fast end-to-end run of the two main forms stays in `make test-fast`.
+@pytest.mark.parametrize("method", [name if name in ("kdrl", "trrd") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS])
+def test_two_steps(trained, method):
+    folder = trained(method)
+    rows = folder.rows()
+    assert [row["step"] for row in rows] == [1, 2]
+    assert folder.status()["state"] == "done"
+    for row in rows:
+        expected = ALWAYS | {f"coef/{knob}" for knob in METHODS[method].knobs} | own(method) | (ON_POLICY if row["on_policy"] else set())
+        assert set(row) == expected
+        for name, value in row.items():
+            if value is None:
+                assert name in MAY_BE_MISSING or METHODS[method].knobs[name.removeprefix("coef/")].optional, name
+            else:
+                assert math.isfinite(value), name
+        for name in SHARES:
+            assert 0 <= row.get(name, 0) <= 1, name
+        for name in ("kl_teacher_rev", "kl_teacher_fwd", "kl_ref", "entropy", "grad_norm", "reward_std"):
+            assert row.get(name, 0) >= 0, name
+        assert 1 <= row["completions/mean_length"] <= 24
+        assert row.get("sampling/logp_difference_max", 0) < 1e-3
+    assert rows[1]["num_tokens"] == pytest.approx(4 * sum(row["completions/mean_length"] for row in rows))
+    assert not folder.touched
+    assert [path.name for path in folder.checkpoints()] == ["step_000002"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sft", "kd_forward"])
+def test_on_traces_there_is_no_reward(trained, method):
+    folder = trained(method)
+    assert not any(row["on_policy"] for row in folder.rows())
+    assert "reward" not in folder.metrics()
+    assert (folder.path / "traces.parquet").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("share", "on_policy"), [(0.0, [False, False]), (1.0, [True, True])])
+def test_gkd_takes_its_share_of_its_own_completions(trained, share, on_policy):
+    assert [row["on_policy"] for row in trained("gkd", on_policy_frac=share).rows()] == on_policy
+
+
+def test_training_reaches_every_lora_matrix(trained):
+    (last,) = trained("kdrl").checkpoints()
+    adapter = load_file(last / "adapter_model.safetensors")
+    b = {name: value for name, value in adapter.items() if "lora_B" in name}
+    assert len(b) == len(adapter) / 2
+    layers = {name.split("layers.")[1].split(".")[0] for name in b}
+    assert len(b) == 7 * len(layers)  # four projections of attention and three of the MLP
+    # B starts at 0, so what is not 0 has had a gradient
+    assert [name for name, value in b.items() if not (value != 0).any()] == []
+
+
+def test_what_a_run_ran_on_is_recorded_without_paths(trained):
+    env = trained("kdrl").env()
+    assert {"python", "torch", "transformers", "peft", "bitsandbytes"} <= set(env["versions"])
+    assert env["threads"] >= 1
+    text = (trained("kdrl").path / "env.json").read_text()
+    assert "/usr" not in text
+    assert str(Path.home()) not in text
+
+
+def test_the_docs_page_names_every_metric(trained):
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    names = {name for method in ("kdrl", "trrd") for row in trained(method).rows() for name in row}
+    names |= {f"coef/{knob}" for method in METHODS.values() for knob in method.knobs}
+    names |= {f"eval/{what}{split}" for what in ("accuracy", "mean_length", "truncated") for split in ("", "_ood")}
+    assert sorted(name for name in names if f"`{name}`" not in page) == []
