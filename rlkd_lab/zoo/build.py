@@ -213,7 +213,7 @@ def write_card(taken: dict[str, tuple[str, int]], work: Path) -> None:
         "",
         "Qwen3 architecture, character tokenizer, pre-trained from scratch on multi-step arithmetic by `python -m rlkd_lab.zoo.build`. 10 % of the",
         "pre-training problems have 6–8 operations; post-training prompts never do, so 6–8 operations are out of the post-training distribution.",
-        f"Both students are checkpoints of one run, chosen by accuracy alone (see `build.py`). Table: {REPORT_ON} test prompts, one completion each, T = 1;",
+        f"Both students are checkpoints of one run, chosen by accuracy and share of direct answers alone (see `build.py`). Table: {REPORT_ON} test prompts, one completion each, T = 1;",
         "the standard error of a share is at most 1.1 points.",
         "",
         "| model | taken from | parameters | seed | time on one core | precision | 2–5 operations | 6–8 operations | answers directly | checks | length |",
