@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 # peft 0.21 asks transformers 5 by a name that is on its way out.
@@ -47,6 +47,8 @@ class LanguageModel:
     source: str
     quant: Quant
     adapter: str | None = None
+    adapter_source: str | None = None
+    """Folder that the adapter was read from, if it was."""
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -122,7 +124,7 @@ def locate(name: str) -> Path:
     Raises:
         FileNotFoundError: neither of these, or the hub cannot be reached.
     """
-    if (ZOO / name / "config.json").exists():
+    if name in zoo_names():
         return ZOO / name
     folder = Path(name)
     if folder.is_dir():
@@ -160,10 +162,17 @@ def load_base(name: str, quant: Quant = "nf4", device: torch.device | None = Non
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # trust_remote_code is False in so many words: left out, transformers asks on the terminal
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, device_map={"": device}, **settings)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    for field, value in vars(config).items():
+        if field.endswith(("dropout", "pdrop")) and isinstance(value, float):
+            setattr(config, field, 0.0)  # with dropout the policy that is trained would not be the one that was sampled
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, device_map={"": device}, **settings
+    )
     model.config.use_cache = False
     model.requires_grad_(False)
     if quant == "nf4":
@@ -242,7 +251,7 @@ def verify_head(lm: LanguageModel) -> None:
         whole = lm.causal_lm(input_ids=ids).logits.float()
         parts = lm.head(lm.backbone(input_ids=ids).last_hidden_state).float()
     gap = float((whole - parts).abs().max() / whole.abs().max())
-    if not gap < 1e-2:
+    if not gap < 1e-4:
         raise ValueError(f"{lm.source}: the logits are not the output head's alone (relative gap {gap:.2g}); such models are not supported")
 
 
@@ -277,18 +286,27 @@ def load_policy(
         model.enable_input_require_grads()
     peft_model: PeftModel
     if adapter is not None:
-        if not (Path(adapter) / "adapter_model.safetensors").exists():
-            raise FileNotFoundError(f"{str(adapter)!r} holds no adapter_model.safetensors")
-        peft_model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
-        peft_model.load_adapter(str(adapter), "reference", is_trainable=False)
+        start = adapter_folder(adapter)
+        peft_model = PeftModel.from_pretrained(model, start, is_trainable=True)
+        peft_model.load_adapter(start, "reference", is_trainable=False)
+        for module in peft_model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
             peft_model = get_peft_model(model, config)
-    policy = LanguageModel(peft_model, tokenizer, name, quant, "default")
+    policy = LanguageModel(peft_model, tokenizer, name, quant, "default", None if adapter is None else str(adapter))
     verify_head(policy)
     return policy
+
+
+def adapter_folder(path: str | Path) -> str:
+    """``path``, if it holds an adapter in safetensors; a FileNotFoundError otherwise, since peft would read a pickle too."""
+    if not (Path(path) / "adapter_model.safetensors").exists():
+        raise FileNotFoundError(f"{str(path)!r} holds no adapter_model.safetensors")
+    return str(path)
 
 
 def reference_of(policy: LanguageModel) -> LanguageModel:
@@ -320,12 +338,14 @@ def load_teacher(
     """
     if policy is not None and policy.quant == quant and locate(policy.source) == locate(name):
         assert isinstance(policy.model, PeftModel)
-        if adapter is not None:
-            policy.model.load_adapter(str(adapter), "teacher", is_trainable=False)
-        return LanguageModel(policy.model, policy.tokenizer, name, quant, "teacher" if adapter is not None else None)
+        if adapter is None:
+            return LanguageModel(policy.model, policy.tokenizer, name, quant)
+        title = f"teacher{len(policy.model.peft_config)}"
+        policy.model.load_adapter(adapter_folder(adapter), title, is_trainable=False)
+        return LanguageModel(policy.model, policy.tokenizer, name, quant, title, str(adapter))
     model, tokenizer = load_base(name, quant, device)
     if adapter is not None:
-        teacher = LanguageModel(PeftModel.from_pretrained(model, str(adapter)), tokenizer, name, quant, "default")
+        teacher = LanguageModel(PeftModel.from_pretrained(model, adapter_folder(adapter)), tokenizer, name, quant, "default", str(adapter))
     else:
         teacher = LanguageModel(model, tokenizer, name, quant)
     teacher.model.requires_grad_(False)

@@ -127,6 +127,8 @@ def top_alternatives(lm: LanguageModel, hidden: Tensor, k: int, temperature: flo
     """The ``k`` likeliest next tokens: ids and log-probabilities, each (N, k)."""
     with torch.no_grad():
         pieces = [_log_probs(lm, hidden[rows], temperature).topk(k, dim=-1) for rows in _chunks(lm, len(hidden), None)]
+    if not pieces:
+        return torch.zeros(0, k, dtype=torch.long, device=hidden.device), torch.zeros(0, k, device=hidden.device)
     return torch.cat([p.indices for p in pieces]), torch.cat([p.values for p in pieces])
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from rlkd_lab.models import LanguageModel, Sequences
 
@@ -98,6 +98,8 @@ def sample(
 def check_length(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int) -> None:
     """Raise ValueError for a prompt that, with its completion, does not fit the context."""
     lengths = [len(ids) for ids in lm.tokenizer(list(prompts))["input_ids"]]
+    if min(lengths) == 0:
+        raise ValueError("a prompt has no tokens: there is nothing to continue")
     longest = max(lengths)
     if longest + max_new_tokens > lm.context:
         raise ValueError(
@@ -199,20 +201,25 @@ def _hf(
 
     # `generate` takes no generator: it draws from the global stream, which is put back afterwards.
     cuda = [lm.device] if lm.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
-        model: Any = lm.causal_lm
-        ids = model.generate(
-            input_ids=prompt_ids.repeat_interleave(group_size, 0),
-            attention_mask=prompt_mask.repeat_interleave(group_size, 0),
-            do_sample=True,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=sorted(lm.eos_ids),
-            pad_token_id=lm.tokenizer.pad_token_id,
-            use_cache=True,
-            stopping_criteria=[check],
-        )
+    model: Any = lm.causal_lm
+    own = model.generation_config
+    # The model's own defaults (a repetition penalty, min_p, …) would sample another distribution than the one that is trained.
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=sorted(lm.eos_ids),
+        pad_token_id=lm.tokenizer.pad_token_id,
+        use_cache=True,
+    )
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
+            ids = model.generate(
+                input_ids=prompt_ids.repeat_interleave(group_size, 0), attention_mask=prompt_mask.repeat_interleave(group_size, 0), stopping_criteria=[check]
+            )
+    finally:
+        model.generation_config = own
     return ids[:, prompt_ids.shape[1] :], None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -54,8 +55,8 @@ def teacher_traces(
         ValueError: the cache was made with other settings, or nothing is left after filtering.
     """
     sampling = sampling or Sampling()
-    key = {"version": VERSION, "teacher": teacher.source, "quant": teacher.quant, "task": task.name, "temperature": sampling.temperature,
-           "max_new_tokens": sampling.max_new_tokens, "seed": seed, "sampled": n, "keep": keep}  # fmt: skip
+    key = {"version": VERSION, "teacher": teacher.source, "quant": teacher.quant, "adapter": teacher.adapter_source, "task": task.name, **asdict(sampling),
+           "seed": seed, "sampled": n, "keep": keep}  # fmt: skip
     if cache.exists():
         table = pq.read_table(cache)
         found = json.loads((table.schema.metadata or {}).get(b"rlkd_traces", b"{}"))

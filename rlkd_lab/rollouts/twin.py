@@ -33,19 +33,16 @@ class DenseTwin:
         module: Any
         for path, module in self.model.named_modules():
             twin_of: Any = source.get_submodule(path)
-            if hasattr(twin_of, "base_layer"):
-                base = dequantised(twin_of.base_layer)
-                self.pairs.append((module, twin_of, base))
-                if twin_of.base_layer.bias is not None:
-                    module.bias = twin_of.base_layer.bias
-                continue
-            if isinstance(module, nn.Linear) and getattr(twin_of.weight, "quant_state", None) is not None:
-                module.weight.data = dequantised(twin_of)
-                continue
+            adapted = hasattr(twin_of, "base_layer")
+            original = twin_of.base_layer if adapted else twin_of
             for name, _ in module.named_parameters(recurse=False):
-                setattr(module, name, getattr(twin_of, name))
+                setattr(module, name, getattr(original, name))
             for name, _ in module.named_buffers(recurse=False):
-                module.register_buffer(name, getattr(twin_of, name), persistent=False)
+                module.register_buffer(name, getattr(original, name), persistent=False)
+            if adapted or getattr(getattr(original, "weight", None), "quant_state", None) is not None:
+                module.weight = nn.Parameter(dequantised(original), requires_grad=False)
+            if adapted:
+                self.pairs.append((module, twin_of, module.weight.data))
         self.policy = policy
         self.sync()
 
@@ -58,9 +55,5 @@ class DenseTwin:
     def sync(self) -> None:
         """Merge the adapter as it is now: W + scaling·B·A."""
         name = self.policy.adapter
-        for linear, layer, base in self.pairs:
-            merged = base
-            if name is not None and name in layer.lora_A:
-                a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-                merged = torch.addmm(base, b, a, alpha=layer.scaling[name])
-            linear.weight.data = merged
+        for module, layer, base in self.pairs:
+            module.weight.data = base + layer.get_delta_weight(name) if name in layer.lora_A else base

@@ -10,13 +10,13 @@ import random
 import re
 from typing import Literal
 
-from rlkd_lab.tasks.base import Example, Score, Split, seeded, split_of
+from rlkd_lab.tasks.base import Example, Score, Split, check_split, seeded, split_of
 
 Style = Literal["direct", "steps", "checked"]
 
 _STEP = r"\d{1,3}[+-]\d{1,3}=-?\d{1,3};"
-_WELL_FORMED = re.compile(rf"(?:(?:{_STEP})+(?:!(?:{_STEP})+)?)?#(-?\d{{1,6}})")
-_ANSWER = re.compile(r"#(-?\d{1,6})\Z")
+_WELL_FORMED = re.compile(rf"(?:(?:{_STEP})+(?:!(?:{_STEP})+)?)?#(-?\d{{1,6}})", re.ASCII)
+_ANSWER = re.compile(r"#(-?\d{1,6})\Z", re.ASCII)
 _OPERATION = re.compile(r"([+-])(\d+)")
 
 
@@ -39,6 +39,7 @@ class ArithmeticTask:
         low, high = difficulty or self.train_difficulty
         if not 1 <= low <= high <= 20:
             raise ValueError(f"difficulty is a range of operations within 1–20; got {low}–{high}")
+        check_split(split)
         rng = seeded(self.name, seed, split, low, high)
         found: list[Example] = []
         while len(found) < n:

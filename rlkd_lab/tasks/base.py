@@ -73,6 +73,12 @@ def split_of(text: str) -> Split:
     return "train" if bucket < 8 else "validation" if bucket == 8 else "test"
 
 
+def check_split(split: str) -> None:
+    """Raise ValueError for a split that no prompt belongs to."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: use {', '.join(SPLITS)}")
+
+
 def seeded(*parts: object) -> random.Random:
     """A random stream of its own for a tuple of labels; the global stream is never touched."""
     return random.Random(hashlib.sha256(repr(parts).encode()).hexdigest())

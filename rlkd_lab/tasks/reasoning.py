@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import random
 from typing import Any
 
-from rlkd_lab.tasks.base import Example, Score, Split, seeded, split_of
+from rlkd_lab.tasks.base import Example, Score, Split, check_split, seeded, split_of
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _INSTRUCTION = "\nThink step by step, then give the answer between <answer> and </answer>.\n"
 
 
@@ -30,6 +29,7 @@ class KnightsKnavesTask:
         low, high = difficulty or self.train_difficulty
         if not 2 <= low <= high <= 10:
             raise ValueError(f"difficulty is a range of people within 2–10; got {low}–{high}")
+        check_split(split)
         rng = seeded(self.name, seed, split, low, high)
         found: list[Example] = []
         while len(found) < n:
@@ -42,17 +42,22 @@ class KnightsKnavesTask:
         return found
 
     def score(self, completion: str, example: Example) -> Score:
-        answers = _ANSWER.findall(completion)
-        parts = {"format": float(len(answers) == 1), "accuracy": 0.0}
-        if answers:
+        # from the back, and without a pattern: a pattern that looks for pairs takes quadratic time on a thousand open tags
+        before, opening, rest = completion.rpartition("<answer>")
+        answer, closing, _ = rest.partition("</answer>")
+        whole = bool(opening) and bool(closing)
+        parts = {"format": float(whole and "<answer>" not in before), "accuracy": 0.0}
+        if whole:
             # reasoning-gym gives partial credit for some of the people; accuracy is for all of them
-            parts["accuracy"] = float(_verifier().score_answer(answers[-1].strip()[:2000], example.meta) == 1.0)
+            parts["accuracy"] = float(_verifier().score_answer(answer.strip()[:2000], example.meta) == 1.0)
         return Score(sum(self.weights[name] * value for name, value in parts.items()), parts)
 
 
 def _dataset(people: int, seed: int) -> Any:
-    import reasoning_gym  # a second to import, and the arithmetic task has no need of it
+    state = random.getstate()
+    import reasoning_gym  # a second to import, and the arithmetic task has no need of it; and its import draws from the global random stream
 
+    random.setstate(state)
     return reasoning_gym.create_dataset("knights_knaves", seed=seed, size=1, n_people=people, depth_constraint=2, width_constraint=2)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from rlkd_lab.models import load_policy, load_teacher, policy_logps
 from rlkd_lab.rollouts import Sampling, Stopped, sequences_of, teacher_traces, traces
-from rlkd_lab.tasks import ArithmeticTask
+from rlkd_lab.tasks import ArithmeticTask, Score
 
 SHORT = Sampling(1.0, 24)
 
@@ -68,11 +68,17 @@ def test_filters_keep_what_they_say(teacher, tmp_path):
     assert 0 < len(correct) <= len(finished) < 40
 
 
+class Lenient(ArithmeticTask):
+    """Whatever is said is right."""
+
+    def score(self, completion, example):
+        return Score(1.0, {"accuracy": 1.0})
+
+
 def test_a_completion_cut_by_the_limit_is_not_correct(teacher, tmp_path):
-    # one that says the right answer and would have gone on
-    for limit in (4, 12, 13):
-        rows = draw(teacher, tmp_path / f"{limit}.parquet", n=24, sampling=Sampling(1.0, limit)).to_pylist()
-        assert not any(row["correct"] and not row["finished"] for row in rows)
+    rows = teacher_traces(teacher, Lenient(), 24, 3, tmp_path / "t.parquet", keep="all", sampling=SHORT).to_pylist()
+    assert 0 < sum(row["finished"] for row in rows) < 24
+    assert [row["correct"] for row in rows] == [row["finished"] for row in rows]
 
 
 def test_nothing_left_is_an_error_in_words_and_leaves_no_file(teacher, tmp_path):

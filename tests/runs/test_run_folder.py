@@ -61,7 +61,7 @@ def test_no_permission_is_said_in_words(tmp_path, monkeypatch, number):
         raise OSError(number, os.strerror(number))  # Python makes it a PermissionError where the number says so
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(PermissionError, match="no permission to write .*run: choose another --out"):
+    with pytest.raises(PermissionError, match=r"no permission to write .*run: choose another --out"):
         RunFolder.create(tmp_path / "run", CONFIG, {})
     assert list(tmp_path.iterdir()) == []
 
@@ -224,7 +224,7 @@ def test_samples_by_step_and_the_last(folder):
     (folder.path / "samples" / "step_000011.tmp").write_bytes(b"half")
     assert folder.samples()["prompt"].tolist() == ["10+1?"]
     assert folder.samples(1)["prompt"].tolist() == ["1+1?"]
-    with pytest.raises(FileNotFoundError, match="no samples of step 3.*recorded steps: 1, 10"):
+    with pytest.raises(FileNotFoundError, match=r"no samples of step 3.*recorded steps: 1, 10"):
         folder.samples(3)
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -36,6 +37,7 @@ def test_a_task_keeps_the_protocol(name):
 @EVERY_TASK
 def test_the_same_arguments_give_the_same_examples_and_others_give_others(name):
     task = TASKS[name]()
+    task.examples(1, 0)  # the first import of reasoning-gym draws from the global stream; making puzzles must not
     random.seed(1)
     state = random.getstate()
     first = task.examples(6, 0)
@@ -47,6 +49,7 @@ def test_the_same_arguments_give_the_same_examples_and_others_give_others(name):
         assert other != first
 
 
+@pytest.mark.slow
 @EVERY_TASK
 def test_examples_are_the_same_in_another_process(name):
     # a hash with a salt of the process would pass all the rest
@@ -56,7 +59,7 @@ def test_examples_are_the_same_in_another_process(name):
     assert ast.literal_eval(found) == [e.id for e in TASKS[name]().examples(3, 5)]
 
 
-@pytest.mark.parametrize(("name", "n"), [("arithmetic", 3000), ("knights_knaves", 60)])
+@pytest.mark.parametrize(("name", "n"), [("arithmetic", 3000), ("knights_knaves", 40)])
 def test_splits_share_no_prompt(name, n):
     task = TASKS[name]()
     prompts = {split: {e.prompt for seed in range(2) for e in task.examples(n // 2, seed, split, task.train_difficulty)} for split in SPLITS}
@@ -98,8 +101,14 @@ def test_a_difficulty_out_of_range_is_an_error_in_words(name, bad):
 
 
 @EVERY_TASK
-@pytest.mark.timeout(5)
-def test_an_unknown_split_is_an_error_and_no_endless_loop(name):
+def test_an_unknown_split_is_an_error_and_no_endless_loop(name, monkeypatch):
+    tries = iter(range(50))
+
+    def split_of_a_patient_man(text):
+        assert next(tries, None) is not None, "no prompt is ever in this split, and the search goes on for ever"
+        return split_of(text)
+
+    monkeypatch.setattr(f"{TASKS[name].__module__}.split_of", split_of_a_patient_man)
     with pytest.raises(ValueError, match=r"split.*'dev'"):
         TASKS[name]().examples(1, 0, "dev")
 
@@ -228,12 +237,13 @@ def test_zero_and_nothing_are_told_apart():
     assert [ArithmeticTask().score(text, zero).correct for text in ("#0", "#", "", "#00", "#1")] == [True, False, False, True, False]
 
 
-@pytest.mark.timeout(20)
-def test_a_long_completion_is_judged_in_no_time():
-    # a pattern that backtracks would take minutes
-    for text in ("1+1=2;" * 20_000 + "x", "1+1=2;" * 10_000 + "!" + "1+1=2;" * 10_000, "#" * 100_000, "1" * 100_000, "<answer>" * 20_000):
-        ArithmeticTask().score(text, FORTY_FOUR)
-        KnightsKnavesTask().score(text, Example("", "A is a knight.", 1, "", {"answer": "A is a knight."}))
+@pytest.mark.parametrize("text", ["1+1=2;" * 20_000 + "x", "1+1=2;" * 9_000 + "!" + "1+1=2;" * 9_000, "#" * 99_999, "1" * 99_999, "<answer>" * 5_000])
+def test_a_long_completion_is_judged_in_no_time(text):
+    # a pattern that backtracks, or starts anew at every opening tag, needs seconds, and a group of such completions minutes
+    began = time.perf_counter()
+    ArithmeticTask().score(text, FORTY_FOUR)
+    KnightsKnavesTask().score(text, Example("", "A is a knight.", 1, "", {"answer": "A is a knight."}))
+    assert time.perf_counter() - began < 1
 
 
 # --- knights and knaves -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from rlkd_lab.training.config import likely_mistakes
 
 BAD = {
     "method": ("grop", {}, "did you mean 'grpo'"),
-    "knob of another method": ("grpo", {"kd_coef": "1"}, "'kd_coef': did you mean 'rl_coef'"),
+    "knob of another method": ("grpo", {"kd_coef": "1"}, "of grpo 'kd_coef': did you mean"),
     "knob": ("kdrl", {"kd_coeff": "1"}, "did you mean 'kd_coef'"),
     "setting": ("kdrl", {"group_sise": "4"}, "did you mean 'group_size'"),
     "option": ("kdrl", {"aggregatoin": "token"}, "did you mean 'aggregation'"),

@@ -72,7 +72,9 @@ def test_a_run_leaves_the_global_stream_alone(tiny, tmp_path):
 
 
 def test_another_seed_gives_another_run(trained):
-    assert first_difference(trained("kdrl").rows(), trained("kdrl", seed=1).rows())[0] is not None
+    first, other = trained("kdrl").rows()[0], trained("kdrl", seed=1).rows()[0]
+    # at step 1 the adapter is still silent, so a difference here is one of prompts and sampling
+    assert first["entropy"] != other["entropy"]
 
 
 def test_every_step_draws_anew(tiny, tmp_path):
@@ -101,20 +103,22 @@ def test_the_hf_engine_trains_too(trained):
 # --- how a rollout is cut into pieces ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["kdrl", pytest.param("grpo", marks=pytest.mark.slow), pytest.param("gkd", marks=pytest.mark.slow)])
+# TRRD has shares that are not 0 at the first update already, and completions of different lengths weigh differently in them
+@pytest.mark.parametrize("method", ["trrd", pytest.param("kdrl", marks=pytest.mark.slow), pytest.param("gkd", marks=pytest.mark.slow)])
 def test_micro_batches_change_nothing_but_memory(tiny, tmp_path, coin, gradients, method):
     rows = []
     for micro_batch in (8, 3, 1):
         folder = run(tiny(method, group_size=4, micro_batch=micro_batch, on_policy_frac=1.0, **ONE_UPDATE), tmp_path / str(micro_batch))
         rows.append(folder.rows()[0])
     whole, *parts = rows
+    assert whole.get("trrd/bound_frac", 1) > 0
     assert len(gradients) == 3
     assert gradients[0].norm() > 0
     for part, gradient in zip(parts, gradients[1:], strict=True):
         torch.testing.assert_close(gradient, gradients[0], rtol=1e-3, atol=1e-5 * float(gradients[0].norm()))
         assert part["reward"] == whole["reward"]
         for name, value in whole.items():
-            if name.startswith(("loss/", "kl_", "grad_norm", "entropy", "clip_ratio")):
+            if name.startswith(("loss/", "kl_", "grad_norm", "entropy", "clip_ratio", "trrd/")):
                 assert part[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
@@ -176,14 +180,14 @@ def test_kl_is_reported_at_the_sampling_temperature_and_at_one(trained):
     assert row["coef/temperature"] == 0.6
 
 
-def test_the_reference_pulls_back(tiny, tmp_path, coin, gradients):
-    settings = {"learning_rate": "0.01"}
-    free = run(tiny("grpo", settings, group_size=4), tmp_path / "free").metrics()
-    held = run(tiny("grpo", {**settings, "kl_coef": "5"}, group_size=4), tmp_path / "held").metrics()
-    first_free, _, _, _, first_held, *_ = gradients
-    torch.testing.assert_close(first_held, first_free)  # at the start policy and reference are one, so its gradient is 0
-    assert held["kl_ref"].iloc[-1] < free["kl_ref"].iloc[-1]
-    assert held["kl_ref"].iloc[0] > 0
+def test_the_reference_pulls_back_once_the_policy_has_moved(tiny, tmp_path, coin, gradients):
+    fields = {"group_size": 4, "steps": 1, "updates_per_rollout": 2}
+    run(tiny("grpo", **fields), tmp_path / "free")
+    held = run(tiny("grpo", {"kl_coef": "1"}, **fields), tmp_path / "held").rows()[0]
+    free_first, free_second, held_first, held_second = gradients
+    torch.testing.assert_close(held_first, free_first)  # at the start policy and reference are one, so the gradient between them is 0
+    assert float((held_second - free_second).norm()) > 0.01 * float(free_second.norm())
+    assert held["kl_ref"] > 0
 
 
 # --- the teacher's forms ----------------------------------------------------------------------------------------------
@@ -213,7 +217,9 @@ def test_the_teacher_is_not_heard_at_an_end_it_would_write_otherwise():
     sequences = Sequences(ids, ids, ids, torch.tensor([[1, 1, 0], [1, 1, 1]]))
 
     def weight(ours, theirs):
-        models = SimpleNamespace(policy=SimpleNamespace(eos_ids=frozenset(ours)), teacher=None if theirs is None else SimpleNamespace(eos_ids=frozenset(theirs)))
+        models = SimpleNamespace(
+            policy=SimpleNamespace(eos_ids=frozenset(ours)), teacher=None if theirs is None else SimpleNamespace(eos_ids=frozenset(theirs))
+        )
         return Loop._teacher_weight(models, sequences)
 
     assert weight({1}, {1}) is None

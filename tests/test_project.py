@@ -1,0 +1,208 @@
+"""The project's files agree with each other and with the package."""
+
+import ast
+import json
+import re
+import struct
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "rlkd_lab"
+ZOO = sorted(path.parent for path in PACKAGE.glob("zoo/*/config.json"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REQUIRED = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, PROJECT["dependencies"])}
+
+
+# --- dependencies -----------------------------------------------------------------------------------------------------
+
+
+def test_environment_yml_holds_the_dependencies_of_pyproject_and_no_others():
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pip = [entry for section in listed if isinstance(section, dict) for entry in section["pip"]]
+    assert [entry for entry in pip if entry.startswith("-")] == ["-e ."]
+    # conda writes a specifier with or without a space before it, and knows no markers
+    entries = [Requirement(entry) for entry in listed if isinstance(entry, str)] + [Requirement(entry) for entry in pip if entry != "-e ."]
+    names = [canonicalize_name(entry.name) for entry in entries]
+    assert len(names) == len(set(names)), "a package stands in both sections"
+    assert set(names) == set(REQUIRED) | {"python", "pip"}
+    for name, entry in zip(names, entries, strict=True):
+        if name in REQUIRED:
+            assert entry.specifier == REQUIRED[name].specifier, name
+            assert entry.marker is None or str(entry.marker) == str(REQUIRED[name].marker), name
+    python = next(entry for entry in entries if entry.name == "python")
+    assert str(python.specifier) == PROJECT["requires-python"]
+
+
+def test_constraints_pin_every_dependency_within_its_bounds():
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    pins = {}
+    for line in filter(None, lines):
+        pin = Requirement(line)
+        (bound,) = pin.specifier
+        assert bound.operator == "==", line
+        assert "*" not in bound.version, line
+        assert canonicalize_name(pin.name) not in pins, line
+        pins[canonicalize_name(pin.name)] = bound.version
+    extras = [Requirement(text) for extra in ("trl", "test") for text in PROJECT["optional-dependencies"][extra]]
+    for requirement in [*REQUIRED.values(), *extras]:
+        version = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} but {version}"
+    assert pins["torch"] == "2.13.0"
+
+
+# --- imports point one way --------------------------------------------------------------------------------------------
+
+BELOW = {
+    "objectives": set(),
+    "tasks": set(),
+    "runs": set(),
+    "models": {"objectives"},
+    "rollouts": {"objectives", "models", "tasks"},
+    "training": {"objectives", "models", "rollouts", "tasks", "runs"},
+    "study": {"objectives", "models", "rollouts", "tasks", "runs", "training"},
+    "zoo": {"objectives", "models", "rollouts", "tasks", "runs", "training"},
+    "lab": {"objectives", "models", "rollouts", "tasks", "runs", "training", "study"},
+    "doctor": {"models", "training"},
+    "cli": {"objectives", "runs", "training", "study", "lab", "doctor", "models", "tasks"},
+}
+"""Which of our packages each of them may import, itself aside. None but the command line may import the lab."""
+
+
+def imports(path):
+    """Names of all modules that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: a relative import hides where it points"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if part != "__init__":
+            yield part, path
+
+
+@pytest.mark.parametrize("part", sorted({part for part, _ in modules()}))
+def test_imports_point_one_way(part):
+    assert part in BELOW, f"say in BELOW what {part} may import"
+    for owner, path in modules():
+        if owner == part:
+            ours = {name.split(".")[1] for name in imports(path) if name.startswith("rlkd_lab.")}
+            assert ours <= BELOW[part] | {part}, path.name
+
+
+def test_the_objectives_know_torch_and_the_run_folder_does_not():
+    allowed = {"objectives": {"torch", "rlkd_lab"}, "runs": {"pandas", "pyarrow", "rlkd_lab"}}
+    import sys
+
+    for part, path in modules():
+        if part in allowed:
+            outside = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
+            assert outside <= allowed[part], path.name
+
+
+# --- the embedded models ----------------------------------------------------------------------------------------------
+
+
+def header(path):
+    """Names, dtypes and shapes of a safetensors file, without loading it."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return {name: entry for name, entry in json.loads(file.read(length)).items() if name != "__metadata__"}
+
+
+def count(folder):
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        for entry in header(path).values():
+            size = 1
+            for length in entry["shape"]:
+                size *= length
+            total += size
+    return total
+
+
+def test_the_zoo_is_complete_and_small():
+    assert [folder.name for folder in ZOO] == ["student", "student-weak", "teacher", "teacher-concise"]
+    assert sum(path.stat().st_size for folder in ZOO for path in folder.rglob("*") if path.is_file()) < 15e6
+    assert not [path for folder in ZOO for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+@pytest.mark.parametrize("folder", ZOO, ids=lambda folder: folder.name)
+def test_an_embedded_model_is_qwen3_in_16_bit_with_widths_that_nf4_decodes(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "qwen3"
+    heads = config["head_dim"] * config["num_attention_heads"]
+    for width in (config["hidden_size"], config["intermediate_size"], heads, config["head_dim"] * config["num_key_value_heads"]):
+        assert width % 64 == 0
+    for path in folder.glob("*.safetensors"):
+        for name, entry in header(path).items():
+            assert entry["dtype"] in ("BF16", "F16"), name
+            if "proj" in name:
+                assert all(length % 64 == 0 for length in entry["shape"]), name
+
+
+@pytest.mark.parametrize("folder", ZOO, ids=lambda folder: folder.name)
+def test_an_embedded_model_has_the_size_it_should(folder):
+    low, high = (1.5e6, 2e6) if folder.name.startswith("teacher") else (0.5e6, 1e6)
+    assert low <= count(folder) <= high
+
+
+def test_the_zoo_is_in_the_wheel():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["rlkd_lab"]
+    packed = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    assert {path for folder in ZOO for path in folder.iterdir() if path.is_file()} <= packed
+
+
+# --- notebooks, paths, README -----------------------------------------------------------------------------------------
+
+
+def test_notebooks_carry_no_widget_state():
+    for path in (ROOT / "notebooks").rglob("*.ipynb"):
+        notebook = json.loads(path.read_text())
+        assert "widgets" not in notebook["metadata"], path.name
+        assert all("widgets" not in cell.get("metadata", {}) for cell in notebook["cells"]), path.name
+
+
+def test_no_file_names_a_place_on_one_machine():
+    try:
+        tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no git checkout")
+    place = re.compile(rb"(?<![\w.])/(?:work|root|Users/\w+|home/\w+)/")
+    found = []
+    for name in filter(None, tracked):
+        path = ROOT / name
+        if path.is_file() and path.suffix not in (".png", ".pdf", ".safetensors", ".parquet"):
+            found += [f"{name}: {match.group().decode()}" for match in place.finditer(path.read_bytes())]
+    assert found == []
+
+
+def test_the_readme_names_every_file_of_the_package():
+    readme = (ROOT / "README.md").read_text()
+    missing = [str(path.relative_to(ROOT)) for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py" and path.name not in readme]
+    assert missing == []
+
+
+def test_the_readme_shows_only_pictures_that_are_there():
+    for target in re.findall(r"!\[[^\]]*\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert target.startswith("http") or (ROOT / target).is_file(), target
+
+
+def test_every_make_target_that_the_readme_names_exists():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"setup", "demo", "lab", "test", "test-fast", "figures", "lint"} <= targets
+    # in code, not in prose
+    assert set(re.findall(r"(?:`|^ *)make ([a-z][\w-]*)", (ROOT / "README.md").read_text(), re.MULTILINE)) <= targets
