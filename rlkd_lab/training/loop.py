@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +47,9 @@ from rlkd_lab.training.environment import describe_environment, peak_memory_gib
 from rlkd_lab.training.evaluation import evaluate, judge
 from rlkd_lab.training.interference import interference
 from rlkd_lab.training.knobs import Knobs
-from rlkd_lab.training.samples import write_samples
+from rlkd_lab.training.rollout import Rollout, write_samples
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """What a step trains on."""
-
-    examples: list[Example]
-    texts: list[str]
-    sequences: Sequences
-    sampler_logps: Tensor | None
-    finished: Tensor
-    on_policy: bool
 
 
 class Loop:

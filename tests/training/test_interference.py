@@ -55,6 +55,8 @@ def test_interference_in_a_run(tiny, tmp_path, spread, method, settings):
     for pair in PAIRS:
         assert -1.0001 <= row[f"interference/cosine{pair}"] <= 1.0001
         assert 0 <= row[f"interference/sign_conflict{pair}"] <= 1
+    for name in ("reward", "teacher", "method"):  # two halves are two different gradients
+        assert row[f"interference/cosine_split_{name}"] < 0.999
     if method == "grpo":
         assert row["interference/cosine_reward_method"] == pytest.approx(1, abs=1e-5)
         assert row["interference/sign_conflict_reward_method"] == 0

@@ -281,12 +281,16 @@ def test_samples_hold_what_each_model_thought_of_each_token(tiny, tmp_path):
     assert table["reward"].mean() == pytest.approx(folder.rows()[0]["reward"])
     detailed = table["top_ids"].notna()
     assert detailed.tolist() == [True, False, False, True, False, False]
-    first = table.iloc[0]
-    assert len(first["top_ids"]) == len(first["teacher_top_logps"]) == len(first["ids"])
-    for column, taken in enumerate(first["ids"]):
-        if taken in first["top_ids"][column]:
-            place = list(first["top_ids"][column]).index(taken)
-            assert first["top_logps"][column][place] == pytest.approx(first["logps"][column], abs=1e-4)
+    for row in (table.iloc[0], table.iloc[3]):
+        assert len(row["top_ids"]) == len(row["teacher_top_logps"]) == len(row["ids"])
+        for mine, taken, values, likeliest in (
+            ("", row["ids"], row["logps"], row["top_ids"]),
+            ("teacher_", row["ids"], row["teacher_logps"], row["teacher_top_ids"]),
+        ):
+            for column, token in enumerate(taken):
+                if token in likeliest[column]:
+                    place = list(likeliest[column]).index(token)
+                    assert row[f"{mine}top_logps"][column][place] == pytest.approx(values[column], abs=1e-4)
 
 
 @pytest.mark.slow
@@ -301,6 +305,15 @@ def test_evaluation_comes_every_few_steps_and_at_the_end(trained):
     # how often a run is evaluated does not change it
     silent = trained("kdrl", steps=3).rows()
     assert first_difference([{k: v for k, v in row.items() if not k.startswith("eval/")} for row in rows], silent) == (None, 0.0)
+
+
+@pytest.mark.slow
+def test_every_evaluation_has_the_same_prompts_and_stream(trained):
+    """Nothing is learned at a step size of 0, so nothing moves but the noise there must not be."""
+    first, second = trained("kdrl", {"learning_rate": "0"}, eval_every=1).rows()
+    names = [name for name in first if name.startswith("eval/")]
+    assert len(names) == 6
+    assert [first[name] for name in names] == [second[name] for name in names]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Recorded rollouts: completions with what each model thought of each token.
+"""Rollouts: what a step trains on, and how it is recorded, with what each model thought of each token.
 
 One parquet file a step, a row a completion: ``prompt``, ``answer``, ``completion``, ``reward``, ``correct``, ``group``, ``finished``, and per-token lists
 ``ids``, ``tokens``, ``logps``, ``teacher_logps``, ``ref_logps`` (at the sampling temperature). The first completion of the first :data:`DETAILED` prompts
@@ -7,20 +7,32 @@ also has both models' likeliest tokens there: ``top_ids``, ``top_logps``, ``teac
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
-from rlkd_lab.models import LanguageModel, hidden_states, top_alternatives
+from rlkd_lab.models import LanguageModel, Sequences, hidden_states, top_alternatives
 from rlkd_lab.objectives import TokenBatch
-
-if TYPE_CHECKING:
-    from rlkd_lab.training.loop import Rollout
+from rlkd_lab.tasks import Example
 
 DETAILED = 4
 ALTERNATIVES = 5
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a step trains on: completions of the student, or traces of the teacher; one example, text and row a completion."""
+
+    examples: list[Example]
+    texts: list[str]
+    sequences: Sequences
+    sampler_logps: Tensor | None
+    finished: Tensor
+    on_policy: bool
 
 
 @torch.no_grad()
