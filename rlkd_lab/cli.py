@@ -131,11 +131,12 @@ def compare(
         drawn = plot_runs(runs, wanted, x=x, window=window)  # type: ignore[arg-type]
         save_figure(drawn, figure, runs, x=x, smoothing=f"trailing mean, {window} steps", metrics=list(wanted))
         table = Table(box=None, pad_edge=False)
-        frame = compare_runs(runs)
-        for column in frame:
-            table.add_column(str(column), justify="left" if column in ("run", "method") else "right", overflow="fold")
-        for row in frame.itertuples(index=False):
-            table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row))
+        frame = compare_runs(runs).set_index("run").T  # a column a run: metric names are longer than run names
+        table.add_column("")
+        for title in frame:
+            table.add_column(str(title), justify="right", overflow="fold")
+        for metric, values in frame.iterrows():
+            table.add_row(str(metric), *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values))
         console.print(table)
         typer.echo(f"mean of the last 10 steps; eval/… is the last evaluation. Figure: {figure}")
 

@@ -121,7 +121,8 @@ def plot_runs(runs: Sequence[RunFolder], metrics: Sequence[str] = MAIN, *, x: XA
     found: dict[str, Any] = {}
     for axes in grid.flat:
         handles, labels = axes.get_legend_handles_labels()
-        found.update(dict(zip(labels, handles, strict=True)))
+        for label, handle in zip(labels, handles, strict=True):
+            found.setdefault(label, handle)
     seeds = sorted({run.config()["seed"] for run in runs})
     heading = f"trailing mean of {window} steps · " + (f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds")
     if found:
