@@ -41,13 +41,14 @@ def _four_bit(device: torch.device) -> tuple[bool, str]:
     try:
         from bitsandbytes.nn import Linear4bit
 
-        torch.manual_seed(0)
-        weight = torch.randn(64, 64)
-        layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=compute_dtype(device))
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(64, 64, generator=generator)
+        with torch.random.fork_rng(devices=[]):  # a new layer draws its weights from the global stream
+            layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=compute_dtype(device))
         layer.load_state_dict({"weight": weight})
         layer = layer.to(device)
         layer.support_avx512bf16_for_cpu = False
-        x = torch.randn(8, 64, device=device, requires_grad=True)
+        x = torch.randn(8, 64, generator=generator).to(device).requires_grad_()
         out = layer(x).float()
         out.square().sum().backward()
         exact = x.detach() @ weight.to(device).T

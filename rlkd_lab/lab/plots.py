@@ -107,8 +107,8 @@ def plot_runs(runs: Sequence[RunFolder], metrics: Sequence[str] = MAIN, *, x: XA
         window: of the trailing mean, in steps.
         title: above the figure.
     """
-    if not runs:
-        raise ValueError("there is nothing to plot: give at least one run")
+    if not runs or not metrics:
+        raise ValueError("there is nothing to plot: give at least one run and one metric")
     columns = min(3, len(metrics))
     lines = -(-len(metrics) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.1 * lines + 0.7), facecolor="white")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -293,10 +294,15 @@ def load_policy(
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
     else:
+        config = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            config = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
             peft_model = get_peft_model(model, config)
+        # peft's own start for A (B starts at 0), drawn from a stream that no other thread can disturb
+        generator = torch.Generator().manual_seed(seed)
+        for weight_name, weight in peft_model.named_parameters():
+            if "lora_A" in weight_name:
+                start_a = nn.init.kaiming_uniform_(torch.empty(weight.shape), a=math.sqrt(5), generator=generator)
+                weight.data.copy_(start_a)
     policy = LanguageModel(peft_model, tokenizer, name, quant, "default", None if adapter is None else str(adapter))
     verify_head(policy)
     return policy

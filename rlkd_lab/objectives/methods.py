@@ -307,7 +307,8 @@ def nearest(name: str, valid: Mapping[str, object] | tuple[str, ...], kind: str)
         return name
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"unknown {kind} {name!r}: {hint}valid are {', '.join(valid)}")
+    listed = f"valid are {', '.join(valid)}" if len(valid) <= 20 else "`rlkd methods` and docs list the valid ones"
+    raise ValueError(f"unknown {kind} {name!r}: {hint}{listed}")
 
 
 def check_coef(name: str, value: float | None, knobs: Mapping[str, Knob] = KNOBS) -> float | None:

@@ -33,7 +33,10 @@ class Linear:
     share: float = 1.0
 
     def at(self, step: int, total: int) -> float:
-        return self.start + (self.end - self.start) * min(1.0, (step - 1) / max(self.share * total - 1, 1.0))
+        done = min(1.0, (step - 1) / max(self.share * total - 1, 1.0))
+        value = (1 - done) * self.start + done * self.end
+        # rounding must not carry it out of a knob's range
+        return min(max(value, min(self.start, self.end)), max(self.start, self.end))
 
     def __str__(self) -> str:
         return f"linear:{self.start}:{self.end}:{self.share}"

@@ -166,6 +166,8 @@ def _fast(
     for column in range(sampling.max_new_tokens):
         if stop():
             raise Stopped("stopped between two tokens of a rollout")
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError(f"the logits of {lm.source} are not finite: training has diverged; lower learning_rate, or bound the ratio")
         log_probs = _filtered(logits, sampling)
         token = torch.multinomial(log_probs.exp(), 1, generator=generator)
         ids[alive[running], column] = token[running, 0]

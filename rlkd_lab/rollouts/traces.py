@@ -34,6 +34,7 @@ def teacher_traces(
     cache: Path,
     *,
     keep: Keep = "finished",
+    difficulty: tuple[int, int] | None = None,
     sampling: Sampling | None = None,
     batch: int = 128,
     stop: Callable[[], bool] = lambda: False,
@@ -46,6 +47,7 @@ def teacher_traces(
         n: number of prompts, one trace each.
         seed: of prompts and sampling.
         cache: parquet file to read or write.
+        difficulty: of the prompts; the task's own by default.
         keep: ``all``, ``finished`` (not cut by the length limit) or ``correct`` (rejection sampling).
         sampling: temperature and limits.
         batch: completions sampled at a time.
@@ -55,15 +57,25 @@ def teacher_traces(
         ValueError: the cache was made with other settings, or nothing is left after filtering.
     """
     sampling = sampling or Sampling()
-    key = {"version": VERSION, "teacher": teacher.source, "quant": teacher.quant, "adapter": teacher.adapter_source, "task": task.name, **asdict(sampling),
-           "seed": seed, "sampled": n, "keep": keep}  # fmt: skip
+    key = {
+        "version": VERSION,
+        "teacher": teacher.source,
+        "quant": teacher.quant,
+        "adapter": teacher.adapter_source,
+        "task": task.name,
+        "difficulty": None if difficulty is None else list(difficulty),
+        **asdict(sampling),
+        "seed": seed,
+        "sampled": n,
+        "keep": keep,
+    }
     if cache.exists():
         table = pq.read_table(cache)
         found = json.loads((table.schema.metadata or {}).get(b"rlkd_traces", b"{}"))
         if found != key:
             raise ValueError(f"{cache} holds traces made with other settings ({found}); delete it, or name another file")
         return table
-    examples = task.examples(n, seed, "train")
+    examples = task.examples(n, seed, "train", difficulty)
     generator = torch.Generator(device=teacher.device).manual_seed(seed)
     twin = DenseTwin(teacher).model if DenseTwin.suits(teacher) else None
     rows = []

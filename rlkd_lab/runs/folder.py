@@ -10,7 +10,9 @@ Appends are whole lines; replacements are written beside and renamed. A reader t
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import shutil
 import time
@@ -55,9 +57,9 @@ class RunFolder:
             if target.exists():
                 target.rmdir()
             beside.rename(target)
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(beside, ignore_errors=True)
-            if isinstance(error, PermissionError) or error.errno == 30:  # read-only file system
+            if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
                 raise PermissionError(f"no permission to write {target}: choose another --out") from error
             raise
         return cls(target)
@@ -68,6 +70,9 @@ class RunFolder:
         target = Path(path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise FileExistsError(f"{target} exists and is not empty: choose another --out, `rlkd resume {target}` it, or delete it")
+        file = next((parent for parent in target.parents if parent.exists() and not parent.is_dir()), None)
+        if file is not None:
+            raise FileExistsError(f"{target} cannot be made: {file} is a file")
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -83,7 +88,7 @@ class RunFolder:
             raise FileNotFoundError(f"{folder.path} {what}")
         try:
             written = folder.config()["format"]
-        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise ValueError(f"{folder.path}/config.json is torn: it cannot be read ({error})") from error
         if not isinstance(written, int) or written > FORMAT:
             raise ValueError(f"{folder.path} has format {written}, this version of rlkd_lab reads up to {FORMAT}: update rlkd_lab")
@@ -113,8 +118,8 @@ class RunFolder:
         beside.replace(target)
 
     def append(self, name: Literal["metrics.jsonl", "events.jsonl"], row: dict[str, Any]) -> None:
-        """One line, in one write. A NaN is written as null: JSON has none."""
-        clean = {key: None if isinstance(value, float) and value != value else value for key, value in row.items()}
+        """One line, in one write. NaN and infinities are written as null: JSON has none."""
+        clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
         line = json.dumps(clean, ensure_ascii=False) + "\n"
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(line)
@@ -134,9 +139,9 @@ class RunFolder:
                 raise ValueError(f"{self.path}/{name} is damaged in line {number}") from None
         return found
 
-    def truncate(self, name: Literal["metrics.jsonl", "events.jsonl"], step: int) -> None:
-        """Keep the rows up to and including ``step``, drop the rest and any torn line."""
-        kept = [row for row in self.rows(name) if row["step"] <= step]
+    def truncate(self, name: Literal["metrics.jsonl", "events.jsonl"], step: int, keep: str | None = None) -> None:
+        """Keep the rows up to and including ``step``, and later events of the kind ``keep``; drop the rest and any torn line."""
+        kept = [row for row in self.rows(name) if row["step"] <= step or (keep is not None and row.get("event") == keep)]
         beside = self.path / (name + ".tmp")
         beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
         beside.replace(self.path / name)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from rlkd_lab.objectives import CHOICES, METHODS, Knob, Schedule, check_coef, nearest, parse_schedule, resolve_options, schedules_for
+from rlkd_lab.objectives import CHOICES, KNOBS, METHODS, Constant, Knob, Schedule, check_coef, nearest, parse_schedule, resolve_options, schedules_for
 from rlkd_lab.objectives.schedules import values_of
 from rlkd_lab.tasks import TASKS
 
@@ -70,6 +70,19 @@ class RunConfig(BaseModel):
     samples_every: Annotated[int, Field(ge=0, description="steps between recorded rollouts; 0 is never")] = 10
     interference_every: Annotated[int, Field(ge=0, description="steps between interference measurements; 0 is never")] = 0
 
+    @field_validator("knobs")
+    @classmethod
+    def _numbers(cls, knobs: dict[str, float | str | None]) -> dict[str, float | str | None]:
+        """The same setting is the same value, whether it came as a number or as text."""
+        found: dict[str, float | str | None] = {}
+        for name, text in knobs.items():
+            try:
+                schedule = parse_schedule(text)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            found[name] = schedule.value if isinstance(schedule, Constant) else text
+        return found
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         method = METHODS[nearest(self.method, METHODS, "method")]
@@ -81,6 +94,8 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"{self.method} needs a teacher: set teacher to an embedded name ({', '.join(('teacher', 'teacher-concise'))}), a folder or a hub id"
             )
+        if self.interference_every and self.group_size < 2:
+            raise ValueError("interference compares the method with GRPO, which needs a group of 2 or more: raise group_size, or set interference_every to 0")
         if "groups" in method.needs and self.group_size < 2:
             raise ValueError(f"{self.method} compares completions of one prompt: a group of {self.group_size} has no spread; set group_size to 2 or more")
         return self
@@ -118,12 +133,18 @@ def make_config(method: str, preset: str = "tiny", settings: dict[str, str] | No
     values: dict[str, Any] = {**PRESETS[nearest(preset, PRESETS, "preset")], "preset": preset, "method": method, **fields}
     values["knobs"], values["options"] = dict(values.get("knobs", {})), dict(values.get("options", {}))
     valid = {**METHODS[method].coefs, **LOOP_KNOBS, **CHOICES, "constant_length": None, "topk": None, **RunConfig.model_fields}
+    for name in fields:
+        nearest(name, RunConfig.model_fields, "setting")
     for name, value in (settings or {}).items():
+        if name in ("method", "preset", "steps", "seed", "knobs", "options"):
+            raise ValueError(f"{name} is not a setting for --set: give it by its own option or argument")
+        if name in KNOBS and name not in METHODS[method].coefs:
+            raise ValueError(f"{method} does not listen to {name}; its knobs are {', '.join([*METHODS[method].coefs, *LOOP_KNOBS])}")
         nearest(name, valid, f"knob, option or setting of {method}")
         if name in METHODS[method].coefs or name in LOOP_KNOBS:
             values["knobs"][name] = value
         elif name in CHOICES or name in ("constant_length", "topk"):
-            values["options"][name] = int(value) if name in ("constant_length", "topk") else value
+            values["options"][name] = int(value) if value.lstrip("-").isdigit() else value
         elif name in ("adapter", "teacher", "teacher_adapter") and value == "off":
             values[name] = None
         elif name == "difficulty":

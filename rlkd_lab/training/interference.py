@@ -57,13 +57,13 @@ def interference(
         "method": (method, prepare(method, batch, coefs, options), coefs, options),
     }
     assert batch.group_ids is not None
-    groups = batch.group_ids.unique()
+    groups = batch.group_ids.unique()  # with a single group the first half is empty, and the split-half values are NaN
     first = torch.isin(batch.group_ids, groups[: len(groups) // 2])
     halves: dict[str, list[Tensor]] = {name: [] for name in prepared}
     parameters = policy.trainable()
     for half in (first, ~first):
         sums = {name: [torch.zeros_like(p) for p in parameters] for name in prepared}
-        for rows in half.nonzero()[:, 0].split(micro_batch):
+        for rows in half.nonzero()[:, 0].split(micro_batch) if half.any() else ():
             live = forward(batch.select(rows), sequences.select(rows))
             for position, (name, (objective, whole, c, o)) in enumerate(prepared.items()):
                 part = replace(whole.select(rows), logps=live.logps, divergence=live.divergence)

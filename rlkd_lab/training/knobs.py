@@ -1,7 +1,7 @@
 """Knobs while a run goes on: requests come from anywhere, the loop takes one snapshot at the top of each step.
 
 A request made during step t holds from step t + 1 on, replaces the knob's schedule, and is recorded as an event. Replay and resume feed the recorded moves
-back in (``script``), so that the same steps see the same values.
+back in (``script``), so that the same steps see the same values; a resumed run still has them in its events and does not record them again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from rlkd_lab.training.config import RunConfig, check_knob
 class Knobs:
     """The live knobs of one run; ``request`` may be called from any thread."""
 
-    def __init__(self, config: RunConfig, script: list[dict[str, Any]] | None = None) -> None:
+    def __init__(self, config: RunConfig, script: list[dict[str, Any]] | None = None, record_script: bool = True) -> None:
         self.config = config
+        self.record_script = record_script
         self.schedules: Mapping[str, Schedule] = config.schedules()
         self.held: dict[str, float | None] = {}
         self.script = script or []
@@ -45,11 +46,11 @@ class Knobs:
         """The values of step ``step``, and an event for every knob that was moved."""
         with self._lock:
             moves, self._requests = self._requests, []
-        moves = [{k: v for k, v in move.items() if k not in ("step", "event", "time")} for move in self.script if move["step"] == step] + moves
-        for move in moves:
+        scripted = [{k: v for k, v in move.items() if k not in ("step", "event", "time")} for move in self.script if move["step"] == step]
+        for move in scripted + moves:
             if move.get("release"):
                 self.held.pop(move["knob"], None)
             else:
                 self.held[move["knob"]] = move["value"]
         values = {name: schedule.at(step, self.config.steps) for name, schedule in self.schedules.items()} | self.held
-        return values, [{"event": "knob", "step": step, **move} for move in moves]
+        return values, [{"event": "knob", "step": step, **move} for move in (scripted if self.record_script else []) + moves]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -86,7 +86,10 @@ class Loop:
 
     def _check_prompts(self) -> None:
         """Refuse, before anything is written, a task without prompts and prompts that leave no room for a completion."""
-        for difficulty, room in ((self.config.difficulty, self.config.max_new_tokens), (self.task.ood_difficulty, 2 * self.config.max_new_tokens)):
+        needed = [(self.config.difficulty, self.config.max_new_tokens)]
+        if self.config.eval_every:
+            needed.append((self.task.ood_difficulty, 2 * self.config.max_new_tokens))
+        for difficulty, room in needed:
             prompts = [example.prompt for example in self.task.examples(64, self.config.seed, "train", difficulty)]
             if not prompts:
                 raise ValueError(f"the task {self.config.task} has no training prompts")
@@ -98,7 +101,7 @@ class Loop:
         """Run one step and return its metrics row.
 
         Raises:
-            Stopped: the stop flag was set; nothing of the step has taken effect.
+            Stopped: the stop flag was set; the step is discarded, and ``resume`` starts from the last checkpoint.
             FloatingPointError: loss or gradient is not finite.
         """
         step, began = self.step + 1, time.perf_counter()
@@ -191,6 +194,7 @@ class Loop:
                 self.config.seed,
                 self.folder.path / "traces.parquet",
                 keep=self.config.keep_traces,
+                difficulty=self.config.difficulty,
                 sampling=Sampling(1.0, self.config.max_new_tokens),
                 stop=lambda: self.stopping,
             )
@@ -269,7 +273,15 @@ class Loop:
         if rollout.sampler_logps is not None:
             gap = (full["old_logps"] - rollout.sampler_logps)[mask.bool()].abs()
             row |= {"sampling/logp_difference_mean": _mean(gap), "sampling/logp_difference_max": gap.max().item()}
-        seen = replace(batch, logps=full["old_logps"], old_logps=full["old_logps"], teacher_logps=full.get("teacher_logps"), ref_logps=full["ref_logps"])
+        seen = replace(
+            batch,
+            logps=full["old_logps"],
+            old_logps=full["old_logps"],
+            teacher_logps=full.get("teacher_logps"),
+            ref_logps=full["ref_logps"],
+            # a divergence comes with gradient from each forward of the updates; prepare only asks that there will be one
+            divergence=torch.zeros_like(full["old_logps"]) if self.teacher is not None else None,
+        )
         return seen, row
 
     def _parts(self, sequences: Sequences) -> Iterator[Sequences]:
@@ -302,9 +314,6 @@ class Loop:
     def _update(self, step: int, batch: TokenBatch, sequences: Sequences, temperature: float, coefs: dict[str, float | None], lr: float) -> Row:
         """All optimizer steps of a rollout."""
         config, forward = self.config, self._live(temperature, coefs)
-        if "divergence" in needs_of(self.method, coefs, self.options):
-            # its value comes with each forward; prepare only asks that there will be one
-            batch = replace(batch, divergence=torch.zeros_like(batch.logps))
         prepared = prepare(config.method, batch, coefs, self.options)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -314,13 +323,14 @@ class Loop:
         parameters = self.policy.trainable()
         for _ in range(config.updates_per_rollout):
             order = torch.randperm(len(batch.logps), generator=shuffle) if config.minibatches > 1 else torch.arange(len(batch.logps))
-            for chosen in order.tensor_split(min(config.minibatches, len(order))):
+            parts = min(config.minibatches, len(order))
+            for chosen in order.tensor_split(parts):
                 self.optimizer.zero_grad()
                 for rows in chosen.split(config.micro_batch):
                     live = forward(prepared.select(rows), sequences.select(rows))
                     loss, stats = token_loss(config.method, live, coefs, self.options)
                     # The normaliser is the whole rollout's, so a minibatch holds only its share of the mean.
-                    (loss * config.minibatches).backward()
+                    (loss * parts).backward()
                     if not math.isfinite(loss.item()):
                         raise FloatingPointError(
                             f"the loss of step {step} is {loss.item()}: lower learning_rate, or bound the ratio (ratio_cap, trrd_gap_bound)"
@@ -365,6 +375,10 @@ class Loop:
             flat = load_file(path / "optimizer.safetensors")
         except (OSError, json.JSONDecodeError, SafetensorError) as error:
             raise ValueError(f"the checkpoint {path} is damaged: {error}") from error
+        expected = {f"{i}.{key}" for i in range(len(self.policy.trainable())) for key in ("step", "exp_avg", "exp_avg_sq")}
+        missing = sorted((set(get_peft_model_state_dict(self.policy.model, adapter_name="default")) - set(adapter)) | (expected - set(flat)))
+        if missing and held["config"] == fingerprint(self.config):
+            raise ValueError(f"the checkpoint {path} is damaged: {len(missing)} tensors are missing, such as {missing[0]}")
         if held["config"] != fingerprint(self.config):
             raise ValueError(f"the checkpoint {path} does not match the run's config.json: it was made with other settings")
         loaded: Any = set_peft_model_state_dict(self.policy.model, adapter, adapter_name="default")
@@ -441,12 +455,12 @@ def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = No
     folder = RunFolder.open(path)
     config = config_of(folder)
     script = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
-    loop = Loop(config, folder, Knobs(config, script))
+    loop = Loop(config, folder, Knobs(config, script, record_script=False))
     checkpoints = folder.checkpoints()
     if checkpoints:
         loop.load_checkpoint(checkpoints[-1])
-    for name in ("metrics.jsonl", "events.jsonl"):
-        folder.truncate(name, loop.step)
+    folder.truncate("metrics.jsonl", loop.step)
+    folder.truncate("events.jsonl", loop.step, keep="knob")  # moves made by hand hold in the recomputed steps too
     return _drive(loop, on_step)
 
 

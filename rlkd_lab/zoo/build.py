@@ -57,7 +57,7 @@ class Recipe:
 
 RECIPES = {
     # The student has seen a few checks: on-policy distillation can only reinforce what the student writes at least now and then.
-    "student": Recipe(128, 4, 2, 384, 1600, 64, 1e-3, False, direct=0.5, corrupted=0.1, checked=0.1, seed=11),
+    "student": Recipe(128, 4, 2, 384, 1000, 64, 1e-3, False, direct=0.5, corrupted=0.1, checked=0.1, seed=11),
     "teacher": Recipe(192, 4, 3, 512, 1500, 64, 1.5e-3, True, direct=0.0, corrupted=0.0, checked=1.0, seed=12),
     "teacher-concise": Recipe(192, 4, 3, 512, 1500, 64, 1.5e-3, True, direct=0.0, corrupted=0.0, checked=0.0, seed=13),
 }

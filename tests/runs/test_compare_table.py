@@ -44,8 +44,3 @@ def test_a_touched_run_is_marked(make):
 
 def test_runs_without_a_step_do_not_break_the_table(make):
     assert compare([make("a", []), make("b", [{"step": 1, "reward": 1.0}])])["steps"].tolist() == [0, 1]
-
-
-def test_the_same_number_written_as_text_is_no_difference(make):
-    table = compare([make("a", [], knobs={"rl_coef": "2"}), make("b", [], knobs={"rl_coef": 2.0})])
-    assert "knobs.rl_coef" not in table

@@ -73,7 +73,6 @@ def touched(tiny, tmp_path_factory):
         # the last checkpoint holds the moved knobs; or there is none, and all moves come from the recorded events
         pytest.param(3, 4, marks=pytest.mark.slow),
         pytest.param(0, 4, marks=pytest.mark.slow),
-        pytest.param(1, 4, marks=pytest.mark.slow),
     ],
 )
 def test_a_touched_run_resumes_as_if_nothing_had_happened(tiny, tmp_path, touched, checkpoint_every, killed_at):
@@ -89,14 +88,13 @@ def test_a_touched_run_resumes_as_if_nothing_had_happened(tiny, tmp_path, touche
 @pytest.mark.parametrize(
     ("method", "settings", "fields"),
     [
-        ("opd_then_rl", {"temperature": "linear:1:0.8"}, {}),
+        ("opd_then_rl", {"temperature": "linear:1:0.8"}, {"engine": "hf"}),
         ("gkd", {"jsd_weight": "switch:0.1:0.9"}, {"minibatches": 2, "eval_every": 2}),
         ("trrd", {"weight_decay": "0.1"}, {"minibatches": 2, "group_size": 3}),
-        ("kdrl_annealed", {}, {"engine": "hf"}),
     ],
 )
 def test_other_methods_too(tiny, tmp_path, method, settings, fields):
-    config = tiny(method, settings, steps=4, checkpoint_every=2, **fields)
+    config = tiny(method, settings, steps=3, checkpoint_every=2, **fields)
     straight = run(config, tmp_path / "straight")
     with pytest.raises(Killed):
         run(config, tmp_path / "run", on_step=killer(3))
@@ -229,7 +227,7 @@ def test_a_config_that_was_edited_badly_is_refused_in_words(copy, values, says):
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("keep", [0, 5, 200])
+@pytest.mark.parametrize("keep", [0, 200])
 def test_a_damaged_checkpoint_is_refused(copy, name, keep):
     path = copy.checkpoints()[-1] / name
     path.write_bytes(path.read_bytes()[: min(keep, path.stat().st_size - 3)])
