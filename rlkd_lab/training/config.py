@@ -42,7 +42,7 @@ class RunConfig(BaseModel):
     format_weight: Annotated[float, Field(ge=0, description="weight of the reward part `format`")] = 0.1
     accuracy_weight: Annotated[float, Field(ge=0, description="weight of the reward part `accuracy`")] = 1.0
 
-    prompts_per_step: Annotated[int, Field(ge=1, description="prompts of a rollout")] = 8
+    prompts_per_step: Annotated[int, Field(ge=1, description="prompts of a rollout")] = 6
     group_size: Annotated[int, Field(ge=1, description="completions per prompt")] = 8
     max_new_tokens: Annotated[int, Field(ge=1, description="length limit of a completion")] = 96
     top_p: Annotated[float, Field(gt=0, le=1, description="1 is off; below, the policy ratio is biased by the mass cut")] = 1.0
@@ -57,7 +57,7 @@ class RunConfig(BaseModel):
 
     updates_per_rollout: Annotated[int, Field(ge=1, description="passes over a rollout; with 1 pass of 1 minibatch nothing is ever clipped")] = 2
     minibatches: Annotated[int, Field(ge=1, description="optimizer steps per pass")] = 1
-    micro_batch: Annotated[int, Field(ge=1, description="completions in one forward and backward pass")] = 64
+    micro_batch: Annotated[int, Field(ge=1, description="completions in one forward and backward pass, of like lengths")] = 16
     max_grad_norm: Annotated[float, Field(gt=0, description="gradient clipping")] = 1.0
     weight_decay: Annotated[float, Field(ge=0, description="AdamW")] = 0.0
 
@@ -66,7 +66,7 @@ class RunConfig(BaseModel):
 
     eval_every: Annotated[int, Field(ge=0, description="steps between evaluations on held-out prompts; 0 is never")] = 10
     eval_prompts: Annotated[int, Field(ge=1, description="validation prompts of an evaluation, one completion each")] = 128
-    checkpoint_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0: the last step alone")] = 20
+    checkpoint_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0: the last step alone")] = 5
     samples_every: Annotated[int, Field(ge=0, description="steps between recorded rollouts; 0 is never")] = 10
     interference_every: Annotated[int, Field(ge=0, description="steps between interference measurements; 0 is never")] = 0
 

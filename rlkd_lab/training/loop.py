@@ -39,6 +39,7 @@ from rlkd_lab.models import (
     unflatten,
 )
 from rlkd_lab.objectives import METHODS, TokenBatch, needs_of, prepare, resolve_options, token_loss
+from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.rollouts import Completions, DenseTwin, Sampling, Stopped, check_length, sample, sequences_of, teacher_traces
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import TASKS, Example, Task
@@ -50,6 +51,7 @@ from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.rollout import Rollout, write_samples
 
 Row = dict[str, Any]
+KL_KINDS: tuple[Divergence, ...] = ("reverse", "forward")
 
 
 class Loop:
@@ -246,8 +248,9 @@ class Loop:
     def _observe(self, batch: TokenBatch, rollout: Rollout, temperature: float, clock: Clock) -> tuple[TokenBatch, Row]:
         """Old policy, teacher and reference on the sampled tokens, and the metrics that follow from them."""
         sequences, mask = rollout.sequences, rollout.sequences.completion_mask
-        kept: dict[str, list[Tensor]] = {}
-        for part in self._parts(sequences):
+        full: dict[str, Tensor] = {}
+        for rows in self._micro_batches(sequences, torch.arange(len(mask))):
+            part = sequences.select(rows)
             with clock("old"):
                 hidden = hidden_states(self.policy, part)
                 old, entropy = token_logps(self.policy, hidden, targets(part), temperature)
@@ -256,22 +259,20 @@ class Loop:
                 with clock("teacher"):
                     theirs = hidden_states(self.teacher, part)
                     found["teacher_logps"], _ = token_logps(self.teacher, theirs, targets(part), temperature)
-                    for kind in ("reverse", "forward"):
+                    for kind in KL_KINDS:
                         found[kind] = token_divergence(self.policy, hidden, self.teacher, theirs, kind, temperature=temperature)
-                        at_one = found[kind] if temperature == 1 else token_divergence(self.policy, hidden, self.teacher, theirs, kind)
-                        found[f"{kind}_t1"] = at_one
+                        found[f"{kind}_t1"] = found[kind] if temperature == 1 else token_divergence(self.policy, hidden, self.teacher, theirs, kind)
             with clock("reference"):
                 found["ref_logps"], _ = token_logps(self.reference, hidden_states(self.reference, part), targets(part), temperature)
             for name, values in found.items():
-                kept.setdefault(name, []).append(values)
-        flat = {name: torch.cat(values) for name, values in kept.items()}
-        full = {name: unflatten(flat[name], mask) for name in ("old_logps", "teacher_logps", "ref_logps") if name in flat}
-        row: Row = {"entropy": _mean(flat["entropy"])}
+                full.setdefault(name, torch.zeros(mask.shape, device=mask.device))[rows] = unflatten(values.float(), part.completion_mask)
+        counts = mask.bool()
+        row: Row = {"entropy": _mean(full["entropy"][counts])}
         for kind, name in (("reverse", "kl_teacher_rev"), ("forward", "kl_teacher_fwd")):
-            if kind in flat:
-                row |= {name: _mean(flat[kind]), f"{name}_t1": _mean(flat[f"{kind}_t1"])}
+            if kind in full:
+                row |= {name: _mean(full[kind][counts]), f"{name}_t1": _mean(full[f"{kind}_t1"][counts])}
         if rollout.sampler_logps is not None:
-            gap = (full["old_logps"] - rollout.sampler_logps)[mask.bool()].abs()
+            gap = (full["old_logps"] - rollout.sampler_logps)[counts].abs()
             row |= {"sampling/logp_difference_mean": _mean(gap), "sampling/logp_difference_max": gap.max().item()}
         seen = replace(
             batch,
@@ -284,9 +285,10 @@ class Loop:
         )
         return seen, row
 
-    def _parts(self, sequences: Sequences) -> Iterator[Sequences]:
-        for rows in torch.arange(sequences.completion_ids.shape[0]).split(self.config.micro_batch):
-            yield sequences.select(rows)
+    def _micro_batches(self, sequences: Sequences, rows: Tensor) -> tuple[Tensor, ...]:
+        """Row numbers in micro-batches of like lengths, so that little padding is computed."""
+        lengths = sequences.completion_mask.sum(1).cpu()
+        return rows[lengths[rows].argsort(stable=True)].split(self.config.micro_batch)
 
     def _live(self, temperature: float, coefs: dict[str, float | None]) -> Callable[[TokenBatch, Sequences], TokenBatch]:
         """A function that fills ``logps``, and ``divergence`` where the method needs it, with gradient."""
@@ -326,7 +328,7 @@ class Loop:
             parts = min(config.minibatches, len(order))
             for chosen in order.tensor_split(parts):
                 self.optimizer.zero_grad()
-                for rows in chosen.split(config.micro_batch):
+                for rows in self._micro_batches(sequences, chosen):
                     live = forward(prepared.select(rows), sequences.select(rows))
                     loss, stats = token_loss(config.method, live, coefs, self.options)
                     # The normaliser is the whole rollout's, so a minibatch holds only its share of the mean.
