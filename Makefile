@@ -4,7 +4,6 @@ PY := .venv/bin/python
 # PyTorch's CPU wheels, so that a machine without a GPU does not fetch gigabytes of CUDA; with a GPU: make setup TORCH_INDEX=
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 DEMO := opd grpo kdrl trrd
-STEPS ?= 60
 
 .PHONY: help setup demo lab test test-fast figures lint clean
 help:
@@ -29,7 +28,7 @@ demo: $(DEMO:%=runs/demo/%/.finished)
 	@echo "Look at figures/demo.png"
 
 runs/demo/%/.finished: | .venv/installed
-	if [ -e runs/demo/$*/config.json ]; then .venv/bin/rlkd resume runs/demo/$*; else .venv/bin/rlkd train --method $* --steps $(STEPS) --out runs/demo/$*; fi
+	if [ -e runs/demo/$*/config.json ]; then .venv/bin/rlkd resume runs/demo/$*; else .venv/bin/rlkd train --method $* --steps 60 --out runs/demo/$*; fi
 	touch $@
 
 lab: .venv/installed

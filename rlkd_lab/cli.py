@@ -23,7 +23,7 @@ def plain_errors() -> Iterator[None]:
     """Mistakes of the user end in one sentence and status 2, failures of a run in one sentence and status 1."""
     try:
         yield
-    except (ValueError, FileNotFoundError, FileExistsError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         typer.echo(f"rlkd: {error}", err=True)
         raise typer.Exit(2) from None
     except FloatingPointError as error:
@@ -41,7 +41,10 @@ def train(
     preset: Annotated[str, typer.Option(help="starting settings")] = "tiny",
     steps: Annotated[int, typer.Option(help="steps")] = 60,
     seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE: a knob (number, off, linear:A:B, switch:A:B), option or setting")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE: a knob (number, off, linear:START:END, switch:BEFORE:AFTER), option or setting; `rlkd methods` lists them"),
+    ] = None,
 ) -> None:
     """Train a student into a new run folder."""
     with plain_errors():
@@ -69,8 +72,11 @@ def resume(run_path: RunPath) -> None:
         from rlkd_lab.training import config_of
         from rlkd_lab.training import resume as resume_run
 
-        config = config_of(RunFolder.open(run_path))
+        folder = RunFolder.open(run_path)
+        config = config_of(folder)
         with progress(config.steps, config.method) as show:
+            if not folder.checkpoints() and folder.rows():
+                typer.echo("no checkpoint yet: the run starts again from step 1", err=True)
             resume_run(run_path, on_step=show)
         typer.echo(f"done: {run_path}")
 
@@ -138,14 +144,14 @@ def compare(
         for metric, values in frame.iterrows():
             table.add_row(str(metric), *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values))
         console.print(table)
-        typer.echo(f"mean of the last 10 steps; eval/… is the last evaluation. Figure: {figure}")
+        typer.echo(f"mean of the last 10 steps at most; eval/… is the last evaluation. Figure: {figure}")
 
 
 @app.command()
 def methods() -> None:
-    """The table of methods: loss, knobs with default and range, source."""
-    from rlkd_lab.objectives import METHODS
-    from rlkd_lab.training.config import LOOP_KNOBS
+    """The table of methods: loss, knobs with default and range, source, what to watch; then every option and setting."""
+    from rlkd_lab.objectives import CHOICES, METHODS
+    from rlkd_lab.training.config import LOOP_KNOBS, RunConfig
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 1, 0))
     for name, method in METHODS.items():
@@ -155,10 +161,19 @@ def methods() -> None:
             shown = "off" if default is None else default if isinstance(default, str) else f"{default:g}"
             knobs.append(f"{knob} {shown} ({declared.low:g}–{declared.high:g}{' or off' if declared.optional else ''})")
         needs = f"needs {', '.join(sorted(method.needs))}\n" if method.needs else ""
-        table.add_row(f"[bold]{name}[/]", f"{method.title} — {method.source}\n{method.formula}\n{needs}knobs: {' · '.join(knobs) or 'none'}")
+        watch = f"\nwatch: {method.watch}" if method.watch else ""
+        table.add_row(f"[bold]{name}[/]", f"{method.title} — {method.source}\n{method.formula}\n{needs}knobs: {' · '.join(knobs) or 'none'}{watch}")
     console.print(table)
     shared = "; ".join(f"{name} ({knob.help}, {knob.low:g}–{knob.high:g})" for name, knob in LOOP_KNOBS.items())
-    console.print(f"Every method also listens to {shared}.")
+    console.print(f"Every method also listens to {shared}.\n")
+    settings = Table(box=None, show_header=False, pad_edge=False)
+    for option, choices in CHOICES.items():
+        settings.add_row(option, " | ".join(choices), "option")
+    for name, field in RunConfig.model_fields.items():
+        if name not in ("method", "preset", "steps", "seed", "knobs", "options"):
+            settings.add_row(name, str(field.default), field.description)
+    console.print("For --set, beside the knobs (options: the method's own default where it has one):")
+    console.print(settings)
 
 
 @app.command()

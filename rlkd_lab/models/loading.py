@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
@@ -164,6 +164,8 @@ def load_base(name: str, quant: Quant = "nf4", device: torch.device | None = Non
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
     # trust_remote_code is False in so many words: left out, transformers asks on the terminal
+    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        raise FileNotFoundError(f"{name!r} has no tokenizer (tokenizer.json): save it beside the model with tokenizer.save_pretrained")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -171,9 +173,12 @@ def load_base(name: str, quant: Quant = "nf4", device: torch.device | None = Non
     for field, value in vars(config).items():
         if field.endswith(("dropout", "pdrop")) and isinstance(value, float):
             setattr(config, field, 0.0)  # with dropout the policy that is trained would not be the one that was sampled
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, device_map={"": device}, **settings
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, device_map={"": device}, **settings
+        )
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {name!r} are damaged: {error}") from error
     model.config.use_cache = False
     model.requires_grad_(False)
     if quant == "nf4":
@@ -288,7 +293,10 @@ def load_policy(
     peft_model: PeftModel
     if adapter is not None:
         start = adapter_folder(adapter)
-        peft_model = PeftModel.from_pretrained(model, start, is_trainable=True)
+        try:
+            peft_model = PeftModel.from_pretrained(model, start, is_trainable=True)
+        except RuntimeError as error:
+            raise ValueError(f"the adapter {start!r} does not fit the base {name!r}: it was trained on another one") from error
         peft_model.load_adapter(start, "reference", is_trainable=False)
         for module in peft_model.modules():
             if isinstance(module, nn.Dropout):

@@ -10,6 +10,7 @@ import pandas as pd
 from rlkd_lab.runs.folder import RunFolder
 
 COLUMNS = ("reward", "eval/accuracy", "eval/accuracy_ood", "kl_teacher_rev", "completions/mean_length", "entropy", "step_time")
+SHOWN_ANYWAY = ("method", "format", "steps")
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -24,12 +25,12 @@ def compare(runs: Sequence[RunFolder], window: int = 10) -> pd.DataFrame:
     """A row a run: steps, settings that differ between the runs, mean of the last ``window`` steps of the main metrics (evaluations: the last one)."""
     configs = [flat(run.config()) for run in runs]
     # "method" names a run's line in any case
-    differing = sorted(key for key in {k for c in configs for k in c} if len({repr(c.get(key)) for c in configs}) > 1 and key not in ("method", "format"))
+    differing = sorted(key for key in {k for c in configs for k in c} if len({repr(c.get(key)) for c in configs}) > 1 and key not in SHOWN_ANYWAY)
     rows = []
     for run, config in zip(runs, configs, strict=True):
         frame = run.metrics()
         row: dict[str, Any] = {"run": run.path.name, "method": config["method"], "steps": len(frame), "touched": run.touched}
-        row |= {key: config.get(key) for key in differing}
+        row |= {key: config.get(key, "default") for key in differing}
         for name in COLUMNS:
             if name in frame:
                 values = frame[name].dropna()

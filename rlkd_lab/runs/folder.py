@@ -86,6 +86,11 @@ class RunFolder:
         if not (folder.path / "config.json").exists():
             what = "has no config.json: it is no run folder, or a torn one" if folder.path.is_dir() else "does not exist"
             raise FileNotFoundError(f"{folder.path} {what}")
+        for name in ("env.json", "status.json", "metrics.jsonl", "events.jsonl"):
+            if not (folder.path / name).exists():
+                raise FileNotFoundError(f"{folder.path} is torn: it has no {name}")
+        (folder.path / "checkpoints").mkdir(exist_ok=True)
+        (folder.path / "samples").mkdir(exist_ok=True)
         try:
             written = folder.config()["format"]
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
@@ -132,8 +137,11 @@ class RunFolder:
             if not line:
                 continue
             try:
-                found.append(json.loads(line))
-            except ValueError:
+                row = json.loads(line)
+                if "step" not in row:
+                    raise ValueError("a row without its step")
+                found.append(row)
+            except (ValueError, TypeError):
                 if number == len(lines):  # no newline after it: the write was cut
                     break
                 raise ValueError(f"{self.path}/{name} is damaged in line {number}") from None

@@ -25,7 +25,7 @@ class RunConfig(BaseModel):
     method: Annotated[str, Field(description="a row of `rlkd methods`")] = "grpo"
     preset: Annotated[str, Field(description="the preset these settings started from")] = "tiny"
     steps: Annotated[int, Field(ge=1, description="optimisation steps; schedules are shares of this")] = 60
-    seed: Annotated[int, Field(ge=0, description="of everything random in the run")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="of everything random in the run")] = 0
 
     student: Annotated[str, Field(description="embedded name, folder or hub id")] = "student"
     teacher: Annotated[str | None, Field(description="embedded name, folder or hub id; off for none")] = "teacher"
@@ -173,6 +173,8 @@ def likely_mistakes(config: RunConfig) -> list[str]:
     found = []
     if config.top_p < 1 or config.top_k:
         found.append("top_p and top_k bias the policy ratio by the probability mass they cut (see sampling/logp_difference_mean); for training leave them off")
+    if config.engine == "hf" and config.knobs.get("importance_cap") is not None:
+        found.append("importance_cap cannot act: the hf engine does not report the log-probabilities it sampled with")
     clips = [name for name in ("clip_low", "clip_high") if name in config.knobs]
     if clips and config.updates_per_rollout * config.minibatches == 1 and config.method != "trrd":
         found.append(f"{' and '.join(clips)} cannot act: with one update per rollout the ratio is 1; set updates_per_rollout to 2 or more")

@@ -51,6 +51,8 @@ from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.rollout import Rollout, write_samples
 
 Row = dict[str, Any]
+MAX_SAMPLER_GAP = 1e-2
+"""Nats by which a token's log-probability may differ between the dense copy and the training forward, both float32, in a run's first step."""
 KL_KINDS: tuple[Divergence, ...] = ("reverse", "forward")
 
 
@@ -66,6 +68,7 @@ class Loop:
         self.step = 0
         self.tokens = 0
         self.stopping = False
+        self.sampler_checked = False
         self.policy = load_policy(
             config.student,
             config.quant,
@@ -274,6 +277,12 @@ class Loop:
         if rollout.sampler_logps is not None:
             gap = (full["old_logps"] - rollout.sampler_logps)[counts].abs()
             row |= {"sampling/logp_difference_mean": _mean(gap), "sampling/logp_difference_max": gap.max().item()}
+            if not self.sampler_checked and self.twin is not None and self.config.top_p == 1 and self.config.top_k == 0 and gap.max() > MAX_SAMPLER_GAP:
+                raise ValueError(
+                    f"the dense copy does not sample the policy that is trained: log-probabilities differ by up to {gap.max().item():.2g} nats;"
+                    " use --set dense_twin=false"
+                )
+            self.sampler_checked = True
         seen = replace(
             batch,
             logps=full["old_logps"],
@@ -307,7 +316,7 @@ class Loop:
                 theirs = hidden_states(self.teacher, sequences)
             per_token = token_divergence(
                 self.policy, hidden, self.teacher, theirs, kind,  # type: ignore[arg-type]
-                weight=float(coefs.get("jsd_weight") or 0.0), topk=int(topk) if topk else None, temperature=temperature,
+                weight=float(coefs.get("jsd_weight", 0.5) or 0.0), topk=int(topk) if topk else None, temperature=temperature,
             )  # fmt: skip
             return replace(filled, divergence=unflatten(per_token, sequences.completion_mask))
 
@@ -373,25 +382,26 @@ class Loop:
         """
         try:
             held = json.loads((path / "state.json").read_text())
+            made_with, step, tokens, knobs = held["config"], held["step"], held["tokens"], held["held"]
             adapter = load_file(path / "adapter_model.safetensors")
             flat = load_file(path / "optimizer.safetensors")
-        except (OSError, json.JSONDecodeError, SafetensorError) as error:
-            raise ValueError(f"the checkpoint {path} is damaged: {error}") from error
-        expected = {f"{i}.{key}" for i in range(len(self.policy.trainable())) for key in ("step", "exp_avg", "exp_avg_sq")}
-        missing = sorted((set(get_peft_model_state_dict(self.policy.model, adapter_name="default")) - set(adapter)) | (expected - set(flat)))
-        if missing and held["config"] == fingerprint(self.config):
-            raise ValueError(f"the checkpoint {path} is damaged: {len(missing)} tensors are missing, such as {missing[0]}")
-        if held["config"] != fingerprint(self.config):
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ValueError(f"the checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
+        if made_with != fingerprint(self.config):
             raise ValueError(f"the checkpoint {path} does not match the run's config.json: it was made with other settings")
-        loaded: Any = set_peft_model_state_dict(self.policy.model, adapter, adapter_name="default")
-        if loaded.unexpected_keys:
-            raise ValueError(f"the checkpoint {path} does not match the run's config.json: unexpected weights, such as {loaded.unexpected_keys[0]}")
+        weights = get_peft_model_state_dict(self.policy.model, adapter_name="default")
+        shapes = {name: value.shape for name, value in weights.items()}
+        moments = {f"{i}.{key}" for i in range(len(self.policy.trainable())) for key in ("step", "exp_avg", "exp_avg_sq")}
+        if shapes != {name: value.shape for name, value in adapter.items()} or moments != set(flat):
+            odd = sorted(set(shapes) ^ set(adapter) | moments ^ set(flat))
+            raise ValueError(f"the checkpoint {path} is damaged: " + (f"missing or odd tensors, such as {odd[0]}" if odd else "tensors of other shapes"))
+        set_peft_model_state_dict(self.policy.model, adapter, adapter_name="default")
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in flat.items():
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.step, self.tokens, self.knobs.held = held["step"], held["tokens"], held["held"]
+        self.step, self.tokens, self.knobs.held = step, tokens, knobs
 
 
 class Clock:
@@ -458,7 +468,9 @@ def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = No
     config = config_of(folder)
     script = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
     loop = Loop(config, folder, Knobs(config, script, record_script=False))
-    checkpoints = folder.checkpoints()
+    rows = folder.rows("metrics.jsonl")
+    last = rows[-1]["step"] if rows else 0
+    checkpoints = [path for path in folder.checkpoints() if int(path.name[5:]) <= last]  # never one that the rows do not reach
     if checkpoints:
         loop.load_checkpoint(checkpoints[-1])
     folder.truncate("metrics.jsonl", loop.step)
@@ -505,5 +517,7 @@ def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder
     except BaseException as error:
         folder.set_status("failed", loop.step, f"{type(error).__name__}: {error}")
         raise
+    if loop.step < config.steps:  # stopped between two steps: nothing need be lost
+        loop.save_checkpoint()
     folder.set_status("done" if loop.step == config.steps else "idle", loop.step)
     return folder
