@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,15 +20,24 @@ def progress(total: int, label: str) -> Iterator[Callable[[Any, dict[str, Any]],
         run(config, out, on_step=show)
     """
     current: dict[str, str] = {}
-    # At most one redraw a second: a notebook keeps every line that is printed.
-    with tqdm(total=total, desc=label, unit="step", dynamic_ncols=True, mininterval=1.0) as bar:
+    bars: list[tqdm[Any]] = []
+    began = time.time()
 
-        def show(loop: Any, row: dict[str, Any]) -> None:
-            for key, name in SHOWN.items():
-                if row.get(name) is not None:
-                    current[key] = f"{row[name]:.3g}"
-            bar.set_postfix(current, refresh=False)
-            bar.update(row["step"] - bar.n)
+    def show(loop: Any, row: dict[str, Any]) -> None:
+        for key, name in SHOWN.items():
+            if row.get(name) is not None:
+                current[key] = f"{row[name]:.3g}"
+        if not bars:
+            # Made with the first step: a run that is only loaded shows no bar, and the rate of a resumed one is that of its new steps.
+            # At most one redraw a second: a notebook keeps every line that is printed.
+            bars.append(tqdm(total=total, desc=label, unit="step", dynamic_ncols=True, mininterval=1.0, initial=row["step"] - 1))
+            bars[0].start_t = began
+        bars[0].set_postfix(current, refresh=False)
+        bars[0].update(row["step"] - bars[0].n)
 
+    try:
         yield show
-        bar.refresh()
+    finally:
+        for bar in bars:
+            bar.refresh()
+            bar.close()
