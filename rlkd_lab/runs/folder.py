@@ -86,17 +86,15 @@ class RunFolder:
         if not (folder.path / "config.json").exists():
             what = "has no config.json: it is no run folder, or a torn one" if folder.path.is_dir() else "does not exist"
             raise FileNotFoundError(f"{folder.path} {what}")
-        for name in ("env.json", "status.json", "metrics.jsonl", "events.jsonl"):
-            if not (folder.path / name).exists():
-                raise FileNotFoundError(f"{folder.path} is torn: it has no {name}")
-        (folder.path / "checkpoints").mkdir(exist_ok=True)
-        (folder.path / "samples").mkdir(exist_ok=True)
         try:
             written = folder.config()["format"]
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise ValueError(f"{folder.path}/config.json is torn: it cannot be read ({error})") from error
         if not isinstance(written, int) or written > FORMAT:
             raise ValueError(f"{folder.path} has format {written}, this version of rlkd_lab reads up to {FORMAT}: update rlkd_lab")
+        for name in ("env.json", "status.json", "metrics.jsonl", "events.jsonl"):
+            if not (folder.path / name).exists():
+                raise FileNotFoundError(f"{folder.path} is torn: it has no {name}")
         return folder
 
     def config(self) -> dict[str, Any]:

@@ -363,7 +363,7 @@ class Loop:
         target = self.folder.path / "checkpoints" / f"step_{self.step:06d}"
         beside = target.with_suffix(".tmp")
         shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
+        beside.mkdir(parents=True)
         assert isinstance(self.policy.model, PeftModel)
         self.policy.model.save_pretrained(str(beside), selected_adapters=["default"])
         state = self.optimizer.state_dict()["state"]

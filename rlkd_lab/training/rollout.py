@@ -64,6 +64,7 @@ def write_samples(path: Path, policy: LanguageModel, teacher: LanguageModel | No
         for i in first_of_group:
             alternatives = top_alternatives(lm, hidden_states(lm, sequences.select(torch.tensor([i]))), ALTERNATIVES, temperature)
             rows[i][f"{prefix}top_ids"], rows[i][f"{prefix}top_logps"] = (values.tolist() for values in alternatives)
+    path.parent.mkdir(exist_ok=True)
     beside = path.with_suffix(".tmp")
     pd.DataFrame(rows).to_parquet(beside)
     beside.replace(path)

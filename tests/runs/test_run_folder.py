@@ -279,3 +279,18 @@ def test_timings_are_left_out():
     timed = changed(2, step_time=9.0, **{"time/rollout": 1.0, "memory/peak_gib": 2.0})
     assert first_difference(ROWS, timed) == (None, 0.0)
     assert TIMING == ("step_time", "time/", "memory/")
+
+
+@pytest.mark.parametrize("name", ["env.json", "status.json", "metrics.jsonl", "events.jsonl"])
+def test_a_folder_that_lacks_a_file_says_which(tmp_path, name):
+    folder = RunFolder.create(tmp_path / "run", {}, {})
+    (folder.path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"no {name}"):
+        RunFolder.open(folder.path)
+
+
+def test_a_row_without_its_step_is_damage(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {}, {})
+    (folder.path / "metrics.jsonl").write_text('{"reward": 1.0}\n{"step": 1}\n')
+    with pytest.raises(ValueError, match="damaged in line 1"):
+        folder.rows()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlkd_lab.rollouts import DenseTwin
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.training import replay, resume, run
 from rlkd_lab.training.loop import Loop
@@ -345,3 +346,28 @@ def test_sigkill_in_mid_run_and_resume(tmp_path):
     straight = CliRunner().invoke(app, arguments(tmp_path / "straight"))
     assert straight.exit_code == 0
     assert_same(out, RunFolder.open(tmp_path / "straight"))
+
+
+def test_a_run_stopped_between_two_steps_loses_none(tiny, tmp_path):
+    def stop_after_two(loop, row):
+        loop.stopping = row["step"] == 2
+
+    folder = run(tiny("grpo", steps=4, checkpoint_every=0), tmp_path / "run", on_step=stop_after_two)
+    assert [path.name for path in folder.checkpoints()] == ["step_000002"]
+    assert folder.status()["state"] == "idle"
+
+
+def test_a_checkpoint_that_the_rows_do_not_reach_is_not_used(tiny, tmp_path):
+    config = tiny("grpo", steps=4, checkpoint_every=2)
+    whole = run(config, tmp_path / "run").rows()
+    folder = RunFolder.open(tmp_path / "run")
+    folder.truncate("metrics.jsonl", 3)
+    resume(tmp_path / "run")
+    assert first_difference(folder.rows(), whole) == (None, 0.0)
+
+
+def test_a_twin_that_samples_something_else_stops_the_run_at_its_first_step(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(DenseTwin, "sync", lambda self: self.pairs[-1][0].weight.data.mul_(1.2))
+    with pytest.raises(ValueError, match="dense_twin=false"):
+        run(tiny("grpo"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
