@@ -91,9 +91,7 @@ class RunConfig(BaseModel):
         self.schedules()
         resolve_options(method, self.options)
         if "teacher" in method.needs | ({"teacher"} if "traces" in method.needs else set()) and self.teacher is None:
-            raise ValueError(
-                f"{self.method} needs a teacher: set teacher to an embedded name ({', '.join(('teacher', 'teacher-concise'))}), a folder or a hub id"
-            )
+            raise ValueError(f"{self.method} needs a teacher: set teacher to an embedded name (teacher, teacher-concise), a folder or a hub id")
         if self.interference_every and self.group_size < 2:
             raise ValueError("interference compares the method with GRPO, which needs a group of 2 or more: raise group_size, or set interference_every to 0")
         if "groups" in method.needs and self.group_size < 2:

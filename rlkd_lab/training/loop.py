@@ -53,7 +53,7 @@ from rlkd_lab.training.rollout import Rollout, write_samples
 Row = dict[str, Any]
 MAX_SAMPLER_GAP = 1e-2
 """Nats by which a token's log-probability may differ between the dense copy and the training forward, both float32, in a run's first step."""
-KL_KINDS: tuple[Divergence, ...] = ("reverse", "forward")
+KL_METRICS: dict[Divergence, str] = {"reverse": "kl_teacher_rev", "forward": "kl_teacher_fwd"}
 
 
 class Loop:
@@ -262,7 +262,7 @@ class Loop:
                 with clock("teacher"):
                     theirs = hidden_states(self.teacher, part)
                     found["teacher_logps"], _ = token_logps(self.teacher, theirs, targets(part), temperature)
-                    for kind in KL_KINDS:
+                    for kind in KL_METRICS:
                         found[kind] = token_divergence(self.policy, hidden, self.teacher, theirs, kind, temperature=temperature)
                         found[f"{kind}_t1"] = found[kind] if temperature == 1 else token_divergence(self.policy, hidden, self.teacher, theirs, kind)
             with clock("reference"):
@@ -271,8 +271,8 @@ class Loop:
                 full.setdefault(name, torch.zeros(mask.shape, device=mask.device))[rows] = unflatten(values.float(), part.completion_mask)
         counts = mask.bool()
         row: Row = {"entropy": _mean(full["entropy"][counts])}
-        for kind, name in (("reverse", "kl_teacher_rev"), ("forward", "kl_teacher_fwd")):
-            if kind in full:
+        if self.teacher is not None:
+            for kind, name in KL_METRICS.items():
                 row |= {name: _mean(full[kind][counts]), f"{name}_t1": _mean(full[f"{kind}_t1"][counts])}
         if rollout.sampler_logps is not None:
             gap = (full["old_logps"] - rollout.sampler_logps)[counts].abs()
