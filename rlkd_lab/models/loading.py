@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -50,6 +51,10 @@ class LanguageModel:
     adapter: str | None = None
     adapter_source: str | None = None
     """Folder that the adapter was read from, if it was."""
+    chat: bool = False
+    """Prompts are put into the tokenizer's chat template, as the user's turn."""
+    system_prompt: str | None = None
+    """The system's turn before it, with ``chat``."""
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -81,6 +86,31 @@ class LanguageModel:
     def context(self) -> int:
         """Longest prompt plus completion, in tokens."""
         return int(getattr(self.causal_lm.config, "max_position_embeddings", 2**31))
+
+    def use_chat(self, wanted: Literal["auto", "off"], system_prompt: str | None = None) -> None:
+        """``auto``: prompts go into the chat template where the tokenizer has one."""
+        self.chat, self.system_prompt = wanted == "auto" and self.tokenizer.chat_template is not None, system_prompt
+
+    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of prompts, in the chat template where ``chat`` is set.
+
+        Raises:
+            ValueError: the template refuses these turns (some have no place for a system prompt).
+        """
+        if not self.chat:
+            return self.tokenizer(list(prompts))["input_ids"]
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        turns = [[*system, {"role": "user", "content": prompt}] for prompt in prompts]
+        try:
+            texts = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ValueError(f"the chat template of {self.source} refuses the prompt: {error}; change system_prompt, or use --set chat=off") from error
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template writes its own
+
+    def encode(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """:meth:`prompt_ids` padded left, and their mask, (B, P) each."""
+        padded = self.tokenizer.pad({"input_ids": self.prompt_ids(prompts)}, padding_side="left", return_tensors="pt").to(self.device)
+        return padded["input_ids"], padded["attention_mask"]
 
     def trainable(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]

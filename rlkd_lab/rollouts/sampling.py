@@ -80,8 +80,8 @@ def sample(
     """
     if not prompts or group_size < 1:
         raise ValueError(f"sampling needs at least one prompt and a group of at least 1; got {len(prompts)} prompts, group_size {group_size}")
-    encoded = lm.tokenizer(list(prompts), padding=True, padding_side="left", return_tensors="pt").to(lm.device)
     check_length(lm, prompts, sampling.max_new_tokens)
+    prompt_ids, prompt_mask = lm.encode(prompts)
     draw = {"fast": _fast, "hf": _hf}.get(engine)
     if draw is None:
         raise ValueError(f"unknown engine {engine!r}: use 'fast' or 'hf'")
@@ -89,15 +89,15 @@ def sample(
     lm.model.eval()
     try:
         with torch.no_grad(), lm.active():
-            ids, logps = draw(lm, encoded["input_ids"], encoded["attention_mask"], group_size, sampling, generator, stop, twin)
+            ids, logps = draw(lm, prompt_ids, prompt_mask, group_size, sampling, generator, stop, twin)
     finally:
         lm.model.train(was_training)
-    return _completions(lm, encoded["input_ids"], encoded["attention_mask"], group_size, ids, logps)
+    return _completions(lm, prompt_ids, prompt_mask, group_size, ids, logps)
 
 
 def check_length(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int) -> None:
     """Raise ValueError for a prompt that, with its completion, does not fit the context."""
-    lengths = [len(ids) for ids in lm.tokenizer(list(prompts))["input_ids"]]
+    lengths = [len(ids) for ids in lm.prompt_ids(prompts)]
     if min(lengths) == 0:
         raise ValueError("a prompt has no tokens: there is nothing to continue")
     longest = max(lengths)

@@ -1,7 +1,7 @@
 """Teacher traces: completions of the teacher on training prompts, for SFT, forward KL and GKD.
 
 File format (version 1): one parquet file, a row a trace, columns ``example_id`` (str), ``prompt`` (str), ``answer`` (str), ``completion`` (str),
-``completion_ids`` (list of int, with the end of sequence), ``reward`` (float), ``correct`` (bool), ``finished`` (bool); schema metadata
+``completion_ids`` (list of int, with the end of sequence), ``correct`` (bool), ``finished`` (bool); schema metadata
 ``rlkd_traces`` = ``{"version": 1, "teacher": …, "temperature": …, "seed": …, "sampled": number before filtering}``.
 """
 
@@ -85,10 +85,9 @@ def teacher_traces(
         for example, text, ids, mask, finished in zip(
             part, drawn.texts, drawn.sequences.completion_ids, drawn.sequences.completion_mask, drawn.finished.tolist(), strict=True
         ):
-            score = task.score(text, example)
             rows.append(
                 {"example_id": example.id, "prompt": example.prompt, "answer": example.answer, "completion": text,
-                 "completion_ids": ids[mask.bool()].tolist(), "reward": score.reward, "correct": score.correct and finished, "finished": finished}
+                 "completion_ids": ids[mask.bool()].tolist(), "correct": task.score(text, example).correct and finished, "finished": finished}
             )  # fmt: skip
     kept = [row for row in rows if keep == "all" or row[keep]]
     if not kept:
@@ -102,8 +101,8 @@ def teacher_traces(
 
 def sequences_of(lm: LanguageModel, prompts: list[str], completion_ids: list[list[int]]) -> Sequences:
     """Prompts and given completions as padded tensors."""
-    prompt = lm.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(lm.device)
+    prompt_ids, prompt_mask = lm.encode(prompts)
     width = max(len(ids) for ids in completion_ids)
     ids = torch.tensor([row + [lm.tokenizer.pad_token_id] * (width - len(row)) for row in completion_ids], device=lm.device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in completion_ids], device=lm.device)
-    return Sequences(prompt["input_ids"], prompt["attention_mask"], ids, mask)
+    return Sequences(prompt_ids, prompt_mask, ids, mask)

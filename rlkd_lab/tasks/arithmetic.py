@@ -23,17 +23,12 @@ _OPERATION = re.compile(r"([+-])(\d+)")
 class ArithmeticTask:
     """Chains of additions and subtractions with a two-digit start and one-digit operands.
 
-    Args:
-        format_weight: weight of the part ``format`` (1 where the whole completion has the expected shape).
-        accuracy_weight: weight of the part ``accuracy`` (1 where the completion ends in ``#`` and the right number).
+    Parts: ``accuracy``, 1 where the completion ends in ``#`` and the right number; ``format``, 1 where the whole of it has the expected shape.
     """
 
     name = "arithmetic"
     train_difficulty = (2, 5)
-    ood_difficulty = (6, 8)
-
-    def __init__(self, format_weight: float = 0.1, accuracy_weight: float = 1.0) -> None:
-        self.weights = {"format": format_weight, "accuracy": accuracy_weight}
+    ood_difficulty: tuple[int, int] | None = (6, 8)
 
     def examples(self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None) -> list[Example]:
         low, high = difficulty or self.train_difficulty
@@ -49,12 +44,9 @@ class ArithmeticTask:
         return found
 
     def score(self, completion: str, example: Example) -> Score:
-        answer = _ANSWER.search(completion[-16:])
-        parts = {
-            "format": float(_WELL_FORMED.fullmatch(completion) is not None),
-            "accuracy": float(answer is not None and int(answer.group(1)) == int(example.answer)),
-        }
-        return Score(sum(self.weights[name] * value for name, value in parts.items()), parts)
+        found = _ANSWER.search(completion[-16:])
+        answer = None if found is None else str(int(found.group(1)))
+        return Score({"accuracy": float(answer == example.answer), "format": float(_WELL_FORMED.fullmatch(completion) is not None)}, answer)
 
 
 def _draw(operations: int, rng: random.Random) -> Example:

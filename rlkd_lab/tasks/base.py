@@ -1,7 +1,7 @@
 """The Task protocol: where prompts come from and how a completion is judged.
 
 A task is a source of :class:`Example` and a rule-based verifier. A verifier is given text that a model made up: it never raises on it and never
-evaluates it as code.
+evaluates it as code. What its parts are worth is not its business: the weights are the config's (:mod:`rlkd_lab.tasks.rewards`).
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Score:
-    """What a verifier says: ``reward`` is the weighted sum of ``parts``, each in [0, 1]."""
+    """What a verifier says of one completion."""
 
-    reward: float
     parts: dict[str, float]
+    """Each in [0, 1]; ``accuracy`` is correctness. The same names for every completion."""
+    answer: str | None = None
+    """The final answer as it was read, in a form in which equal answers are equal texts (majority@k counts them); ``None``: none could be read."""
 
     @property
     def correct(self) -> bool:
@@ -49,8 +51,8 @@ class Task(Protocol):
     name: str
     train_difficulty: tuple[int, int]
     """Smallest and largest difficulty of the training prompts."""
-    ood_difficulty: tuple[int, int]
-    """The same for the out-of-distribution split: harder than anything trained on."""
+    ood_difficulty: tuple[int, int] | None
+    """The same for out-of-distribution prompts, harder than anything trained on; ``None``: the task has none."""
 
     def examples(self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None) -> list[Example]:
         """``n`` examples; the same arguments give the same list. Splits share no prompt."""

@@ -13,17 +13,12 @@ _INSTRUCTION = "\nThink step by step, then give the answer between <answer> and 
 class KnightsKnavesTask:
     """Who is a knight and who is a knave: 2–4 people in training, 5–6 out of distribution.
 
-    Args:
-        format_weight: weight of the part ``format`` (1 where there is an ``<answer>…</answer>``).
-        accuracy_weight: weight of the part ``accuracy`` (1 where everybody is named rightly).
+    Parts: ``accuracy``, 1 where everybody is named rightly; ``format``, 1 where there is one ``<answer>…</answer>``.
     """
 
     name = "knights_knaves"
     train_difficulty = (2, 4)
-    ood_difficulty = (5, 6)
-
-    def __init__(self, format_weight: float = 0.1, accuracy_weight: float = 1.0) -> None:
-        self.weights = {"format": format_weight, "accuracy": accuracy_weight}
+    ood_difficulty: tuple[int, int] | None = (5, 6)
 
     def examples(self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None) -> list[Example]:
         low, high = difficulty or self.train_difficulty
@@ -46,11 +41,11 @@ class KnightsKnavesTask:
         before, opening, rest = completion.rpartition("<answer>")
         answer, closing, _ = rest.partition("</answer>")
         whole = bool(opening) and bool(closing)
-        parts = {"format": float(whole and "<answer>" not in before), "accuracy": 0.0}
+        parts = {"accuracy": 0.0, "format": float(whole and "<answer>" not in before)}
         if whole:
             # reasoning-gym gives partial credit for some of the people; accuracy is for all of them
             parts["accuracy"] = float(_verifier().score_answer(answer.strip()[:2000], example.meta) == 1.0)
-        return Score(sum(self.weights[name] * value for name, value in parts.items()), parts)
+        return Score(parts, " ".join(answer.lower().split()) if whole else None)
 
 
 def _dataset(people: int, seed: int) -> Any:

@@ -39,8 +39,12 @@ class RunConfig(BaseModel):
 
     task: Annotated[str, Field(description="arithmetic or knights_knaves")] = "arithmetic"
     difficulty: Annotated[tuple[int, int] | None, Field(description="range of the training prompts; the task's own by default")] = None
-    format_weight: Annotated[float, Field(ge=0, description="weight of the reward part `format`")] = 0.1
-    accuracy_weight: Annotated[float, Field(ge=0, description="weight of the reward part `accuracy`")] = 1.0
+    chat: Annotated[Literal["auto", "off"], Field(description="auto: prompts go into the tokenizer's chat template where it has one")] = "auto"
+    system_prompt: Annotated[str | None, Field(description="system turn of the chat template")] = None
+    reward: Annotated[dict[str, float], Field(description="weights of the reward's parts, set as reward.NAME=WEIGHT: accuracy, format, …")] = {
+        "accuracy": 1.0,
+        "format": 0.1,
+    }
 
     prompts_per_step: Annotated[int, Field(ge=1, description="prompts of a rollout")] = 6
     group_size: Annotated[int, Field(ge=1, description="completions per prompt")] = 8
@@ -134,10 +138,13 @@ def make_config(method: str, preset: str = "tiny", settings: dict[str, str] | No
     for name in fields:
         nearest(name, RunConfig.model_fields, "setting")
     for name, value in (settings or {}).items():
-        if name in ("method", "preset", "steps", "seed", "knobs", "options"):
+        if name in ("method", "preset", "steps", "seed", "knobs", "options", "reward"):
             raise ValueError(f"{name} is not a setting for --set: give it by its own option or argument")
         if name in KNOBS and name not in METHODS[method].coefs:
             raise ValueError(f"{method} does not listen to {name}; its knobs are {', '.join([*METHODS[method].coefs, *LOOP_KNOBS])}")
+        if name.startswith("reward."):
+            values["reward"] = {**RunConfig.model_fields["reward"].default, **values.get("reward", {}), name.removeprefix("reward."): value}
+            continue
         nearest(name, valid, f"knob, option or setting of {method}")
         if name in METHODS[method].coefs or name in LOOP_KNOBS:
             values["knobs"][name] = value

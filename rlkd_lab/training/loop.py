@@ -42,10 +42,10 @@ from rlkd_lab.objectives import METHODS, TokenBatch, needs_of, prepare, resolve_
 from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.rollouts import Completions, DenseTwin, Sampling, Stopped, check_length, sample, sequences_of, teacher_traces
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.tasks import TASKS, Example, Task
+from rlkd_lab.tasks import Example, Task, check_weights, find_task, judge
 from rlkd_lab.training.config import LOOP_KNOBS, RunConfig, likely_mistakes, validated
 from rlkd_lab.training.environment import describe_environment, peak_memory_gib
-from rlkd_lab.training.evaluation import evaluate, judge
+from rlkd_lab.training.evaluation import evaluate
 from rlkd_lab.training.interference import interference
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.rollout import Rollout, write_samples
@@ -64,7 +64,7 @@ class Loop:
         self.knobs = knobs or Knobs(config)
         self.method = METHODS[config.method]
         self.options = resolve_options(self.method, {"constant_length": config.max_new_tokens, **config.options})
-        self.task: Task = TASKS[config.task](config.format_weight, config.accuracy_weight)
+        self.task: Task = find_task(config.task)
         self.step = 0
         self.tokens = 0
         self.stopping = False
@@ -79,9 +79,11 @@ class Loop:
             seed=config.seed,
         )
         self.policy.model.train()
+        self.policy.use_chat(config.chat, config.system_prompt)
         self.teacher: LanguageModel | None = None
         if config.teacher is not None:
             self.teacher = load_teacher(config.teacher, config.teacher_quant, policy=self.policy, adapter=config.teacher_adapter)
+            self.teacher.use_chat(config.chat, config.system_prompt)
         self.reference = reference_of(self.policy)
         twin = config.engine == "fast" and config.dense_twin and DenseTwin.suits(self.policy)
         self.twin = DenseTwin(self.policy) if twin else None
@@ -92,13 +94,14 @@ class Loop:
     def _check_prompts(self) -> None:
         """Refuse, before anything is written, a task without prompts and prompts that leave no room for a completion."""
         needed = [(self.config.difficulty, self.config.max_new_tokens)]
-        if self.config.eval_every:
+        if self.config.eval_every and self.task.ood_difficulty is not None:
             needed.append((self.task.ood_difficulty, 2 * self.config.max_new_tokens))
         for difficulty, room in needed:
-            prompts = [example.prompt for example in self.task.examples(64, self.config.seed, "train", difficulty)]
-            if not prompts:
+            examples = self.task.examples(64, self.config.seed, "train", difficulty)
+            if not examples:
                 raise ValueError(f"the task {self.config.task} has no training prompts")
-            check_length(self.policy, prompts, room)
+            check_length(self.policy, [example.prompt for example in examples], room)
+            check_weights(self.task, self.config.reward, examples[0])
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -146,6 +149,8 @@ class Loop:
             self.twin.sync()
         found: Row = {}
         for suffix, difficulty in (("", self.config.difficulty), ("_ood", self.task.ood_difficulty)):
+            if suffix and difficulty is None:
+                continue
             result = evaluate(
                 self.policy,
                 self.task,
@@ -209,9 +214,13 @@ class Loop:
     def _score(self, rollout: Rollout) -> tuple[TokenBatch, Row]:
         """Rewards and what can be said of the completions before any model looks at them."""
         sequences, device = rollout.sequences, self.policy.device
-        judged = judge(self.task, rollout.texts, rollout.examples, rollout.finished.tolist())
-        rewards = torch.tensor([reward for reward, _ in judged], device=device)
-        correct = torch.tensor([parts["accuracy"] for _, parts in judged], device=device)
+        lengths = sequences.completion_mask.sum(1)
+        judged = judge(
+            self.task, self.config.reward, rollout.texts, rollout.examples, rollout.finished.tolist(), lengths.tolist(),
+            self.config.max_new_tokens, self.config.group_size,
+        )  # fmt: skip
+        rewards = torch.tensor([verdict.reward for verdict in judged], device=device)
+        correct = torch.tensor([float(verdict.correct) for verdict in judged], device=device)
         groups = torch.arange(len(judged), device=device) // self.config.group_size
         mask = sequences.completion_mask
         if self.config.mask_truncated:
@@ -225,7 +234,7 @@ class Loop:
             group_ids=groups,
             kd_weight=self._teacher_weight(sequences),
         )
-        lengths = sequences.completion_mask.sum(1).float()
+        lengths = lengths.float()
         row: Row = {
             "completions/mean_length": lengths.mean().item(),
             "completions/mean_length_correct": _mean(lengths[correct == 1]),
@@ -235,7 +244,7 @@ class Loop:
         if rollout.on_policy:
             grouped = rewards.view(-1, self.config.group_size)
             row |= {"reward": rewards.mean().item(), "accuracy": correct.mean().item()}
-            row |= {f"reward/{name}": sum(parts[name] for _, parts in judged) / len(judged) for name in judged[0][1]}
+            row |= {f"reward/{name}": sum(verdict.parts[name] for verdict in judged) / len(judged) for name in judged[0].parts}
             if self.config.group_size > 1:
                 row |= {"reward_std": grouped.std(1).mean().item(), "frac_reward_zero_std": (grouped.std(1) == 0).float().mean().item()}
         return batch, row

@@ -29,7 +29,7 @@ def test_a_trace_has_all_its_columns_and_the_file_says_what_made_it(teacher, tmp
     assert stored.to_pylist() == table.to_pylist()
     assert stored.schema.metadata[b"rlkd_traces"] == table.schema.metadata[b"rlkd_traces"]
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["traces.parquet"]
-    assert stored.column_names == ["example_id", "prompt", "answer", "completion", "completion_ids", "reward", "correct", "finished"]
+    assert stored.column_names == ["example_id", "prompt", "answer", "completion", "completion_ids", "correct", "finished"]
     about = json.loads(stored.schema.metadata[b"rlkd_traces"])
     expected = {"version": 1, "teacher": "teacher-concise", "temperature": 1.0, "seed": 3, "sampled": 24, "keep": "all", "task": "arithmetic"}
     assert expected.items() <= about.items()
@@ -38,7 +38,6 @@ def test_a_trace_has_all_its_columns_and_the_file_says_what_made_it(teacher, tmp
         assert (row["example_id"], row["prompt"], row["answer"]) == (example.id, example.prompt, example.answer)
         assert row["completion"] == teacher.tokenizer.decode(row["completion_ids"], skip_special_tokens=True)
         assert row["finished"] == (row["completion_ids"][-1] == teacher.tokenizer.eos_token_id)
-        assert row["reward"] == task.score(row["completion"], example).reward
         assert row["correct"] == (row["finished"] and task.score(row["completion"], example).correct)
 
 
@@ -72,7 +71,7 @@ class Lenient(ArithmeticTask):
     """Whatever is said is right."""
 
     def score(self, completion, example):
-        return Score(1.0, {"accuracy": 1.0})
+        return Score({"accuracy": 1.0})
 
 
 def test_a_completion_cut_by_the_limit_is_not_correct(teacher, tmp_path):

@@ -119,16 +119,16 @@ def test_no_examples_are_no_examples(name):
 
 
 @EVERY_TASK
-def test_the_reward_is_the_weighted_sum_of_the_parts(name):
+def test_a_right_answer_has_all_its_parts(name):
     problem = TASKS[name]().examples(1, 0)[0]
     right = f"#{problem.answer}" if name == "arithmetic" else f"<answer>{problem.answer}</answer>"
-    for weights in ((0.1, 1.0), (0.0, 1.0), (2.0, 0.5)):
-        score = TASKS[name](*weights).score(right, problem)
-        assert score.parts == {"format": 1.0, "accuracy": 1.0}
-        assert score.reward == pytest.approx(sum(weights))
-        # correctness does not depend on the weights
-        assert score.correct
-    assert not Score(1.0, {"format": 1.0}).correct
+    score = TASKS[name]().score(right, problem)
+    assert score.parts == {"format": 1.0, "accuracy": 1.0}
+    assert score.correct
+    assert not Score({"format": 1.0}).correct
+    assert score.answer is not None
+    assert score.answer.lower() == problem.answer.lower()
+    assert TASKS[name]().score("", problem).answer is None
 
 
 def test_streams_of_different_labels_differ():
@@ -229,7 +229,7 @@ TABLE = [
 def test_arithmetic_scores(completion, form, accuracy):
     score = ArithmeticTask().score(completion, FORTY_FOUR)
     assert score.parts == {"format": form, "accuracy": accuracy}
-    assert score.reward == pytest.approx(0.1 * form + accuracy)
+    assert (score.answer == "44") == bool(accuracy)
 
 
 def test_zero_and_nothing_are_told_apart():
@@ -329,7 +329,6 @@ def test_a_verifier_never_raises(text):
         score = task.score(text, problem)
         assert set(score.parts) == {"format", "accuracy"}
         assert all(value in (0.0, 1.0) for value in score.parts.values())
-        assert score.reward == pytest.approx(sum(task.weights[name] * value for name, value in score.parts.items()))
 
 
 def test_a_verifier_never_evaluates(monkeypatch, tmp_path, puzzle):

@@ -28,13 +28,13 @@ def test_sign_conflict_by_hand():
 @pytest.fixture
 def spread(monkeypatch):
     """Every second completion is right: the reward's gradient is not 0."""
-    from rlkd_lab.tasks import Score
+    from rlkd_lab.tasks import Verdict
     from rlkd_lab.training import loop
 
-    def judge(task, texts, examples, finished):
-        return [Score(float(i % 2), {"accuracy": float(i % 2)}) for i in range(len(texts))]
+    def judge(task, weights, texts, *_):
+        return [Verdict(float(i % 2), {"accuracy": float(i % 2)}, None, bool(i % 2)) for i in range(len(texts))]
 
-    monkeypatch.setattr(loop, "judge", lambda *given: [(score.reward, score.parts) for score in judge(*given)])
+    monkeypatch.setattr(loop, "judge", judge)
 
 
 # the two that say what the cosines mean come first; the others are there because each builds its batch in another way

@@ -19,7 +19,7 @@ ONE_UPDATE = {"steps": 1, "updates_per_rollout": 1}
 @pytest.fixture
 def coin(monkeypatch):
     """Rewards by a hash of the completion: every group has a spread, whatever the embedded student can do."""
-    monkeypatch.setattr(ArithmeticTask, "score", lambda self, text, example: Score(zlib.crc32(text.encode()) % 7 / 6, {"format": 0.0, "accuracy": 0.0}))
+    monkeypatch.setattr(ArithmeticTask, "score", lambda self, text, example: Score({"format": zlib.crc32(text.encode()) % 7 / 0.6, "accuracy": 0.0}))
 
 
 @pytest.fixture

@@ -1,0 +1,118 @@
+"""From what a verifier says to the reward: a weighted sum of parts, the task's own and those that any task can have.
+
+    reward = Σ weight · part
+
+The task's parts (``accuracy``, ``format``, …) lie in [0, 1]. A completion that the length limit cut has not given its answer: they are all 0 then. The shared
+parts of :data:`SHARED` see length and group too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rlkd_lab.tasks.base import Example, Score, Task
+
+_THOUGHT = re.compile(r"\s*<think>(?:(?!</?think>).)*</think>(?:(?!</?think>).)*\S\s*", re.DOTALL)
+OVERLONG_SHARE = 0.2
+"""Share of the length limit over which the overlong penalty grows: DAPO's 4,096 of 20,480 tokens."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion as a shared part sees it; ``length`` and ``limit`` in tokens."""
+
+    text: str
+    length: int
+    limit: int
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a completion is worth: the reward, the parts it is made of, the answer that was read, whether it is right."""
+
+    reward: float
+    parts: dict[str, float]
+    answer: str | None
+    correct: bool
+
+
+def overlong(group: Sequence[Sample]) -> list[float]:
+    """0 up to 80 % of the length limit, then linearly down to −1 at the limit. DAPO (arXiv 2503.14476), Eq. 13.
+
+    >>> overlong([Sample("", length, 100, True) for length in (50, 80, 90, 100)])
+    [0.0, 0.0, -0.5, -1.0]
+    """
+    return [min(0.0, (one.limit - one.length) / (OVERLONG_SHARE * one.limit) - 1.0) for one in group]
+
+
+def brevity(group: Sequence[Sample]) -> list[float]:
+    """λ = ½ − (length − shortest) / (longest − shortest) within the group, at most 0 for a wrong answer. Kimi k1.5 (arXiv 2501.12599), §2.3.3.
+
+    >>> brevity([Sample("", 10, 100, True), Sample("", 20, 100, True), Sample("", 10, 100, False)])
+    [0.5, -0.5, 0.0]
+    """
+    shortest, longest = min(one.length for one in group), max(one.length for one in group)
+    if shortest == longest:
+        return [0.0] * len(group)
+    values = [0.5 - (one.length - shortest) / (longest - shortest) for one in group]
+    return [value if one.correct else min(0.0, value) for one, value in zip(group, values, strict=True)]
+
+
+def think_format(group: Sequence[Sample]) -> list[float]:
+    """1 where the completion is ``<think>…</think>`` and then an answer. DeepSeek-R1 (arXiv 2501.12948), §2.2.2.
+
+    >>> think_format([Sample(text, 1, 9, True) for text in ("<think>2+2</think>4", "4", "<think>4</think>")])
+    [1.0, 0.0, 0.0]
+    """
+    return [float(_THOUGHT.fullmatch(one.text) is not None) for one in group]
+
+
+SHARED: Mapping[str, Callable[[Sequence[Sample]], list[float]]] = {"overlong": overlong, "brevity": brevity, "think_format": think_format}
+"""Parts that any task can have, off until they get a weight. Each maps a group (the completions of one prompt) to a value a completion."""
+
+
+def judge(
+    task: Task,
+    weights: Mapping[str, float],
+    texts: Sequence[str],
+    examples: Sequence[Example],
+    finished: Sequence[bool],
+    lengths: Sequence[int],
+    limit: int,
+    group_size: int = 1,
+) -> list[Verdict]:
+    """Score completions and weigh their parts.
+
+    Args:
+        task: the verifier.
+        weights: of the parts, by name; a part without a weight is only recorded (task's own) or not computed (shared).
+        texts: completions, ``group_size`` in a row for one prompt.
+        examples: one a completion.
+        finished: ended by itself, not by the length limit.
+        lengths: in tokens, the end of sequence included.
+        limit: length limit in tokens.
+        group_size: completions a prompt.
+    """
+    scores = [task.score(text, example) for text, example in zip(texts, examples, strict=True)]
+    scores = [s if whole else Score(dict.fromkeys(s.parts, 0.0)) for s, whole in zip(scores, finished, strict=True)]
+    parts = [dict(score.parts) for score in scores]
+    for name in weights:
+        if name in SHARED:
+            samples = [Sample(text, length, limit, score.correct) for text, length, score in zip(texts, lengths, scores, strict=True)]
+            for start in range(0, len(samples), group_size):
+                for offset, value in enumerate(SHARED[name](samples[start : start + group_size])):
+                    parts[start + offset][name] = value
+    return [
+        Verdict(sum(weight * own[name] for name, weight in weights.items()), own, score.answer, score.correct) for own, score in zip(parts, scores, strict=True)
+    ]
+
+
+def check_weights(task: Task, weights: Mapping[str, float], example: Example) -> None:
+    """Raise ValueError for a weighted part that neither the task nor :data:`SHARED` has."""
+    own = task.score("", example).parts
+    unknown = [name for name in weights if name not in own and name not in SHARED]
+    if unknown:
+        raise ValueError(f"unknown reward part {unknown[0]!r}: the task {task.name} has {', '.join(own)}; every task can have {', '.join(SHARED)}")
