@@ -1,7 +1,8 @@
 """Rollouts: completions sampled from a model, by one of two engines behind one function.
 
 ``hf`` is transformers' ``generate``. ``fast`` is a batched sampler of our own: every prompt is prefilled once for its whole group, finished sequences leave
-the batch, and it may sample from a dequantised copy of the base, whose log-probabilities are checked against the training forward in every step.
+the batch, and it may sample from a dequantised copy of the base, whose log-probabilities are checked against the training forward in every step, through a
+lean decoder where the model has a known shape.
 Left out: paged caches and continuous batching.
 """
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from rlkd_lab.models import LanguageModel, Sequences
+from rlkd_lab.rollouts.twin import DenseTwin
 
 Engine = Literal["fast", "hf"]
 
@@ -60,7 +62,7 @@ def sample(
     generator: torch.Generator,
     stop: Callable[[], bool] = lambda: False,
     engine: Engine = "fast",
-    twin: torch.nn.Module | None = None,
+    twin: DenseTwin | None = None,
 ) -> Completions:
     """``group_size`` completions for each prompt.
 
@@ -131,7 +133,41 @@ def _filtered(logits: Tensor, sampling: Sampling) -> Tensor:
         # the token that crosses the threshold stays
         cut = (ordered.cumsum(-1) - ordered) >= sampling.top_p
         log_probs = log_probs.masked_fill(torch.zeros_like(cut).scatter(-1, index, cut), -torch.inf)
-    return torch.log_softmax(log_probs, dim=-1)
+    return torch.log_softmax(log_probs, dim=-1) if sampling.top_k or sampling.top_p < 1 else log_probs
+
+
+class OwnForward:
+    """Decoding through the model's own forward: any architecture, 4-bit layers and adapters included. The same two methods as :class:`Decoder`."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def prefill(self, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int, room: int) -> tuple[GrowingCache, Tensor]:
+        positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
+        cache = GrowingCache(DynamicCache(config=self.model.config), prompt_mask.repeat_interleave(group_size, 0))
+        out = self.model(
+            input_ids=prompt_ids, attention_mask=prompt_mask, position_ids=positions, past_key_values=cache.states, use_cache=True, logits_to_keep=1
+        )
+        cache.states.batch_repeat_interleave(group_size)
+        return cache, out.logits[:, -1].repeat_interleave(group_size, 0)
+
+    def step(self, token: Tensor, positions: Tensor, cache: GrowingCache) -> Tensor:
+        cache.mask = torch.cat([cache.mask, torch.ones_like(cache.mask[:, :1])], dim=1)
+        out = self.model(input_ids=token[:, None], attention_mask=cache.mask, position_ids=positions[:, None], past_key_values=cache.states, use_cache=True)
+        return out.logits[:, -1]
+
+
+@dataclass
+class GrowingCache:
+    """transformers' cache and the mask over its columns, (B, columns)."""
+
+    states: DynamicCache
+    mask: Tensor
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these."""
+        self.states.batch_select_indices(rows)
+        self.mask = self.mask[rows]
 
 
 def _fast(
@@ -142,25 +178,18 @@ def _fast(
     sampling: Sampling,
     generator: torch.Generator,
     stop: Callable[[], bool],
-    twin: torch.nn.Module | None,
+    twin: DenseTwin | None,
 ) -> tuple[Tensor, Tensor]:
-    model: Any = lm.causal_lm if twin is None else twin
     rows = prompt_ids.shape[0] * group_size
     ids = torch.full((rows, sampling.max_new_tokens), lm.tokenizer.pad_token_id, device=lm.device)
     logps = torch.zeros(rows, sampling.max_new_tokens, device=lm.device)
     eos = torch.tensor(sorted(lm.eos_ids), device=lm.device)
-    cache = DynamicCache(config=model.config)
-    out = model(
-        input_ids=prompt_ids,
-        attention_mask=prompt_mask,
-        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache.batch_repeat_interleave(group_size)
-    logits = out.logits[:, -1].repeat_interleave(group_size, 0)
-    mask = prompt_mask.repeat_interleave(group_size, 0)
+    if twin is not None and twin.decoder is not None:
+        decoder: Any = twin.decoder
+    else:
+        decoder = OwnForward(lm.causal_lm if twin is None else twin.model)
+    cache, logits = decoder.prefill(prompt_ids, prompt_mask, group_size, sampling.max_new_tokens)
+    positions = prompt_mask.sum(1).repeat_interleave(group_size, 0)
     alive = torch.arange(rows, device=lm.device)  # which row of the result each row of the shrinking batch is
     running = torch.ones_like(alive, dtype=torch.bool)
     for column in range(sampling.max_new_tokens):
@@ -173,16 +202,16 @@ def _fast(
         ids[alive[running], column] = token[running, 0]
         logps[alive[running], column] = log_probs.gather(-1, token)[running, 0]
         running = running & ~torch.isin(token[:, 0], eos)
-        if not running.any():
+        left = int(running.sum())
+        if left == 0:
             break
         # Copying the cache costs about a decoding step, so it waits until an eighth of the batch is finished.
-        if int(running.sum()) <= len(running) * 7 // 8:
+        if left <= len(running) * 7 // 8:
             keep = running.nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            alive, mask, token, running = alive[keep], mask[keep], token[keep], running[keep]
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        positions = mask.sum(1, keepdim=True) - 1
-        logits = model(input_ids=token, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).logits[:, -1]
+            cache.keep(keep)
+            alive, positions, token, running = alive[keep], positions[keep], token[keep], running[keep]
+        logits = decoder.step(token[:, 0], positions, cache)
+        positions = positions + 1
     return ids, logps
 
 
@@ -194,7 +223,7 @@ def _hf(
     sampling: Sampling,
     generator: torch.Generator,
     stop: Callable[[], bool],
-    twin: torch.nn.Module | None,
+    twin: DenseTwin | None,
 ) -> tuple[Tensor, None]:
     def check(input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
         if stop():

@@ -77,7 +77,7 @@ def teacher_traces(
         return table
     examples = task.examples(n, seed, "train", difficulty)
     generator = torch.Generator(device=teacher.device).manual_seed(seed)
-    twin = DenseTwin(teacher).model if DenseTwin.suits(teacher) else None
+    twin = DenseTwin(teacher) if DenseTwin.suits(teacher) else None
     rows = []
     for start in range(0, n, batch):
         part = examples[start : start + batch]

@@ -1,4 +1,7 @@
-"""A dense copy of a 4-bit model with its adapter merged in: the same function, without unpacking 4-bit weights for every token."""
+"""A dense copy of a 4-bit model with its adapter merged in: the same function, without unpacking 4-bit weights for every product.
+
+It is sampled from and, where its layers know the adapter (:class:`MergedLinear`), trained through: the gradients arrive at the policy's own parameters.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,49 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
 from rlkd_lab.models import LanguageModel, dequantised
+from rlkd_lab.rollouts.decoder import Decoder
+
+
+class _Merged(torch.autograd.Function):
+    """x·(W + s·B·A)ᵀ with gradients for x, A and B. With y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ: ∂A = s·(g·B)ᵀ·x and ∂B = s·gᵀ·(x·Aᵀ)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, merged: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        ctx.save_for_backward(x, merged, a, b)
+        ctx.scaling = scaling
+        return linear(x, merged, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, merged, a, b = ctx.saved_tensors
+        flat, states = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
+        to_x = (flat @ merged).view_as(x) if ctx.needs_input_grad[0] else None
+        to_a = ((flat @ b).T @ states).mul_(ctx.scaling)
+        to_b = (flat.T @ (states @ a.T)).mul_(ctx.scaling)
+        return to_x, None, None, to_a, to_b, None
+
+
+class MergedLinear(nn.Linear):
+    """A linear layer W + scaling·B·A, kept merged; A and B are the parameters of the policy's LoRA layer."""
+
+    adapter: tuple[Tensor, Tensor, float]
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, scaling = self.adapter
+        if torch.is_grad_enabled() and a.requires_grad:
+            return _Merged.apply(x, self.weight, self.bias, a, b, scaling)
+        return linear(x, self.weight, self.bias)
 
 
 class DenseTwin:
-    """``twin.model`` computes what the policy computes, to rounding, after :meth:`sync`.
+    """``twin.lm`` computes what the policy computes, to rounding, after :meth:`sync`.
 
     The adapter is merged in float32: merged into 16-bit or 4-bit weights a small update would be rounded away. So the twin is made on float32 models alone,
     and costs two float32 copies of the linear layers. All other weights are shared with the policy.
@@ -29,9 +67,9 @@ class DenseTwin:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         self.model = model.to_empty(device=policy.device).eval().requires_grad_(False)
-        self.pairs: list[tuple[Any, Any, torch.Tensor]] = []
+        self.pairs: list[tuple[MergedLinear, Any, Tensor]] = []
         module: Any
-        for path, module in self.model.named_modules():
+        for path, module in list(self.model.named_modules()):
             twin_of: Any = source.get_submodule(path)
             adapted = hasattr(twin_of, "base_layer")
             original = twin_of.base_layer if adapted else twin_of
@@ -41,10 +79,16 @@ class DenseTwin:
                 module.register_buffer(name, getattr(original, name), persistent=False)
             if adapted or getattr(getattr(original, "weight", None), "quant_state", None) is not None:
                 module.weight = nn.Parameter(dequantised(original), requires_grad=False)
-            if adapted:
-                self.pairs.append((module, twin_of, module.weight.data))
-        self.policy = policy
+            if adapted and policy.adapter in twin_of.lora_A:
+                merged = MergedLinear(module.in_features, module.out_features, module.bias is not None, device="meta")
+                merged.weight, merged.bias = nn.Parameter(torch.empty_like(module.weight), requires_grad=False), module.bias
+                merged.adapter = (twin_of.lora_A[policy.adapter].weight, twin_of.lora_B[policy.adapter].weight, float(twin_of.scaling[policy.adapter]))
+                self.model.set_submodule(path, merged)
+                self.pairs.append((merged, twin_of, module.weight.data))
+        self.lm = LanguageModel(self.model, policy.tokenizer, policy.source, "none", chat=policy.chat, system_prompt=policy.system_prompt)
+        self.model.eval()
         self.sync()
+        self.decoder = Decoder(self.model) if Decoder.suits(self.model) else None
 
     @staticmethod
     def suits(policy: LanguageModel) -> bool:
@@ -53,7 +97,7 @@ class DenseTwin:
 
     @torch.no_grad()
     def sync(self) -> None:
-        """Merge the adapter as it is now: W + scaling·B·A."""
-        name = self.policy.adapter
-        for module, layer, base in self.pairs:
-            module.weight.data = base + layer.get_delta_weight(name) if name in layer.lora_A else base
+        """Merge the adapter as it is now: W + scaling·B·A, in place."""
+        for module, _, base in self.pairs:
+            a, b, scaling = module.adapter
+            torch.addmm(base, b, a, alpha=scaling, out=module.weight.data)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rlkd_lab.models import LanguageModel
-from rlkd_lab.rollouts import Engine, Sampling, sample
+from rlkd_lab.rollouts import DenseTwin, Engine, Sampling, sample
 from rlkd_lab.tasks import Split, Task, judge
 
 SEED = 20_000
@@ -35,7 +35,7 @@ def evaluate(
     difficulty: tuple[int, int] | None = None,
     max_new_tokens: int = 96,
     engine: Engine = "fast",
-    twin: torch.nn.Module | None = None,
+    twin: DenseTwin | None = None,
     seed: int = SEED,
     batch: int = 128,
     stop: Callable[[], bool] = lambda: False,

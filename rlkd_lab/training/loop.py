@@ -158,7 +158,7 @@ class Loop:
                 difficulty=difficulty,
                 max_new_tokens=self.config.max_new_tokens if not suffix else 2 * self.config.max_new_tokens,
                 engine=self.config.engine,
-                twin=self.twin.model if self.twin else None,
+                twin=self.twin,
                 stop=lambda: self.stopping,
             )
             found |= {f"eval/accuracy{suffix}": result.accuracy, f"eval/mean_length{suffix}": result.length, f"eval/truncated{suffix}": result.truncated}
@@ -189,7 +189,7 @@ class Loop:
             self._generator(step, "sampling"),
             lambda: self.stopping,
             config.engine,
-            self.twin.model if self.twin else None,
+            self.twin,
         )
         examples = [example for example in prompts for _ in range(config.group_size)]
         return Rollout(examples, drawn.texts, drawn.sequences, drawn.sampler_logps, drawn.finished, on_policy=True)

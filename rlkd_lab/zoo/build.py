@@ -171,9 +171,7 @@ def save(model: Qwen3ForCausalLM, folder: Path) -> None:
 def measure(folder: Path, quant: Quant, n: int, split: Split, ood: bool) -> dict[str, float]:
     """What a checkpoint does at T = 1: shares in [0, 1], lengths in tokens."""
     policy, task = load_policy(str(folder), quant), ArithmeticTask()
-    result = evaluate(
-        policy, task, n, split=split, difficulty=task.ood_difficulty if ood else None, max_new_tokens=200, twin=DenseTwin(policy).model, batch=512
-    )
+    result = evaluate(policy, task, n, split=split, difficulty=task.ood_difficulty if ood else None, max_new_tokens=200, twin=DenseTwin(policy), batch=512)
     texts = [row["completion"] for row in result.rows]
     return {
         "accuracy": result.accuracy,

@@ -45,7 +45,7 @@ def test_pitfall_05_the_samplers_log_probabilities_are_the_trainers(make_model, 
     # More rows than tokens to go round: rows finish at different columns, so the cache shrinks several times.
     policy = stir(load_policy(make_model(family), quant))
     policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 7))
-    dense = DenseTwin(policy).model if twin else None
+    dense = DenseTwin(policy) if twin else None
     drawn = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), twin=dense)
     assert int(drawn.finished.sum()) > 0
     assert len(set(drawn.sequences.completion_mask.sum(1).tolist())) > 4
@@ -184,7 +184,7 @@ def exact_first_token(lm, prompt, temperature):
 def test_first_tokens_have_the_right_frequencies(student, engine, twin):
     if engine == "hf" and twin:
         pytest.skip("hf samples from the model itself")
-    dense, n = (DenseTwin(student).model if twin else None), 1000
+    dense, n = (DenseTwin(student) if twin else None), 1000
     drawn = sample(student, ["8+5?", "49-7?"], n, Sampling(1.5, 1), generator(7), engine=engine, twin=dense)
     for row, prompt in enumerate(["8+5?", "49-7?"]):
         exact = exact_first_token(student, prompt, 1.5) * n

@@ -1,0 +1,149 @@
+"""One decoding step of a Llama-shaped model (Llama, Mistral, Qwen2, Qwen3) without the framework around it.
+
+A tiny model's step in transformers is nearly all overhead: masks, hooks, caches that grow by copying. Here the cache has its full length from the start,
+the projections of a layer that share their input are one matrix product, and rotations are looked up. The first :meth:`Decoder.suits` decides by the
+model's configuration, and :meth:`Decoder.check` compares with the model's own forward before anything is sampled. Left out: sliding windows, soft caps,
+experts, rotations that change with the length; such models are sampled through their own forward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+ROTATIONS = ("default", "linear", "llama3", "yarn")
+MAX_GAP = 1e-4
+"""Relative difference of the logits that the check allows; float32 rounding is about 1e-6."""
+
+
+class Decoder:
+    """The weights of a dense model, laid out for decoding; they stay the model's own, so a change of the model is a change of the decoder."""
+
+    def __init__(self, model: Any) -> None:
+        config = model.config
+        self.model = model
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.queries, self.keys = int(config.num_attention_heads), int(config.num_key_value_heads)
+        self.eps: float = config.rms_norm_eps
+        device = model.get_output_embeddings().weight.device
+        positions = torch.arange(config.max_position_embeddings, device=device)[None]
+        with torch.no_grad():
+            cos, sin = model.model.rotary_emb(torch.zeros(1, device=device), positions)
+        half = self.head_dim // 2
+        self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+        self.layers = []
+        for layer in model.model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            self.layers.append((layer, _fuse(attention.q_proj, attention.k_proj, attention.v_proj), _fuse(mlp.gate_proj, mlp.up_proj)))
+        self.check()
+
+    @staticmethod
+    def suits(model: Any) -> bool:
+        """Whether the model is one of :data:`FAMILIES`, dense, with plain causal attention."""
+        config = model.config
+        layers = getattr(model.get_submodule("model"), "layers", [])
+        return (
+            config.model_type in FAMILIES
+            and config.hidden_act == "silu"
+            and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+            and getattr(config, "sliding_window", None) is None
+            and (config.rope_parameters or {}).get("rope_type", "default") in ROTATIONS
+            and all(type(module) is nn.Linear or isinstance(module, nn.Linear) for layer in layers for module in _projections(layer))
+        )
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Decode a few tokens with padding on the left, once in the model's own way and once here.
+
+        Raises:
+            ValueError: the logits differ.
+        """
+        size, device = self.model.config.vocab_size, self.cos.device
+        ids = (torch.arange(24, device=device).view(2, 12) * 7 + 3) % size
+        mask = torch.ones_like(ids)
+        mask[0, :5] = 0
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        whole = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        cache, _ = self.prefill(ids[:, :8], mask[:, :8], 1, 4)
+        for column in range(8, 12):
+            logits = self.step(ids[:, column], positions[:, column], cache)
+            gap = float((logits - whole[:, column]).abs().max() / whole[:, column].abs().max())
+            if not gap < MAX_GAP:
+                raise ValueError(f"the lean decoder does not compute what {self.model.config.model_type} computes: relative gap {gap:.2g}")
+
+    @torch.no_grad()
+    def prefill(self, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int, room: int) -> tuple[Cache, Tensor]:
+        """Run the prompts, (B, P), through the model itself: a cache of B·group_size rows with ``room`` more columns, and the logits, (B·group_size, V)."""
+        positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
+        out = self.model(input_ids=prompt_ids, attention_mask=prompt_mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+        cache = Cache(out.past_key_values, prompt_mask.repeat_interleave(group_size, 0), group_size, room)
+        return cache, out.logits[:, -1].repeat_interleave(group_size, 0)
+
+    @torch.no_grad()
+    def step(self, token: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Logits, (B, V), after one more token a row, (B,), at ``positions``, (B,), which are written into the cache."""
+        rows, column = len(token), cache.length
+        cache.length += 1
+        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
+        # the query heads that share a key head take the place of query positions
+        blocked = cache.blocked[:, None, None, : column + 1]
+        x = self.model.model.embed_tokens(token)
+        for (layer, (weight, bias), (gate_up, gate_up_bias)), (keys, values) in zip(self.layers, cache.layers, strict=True):
+            attention = layer.self_attn
+            heads = linear(rms_norm(x, x.shape[-1:], layer.input_layernorm.weight, self.eps), weight, bias).view(rows, -1, self.head_dim)
+            q, k, v = heads.split([self.queries, self.keys, self.keys], dim=1)
+            if hasattr(attention, "q_norm"):
+                q = rms_norm(q, (self.head_dim,), attention.q_norm.weight, self.eps)
+                k = rms_norm(k, (self.head_dim,), attention.k_norm.weight, self.eps)
+            qk = torch.cat([q, k], dim=1)
+            qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin)
+            keys[:, :, column], values[:, :, column] = qk[:, self.queries :], v
+            seen = scaled_dot_product_attention(
+                qk[:, : self.queries].reshape(rows, self.keys, -1, self.head_dim), keys[:, :, : column + 1], values[:, :, : column + 1], attn_mask=blocked
+            )
+            x = x + attention.o_proj(seen.reshape(rows, -1))
+            gate, up = linear(rms_norm(x, x.shape[-1:], layer.post_attention_layernorm.weight, self.eps), gate_up, gate_up_bias).chunk(2, dim=-1)
+            x = x + layer.mlp.down_proj(silu(gate) * up)
+        return self.model.lm_head(rms_norm(x, x.shape[-1:], self.model.model.norm.weight, self.eps))
+
+
+class Cache:
+    """Keys and values of every layer, (B, heads, columns, D) each, with room for all columns from the start."""
+
+    def __init__(self, prefilled: Any, prompt_mask: Tensor, group_size: int, room: int) -> None:
+        rows, self.length = prompt_mask.shape
+        self.layers = []
+        for layer in prefilled.layers:
+            pair = []
+            for part in (layer.keys, layer.values):
+                whole = part.new_zeros(rows, part.shape[1], self.length + room, part.shape[3])
+                whole[:, :, : self.length] = part.repeat_interleave(group_size, 0)
+                pair.append(whole)
+            self.layers.append(pair)
+        dtype = self.layers[0][0].dtype
+        self.blocked = torch.zeros(rows, self.length + room, device=prompt_mask.device, dtype=dtype)
+        self.blocked[:, : self.length].masked_fill_(prompt_mask == 0, torch.finfo(dtype).min)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these."""
+        self.layers = [[part[rows] for part in pair] for pair in self.layers]
+        self.blocked = self.blocked[rows]
+
+
+def _projections(layer: Any) -> list[nn.Module]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+
+
+def _fuse(*modules: Any) -> tuple[Tensor, Tensor | None]:
+    """One matrix of which the modules' weights are views from now on, and the same for their biases."""
+    weight = torch.cat([module.weight.data for module in modules])
+    for module, part in zip(modules, weight.split([module.weight.shape[0] for module in modules]), strict=True):
+        module.weight.data = part
+    if modules[0].bias is None:
+        return weight, None
+    return weight, torch.cat([module.bias.data for module in modules])
