@@ -27,16 +27,22 @@ STYLES: dict[str, tuple[str, str]] = {
     "grpo": ("#0072B2", "-"),
     "dr_grpo": ("#0072B2", "--"),
     "dapo": ("#0072B2", ":"),
+    "gspo": ("#0072B2", "-."),
+    "cispo": ("#56B4E9", "-"),
     "opd": ("#D55E00", "-"),
     "sft": ("#D55E00", "--"),
     "kd_forward": ("#D55E00", ":"),
     "gkd": ("#D55E00", "-."),
+    "rft": ("#F0E442", "--"),
     "kdrl": ("#009E73", "-"),
     "kdrl_advantage": ("#009E73", "--"),
     "kdrl_annealed": ("#009E73", ":"),
     "kdrl_masked": ("#009E73", "-."),
     "trrd": ("#CC79A7", "-"),
     "opd_then_rl": ("#E69F00", "-"),
+    "srpo": ("#E69F00", "--"),
+    "hdpo": ("#E69F00", ":"),
+    "rlsd": ("#E69F00", "-."),
 }
 """Colour and line style of each method, in every figure."""
 

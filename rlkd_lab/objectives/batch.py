@@ -38,7 +38,7 @@ class TokenBatch:
     group_ids: Tensor | None = None
     """(B,) integers: completions of one prompt share an id."""
     advantages: Tensor | None = None
-    """(B,) or (B, T). Before :func:`prepare`: Â, if it is given and not to be computed. After it: the whole of A, (B, T)."""
+    """Â, (B,) or (B, T): given, or made by :func:`prepare` from rewards and groups."""
     divergence: Tensor | None = None
     """(B, T) with gradient: exact or top-k divergence to the teacher, from the chunked head."""
     normalizer: float | None = None
@@ -48,8 +48,8 @@ class TokenBatch:
     reward-guided mask M into it."""
     prepared_for: str | None = None
     """Name of the method that :func:`prepare` made this batch ready for."""
-    prepared_with: dict[str, str | float | bool | None] | None = None
-    """The coefficients and options that :func:`prepare` used."""
+    prepared_with: dict[str, str | int | bool | None] | None = None
+    """The options that :func:`prepare` used."""
 
     def __post_init__(self) -> None:
         if self.logps.dim() != 2:

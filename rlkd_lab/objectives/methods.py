@@ -2,8 +2,8 @@
 
     loss = aggregate( −min(ρ·A, clip(ρ)·A) + P , mask ),   A = rl_coef·Â + kd_coef·M·d  wherever the teacher enters the advantage
 
-``prepare`` runs once on the whole rollout (advantages, masks and normalisers depend on all of a group), ``token_loss`` on it or on any micro-batch of it.
-Left out of DAPO: its dynamic sampling and its soft length penalty, which are not losses.
+``prepare`` runs once on the whole rollout (group-relative advantages, masks and normalisers depend on all of a group), ``token_loss`` on it or on any
+micro-batch of it.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
         "ratio_cap": Knob(1.0, 100.0, "dual clip: cap on the ratio where A < 0 (CISPO: everywhere)", optional=True),
         "clip_low": Knob(0.0, 1.0, "ε_low: the ratio is clipped below 1 − ε_low"),
         "clip_high": Knob(0.0, 10.0, "ε_high: the ratio is clipped above 1 + ε_high"),
+        "gap_weight": Knob(0.0, 1.0, "RLSD's λ: how far the teacher decides the size of each token's update; 0 is GRPO"),
+        "gap_clip": Knob(0.0, 1.0, "RLSD's ε_w: that size lies within 1 ± ε_w"),
         "jsd_weight": Knob(0.0, 1.0, "weight of the teacher in the JSD mixture: 0 forward KL, 1 reverse KL"),
         "importance_cap": Knob(1.0, 100.0, "cap of the importance weight π_old/π_sampler", optional=True),
     }
@@ -70,11 +72,14 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "kd_normalizer": ("same", "kept"),
         "kd_ratio": ("on", "off"),
         "divergence": ("reverse", "forward", "jsd"),
+        "zero_spread": ("keep", "resample"),
+        "keep_traces": ("finished", "all", "correct"),
     }
 )
 """Options and their values. ``kd_ratio``: multiply k2 and k3 by the detached ρ, which off-policy keeps the estimate right. ``kd_normalizer``: after
-masking, divide the teacher term like the reward term, or by the tokens (rows) it kept; KDRL does not say. Beside these, ``constant_length`` (int) is the
-length limit of ``aggregation='constant'`` and ``topk`` (int) the support of a divergence."""
+masking, divide the teacher term like the reward term, or by the tokens (rows) it kept; KDRL does not say. ``zero_spread``: groups whose rewards are all
+equal stay in the rollout, or are drawn again (DAPO). ``keep_traces``: which teacher traces are trained on; ``correct`` is rejection sampling. Beside these,
+``constant_length`` (int) is the length limit of ``aggregation='constant'`` and ``topk`` (int) the support of a divergence."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,8 @@ class Method:
 
 def reward_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
     """rl_coef·Â, the same in every column."""
-    given = batch.advantages
-    if given is None:
-        assert batch.rewards is not None and batch.group_ids is not None
-        given = group_advantages(batch.rewards, batch.group_ids, options["scale_rewards"] == "group")
-    given = given.to(batch.logps.dtype)
+    assert batch.advantages is not None
+    given = batch.advantages.to(batch.logps.dtype)
     return _number(coefs, "rl_coef", 1.0) * (given if given.dim() == 2 else given[:, None].expand_as(batch.logps))
 
 
@@ -122,6 +124,27 @@ def teacher_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tens
 def joint_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
     """rl_coef·Â + kd_coef·M·d_t."""
     return reward_advantage(batch, coefs, options) + teacher_advantage(batch, coefs, options)
+
+
+def routed_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
+    """c·rl_coef·Â + kd_coef·M·d_t with c = 1 on right completions; with M = 1 − c (``kd_mask='wrong'``) each token listens to one of the two."""
+    assert batch.correct is not None
+    right = batch.correct.to(batch.logps.dtype)[:, None]
+    return right * reward_advantage(batch, coefs, options) + teacher_advantage(batch, coefs, options)
+
+
+def sized_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
+    """((1 − λ) + λ·clip(exp(sign(Â)·d_t), 1 ± ε_w))·Â: the reward says where to, the teacher how far, token by token. RLSD (arXiv 2604.03128)."""
+    assert batch.teacher_logps is not None
+    reward = reward_advantage(batch, coefs, options)
+    weight, width = _number(coefs, "gap_weight"), _number(coefs, "gap_clip")
+    # clipped as a logarithm, so that a gap of a thousand nats does not overflow
+    gap = (reward.sign() * teacher_gap(batch.teacher_logps, batch.old)).clamp(-50.0, 50.0)
+    return ((1 - weight) + weight * gap.exp().clamp(1 - width, 1 + width)) * reward
+
+
+REWARD_ALONE = (reward_advantage, sized_advantage)
+"""Rules whose advantage is 0 where Â is."""
 
 
 # --- penalty rules: (batch, log π_θ/π_old, coefs, options) -> (B, T) --------------------------------------------------
@@ -196,16 +219,26 @@ _kdrl_advantage = replace(
     watch="where d opposes Â and kd_coef·|d| > |Â| the update goes against the reward",
 )
 
+_sft = Method(
+    title="SFT on teacher traces (sequence KD)",
+    source="Kim & Rush (arXiv 1606.07947)",
+    formula="−log π_θ(y),  y from the teacher",
+    needs=frozenset({"traces"}),
+    ratio="none",
+    penalty=likelihood_penalty,
+    watch="reward and length move to the teacher's; prompts the student alone would meet are never seen",
+)
+
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "sft": Method(
-            title="SFT on teacher traces (sequence KD)",
-            source="Kim & Rush (arXiv 1606.07947)",
-            formula="−log π_θ(y),  y from the teacher",
-            needs=frozenset({"traces"}),
-            ratio="none",
-            penalty=likelihood_penalty,
-            watch="reward and length move to the teacher's; prompts the student alone would meet are never seen",
+        "sft": _sft,
+        "rft": replace(
+            _sft,
+            title="Rejection-sampled SFT",
+            source="RFT (arXiv 2308.01825)",
+            formula="−log π_θ(y),  y from the teacher and right",
+            options={"keep_traces": "correct"},
+            watch="how many traces are kept: prompts that the teacher gets wrong are never trained on",
         ),
         "kd_forward": Method(
             title="Forward KL on teacher traces",
@@ -250,15 +283,63 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "dapo": replace(
             _grpo,
-            title="DAPO (clip-higher, token mean)",
+            title="DAPO",
             source="DAPO (arXiv 2503.14476), Eq. 8",
-            formula="GRPO with ε_low .2, ε_high .28 and a mean over all tokens of the rollout",
+            formula="GRPO with ε_low .2, ε_high .28 and a mean over all tokens of the rollout; groups without spread are drawn again",
             coefs={**_GRPO, "clip_high": 0.28},
+            options={"aggregation": "token", "zero_spread": "resample"},
+            watch="entropy should fall more slowly than GRPO's; sampling/rounds: what the full batch costs (reward.overlong=1 adds DAPO's length penalty)",
+        ),
+        "gspo": replace(
+            _grpo,
+            title="GSPO",
+            source="GSPO (arXiv 2507.18071), Eq. 5–7",
+            formula="−min(s·Â, clip(s)·Â),  s = (π_θ(y)/π_old(y))^(1/|y|)",
+            coefs={**_GRPO, "clip_low": 3e-4, "clip_high": 4e-4},
+            options={"aggregation": "sequence", "level": "sequence"},
+            watch="clip_ratio/low and /high are shares of whole completions, and large; with one update per rollout it is GRPO",
+        ),
+        "cispo": replace(
+            _grpo,
+            title="CISPO",
+            source="MiniMax-M1 (arXiv 2506.13585), Eq. 4",
+            formula="−stop-grad(min(ρ, ratio_cap))·Â·log π_θ",
+            surrogate="cispo",
+            coefs={"rl_coef": 1.0, "kl_coef": 0.0, "ratio_cap": 5.0, "importance_cap": None},
             options={"aggregation": "token"},
-            watch="entropy should fall more slowly than GRPO's",
+            watch="no token loses its gradient, however far the policy has moved; grad_norm",
         ),
         "kdrl": _kdrl,
         "kdrl_advantage": _kdrl_advantage,
+        "srpo": replace(
+            _kdrl_advantage,
+            title="SRPO, sample routing",
+            source="SRPO (arXiv 2604.02288); with an outside teacher as in arXiv 2609.04108",
+            formula="−min(ρ·A, clip(ρ)·A),  A = c·Â + (1−c)·kd_coef·d,  c = 1 on right completions",
+            advantage=routed_advantage,
+            coefs={**_KDRL, "kd_coef": 1.0},
+            options={"aggregation": "token", "kd_mask": "wrong"},
+            watch="wrong completions learn from the teacher alone: what the reward would push down is not pushed. Left out: its entropy weights",
+        ),
+        "hdpo": replace(
+            _kdrl_advantage,
+            title="HDPO, advantage form (preset)",
+            source="HDPO (arXiv 2603.23871); with an outside teacher as in arXiv 2609.04108",
+            formula="A = Â + 1[nobody in the group is right]·kd_coef·d",
+            options={"aggregation": "token", "kd_mask": "group_wrong"},
+            watch="the teacher speaks on prompts that are too hard, and falls silent as they are solved. Left out: its privileged rollouts",
+        ),
+        "rlsd": replace(
+            _grpo,
+            title="RLSD",
+            source="RLSD (arXiv 2604.03128); with an outside teacher as in arXiv 2609.04108",
+            formula="−min(ρ·A, clip(ρ)·A),  A = ((1−λ) + λ·clip(exp(sign(Â)·d), 1±ε_w))·Â",
+            needs=_REWARD | _TEACHER,
+            advantage=sized_advantage,
+            coefs={**_GRPO, "gap_weight": 0.5, "gap_clip": 0.2},
+            options={"aggregation": "token"},
+            watch="kl_teacher_rev need not fall: the teacher only decides which tokens move more. λ and ε_w are our choice",
+        ),
         "trrd": replace(
             _grpo,
             title="TRRD (RLAD)",
@@ -377,7 +458,8 @@ def prepare(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: O
         options: choices that differ from the method's defaults, see :data:`CHOICES`.
 
     Returns:
-        A batch whose ``advantages`` hold A, (B, T).
+        A batch with Â in ``advantages``, the teacher's weight per token in ``kd_weight`` and the normaliser; what the coefficients weigh is left to
+        :func:`token_loss`.
 
     Raises:
         ValueError: for an unknown name, a value out of range, or an input that the method needs and the batch lacks.
@@ -404,11 +486,37 @@ def prepare(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: O
             full = float(mask.sum()) if aggregation == "token" else float(mask.shape[0])
             weight = weight * (full / max(total, 1.0))
         batch = replace(batch, kd_weight=weight)
-        if batch.teacher_logps is not None:
-            # where the teacher has no say it repeats the old policy: no 0·inf, and TRRD's ratio falls back to GRPO's
-            batch = replace(batch, teacher_logps=torch.where(weight == 0, batch.old, batch.teacher_logps))
-    advantages = batch.advantages if method.advantage is None else method.advantage(batch, values, choices).detach()
-    return replace(batch, advantages=advantages, normalizer=denominator, prepared_for=name, prepared_with=_prepared_with(method, values, choices))
+    advantages = batch.advantages
+    if advantages is None and "groups" in method.needs:
+        assert batch.rewards is not None and batch.group_ids is not None
+        advantages = group_advantages(batch.rewards, batch.group_ids, choices["scale_rewards"] == "group")
+    advantages = None if advantages is None else advantages.detach()
+    return replace(batch, advantages=advantages, normalizer=denominator, prepared_for=name, prepared_with=_prepared_with(choices))
+
+
+def advantage(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None) -> Tensor:
+    """A, (B, T), detached: what the method credits each token of a batch with, prepared or not.
+
+    Raises:
+        ValueError: as :func:`token_loss`, and for a method without a policy ratio.
+    """
+    method, values, choices = _resolve(name, coefs, options)
+    if method.advantage is None:
+        raise ValueError(f"{name} has no advantage: it is not a policy-gradient method")
+    if batch.prepared_for is None:
+        batch = prepare(name, batch, values, choices)
+    return method.advantage(_checked(name, batch, choices), values, choices).detach()
+
+
+def idle_rows(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None) -> Tensor:
+    """Rows of a prepared batch that have no gradient, whatever the model says: (B,) of bool.
+
+    Where the reward alone speaks, these are the groups whose rewards are all equal.
+    """
+    method, values, _ = _resolve(name, coefs, options)
+    if method.advantage not in REWARD_ALONE or method.penalty is not None or values.get("kl_coef") or batch.advantages is None:
+        return torch.zeros(len(batch.logps), dtype=torch.bool, device=batch.logps.device)
+    return batch.advantages.reshape(len(batch.logps), -1).eq(0).all(1)
 
 
 def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None) -> tuple[Tensor, dict[str, float]]:
@@ -432,11 +540,7 @@ def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options
     method, values, choices = _resolve(name, coefs, options)
     if batch.prepared_for is None:
         batch = prepare(name, batch, values, choices)
-    if batch.prepared_for != name or batch.normalizer is None:
-        raise ValueError(f"this batch was prepared for {batch.prepared_for!r}, not for {name!r}: prepare the unprepared batch again")
-    if batch.prepared_with != _prepared_with(method, values, choices):
-        raise ValueError(f"this batch was prepared with {batch.prepared_with}, not with {_prepared_with(method, values, choices)}: prepare it again")
-    batch = batch.blank_padding()
+    batch = _checked(name, batch, choices)
     mask = batch.mask
     stats: dict[str, float] = {}
     tokens = mask.sum().clamp(min=1)
@@ -447,14 +551,15 @@ def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options
     importance = log_importance(batch, choices["level"])  # type: ignore[arg-type]
     policy = torch.zeros_like(batch.logps)
     if method.ratio != "none":
-        assert batch.advantages is not None
+        assert method.advantage is not None
+        advantages = method.advantage(batch, values, choices).detach()
         log_ratio, bound = importance, None
         if method.ratio == "trrd":
             log_ratio, bound = trrd_log_ratio(batch, importance, _number(values, "trrd_alpha"), values["trrd_gap_bound"])
         if method.surrogate == "cispo":
-            policy = cispo_surrogate(log_ratio, batch.advantages, batch.logps, values["ratio_cap"])
+            policy = cispo_surrogate(log_ratio, advantages, batch.logps, values["ratio_cap"])
         else:
-            policy, cut = clipped_surrogate(log_ratio, batch.advantages, _number(values, "clip_low"), _number(values, "clip_high"), values["ratio_cap"])
+            policy, cut = clipped_surrogate(log_ratio, advantages, _number(values, "clip_low"), _number(values, "clip_high"), values["ratio_cap"])
             stats |= {"clip_ratio/low": share(cut["low"]), "clip_ratio/high": share(cut["high"])}
             if bound is not None:
                 stats["trrd/dead_frac"] = share(cut["low"] | cut["high"] | cut["cap"])
@@ -478,16 +583,22 @@ def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options
     return loss, stats
 
 
-def _prepared_with(method: Method, coefs: Coefs, options: Options) -> dict[str, str | float | bool | None]:
+def _prepared_with(options: Options) -> dict[str, str | int | bool | None]:
     """What :func:`prepare` has already used and :func:`token_loss` can no longer change."""
-    used: dict[str, str | float | bool | None] = {
-        name: options[name] for name in ("aggregation", "constant_length", "kd_mask", "kd_normalizer", "scale_rewards")
-    }
-    if method.advantage is not None:
-        used["rl_coef"] = coefs.get("rl_coef")
-    if method.advantage in (teacher_advantage, joint_advantage):
-        used["kd_coef"] = coefs.get("kd_coef")
-    return used
+    return {name: options[name] for name in ("aggregation", "constant_length", "kd_mask", "kd_normalizer", "scale_rewards")}
+
+
+def _checked(name: str, batch: TokenBatch, options: Options) -> TokenBatch:
+    """A prepared batch ready for the rules: the right method and options, padding blanked, the teacher silent where it has no say."""
+    if batch.prepared_for != name or batch.normalizer is None:
+        raise ValueError(f"this batch was prepared for {batch.prepared_for!r}, not for {name!r}: prepare the unprepared batch again")
+    if batch.prepared_with != _prepared_with(options):
+        raise ValueError(f"this batch was prepared with {batch.prepared_with}, not with {_prepared_with(options)}: prepare it again")
+    batch = batch.blank_padding()
+    if batch.teacher_logps is not None and batch.kd_weight is not None:
+        # where the teacher has no say it repeats the old policy: no 0·inf, and TRRD's ratio falls back to GRPO's
+        batch = replace(batch, teacher_logps=torch.where(batch.kd_weight == 0, batch.old, batch.teacher_logps))
+    return batch
 
 
 def _number(coefs: Coefs, name: str, default: float | None = None) -> float:

@@ -52,16 +52,19 @@ class RunConfig(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1, description="1 is off; below, the policy ratio is biased by the mass cut")] = 1.0
     top_k: Annotated[int, Field(ge=0, description="0 is off; above, the policy ratio is biased by the mass cut")] = 0
     engine: Annotated[Literal["fast", "hf"], Field(description="fast: our sampler; hf: transformers' generate")] = "fast"
-    dense_twin: Annotated[bool, Field(description="`fast` samples from a dequantised, merged copy where the model computes in float32")] = True
+    dense_twin: Annotated[bool, Field(description="sample from, and train through, a dequantised, merged copy where the model computes in float32")] = True
+    resample_rounds: Annotated[int, Field(ge=1, description="rollouts sampled at most in a step with zero_spread=resample (DAPO)")] = 4
     mask_truncated: Annotated[bool, Field(description="leave completions cut by the length limit out of the loss")] = False
 
     traces: Annotated[int, Field(ge=1, description="teacher traces made for sft, kd_forward and gkd")] = 512
-    keep_traces: Annotated[Literal["all", "finished", "correct"], Field(description="which traces are kept; correct is rejection sampling")] = "finished"
     on_policy_frac: Annotated[float, Field(ge=0, le=1, description="share of GKD's steps on the student's own completions")] = 0.5
 
     updates_per_rollout: Annotated[int, Field(ge=1, description="passes over a rollout; with 1 pass of 1 minibatch nothing is ever clipped")] = 2
     minibatches: Annotated[int, Field(ge=1, description="optimizer steps per pass")] = 1
     micro_batch: Annotated[int, Field(ge=1, description="completions in one forward and backward pass, of like lengths")] = 16
+    kl_every: Annotated[
+        int, Field(ge=0, description="steps between measurements of the KLs that the method itself does not need (teacher, reference); 0 is never")
+    ] = 1
     max_grad_norm: Annotated[float, Field(gt=0, description="gradient clipping")] = 1.0
     weight_decay: Annotated[float, Field(ge=0, description="AdamW")] = 0.0
 

@@ -1,6 +1,9 @@
 """The loop: one for every method.
 
-    snapshot of the knobs → prompts → completions → rewards → old policy, teacher and reference on the same tokens → prepare → updates → a row
+    snapshot of the knobs → prompts → completions → rewards → prepare → updates → a row
+
+The first pass over a rollout is on-policy, so it is also where the old policy, the teacher and the reference are asked about the same tokens (:class:`Seen`);
+only where something must look at the whole rollout before the first update (minibatches, recorded samples, interference) is that a pass of its own.
 
 Every random draw of step t comes from a generator seeded by (run seed, t, purpose). So there is no random state to store: a resumed run, a replay and a
 fork of a run draw the same numbers, and another cell cannot disturb them. Left out: several devices, mixed precision with loss scaling.
@@ -38,7 +41,7 @@ from rlkd_lab.models import (
     token_logps,
     unflatten,
 )
-from rlkd_lab.objectives import METHODS, TokenBatch, needs_of, prepare, resolve_options, token_loss
+from rlkd_lab.objectives import METHODS, TokenBatch, idle_rows, k3, needs_of, prepare, resolve_options, token_loss
 from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.rollouts import Completions, DenseTwin, Sampling, Stopped, check_length, sample, sequences_of, teacher_traces
 from rlkd_lab.runs import RunFolder
@@ -48,11 +51,13 @@ from rlkd_lab.training.environment import describe_environment, peak_memory_gib
 from rlkd_lab.training.evaluation import evaluate
 from rlkd_lab.training.interference import interference
 from rlkd_lab.training.knobs import Knobs
-from rlkd_lab.training.rollout import Rollout, write_samples
+from rlkd_lab.training.rollout import Rollout, joined, write_samples
 
 Row = dict[str, Any]
-MAX_SAMPLER_GAP = 1e-2
-"""Nats by which a token's log-probability may differ between the dense copy and the training forward, both float32, in a run's first step."""
+MAX_GAP = 1e-2
+"""Nats by which a token's log-probability may differ between the policy itself, its dense copy and the sampler, all in float32."""
+CHECKED_STEPS = 2
+"""Steps of a process in which they are compared: in a run's first the adapter is still 0."""
 KL_METRICS: dict[Divergence, str] = {"reverse": "kl_teacher_rev", "forward": "kl_teacher_fwd"}
 
 
@@ -68,7 +73,7 @@ class Loop:
         self.step = 0
         self.tokens = 0
         self.stopping = False
-        self.sampler_checked = False
+        self.checked = 0
         self.policy = load_policy(
             config.student,
             config.quant,
@@ -85,8 +90,12 @@ class Loop:
             self.teacher = load_teacher(config.teacher, config.teacher_quant, policy=self.policy, adapter=config.teacher_adapter)
             self.teacher.use_chat(config.chat, config.system_prompt)
         self.reference = reference_of(self.policy)
-        twin = config.engine == "fast" and config.dense_twin and DenseTwin.suits(self.policy)
-        self.twin = DenseTwin(self.policy) if twin else None
+        dense = config.dense_twin and DenseTwin.suits(self.policy)
+        self.twin = DenseTwin(self.policy) if dense else None
+        # What the forwards go through; the student's gradients arrive at the policy's adapter either way.
+        self.student_lm = self.policy if self.twin is None or config.gradient_checkpointing else self.twin.lm
+        self.teacher_lm = DenseTwin(self.teacher).lm if dense and self.teacher is not None else self.teacher
+        self.reference_lm = DenseTwin(self.reference).lm if dense else self.reference
         self.optimizer = torch.optim.AdamW(self.policy.trainable(), lr=1.0, betas=(0.9, 0.95), weight_decay=config.weight_decay)
         self.traces: list[dict[str, Any]] | None = None
         self._check_prompts()
@@ -118,23 +127,35 @@ class Loop:
         temperature = float(values["temperature"] or 1.0)
         clock = Clock()
 
+        if self.twin is not None:
+            self.twin.sync()
         with clock("rollout"):
-            rollout = self._rollout(step, temperature)
-        batch, row = self._score(rollout)
-        batch, observed = self._observe(batch, rollout, temperature, clock)
-        row |= observed
-        if self.config.interference_every and step % self.config.interference_every == 0 and rollout.on_policy and self.teacher is not None:
-            row |= interference(
-                self.policy, self.config.method, batch, rollout.sequences, self._live(temperature, coefs), coefs, self.options, self.config.micro_batch
-            )
-        if self.config.samples_every and (step % self.config.samples_every == 0 or step == 1):
-            write_samples(self.folder.path / "samples" / f"step_{step:06d}.parquet", self.policy, self.teacher, batch, rollout, temperature)
-        with clock("update"):
-            row |= self._update(step, batch, rollout.sequences, temperature, coefs, float(values["learning_rate"] or 0.0))
+            rollout, row = self._rollout(step, temperature)
+        batch, scored = self._score(rollout)
+        row = scored | row
+        wanted = self._wanted(step, coefs)
+        measures = bool(self.config.interference_every) and step % self.config.interference_every == 0 and rollout.on_policy and self.teacher is not None
+        records = bool(self.config.samples_every) and (step % self.config.samples_every == 0 or step == 1)
+        if measures or records:
+            wanted |= {"reference", "teacher"} if self.teacher is not None else {"reference"}
+        seen = Seen(rollout.sequences.completion_mask)
+        if measures or records or self.config.minibatches > 1:
+            with torch.no_grad():
+                for rows in self._micro_batches(rollout.sequences, torch.arange(len(batch.logps))):
+                    self._look(rows, rollout.sequences.select(rows), temperature, wanted, seen, clock)
+        if measures:
+            known = seen.promised(seen.fill(batch), wanted)
+            forward = self._live(temperature, coefs)
+            row |= interference(self.policy, self.config.method, known, rollout.sequences, forward, coefs, self.options, self.config.micro_batch)
+        if records:
+            path = self.folder.path / "samples" / f"step_{step:06d}.parquet"
+            write_samples(path, self.policy, self.teacher_lm, seen.fill(batch), rollout, temperature)
+        row |= self._update(step, batch, rollout.sequences, temperature, coefs, float(values["learning_rate"] or 0.0), wanted, seen, clock)
+        row |= self._observed(rollout, seen)
         for move in moves:
             self.folder.append("events.jsonl", {**move, "time": time.time()})
         self.step = step
-        self.tokens += int(rollout.sequences.completion_mask.sum())
+        self.tokens += row.pop("generated", int(rollout.sequences.completion_mask.sum()))
         if self.config.eval_every and (step % self.config.eval_every == 0 or step == self.config.steps):
             row |= self.evaluate()
         row |= {f"coef/{name}": value for name, value in values.items() if name != "learning_rate"}
@@ -168,7 +189,8 @@ class Loop:
         digest = hashlib.sha256(f"{self.config.seed}/{step}/{purpose}".encode()).digest()
         return torch.Generator(device=self.policy.device if purpose == "sampling" else "cpu").manual_seed(int.from_bytes(digest[:7], "big"))
 
-    def _rollout(self, step: int, temperature: float) -> Rollout:
+    def _rollout(self, step: int, temperature: float) -> tuple[Rollout, Row]:
+        """Completions to train on, and what the row should say of how they were got."""
         config = self.config
         draw = self._generator(step, "prompts")
         if "traces" in self.method.needs and (config.method != "gkd" or torch.rand(1, generator=draw).item() >= config.on_policy_frac):
@@ -177,22 +199,55 @@ class Loop:
             examples = [Example(r["prompt"], r["answer"], 0, r["example_id"]) for r in rows]
             sequences = sequences_of(self.policy, [r["prompt"] for r in rows], [r["completion_ids"] for r in rows])
             finished = torch.tensor([r["finished"] for r in rows])
-            return Rollout(examples, [r["completion"] for r in rows], sequences, None, finished, on_policy=False)
+            return Rollout(examples, [r["completion"] for r in rows], sequences, None, finished, on_policy=False), {}
+        first = self._sample(draw, self._generator(step, "sampling"), temperature)
+        if self.options["zero_spread"] != "resample":
+            return first, {}
+        return self._resampled(first, draw, step, temperature)
+
+    def _sample(self, draw: torch.Generator, generator: torch.Generator, temperature: float) -> Rollout:
+        """One rollout of the student on fresh prompts."""
+        config = self.config
         prompts = self.task.examples(config.prompts_per_step, int(torch.randint(2**31, (1,), generator=draw)), "train", config.difficulty)
-        if self.twin is not None:
-            self.twin.sync()
         drawn: Completions = sample(
             self.policy,
             [example.prompt for example in prompts],
             config.group_size,
             Sampling(temperature, config.max_new_tokens, config.top_p, config.top_k),
-            self._generator(step, "sampling"),
+            generator,
             lambda: self.stopping,
             config.engine,
             self.twin,
         )
         examples = [example for example in prompts for _ in range(config.group_size)]
         return Rollout(examples, drawn.texts, drawn.sequences, drawn.sampler_logps, drawn.finished, on_policy=True)
+
+    def _resampled(self, first: Rollout, draw: torch.Generator, step: int, temperature: float) -> tuple[Rollout, Row]:
+        """Dynamic sampling: rollouts until ``prompts_per_step`` groups have a spread of rewards, or ``resample_rounds`` are over; then groups without
+        one fill up, and add nothing to the gradient. DAPO (arXiv 2503.14476), §3.2.
+
+        Rewards and lengths in the row are the first rollout's: those of the groups that were kept are near one half by selection.
+        """
+        config, size = self.config, self.config.group_size
+        rollouts, spread = [first], self._spread(first)
+        while int(spread.sum()) < config.prompts_per_step and len(rollouts) < config.resample_rounds:
+            rollouts.append(self._sample(draw, self._generator(step, f"sampling, round {len(rollouts) + 1}"), temperature))
+            spread = torch.cat([spread, self._spread(rollouts[-1])])
+        kept = (~spread).int().argsort(stable=True)[: config.prompts_per_step]
+        rows = (kept[:, None] * size + torch.arange(size)).flatten()
+        _, plain = self._score(first)
+        return joined(rollouts, rows, self.policy.tokenizer.pad_token_id), plain | {
+            "sampling/rounds": float(len(rollouts)),
+            "sampling/groups_with_spread": spread.float().mean().item(),
+            "generated": sum(int(one.sequences.completion_mask.sum()) for one in rollouts),
+        }
+
+    def _spread(self, rollout: Rollout) -> Tensor:
+        """Which groups have rewards that differ, (prompts,) of bool."""
+        rewards = self._score(rollout)[0].rewards
+        assert rewards is not None
+        grouped = rewards.view(-1, self.config.group_size).cpu()
+        return grouped.amax(1) > grouped.amin(1)
 
     def _teacher_traces(self) -> list[dict[str, Any]]:
         if self.traces is None:
@@ -203,7 +258,7 @@ class Loop:
                 self.config.traces,
                 self.config.seed,
                 self.folder.path / "traces.parquet",
-                keep=self.config.keep_traces,
+                keep=self.options["keep_traces"],  # type: ignore[arg-type]
                 difficulty=self.config.difficulty,
                 sampling=Sampling(1.0, self.config.max_new_tokens),
                 stop=lambda: self.stopping,
@@ -256,101 +311,133 @@ class Loop:
         ours_alone = torch.tensor(sorted(self.policy.eos_ids - self.teacher.eos_ids), device=sequences.completion_ids.device)
         return (~torch.isin(sequences.completion_ids, ours_alone)).float()
 
-    @torch.no_grad()
-    def _observe(self, batch: TokenBatch, rollout: Rollout, temperature: float, clock: Clock) -> tuple[TokenBatch, Row]:
-        """Old policy, teacher and reference on the sampled tokens, and the metrics that follow from them."""
-        sequences, mask = rollout.sequences, rollout.sequences.completion_mask
-        full: dict[str, Tensor] = {}
-        for rows in self._micro_batches(sequences, torch.arange(len(mask))):
-            part = sequences.select(rows)
-            with clock("old"):
-                hidden = hidden_states(self.policy, part)
-                old, entropy = token_logps(self.policy, hidden, targets(part), temperature)
-            found = {"old_logps": old, "entropy": entropy}
-            if self.teacher is not None:
-                with clock("teacher"):
-                    theirs = hidden_states(self.teacher, part)
-                    found["teacher_logps"], _ = token_logps(self.teacher, theirs, targets(part), temperature)
-                    for kind in KL_METRICS:
-                        found[kind] = token_divergence(self.policy, hidden, self.teacher, theirs, kind, temperature=temperature)
-                        found[f"{kind}_t1"] = found[kind] if temperature == 1 else token_divergence(self.policy, hidden, self.teacher, theirs, kind)
-            with clock("reference"):
-                found["ref_logps"], _ = token_logps(self.reference, hidden_states(self.reference, part), targets(part), temperature)
-            for name, values in found.items():
-                full.setdefault(name, torch.zeros(mask.shape, device=mask.device))[rows] = unflatten(values.float(), part.completion_mask)
-        counts = mask.bool()
-        row: Row = {"entropy": _mean(full["entropy"][counts])}
+    def _wanted(self, step: int, coefs: dict[str, float | None]) -> set[str]:
+        """Whom to ask about the sampled tokens: those that the method needs, and every ``kl_every`` steps the others too, for the curves."""
+        needs = needs_of(self.method, coefs, self.options)
+        due = bool(self.config.kl_every) and (step % self.config.kl_every == 0 or step == 1)
+        wanted = {"reference"} if due or "reference" in needs else set()
         if self.teacher is not None:
-            for kind, name in KL_METRICS.items():
+            wanted |= ({"teacher"} if due or "teacher" in needs else set()) | ({"divergences"} if due else set())
+        return wanted
+
+    def _look(self, rows: Tensor, part: Sequences, temperature: float, wanted: set[str], seen: Seen, clock: Clock) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Policy, teacher and reference on some rows; what they say goes into ``seen``.
+
+        Returns:
+            The policy's hidden states and log-probabilities, with their graph if gradients are on, and the teacher's hidden states.
+        """
+        ids, theirs = targets(part), None
+        with clock("update" if torch.is_grad_enabled() else "old"):
+            hidden = hidden_states(self.student_lm, part)
+            logps, entropy = token_logps(self.student_lm, hidden, ids, temperature)
+        found = {"old_logps": logps.detach(), "entropy": entropy}
+        with torch.no_grad():
+            if "teacher" in wanted:
+                assert self.teacher_lm is not None
+                with clock("teacher"):
+                    theirs = hidden_states(self.teacher_lm, part)
+                    found["teacher_logps"], _ = token_logps(self.teacher_lm, theirs, ids, temperature)
+                    if "divergences" in wanted:
+                        for kind in KL_METRICS:
+                            pair = (self.student_lm, hidden.detach(), self.teacher_lm, theirs, kind)
+                            found[kind] = token_divergence(*pair, temperature=temperature)
+                            found[f"{kind}_t1"] = found[kind] if temperature == 1 else token_divergence(*pair)
+            if "reference" in wanted:
+                with clock("reference"):
+                    found["ref_logps"], _ = token_logps(self.reference_lm, hidden_states(self.reference_lm, part), ids, temperature)
+        if self.twin is not None and self.checked < CHECKED_STEPS and not seen.values:
+            with torch.no_grad():
+                own, _ = token_logps(self.policy, hidden_states(self.policy, part), ids, temperature)
+            _check_gap(float((own - logps.detach()).abs().max()), "what is trained through it is not the policy")
+        seen.add(rows, part.completion_mask, found)
+        return hidden, logps, theirs
+
+    def _observed(self, rollout: Rollout, seen: Seen) -> Row:
+        """The metrics that follow from what the models said of the sampled tokens."""
+        counts, full = rollout.sequences.completion_mask.bool(), seen.values
+        row: Row = {"entropy": _mean(full["entropy"][counts])}
+        for kind, name in KL_METRICS.items():
+            if kind in full:
                 row |= {name: _mean(full[kind][counts]), f"{name}_t1": _mean(full[f"{kind}_t1"][counts])}
+        if "ref_logps" in full:
+            row["kl_ref"] = _mean(k3(full["old_logps"], full["ref_logps"])[counts])
         if rollout.sampler_logps is not None:
             gap = (full["old_logps"] - rollout.sampler_logps)[counts].abs()
             row |= {"sampling/logp_difference_mean": _mean(gap), "sampling/logp_difference_max": gap.max().item()}
-            if not self.sampler_checked and self.twin is not None and self.config.top_p == 1 and self.config.top_k == 0 and gap.max() > MAX_SAMPLER_GAP:
-                raise ValueError(
-                    f"the dense copy does not sample the policy that is trained: log-probabilities differ by up to {gap.max().item():.2g} nats;"
-                    " use --set dense_twin=false"
-                )
-            self.sampler_checked = True
-        seen = replace(
-            batch,
-            logps=full["old_logps"],
-            old_logps=full["old_logps"],
-            teacher_logps=full.get("teacher_logps"),
-            ref_logps=full["ref_logps"],
-            # a divergence comes with gradient from each forward of the updates; prepare only asks that there will be one
-            divergence=torch.zeros_like(full["old_logps"]) if self.teacher is not None else None,
-        )
-        return seen, row
+            if self.twin is not None and self.checked < CHECKED_STEPS and self.config.top_p == 1 and self.config.top_k == 0:
+                _check_gap(float(gap.max()), "it does not sample the policy that is trained")
+        self.checked += 1
+        return row
 
     def _micro_batches(self, sequences: Sequences, rows: Tensor) -> tuple[Tensor, ...]:
         """Row numbers in micro-batches of like lengths, so that little padding is computed."""
         lengths = sequences.completion_mask.sum(1).cpu()
-        return rows[lengths[rows].argsort(stable=True)].split(self.config.micro_batch)
+        return () if len(rows) == 0 else rows[lengths[rows].argsort(stable=True)].split(self.config.micro_batch)
 
     def _live(self, temperature: float, coefs: dict[str, float | None]) -> Callable[[TokenBatch, Sequences], TokenBatch]:
         """A function that fills ``logps``, and ``divergence`` where the method needs it, with gradient."""
-        divergent = "divergence" in needs_of(self.method, coefs, self.options)
-        kind = str(self.options["divergence"])
-        topk = self.options["topk"]
 
         def forward(part: TokenBatch, sequences: Sequences) -> TokenBatch:
-            hidden = hidden_states(self.policy, sequences)
-            logps, _ = token_logps(self.policy, hidden, targets(sequences), temperature)
-            filled = replace(part, logps=unflatten(logps, sequences.completion_mask))
-            if not divergent:
-                return filled
-            assert self.teacher is not None
-            with torch.no_grad():
-                theirs = hidden_states(self.teacher, sequences)
-            per_token = token_divergence(
-                self.policy, hidden, self.teacher, theirs, kind,  # type: ignore[arg-type]
-                weight=float(coefs.get("jsd_weight", 0.5) or 0.0), topk=int(topk) if topk else None, temperature=temperature,
-            )  # fmt: skip
-            return replace(filled, divergence=unflatten(per_token, sequences.completion_mask))
+            hidden = hidden_states(self.student_lm, sequences)
+            logps, _ = token_logps(self.student_lm, hidden, targets(sequences), temperature)
+            return self._with_gradient(part, sequences, temperature, coefs, hidden, logps)
 
         return forward
 
-    def _update(self, step: int, batch: TokenBatch, sequences: Sequences, temperature: float, coefs: dict[str, float | None], lr: float) -> Row:
-        """All optimizer steps of a rollout."""
+    def _with_gradient(
+        self, part: TokenBatch, sequences: Sequences, temperature: float, coefs: dict[str, float | None], hidden: Tensor, logps: Tensor,
+        theirs: Tensor | None = None,
+    ) -> TokenBatch:  # fmt: skip
+        """The batch with the live log-probabilities, and with the divergence to the teacher where the method needs it."""
+        filled = replace(part, logps=unflatten(logps, sequences.completion_mask))
+        if "divergence" not in needs_of(self.method, coefs, self.options):
+            return filled
+        assert self.teacher_lm is not None
+        if theirs is None:
+            with torch.no_grad():
+                theirs = hidden_states(self.teacher_lm, sequences)
+        topk = self.options["topk"]
+        per_token = token_divergence(
+            self.student_lm, hidden, self.teacher_lm, theirs, str(self.options["divergence"]),  # type: ignore[arg-type]
+            weight=float(coefs.get("jsd_weight", 0.5) or 0.0), topk=int(topk) if topk else None, temperature=temperature,
+        )  # fmt: skip
+        return replace(filled, divergence=unflatten(per_token, sequences.completion_mask))
+
+    def _update(
+        self, step: int, batch: TokenBatch, sequences: Sequences, temperature: float, coefs: dict[str, float | None], lr: float,
+        wanted: set[str], seen: Seen, clock: Clock,
+    ) -> Row:  # fmt: skip
+        """All optimizer steps of a rollout. The first pass looks at the tokens as it goes, if nobody has yet."""
         config, forward = self.config, self._live(temperature, coefs)
-        prepared = prepare(config.method, batch, coefs, self.options)
+        prepared = prepare(config.method, seen.promised(batch, wanted), coefs, self.options)
+        idle = idle_rows(config.method, prepared, coefs, self.options).cpu()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         shuffle = self._generator(step, "minibatches")
         totals: dict[str, float] = {}
         norms: list[float] = []
         parameters = self.policy.trainable()
-        for _ in range(config.updates_per_rollout):
+        for update in range(config.updates_per_rollout):
+            if update and self.twin is not None:
+                self.twin.sync()
             order = torch.randperm(len(batch.logps), generator=shuffle) if config.minibatches > 1 else torch.arange(len(batch.logps))
             parts = min(config.minibatches, len(order))
-            for chosen in order.tensor_split(parts):
+            looking = not seen.values
+            for number, chosen in enumerate(order.tensor_split(parts)):
+                if number and self.twin is not None:
+                    self.twin.sync()
                 self.optimizer.zero_grad()
-                for rows in self._micro_batches(sequences, chosen):
-                    live = forward(prepared.select(rows), sequences.select(rows))
-                    loss, stats = token_loss(config.method, live, coefs, self.options)
-                    # The normaliser is the whole rollout's, so a minibatch holds only its share of the mean.
-                    (loss * parts).backward()
+                quiet = idle[chosen] & ~idle[chosen].all()  # a minibatch of idle rows alone still has a gradient, of zeros
+                for rows in self._micro_batches(sequences, chosen[~quiet]):
+                    part = sequences.select(rows)
+                    if looking:
+                        hidden, logps, theirs = self._look(rows, part, temperature, wanted, seen, clock)
+                    with clock("update"):
+                        known = seen.fill(prepared, rows)
+                        live = self._with_gradient(known, part, temperature, coefs, hidden, logps, theirs) if looking else forward(known, part)
+                        loss, stats = token_loss(config.method, live, coefs, self.options)
+                        # The normaliser is the whole rollout's, so a minibatch holds only its share of the mean.
+                        (loss * parts).backward()
                     if not math.isfinite(loss.item()):
                         raise FloatingPointError(
                             f"the loss of step {step} is {loss.item()}: lower learning_rate, or bound the ratio (ratio_cap, trrd_gap_bound)"
@@ -358,6 +445,10 @@ class Loop:
                     share = float(live.mask.sum() / max(float(prepared.mask.sum()), 1.0))
                     for name, value in stats.items():
                         totals[name] = totals.get(name, 0.0) + value * (1.0 if name.startswith("loss/") else share)
+                if looking:
+                    with torch.no_grad():  # what has no gradient still counts in the metrics
+                        for rows in self._micro_batches(sequences, chosen[quiet]):
+                            self._look(rows, sequences.select(rows), temperature, wanted, seen, clock)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
                 norms.append(float(norm))
                 if not math.isfinite(norms[-1]):
@@ -413,6 +504,33 @@ class Loop:
         self.step, self.tokens, self.knobs.held = step, tokens, knobs
 
 
+class Seen:
+    """What the models said of the tokens of a rollout, per token, (B, T) each: old policy, teacher, reference, entropy, divergences."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, rows: Tensor, mask: Tensor, found: dict[str, Tensor]) -> None:
+        """Values of some rows, flat over their tokens."""
+        for name, flat in found.items():
+            self.values.setdefault(name, torch.zeros(self.mask.shape, device=self.mask.device))[rows] = unflatten(flat.float(), mask)
+
+    def fill(self, batch: TokenBatch, rows: Tensor | slice = slice(None)) -> TokenBatch:
+        """Some rows of the batch with what is known of them."""
+        old, teacher, reference = ((self.values[name][rows] if name in self.values else None) for name in ("old_logps", "teacher_logps", "ref_logps"))
+        assert old is not None
+        return replace(batch.select(rows), logps=old, old_logps=old, teacher_logps=teacher, ref_logps=reference)
+
+    def promised(self, batch: TokenBatch, wanted: set[str]) -> TokenBatch:
+        """The batch for ``prepare``, which asks only whether there will be a teacher, a reference and a divergence; what is known stays."""
+        blank = torch.zeros_like(batch.logps)
+        asked = blank if "teacher" in wanted else None
+        teacher = asked if batch.teacher_logps is None else batch.teacher_logps
+        reference = blank if "reference" in wanted and batch.ref_logps is None else batch.ref_logps
+        return replace(batch, teacher_logps=teacher, ref_logps=reference, divergence=asked)
+
+
 class Clock:
     """Seconds by purpose."""
 
@@ -432,6 +550,11 @@ def fingerprint(config: RunConfig) -> str:
     """Changes with any setting that a checkpoint depends on; how often things are written is none."""
     free = {"eval_every", "eval_prompts", "checkpoint_every", "samples_every", "interference_every"}
     return hashlib.sha256(config.model_dump_json(exclude=free).encode()).hexdigest()[:16]
+
+
+def _check_gap(gap: float, what: str) -> None:
+    if not gap < MAX_GAP:
+        raise ValueError(f"the dense copy is wrong: {what}; log-probabilities differ by up to {gap:.2g} nats; use --set dense_twin=false")
 
 
 def _mean(values: Tensor) -> float:

@@ -7,6 +7,7 @@ also has both models' likeliest tokens there: ``top_ids``, ``top_logps``, ``teac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.functional import pad as pad_tensor
 
 from rlkd_lab.models import LanguageModel, Sequences, hidden_states, top_alternatives
 from rlkd_lab.objectives import TokenBatch
@@ -33,6 +35,23 @@ class Rollout:
     sampler_logps: Tensor | None
     finished: Tensor
     on_policy: bool
+
+
+def joined(rollouts: Sequence[Rollout], rows: Tensor, pad: int) -> Rollout:
+    """Some rows of several rollouts as one, padded to common widths; rows are counted through all of them."""
+
+    def column(name: str, left: bool, fill: int | float) -> Tensor:
+        parts = [getattr(one.sequences, name) if hasattr(one.sequences, name) else getattr(one, name) for one in rollouts]
+        width = max(part.shape[1] for part in parts)
+        return torch.cat([pad_tensor(part, (width - part.shape[1], 0) if left else (0, width - part.shape[1]), value=fill) for part in parts])[rows]
+
+    mask = column("completion_mask", False, 0)
+    sequences = Sequences(column("prompt_ids", True, pad), column("prompt_mask", True, 0), column("completion_ids", False, pad), mask)
+    sampler = column("sampler_logps", False, 0.0) if all(one.sampler_logps is not None for one in rollouts) else None
+    examples = [example for one in rollouts for example in one.examples]
+    texts = [text for one in rollouts for text in one.texts]
+    finished = torch.cat([one.finished for one in rollouts])[rows]
+    return Rollout([examples[i] for i in rows], [texts[i] for i in rows], sequences, sampler, finished, on_policy=True)
 
 
 @torch.no_grad()

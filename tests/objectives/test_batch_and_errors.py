@@ -12,6 +12,7 @@ from rlkd_lab.objectives import (
     KNOBS,
     METHODS,
     TokenBatch,
+    advantage,
     check_coef,
     group_advantages,
     prepare,
@@ -170,7 +171,7 @@ def test_kd_weight_multiplies_the_teacher_term_by_row_or_by_token():
         weight = weight * batch.mask
         close(loss_and_gradients("gkd", weighted, coefs)[2], 0.5 * weight / 15)
         close(logps_gradient("kdrl", weighted, {**coefs, "rl_coef": 0.0}), 0.5 * weight * k2_slope / 15)
-        close(prepare("opd", weighted, coefs).advantages * batch.mask, 0.5 * weight * gap)
+        close(advantage("opd", weighted, coefs) * batch.mask, 0.5 * weight * gap)
 
 
 def test_reward_guided_masks():
@@ -303,19 +304,20 @@ def test_opd_needs_no_groups():
 
 def test_rl_coef_and_kd_coef_weigh_their_terms():
     batch = rollout()
-    reward, gap = prepare("grpo", batch).advantages, teacher_gap(batch.teacher_logps, batch.old_logps)
+    reward, gap = advantage("grpo", batch), teacher_gap(batch.teacher_logps, batch.old_logps)
     for method, coefs, wanted in [
         ("kdrl_advantage", {"rl_coef": 2.0, "kd_coef": 0.5}, 2 * reward + 0.5 * gap),
         ("opd", {"kd_coef": 0.5}, 0.5 * gap),
         ("kdrl", {"rl_coef": 0.0, "kd_coef": 0.5}, 0 * reward),
     ]:
-        close(prepare(method, batch, coefs).advantages * batch.mask, wanted * batch.mask)
+        close(advantage(method, batch, coefs) * batch.mask, wanted * batch.mask)
 
 
 def test_given_advantages_go_before_rewards_and_rl_coef_still_weighs_them():
     batch, given = rollout(), random(6, seed=4)
-    prepared = prepare("grpo", replace(batch, advantages=given), {"rl_coef": 0.5}).advantages
-    close(prepared, 0.5 * given[:, None].expand(6, 5))
+    close(advantage("grpo", replace(batch, advantages=given), {"rl_coef": 0.5}), 0.5 * given[:, None].expand(6, 5))
+    with pytest.raises(ValueError, match="sft has no advantage"):
+        advantage("sft", batch)
 
 
 # --- clipping ---------------------------------------------------------------------------------------------------------
@@ -570,12 +572,11 @@ def test_preparing_changes_nothing_but_the_work():
         close(token_loss(method, prepared, coefs)[0], token_loss(method, batch, coefs)[0])
 
 
-def test_a_prepared_batch_refuses_other_coefficients_than_it_was_prepared_with():
+def test_a_prepared_batch_refuses_other_options_than_it_was_prepared_with():
     batch = rollout()
-    prepared = prepare("kdrl_advantage", batch, {"kd_coef": 0.1})
-    with pytest.raises(ValueError, match="prepared with"):
-        token_loss("kdrl_advantage", prepared, {"kd_coef": 5.0})
     with pytest.raises(ValueError, match="prepared with"):
         token_loss("grpo", prepare("grpo", batch), options={"aggregation": "token"})
-    # what prepare has not used may still move
-    token_loss("kdrl_advantage", prepared, {"kd_coef": 0.1, "clip_high": 0.3})
+    # coefficients weigh the loss, not the preparation: they may still move
+    prepared = prepare("kdrl_advantage", batch, {"kd_coef": 0.1})
+    moved = {"kd_coef": 5.0, "rl_coef": 0.5, "clip_high": 0.3}
+    close(token_loss("kdrl_advantage", prepared, moved)[0], token_loss("kdrl_advantage", batch, moved)[0])

@@ -25,7 +25,7 @@ from toy import (
     two_token_policy,
 )
 
-from rlkd_lab.objectives import METHODS, TokenBatch, k1, k2, k3, prepare, token_loss
+from rlkd_lab.objectives import METHODS, TokenBatch, advantage, idle_rows, k1, k2, k3, prepare, token_loss
 from rlkd_lab.objectives.surrogates import trrd_log_ratio
 
 UNBOUNDED = {"trrd_gap_bound": None, "ratio_cap": None}
@@ -252,7 +252,7 @@ def test_fact_05_the_teacher_on_the_side_of_the_reward_is_never_dead(sign):
 def test_fact_06_trrd_never_goes_against_the_reward(seed, bounds):
     batch = replace(rollout(seed), teacher_logps=4 * random(6, 5, seed=seed + 9))
     loss, stats = token_loss("trrd", batch, bounds)
-    update = -gradient(loss, batch.logps) * prepare("trrd", batch).advantages
+    update = -gradient(loss, batch.logps) * advantage("trrd", batch)
     assert (update >= 0).all()
     alive = update[batch.completion_mask == 1] > 0
     close(1 - alive.double().mean(), torch.tensor(stats["trrd/dead_frac"], dtype=torch.float64))
@@ -261,7 +261,7 @@ def test_fact_06_trrd_never_goes_against_the_reward(seed, bounds):
 
 def test_fact_06_the_advantage_form_goes_against_it_exactly_where_the_teacher_outweighs_it():
     batch, kd_coef = on_policy(rollout()), 1.5
-    reward = prepare("grpo", batch).advantages
+    reward = advantage("grpo", batch)
     gap = (batch.teacher_logps - batch.logps).detach()
     here = batch.completion_mask == 1
     against = -logps_gradient("kdrl_advantage", batch, {"kd_coef": kd_coef}) * reward < 0
@@ -353,3 +353,109 @@ def test_fact_11_needs_the_whole_rollout_prepared_first():
     batch = replace(rollout(), advantages=random(6, seed=8))
     whole = token_loss("dapo", batch, NO_CLIP)[0]
     assert abs(sum(token_loss("dapo", part, NO_CLIP)[0] for part in batch.split(2)) - whole) > 0.01
+
+
+# --- the other rows ---------------------------------------------------------------------------------------------------
+
+
+def wide(seed=0):
+    """An off-policy batch whose ratios reach beyond GSPO's narrow clips too."""
+    return replace(rollout(seed), advantages=random(6, seed=seed + 20))
+
+
+def test_with_one_update_gspo_and_cispo_are_grpo():
+    batch = on_policy(rollout())
+    for aggregation in ("sequence", "token"):
+        grpo = logps_gradient("grpo", batch, options={"aggregation": aggregation})
+        close(logps_gradient("cispo", batch, options={"aggregation": aggregation}), grpo)
+        assert grpo.norm() > 0.01
+    # the mean over a completion's tokens is what the sequence ratio differentiates to
+    close(logps_gradient("gspo", batch), logps_gradient("grpo", batch, options={"aggregation": "sequence"}))
+
+
+def test_gspo_is_the_clipped_surrogate_of_whole_sequences_written_out():
+    batch, low, high = wide(), 0.1, 0.15
+    mask = batch.mask
+    ratio = (((batch.logps - batch.old_logps) * mask).sum(1) / mask.sum(1).clamp(min=1)).exp()
+    expected = -torch.minimum(ratio * batch.advantages, ratio.clamp(1 - low, 1 + high) * batch.advantages)
+    expected = (expected * (mask.sum(1) > 0)).sum() / 6
+    loss, stats = token_loss("gspo", batch, {"clip_low": low, "clip_high": high})
+    close(loss, expected)
+    close(gradient(loss, batch.logps), gradient(expected, batch.logps))
+    assert stats["clip_ratio/low"] + stats["clip_ratio/high"] > 0
+    # its own clips are narrow: at the paper's 3e-4 and 4e-4 every completion that moved at all is outside
+    assert sum(token_loss("gspo", batch)[1][f"clip_ratio/{side}"] for side in ("low", "high")) > 0.3
+
+
+def test_cispo_leaves_no_token_without_gradient():
+    batch = wide()
+    here = batch.completion_mask == 1
+    assert (logps_gradient("cispo", batch, {"ratio_cap": 1.0})[here] != 0).all()
+    assert (logps_gradient("grpo", batch, {"clip_low": 0.01, "clip_high": 0.01})[here] == 0).any()
+    # off-policy it is the policy gradient weighted by the capped ratio
+    weight = (batch.logps - batch.old_logps).detach().exp().clamp(max=1.1)
+    close(logps_gradient("cispo", batch, {"ratio_cap": 1.1}), -weight * batch.advantages[:, None] * batch.mask / 15)
+
+
+def test_srpo_sends_right_completions_to_the_reward_and_wrong_ones_to_the_teacher():
+    batch = rollout()
+    right = batch.correct.bool()
+    mine = logps_gradient("srpo", batch, {"kd_coef": 0.7})
+    close(mine[right], logps_gradient("grpo", batch, options={"aggregation": "token"})[right])
+    close(mine[~right], logps_gradient("opd", batch, {"kd_coef": 0.7})[~right])
+    for everybody, method, coefs in [(1, "grpo", {}), (0, "opd", {"kd_coef": 0.7})]:
+        one_sided = replace(batch, correct=torch.full((6,), everybody))
+        expected = logps_gradient(method, batch, coefs, {"aggregation": "token"})
+        close(logps_gradient("srpo", one_sided, {"kd_coef": 0.7}), expected)
+        assert expected.norm() > 0.01
+
+
+def test_hdpo_adds_the_teacher_only_where_nobody_is_right():
+    batch = rollout()  # groups 0 and 1 have somebody who is right, group 2 nobody
+    alone = batch.group_ids == 2
+    mine = logps_gradient("hdpo", batch, {"kd_coef": 0.4})
+    close(mine[~alone], logps_gradient("grpo", batch, options={"aggregation": "token"})[~alone])
+    close(mine[alone], logps_gradient("kdrl_advantage", batch, {"kd_coef": 0.4})[alone])
+    assert (mine - logps_gradient("grpo", batch, options={"aggregation": "token"}))[alone].norm() > 0.01
+    # on a group of failures, all of one reward, GRPO is silent and HDPO is the teacher alone
+    failed = replace(batch, rewards=torch.zeros(6, dtype=torch.float64), correct=torch.zeros(6))
+    close(logps_gradient("hdpo", failed, {"kd_coef": 0.4}), logps_gradient("opd", failed, {"kd_coef": 0.4}))
+
+
+def test_rlsd_is_grpo_without_weight_without_room_and_without_a_gap():
+    batch = rollout()
+    grpo = logps_gradient("grpo", batch, options={"aggregation": "token"})
+    close(logps_gradient("rlsd", batch, {"gap_weight": 0.0}), grpo)
+    close(logps_gradient("rlsd", batch, {"gap_clip": 0.0}), grpo)
+    close(logps_gradient("rlsd", replace(batch, teacher_logps=batch.old_logps)), grpo)
+    assert (logps_gradient("rlsd", batch) - grpo).norm() > 0.001
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rlsd_sets_the_size_and_never_the_direction(seed):
+    batch = replace(rollout(seed), teacher_logps=8 * random(6, 5, seed=seed + 9))
+    reward, weight, width = advantage("grpo", batch), 0.6, 0.3
+    mine = advantage("rlsd", batch, {"gap_weight": weight, "gap_clip": width})
+    assert (mine.sign() == reward.sign()).all()
+    here = (reward != 0) & (batch.completion_mask == 1)
+    scale = (mine / reward)[here]
+    assert scale.min() >= 1 - weight * width - 1e-12
+    assert scale.max() <= 1 + weight * width + 1e-12
+    # what the teacher likes better counts more where the reward praises, and less where it blames
+    gap = (batch.teacher_logps - batch.old_logps) * reward.sign()
+    assert ((mine.abs() >= reward.abs()) == (gap >= 0))[here].all()
+    close(mine[here], ((1 - weight + weight * gap.exp().clamp(1 - width, 1 + width)) * reward)[here])
+
+
+@pytest.mark.parametrize("method", [name for name, rules in METHODS.items() if rules.ratio != "none"])
+def test_idle_rows_have_no_gradient_whatever_the_model_says(method):
+    batch = rollout()
+    batch = replace(batch, rewards=torch.where(batch.group_ids == 1, 0.5, batch.rewards))  # the second group has no spread
+    prepared = prepare(method, batch)
+    idle = idle_rows(method, prepared)
+    moved = logps_gradient(method, batch).abs().sum(1)
+    assert not moved[idle].any()
+    assert idle.any() == (method in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rlsd", "trrd"))
+    if idle.any():
+        assert torch.equal(idle, batch.group_ids == 1)
+        assert not idle_rows(method, prepared, {"kl_coef": 0.1}).any()  # the reference pulls at every row

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from toy import close, gradient, random, rollout
+from toy import close, gradient, heard, random, rollout
 
-from rlkd_lab.objectives import METHODS, group_advantages, jsd, token_loss
+from rlkd_lab.objectives import group_advantages, jsd, token_loss
 
 trl = pytest.importorskip("trl")
 
@@ -24,13 +24,6 @@ OURS = {
     "dapo": ("dapo", {}, {}),
     "cispo": ("cispo", {"ratio_cap": CISPO_CAP}, {}),
 }
-
-
-@pytest.fixture(autouse=True)
-def cispo_row(monkeypatch):
-    # a row of the real table, once there is one, goes first
-    rows = {"cispo": replace(METHODS["dapo"], surrogate="cispo"), **METHODS}
-    monkeypatch.setattr("rlkd_lab.objectives.methods.METHODS", rows)
 
 
 def trl_loss(batch, loss_type, level="token", kl_coef=0.0, bias_correction=True, delta=None, importance=None):
@@ -72,7 +65,7 @@ def trl_loss(batch, loss_type, level="token", kl_coef=0.0, bias_correction=True,
 
 def our_loss(batch, loss_type, coefs=None, options=None):
     method, own_coefs, own_options = OURS[loss_type]
-    return token_loss(method, batch, {"clip_low": LOW, "clip_high": HIGH, **own_coefs, **(coefs or {})}, {**own_options, **(options or {})})[0]
+    return token_loss(method, batch, {**heard(method, clip_low=LOW, clip_high=HIGH), **own_coefs, **(coefs or {})}, {**own_options, **(options or {})})[0]
 
 
 def scattered(seed=0):

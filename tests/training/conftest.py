@@ -7,8 +7,8 @@ import pytest
 from rlkd_lab.training import make_config, run
 
 TINY = {
-    "steps": 2, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 24, "difficulty": (2, 2), "traces": 8, "keep_traces": "all",
-    "eval_every": 0, "eval_prompts": 8, "samples_every": 0, "checkpoint_every": 0,
+    "steps": 2, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 24, "difficulty": (2, 2), "traces": 8,
+    "eval_every": 0, "eval_prompts": 8, "samples_every": 0, "checkpoint_every": 0, "resample_rounds": 2,
 }  # fmt: skip
 
 
@@ -17,7 +17,9 @@ def tiny():
     """``tiny(method, settings, **fields)``: a config for a run of two steps."""
 
     def make(method="kdrl", settings=None, **fields):
-        return make_config(method, settings=settings, **{**TINY, **fields})
+        # traces that are cut by the length limit are trained on, but for rft, whose prompts are the shortest
+        own = {"difficulty": (1, 1)} if method == "rft" else {"options": {"keep_traces": "all", **fields.pop("options", {})}}
+        return make_config(method, settings=settings, **{**TINY, **own, **fields})
 
     return make
 

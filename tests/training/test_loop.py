@@ -183,11 +183,10 @@ def test_kl_is_reported_at_the_sampling_temperature_and_at_one(trained):
 def test_the_reference_pulls_back_once_the_policy_has_moved(tiny, tmp_path, coin, gradients):
     fields = {"group_size": 4, "steps": 1, "updates_per_rollout": 2}
     run(tiny("grpo", **fields), tmp_path / "free")
-    held = run(tiny("grpo", {"kl_coef": "1"}, **fields), tmp_path / "held").rows()[0]
+    run(tiny("grpo", {"kl_coef": "1"}, **fields), tmp_path / "held")
     free_first, free_second, held_first, held_second = gradients
     torch.testing.assert_close(held_first, free_first)  # at the start policy and reference are one, so the gradient between them is 0
     assert float((held_second - free_second).norm()) > 0.01 * float(free_second.norm())
-    assert held["kl_ref"] > 0
 
 
 # --- the teacher's forms ----------------------------------------------------------------------------------------------

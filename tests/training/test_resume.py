@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlkd_lab.rollouts import DenseTwin
+from rlkd_lab.rollouts import Decoder, DenseTwin
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.training import replay, resume, run
 from rlkd_lab.training.loop import Loop
@@ -366,8 +366,18 @@ def test_a_checkpoint_that_the_rows_do_not_reach_is_not_used(tiny, tmp_path):
     assert first_difference(folder.rows(), whole) == (None, 0.0)
 
 
-def test_a_twin_that_samples_something_else_stops_the_run_at_its_first_step(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(DenseTwin, "sync", lambda self: self.pairs[-1][0].weight.data.mul_(1.2))
-    with pytest.raises(ValueError, match="dense_twin=false"):
+@pytest.mark.parametrize(("broken", "says"), [(DenseTwin, "what is trained through it is not the policy"), (Decoder, "it does not sample the policy")])
+def test_a_twin_that_computes_something_else_stops_the_run_at_its_first_step(tiny, tmp_path, monkeypatch, broken, says):
+    made = broken.__init__
+
+    def spoil(self, source):
+        made(self, source)
+        if broken is DenseTwin:
+            self.pairs and self.pairs[-1][2].mul_(1.2)
+        else:
+            self.eps = 0.1
+
+    monkeypatch.setattr(broken, "__init__", spoil)
+    with pytest.raises(ValueError, match=rf"{says}.*dense_twin=false"):
         run(tiny("grpo"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
