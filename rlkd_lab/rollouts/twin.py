@@ -100,4 +100,4 @@ class DenseTwin:
         """Merge the adapter as it is now: W + scaling·B·A, in place."""
         for module, _, base in self.pairs:
             a, b, scaling = module.adapter
-            torch.addmm(base, b, a, alpha=scaling, out=module.weight.data)
+            torch.addmm(base, b, a, alpha=scaling, out=module.weight)

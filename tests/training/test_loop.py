@@ -23,6 +23,16 @@ def coin(monkeypatch):
 
 
 @pytest.fixture
+def half(monkeypatch):
+    """The same on about half of the prompts; on the others nobody is ever rewarded."""
+
+    def score(self, text, example):
+        return Score({"format": zlib.crc32(text.encode()) % 7 / 0.6 * (zlib.crc32(example.prompt.encode()) % 2), "accuracy": 0.0})
+
+    monkeypatch.setattr(ArithmeticTask, "score", score)
+
+
+@pytest.fixture
 def gradients(monkeypatch):
     """The gradient of every optimizer step of a run, as one vector each."""
     seen = []
@@ -98,6 +108,86 @@ def test_the_hf_engine_trains_too(trained):
     row = trained("kdrl", engine="hf").rows()[-1]
     assert "sampling/logp_difference_mean" not in row
     assert row["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("method", ["kdrl", pytest.param("rlsd", marks=pytest.mark.slow), pytest.param("gkd", marks=pytest.mark.slow)])
+def test_looking_at_the_whole_rollout_first_changes_no_result(tiny, tmp_path, method):
+    # with recorded samples the old policy, teacher and reference have a pass of their own; without, the first update's forward is that pass
+    fields = {"on_policy_frac": 1.0} if method == "gkd" else {}
+    merged = run(tiny(method, **fields), tmp_path / "merged").rows()
+    apart = run(tiny(method, samples_every=1, **fields), tmp_path / "apart").rows()
+    assert first_difference(apart, merged) == (None, 0.0)
+    assert all("time/old" in row for row in apart)
+
+
+def test_rows_without_gradient_are_left_out_of_the_backward_pass_and_nothing_else(tiny, tmp_path, half, gradients, monkeypatch):
+    fields = {"group_size": 4, "prompts_per_step": 6, "difficulty": (1, 3)}
+    skipped = run(tiny("grpo", **fields), tmp_path / "skipped").rows()
+    monkeypatch.setattr("rlkd_lab.training.loop.idle_rows", lambda name, batch, *_: torch.zeros(len(batch.logps), dtype=torch.bool))
+    whole = run(tiny("grpo", **fields), tmp_path / "whole").rows()
+    assert 0 < skipped[0]["frac_reward_zero_std"] < 1
+    assert first_difference(skipped, whole, tolerance=1e-5)[0] is None
+    for mine, theirs in zip(gradients[:4], gradients[4:], strict=True):
+        assert float((mine - theirs).norm()) < 1e-4 * float(theirs.norm())
+
+
+def test_a_rollout_without_any_spread_still_steps(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(ArithmeticTask, "score", lambda self, text, example: Score({"format": 0.0, "accuracy": 0.0}))
+    rows = run(tiny("grpo"), tmp_path / "run").rows()
+    assert [row["grad_norm"] for row in rows] == [0.0, 0.0]
+    assert rows[0]["frac_reward_zero_std"] == 1.0
+
+
+# --- dynamic sampling -------------------------------------------------------------------------------------------------
+
+
+def test_dynamic_sampling_draws_until_the_batch_is_full_of_groups_with_a_spread(tiny, tmp_path, half):
+    fields = {"group_size": 4, "prompts_per_step": 3, "difficulty": (1, 3), "samples_every": 1, "steps": 1}
+    folder = run(tiny("dapo", resample_rounds=20, **fields), tmp_path / "full")
+    (row,) = folder.rows()
+    samples = folder.samples(1)
+    assert len(samples) == 12
+    assert (samples.groupby("group")["reward"].std() > 0).all()
+    assert 1 < row["sampling/rounds"] <= 20
+    assert 0 < row["sampling/groups_with_spread"] < 1
+    # what was thrown away was sampled too
+    assert row["num_tokens"] > sum(len(ids) for ids in samples["ids"])
+    # reward and lengths are those of the first rollout, before anything was selected: GRPO's on the same prompts
+    plain = run(tiny("grpo", **fields), tmp_path / "plain").rows()[0]
+    for name in ("reward", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio"):
+        assert row[name] == plain[name], name
+    # a limit of one round is no resampling
+    (single,) = run(tiny("dapo", resample_rounds=1, **fields), tmp_path / "single").rows()
+    assert single["sampling/rounds"] == 1.0
+    assert single["num_tokens"] == plain["num_tokens"]
+
+
+def test_dynamic_sampling_gives_up_after_its_rounds(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(ArithmeticTask, "score", lambda self, text, example: Score({"format": 0.0, "accuracy": 0.0}))
+    (row,) = run(tiny("dapo", resample_rounds=3, steps=1), tmp_path / "run").rows()
+    assert row["sampling/rounds"] == 3.0
+    assert row["sampling/groups_with_spread"] == 0.0
+    assert row["grad_norm"] == 0.0
+
+
+def test_rejection_sampling_trains_on_right_traces_alone(trained):
+    import pyarrow.parquet as pq
+
+    kept = pq.read_table(trained("rft").path / "traces.parquet").to_pylist()
+    assert 0 < len(kept) <= 8
+    assert all(row["correct"] for row in kept)
+
+
+@pytest.mark.parametrize(("every", "measured"), [(0, [True, False, False, False]), (2, [True, True, False, True])])
+def test_kls_that_the_method_does_not_need_are_measured_every_so_often(tiny, tmp_path, every, measured):
+    rows = run(tiny("grpo", steps=4, kl_every=every), tmp_path / "run").rows()
+    if every == 0:
+        measured = [False] * 4
+    for name in ("kl_ref", "kl_teacher_rev", "kl_teacher_fwd_t1", "time/teacher"):
+        assert [name in row for row in rows] == measured
+    # and whether one looks does not change what is trained
+    looked = run(tiny("grpo", steps=4), tmp_path / "looked").rows()
+    assert [row["grad_norm"] for row in rows] == [row["grad_norm"] for row in looked]
 
 
 # --- how a rollout is cut into pieces ---------------------------------------------------------------------------------

@@ -1,0 +1,163 @@
+"""The fast paths compute what the plain ones compute: the lean decoder, and training through the dense copy."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+
+from rlkd_lab.models import load_policy, load_teacher, policy_logps
+from rlkd_lab.objectives import TokenBatch, token_loss
+from rlkd_lab.rollouts import Decoder, DenseTwin, Sampling, sample
+from rlkd_lab.rollouts.sampling import OwnForward
+from rlkd_lab.tasks import ArithmeticTask
+
+PROMPTS = ["49-7?", "5+1-2+3+4?", "8?"]
+SHAPE = {
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 128, "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+SHAPES = {
+    "llama": ("Llama", {}),
+    "llama with biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama3 rotation": ("Llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+                                                      "high_freq_factor": 4.0, "original_max_position_embeddings": 32}}),
+    "yarn": ("Qwen3", {"head_dim": 32, "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}}),
+    "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 48}),
+    "one key head": ("Qwen3", {"num_key_value_heads": 1, "head_dim": 16}),
+}  # fmt: skip
+UNLIKE = {
+    "soft caps and windows": ("Gemma2", {}),
+    "sliding window": ("Mistral", {"sliding_window": 8}),
+    "windows in some layers": ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    "another activation": ("Llama", {"hidden_act": "gelu"}),
+    "rotation that changes with the length": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+}
+
+
+def random_model(kind, settings):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**{**SHAPE, **settings}))
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.3)
+    return model.eval().requires_grad_(False)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# --- the lean decoder -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_step_of_the_decoder_is_a_step_of_the_model(shape):
+    model = random_model(*SHAPES[shape])
+    assert Decoder.suits(model)
+    decoder, own = Decoder(model), OwnForward(model)
+    ids = torch.randint(3, 128, (3, 9), generator=generator())
+    mask = torch.ones_like(ids)
+    mask[0, :6], mask[2, :1] = 0, 0
+    (lean, first), (plain, expected) = (way.prefill(ids, mask, 2, 6) for way in (decoder, own))
+    torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-5)
+    positions = mask.sum(1).repeat_interleave(2)
+    for column in range(6):
+        if column == 3:  # rows leave the batch
+            keep = torch.tensor([0, 2, 5])
+            lean.keep(keep)
+            plain.keep(keep)
+            positions = positions[keep]
+        token = torch.randint(3, 128, (len(positions),), generator=generator(column))
+        torch.testing.assert_close(decoder.step(token, positions, lean), own.step(token, positions, plain), rtol=1e-5, atol=1e-5)
+        positions = positions + 1
+
+
+@pytest.mark.parametrize("shape", UNLIKE)
+def test_a_model_of_another_shape_is_sampled_through_its_own_forward(shape):
+    assert not Decoder.suits(random_model(*UNLIKE[shape]))
+
+
+def test_the_decoder_refuses_what_it_does_not_compute(monkeypatch):
+    model = random_model(*SHAPES["qwen3"])
+    model.model.layers[1].mlp.register_forward_hook(lambda module, given, out: out * 1.1)  # something that no configuration tells
+    with pytest.raises(ValueError, match="the lean decoder does not compute what qwen3 computes"):
+        Decoder(model)
+
+
+def test_the_decoder_follows_the_model_when_its_weights_change(make_model, stir):
+    policy = stir(load_policy(make_model(), "nf4"))
+    twin = DenseTwin(policy)
+    stir(policy, seed=5, std=0.2)
+    twin.sync()
+    twin.decoder.check()
+
+
+def test_the_same_completions_with_and_without_the_decoder(make_model, stir):
+    policy = stir(load_policy(make_model(), "nf4"))
+    policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 7))
+    twin = DenseTwin(policy)
+    lean = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), twin=twin)
+    twin.decoder = None
+    plain = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), twin=twin)
+    assert torch.equal(lean.sequences.completion_ids, plain.sequences.completion_ids)
+    torch.testing.assert_close(lean.sampler_logps, plain.sampler_logps, rtol=1e-5, atol=1e-5)
+
+
+# --- training through the dense copy ----------------------------------------------------------------------------------
+
+
+def rewarded(lm, drawn, teacher):
+    """A KDRL batch of the completions, with rewards that differ in every group."""
+    logps, _ = policy_logps(lm, drawn.sequences)
+    with torch.no_grad():
+        theirs, _ = policy_logps(teacher, drawn.sequences)
+    rows = len(logps)
+    return TokenBatch(
+        logps, drawn.sequences.completion_mask, teacher_logps=theirs, rewards=torch.arange(rows) % 3 / 2.0, group_ids=torch.arange(rows) // 8
+    )  # fmt: skip
+
+
+def gradients(policy, loss):
+    parameters = policy.trainable()
+    names = [name for name, p in policy.model.named_parameters() if p.requires_grad]
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+@pytest.mark.parametrize("quant", ["nf4", "none"])
+@pytest.mark.parametrize("model", ["qwen3", "qwen2", "gemma2", "student"])
+def test_log_probabilities_and_gradients_through_the_copy_are_the_policys(make_model, stir, model, quant):
+    policy = stir(load_policy(model if model == "student" else make_model(model), quant, lora_rank=4, lora_alpha=12))
+    teacher = load_teacher("teacher", "none")
+    twin = DenseTwin(policy)
+    prompts = [example.prompt for example in ArithmeticTask().examples(3, 0)]
+    drawn = sample(policy, prompts, 8, Sampling(max_new_tokens=24), generator(), twin=twin)
+    own, through = rewarded(policy, drawn, teacher), rewarded(twin.lm, drawn, teacher)
+    torch.testing.assert_close(through.logps, own.logps, rtol=0.0, atol=1e-5)
+    # both read the frozen log-probabilities of one of them, or the ratios would differ by rounding
+    through = replace(through, old_logps=own.old)
+    expected, found = (gradients(policy, token_loss("kdrl", batch)[0]) for batch in (own, through))
+    for name, gradient in expected.items():
+        assert gradient.norm() > 0, name
+        assert float((found[name] - gradient).norm()) < 1e-4 * float(gradient.norm()), name
+
+
+def test_no_graph_is_made_where_none_is_asked_for(make_model, stir):
+    twin = DenseTwin(stir(load_policy(make_model(), "nf4")))
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        assert not twin.model(input_ids=ids).logits.requires_grad
+    assert twin.model(input_ids=ids).logits.requires_grad
+    bare = DenseTwin(load_teacher(make_model(), "nf4"))
+    assert not bare.model(input_ids=ids).logits.requires_grad
+
+
+def test_merging_between_a_forward_and_its_backward_is_noticed(make_model, stir):
+    twin = DenseTwin(stir(load_policy(make_model(), "nf4")))
+    loss = twin.model(input_ids=torch.tensor([[3, 4, 5]])).logits.sum()
+    twin.sync()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
