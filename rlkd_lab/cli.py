@@ -6,16 +6,23 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-app = typer.Typer(help="Knowledge distillation and reinforcement learning on a 4-bit LoRA student.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="Knowledge distillation and reinforcement learning on a 4-bit LoRA student.", no_args_is_help=True)
 console = Console(highlight=False)
 
 RunPath = Annotated[Path, typer.Argument(help="a run folder")]
+
+
+def _method_names() -> list[str]:
+    """For shell completion."""
+    from rlkd_lab.objectives import METHODS
+
+    return list(METHODS)
 
 
 @contextlib.contextmanager
@@ -36,7 +43,7 @@ def plain_errors() -> Iterator[None]:
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Option(help="a row of `rlkd methods`")],
+    method: Annotated[str, typer.Option(help="a row of `rlkd methods`", autocompletion=_method_names)],
     out: Annotated[Path, typer.Option(help="the run folder to make")],
     preset: Annotated[str, typer.Option(help="starting settings")] = "tiny",
     steps: Annotated[int, typer.Option(help="steps")] = 60,
@@ -148,8 +155,69 @@ def compare(
 
 
 @app.command()
-def methods() -> None:
-    """The table of methods: loss, knobs with default and range, source, what to watch; then every option and setting."""
+def methods(
+    name: Annotated[str | None, typer.Argument(help="one method, in full", autocompletion=_method_names)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for a script")] = False,
+) -> None:
+    """The table of methods: loss, knobs with default and range, source, what to watch; then every option and setting. With a NAME, that one in full."""
+    with plain_errors():
+        from rlkd_lab.objectives import METHODS, nearest
+
+        wanted = list(METHODS) if name is None else [nearest(name, METHODS, "method")]
+        if as_json:
+            import json
+
+            typer.echo(json.dumps({each: _described(each) for each in wanted}, indent=2, ensure_ascii=False))
+        elif name is not None:
+            _print_method(name)
+        else:
+            _print_methods()
+
+
+def _described(name: str) -> dict[str, Any]:
+    """A row of the table of methods as plain values."""
+    from rlkd_lab.objectives import METHODS
+    from rlkd_lab.objectives.methods import DEFAULT_OPTIONS
+    from rlkd_lab.training.config import LOOP_DEFAULTS, LOOP_KNOBS
+
+    method = METHODS[name]
+    defaults: dict[str, Any] = {**method.coefs, **LOOP_DEFAULTS, **method.schedules}
+    knobs = {
+        knob: {"default": defaults[knob], "low": declared.low, "high": declared.high, "may_be_off": declared.optional, "help": declared.help}
+        for knob, declared in {**method.knobs, **LOOP_KNOBS}.items()
+    }
+    return {
+        "title": method.title, "formula": method.formula, "source": method.source, "needs": sorted(method.needs), "watch": method.watch, "knobs": knobs,
+        "options": {option: method.options.get(option, default) for option, default in DEFAULT_OPTIONS.items()},
+    }  # fmt: skip
+
+
+def _print_method(name: str) -> None:
+    from rlkd_lab.objectives import CHOICES
+
+    found = _described(name)
+    console.print(f"[bold]{name}[/]  {found['title']}\n\n    {found['formula']}\n")
+    console.print(f"source  {found['source']}\nneeds   {', '.join(found['needs']) or 'nothing but the student'}\nwatch   {found['watch']}\n")
+    knobs = Table(box=None, pad_edge=False, title="knobs (may move while a run goes on)", title_justify="left")
+    for column in ("name", "default", "range", "meaning"):
+        knobs.add_column(column)
+    for knob, about in found["knobs"].items():
+        span = f"{about['low']:g}–{about['high']:g}{' or off' if about['may_be_off'] else ''}"
+        knobs.add_row(knob, _shown(about["default"]), span, about["help"])
+    console.print(knobs)
+    options = Table(box=None, pad_edge=False, title="\noptions (fixed before the start)", title_justify="left")
+    for column in ("name", "default", "values"):
+        options.add_column(column)
+    for option, default in found["options"].items():
+        options.add_row(option, str(default), " | ".join(CHOICES[option]))
+    console.print(options)
+
+
+def _shown(default: float | str | None) -> str:
+    return "off" if default is None else default if isinstance(default, str) else f"{default:g}"
+
+
+def _print_methods() -> None:
     from rlkd_lab.objectives import CHOICES, METHODS
     from rlkd_lab.training.config import LOOP_KNOBS, RunConfig
 
@@ -157,8 +225,7 @@ def methods() -> None:
     for name, method in METHODS.items():
         knobs = []
         for knob, declared in method.knobs.items():
-            default = method.schedules.get(knob, method.coefs[knob])
-            shown = "off" if default is None else default if isinstance(default, str) else f"{default:g}"
+            shown = _shown(method.schedules.get(knob, method.coefs[knob]))
             knobs.append(f"{knob} {shown} ({declared.low:g}–{declared.high:g}{' or off' if declared.optional else ''})")
         needs = f"needs {', '.join(sorted(method.needs))}\n" if method.needs else ""
         watch = f"\nwatch: {method.watch}" if method.watch else ""

@@ -270,3 +270,34 @@ def test_help_names_every_command(rlkd):
     result = rlkd("--help")
     for command in ("doctor", "train", "resume", "replay", "compare", "methods"):
         assert command in result.output
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_in_full(rlkd, name):
+    result = rlkd("methods", name)
+    assert result.exit_code == 0, result.output
+    method = METHODS[name]
+    for words in (method.title, method.formula, method.source, *method.coefs, "temperature", "aggregation"):
+        assert words in result.stdout
+    assert json.loads(rlkd("methods", name, "--json").stdout)[name]["formula"] == method.formula
+
+
+def test_all_methods_for_a_script(rlkd):
+    found = json.loads(rlkd("methods", "--json").stdout)
+    assert list(found) == list(METHODS)
+    assert found["kdrl_annealed"]["knobs"]["kd_coef"]["default"] == "linear:0.2:0.002"
+    assert found["trrd"]["knobs"]["trrd_gap_bound"] == {
+        "default": 1.0, "low": 0.01, "high": 20.0, "may_be_off": True, "help": METHODS["trrd"].knobs["trrd_gap_bound"].help,
+    }  # fmt: skip
+    assert found["gspo"]["options"]["level"] == "sequence"
+
+
+def test_an_unknown_method(rlkd):
+    assert_refused(rlkd("methods", "gpro"), "did you mean 'grpo'")
+
+
+def test_the_shell_can_complete_method_names(rlkd):
+    from rlkd_lab.cli import _method_names
+
+    assert _method_names() == list(METHODS)
+    assert "--install-completion" in rlkd("--help").stdout

@@ -15,6 +15,7 @@ LOOP_KNOBS: dict[str, Knob] = {
     "learning_rate": Knob(0.0, 1.0, "AdamW step size", log=True),
 }
 """Live knobs that every method has, beside its own coefficients."""
+LOOP_DEFAULTS: dict[str, float] = {"temperature": 1.0, "learning_rate": 1e-3}
 
 
 class RunConfig(BaseModel):
@@ -112,7 +113,7 @@ class RunConfig(BaseModel):
         for name in own:
             nearest(name, valid, f"knob of {self.method}")
         schedules = schedules_for(self.method, own)
-        for name, default in (("temperature", 1.0), ("learning_rate", 1e-3)):
+        for name, default in LOOP_DEFAULTS.items():
             schedules[name] = parse_schedule(self.knobs.get(name, default))
             for value in values_of(schedules[name]):
                 check_knob(self.method, name, value)
