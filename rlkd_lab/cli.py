@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(help="Knowledge distillation and reinforcement learning on a 4-bit LoRA student.", no_args_is_help=True)
@@ -196,7 +197,7 @@ def _print_method(name: str) -> None:
     from rlkd_lab.objectives import CHOICES
 
     found = _described(name)
-    console.print(f"[bold]{name}[/]  {found['title']}\n\n    {found['formula']}\n")
+    console.print(f"[bold]{name}[/]  {found['title']}\n\n    {escape(found['formula'])}\n")
     console.print(f"source  {found['source']}\nneeds   {', '.join(found['needs']) or 'nothing but the student'}\nwatch   {found['watch']}\n")
     knobs = Table(box=None, pad_edge=False, title="knobs (may move while a run goes on)", title_justify="left")
     for column in ("name", "default", "range", "meaning"):
@@ -229,7 +230,7 @@ def _print_methods() -> None:
             knobs.append(f"{knob} {shown} ({declared.low:g}–{declared.high:g}{' or off' if declared.optional else ''})")
         needs = f"needs {', '.join(sorted(method.needs))}\n" if method.needs else ""
         watch = f"\nwatch: {method.watch}" if method.watch else ""
-        table.add_row(f"[bold]{name}[/]", f"{method.title} — {method.source}\n{method.formula}\n{needs}knobs: {' · '.join(knobs) or 'none'}{watch}")
+        table.add_row(f"[bold]{name}[/]", f"{method.title} — {method.source}\n{escape(method.formula)}\n{needs}knobs: {' · '.join(knobs) or 'none'}{watch}")
     console.print(table)
     shared = "; ".join(f"{name} ({knob.help}, {knob.low:g}–{knob.high:g})" for name, knob in LOOP_KNOBS.items())
     console.print(f"Every method also listens to {shared}.\n")

@@ -293,7 +293,7 @@ def test_all_methods_for_a_script(rlkd):
 
 
 def test_an_unknown_method(rlkd):
-    assert_refused(rlkd("methods", "gpro"), "did you mean 'grpo'")
+    assert_refused(rlkd("methods", "grppo"), "did you mean 'grpo'")
 
 
 def test_the_shell_can_complete_method_names(rlkd):
