@@ -1,0 +1,1 @@
+"""Studies: a model evaluated, two models compared, and the statistics of both."""
