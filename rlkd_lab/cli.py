@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(help="Knowledge distillation and reinforcement learning on a 4-bit LoRA student.", no_args_is_help=True, add_completion=False)
@@ -257,19 +258,19 @@ def evaluate(
         estimated = bool((frames[0]["guesses"] > 0).any())
         if as_json:
             chance = "permutation" if estimated else "task"
-            found = [{**record, "chance": chance, **report.nested(summary)} for record, summary in zip(records, summaries, strict=True)]
+            found = [{**record, "chance": chance, "results": report.nested(summary)} for record, summary in zip(records, summaries, strict=True)]
             pairs = {} if differences is None else {"against": found[1], "differences": differences.to_dict("records")}
             print_json({**found[0], **pairs, "out": [str(path) for path in written]})
             return
-        console.print(f"[bold]{ours.label}[/] ({ours.quant}), {asked.name}, split {split}, T = {temperature:g}; shares in %, lengths in tokens\n")
+        console.print(f"[bold]{escape(ours.label)}[/] ({ours.quant}), {asked.name}, split {split}, T = {temperature:g}; shares in %, lengths in tokens\n")
         for name in dict.fromkeys(summaries[0]["set"]):
             console.print(report.summary_table(summaries[0], name), "")
         if differences is not None and theirs is not None:
             for name in dict.fromkeys(differences["set"]):
                 console.print(report.difference_table(differences, name, ours.label, theirs.label, samples), "")
-        console.print(report.chance_note(asked.name, estimated))
-        console.print(report.interval_note(theirs is not None))
-        console.print(f"every completion: {', '.join(map(str, written))}" if written else "completions were not kept: name a file with --out")
+        typer.echo(report.chance_note(asked.name, estimated))
+        typer.echo(report.interval_note(theirs is not None))
+        typer.echo(f"every completion: {', '.join(map(str, written))}" if written else "completions were not kept: name a file with --out")
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -318,13 +319,13 @@ def list_runs(
             table.add_column(heading, overflow="fold", justify="right" if heading in ("step", "seed", "reward", "accuracy") else "left")
         for row in rows:
             if row["state"] == "torn":
-                table.add_row(row["run"], "–", "torn", *["–"] * 5, row["problem"])
+                table.add_row(escape(row["run"]), "–", "torn", *["–"] * 5, escape(row["problem"]))
                 continue
             last = ["–" if row[name] is None else f"{row[name]:.3g}" for name in ("reward", "accuracy")]
             differs = ", ".join(f"{name.removeprefix('knobs.').removeprefix('options.')}={value}" for name, value in row["settings"].items())
             why = f"({row['problem']})" if row["state"] == "failed" else ""
-            step = f"{row['step']}/{row['steps']}"
-            table.add_row(row["run"], row["method"], row["state"], step, str(row["seed"]), "yes" if row["touched"] else "", *last, f"{differs} {why}".strip())
+            step, touched = f"{row['step']}/{row['steps']}", "yes" if row["touched"] else ""
+            table.add_row(escape(row["run"]), row["method"], row["state"], step, str(row["seed"]), touched, *last, escape(f"{differs} {why}".strip()))
         console.print(table)
         if any(row["state"] == "lost" for row in rows):
             console.print("lost: it says that it is running, and its process is not on this machine; `rlkd resume` goes on from the last checkpoint")
@@ -343,8 +344,8 @@ def zoo(name: Annotated[str | None, typer.Argument(help="one model, with its rec
             print_json(chosen[name] if name else chosen)
             return
         table = Table(box=None, pad_edge=False)
-        for heading in ("model", "weights", "precision", "operations", "accuracy", "direct", "checks", "length"):
-            table.add_column(heading, justify="left" if heading in ("model", "precision") else "right")
+        for heading in ("model", "size", "weights", "operations", "accuracy", "direct", "checks", "length"):
+            table.add_column(heading, justify="left" if heading in ("model", "weights") else "right")
         for title, card in chosen.items():
             for i, row in enumerate(accuracies(card).to_dict("records")):
                 first = (title, f"{card['parameters'] / 1e6:.2f} M") if i == 0 else ("", "")

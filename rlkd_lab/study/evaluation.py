@@ -71,6 +71,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.samples < 1:
             raise ValueError(f"an evaluation needs at least one prompt and one sample a prompt; got {self.prompts} prompts, {self.samples} samples")
+        if self.temperature == 0:
+            raise ValueError("samples need a temperature above 0; the completion at 0 is the greedy one, which is taken beside them")
         self.sampling(self.max_new_tokens)
 
     def sampling(self, limit: int) -> Sampling:

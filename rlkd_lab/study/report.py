@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 
 from rlkd_lab.study.evaluation import SETS
@@ -57,6 +58,7 @@ def summary_table(summary: pd.DataFrame, name: str) -> Table:
 
 def difference_table(differences: pd.DataFrame, name: str, ours: str, theirs: str, samples: int) -> Table:
     """One set of a comparison: a row a measure."""
+    ours, theirs = escape(ours), escape(theirs)
     table = Table(box=None, pad_edge=False, title=f"{SETS[name]}: {ours} − {theirs}", title_justify="left", title_style="bold")
     for heading in ("", ours, theirs, "difference", "95 % interval", "p"):
         table.add_column(heading, justify="right" if heading else "left")
