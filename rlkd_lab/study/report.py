@@ -88,7 +88,7 @@ def nested(summary: pd.DataFrame) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for row in summary.to_dict("records"):
         place = found.setdefault(row["set"], {}).setdefault(str(row["difficulty"]), {})
-        place[row["measure"]] = row["value"]
+        place[row["measure"]] = int(row["value"]) if row["measure"] in COUNTS else row["value"]
         if not math.isnan(row["low"]):
             place |= {f"{row['measure']}_low": row["low"], f"{row['measure']}_high": row["high"]}
     return found
