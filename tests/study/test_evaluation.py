@@ -150,7 +150,7 @@ def test_samples_in_several_pieces_are_numbered_through(monkeypatch, student):
 def test_a_prompt_that_is_drawn_twice_is_asked_once(student):
     class Twice(ArithmeticTask):
         def examples(self, n, seed, split="train", difficulty=None):
-            return super().examples(n // 2, seed, split, difficulty) * 2
+            return [*super().examples(n // 2, seed, split, difficulty), *super().examples(n // 2, seed, split, difficulty)]
 
     found = evaluate_target(student, Twice(), Settings(prompts=4, samples=1, max_new_tokens=8, difficulty=(2, 2), ood=False, greedy=False))
     assert len(found) == 2
@@ -236,6 +236,15 @@ def test_cut_completions_and_those_to_the_prompt_itself_are_no_guesses():
     assert chance_of(Guessed(), examples, found.assign(finished=False))["chance"].tolist() == [0, 0]
     alone = chance_of(Guessed(), examples[:1], found[found["prompt_id"] == "a"])
     assert np.isnan(chance_at_k(alone, 1))
+
+
+def test_a_task_that_does_not_state_its_chance_gets_an_estimate(student):
+    class Silent(ArithmeticTask):
+        chance = None
+
+    found = evaluate_target(student, Silent(), replace(SMALL, greedy=False, ood=False))
+    assert (found["guesses"] == 32).all()
+    assert found["chance"].mean() < 0.2
 
 
 def test_arithmetic_states_its_chance():

@@ -159,7 +159,7 @@ def test_prompts_are_matched_by_their_id_and_not_by_their_place():
 
 
 def test_other_prompts_are_refused():
-    for other in (series([1.0, 0.0]), series([1.0, 0.0, 1.0]).rename({"p2": "p9"}), series([1.0, 0.0, 1.0]).rename({"p2": "p1"})):
+    for other in (series([1.0, 0.0]), series([1.0, 0.0, 1.0, 0.0]), series([1.0, 0.0, 1.0]).rename({"p2": "p9"}), series([1.0, 0.0, 1.0]).rename({"p2": "p1"})):
         with pytest.raises(ValueError, match="the same prompts"):
             paired_bootstrap(series([1.0, 0.0, 1.0]), other)
 
