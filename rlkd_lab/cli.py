@@ -1,8 +1,9 @@
-"""The command line: doctor, train, resume, replay, compare, methods."""
+"""The command line: doctor, train, resume, replay, runs, compare, eval, zoo, methods."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,14 @@ app = typer.Typer(help="Knowledge distillation and reinforcement learning on a 4
 console = Console(highlight=False)
 
 RunPath = Annotated[Path, typer.Argument(help="a run folder")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    from rlkd_lab.study.report import plain
+
+    typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _method_names() -> list[str]:
@@ -27,7 +36,7 @@ def _method_names() -> list[str]:
 
 
 @contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors(stopped: str = "`rlkd resume` goes on from the last checkpoint") -> Iterator[None]:
     """Mistakes of the user end in one sentence and status 2, failures of a run in one sentence and status 1."""
     try:
         yield
@@ -38,7 +47,7 @@ def plain_errors() -> Iterator[None]:
         typer.echo(f"rlkd: the run failed: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo("rlkd: stopped; `rlkd resume` goes on from the last checkpoint", err=True)
+        typer.echo(f"rlkd: stopped; {stopped}", err=True)
         raise typer.Exit(130) from None
 
 
@@ -123,6 +132,7 @@ def compare(
     x: Annotated[str, typer.Option(help="steps, tokens or seconds")] = "steps",
     window: Annotated[int, typer.Option(min=1, help="window of the trailing mean, in steps")] = 9,
     metrics: Annotated[str | None, typer.Option(help="comma-separated names; the main six by default")] = None,
+    as_json: Json = False,
 ) -> None:
     """Several runs in a table and a figure."""
     with plain_errors():
@@ -144,8 +154,12 @@ def compare(
                 nearest(name, tuple(sorted(known)), "metric")
         drawn = plot_runs(runs, wanted, x=x, window=window)  # type: ignore[arg-type]
         save_figure(drawn, figure, runs, x=x, smoothing=f"trailing mean, {window} steps", metrics=list(wanted))
+        rows = compare_runs(runs)
+        if as_json:
+            print_json(rows.to_dict("records"))
+            return
         table = Table(box=None, pad_edge=False)
-        frame = compare_runs(runs).set_index("run").T  # a column a run: metric names are longer than run names
+        frame = rows.set_index("run").T  # a column a run: metric names are longer than run names
         table.add_column("")
         for title in frame:
             table.add_column(str(title), justify="right", overflow="fold")
@@ -244,16 +258,188 @@ def _print_methods() -> None:
     console.print(settings)
 
 
+@app.command("eval")
+def evaluate(
+    target: Annotated[str, typer.Argument(help="a run folder, an adapter folder, or a model: embedded name, folder or hub id")],
+    against: Annotated[str | None, typer.Option(help="a second one, asked the same prompts; differences are TARGET − AGAINST")] = None,
+    samples: Annotated[int, typer.Option(help="completions a prompt")] = 8,
+    prompts: Annotated[int, typer.Option(help="prompts of each set")] = 256,
+    k: Annotated[str | None, typer.Option("--k", help="comma-separated k of pass@k and majority@k; powers of two by default")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test: choose settings on validation, report test")] = "test",
+    task: Annotated[str | None, typer.Option(help="the run's by default, otherwise arithmetic")] = None,
+    difficulty: Annotated[str | None, typer.Option(help="in distribution, such as 2-5; the run's or the task's by default")] = None,
+    temperature: Annotated[float, typer.Option(help="of the samples; the greedy completion has none")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="1 is off")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0 is off")] = 0,
+    max_new_tokens: Annotated[int | None, typer.Option(help="length limit, twice that out of distribution; the run's by default, otherwise 96")] = None,
+    quant: Annotated[str | None, typer.Option(help="nf4 or none; the run's by default, otherwise nf4")] = None,
+    base: Annotated[str | None, typer.Option(help="the model that an adapter folder belongs to")] = None,
+    checkpoint: Annotated[int | None, typer.Option(help="step of a run folder's checkpoint; the last by default")] = None,
+    greedy: Annotated[bool, typer.Option(help="one greedy completion a prompt too")] = True,
+    ood: Annotated[bool, typer.Option(help="out of distribution too, where the task has such prompts")] = True,
+    out: Annotated[Path | None, typer.Option(help="parquet file for every completion; RUN/eval/step_N.parquet for a run, otherwise none")] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a run, an adapter or a model on held-out prompts: avg@k, pass@k with its chance line, majority@k, greedy, lengths."""
+    with plain_errors("nothing was written"):
+        from rlkd_lab.objectives import nearest
+        from rlkd_lab.study import (
+            about,
+            check_ks,
+            check_out,
+            compare_frames,
+            evaluate_target,
+            find_target,
+            report,
+            settings_of,
+            summarise,
+            task_of,
+            write_table,
+        )
+
+        ks = None if k is None else _numbers(k, "--k")
+        if quant is not None:
+            nearest(quant, ("nf4", "none"), "quant")
+        nearest(split, ("train", "validation", "test"), "split")
+        check_ks(ks, samples)
+        ours = find_target(target, checkpoint=checkpoint, base=base, quant=quant)  # type: ignore[arg-type]
+        theirs = None if against is None else find_target(against, quant=quant)  # type: ignore[arg-type]
+        config = ours.config or (theirs.config if theirs else None)
+        asked = task_of(config, task)
+        settings = settings_of(
+            config, prompts=prompts, samples=samples, split=split, difficulty=None if difficulty is None else _range(difficulty), temperature=temperature,
+            top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, greedy=greedy, ood=ood,
+        )  # fmt: skip
+        if out is None and ours.run is not None:
+            out = ours.run / "eval" / f"step_{ours.step:06d}.parquet"
+        written = [] if out is None else [out, out.with_name(f"{out.stem}-against.parquet")][: 1 if theirs is None else 2]
+        for path in written:
+            check_out(path)
+        pair = [ours] if theirs is None else [ours, theirs]
+        frames = [evaluate_target(one.load(), asked, settings, progress=not as_json) for one in pair]
+        records = [about(one.describe(), asked, settings) for one in pair]
+        for path, frame, record in zip(written, frames, records, strict=False):
+            write_table(path, frame, record)
+        summaries = [summarise(frame, ks) for frame in frames]
+        differences = compare_frames(frames[0], frames[1], ks) if theirs else None
+        estimated = bool((frames[0]["guesses"] > 0).any())
+        if as_json:
+            chance = "permutation" if estimated else "task"
+            found = [{**record, "chance": chance, "results": report.nested(summary)} for record, summary in zip(records, summaries, strict=True)]
+            pairs = {} if differences is None else {"against": found[1], "differences": differences.to_dict("records")}
+            print_json({**found[0], **pairs, "out": [str(path) for path in written]})
+            return
+        console.print(f"[bold]{escape(ours.label)}[/] ({ours.quant}), {asked.name}, split {split}, T = {temperature:g}; shares in %, lengths in tokens\n")
+        for name in dict.fromkeys(summaries[0]["set"]):
+            console.print(report.summary_table(summaries[0], name), "")
+        if differences is not None and theirs is not None:
+            for name in dict.fromkeys(differences["set"]):
+                console.print(report.difference_table(differences, name, ours.label, theirs.label, samples), "")
+        typer.echo(report.chance_note(asked.name, estimated))
+        typer.echo(report.interval_note(theirs is not None))
+        typer.echo(f"every completion: {', '.join(map(str, written))}" if written else "completions were not kept: name a file with --out")
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    """1,4,8."""
+    try:
+        return sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise ValueError(f"{option} {text}: write numbers and commas, such as 1,4,8") from None
+
+
+def _range(text: str) -> tuple[int, int]:
+    """2-5, or one number."""
+    low, _, high = text.partition("-")
+    try:
+        return int(low), int(high or low)
+    except ValueError:
+        raise ValueError(f"--difficulty {text}: write a range such as 2-5") from None
+
+
+@app.command("runs")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(help="searched with everything below it")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """The runs in a folder: state, settings that differ, last reward and accuracy."""
+    with plain_errors():
+        import psutil
+
+        from rlkd_lab.runs import overview
+
+        def alive(pid: int, since: float) -> bool:
+            try:
+                return psutil.Process(pid).create_time() <= since  # one that started later has the number of one that is gone
+            except psutil.NoSuchProcess:
+                return False
+
+        rows = overview(folder, alive).to_dict("records")
+        if as_json:
+            print_json(rows)
+            return
+        if not rows:
+            console.print(f"no runs in {folder}")
+            return
+        table = Table(box=None, pad_edge=False)
+        for heading in ("run", "method", "state", "step", "seed", "touched", "reward", "accuracy", "differs in"):
+            table.add_column(heading, overflow="fold", justify="right" if heading in ("step", "seed", "reward", "accuracy") else "left")
+        for row in rows:
+            if row["state"] == "torn":
+                table.add_row(escape(row["run"]), "–", "torn", *["–"] * 5, escape(row["problem"]))
+                continue
+            last = ["–" if row[name] is None else f"{row[name]:.3g}" for name in ("reward", "accuracy")]
+            differs = ", ".join(f"{name.removeprefix('knobs.').removeprefix('options.')}={value}" for name, value in row["settings"].items())
+            why = f"({row['problem']})" if row["state"] == "failed" else ""
+            step, touched = f"{row['step']}/{row['steps']}", "yes" if row["touched"] else ""
+            table.add_row(escape(row["run"]), row["method"], row["state"], step, str(row["seed"]), touched, *last, escape(f"{differs} {why}".strip()))
+        console.print(table)
+        if any(row["state"] == "lost" for row in rows):
+            console.print("lost: it says that it is running, and its process is not on this machine; `rlkd resume` goes on from the last checkpoint")
+
+
 @app.command()
-def doctor() -> None:
+def zoo(name: Annotated[str | None, typer.Argument(help="one model, with its recipe")] = None, as_json: Json = False) -> None:
+    """The embedded models: size, accuracy in full precision and NF4."""
+    with plain_errors():
+        from rlkd_lab.objectives import nearest
+        from rlkd_lab.study.cards import accuracies, cards
+
+        found = cards()
+        chosen = {name: found[nearest(name, found, "embedded model")]} if name else found
+        if as_json:
+            print_json(chosen[name] if name else chosen)
+            return
+        table = Table(box=None, pad_edge=False)
+        for heading in ("model", "size", "weights", "operations", "accuracy", "direct", "checks", "length"):
+            table.add_column(heading, justify="left" if heading in ("model", "weights") else "right")
+        for title, card in chosen.items():
+            for i, row in enumerate(accuracies(card).to_dict("records")):
+                first = (title, f"{card['parameters'] / 1e6:.2f} M") if i == 0 else ("", "")
+                shares = [f"{100 * row[key]:.1f}%" for key in ("accuracy", "direct", "checked")]
+                table.add_row(*first, row["precision"], {"id": "2–5", "ood": "6–8"}[row["set"]], *shares, f"{row['length']:.1f}")
+        console.print(table, "")
+        if name:
+            card = chosen[name]
+            console.print("recipe: " + ", ".join(f"{key} {value}" for key, value in card["recipe"].items()))
+            console.print(f"taken from {card['taken_from']}; training loss {card['loss']:g}; {card['seconds'] / 60:.0f} minutes on one thread")
+        else:
+            console.print("one completion a prompt at T = 1; direct: without steps; `rlkd zoo NAME` shows a recipe, `rlkd eval NAME` measures again")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
     """Say in plain words what this machine can do."""
     from rlkd_lab.doctor import examine
 
-    healthy = True
+    found = []
     for good, sentence in examine():
-        healthy = healthy and good
-        typer.echo(f"{'ok  ' if good else 'FAIL'}  {sentence}")
-    if not healthy:
+        found.append({"ok": good, "text": sentence})
+        if not as_json:
+            typer.echo(f"{'ok  ' if good else 'FAIL'}  {sentence}")
+    if as_json:
+        print_json(found)
+    if not all(line["ok"] for line in found):
         sys.exit(1)
 
 

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from rlkd_lab.cli import app
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
+from rlkd_lab.study import read_table
 
 SMALL = ("prompts_per_step=2", "group_size=2", "max_new_tokens=24", "difficulty=2-2", "eval_every=0", "eval_prompts=8", "samples_every=0")
 
@@ -266,9 +267,161 @@ def test_doctor_leaves_the_global_stream_alone():
     assert torch.equal(torch.rand(2), expected)
 
 
+def test_doctor_as_json_says_the_same(rlkd):
+    result = rlkd("doctor", "--json")
+    lines = json.loads(result.stdout)
+    assert all(set(line) == {"ok", "text"} for line in lines)
+    assert result.exit_code == (0 if all(line["ok"] for line in lines) else 1)
+    assert any("4-bit" in line["text"] for line in lines)
+
+
+def test_compare_as_json_prints_the_rows_and_nothing_else(rlkd, runs, tmp_path):
+    result = rlkd("compare", runs / "kdrl", runs / "grpo", "--figure", tmp_path / "a.png", "--metrics", "reward", "--json")
+    rows = json.loads(result.stdout)
+    assert [(row["run"], row["method"], row["steps"]) for row in rows] == [("kdrl", "kdrl", 2), ("grpo", "grpo", 2)]
+    assert (tmp_path / "a.png").exists()
+
+
+# --- eval -------------------------------------------------------------------------------------------------------------
+
+FEW = ("--prompts", 3, "--samples", 2)
+
+
+def test_eval_of_a_run_against_the_model_that_it_started_from(rlkd, runs):
+    result = rlkd("eval", runs / "grpo", "--against", "student", *FEW)
+    assert result.exit_code == 0, result.output
+    for words in ("in distribution: 3 prompts, 2 samples each", "out of distribution", "avg@2", "greedy", "pass@2", "chance", "95 % interval", "correct ones",
+                  "truncated", "badly formatted", "grpo, step 2 − student", "blind guesses", "bootstrap over prompts, paired", "training seeds"):  # fmt: skip
+        assert words in result.stdout, words
+    written = runs / "grpo" / "eval" / "step_000002.parquet"
+    assert str(written) in result.stdout
+    assert sorted(path.name for path in written.parent.iterdir()) == ["step_000002-against.parquet", "step_000002.parquet"]
+    frame, record = read_table(written)
+    assert len(frame) == 2 * 3 * 3
+    # the run's own settings
+    assert (record["max_new_tokens"], record["difficulty"], record["model"]["step"]) == (24, [2, 2], 2)
+    other, record = read_table(written.with_name("step_000002-against.parquet"))
+    assert record["model"]["name"] == "student"
+    assert other["prompt_id"].tolist() == frame["prompt_id"].tolist()
+
+
+def test_eval_as_json_is_one_object_and_nothing_else(rlkd, runs, tmp_path):
+    out = tmp_path / "new" / "a.parquet"
+    place = runs / "grpo" / "checkpoints" / "step_000002"
+    result = rlkd("eval", place, "--against", "student", *FEW, "--k", "2,1", "--no-ood", "--no-greedy", "--quant", "none", "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    assert "completions" not in result.stderr  # no bar
+    found = json.loads(result.stdout)
+    assert set(found["results"]["id"]["all"]) >= {"avg", "avg_low", "avg_high", "pass@1", "pass@2", "chance@2", "length_correct", "length_wrong", "truncated"}
+    assert list(found["results"]) == ["id"]
+    assert "greedy" not in found["results"]["id"]["all"]
+    assert (found["model"]["step"], found["against"]["model"]["quant"], found["samples"], found["chance"]) == (2, "none", 2, "task")
+    assert {row["measure"] for row in found["differences"]} >= {"avg", "pass@2", "length"}
+    assert [path.rsplit("/")[-1] for path in found["out"]] == ["a.parquet", "a-against.parquet"]
+    assert read_table(out)[1]["top_p"] == 1
+
+
+def test_eval_writes_nothing_that_was_not_asked_for(rlkd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = rlkd("eval", "student-weak", *FEW, "--no-ood", "--temperature", 0.5, "--top-p", 0.9, "--top-k", 5, "--max-new-tokens", 20)
+    assert result.exit_code == 0, result.output
+    assert "completions were not kept: name a file with --out" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("student", "--k", "64", "--samples", "16"), "pass@64 needs 64 samples a prompt; 16 were taken: raise --samples"),
+        (("student", "--k", "0"), "at least 1"),
+        (("student", "--k", "1;2"), "such as 1,4,8"),
+        (("student", "--samples", "0"), "at least one"),
+        (("student", "--temperature", "0"), "greedy"),
+        (("student", "--top-p", "2"), "top_p"),
+        (("student", "--split", "tset"), "did you mean 'test'"),
+        (("student", "--quant", "nf3"), "did you mean 'nf4'"),
+        (("student", "--task", "aritmetic"), "did you mean 'arithmetic'"),
+        (("student", "--difficulty", "easy"), "such as 2-5"),
+        (("student", "--difficulty", "5-2"), "difficulty"),
+        (("student", "--max-new-tokens", "300"), "context"),
+        (("student", "--checkpoint", "3"), "--checkpoint is for a run folder"),
+        (("student", "--out", "a.csv"), ".parquet"),
+        (("student", "--against", "nobody-has-this"), "no model 'nobody-has-this'"),
+        (("RUNS/grpo", "--checkpoint", "9"), "no checkpoint of step 9; it has 2"),
+        (("RUNS/grpo/checkpoints/step_000002", "--base", "teacher"), "does not fit the base 'teacher'"),
+    ],
+)
+def test_eval_refuses_in_words_and_writes_nothing(rlkd, runs, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(runs.rglob("*"))
+    assert_refused(rlkd("eval", *(word.replace("RUNS", str(runs)) for word in words)), says)
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(runs.rglob("*")) == before
+
+
+def test_eval_stopped_by_hand(rlkd, monkeypatch):
+    def interrupt(*given, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlkd_lab.study.evaluate_target", interrupt)
+    result = rlkd("eval", "student")
+    assert result.exit_code == 130
+    assert "stopped; nothing was written" in result.stderr
+
+
+# --- runs, zoo --------------------------------------------------------------------------------------------------------
+
+
+def test_runs_lists_every_run_and_what_is_wrong_with_torn_ones(rlkd, runs, tmp_path):
+    for name in ("kdrl", "grpo"):
+        shutil.copytree(runs / name, tmp_path / "deep" / name)
+    folder = RunFolder.open(tmp_path / "deep" / "grpo")
+    folder.write_json("status.json", {**folder.status(), "state": "running", "pid": 2**22 + 1})
+    RunFolder.open(tmp_path / "deep" / "kdrl").set_status("running", 2)  # this process: alive
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "metrics.jsonl").touch()
+    result = rlkd("runs", tmp_path)
+    assert result.exit_code == 0, result.output
+    for words in ("deep/kdrl", "deep/grpo", "running", "lost", "2/2", "torn", "no config.json", "`rlkd resume`"):
+        assert words in result.stdout, words
+    rows = {row["run"]: row for row in json.loads(rlkd("runs", tmp_path, "--json").stdout)}
+    assert [rows[name]["state"] for name in ("deep/kdrl", "deep/grpo", "torn")] == ["running", "lost", "torn"]
+    assert rows["deep/kdrl"]["accuracy"] is None  # never evaluated
+    assert rows["deep/kdrl"]["touched"] is False
+
+
+def test_a_process_that_has_the_number_of_one_that_is_gone(rlkd, runs, tmp_path):
+    shutil.copytree(runs / "kdrl", tmp_path / "run")
+    folder = RunFolder.open(tmp_path / "run")
+    folder.set_status("running", 2)
+    folder.write_json("status.json", {**folder.status(), "updated": 1.0})  # long before this process began
+    assert json.loads(rlkd("runs", tmp_path, "--json").stdout)[0]["state"] == "lost"
+
+
+def test_runs_of_a_folder_without_any(rlkd, tmp_path):
+    result = rlkd("runs", tmp_path)
+    assert result.exit_code == 0
+    assert "no runs in" in result.stdout
+    assert json.loads(rlkd("runs", tmp_path, "--json").stdout) == []
+    assert_refused(rlkd("runs", tmp_path / "nothing"), "no folder")
+
+
+def test_zoo_shows_the_cards(rlkd):
+    result = rlkd("zoo")
+    assert result.exit_code == 0, result.output
+    for words in ("teacher-concise", "student-weak", "0.80 M", "1.60 M", "NF4", "36.4%", "6–8"):
+        assert words in result.stdout, words
+    one = rlkd("zoo", "student")
+    assert "recipe: hidden 128" in one.stdout
+    assert "teacher" not in one.stdout
+    assert json.loads(rlkd("zoo", "student", "--json").stdout)["table"]["nf4"]["accuracy"] == pytest.approx(0.364, abs=1e-3)
+    assert set(json.loads(rlkd("zoo", "--json").stdout)) == {"student", "student-weak", "teacher", "teacher-concise"}
+    assert_refused(rlkd("zoo", "studnet"), "did you mean 'student'")
+
+
 def test_help_names_every_command(rlkd):
     result = rlkd("--help")
-    for command in ("doctor", "train", "resume", "replay", "compare", "methods"):
+    for command in ("doctor", "train", "resume", "replay", "runs", "compare", "eval", "zoo", "methods"):
         assert command in result.output
 
 

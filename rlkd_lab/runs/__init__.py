@@ -2,5 +2,6 @@
 
 from rlkd_lab.runs.compare import compare
 from rlkd_lab.runs.folder import FORMAT, TIMING, RunFolder, first_difference
+from rlkd_lab.runs.overview import find_runs, overview
 
-__all__ = ["FORMAT", "TIMING", "RunFolder", "compare", "first_difference"]
+__all__ = ["FORMAT", "TIMING", "RunFolder", "compare", "find_runs", "first_difference", "overview"]

@@ -21,16 +21,21 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def differing(configs: Sequence[dict[str, Any]], besides: Sequence[str] = ()) -> list[str]:
+    """Names of the settings in which flat configs differ, sorted, without those that are shown in any case."""
+    shown = (*SHOWN_ANYWAY, *besides)
+    return sorted(name for name in {name for config in configs for name in config} if name not in shown and len({repr(c.get(name)) for c in configs}) > 1)
+
+
 def compare(runs: Sequence[RunFolder], window: int = 10) -> pd.DataFrame:
     """A row a run: steps, settings that differ between the runs, mean of the last ``window`` steps of the main metrics (evaluations: the last one)."""
     configs = [flat(run.config()) for run in runs]
-    # "method" names a run's line in any case
-    differing = sorted(key for key in {k for c in configs for k in c} if len({repr(c.get(key)) for c in configs}) > 1 and key not in SHOWN_ANYWAY)
+    names = differing(configs)
     rows = []
     for run, config in zip(runs, configs, strict=True):
         frame = run.metrics()
         row: dict[str, Any] = {"run": run.path.name, "method": config["method"], "steps": len(frame), "touched": run.touched}
-        row |= {key: config.get(key, "default") for key in differing}
+        row |= {key: config.get(key, "default") for key in names}
         for name in COLUMNS:
             if name in frame:
                 values = frame[name].dropna()

@@ -1,0 +1,81 @@
+"""Every run below a folder in one table, torn ones with what is wrong with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rlkd_lab.runs.compare import differing, flat
+from rlkd_lab.runs.folder import RunFolder
+
+OF_A_RUN = ("metrics.jsonl", "events.jsonl", "status.json")
+"""Files of which a folder with any is a run, whole or torn."""
+WITH_A_PROCESS = ("running", "paused", "stopping")
+
+
+def find_runs(folder: str | Path) -> list[Path]:
+    """Folders of runs at or below ``folder``, sorted; hidden ones (a run that is being made) are left out.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is no folder: name the one that your runs lie in")
+    found = []
+    for place, below, files in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(".")]
+        if any(name in files for name in OF_A_RUN):
+            found.append(Path(place))
+            below.clear()
+    return sorted(found)
+
+
+def overview(folder: str | Path, alive: Callable[[int, float], bool]) -> pd.DataFrame:
+    """A row a run.
+
+    Args:
+        folder: searched with all that is below it.
+        alive: (process id, time of the last sign of life) → whether that process is still there. A run that says it is running and whose process is gone is
+            "lost": it was killed, or it runs on another machine.
+
+    Returns:
+        columns ``run`` (path below ``folder``), ``method``, ``state``, ``step``, ``steps``, ``seed``, ``touched``, ``settings`` (those in which the runs
+        differ, by dotted name), ``reward`` and ``accuracy`` (the last ones), ``problem`` (of a torn or failed run, in words).
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    rows, configs = [], []
+    for path in find_runs(folder):
+        name = path.name or str(path.resolve().name) if path == Path(folder) else str(path.relative_to(folder))
+        try:
+            row, config = _row(RunFolder.open(path), alive)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            row, config = {"state": "torn", "problem": str(error)}, {}
+        rows.append({"run": name, **row})
+        configs.append(flat(config))
+    names = differing([config for config in configs if config], besides=("seed",))
+    for row, config in zip(rows, configs, strict=True):
+        row["settings"] = {name: config[name] for name in names if name in config}
+    columns = ["run", "method", "state", "step", "steps", "seed", "touched", "settings", "reward", "accuracy", "problem"]
+    return pd.DataFrame(rows, columns=columns, dtype=object)
+
+
+def _row(run: RunFolder, alive: Callable[[int, float], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
+    config, status, rows = run.config(), run.status(), run.rows()
+    state = status["state"]
+    if state in WITH_A_PROCESS and not alive(status["pid"], status["updated"]):
+        state = "lost"
+
+    def last(name: str) -> Any:
+        return next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
+
+    found = {
+        "method": config["method"], "state": state, "step": rows[-1]["step"] if rows else 0, "steps": config["steps"], "seed": config["seed"],
+        "touched": run.touched, "reward": last("reward"), "accuracy": last("eval/accuracy"), "problem": status.get("why"),
+    }  # fmt: skip
+    return found, config

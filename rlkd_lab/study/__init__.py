@@ -1,0 +1,43 @@
+"""Studies: a model evaluated, two models compared, and the statistics of both."""
+
+from rlkd_lab.study.evaluation import (
+    Settings,
+    about,
+    chance_of,
+    check_ks,
+    check_out,
+    compare_frames,
+    evaluate_target,
+    per_prompt,
+    read_table,
+    samples_of,
+    settings_of,
+    summarise,
+    write_table,
+)
+from rlkd_lab.study.statistics import bootstrap, chance_pass_at_k, majority_at_k, paired_bootstrap, pass_at_k
+from rlkd_lab.study.targets import Target, find_target, task_of
+
+__all__ = [
+    "Settings",
+    "Target",
+    "about",
+    "bootstrap",
+    "chance_of",
+    "chance_pass_at_k",
+    "check_ks",
+    "check_out",
+    "compare_frames",
+    "evaluate_target",
+    "find_target",
+    "majority_at_k",
+    "paired_bootstrap",
+    "pass_at_k",
+    "per_prompt",
+    "read_table",
+    "samples_of",
+    "settings_of",
+    "summarise",
+    "task_of",
+    "write_table",
+]

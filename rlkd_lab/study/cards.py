@@ -1,0 +1,36 @@
+"""The cards of the embedded models: recipe and measured accuracy, as they were written when the models were made."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pandas as pd
+from safetensors import safe_open
+
+from rlkd_lab.models import locate
+from rlkd_lab.models.loading import ZOO
+
+
+def cards() -> dict[str, Any]:
+    """``{name: {"parameters", "taken_from", "recipe", "steps", "loss", …, "table"}}``; ``table`` maps a precision ("none", "nf4", "none ood", "nf4 ood") to
+    shares and mean length."""
+    models = json.loads((ZOO / "card.json").read_text())["models"]
+    return {name: {"parameters": parameters(name), **card} for name, card in models.items()}
+
+
+def parameters(name: str) -> int:
+    """Number of weights of a model, from the headers of its files; tied ones count once."""
+    total = 0
+    for path in sorted(locate(name).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 - no mapping
+    return total
+
+
+def accuracies(card: dict[str, Any]) -> pd.DataFrame:
+    """A card's table: a row a precision ("full", "NF4") and set ("id", "ood"), with ``accuracy``, ``direct``, ``checked``, ``length``, ``truncated``."""
+    return pd.DataFrame([
+        {"precision": {"none": "full", "nf4": "NF4"}[key.partition(" ")[0]], "set": key.partition(" ")[2] or "id", **row} for key, row in card["table"].items()
+    ])  # fmt: skip
