@@ -172,7 +172,7 @@ def compare(
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="one method, in full", autocompletion=_method_names)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="for a script")] = False,
+    as_json: Json = False,
 ) -> None:
     """The table of methods: loss, knobs with default and range, source, what to watch; then every option and setting. With a NAME, that one in full."""
     with plain_errors():
@@ -180,9 +180,7 @@ def methods(
 
         wanted = list(METHODS) if name is None else [nearest(name, METHODS, "method")]
         if as_json:
-            import json
-
-            typer.echo(json.dumps({each: _described(each) for each in wanted}, indent=2, ensure_ascii=False))
+            print_json({each: _described(each) for each in wanted})
         elif name is not None:
             _print_method(name)
         else:

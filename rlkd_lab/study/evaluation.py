@@ -104,7 +104,7 @@ def evaluate_target(lm: LanguageModel, task: Task, settings: Settings, *, progre
     """
     lm.use_chat(settings.chat, settings.system_prompt)
     sets = _prompt_sets(lm, task, settings)
-    twin = DenseTwin(lm).model if DenseTwin.suits(lm) else None
+    twin = DenseTwin(lm) if DenseTwin.suits(lm) else None
     frames = []
     total = sum(len(examples) for examples, _ in sets.values()) * (settings.samples + settings.greedy)
     with tqdm(total=total, desc="completions", disable=not progress, dynamic_ncols=True, mininterval=1.0) as bar:
@@ -149,7 +149,7 @@ def _pieces(examples: Sequence[Example], samples: int) -> Iterator[tuple[Sequenc
 
 
 def _complete(
-    lm: LanguageModel, task: Task, examples: Sequence[Example], first: int, size: int, sampling: Sampling, generator: torch.Generator, twin: Any
+    lm: LanguageModel, task: Task, examples: Sequence[Example], first: int, size: int, sampling: Sampling, generator: torch.Generator, twin: DenseTwin | None
 ) -> Iterator[dict[str, Any]]:
     drawn = sample(lm, [example.prompt for example in examples], size, sampling, generator, twin=twin)
     repeated = [example for example in examples for _ in range(size)]
