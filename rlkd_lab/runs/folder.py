@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-FORMAT = 1
+FORMAT = 2
 State = Literal["idle", "running", "paused", "stopping", "done", "failed"]
 TIMING = ("step_time", "time/", "memory/")
 """Names, or beginnings of names, of the metrics that differ between two runs of the same computation."""

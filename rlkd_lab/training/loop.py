@@ -44,7 +44,7 @@ from rlkd_lab.models import (
 from rlkd_lab.objectives import METHODS, TokenBatch, idle_rows, k3, needs_of, prepare, resolve_options, token_loss
 from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.rollouts import Completions, DenseTwin, Sampling, Stopped, check_length, sample, sequences_of, teacher_traces
-from rlkd_lab.runs import RunFolder
+from rlkd_lab.runs import FORMAT, RunFolder
 from rlkd_lab.tasks import Example, Task, check_weights, find_task, judge
 from rlkd_lab.training.config import LOOP_KNOBS, RunConfig, likely_mistakes, validated
 from rlkd_lab.training.environment import describe_environment, peak_memory_gib
@@ -625,9 +625,14 @@ def load_or_train(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop
 
 
 def config_of(folder: RunFolder) -> RunConfig:
-    """The validated config of a run on disk."""
+    """The validated config of a run on disk.
+
+    Raises:
+        ValueError: a run of an older format, whose curves can still be read.
+    """
     stored = folder.config()
-    stored.pop("format")
+    if stored.pop("format") < FORMAT:
+        raise ValueError(f"{folder.path} was made by an older version of rlkd_lab: its curves can be read and compared, but it cannot be run again or resumed")
     return validated(stored)
 
 

@@ -381,3 +381,12 @@ def test_a_twin_that_computes_something_else_stops_the_run_at_its_first_step(tin
     with pytest.raises(ValueError, match=rf"{says}.*dense_twin=false"):
         run(tiny("grpo"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_an_older_format_is_read_and_not_resumed(trained, tmp_path):
+    shutil.copytree(trained("grpo").path, tmp_path / "old")
+    folder = RunFolder.open(tmp_path / "old")
+    folder.write_json("config.json", {**folder.config(), "format": 1, "format_weight": 0.1})
+    assert len(RunFolder.open(tmp_path / "old").metrics()) == 2
+    with pytest.raises(ValueError, match="made by an older version"):
+        resume(tmp_path / "old")
