@@ -1,18 +1,22 @@
-"""One decoding step of a Llama-shaped model (Llama, Mistral, Qwen2, Qwen3) without the framework around it.
+"""The forward of a Llama-shaped model (Llama, Mistral, Qwen2, Qwen3) without gradient and without the framework around it.
 
-A tiny model's step in transformers is nearly all overhead: masks, hooks, caches that grow by copying. Here the cache has its full length from the start,
-the projections of a layer that share their input are one matrix product, and rotations are looked up. The first :meth:`Decoder.suits` decides by the
-model's configuration, and :meth:`Decoder.check` compares with the model's own forward before anything is sampled. Left out: sliding windows, soft caps,
-experts, rotations that change with the length; such models are sampled through their own forward.
+A tiny model's decoding step in transformers is nearly all overhead: masks, hooks, caches that grow by copying. Here the cache has its full length from the
+start, the projections of a layer that share their input are one matrix product, rotations are looked up, and a prompt is run once for all its completions.
+:meth:`Decoder.suits` decides by the model's configuration, and :meth:`Decoder.check` compares with the model's own forward before anything is sampled. Left
+out: sliding windows, soft caps, experts, rotations that change with the length; such models are run through their own forward.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+
+from rlkd_lab.models import Sequences
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTATIONS = ("default", "linear", "llama3", "yarn")
@@ -86,29 +90,90 @@ class Decoder:
     @torch.no_grad()
     def step(self, token: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Logits, (B, V), after one more token a row, (B,), at ``positions``, (B,), which are written into the cache."""
-        rows, column = len(token), cache.length
+        column = cache.length
         cache.length += 1
-        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
-        # the query heads that share a key head take the place of query positions
         blocked = cache.blocked[:, None, None, : column + 1]
-        x = self.model.model.embed_tokens(token)
-        for (layer, (weight, bias), (gate_up, gate_up_bias)), (keys, values) in zip(self.layers, cache.layers, strict=True):
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = cache.layers[layer]
+            keys[:, :, column], values[:, :, column] = k, v
+            # the query heads that share a key head take the place of query positions
+            grouped = q.reshape(len(q), self.keys, -1, self.head_dim)
+            return scaled_dot_product_attention(grouped, keys[:, :, : column + 1], values[:, :, : column + 1], attn_mask=blocked).reshape(len(q), -1)
+
+        return self.model.lm_head(self._run(self.model.model.embed_tokens(token), positions, attend))
+
+    @torch.no_grad()
+    def read(self, sequences: Sequences) -> Prompts:
+        """Run every prompt once, however many completions it has."""
+        unique, index = torch.cat([sequences.prompt_ids, sequences.prompt_mask], dim=1).unique(dim=0, return_inverse=True)
+        ids, mask = unique.chunk(2, dim=1)
+        out = self.model.model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True)
+        return Prompts(index, mask, out.last_hidden_state[:, -1], [(layer.keys, layer.values) for layer in out.past_key_values.layers])
+
+    @torch.no_grad()
+    def hidden_states(self, completion_ids: Tensor, completion_mask: Tensor, prompts: Prompts, rows: Tensor) -> Tensor:
+        """Hidden states that predict the completion tokens that count, as :func:`rlkd_lab.models.hidden_states` gives them, without gradient.
+
+        Args:
+            completion_ids: (B, T).
+            completion_mask: (B, T).
+            prompts: of :meth:`read`.
+            rows: (B,), which rows these are of the sequences that were read.
+
+        Returns:
+            (N, H) with N = completion_mask.sum().
+        """
+        width = int(completion_mask.sum(1).max()) if completion_mask.any() else 0
+        index = prompts.index[rows]
+        last, seen = prompts.last[index][:, None], prompts.mask[index]
+        if width <= 1:
+            return last[:, :width][completion_mask[:, :width].bool()]
+        length, lowest = width - 1, torch.finfo(last.dtype).min  # the last token of a row predicts nothing that counts
+        future = torch.full((length, length), lowest, device=last.device, dtype=last.dtype).triu(1).expand(len(index), 1, -1, -1)
+        padding = torch.zeros(seen.shape, device=last.device, dtype=last.dtype).masked_fill(seen == 0, lowest)
+        blocked = torch.cat([padding[:, None, None].expand(-1, -1, length, -1), future], dim=-1)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = (torch.cat([before[index], now.transpose(1, 2)], dim=2) for before, now in zip(prompts.layers[layer], (k, v), strict=True))
+            out = scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=blocked, enable_gqa=self.queries != self.keys)
+            return out.transpose(1, 2).flatten(2)
+
+        positions = seen.sum(1, keepdim=True) + torch.arange(length, device=last.device)
+        states = self._run(self.model.model.embed_tokens(completion_ids[:, :length]), positions, attend)
+        return torch.cat([last, states], dim=1)[completion_mask[:, :width].bool()]
+
+    def _run(self, x: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """All layers and the last norm on embeddings (…, H) at ``positions`` (…); ``attend`` is given the layer and its rotated heads, (…, heads, D)."""
+        cos, sin = self.cos[positions][..., None, :], self.sin[positions][..., None, :]
+        for number, (layer, (weight, bias), (gate_up, gate_up_bias)) in enumerate(self.layers):
             attention = layer.self_attn
-            heads = linear(rms_norm(x, x.shape[-1:], layer.input_layernorm.weight, self.eps), weight, bias).view(rows, -1, self.head_dim)
-            q, k, v = heads.split([self.queries, self.keys, self.keys], dim=1)
+            heads = linear(rms_norm(x, x.shape[-1:], layer.input_layernorm.weight, self.eps), weight, bias).unflatten(-1, (-1, self.head_dim))
+            q, k, v = heads.split([self.queries, self.keys, self.keys], dim=-2)
             if hasattr(attention, "q_norm"):
                 q = rms_norm(q, (self.head_dim,), attention.q_norm.weight, self.eps)
                 k = rms_norm(k, (self.head_dim,), attention.k_norm.weight, self.eps)
-            qk = torch.cat([q, k], dim=1)
+            qk = torch.cat([q, k], dim=-2)
             qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin)
-            keys[:, :, column], values[:, :, column] = qk[:, self.queries :], v
-            seen = scaled_dot_product_attention(
-                qk[:, : self.queries].reshape(rows, self.keys, -1, self.head_dim), keys[:, :, : column + 1], values[:, :, : column + 1], attn_mask=blocked
-            )
-            x = x + attention.o_proj(seen.reshape(rows, -1))
+            q, k = qk.split([self.queries, self.keys], dim=-2)
+            x = x + attention.o_proj(attend(number, q, k, v))
             gate, up = linear(rms_norm(x, x.shape[-1:], layer.post_attention_layernorm.weight, self.eps), gate_up, gate_up_bias).chunk(2, dim=-1)
             x = x + layer.mlp.down_proj(silu(gate) * up)
-        return self.model.lm_head(rms_norm(x, x.shape[-1:], self.model.model.norm.weight, self.eps))
+        return rms_norm(x, x.shape[-1:], self.model.model.norm.weight, self.eps)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Different prompts of a rollout, each run once."""
+
+    index: Tensor
+    """(rows,): which of them each row of the rollout has."""
+    mask: Tensor
+    """(prompts, P)."""
+    last: Tensor
+    """(prompts, H): hidden states that predict the first token of a completion."""
+    layers: list[tuple[Tensor, Tensor]]
+    """Keys and values, (prompts, heads, P, D) each."""
 
 
 class Cache:

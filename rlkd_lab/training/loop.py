@@ -43,7 +43,7 @@ from rlkd_lab.models import (
 )
 from rlkd_lab.objectives import METHODS, TokenBatch, idle_rows, k3, needs_of, prepare, resolve_options, token_loss
 from rlkd_lab.objectives.estimators import Divergence
-from rlkd_lab.rollouts import Completions, DenseTwin, Sampling, Stopped, check_length, sample, sequences_of, teacher_traces
+from rlkd_lab.rollouts import Completions, DenseTwin, Prompts, Sampling, Stopped, check_length, sample, sequences_of, teacher_traces
 from rlkd_lab.runs import FORMAT, RunFolder
 from rlkd_lab.tasks import Example, Task, check_weights, find_task, judge
 from rlkd_lab.training.config import LOOP_KNOBS, RunConfig, likely_mistakes, validated
@@ -56,6 +56,8 @@ from rlkd_lab.training.rollout import Rollout, joined, write_samples
 Row = dict[str, Any]
 MAX_GAP = 1e-2
 """Nats by which a token's log-probability may differ between the policy itself, its dense copy and the sampler, all in float32."""
+PASS_COST = 192
+"""Tokens of padding that take about as long as another forward and backward pass."""
 CHECKED_STEPS = 2
 """Steps of a process in which they are compared: in a run's first the adapter is still 0."""
 KL_METRICS: dict[Divergence, str] = {"reverse": "kl_teacher_rev", "forward": "kl_teacher_fwd"}
@@ -94,8 +96,10 @@ class Loop:
         self.twin = DenseTwin(self.policy) if dense else None
         # What the forwards go through; the student's gradients arrive at the policy's adapter either way.
         self.student_lm = self.policy if self.twin is None or config.gradient_checkpointing else self.twin.lm
-        self.teacher_lm = DenseTwin(self.teacher).lm if dense and self.teacher is not None else self.teacher
-        self.reference_lm = DenseTwin(self.reference).lm if dense else self.reference
+        frozen = {"teacher": self.teacher, "reference": self.reference}
+        self.frozen = {name: DenseTwin(lm) for name, lm in frozen.items() if dense and lm is not None}
+        self.teacher_lm = self.frozen["teacher"].lm if "teacher" in self.frozen else self.teacher
+        self.reference_lm = self.frozen["reference"].lm if dense else self.reference
         self.optimizer = torch.optim.AdamW(self.policy.trainable(), lr=1.0, betas=(0.9, 0.95), weight_decay=config.weight_decay)
         self.traces: list[dict[str, Any]] | None = None
         self._check_prompts()
@@ -138,7 +142,7 @@ class Loop:
         records = bool(self.config.samples_every) and (step % self.config.samples_every == 0 or step == 1)
         if measures or records:
             wanted |= {"reference", "teacher"} if self.teacher is not None else {"reference"}
-        seen = Seen(rollout.sequences.completion_mask)
+        seen = Seen(rollout.sequences)
         if measures or records or self.config.minibatches > 1:
             with torch.no_grad():
                 for rows in self._micro_batches(rollout.sequences, torch.arange(len(batch.logps))):
@@ -335,7 +339,7 @@ class Loop:
             if "teacher" in wanted:
                 assert self.teacher_lm is not None
                 with clock("teacher"):
-                    theirs = hidden_states(self.teacher_lm, part)
+                    theirs = self._frozen_states("teacher", self.teacher_lm, rows, part, seen)
                     found["teacher_logps"], _ = token_logps(self.teacher_lm, theirs, ids, temperature)
                     if "divergences" in wanted:
                         for kind in KL_METRICS:
@@ -344,13 +348,23 @@ class Loop:
                             found[f"{kind}_t1"] = found[kind] if temperature == 1 else token_divergence(*pair)
             if "reference" in wanted:
                 with clock("reference"):
-                    found["ref_logps"], _ = token_logps(self.reference_lm, hidden_states(self.reference_lm, part), ids, temperature)
+                    states = self._frozen_states("reference", self.reference_lm, rows, part, seen)
+                    found["ref_logps"], _ = token_logps(self.reference_lm, states, ids, temperature)
         if self.twin is not None and self.checked < CHECKED_STEPS and not seen.values:
             with torch.no_grad():
                 own, _ = token_logps(self.policy, hidden_states(self.policy, part), ids, temperature)
             _check_gap(float((own - logps.detach()).abs().max()), "what is trained through it is not the policy")
         seen.add(rows, part.completion_mask, found)
         return hidden, logps, theirs
+
+    def _frozen_states(self, name: str, lm: LanguageModel, rows: Tensor, part: Sequences, seen: Seen) -> Tensor:
+        """Hidden states of a model that is not trained; where it has a lean forward, each prompt is run once for all of its completions."""
+        decoder = self.frozen[name].decoder if name in self.frozen else None
+        if decoder is None:
+            return hidden_states(lm, part)
+        if name not in seen.prompts:
+            seen.prompts[name] = decoder.read(seen.sequences)
+        return decoder.hidden_states(part.completion_ids, part.completion_mask, seen.prompts[name], rows)
 
     def _observed(self, rollout: Rollout, seen: Seen) -> Row:
         """The metrics that follow from what the models said of the sampled tokens."""
@@ -369,10 +383,21 @@ class Loop:
         self.checked += 1
         return row
 
-    def _micro_batches(self, sequences: Sequences, rows: Tensor) -> tuple[Tensor, ...]:
-        """Row numbers in micro-batches of like lengths, so that little padding is computed."""
-        lengths = sequences.completion_mask.sum(1).cpu()
-        return () if len(rows) == 0 else rows[lengths[rows].argsort(stable=True)].split(self.config.micro_batch)
+    def _micro_batches(self, sequences: Sequences, rows: Tensor) -> list[Tensor]:
+        """Row numbers in micro-batches of like lengths: none holds more tokens than ``micro_batch`` of the rollout's longest would, and one ends where its
+        padding would cost more than another pass."""
+        lengths, prompts = (mask.sum(1).tolist() for mask in (sequences.completion_mask, sequences.prompt_mask))
+        limit = self.config.micro_batch * (max(prompts) + max(lengths))
+        found: list[list[int]] = []
+        padding = 0
+        for row in sorted(rows.tolist(), key=lambda row: lengths[row]):
+            added = (lengths[row] - lengths[found[-1][-1]]) * len(found[-1]) if found else 0
+            if not found or padding + added > PASS_COST or (len(found[-1]) + 1) * (max(prompts) + lengths[row]) > limit:
+                found.append([])
+                padding = added = 0
+            found[-1].append(row)
+            padding += added
+        return [torch.tensor(micro_batch) for micro_batch in found]
 
     def _live(self, temperature: float, coefs: dict[str, float | None]) -> Callable[[TokenBatch, Sequences], TokenBatch]:
         """A function that fills ``logps``, and ``divergence`` where the method needs it, with gradient."""
@@ -507,14 +532,17 @@ class Loop:
 class Seen:
     """What the models said of the tokens of a rollout, per token, (B, T) each: old policy, teacher, reference, entropy, divergences."""
 
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
+    def __init__(self, sequences: Sequences) -> None:
+        self.sequences = sequences
         self.values: dict[str, Tensor] = {}
+        self.prompts: dict[str, Prompts] = {}
+        """Of the frozen models, by name."""
 
     def add(self, rows: Tensor, mask: Tensor, found: dict[str, Tensor]) -> None:
         """Values of some rows, flat over their tokens."""
         for name, flat in found.items():
-            self.values.setdefault(name, torch.zeros(self.mask.shape, device=self.mask.device))[rows] = unflatten(flat.float(), mask)
+            whole = self.values.setdefault(name, torch.zeros(self.sequences.completion_mask.shape, device=mask.device))
+            whole[rows] = unflatten(flat.float(), mask)
 
     def fill(self, batch: TokenBatch, rows: Tensor | slice = slice(None)) -> TokenBatch:
         """Some rows of the batch with what is known of them."""

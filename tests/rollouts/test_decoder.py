@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from rlkd_lab.models import load_policy, load_teacher, policy_logps
+from rlkd_lab.models import LanguageModel, Sequences, hidden_states, load_policy, load_teacher, policy_logps
 from rlkd_lab.objectives import TokenBatch, token_loss
 from rlkd_lab.rollouts import Decoder, DenseTwin, Sampling, sample
 from rlkd_lab.rollouts.sampling import OwnForward
@@ -79,6 +79,26 @@ def test_a_step_of_the_decoder_is_a_step_of_the_model(shape):
 @pytest.mark.parametrize("shape", UNLIKE)
 def test_a_model_of_another_shape_is_sampled_through_its_own_forward(shape):
     assert not Decoder.suits(random_model(*UNLIKE[shape]))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_hidden_states_with_every_prompt_run_once_are_the_models(shape):
+    model = random_model(*SHAPES[shape])
+    lm = LanguageModel(model, None, "random", "none")
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[1, :4] = 0
+    prompts, prompt_mask = torch.randint(3, 128, (2, 7), generator=generator()), mask
+    rows = torch.tensor([0, 1, 0, 1, 1])
+    completions = torch.randint(3, 128, (5, 6), generator=generator(1))
+    kept = (torch.arange(6) < torch.tensor([6, 4, 1, 5, 0])[:, None]).long()  # one of a single token, one of none
+    whole = Sequences(prompts[rows], prompt_mask[rows], completions, kept)
+    decoder = Decoder(model)
+    read = decoder.read(whole)
+    assert len(read.last) == 2
+    for chosen in (torch.arange(5), torch.tensor([1, 3]), torch.tensor([2, 4]), torch.tensor([4])):
+        part = whole.select(chosen)
+        found = decoder.hidden_states(part.completion_ids, part.completion_mask, read, chosen)
+        torch.testing.assert_close(found, hidden_states(lm, part).detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_the_decoder_refuses_what_it_does_not_compute(monkeypatch):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from rlkd_lab.models import Sequences
-from rlkd_lab.runs import first_difference
+from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.tasks import ArithmeticTask, Score
 from rlkd_lab.training import run
-from rlkd_lab.training.loop import Loop
+from rlkd_lab.training.loop import PASS_COST, Loop
 
 ONE_UPDATE = {"steps": 1, "updates_per_rollout": 1}
 
@@ -136,6 +136,22 @@ def test_a_rollout_without_any_spread_still_steps(tiny, tmp_path, monkeypatch):
     rows = run(tiny("grpo"), tmp_path / "run").rows()
     assert [row["grad_norm"] for row in rows] == [0.0, 0.0]
     assert rows[0]["frac_reward_zero_std"] == 1.0
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 16])
+def test_micro_batches_hold_all_rows_once_within_their_limit(tiny, tmp_path, micro_batch):
+    loop = Loop(tiny("grpo", micro_batch=micro_batch), RunFolder(tmp_path / "run"))
+    lengths = torch.randint(1, 90, (40,), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(90) < lengths[:, None]).long()
+    sequences = Sequences(torch.ones(40, 7).long(), torch.ones(40, 7).long(), torch.ones_like(mask), mask)
+    rows = torch.arange(40)[5:]
+    cut = loop._micro_batches(sequences, rows)
+    assert sorted(torch.cat(cut).tolist()) == rows.tolist()
+    computed = [len(part) * (7 + int(lengths[part].max())) for part in cut]
+    assert max(computed) <= micro_batch * (7 + int(lengths.max()))
+    padding = sum(computed) - int((lengths[rows] + 7).sum())
+    assert padding <= PASS_COST * len(cut)
+    assert loop._micro_batches(sequences, torch.tensor([], dtype=torch.long)) == []
 
 
 # --- dynamic sampling -------------------------------------------------------------------------------------------------
