@@ -126,19 +126,19 @@ def _equal(gold: Any, found: Any) -> bool:
         return isinstance(gold, str) and gold == found
     import sympy
 
-    if gold.is_Relational != found.is_Relational:
+    if _relational(gold) != _relational(found):
         gold, found = _right_side(gold), _right_side(found)
     if gold == found:
         return True
     if isinstance(gold, sympy.Expr) and isinstance(found, sympy.Expr):
         return _agree(gold, found)
-    if gold.is_FiniteSet and found.is_FiniteSet:
+    if isinstance(gold, sympy.FiniteSet) and isinstance(found, sympy.FiniteSet):
         left = list(found.args)
         if len(left) != len(gold.args) or len(left) > 20:
             return False
         return all(any(_equal(one, other) for other in left) for one in gold.args) and all(any(_equal(one, other) for one in gold.args) for other in left)
     powers = [power.exp for power in found.atoms(sympy.Pow) if power.exp.is_Integer]
-    if found.count_ops() > 2 * gold.count_ops() + 10 or any(abs(int(power)) > 10 for power in powers):
+    if _operations(found) > 2 * _operations(gold) + 10 or any(abs(int(power)) > 10 for power in powers):
         return False
     return bool(_math_verify()[1](gold, found, timeout_seconds=None))
 
@@ -157,9 +157,13 @@ def _agree(gold: Any, found: Any) -> bool:
     return True
 
 
+def _relational(value: Any) -> bool:
+    return bool(getattr(value, "is_Relational", False))  # matrices have no such attribute
+
+
 def _right_side(value: Any) -> Any:
     """5 for x = 5; anything else as it is."""
-    return value.rhs if value.is_Relational and value.func.__name__ == "Equality" and value.lhs.is_Symbol else value
+    return value.rhs if _relational(value) and value.func.__name__ == "Equality" and value.lhs.is_Symbol else value
 
 
 def normal(answer: str, reading: tuple[Any, ...]) -> str:
@@ -175,6 +179,12 @@ def normal(answer: str, reading: tuple[Any, ...]) -> str:
         return str(sympy.Rational(str(value)) if value.is_Float else value)
     except Exception:
         return " ".join(answer.lower().split())
+
+
+def _operations(value: Any) -> int:
+    import sympy
+
+    return int(sympy.count_ops(value))
 
 
 _VERIFY: list[Any] = []
