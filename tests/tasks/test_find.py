@@ -21,7 +21,12 @@ class Half:
 
 
 def test_the_default_imports_no_task_library():
-    code = "import sys; from rlkd_lab.tasks import find_task; find_task('arithmetic').examples(2, 0); print([m for m in sys.modules if m in ('reasoning_gym', 'math_verify', 'sympy')])"
+    code = """
+import sys
+from rlkd_lab.tasks import find_task
+find_task('arithmetic').examples(2, 0)
+print([name for name in sys.modules if name in ('reasoning_gym', 'math_verify', 'datasets')])
+"""
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

@@ -92,8 +92,8 @@ def test_every_row_once_before_any_comes_again_and_by_the_seed(tmp_path):
 
 
 BAD = {
-    "no answer": (lambda rows: rows[:3] + [{"question": "What?", "answer": " "}], "s.jsonl, row 4 has no answer: column 'answer' is empty"),
-    "null answer": (lambda rows: rows[:2] + [{"question": "What?", "answer": None}], "row 3 has no answer"),
+    "no answer": (lambda rows: [*rows[:3], {"question": "What?", "answer": " "}], "s.jsonl, row 4 has no answer: column 'answer' is empty"),
+    "null answer": (lambda rows: [*rows[:2], {"question": "What?", "answer": None}], "row 3 has no answer"),
     "no column": (
         lambda rows: [{"query": "What?", "answer": "1"}],
         "row 1 has no column of questions (question, problem, prompt): its columns are query, answer",
@@ -133,7 +133,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_answers_that_cannot_be_read_are_counted_and_shown(tmp_path):
-    rows = sums() + [{"question": "Odd?", "answer": "#### ???"}, {"question": "Odder?", "answer": "\\boxed{\\frac{1}{}}{"}]
+    rows = [*sums(), {"question": "Odd?", "answer": "#### ???"}, {"question": "Odder?", "answer": "\\boxed{\\frac{1}{}}{"}]
     with pytest.warns(UserWarning, match=r"cannot read 2 of 62 reference answers; left out, first s\.jsonl, row 61: '\?\?\?'"):
         task = find_task(write(tmp_path / "s.jsonl", rows))
     assert "Odd?" not in {e.id for split in ("train", "validation", "test") for e in task._rows[split]}
@@ -144,14 +144,38 @@ def test_answers_that_cannot_be_read_are_counted_and_shown(tmp_path):
 
 
 EQUAL = [
-    ("72", "72.0"), ("1,234", "1234"), ("1234", "$1,234"), (r"\frac{1}{2}", "0.5"), ("1/2", r"\dfrac12"), ("5", "x = 5"), ("18 dollars", "18"),
-    ("(x+1)^2", "x^2+2x+1"), (r"\sqrt{12}", r"2\sqrt{3}"), ("1,2,3", "3, 1, 2"), ("(1,2)", "(1, 2)"), (r"\text{blue}", "Blue"), ("1024", "2^{10}"),
-    (r"\frac{1}{3}", "0.33333333"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"), (r"\sin^2 x+\cos^2 x + x", "x + 1"),
-]  # fmt: skip
+    ("72", "72.0"),
+    ("1,234", "1234"),
+    ("1234", "$1,234"),
+    (r"\frac{1}{2}", "0.5"),
+    ("1/2", r"\dfrac12"),
+    ("5", "x = 5"),
+    ("18 dollars", "18"),
+    ("(x+1)^2", "x^2+2x+1"),
+    (r"\sqrt{12}", r"2\sqrt{3}"),
+    ("1,2,3", "3, 1, 2"),
+    ("(1,2)", "(1, 2)"),
+    (r"\text{blue}", "Blue"),
+    ("1024", "2^{10}"),
+    (r"\frac{1}{3}", "0.33333333"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"\sin^2 x+\cos^2 x + x", "x + 1"),
+]
 DIFFERENT = [
-    ("72", "73"), ("12345678", "12345679"), ("x+1", "x+2"), ("x", "y"), ("1,2,3", "1,2"), ("blue", "lube"), ("(1,2)", "[1,2]"), ("5", "x"), ("0", ""), ("x=5", "y=5"),
-    ("10^{999}", "10^{998}"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"), ("1/3", "0.333"),
-]  # fmt: skip
+    ("72", "73"),
+    ("12345678", "12345679"),
+    ("x+1", "x+2"),
+    ("x", "y"),
+    ("1,2,3", "1,2"),
+    ("blue", "lube"),
+    ("(1,2)", "[1,2]"),
+    ("5", "x"),
+    ("0", ""),
+    ("x=5", "y=5"),
+    ("10^{999}", "10^{998}"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"),
+    ("1/3", "0.333"),
+]
 
 
 @pytest.mark.parametrize(("gold", "found"), EQUAL)
@@ -181,11 +205,41 @@ def test_the_last_marked_answer_counts():
 
 
 HOSTILE = [
-    "9^{9^{9^9}}", "9**9**9**9", "9" * 100_000, "9" * 49 + "^{999}", "1000000!", "(9!)!", "((9^{999})^{999})^{999}", "(" * 200 + ")" * 200, "(" * 9 + "x" + ")" * 9,
-    "x^" * 60 + "2", r"\frac{1}{" * 60 + "1" + "}" * 60, r"\sqrt{" * 25 + "2" + "}" * 25, "*".join(["(x+y+z)^9"] * 15), r"\sum_{n=1}^{10^9} n", r"\binom{99999999}{9999999}",
-    r"\begin{pmatrix}a&b\\c&d\end{pmatrix}^{999}", "|" * 60, "\x00", "\ud800", "\\" * 150, "{" * 9000, "}" * 9000, "$" * 9000, "^" * 150, r"\boxed{" * 900, "####" * 900,
-    "__import__('os').system('true')", "1/0", "(sin(x)+1)^9*(cos(x)+2)^9*(tan(x)+3)^9", "x<" * 60, "<answer>" * 900, "1e999999999", "9^{99*99*99*99*99}", "9^{(99)(99)(99)(99)}",
-]  # fmt: skip
+    "9^{9^{9^9}}",
+    "9**9**9**9",
+    "9" * 100_000,
+    "9" * 49 + "^{999}",
+    "1000000!",
+    "(9!)!",
+    "((9^{999})^{999})^{999}",
+    "(" * 200 + ")" * 200,
+    "(" * 9 + "x" + ")" * 9,
+    "x^" * 60 + "2",
+    r"\frac{1}{" * 60 + "1" + "}" * 60,
+    r"\sqrt{" * 25 + "2" + "}" * 25,
+    "*".join(["(x+y+z)^9"] * 15),
+    r"\sum_{n=1}^{10^9} n",
+    r"\binom{99999999}{9999999}",
+    r"\begin{pmatrix}a&b\\c&d\end{pmatrix}^{999}",
+    "|" * 60,
+    "\x00",
+    "\ud800",
+    "\\" * 150,
+    "{" * 9000,
+    "}" * 9000,
+    "$" * 9000,
+    "^" * 150,
+    r"\boxed{" * 900,
+    "####" * 900,
+    "__import__('os').system('true')",
+    "1/0",
+    "(sin(x)+1)^9*(cos(x)+2)^9*(tan(x)+3)^9",
+    "x<" * 60,
+    "<answer>" * 900,
+    "1e999999999",
+    "9^{99*99*99*99*99}",
+    "9^{(99)(99)(99)(99)}",
+]
 
 
 def test_no_text_makes_the_judge_raise_or_wait():
@@ -229,7 +283,7 @@ def test_the_hub_says_what_to_do(monkeypatch):
             return {"train": sums(40), "test": sums(9, 40)}
 
     monkeypatch.setitem(sys.modules, "datasets", Datasets)
-    with pytest.raises(FileNotFoundError, match="ConnectionError: no route.*Check the name.*machine with a network") as raised:
+    with pytest.raises(FileNotFoundError, match=r"ConnectionError: no route.*Check the name.*machine with a network") as raised:
         find_task("hub:someone/none")
     assert "\n" not in str(raised.value)
     task = find_task("hub:someone/sums:main")

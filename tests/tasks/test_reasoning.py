@@ -18,10 +18,30 @@ UNSURE = {
     "intermediate_integration": "some references are unevaluated Integral(…), which is no answer: it would score for every question",
 }
 HOSTILE = [
-    "", "\x00", "xyzzy", "9" * 3000, "9**9**9**9", "(((9**99)**99)**99)**99", "__import__('os').system('true')", "[0 for a in [1] for b in [2]]", "1e999999999",
-    "(" * 1500, "[" * 1500, "{" * 1500, "-" * 1900 + "1", "x " * 900, "1 " * 900, "U" * 1900, "R U " * 400, '{"a": ' * 300, "\ud800", "+".join(["(x+y)**9"] * 90),
-    "exec('1')", "lambda: 0", "1,2;3|4\n" * 200,
-]  # fmt: skip
+    "",
+    "\x00",
+    "xyzzy",
+    "9" * 3000,
+    "9**9**9**9",
+    "(((9**99)**99)**99)**99",
+    "__import__('os').system('true')",
+    "[0 for a in [1] for b in [2]]",
+    "1e999999999",
+    "(" * 1500,
+    "[" * 1500,
+    "{" * 1500,
+    "-" * 1900 + "1",
+    "x " * 900,
+    "1 " * 900,
+    "U" * 1900,
+    "R U " * 400,
+    '{"a": ' * 300,
+    "\ud800",
+    "+".join(["(x+y)**9"] * 90),
+    "exec('1')",
+    "lambda: 0",
+    "1,2;3|4\n" * 200,
+]
 
 
 def check(name):
@@ -89,9 +109,9 @@ def test_another_template_moves_no_prompt_to_another_split():
 def test_too_few_different_questions_are_an_error_and_no_endless_loop():
     task = find_task("letter_counting")
     task._row = lambda level, seed: {"question": "always this", "answer": "1", "metadata": {}}
-    with pytest.raises(ValueError, match=r"letter_counting gave no \w+ question in 300 draws"):
-        for split in ("train", "validation"):
-            task.examples(1, 0, split)
+    other = "validation" if split_of("always this" + INSTRUCTION) == "train" else "train"
+    with pytest.raises(ValueError, match=rf"letter_counting gave no {other} question in 300 draws"):
+        task.examples(1, 0, other)
 
 
 @pytest.mark.parametrize("name", sorted(SAFE))

@@ -26,9 +26,19 @@ def test_brevity_ranks_a_group_by_length_and_praises_no_wrong_answer():
 
 
 THOUGHTS = {
-    "<think>2+2</think>4": 1, " <think>\n</think>\n4\n": 1, "<think></think>4": 1, "4": 0, "<think>4</think>": 0, "<think>4</think> \n": 0, "a<think>b</think>4": 0,
-    "<think>a<think>b</think>4": 0, "<think>a</think>b</think>4": 0, "<think>a</think>b<think>c": 0, "</think>a<think>b": 0, "": 0,
-}  # fmt: skip
+    "<think>2+2</think>4": 1,
+    " <think>\n</think>\n4\n": 1,
+    "<think></think>4": 1,
+    "4": 0,
+    "<think>4</think>": 0,
+    "<think>4</think> \n": 0,
+    "a<think>b</think>4": 0,
+    "<think>a<think>b</think>4": 0,
+    "<think>a</think>b</think>4": 0,
+    "<think>a</think>b<think>c": 0,
+    "</think>a<think>b": 0,
+    "": 0,
+}
 
 
 @pytest.mark.parametrize("text", THOUGHTS)

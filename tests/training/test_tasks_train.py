@@ -9,8 +9,8 @@ from rlkd_lab.runs import RunFolder
 from rlkd_lab.training import run
 
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}S:{{ message['content'] }}\n{% else %}U:{{ message['content'] }}\n{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'system' %}S:{{ message['content'] }}\n{% else %}U:{{ message['content'] }}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}A:{% endif %}"
 )
 
 
@@ -27,7 +27,7 @@ def test_a_run_with_a_chat_template(tiny, make_model, tmp_path):
     student = tmp_path / "student"
     shutil.copytree(make_model(), student)
     path = student / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE.replace("{{ bos_token }}", "")}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
     fields = {"student": str(student), "teacher": None, "quant": "none", "lora_rank": 4}
     # the same prompts in other turns: other completions
     runs = {chat: run(tiny("grpo", {"chat": chat}, system_prompt="Be brief.", **fields), tmp_path / chat).rows() for chat in ("auto", "off")}
@@ -38,7 +38,7 @@ def test_a_run_with_a_chat_template(tiny, make_model, tmp_path):
 @pytest.mark.parametrize("method", ["grpo", "sft"])
 def test_a_reasoning_gym_set_with_settings_and_a_template_trains(tiny, tmp_path, method):
     settings = {"task": "chain_sum", "task.max_terms": "3", "prompt_template": "{question}\n<answer>", "keep_traces": "all"}
-    folder = run(tiny(method, settings, **{"difficulty": (0, 1)}), tmp_path / "run")
+    folder = run(tiny(method, settings, difficulty=(0, 1)), tmp_path / "run")
     rows = folder.rows()
     assert len(rows) == 2
     config = RunFolder.open(folder.path).config()
