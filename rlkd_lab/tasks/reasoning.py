@@ -32,7 +32,7 @@ _SUM = re.compile(r"(?:[0-9+\-/()\s]|\*(?!\s*\*))*", re.ASCII)
 _NAME = r"(?:[A-Za-z]|sin|cos|tan|exp|log|sqrt|asin|acos|atan|sinh|cosh|pi)(?![A-Za-z_0-9])"
 # Exponents are small whole numbers, below ten on a bracket, and no more than two brackets have one: ((9**99)**99)**99 takes hours.
 _FORMULA = re.compile(
-    rf"(?!(?s:.*?\)\s*\*\*){{3}})(?!(?s:.*?)\)\s*\*\*\s*\d\d)(?:{_NAME}|\d{{1,9}}(?:\.\d{{1,9}})?(?![\d.])|[+\-/(),\s]|\*\*\s*\d{{1,2}}(?![\d.])(?!\s*\*\*)|\*(?!\*))*",
+    rf"(?!(?s:.*?\)\s*\*\*){{3}})(?!(?s:.*?)\)\s*\*\*\s*\d\d)(?:{_NAME}|\d{{1,40}}(?:\.\d{{1,20}})?(?![\d.])|[+\-/(),\s]|\*\*\s*\d{{1,2}}(?![\d.])(?!\s*\*\*)|\*(?!\*))*",
     re.ASCII,
 )
 _FRACTION = re.compile(r"[0-9.,/\s]*(?:[eE]-?\d{1,3})?\s*", re.ASCII)
@@ -50,8 +50,8 @@ COMPARED = ("game_of_life_halting",)
 """Sets whose verifier accepts any text; here the answer is compared with the reference."""
 TOP_LEVEL = {"jugs": 1, "puzzle24": 0}
 """Level 2 of jugs takes ten seconds a puzzle; puzzle24 looks for 24 in large numbers alone for minutes, or for ever."""
-DRAWN_AT_ONCE = ("acre", "gsm_symbolic", "list_functions")
-"""Sets that draw all their puzzles when they are made: a puzzle with a seed of its own needs a set of its own."""
+DRAWN_AT_ONCE = ("acre", "gsm_symbolic", "list_functions", "word_ladder")
+"""Sets that draw or count all their puzzles when they are made: a puzzle with a seed of its own needs a set of its own."""
 
 
 class ReasoningGymTask:

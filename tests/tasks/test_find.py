@@ -1,5 +1,6 @@
 """From a name to a task, and the sentence that a wrong name gets."""
 
+import random
 import subprocess
 import sys
 
@@ -37,6 +38,12 @@ def test_arithmetic_has_neither_settings_nor_template():
             find_task("arithmetic", settings, template)
     with pytest.raises(ValueError, match=r"prompt_template has no \{question\}"):
         find_task("countdown", template="Solve {x}")
+
+
+def test_importing_reasoning_gym_leaves_the_global_stream_alone():
+    code = "import random; random.seed(1); from rlkd_lab.tasks import find_task; find_task('chain_sum').examples(2, 0); print(random.random())"
+    drawn = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert float(drawn) == random.Random(1).random()
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("aritmetic", "arithmetic"), ("countdwn", "countdown"), ("zebra_puzzle", "zebra_puzzles")])

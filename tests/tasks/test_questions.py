@@ -175,6 +175,7 @@ DIFFERENT = [
     ("10^{999}", "10^{998}"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"),
     ("1/3", "0.333"),
+    ("1" + "0" * 30, "1" + "0" * 29 + "1"),
 ]
 
 
@@ -246,9 +247,13 @@ def test_no_text_makes_the_judge_raise_or_wait():
     # in a thread, as the lab trains: signals would raise here
     golds = [Example("", gold, 0, "") for gold in ("72", "x^2+1", "(1,2)", r"\{1,2\}", r"\begin{pmatrix}1\\2\end{pmatrix}", "x=5")]
     problems = []
+    read.cache_clear()
 
     def work(task):
         try:
+            for gold, right in (("72", "72.0"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}\frac{2}{2}\\2\end{pmatrix}"), ("x>1", "1<x")):
+                if not task.score(f"\\boxed{{{right}}}", Example("", gold, 0, "")).correct:
+                    problems.append((gold, right))
             for text in HOSTILE:
                 for completion in (f"\\boxed{{{text}}}", text, f"#### {text}", f"<answer>{text}</answer>"):
                     began = time.perf_counter()

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from rlkd_lab.runs import RunFolder
+from rlkd_lab.tasks import ReasoningGymTask
 from rlkd_lab.training import run
 
 TEMPLATE = (
@@ -36,11 +37,14 @@ def test_a_run_with_a_chat_template(tiny, make_model, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["grpo", "sft"])
-def test_a_reasoning_gym_set_with_settings_and_a_template_trains(tiny, tmp_path, method):
+def test_a_reasoning_gym_set_with_settings_and_a_template_trains(tiny, tmp_path, method, monkeypatch):
+    score, seen = ReasoningGymTask.score, []
+    monkeypatch.setattr(ReasoningGymTask, "score", lambda self, text, example: seen.append(example) or score(self, text, example))
     settings = {"task": "chain_sum", "task.max_terms": "3", "prompt_template": "{question}\n<answer>", "keep_traces": "all"}
     folder = run(tiny(method, settings, difficulty=(0, 1)), tmp_path / "run")
     rows = folder.rows()
     assert len(rows) == 2
+    assert all(example.meta for example in seen), "the verifier needs the whole entry, on teacher traces too"
     config = RunFolder.open(folder.path).config()
     assert (config["task_settings"], config["prompt_template"]) == ({"max_terms": 3}, "{question}\n<answer>")
     if method == "grpo":
