@@ -2,11 +2,13 @@
 
 File format (version 1): one parquet file, a row a trace, columns ``example_id`` (str), ``prompt`` (str), ``answer`` (str), ``completion`` (str),
 ``completion_ids`` (list of int, with the end of sequence), ``correct`` (bool), ``finished`` (bool); schema metadata
-``rlkd_traces`` = ``{"version": 1, "teacher": …, "temperature": …, "seed": …, "sampled": number before filtering}``.
+``rlkd_traces`` = ``{"version": 1, "teacher": …, "temperature": …, "seed": …, "sampled": number before filtering, "prompts": hash of
+prompts and answers, …}``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -69,13 +71,15 @@ def teacher_traces(
         "sampled": n,
         "keep": keep,
     }
+    examples = task.examples(n, seed, "train", difficulty)
+    # whatever changes the prompts or what is right (a template, a setting, a file's rows) makes other traces
+    key["prompts"] = hashlib.sha256(json.dumps([[example.prompt, example.answer] for example in examples]).encode()).hexdigest()
     if cache.exists():
         table = pq.read_table(cache)
         found = json.loads((table.schema.metadata or {}).get(b"rlkd_traces", b"{}"))
         if found != key:
             raise ValueError(f"{cache} holds traces made with other settings ({found}); delete it, or name another file")
         return table
-    examples = task.examples(n, seed, "train", difficulty)
     generator = torch.Generator(device=teacher.device).manual_seed(seed)
     twin = DenseTwin(teacher) if DenseTwin.suits(teacher) else None
     rows = []

@@ -2,23 +2,17 @@
 
 from rlkd_lab.tasks.arithmetic import ArithmeticTask
 from rlkd_lab.tasks.base import Example, Score, Split, Task
-from rlkd_lab.tasks.reasoning import KnightsKnavesTask
+from rlkd_lab.tasks.find import find_task
+from rlkd_lab.tasks.questions import QuestionTask
+from rlkd_lab.tasks.reasoning import ReasoningGymTask
 from rlkd_lab.tasks.rewards import SHARED, Verdict, check_weights, judge
-
-TASKS: dict[str, type[ArithmeticTask] | type[KnightsKnavesTask]] = {task.name: task for task in (ArithmeticTask, KnightsKnavesTask)}
-
-
-def find_task(name: str) -> Task:
-    """The task of that name."""
-    return TASKS[name]()
-
 
 __all__ = [
     "SHARED",
-    "TASKS",
     "ArithmeticTask",
     "Example",
-    "KnightsKnavesTask",
+    "QuestionTask",
+    "ReasoningGymTask",
     "Score",
     "Split",
     "Task",

@@ -88,7 +88,7 @@ def judge(
 
     Args:
         task: the verifier.
-        weights: of the parts, by name; a part without a weight is only recorded (task's own) or not computed (shared).
+        weights: of the parts, by name; a part without a weight is only recorded (task's own) or not computed (shared). A weight of 0 asks for no part.
         texts: completions, ``group_size`` in a row for one prompt.
         examples: one a completion.
         finished: ended by itself, not by the length limit.
@@ -106,13 +106,14 @@ def judge(
                 for offset, value in enumerate(SHARED[name](samples[start : start + group_size])):
                     parts[start + offset][name] = value
     return [
-        Verdict(sum(weight * own[name] for name, weight in weights.items()), own, score.answer, score.correct) for own, score in zip(parts, scores, strict=True)
+        Verdict(sum(weight * own[name] for name, weight in weights.items() if weight), own, score.answer, score.correct)
+        for own, score in zip(parts, scores, strict=True)
     ]
 
 
 def check_weights(task: Task, weights: Mapping[str, float], example: Example) -> None:
     """Raise ValueError for a weighted part that neither the task nor :data:`SHARED` has."""
     own = task.score("", example).parts
-    unknown = [name for name in weights if name not in own and name not in SHARED]
+    unknown = [name for name, weight in weights.items() if weight and name not in own and name not in SHARED]
     if unknown:
         raise ValueError(f"unknown reward part {unknown[0]!r}: the task {task.name} has {', '.join(own)}; every task can have {', '.join(SHARED)}")

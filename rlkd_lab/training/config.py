@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rlkd_lab.objectives import CHOICES, KNOBS, METHODS, Constant, Knob, Schedule, check_coef, nearest, parse_schedule, resolve_options, schedules_for
 from rlkd_lab.objectives.schedules import values_of
-from rlkd_lab.tasks import TASKS
 
 LOOP_KNOBS: dict[str, Knob] = {
     "temperature": Knob(0.05, 5.0, "sampling temperature; divides the logits of student, old policy, reference and teacher alike"),
@@ -38,7 +38,13 @@ class RunConfig(BaseModel):
     lora_alpha: Annotated[int, Field(ge=1, description="the update is scaled by lora_alpha / lora_rank")] = 32
     gradient_checkpointing: Annotated[bool, Field(description="less memory, more time")] = False
 
-    task: Annotated[str, Field(description="arithmetic or knights_knaves")] = "arithmetic"
+    task: Annotated[str, Field(description="arithmetic, a reasoning-gym set, a .jsonl/.json/.parquet file or folder, hub:OWNER/NAME, or PATH.py:CLASS")] = (
+        "arithmetic"
+    )
+    task_settings: Annotated[
+        dict[str, Any], Field(description="of the task, set as task.NAME=VALUE: a reasoning-gym set's config, your class's arguments")
+    ] = {}
+    prompt_template: Annotated[str | None, Field(description="what a prompt looks like, with {question} in it; the task's own by default")] = None
     difficulty: Annotated[tuple[int, int] | None, Field(description="range of the training prompts; the task's own by default")] = None
     chat: Annotated[Literal["auto", "off"], Field(description="auto: prompts go into the tokenizer's chat template where it has one")] = "auto"
     system_prompt: Annotated[str | None, Field(description="system turn of the chat template")] = None
@@ -94,7 +100,9 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         method = METHODS[nearest(self.method, METHODS, "method")]
-        nearest(self.task, TASKS, "task")
+        # whether there is such a task is for find_task, which may have to import a library or read a file
+        if self.prompt_template is not None and "{question}" not in self.prompt_template:
+            raise ValueError(f"prompt_template has no {{question}}, where the question goes: {self.prompt_template[:60]!r}")
         nearest(self.preset, PRESETS, "preset")
         self.schedules()
         resolve_options(method, self.options)
@@ -142,12 +150,15 @@ def make_config(method: str, preset: str = "tiny", settings: dict[str, str] | No
     for name in fields:
         nearest(name, RunConfig.model_fields, "setting")
     for name, value in (settings or {}).items():
-        if name in ("method", "preset", "steps", "seed", "knobs", "options", "reward"):
+        if name in ("method", "preset", "steps", "seed", "knobs", "options", "reward", "task_settings"):
             raise ValueError(f"{name} is not a setting for --set: give it by its own option or argument")
         if name in KNOBS and name not in METHODS[method].coefs:
             raise ValueError(f"{method} does not listen to {name}; its knobs are {', '.join([*METHODS[method].coefs, *LOOP_KNOBS])}")
         if name.startswith("reward."):
             values["reward"] = {**RunConfig.model_fields["reward"].default, **values.get("reward", {}), name.removeprefix("reward."): value}
+            continue
+        if name.startswith("task."):
+            values["task_settings"] = {**values.get("task_settings", {}), name.removeprefix("task."): _literal(value)}
             continue
         nearest(name, valid, f"knob, option or setting of {method}")
         if name in METHODS[method].coefs or name in LOOP_KNOBS:
@@ -162,6 +173,14 @@ def make_config(method: str, preset: str = "tiny", settings: dict[str, str] | No
         else:
             values[name] = value
     return validated(values)
+
+
+def _literal(text: str) -> Any:
+    """A number, true, false, null or a list as JSON has them; any other text is itself."""
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text, parse_constant=str)
+    except json.JSONDecodeError:
+        return text
 
 
 def validated(values: dict[str, Any]) -> RunConfig:

@@ -71,7 +71,7 @@ class Loop:
         self.knobs = knobs or Knobs(config)
         self.method = METHODS[config.method]
         self.options = resolve_options(self.method, {"constant_length": config.max_new_tokens, **config.options})
-        self.task: Task = find_task(config.task)
+        self.task: Task = find_task(config.task, config.task_settings, config.prompt_template)
         self.step = 0
         self.tokens = 0
         self.stopping = False
@@ -102,6 +102,7 @@ class Loop:
         self.reference_lm = self.frozen["reference"].lm if dense else self.reference
         self.optimizer = torch.optim.AdamW(self.policy.trainable(), lr=1.0, betas=(0.9, 0.95), weight_decay=config.weight_decay)
         self.traces: list[dict[str, Any]] | None = None
+        self.trace_examples: dict[str, Example] = {}
         self._check_prompts()
 
     def _check_prompts(self) -> None:
@@ -110,7 +111,7 @@ class Loop:
         if self.config.eval_every and self.task.ood_difficulty is not None:
             needed.append((self.task.ood_difficulty, 2 * self.config.max_new_tokens))
         for difficulty, room in needed:
-            examples = self.task.examples(64, self.config.seed, "train", difficulty)
+            examples = self.task.examples(16, self.config.seed, "train", difficulty)
             if not examples:
                 raise ValueError(f"the task {self.config.task} has no training prompts")
             check_length(self.policy, [example.prompt for example in examples], room)
@@ -200,7 +201,7 @@ class Loop:
         if "traces" in self.method.needs and (config.method != "gkd" or torch.rand(1, generator=draw).item() >= config.on_policy_frac):
             table = self._teacher_traces()
             rows = [table[i] for i in torch.randint(len(table), (config.prompts_per_step * config.group_size,), generator=draw).tolist()]
-            examples = [Example(r["prompt"], r["answer"], 0, r["example_id"]) for r in rows]
+            examples = [self.trace_examples[r["example_id"]] for r in rows]
             sequences = sequences_of(self.policy, [r["prompt"] for r in rows], [r["completion_ids"] for r in rows])
             finished = torch.tensor([r["finished"] for r in rows])
             return Rollout(examples, [r["completion"] for r in rows], sequences, None, finished, on_policy=False), {}
@@ -268,6 +269,9 @@ class Loop:
                 stop=lambda: self.stopping,
             )
             self.traces = table.to_pylist()
+            # a verifier may need more of an example than the table holds
+            drawn = self.task.examples(self.config.traces, self.config.seed, "train", self.config.difficulty)
+            self.trace_examples = {example.id: example for example in drawn}
         return self.traces
 
     def _score(self, rollout: Rollout) -> tuple[TokenBatch, Row]:

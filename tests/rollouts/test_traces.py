@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -119,6 +120,20 @@ def test_a_cache_made_with_another_adapter_is_an_error(make_model, make_adapter,
     for teacher, cache in ((adapted[0], "bare"), (adapted[1], "first"), (bare, "first")):
         with pytest.raises(ValueError, match="made with other settings"):
             draw(teacher, tmp_path / f"{cache}.parquet", n=4, sampling=Sampling(1.0, 4))
+
+
+def test_a_cache_made_with_other_prompts_or_answers_is_an_error(teacher, tmp_path):
+    class Other(ArithmeticTask):
+        def __init__(self, **change):
+            self.change = change
+
+        def examples(self, *given, **more):
+            return [replace(example, **self.change) for example in super().examples(*given, **more)]
+
+    draw(teacher, tmp_path / "t.parquet", n=4)
+    for change in ({"prompt": "1+1?"}, {"answer": "7"}):
+        with pytest.raises(ValueError, match="made with other settings"):
+            teacher_traces(teacher, Other(**change), 4, 3, tmp_path / "t.parquet", keep="all", sampling=SHORT)
 
 
 def test_a_file_that_holds_no_traces_is_an_error_and_stays(teacher, tmp_path):

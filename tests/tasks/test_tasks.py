@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 
 from rlkd_lab.models import load_policy
 from rlkd_lab.rollouts import Sampling, sample
-from rlkd_lab.tasks import TASKS, ArithmeticTask, Example, KnightsKnavesTask, Score, Task
+from rlkd_lab.tasks import ArithmeticTask, Example, ReasoningGymTask, Score, Task, find_task
 from rlkd_lab.tasks.arithmetic import steps, worked
 from rlkd_lab.tasks.base import SPLITS, seeded, split_of
 
-EVERY_TASK = pytest.mark.parametrize("name", sorted(TASKS))
+EVERY_TASK = pytest.mark.parametrize("name", ["arithmetic", "knights_knaves"])
+
+
+KNIGHTS = ReasoningGymTask("knights_knaves")
 
 
 # --- the protocol -----------------------------------------------------------------------------------------------------
@@ -27,7 +30,7 @@ EVERY_TASK = pytest.mark.parametrize("name", sorted(TASKS))
 
 @EVERY_TASK
 def test_a_task_keeps_the_protocol(name):
-    task = TASKS[name]()
+    task = find_task(name)
     assert isinstance(task, Task)
     assert task.name == name
     # out of distribution is harder than anything trained on
@@ -36,14 +39,14 @@ def test_a_task_keeps_the_protocol(name):
 
 @EVERY_TASK
 def test_the_same_arguments_give_the_same_examples_and_others_give_others(name):
-    task = TASKS[name]()
+    task = find_task(name)
     task.examples(1, 0)  # the first import of reasoning-gym draws from the global stream; making puzzles must not
     random.seed(1)
     state = random.getstate()
     first = task.examples(6, 0)
     assert random.getstate() == state
     random.seed(2)
-    assert TASKS[name]().examples(6, 0) == first
+    assert find_task(name).examples(6, 0) == first
     assert task.examples(4, 0) == first[:4]
     for other in (task.examples(6, 1), task.examples(6, 0, "test"), task.examples(6, 0, difficulty=task.ood_difficulty)):
         assert other != first
@@ -53,15 +56,15 @@ def test_the_same_arguments_give_the_same_examples_and_others_give_others(name):
 @EVERY_TASK
 def test_examples_are_the_same_in_another_process(name):
     # a hash with a salt of the process would pass all the rest
-    code = f"from rlkd_lab.tasks import TASKS; print([e.id for e in TASKS[{name!r}]().examples(3, 5)])"
+    code = f"from rlkd_lab.tasks import find_task; print([e.id for e in find_task({name!r}).examples(3, 5)])"
     environment = os.environ | {"PYTHONHASHSEED": "77"}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
-    assert ast.literal_eval(found) == [e.id for e in TASKS[name]().examples(3, 5)]
+    assert ast.literal_eval(found) == [e.id for e in find_task(name).examples(3, 5)]
 
 
 @pytest.mark.parametrize(("name", "n"), [("arithmetic", 3000), ("knights_knaves", 40)])
 def test_splits_share_no_prompt(name, n):
-    task = TASKS[name]()
+    task = find_task(name)
     prompts = {split: {e.prompt for seed in range(2) for e in task.examples(n // 2, seed, split, task.train_difficulty)} for split in SPLITS}
     prompts["ood"] = {e.prompt for e in task.examples(n // 3, 0, "test", task.ood_difficulty)}
     names = list(prompts)
@@ -80,7 +83,7 @@ def test_splits_have_their_shares():
 @EVERY_TASK
 @pytest.mark.parametrize("which", ["train_difficulty", "ood_difficulty"])
 def test_every_difficulty_of_a_range_occurs_and_no_other(name, which):
-    task = TASKS[name]()
+    task = find_task(name)
     low, high = getattr(task, which)
     found = {e.difficulty for e in task.examples(60, 0, "train", (low, high))}
     assert found == set(range(low, high + 1))
@@ -89,7 +92,7 @@ def test_every_difficulty_of_a_range_occurs_and_no_other(name, which):
 
 @EVERY_TASK
 def test_the_default_difficulty_is_the_training_range(name):
-    task = TASKS[name]()
+    task = find_task(name)
     assert task.examples(5, 0) == task.examples(5, 0, "train", task.train_difficulty)
 
 
@@ -97,7 +100,7 @@ def test_the_default_difficulty_is_the_training_range(name):
 @pytest.mark.parametrize("bad", [(0, 3), (5, 4), (2, 99)])
 def test_a_difficulty_out_of_range_is_an_error_in_words(name, bad):
     with pytest.raises(ValueError, match=f"difficulty is a range of .*got {bad[0]}–{bad[1]}"):
-        TASKS[name]().examples(1, 0, "train", bad)
+        find_task(name).examples(1, 0, "train", bad)
 
 
 @EVERY_TASK
@@ -108,27 +111,28 @@ def test_an_unknown_split_is_an_error_and_no_endless_loop(name, monkeypatch):
         assert next(tries, None) is not None, "no prompt is ever in this split, and the search goes on for ever"
         return split_of(text)
 
-    monkeypatch.setattr(f"{TASKS[name].__module__}.split_of", split_of_a_patient_man)
+    monkeypatch.setattr(f"{type(find_task(name)).__module__}.split_of", split_of_a_patient_man)
     with pytest.raises(ValueError, match=r"split.*'dev'"):
-        TASKS[name]().examples(1, 0, "dev")
+        find_task(name).examples(1, 0, "dev")
 
 
 @EVERY_TASK
 def test_no_examples_are_no_examples(name):
-    assert TASKS[name]().examples(0, 0) == []
+    assert find_task(name).examples(0, 0) == []
 
 
 @EVERY_TASK
 def test_a_right_answer_has_all_its_parts(name):
-    problem = TASKS[name]().examples(1, 0)[0]
+    problem = find_task(name).examples(1, 0)[0]
     right = f"#{problem.answer}" if name == "arithmetic" else f"<answer>{problem.answer}</answer>"
-    score = TASKS[name]().score(right, problem)
-    assert score.parts == {"format": 1.0, "accuracy": 1.0}
+    score = find_task(name).score(right, problem)
+    assert score.parts == dict.fromkeys(score.parts, 1.0)
+    assert {"format", "accuracy"} <= set(score.parts)
     assert score.correct
     assert not Score({"format": 1.0}).correct
     assert score.answer is not None
     assert score.answer.lower() == problem.answer.lower()
-    assert TASKS[name]().score("", problem).answer is None
+    assert find_task(name).score("", problem).answer is None
 
 
 def test_streams_of_different_labels_differ():
@@ -242,7 +246,7 @@ def test_a_long_completion_is_judged_in_no_time(text):
     # a pattern that backtracks, or starts anew at every opening tag, needs seconds, and a group of such completions minutes
     began = time.perf_counter()
     ArithmeticTask().score(text, FORTY_FOUR)
-    KnightsKnavesTask().score(text, Example("", "A is a knight.", 1, "", {"answer": "A is a knight."}))
+    KNIGHTS.score(text, Example("", "A is a knight.", 1, "", {"answer": "A is a knight."}))
     assert time.perf_counter() - began < 1
 
 
@@ -251,7 +255,7 @@ def test_a_long_completion_is_judged_in_no_time(text):
 
 @pytest.fixture(scope="module")
 def puzzle():
-    return KnightsKnavesTask().examples(1, 0, "train", (3, 3))[0]
+    return KNIGHTS.examples(1, 0, "train", (3, 3))[0]
 
 
 def swapped(puzzle, people):
@@ -265,9 +269,9 @@ def swapped(puzzle, people):
 
 
 def test_reasoning_gyms_own_answer_is_right_for_every_puzzle():
-    task = KnightsKnavesTask()
+    task = KNIGHTS
     for problem in task.examples(20, 3) + task.examples(6, 3, "test", task.ood_difficulty):
-        assert task.score(f"Let us see. <answer>{problem.answer}</answer>", problem).parts == {"format": 1.0, "accuracy": 1.0}
+        assert task.score(f"Let us see. <answer>{problem.answer}</answer>", problem).parts == {"format": 1.0, "accuracy": 1.0, "credit": 1.0}
         assert problem.prompt.endswith("between <answer> and </answer>.\n")
 
 
@@ -294,14 +298,16 @@ def test_knights_and_knaves_scores(puzzle):
         ("<answer>__import__('os').getcwd()</answer>", 1, 0),
     ]
     for completion, form, accuracy in table:
-        assert KnightsKnavesTask().score(completion, puzzle).parts == {"format": form, "accuracy": accuracy}, completion
+        parts = KNIGHTS.score(completion, puzzle).parts
+        assert (parts["format"], parts["accuracy"]) == (form, accuracy), completion
+        assert accuracy <= parts["credit"] <= 1
 
 
 def test_a_puzzle_that_does_not_fit_an_embedded_student_is_an_error_in_words(puzzle):
     import torch
 
     student = load_policy("student", "none")
-    longest = max(KnightsKnavesTask().examples(8, 0, "train", (4, 4)), key=lambda e: len(e.prompt))
+    longest = max(KNIGHTS.examples(8, 0, "train", (4, 4)), key=lambda e: len(e.prompt))
     assert len(longest.prompt) + 96 > student.context
     with pytest.raises(ValueError, match=r"prompt of \d{3,} tokens.* 96 .*context of 512 tokens.*student"):
         sample(student, [longest.prompt], 2, Sampling(max_new_tokens=96), torch.Generator().manual_seed(0))
@@ -324,23 +330,24 @@ JUNK = st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=14).map("".join
 def test_a_verifier_never_raises(text):
     for task, problem in (
         (ArithmeticTask(), FORTY_FOUR),
-        (KnightsKnavesTask(), Example("", "Ann is a knight, and Bob is a knave.", 2, "", {"answer": "Ann is a knight."})),
+        (KNIGHTS, Example("", "Ann is a knight, and Bob is a knave.", 2, "", {"answer": "Ann is a knight."})),
     ):
         score = task.score(text, problem)
-        assert set(score.parts) == {"format", "accuracy"}
-        assert all(value in (0.0, 1.0) for value in score.parts.values())
+        assert {"format", "accuracy"} <= set(score.parts) <= {"format", "accuracy", "credit"}
+        assert all(score.parts[name] in (0.0, 1.0) for name in ("format", "accuracy"))
+        assert 0 <= score.parts.get("credit", 0) <= 1
 
 
 def test_a_verifier_never_evaluates(monkeypatch, tmp_path, puzzle):
     mark = tmp_path / "ran"
     calls = []
-    KnightsKnavesTask().score("<answer>warm</answer>", puzzle)  # imports reasoning-gym, which may compile what it likes
+    KNIGHTS.score("<answer>warm</answer>", puzzle)  # imports reasoning-gym, which may compile what it likes
     code = f"__import__('pathlib').Path({str(mark)!r}).touch()"
     with monkeypatch.context() as patch:
         for name in ("eval", "exec"):
             patch.setattr(builtins, name, lambda *_, name=name: calls.append(name))
         for text in (code, f"#{code}", f"<answer>{code}</answer>", "#(lambda: 44)()", "<answer>eval('1')</answer>"):
             assert not ArithmeticTask().score(text, FORTY_FOUR).correct
-            assert not KnightsKnavesTask().score(text, puzzle).correct
+            assert not KNIGHTS.score(text, puzzle).correct
     assert calls == []
     assert not mark.exists()

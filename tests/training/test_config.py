@@ -16,7 +16,8 @@ BAD = {
     "setting": ("kdrl", {"group_sise": "4"}, "did you mean 'group_size'"),
     "option": ("kdrl", {"aggregatoin": "token"}, "did you mean 'aggregation'"),
     "value of an option": ("kdrl", {"aggregation": "tokens"}, "did you mean 'token'"),
-    "task": ("kdrl", {"task": "aritmetic"}, "did you mean 'arithmetic'"),
+    "template without its place": ("kdrl", {"prompt_template": "Solve {x}"}, "prompt_template has no {question}"),
+    "settings by their own name": ("kdrl", {"task_settings": "1"}, "task_settings is not a setting for --set"),
     "quant": ("kdrl", {"quant": "nf8"}, "'nf4' or 'none'"),
     "engine": ("kdrl", {"engine": "vllm"}, "'fast' or 'hf'"),
     "knob above its range": ("kdrl", {"kd_coef": "11"}, "lies in 0–10"),
@@ -52,6 +53,14 @@ def test_bad_input_is_answered_in_one_sentence(case):
     with pytest.raises(ValueError, match=re.escape(says)) as raised:
         make_config(method, settings=settings)
     assert "\n" not in str(raised.value)
+
+
+def test_task_settings_and_the_template_come_from_the_command_line(tmp_path):
+    given = {"task.min_numbers": "3", "task.share": "0.5", "task.flag": "True", "task.word": "two words", "task.range": "[1, 2]", "task.nan": "NaN"}
+    config = make_config("grpo", settings={**given, "prompt_template": "Q: {question} \\boxed{}"})
+    assert config.task_settings == {"min_numbers": 3, "share": 0.5, "flag": True, "word": "two words", "range": [1, 2], "nan": "NaN"}
+    folder = RunFolder.create(tmp_path / "run", config.model_dump(), {})
+    assert config_of(RunFolder.open(folder.path)) == config
 
 
 def test_unknown_preset():

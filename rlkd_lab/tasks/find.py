@@ -1,0 +1,93 @@
+"""From a name to a task: ours, a reasoning-gym set, a file of questions, a dataset of the hub, or a class of your own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlkd_lab.tasks.arithmetic import ArithmeticTask
+from rlkd_lab.tasks.base import Task
+from rlkd_lab.tasks.questions import FILES, QuestionTask, read_files, read_hub
+from rlkd_lab.tasks.reasoning import ReasoningGymTask, reasoning_gym_sets
+
+MEMBERS = ("name", "train_difficulty", "ood_difficulty", "examples", "score")
+
+
+def find_task(name: str, settings: Mapping[str, Any] | None = None, template: str | None = None) -> Task:
+    r"""The task of that name. Only a name of reasoning-gym's imports reasoning-gym, only questions import math-verify.
+
+    Args:
+        name: ``arithmetic``; a reasoning-gym set (``countdown``); a file (.jsonl, .json, .parquet) or a folder of train.* and test.* files with a question and
+            an answer a row; ``hub:OWNER/NAME`` or ``hub:OWNER/NAME:CONFIG``; ``PATH.py:CLASS``, a class of your own.
+        settings: of a reasoning-gym set (the fields of its config) or of your own class (keyword arguments); the others have none.
+        template: what a prompt looks like, with ``{question}`` in it; every other brace stands for itself. The task's own by default.
+
+    Raises:
+        ValueError, OSError: in one sentence.
+    """
+    settings = dict(settings or {})
+    if template is not None and "{question}" not in template:
+        raise ValueError(f"prompt_template has no {{question}}, where the question goes: {template[:60]!r}")
+    path, colon, attribute = name.rpartition(":")
+    if colon and path.endswith(".py"):
+        return own_task(Path(path), attribute, settings, template)
+    if name.endswith(".py"):
+        raise ValueError(f"task {name}: a file can hold several classes; write {name}:CLASS")
+    if name == "arithmetic":
+        if settings or template:
+            raise ValueError("arithmetic has no settings and no template: the embedded models read its bare prompts; use a reasoning-gym set such as chain_sum")
+        return ArithmeticTask()
+    if name.startswith("hub:"):
+        _no_settings(name, settings)
+        return QuestionTask(name, read_hub(name.removeprefix("hub:")), template)
+    if name.endswith(FILES) or Path(name).is_dir() or "/" in name or "\\" in name:
+        _no_settings(name, settings)
+        return QuestionTask(name, read_files(Path(name)), template)
+    sets = reasoning_gym_sets()
+    if name not in sets:
+        close = difflib.get_close_matches(name, ["arithmetic", *sets], n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(repr(one) for one in close)}? " if close else ""
+        raise ValueError(
+            f"unknown task {name!r}: {hint}A task is arithmetic, one of reasoning-gym's {len(sets)} sets (countdown, zebra_puzzles, …),"
+            " a .jsonl, .json or .parquet file or a folder of them, hub:OWNER/NAME, or PATH.py:CLASS"
+        )
+    return ReasoningGymTask(name, settings, template)
+
+
+def own_task(path: Path, attribute: str, settings: Mapping[str, Any], template: str | None) -> Task:
+    """An instance of a class in a file. The file is run: give no file that you would not run."""
+    if not path.is_file():
+        raise FileNotFoundError(f"task {path}:{attribute}: there is no file {path}")
+    module_name = f"rlkd_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"task {path}: the file does not run: {type(error).__name__}: {error}") from error
+    found = getattr(module, attribute, None)
+    if not isinstance(found, type):
+        classes = [name for name, value in vars(module).items() if isinstance(value, type) and value.__module__ == module_name]
+        raise ValueError(f"task {path} has no class {attribute!r}; its classes: {', '.join(classes) or 'none'}")
+    given = {**settings, **({} if template is None else {"template": template})}
+    try:
+        inspect.signature(found).bind(**given)
+    except TypeError as error:
+        raise ValueError(f"task {path}:{attribute} does not take {', '.join(given) or 'an empty call'}: {error}") from None
+    task = found(**given)
+    missing = [member for member in MEMBERS if not hasattr(task, member)]
+    if missing:
+        raise ValueError(f"task {path}:{attribute} is no task yet: it has no {', no '.join(missing)} (a task has {', '.join(MEMBERS)})")
+    return task
+
+
+def _no_settings(name: str, settings: Mapping[str, Any]) -> None:
+    if settings:
+        raise ValueError(f"task {name} has no settings: drop task.{next(iter(settings))}")
