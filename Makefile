@@ -5,12 +5,13 @@ PY := .venv/bin/python
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 DEMO := opd grpo kdrl trrd
 
-.PHONY: help setup demo lab test test-fast figures lint clean
+.PHONY: help setup demo lab test test-fast bench figures lint clean
 help:
 	@echo "make setup      make .venv with everything (the other targets do it by themselves)"
 	@echo "make demo       train KD, GRPO, KDRL and TRRD on the embedded pair; figures/demo.png"
 	@echo "make lab        open JupyterLab on the notebooks"
 	@echo "make test       all tests; make test-fast: those under a few seconds each"
+	@echo "make bench      a step against TRL's, our sampler against generate, KDRL and TRRD against GRPO (6 minutes on an idle machine)"
 	@echo "make figures    draw the committed figures again; make lint: ruff and mypy"
 
 setup: .venv/installed
@@ -42,6 +43,9 @@ test-fast: .venv/installed
 
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+bench: .venv/installed
+	$(PY) benchmarks/step.py
 
 figures: demo
 
