@@ -68,7 +68,9 @@ class RunConfig(BaseModel):
 
     updates_per_rollout: Annotated[int, Field(ge=1, description="passes over a rollout; with 1 pass of 1 minibatch nothing is ever clipped")] = 2
     minibatches: Annotated[int, Field(ge=1, description="optimizer steps per pass")] = 1
-    micro_batch: Annotated[int, Field(ge=1, description="completions in one forward and backward pass, of like lengths")] = 16
+    micro_batch: Annotated[
+        int, Field(ge=1, description="of the longest completions in one forward and backward pass; of shorter ones as many as have no more tokens")
+    ] = 16
     kl_every: Annotated[
         int, Field(ge=0, description="steps between measurements of the KLs that the method itself does not need (teacher, reference); 0 is never")
     ] = 1
@@ -105,7 +107,9 @@ class RunConfig(BaseModel):
             raise ValueError(f"prompt_template has no {{question}}, where the question goes: {self.prompt_template[:60]!r}")
         nearest(self.preset, PRESETS, "preset")
         self.schedules()
-        resolve_options(method, self.options)
+        options = resolve_options(method, self.options)
+        if options["zero_spread"] == "resample" and "groups" not in method.needs:
+            raise ValueError(f"zero_spread=resample looks for groups whose rewards differ; {self.method} does not look at rewards")
         if "teacher" in method.needs | ({"teacher"} if "traces" in method.needs else set()) and self.teacher is None:
             raise ValueError(f"{self.method} needs a teacher: set teacher to an embedded name (teacher, teacher-concise), a folder or a hub id")
         if self.interference_every and self.group_size < 2:

@@ -228,31 +228,24 @@ class Loop:
         return Rollout(examples, drawn.texts, drawn.sequences, drawn.sampler_logps, drawn.finished, on_policy=True)
 
     def _resampled(self, first: Rollout, draw: torch.Generator, step: int, temperature: float) -> tuple[Rollout, Row]:
-        """Dynamic sampling: rollouts until ``prompts_per_step`` groups have a spread of rewards, or ``resample_rounds`` are over; then groups without
-        one fill up, and add nothing to the gradient. DAPO (arXiv 2503.14476), §3.2.
+        """Dynamic sampling: rollouts until ``prompts_per_step`` groups have a spread of rewards, or ``resample_rounds`` are over; then groups without one
+        fill up: they have no gradient, and count in the normaliser. DAPO (arXiv 2503.14476), §3.2.
 
         Rewards and lengths in the row are the first rollout's: those of the groups that were kept are near one half by selection.
         """
         config, size = self.config, self.config.group_size
-        rollouts, spread = [first], self._spread(first)
+        batch, row = self._score(first)
+        rollouts, spread = [first], _spread(batch, size)
         while int(spread.sum()) < config.prompts_per_step and len(rollouts) < config.resample_rounds:
             rollouts.append(self._sample(draw, self._generator(step, f"sampling, round {len(rollouts) + 1}"), temperature))
-            spread = torch.cat([spread, self._spread(rollouts[-1])])
+            spread = torch.cat([spread, _spread(self._score(rollouts[-1])[0], size)])
         kept = (~spread).int().argsort(stable=True)[: config.prompts_per_step]
         rows = (kept[:, None] * size + torch.arange(size)).flatten()
-        _, plain = self._score(first)
-        return joined(rollouts, rows, self.policy.tokenizer.pad_token_id), plain | {
+        return joined(rollouts, rows, self.policy.tokenizer.pad_token_id), row | {
             "sampling/rounds": float(len(rollouts)),
             "sampling/groups_with_spread": spread.float().mean().item(),
             "generated": sum(int(one.sequences.completion_mask.sum()) for one in rollouts),
         }
-
-    def _spread(self, rollout: Rollout) -> Tensor:
-        """Which groups have rewards that differ, (prompts,) of bool."""
-        rewards = self._score(rollout)[0].rewards
-        assert rewards is not None
-        grouped = rewards.view(-1, self.config.group_size).cpu()
-        return grouped.amax(1) > grouped.amin(1)
 
     def _teacher_traces(self) -> list[dict[str, Any]]:
         if self.traces is None:
@@ -582,6 +575,13 @@ def fingerprint(config: RunConfig) -> str:
     """Changes with any setting that a checkpoint depends on; how often things are written is none."""
     free = {"eval_every", "eval_prompts", "checkpoint_every", "samples_every", "interference_every"}
     return hashlib.sha256(config.model_dump_json(exclude=free).encode()).hexdigest()[:16]
+
+
+def _spread(batch: TokenBatch, group_size: int) -> Tensor:
+    """Which groups have rewards that differ, (prompts,) of bool."""
+    assert batch.rewards is not None
+    grouped = batch.rewards.view(-1, group_size).cpu()
+    return grouped.amax(1) > grouped.amin(1)
 
 
 def _check_gap(gap: float, what: str) -> None:

@@ -161,3 +161,10 @@ def test_config_json_is_json_that_anyone_reads(tmp_path):
     stored = json.loads((folder.path / "config.json").read_text(), parse_constant=refuse)
     assert stored["method"] == "trrd"
     assert all(not isinstance(v, float) or math.isfinite(v) for v in stored.values())
+
+
+def test_dynamic_sampling_is_for_methods_that_compare_rewards():
+    for method in ("opd", "sft", "gkd"):
+        with pytest.raises(ValueError, match=f"{method} does not look at rewards"):
+            make_config(method, settings={"zero_spread": "resample"})
+    assert make_config("kdrl", settings={"zero_spread": "resample"}).options == {"zero_spread": "resample"}
