@@ -17,8 +17,8 @@ def tiny():
     """``tiny(method, settings, **fields)``: a config for a run of two steps."""
 
     def make(method="kdrl", settings=None, **fields):
-        # the teacher's traces are cut by the length limit and trained on all the same, but for rft, whose teacher is the one who is brief
-        own = {"teacher": "teacher-concise"} if method == "rft" else {"options": {"keep_traces": "all", **fields.pop("options", {})}}
+        # the teacher's traces are cut by the length limit and trained on all the same, but for rft, whose teacher is brief and often wrong
+        own = {"teacher": "student", "traces": 24} if method == "rft" else {"options": {"keep_traces": "all", **fields.pop("options", {})}}
         return make_config(method, settings=settings, **{**TINY, **own, **fields})
 
     return make

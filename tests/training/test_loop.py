@@ -9,9 +9,10 @@ import torch
 
 from rlkd_lab.models import Sequences
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.tasks import ArithmeticTask, Score
+from rlkd_lab.tasks import ArithmeticTask, Example, Score
 from rlkd_lab.training import run
 from rlkd_lab.training.loop import PASS_COST, Loop
+from rlkd_lab.training.rollout import Rollout, joined
 
 ONE_UPDATE = {"steps": 1, "updates_per_rollout": 1}
 
@@ -116,7 +117,11 @@ def test_looking_at_the_whole_rollout_first_changes_no_result(tiny, tmp_path, me
     fields = {"on_policy_frac": 1.0} if method == "gkd" else {}
     merged = run(tiny(method, **fields), tmp_path / "merged").rows()
     apart = run(tiny(method, samples_every=1, **fields), tmp_path / "apart").rows()
-    assert first_difference(apart, merged) == (None, 0.0)
+    # the same products in micro-batches cut elsewhere (rows without gradient are apart), or through another forward of the teacher, round differently
+    tolerance = 0.0 if method == "kdrl" else 1e-5
+    difference, largest = first_difference(apart, merged, tolerance)
+    assert difference is None
+    assert largest <= tolerance
     assert all("time/old" in row for row in apart)
 
 
@@ -190,8 +195,32 @@ def test_rejection_sampling_trains_on_right_traces_alone(trained):
     import pyarrow.parquet as pq
 
     kept = pq.read_table(trained("rft").path / "traces.parquet").to_pylist()
-    assert 0 < len(kept) <= 8
+    assert 0 < len(kept) < 24
     assert all(row["correct"] for row in kept)
+
+
+def test_rollouts_of_different_widths_are_joined_row_by_row():
+    def rollout(texts, prompt_width, width):
+        rows = len(texts)
+        prompts, mask = torch.zeros(rows, prompt_width, dtype=torch.long), torch.zeros(rows, prompt_width, dtype=torch.long)
+        ids, kept, logps = torch.zeros(rows, width, dtype=torch.long), torch.zeros(rows, width, dtype=torch.long), torch.zeros(rows, width)
+        for row, text in enumerate(texts):  # text "ab": a is the length of the prompt, b that of the completion, and what they hold
+            prompts[row, prompt_width - int(text[0]) :] = 10 + int(text[0])
+            mask[row, prompt_width - int(text[0]) :] = 1
+            ids[row, : int(text[1])], kept[row, : int(text[1])], logps[row, : int(text[1])] = 10 + int(text[1]), 1, -float(text[1])
+        examples = [Example(text, text, 0, text) for text in texts]
+        return Rollout(examples, texts, Sequences(prompts, mask, ids, kept), logps, torch.tensor([text[1] == "2" for text in texts]), on_policy=True)
+
+    whole = joined([rollout(["21", "32"], 3, 2), rollout(["51", "14"], 5, 4)], torch.tensor([3, 0, 1]), pad=7)
+    assert whole.texts == [example.prompt for example in whole.examples] == ["14", "21", "32"]
+    for row, (prompt, completion) in enumerate([(1, 4), (2, 1), (3, 2)]):
+        part = whole.sequences.select(torch.tensor([row]))
+        assert part.prompt_ids.tolist() == [[10 + prompt] * prompt]  # nothing but the prompt is left, so the padding was on its left
+        kept = part.completion_mask[0].bool()
+        assert part.completion_ids[0][kept].tolist() == [10 + completion] * completion
+        assert kept.tolist() == [True] * completion + [False] * (4 - completion)
+        assert whole.sampler_logps[row][kept].tolist() == [-float(completion)] * completion
+    assert whole.finished.tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize(("every", "measured"), [(0, [True, False, False, False]), (2, [True, True, False, True])])
