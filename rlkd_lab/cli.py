@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +38,8 @@ def _method_names() -> list[str]:
 
 @contextlib.contextmanager
 def plain_errors(stopped: str = "`rlkd resume` goes on from the last checkpoint") -> Iterator[None]:
-    """Mistakes of the user end in one sentence and status 2, failures of a run in one sentence and status 1."""
+    """Mistakes of the user end in one sentence and status 2, failures of a run in one sentence and status 1; a warning is one sentence too."""
+    warnings.showwarning = lambda message, *_, **__: typer.echo(f"rlkd: warning: {message}", err=True)
     try:
         yield
     except (ValueError, OSError) as error:
@@ -310,6 +312,8 @@ def evaluate(
         )  # fmt: skip
         if out is None and ours.run is not None:
             out = ours.run / "eval" / f"step_{ours.step:06d}.parquet"
+        if out is not None:
+            check_out(out)
         written = [] if out is None else [out, out.with_name(f"{out.stem}-against.parquet")][: 1 if theirs is None else 2]
         for path in written:
             check_out(path)
@@ -380,18 +384,23 @@ def list_runs(
             console.print(f"no runs in {folder}")
             return
         table = Table(box=None, pad_edge=False)
-        for heading in ("run", "method", "state", "step", "seed", "touched", "reward", "accuracy", "differs in"):
+        for heading in ("run", "method", "state", "step", "seed", "touched", "reward", "accuracy"):
             table.add_column(heading, overflow="fold", justify="right" if heading in ("step", "seed", "reward", "accuracy") else "left")
         for row in rows:
             if row["state"] == "torn":
-                table.add_row(escape(row["run"]), "–", "torn", *["–"] * 5, escape(row["problem"]))
+                table.add_row(escape(row["run"]), "–", "torn", *["–"] * 5)
                 continue
             last = ["–" if row[name] is None else f"{row[name]:.3g}" for name in ("reward", "accuracy")]
-            differs = ", ".join(f"{name.removeprefix('knobs.').removeprefix('options.')}={value}" for name, value in row["settings"].items())
-            why = f"({row['problem']})" if row["state"] == "failed" else ""
             step, touched = f"{row['step']}/{row['steps']}", "yes" if row["touched"] else ""
-            table.add_row(escape(row["run"]), row["method"], row["state"], step, str(row["seed"]), touched, *last, escape(f"{differs} {why}".strip()))
+            table.add_row(escape(row["run"]), row["method"], row["state"], step, str(row["seed"]), touched, *last)
         console.print(table)
+        # below the table: beside it they would wrap in the middle of words
+        for row in rows:
+            differs = [f"{name.removeprefix('knobs.').removeprefix('options.')}={value}" for name, value in row["settings"].items()]
+            said = [", ".join(differs)] if differs else []
+            said += [row["problem"]] if row["state"] in ("torn", "failed") else []
+            if said:
+                console.print(escape(f"{row['run']}: {'; '.join(said)}"))
         if any(row["state"] == "lost" for row in rows):
             console.print("lost: it says that it is running, and its process is not on this machine; `rlkd resume` goes on from the last checkpoint")
 

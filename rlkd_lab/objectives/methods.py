@@ -563,7 +563,7 @@ def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options
             stats |= {"clip_ratio/low": share(cut["low"]), "clip_ratio/high": share(cut["high"])}
             if bound is not None:
                 stats["trrd/dead_frac"] = share(cut["low"] | cut["high"] | cut["cap"])
-                stats["trrd/bound_frac"] = share(bound)
+                stats["trrd/bound_frac"] = share(bound & (advantages != 0))  # where there is something to bound
         if values["importance_cap"] is not None and batch.sampler_logps is not None:
             policy = policy * (batch.old - batch.sampler_logps).exp().clamp(max=values["importance_cap"])
 

@@ -12,6 +12,8 @@ import pandas as pd
 from rlkd_lab.runs.compare import differing, flat
 from rlkd_lab.runs.folder import RunFolder
 
+HOW_OFTEN = ("eval_every", "eval_prompts", "checkpoint_every", "samples_every")
+"""Settings that say how often something is written: they make no two runs different."""
 OF_A_RUN = ("metrics.jsonl", "events.jsonl", "status.json")
 """Files of which a folder with any is a run, whole or torn."""
 WITH_A_PROCESS = ("running", "paused", "stopping")
@@ -58,7 +60,7 @@ def overview(folder: str | Path, alive: Callable[[int, float], bool]) -> pd.Data
             row, config = {"state": "torn", "problem": str(error)}, {}
         rows.append({"run": name, **row})
         configs.append(flat(config))
-    names = differing([config for config in configs if config], besides=("seed",))
+    names = differing([config for config in configs if config], besides=("seed", *HOW_OFTEN))
     for row, config in zip(rows, configs, strict=True):
         row["settings"] = {name: config[name] for name in names if name in config}
     columns = ["run", "method", "state", "step", "steps", "seed", "touched", "settings", "reward", "accuracy", "problem"]

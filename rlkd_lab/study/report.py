@@ -40,7 +40,13 @@ def summary_table(summary: pd.DataFrame, name: str) -> Table:
     cells = {(row["difficulty"], row["measure"]): row for row in summary[summary["set"] == name].to_dict("records")}
     levels = [level for level in dict.fromkeys(level for level, _ in cells) if level != "all"]
     prompts, samples = (int(cells["all", count]["value"]) for count in COUNTS)
-    table = Table(box=None, pad_edge=False, title=f"{SETS[name]}: {prompts} prompts, {samples} samples each", title_justify="left", title_style="bold")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        title=f"{SETS[name]}: {prompts} prompts, {samples} sample{'s' if samples > 1 else ''} each",
+        title_justify="left",
+        title_style="bold",
+    )
     for heading in ("", "all", "95 % interval", "chance", *(f"difficulty {level}" if level == levels[0] else str(level) for level in levels)):
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row("prompts", str(prompts), "", "", *(number(cells[level, "prompts"]["value"], "prompts") for level in levels))

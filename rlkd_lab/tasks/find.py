@@ -81,7 +81,10 @@ def own_task(path: Path, attribute: str, settings: Mapping[str, Any], template: 
         inspect.signature(found).bind(**given)
     except TypeError as error:
         raise ValueError(f"task {path}:{attribute} does not take {', '.join(given) or 'an empty call'}: {error}") from None
-    task = found(**given)
+    try:
+        task = found(**given)
+    except Exception as error:
+        raise ValueError(f"task {path}:{attribute} cannot be made: {type(error).__name__}: {error}") from error
     missing = [member for member in MEMBERS if not hasattr(task, member)]
     if missing:
         raise ValueError(f"task {path}:{attribute} is no task yet: it has no {', no '.join(missing)} (a task has {', '.join(MEMBERS)})")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,8 @@ _CLOSED_TAG = "</answer>"
 _TEXT = re.compile(r"(?:\\text(?:bf|rm|it)?|\\mathrm|\\mathbf)\{([^{}\\]*)\}")
 _WORDS = re.compile(r"[^\W\d_]{3,}(?:[\s'-]+[^\W\d_]+)*\.?")
 _UNIT = re.compile(r"(-?[$€£]?\s?-?\d[\d,]*(?:\.\d+)?)\s+[A-Za-z]{3,}(?:[\s-]+[A-Za-z]+)*\.?", re.ASCII)
+_PERCENT = re.compile(r"\s*\\?%\s*\Z")
+_SCIENTIFIC = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?[eE][+-]?\d{1,2}", re.ASCII)
 _POWER = re.compile(r"(?:\^|\*\*)\s*(\{[^{}]*\}|\([^()]*\)|[+-]?\w+|\\\w+|.)")
 _AFTER_BRACKET = re.compile(r"[)}\]]\s*(?:\^|\*\*)")
 _NEVER = re.compile(
@@ -100,6 +103,10 @@ def read(answer: str, marked: bool = True) -> tuple[Any, ...]:
         return (" ".join(words.lower().rstrip(".").split()),)
     quantity = _UNIT.fullmatch(words) if len(words) <= LONGEST else None
     answer = quantity.group(1) if quantity else answer
+    answer = _PERCENT.sub("", answer)  # "50\\%" and "50" are the same answer in MATH
+    scientific = _SCIENTIFIC.fullmatch(answer.strip())
+    if scientific:
+        answer = f"{Decimal(scientific.group()):f}"
     if not harmless(answer):
         return ()
     try:

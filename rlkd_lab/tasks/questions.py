@@ -7,6 +7,8 @@ stands after ``####`` or in ``\boxed{…}``, or is all of it. ``level`` or ``dif
 from __future__ import annotations
 
 import json
+import logging
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -67,6 +69,7 @@ class QuestionTask:
                 continue
             prompt = self.template.replace("{question}", question)
             self._rows[_split(question, given, has)].append(Example(prompt, answer, difficulty, question))
+        self._keep_apart()
         if unread:
             warnings.warn(f"{name}: math-verify cannot read {len(unread)} of {len(placed)} reference answers; left out, first {unread[0]}", stacklevel=2)
         for split in ("train", "validation"):
@@ -74,6 +77,17 @@ class QuestionTask:
                 raise ValueError(f"{name} has no {split} row among its {len(placed) - len(unread)} usable rows: give more, or a column split that names some")
         levels = [example.difficulty for example in self._rows["train"]]
         self.train_difficulty = (min(levels), max(levels))
+
+    def _keep_apart(self) -> None:
+        """Drop training rows whose question is asked in validation or test too, and validation rows that are asked in test, and say how many."""
+        asked: set[str] = set()
+        for split in reversed(SPLITS):
+            kept = [row for row in self._rows[split] if row.id not in asked]
+            if len(kept) < len(self._rows[split]):
+                gone = len(self._rows[split]) - len(kept)
+                warnings.warn(f"{self.name}: {gone} {split} rows ask a question that is held out too; left out of {split}", stacklevel=3)
+            self._rows[split] = kept
+            asked |= {row.id for row in kept}
 
     def examples(self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None) -> list[Example]:
         """``n`` rows, shuffled; every row once before any comes again."""
@@ -131,7 +145,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
 
         yield from pq.read_table(path).to_pylist()
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         rows = json.load(file) if path.suffix == ".json" else None
         if rows is not None and not isinstance(rows, list):
             raise ValueError("a .json file holds a list of rows")
@@ -162,6 +176,8 @@ def read_hub(source: str) -> list[Row]:
     except ImportError:
         raise ValueError("a task of the hub needs the package datasets: pip install 'rlkd_lab[datasets]'") from None
     name, _, config = source.partition(":")
+    for noisy in ("huggingface_hub", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)  # five lines a retry; what matters is said below
     try:
         found = datasets.load_dataset(name, config or None)
     except Exception as error:  # of its own, of the hub's client, of the network's
@@ -180,7 +196,11 @@ def _columns(where: str, row: Mapping[str, Any]) -> tuple[str, str, str, int]:
         column = next((name for name in names if name in row), None)
         if column is None:
             raise ValueError(f"{where} has no column of {kind}s ({', '.join(names)}): its columns are {', '.join(map(str, row)) or 'none'}")
-        found[kind] = "" if row[column] is None else str(row[column])
+        value = row[column]
+        if not isinstance(value, str | int | float | None) or isinstance(value, bool):
+            raise ValueError(f"{where}: column {column!r} holds a {type(value).__name__}; write text or a number")
+        empty = value is None or (isinstance(value, float) and not math.isfinite(value))
+        found[kind] = "" if empty else str(value)
         if not found[kind].strip():
             raise ValueError(f"{where} has no {kind}: column {column!r} is empty")
     level = next((row[name] for name in DIFFICULTY if row.get(name) is not None), 0)

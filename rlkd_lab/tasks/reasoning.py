@@ -48,8 +48,9 @@ SAFE: Mapping[str, re.Pattern[str]] = {
 """What an answer may consist of, for the verifiers that would run it."""
 COMPARED = ("game_of_life_halting",)
 """Sets whose verifier accepts any text; here the answer is compared with the reference."""
-TOP_LEVEL = {"jugs": 1, "puzzle24": 0}
-"""Level 2 of jugs takes ten seconds a puzzle; puzzle24 looks for 24 in large numbers alone for minutes, or for ever."""
+TOP_LEVEL = {"countdown": 0, "jugs": 1, "puzzle24": 0}
+"""Level 1 of countdown takes a second a puzzle and level 3 five (its sizes are settings too: task.max_numbers=4), level 2 of jugs ten; puzzle24 looks for 24
+in large numbers alone for minutes, or for ever."""
 DRAWN_AT_ONCE = ("acre", "gsm_symbolic", "list_functions", "word_ladder")
 """Sets that draw or count all their puzzles when they are made: a puzzle with a seed of its own needs a set of its own."""
 

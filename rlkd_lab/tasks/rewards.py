@@ -96,7 +96,7 @@ def judge(
         limit: length limit in tokens.
         group_size: completions a prompt.
     """
-    scores = [task.score(text, example) for text, example in zip(texts, examples, strict=True)]
+    scores = [_score(task, text, example) for text, example in zip(texts, examples, strict=True)]
     scores = [s if whole else Score(dict.fromkeys(s.parts, 0.0)) for s, whole in zip(scores, finished, strict=True)]
     parts = [dict(score.parts) for score in scores]
     for name in weights:
@@ -111,9 +111,24 @@ def judge(
     ]
 
 
+def _score(task: Task, text: str, example: Example) -> Score:
+    """``task.score``, with a sentence where a task breaks its promises: it does not raise, and its parts are finite numbers in [0, 1]."""
+    try:
+        score = task.score(text, example)
+    except Exception as error:
+        raise ValueError(f"the task {task.name}: score raised {type(error).__name__}: {error}, on {text[:40]!r}; it must not raise on any text") from error
+    if not isinstance(score, Score):
+        raise ValueError(f"the task {task.name}: score returned a {type(score).__name__}; it returns Score({{'accuracy': …}}, answer)")
+    odd = next((name for name, value in score.parts.items() if not 0 <= value <= 1), None)  # a NaN is odd too
+    if odd is not None or "accuracy" not in score.parts:
+        wrong = "has no part accuracy" if odd is None else f"gave {odd}={score.parts[odd]}, which is not in 0–1"
+        raise ValueError(f"the task {task.name}: score {wrong}, on {text[:40]!r}")
+    return score
+
+
 def check_weights(task: Task, weights: Mapping[str, float], example: Example) -> None:
     """Raise ValueError for a weighted part that neither the task nor :data:`SHARED` has."""
-    own = task.score("", example).parts
+    own = _score(task, "", example).parts
     unknown = [name for name, weight in weights.items() if weight and name not in own and name not in SHARED]
     if unknown:
         raise ValueError(f"unknown reward part {unknown[0]!r}: the task {task.name} has {', '.join(own)}; every task can have {', '.join(SHARED)}")

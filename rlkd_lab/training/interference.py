@@ -23,7 +23,7 @@ Forward = Callable[[TokenBatch, Sequences], TokenBatch]
 def cosine(a: Tensor, b: Tensor) -> float:
     """Cosine of two gradients; NaN where one is zero."""
     norms = float(a.norm() * b.norm())
-    return float(a @ b) / norms if norms > 0 else float("nan")
+    return min(max(float(a @ b) / norms, -1.0), 1.0) if norms > 0 else float("nan")  # rounding
 
 
 def sign_conflict(a: Tensor, b: Tensor) -> float:

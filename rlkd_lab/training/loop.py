@@ -89,7 +89,12 @@ class Loop:
         self.policy.use_chat(config.chat, config.system_prompt)
         self.teacher: LanguageModel | None = None
         if config.teacher is not None:
-            self.teacher = load_teacher(config.teacher, config.teacher_quant, policy=self.policy, adapter=config.teacher_adapter)
+            try:
+                self.teacher = load_teacher(config.teacher, config.teacher_quant, policy=self.policy, adapter=config.teacher_adapter)
+            except ValueError as error:
+                if "teacher" in self.method.needs or "traces" in self.method.needs:
+                    raise
+                raise ValueError(f"{error}. {config.method} needs no teacher, which only adds the KL curves: --set teacher=off") from error
             self.teacher.use_chat(config.chat, config.system_prompt)
         self.reference = reference_of(self.policy)
         dense = config.dense_twin and DenseTwin.suits(self.policy)
@@ -111,7 +116,12 @@ class Loop:
         if self.config.eval_every and self.task.ood_difficulty is not None:
             needed.append((self.task.ood_difficulty, 2 * self.config.max_new_tokens))
         for difficulty, room in needed:
-            examples = self.task.examples(16, self.config.seed, "train", difficulty)
+            try:
+                examples = self.task.examples(16, self.config.seed, "train", difficulty)
+            except (ValueError, OSError):
+                raise
+            except Exception as error:
+                raise ValueError(f"the task {self.task.name}: examples raised {type(error).__name__}: {error}") from error
             if not examples:
                 raise ValueError(f"the task {self.config.task} has no training prompts")
             check_length(self.policy, [example.prompt for example in examples], room)
@@ -204,7 +214,7 @@ class Loop:
             examples = [self.trace_examples[r["example_id"]] for r in rows]
             sequences = sequences_of(self.policy, [r["prompt"] for r in rows], [r["completion_ids"] for r in rows])
             finished = torch.tensor([r["finished"] for r in rows])
-            return Rollout(examples, [r["completion"] for r in rows], sequences, None, finished, on_policy=False), {}
+            return Rollout(examples, [r["completion"] for r in rows], sequences, None, finished, on_policy=False), {"traces/kept": len(table)}
         first = self._sample(draw, self._generator(step, "sampling"), temperature)
         if self.options["zero_spread"] != "resample":
             return first, {}

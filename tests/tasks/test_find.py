@@ -71,3 +71,27 @@ def test_a_class_of_your_own(tmp_path):
     path.write_text("def broken(:")
     with pytest.raises(ValueError, match="the file does not run: SyntaxError"):
         find_task(f"{path}:Mine")
+
+
+BROKEN = {
+    "__init__": ("    def __init__(self):\n        {}['x']\n", "cannot be made: KeyError"),
+    "examples": ("    def examples(self, *_):\n        return 1 / 0\n", "examples raised ZeroDivisionError"),
+    "score": ("    def score(self, *_):\n        return {'accuracy': 1.0}\n", "score returned a dict"),
+    "raises": ("    def score(self, text, example):\n        return text[10**6]\n", "score raised IndexError"),
+    "nan": ("    def score(self, *_):\n        return Score({'accuracy': float('nan')})\n", "gave accuracy=nan, which is not in 0–1"),
+    "nothing": ("    def score(self, *_):\n        return Score({'format': 1.0})\n", "has no part accuracy"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_task_of_ones_own_is_one_sentence_and_leaves_nothing(tmp_path, kind):
+    from rlkd_lab.training import make_config, run
+
+    body, says = BROKEN[kind]
+    (tmp_path / "mine.py").write_text(
+        "from rlkd_lab.tasks import ArithmeticTask, Score\n\n\nclass Mine(ArithmeticTask):\n    name = 'mine'\n" + body, encoding="utf-8"
+    )
+    config = make_config("grpo", steps=1, task=f"{tmp_path / 'mine.py'}:Mine", prompts_per_step=2, group_size=2, max_new_tokens=8, eval_every=0, teacher=None)
+    with pytest.raises(ValueError, match=says):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

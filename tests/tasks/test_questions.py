@@ -299,3 +299,38 @@ def test_a_template_leaves_other_braces_alone(tmp_path):
     task = find_task(write(tmp_path / "s.jsonl", sums()), template="{question} -> \\boxed{} {0} {x}")
     (example,) = task.examples(1, 0)
     assert example.prompt == example.id + " -> \\boxed{} {0} {x}"
+
+
+def test_a_question_that_is_held_out_is_not_trained_on(tmp_path):
+    rows = [{"question": f"q{i} + 1?", "answer": str(i)} for i in range(60)]
+    path = tmp_path / "leak.jsonl"
+    path.write_text("".join(json.dumps({**row, "split": split}) + "\n" for split in ("train", "test") for row in (rows if split == "train" else rows[:20])))
+    with pytest.warns(UserWarning, match=r"leak\.jsonl: \d+ train rows ask a question that is held out too"):
+        task = find_task(str(path))
+    asked = {split: {example.id for example in task.examples(200 if split == "train" else 10, 0, split)} for split in ("train", "validation", "test")}
+    assert not asked["train"] & (asked["test"] | asked["validation"])
+    assert not asked["validation"] & asked["test"]
+    assert len(asked["train"]) >= 30
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [("NaN", "has no answer"), ("Infinity", "has no answer"), ('{"a": 1}', "holds a dict"), ('["1", "2"]', "holds a list"), ("true", "holds a bool")],
+)
+def test_an_answer_that_is_none(tmp_path, answer, says):
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"question": "a?", "answer": "1"}\n{"question": "b?", "answer": ' + answer + "}\n")
+    with pytest.raises(ValueError, match=rf"odd\.jsonl, row 2.*{says}"):
+        find_task(str(path))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_row(tmp_path):
+    path = tmp_path / "bom.jsonl"
+    path.write_text("".join(json.dumps({"question": f"q{i}?", "answer": str(i)}) + "\n" for i in range(200)), encoding="utf-8-sig")
+    assert len(find_task(str(path)).examples(5, 0)) == 5
+
+
+@pytest.mark.parametrize(("one", "other"), [(r"50\%", "50"), ("50%", r"50\%"), ("1e5", "100000"), ("2.5e-3", "0.0025")])
+def test_percent_signs_and_powers_of_ten(one, other):
+    assert same(read(one), read(other))
+    assert not same(read(one), read("7"))

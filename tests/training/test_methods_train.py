@@ -53,7 +53,7 @@ def test_two_steps(trained, method):
     assert folder.status()["state"] == "done"
     for row in rows:
         row.pop("time/old", None)  # where a pass without gradient was needed
-        expected = ALWAYS | {f"coef/{knob}" for knob in METHODS[method].knobs} | own(method) | (ON_POLICY if row["on_policy"] else set())
+        expected = ALWAYS | {f"coef/{knob}" for knob in METHODS[method].knobs} | own(method) | (ON_POLICY if row["on_policy"] else {"traces/kept"})
         assert set(row) == expected
         for name, value in row.items():
             if value is None:
