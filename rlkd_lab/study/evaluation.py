@@ -317,7 +317,8 @@ def check_ks(ks: Sequence[int] | None, samples: int) -> None:
 
 def about(model: dict[str, Any], task: Task, settings: Settings) -> dict[str, Any]:
     """The record that goes into a table's metadata."""
-    return {"version": VERSION, "model": model, "task": task.name, **asdict(settings)}
+    of_task = {"task_settings": getattr(task, "settings", {}), "prompt_template": getattr(task, "template", None)}
+    return {"version": VERSION, "model": model, "task": task.name, **of_task, **asdict(settings)}
 
 
 def check_out(path: Path) -> None:

@@ -392,3 +392,13 @@ def test_the_cards_of_the_embedded_models():
     table = accuracies(found["student"]).set_index(["precision", "set"])
     assert table.loc[("NF4", "id"), "accuracy"] == found["student"]["table"]["nf4"]["accuracy"]
     assert len(table) == 4
+
+
+def test_the_record_tells_tasks_of_one_name_apart():
+    from rlkd_lab.tasks import find_task
+
+    plain, other = find_task("chain_sum"), find_task("chain_sum", {"min_terms": 4}, "{question}!")
+    model = find_target("student").describe()
+    first, second = about(model, plain, SMALL), about(model, other, SMALL)
+    assert {key for key in first if first[key] != second[key]} == {"task_settings", "prompt_template"}
+    assert second["task_settings"] == {"min_terms": 4}
