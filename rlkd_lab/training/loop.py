@@ -379,7 +379,8 @@ class Loop:
         row: Row = {"entropy": _mean(full["entropy"][counts])}
         for kind, name in KL_METRICS.items():
             if kind in full:
-                row |= {name: _mean(full[kind][counts]), f"{name}_t1": _mean(full[f"{kind}_t1"][counts])}
+                # of two equal models rounding leaves ±1e-8
+                row |= {name: max(_mean(full[kind][counts]), 0.0), f"{name}_t1": max(_mean(full[f"{kind}_t1"][counts]), 0.0)}
         if "ref_logps" in full:
             row["kl_ref"] = _mean(k3(full["old_logps"], full["ref_logps"])[counts])
         if rollout.sampler_logps is not None:

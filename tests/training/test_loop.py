@@ -20,7 +20,7 @@ ONE_UPDATE = {"steps": 1, "updates_per_rollout": 1}
 @pytest.fixture
 def coin(monkeypatch):
     """Rewards by a hash of the completion: every group has a spread, whatever the embedded student can do."""
-    monkeypatch.setattr(ArithmeticTask, "score", lambda self, text, example: Score({"format": zlib.crc32(text.encode()) % 7 / 0.6, "accuracy": 0.0}))
+    monkeypatch.setattr(ArithmeticTask, "score", lambda self, text, example: Score({"format": zlib.crc32(text.encode()) % 7 / 6, "accuracy": 0.0}))
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def half(monkeypatch):
     """The same on about half of the prompts; on the others nobody is ever rewarded."""
 
     def score(self, text, example):
-        return Score({"format": zlib.crc32(text.encode()) % 7 / 0.6 * (zlib.crc32(example.prompt.encode()) % 2), "accuracy": 0.0})
+        return Score({"format": zlib.crc32(text.encode()) % 7 / 6 * (zlib.crc32(example.prompt.encode()) % 2), "accuracy": 0.0})
 
     monkeypatch.setattr(ArithmeticTask, "score", score)
 
