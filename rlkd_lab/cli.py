@@ -39,9 +39,10 @@ def _method_names() -> list[str]:
 @contextlib.contextmanager
 def plain_errors(stopped: str = "`rlkd resume` goes on from the last checkpoint") -> Iterator[None]:
     """Mistakes of the user end in one sentence and status 2, failures of a run in one sentence and status 1; a warning is one sentence too."""
-    warnings.showwarning = lambda message, *_, **__: typer.echo(f"rlkd: warning: {message}", err=True)
     try:
-        yield
+        with warnings.catch_warnings():  # puts the process's own way of showing them back
+            warnings.showwarning = lambda message, *_, **__: typer.echo(f"rlkd: warning: {message}", err=True)
+            yield
     except (ValueError, OSError) as error:
         typer.echo(f"rlkd: {error}", err=True)
         raise typer.Exit(2) from None

@@ -81,6 +81,12 @@ def check_split(split: str) -> None:
         raise ValueError(f"unknown split {split!r}: use {', '.join(SPLITS)}")
 
 
+def check_template(template: str | None) -> None:
+    """Raise ValueError for a template without ``{question}``; ``None`` is the task's own."""
+    if template is not None and "{question}" not in template:
+        raise ValueError(f"prompt_template has no {{question}}, where the question goes: {template[:60]!r}")
+
+
 def seeded(*parts: object) -> random.Random:
     """A random stream of its own for a tuple of labels; the global stream is never touched."""
     return random.Random(hashlib.sha256(repr(parts).encode()).hexdigest())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd_lab.tasks.arithmetic import ArithmeticTask
-from rlkd_lab.tasks.base import Task
+from rlkd_lab.tasks.base import Task, check_template
 from rlkd_lab.tasks.questions import FILES, QuestionTask, read_files, read_hub
 from rlkd_lab.tasks.reasoning import ReasoningGymTask, reasoning_gym_sets
 
@@ -31,8 +31,7 @@ def find_task(name: str, settings: Mapping[str, Any] | None = None, template: st
         ValueError, OSError: in one sentence.
     """
     settings = dict(settings or {})
-    if template is not None and "{question}" not in template:
-        raise ValueError(f"prompt_template has no {{question}}, where the question goes: {template[:60]!r}")
+    check_template(template)
     path, colon, attribute = name.rpartition(":")
     if colon and path.endswith(".py"):
         return own_task(Path(path), attribute, settings, template)

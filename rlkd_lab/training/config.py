@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from rlkd_lab.objectives import CHOICES, KNOBS, METHODS, Constant, Knob, Schedule, check_coef, nearest, parse_schedule, resolve_options, schedules_for
 from rlkd_lab.objectives.schedules import values_of
+from rlkd_lab.tasks.base import check_template
 
 LOOP_KNOBS: dict[str, Knob] = {
     "temperature": Knob(0.05, 5.0, "sampling temperature; divides the logits of student, old policy, reference and teacher alike"),
@@ -103,8 +104,7 @@ class RunConfig(BaseModel):
     def _consistent(self) -> RunConfig:
         method = METHODS[nearest(self.method, METHODS, "method")]
         # whether there is such a task is for find_task, which may have to import a library or read a file
-        if self.prompt_template is not None and "{question}" not in self.prompt_template:
-            raise ValueError(f"prompt_template has no {{question}}, where the question goes: {self.prompt_template[:60]!r}")
+        check_template(self.prompt_template)
         nearest(self.preset, PRESETS, "preset")
         self.schedules()
         options = resolve_options(method, self.options)

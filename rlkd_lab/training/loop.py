@@ -202,7 +202,7 @@ class Loop:
 
     def _generator(self, step: int, purpose: str) -> torch.Generator:
         digest = hashlib.sha256(f"{self.config.seed}/{step}/{purpose}".encode()).digest()
-        return torch.Generator(device=self.policy.device if purpose == "sampling" else "cpu").manual_seed(int.from_bytes(digest[:7], "big"))
+        return torch.Generator(device=self.policy.device if purpose.startswith("sampling") else "cpu").manual_seed(int.from_bytes(digest[:7], "big"))
 
     def _rollout(self, step: int, temperature: float) -> tuple[Rollout, Row]:
         """Completions to train on, and what the row should say of how they were got."""
