@@ -40,6 +40,7 @@ def teacher_traces(
     sampling: Sampling | None = None,
     batch: int = 128,
     stop: Callable[[], bool] = lambda: False,
+    twin: DenseTwin | None = None,
 ) -> pa.Table:
     """``n`` prompts of the training split answered by the teacher, filtered and cached; a cache that fits is read instead.
 
@@ -54,6 +55,7 @@ def teacher_traces(
         sampling: temperature and limits.
         batch: completions sampled at a time.
         stop: asked between tokens.
+        twin: the teacher's dense copy, if there is one already.
 
     Raises:
         ValueError: the cache was made with other settings, or nothing is left after filtering.
@@ -81,7 +83,8 @@ def teacher_traces(
             raise ValueError(f"{cache} holds traces made with other settings ({found}); delete it, or name another file")
         return table
     generator = torch.Generator(device=teacher.device).manual_seed(seed)
-    twin = DenseTwin(teacher) if DenseTwin.suits(teacher) else None
+    if twin is None and DenseTwin.suits(teacher):
+        twin = DenseTwin(teacher)
     rows = []
     for start in range(0, n, batch):
         part = examples[start : start + batch]

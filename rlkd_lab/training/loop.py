@@ -270,6 +270,7 @@ class Loop:
                 difficulty=self.config.difficulty,
                 sampling=Sampling(1.0, self.config.max_new_tokens),
                 stop=lambda: self.stopping,
+                twin=self.frozen.get("teacher"),
             )
             self.traces = table.to_pylist()
             # a verifier may need more of an example than the table holds

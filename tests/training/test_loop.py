@@ -183,6 +183,21 @@ def test_dynamic_sampling_draws_until_the_batch_is_full_of_groups_with_a_spread(
     assert single["num_tokens"] == plain["num_tokens"]
 
 
+def test_every_round_samples_on_the_models_device(monkeypatch):
+    made = []
+
+    class Recorded(torch.Generator):
+        def __new__(cls, device):
+            made.append(device)
+            return super().__new__(cls, device="cpu")
+
+    monkeypatch.setattr(torch, "Generator", Recorded)
+    loop = SimpleNamespace(config=SimpleNamespace(seed=0), policy=SimpleNamespace(device="the model's"))
+    for purpose in ("sampling", "sampling, round 2", "prompts"):
+        Loop._generator(loop, 1, purpose)
+    assert made == ["the model's", "the model's", "cpu"]
+
+
 def test_dynamic_sampling_gives_up_after_its_rounds(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(ArithmeticTask, "score", lambda self, text, example: Score({"format": 0.0, "accuracy": 0.0}))
     (row,) = run(tiny("dapo", resample_rounds=3, steps=1), tmp_path / "run").rows()
