@@ -23,6 +23,7 @@ import pandas as pd
 
 FORMAT = 2
 State = Literal["idle", "running", "paused", "stopping", "done", "failed"]
+Kind = Literal["step", "probe"]
 TIMING = ("step_time", "time/", "memory/")
 """Names, or beginnings of names, of the metrics that differ between two runs of the same computation."""
 
@@ -157,18 +158,26 @@ class RunFolder:
         frame = pd.DataFrame(self.rows("metrics.jsonl"))
         return frame.set_index("step") if len(frame) else frame
 
-    def samples(self, step: int | None = None) -> pd.DataFrame:
-        """Recorded completions of a step, the last recorded one by default.
+    def sample_steps(self, kind: Kind = "step") -> list[int]:
+        """Steps whose rollouts (``step``) or fixed validation prompts (``probe``) were recorded."""
+        return sorted(int(file.stem.partition("_")[2]) for file in (self.path / "samples").glob(f"{kind}_*.parquet"))
+
+    def samples(self, step: int | None = None, kind: Kind = "step") -> pd.DataFrame:
+        """Recorded completions of a step, the last recorded one by default; with ``kind="probe"`` those of a few prompts that never change.
 
         Raises:
             FileNotFoundError: nothing was recorded there.
+            ValueError: the file is damaged.
         """
-        files = sorted((self.path / "samples").glob("step_*.parquet"))
-        wanted = [file for file in files if step is None or file.stem == f"step_{step:06d}"]
-        if not wanted:
-            recorded = ", ".join(str(int(file.stem[5:])) for file in files) or "none"
-            raise FileNotFoundError(f"no samples of step {step} in {self.path}; recorded steps: {recorded}")
-        return pd.read_parquet(wanted[-1])
+        recorded = self.sample_steps(kind)
+        if not recorded or (step is not None and step not in recorded):
+            listed = ", ".join(map(str, recorded)) or "none"
+            raise FileNotFoundError(f"no samples of step {step} in {self.path}; recorded steps: {listed}")
+        file = self.path / "samples" / f"{kind}_{recorded[-1] if step is None else step:06d}.parquet"
+        try:
+            return pd.read_parquet(file)
+        except (OSError, ValueError) as error:  # pyarrow's errors are both
+            raise ValueError(f"{file} is damaged: {error}") from error
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""

@@ -48,6 +48,10 @@ class ArithmeticTask:
         answer = None if found is None else str(int(found.group(1)))
         return Score({"accuracy": float(answer == example.answer), "format": float(_WELL_FORMED.fullmatch(completion) is not None)}, answer)
 
+    def checking(self, completion: str) -> str:
+        """The part of a completion that repeats the steps as a check, from the ``!`` up to the answer."""
+        return re.sub(r"#.*", "", "".join(completion.partition("!")[1:]), flags=re.DOTALL)
+
     def chance(self, example: Example) -> float:
         """Probability that a blind guess is right: every result is one of 0–99."""
         return 0.01

@@ -41,17 +41,17 @@ from rlkd_lab.models import (
     token_logps,
     unflatten,
 )
-from rlkd_lab.objectives import METHODS, TokenBatch, idle_rows, k3, needs_of, prepare, resolve_options, token_loss
+from rlkd_lab.objectives import METHODS, TokenBatch, idle_rows, k1, k2, k3, needs_of, prepare, resolve_options, token_loss
 from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.rollouts import Completions, DenseTwin, Prompts, Sampling, Stopped, check_length, sample, sequences_of, teacher_traces
 from rlkd_lab.runs import FORMAT, RunFolder
-from rlkd_lab.tasks import Example, Task, check_weights, find_task, judge
+from rlkd_lab.tasks import Example, Task, Verdict, check_weights, find_task, judge
 from rlkd_lab.training.config import LOOP_KNOBS, RunConfig, likely_mistakes, validated
 from rlkd_lab.training.environment import describe_environment, peak_memory_gib
-from rlkd_lab.training.evaluation import evaluate
+from rlkd_lab.training.evaluation import SEED, evaluate
 from rlkd_lab.training.interference import interference
 from rlkd_lab.training.knobs import Knobs
-from rlkd_lab.training.rollout import Rollout, joined, write_samples
+from rlkd_lab.training.rollout import PROBES, Rollout, joined, write_samples
 
 Row = dict[str, Any]
 MAX_GAP = 1e-2
@@ -146,13 +146,13 @@ class Loop:
             self.twin.sync()
         with clock("rollout"):
             rollout, row = self._rollout(step, temperature)
-        batch, scored = self._score(rollout)
+        batch, scored, verdicts = self._score(rollout)
         row = scored | row
         wanted = self._wanted(step, coefs)
         measures = bool(self.config.interference_every) and step % self.config.interference_every == 0 and rollout.on_policy and self.teacher is not None
         records = bool(self.config.samples_every) and (step % self.config.samples_every == 0 or step == 1)
         if measures or records:
-            wanted |= {"reference", "teacher"} if self.teacher is not None else {"reference"}
+            wanted |= self._everybody()
         seen = Seen(rollout.sequences)
         if measures or records or self.config.minibatches > 1:
             with torch.no_grad():
@@ -164,7 +164,8 @@ class Loop:
             row |= interference(self.policy, self.config.method, known, rollout.sequences, forward, coefs, self.options, self.config.micro_batch)
         if records:
             path = self.folder.path / "samples" / f"step_{step:06d}.parquet"
-            write_samples(path, self.policy, self.teacher_lm, seen.fill(batch), rollout, temperature)
+            write_samples(path, self.policy, self.teacher_lm, seen.fill(batch), rollout, verdicts, seen.measured(), temperature)
+            self._probe(step)
         row |= self._update(step, batch, rollout.sequences, temperature, coefs, float(values["learning_rate"] or 0.0), wanted, seen, clock)
         row |= self._observed(rollout, seen)
         for move in moves:
@@ -244,7 +245,7 @@ class Loop:
         Rewards and lengths in the row are the first rollout's: those of the groups that were kept are near one half by selection.
         """
         config, size = self.config, self.config.group_size
-        batch, row = self._score(first)
+        batch, row, _ = self._score(first)
         rollouts, spread = [first], _spread(batch, size)
         while int(spread.sum()) < config.prompts_per_step and len(rollouts) < config.resample_rounds:
             rollouts.append(self._sample(draw, self._generator(step, f"sampling, round {len(rollouts) + 1}"), temperature))
@@ -278,7 +279,7 @@ class Loop:
             self.trace_examples = {example.id: example for example in drawn}
         return self.traces
 
-    def _score(self, rollout: Rollout) -> tuple[TokenBatch, Row]:
+    def _score(self, rollout: Rollout) -> tuple[TokenBatch, Row, list[Verdict]]:
         """Rewards and what can be said of the completions before any model looks at them."""
         sequences, device = rollout.sequences, self.policy.device
         lengths = sequences.completion_mask.sum(1)
@@ -307,14 +308,49 @@ class Loop:
             "completions/mean_length_correct": _mean(lengths[correct == 1]),
             "completions/mean_length_wrong": _mean(lengths[correct == 0]),
             "completions/clipped_ratio": 1 - rollout.finished.float().mean().item(),
-        }
+        } | self._lengths(rollout, lengths)
         if rollout.on_policy:
             grouped = rewards.view(-1, self.config.group_size)
             row |= {"reward": rewards.mean().item(), "accuracy": correct.mean().item()}
             row |= {f"reward/{name}": sum(verdict.parts[name] for verdict in judged) / len(judged) for name in judged[0].parts}
             if self.config.group_size > 1:
                 row |= {"reward_std": grouped.std(1).mean().item(), "frac_reward_zero_std": (grouped.std(1) == 0).float().mean().item()}
-        return batch, row
+        return batch, row, judged
+
+    def _lengths(self, rollout: Rollout, lengths: Tensor) -> Row:
+        """What the tokens of a completion are spent on, in tokens per completion; the three add up to the mean length."""
+        part = getattr(self.task, "checking", None)  # a task may say which part of a completion checks the rest
+        checks = [0 if part is None else len(self.policy.tokenizer(part(text), add_special_tokens=False).input_ids) for text in rollout.texts]
+        checking = (torch.tensor(checks, device=lengths.device).clamp(max=lengths.max()) * rollout.finished.to(lengths.device)).float()
+        truncated = (lengths * ~rollout.finished.to(lengths.device)).float()
+        return {
+            "completions/length_working": (lengths - checking - truncated).mean().item(),
+            "completions/length_checking": checking.mean().item(),
+            "completions/length_truncated": truncated.mean().item(),
+        }
+
+    def _probe(self, step: int) -> None:
+        """Record what the policy makes of a few fixed validation prompts, with the same random stream every time."""
+        config = self.config
+        examples = self.task.examples(PROBES, SEED, "validation", config.difficulty)
+        if not examples:
+            return
+        draw = self._generator(0, "sampling the probe")
+        sampling = Sampling(1.0, config.max_new_tokens)
+        drawn = sample(self.policy, [example.prompt for example in examples], 1, sampling, draw, lambda: self.stopping, config.engine, self.twin)
+        mask = drawn.sequences.completion_mask
+        verdicts = judge(self.task, config.reward, drawn.texts, examples, drawn.finished.tolist(), mask.sum(1).tolist(), config.max_new_tokens)
+        seen = Seen(drawn.sequences)
+        with torch.no_grad():
+            self._look(torch.arange(len(mask)), drawn.sequences, 1.0, self._everybody() | {"divergences"}, seen, Clock())
+        batch = seen.fill(TokenBatch(torch.zeros(mask.shape, device=mask.device), mask))
+        rollout = Rollout(examples, drawn.texts, drawn.sequences, None, drawn.finished, on_policy=True)
+        path = self.folder.path / "samples" / f"probe_{step:06d}.parquet"
+        write_samples(path, self.policy, self.teacher_lm, batch, rollout, verdicts, seen.measured(), 1.0)
+
+    def _everybody(self) -> set[str]:
+        """All the models that can be asked about tokens."""
+        return {"reference"} if self.teacher is None else {"reference", "teacher"}
 
     def _teacher_weight(self, sequences: Sequences) -> Tensor | None:
         """0 at an end of sequence that the teacher would write with another token: there its log-probability says nothing about the answer."""
@@ -382,6 +418,9 @@ class Loop:
             if kind in full:
                 # of two equal models rounding leaves ±1e-8
                 row |= {name: max(_mean(full[kind][counts]), 0.0), f"{name}_t1": max(_mean(full[f"{kind}_t1"][counts]), 0.0)}
+        if "teacher_logps" in full:
+            pair = (full["old_logps"], full["teacher_logps"])
+            row |= {f"kl_teacher_{name}": _mean(estimate(*pair)[counts]) for name, estimate in (("k1", k1), ("k2", k2), ("k3", k3))}
         if "ref_logps" in full:
             row["kl_ref"] = _mean(k3(full["old_logps"], full["ref_logps"])[counts])
         if rollout.sampler_logps is not None:
@@ -552,6 +591,10 @@ class Seen:
         for name, flat in found.items():
             whole = self.values.setdefault(name, torch.zeros(self.sequences.completion_mask.shape, device=mask.device))
             whole[rows] = unflatten(flat.float(), mask)
+
+    def measured(self) -> dict[str, Tensor]:
+        """Entropy and divergences to the teacher, by metric name."""
+        return {KL_METRICS.get(name, name): values for name, values in self.values.items() if name == "entropy" or name in KL_METRICS}  # type: ignore[call-overload]
 
     def fill(self, batch: TokenBatch, rows: Tensor | slice = slice(None)) -> TokenBatch:
         """Some rows of the batch with what is known of them."""

@@ -1,13 +1,18 @@
 """Rollouts: what a step trains on, and how it is recorded, with what each model thought of each token.
 
-One parquet file a step, a row a completion: ``prompt``, ``answer``, ``completion``, ``reward``, ``correct``, ``group``, ``finished``, and per-token lists
-``ids``, ``tokens``, ``logps``, ``teacher_logps``, ``ref_logps`` (at the sampling temperature). The first completion of the first :data:`DETAILED` prompts
-also has both models' likeliest tokens there: ``top_ids``, ``top_logps``, ``teacher_top_ids``, ``teacher_top_logps`` (lists of :data:`ALTERNATIVES`).
+One parquet file a step, a row a completion: ``prompt``, ``answer``, ``completion``, ``reward``, ``parts`` (the reward's, unweighted, as JSON), ``correct``,
+``group``, ``finished``, and per-token lists ``ids``, ``tokens``, ``logps``, ``teacher_logps``, ``ref_logps``, ``entropy``, ``kl_teacher_rev``,
+``kl_teacher_fwd`` (at the sampling temperature; None where nobody was asked). The first completion of the first :data:`DETAILED` prompts also has both models'
+likeliest tokens there: ``top_tokens``, ``top_logps``, ``teacher_top_tokens``, ``teacher_top_logps`` (lists of :data:`ALTERNATIVES`, ids in ``…top_ids``).
+
+Beside it lies a probe: the same for :data:`PROBES` fixed validation prompts at T = 1, with the same random stream every time, so that what changes from one
+probe to the next is the policy. There every row has the alternatives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +24,9 @@ from torch.nn.functional import pad as pad_tensor
 
 from rlkd_lab.models import LanguageModel, Sequences, hidden_states, top_alternatives
 from rlkd_lab.objectives import TokenBatch
-from rlkd_lab.tasks import Example
+from rlkd_lab.tasks import Example, Verdict
 
+PROBES = 4
 DETAILED = 4
 ALTERNATIVES = 5
 
@@ -55,34 +61,50 @@ def joined(rollouts: Sequence[Rollout], rows: Tensor, pad: int) -> Rollout:
 
 
 @torch.no_grad()
-def write_samples(path: Path, policy: LanguageModel, teacher: LanguageModel | None, batch: TokenBatch, rollout: Rollout, temperature: float) -> None:
-    """Write the rollout of a step, beside and renamed."""
+def write_samples(
+    path: Path, policy: LanguageModel, teacher: LanguageModel | None, batch: TokenBatch, rollout: Rollout, verdicts: Sequence[Verdict],
+    measured: Mapping[str, Tensor], temperature: float,
+) -> None:  # fmt: skip
+    """Write the rollout of a step, beside and renamed.
+
+    Args:
+        path: the parquet file.
+        policy: asked for its alternatives, as is ``teacher``.
+        teacher: or ``None``.
+        batch: log-probabilities and rewards.
+        rollout: the completions.
+        verdicts: one a completion.
+        measured: further values per token, (B, T) each, by column name.
+        temperature: at which the alternatives are asked for.
+    """
     sequences = rollout.sequences
+    per_token = {"logps": batch.old_logps, "teacher_logps": batch.teacher_logps, "ref_logps": batch.ref_logps}
+    per_token |= {name: measured.get(name) for name in ("entropy", "kl_teacher_rev", "kl_teacher_fwd")}
     rows: list[dict[str, Any]] = []
-    for i, (example, text) in enumerate(zip(rollout.examples, rollout.texts, strict=True)):
+    for i, (example, text, verdict) in enumerate(zip(rollout.examples, rollout.texts, verdicts, strict=True)):
         keep = sequences.completion_mask[i].bool()
         ids = sequences.completion_ids[i][keep].tolist()
         row = {
             "prompt": example.prompt,
             "answer": example.answer,
             "completion": text,
-            "reward": float(batch.rewards[i]) if batch.rewards is not None else None,
-            "correct": bool(batch.correct[i]) if batch.correct is not None else None,
-            "group": int(batch.group_ids[i]) if batch.group_ids is not None else None,
+            "reward": verdict.reward,
+            "parts": json.dumps(verdict.parts),
+            "correct": verdict.correct,
+            "group": int(batch.group_ids[i]) if batch.group_ids is not None else i,
             "finished": bool(rollout.finished[i]),
             "ids": ids,
             "tokens": policy.tokenizer.convert_ids_to_tokens(ids),
         }
-        for name, values in (("logps", batch.old_logps), ("teacher_logps", batch.teacher_logps), ("ref_logps", batch.ref_logps)):
-            row[name] = None if values is None else values[i][keep].tolist()
-        rows.append(row)
+        rows.append(row | {name: None if values is None else values[i][keep].tolist() for name, values in per_token.items()})
     first_of_group = [i for i, row in enumerate(rows) if i == 0 or row["group"] != rows[i - 1]["group"]][:DETAILED]
     for prefix, lm in (("", policy), ("teacher_", teacher)):
         if lm is None:
             continue
         for i in first_of_group:
-            alternatives = top_alternatives(lm, hidden_states(lm, sequences.select(torch.tensor([i]))), ALTERNATIVES, temperature)
-            rows[i][f"{prefix}top_ids"], rows[i][f"{prefix}top_logps"] = (values.tolist() for values in alternatives)
+            likeliest, logps = top_alternatives(lm, hidden_states(lm, sequences.select(torch.tensor([i]))), ALTERNATIVES, temperature)
+            rows[i][f"{prefix}top_ids"], rows[i][f"{prefix}top_logps"] = likeliest.tolist(), logps.tolist()
+            rows[i][f"{prefix}top_tokens"] = [policy.tokenizer.convert_ids_to_tokens(place) for place in likeliest.tolist()]
     path.parent.mkdir(exist_ok=True)
     beside = path.with_suffix(".tmp")
     pd.DataFrame(rows).to_parquet(beside)

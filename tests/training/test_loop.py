@@ -1,5 +1,6 @@
 """What one step computes, and that nothing outside a run can disturb it."""
 
+import json
 import threading
 import zlib
 from types import SimpleNamespace
@@ -420,8 +421,14 @@ def test_prompts_are_of_the_difficulty_asked_for(tiny, tmp_path, method):
 
 def test_samples_hold_what_each_model_thought_of_each_token(tiny, tmp_path):
     folder = run(tiny("kdrl", samples_every=2, group_size=3, steps=3), tmp_path / "run")
-    assert sorted(path.stem for path in (folder.path / "samples").iterdir()) == ["step_000001", "step_000002"]
+    assert folder.sample_steps() == folder.sample_steps("probe") == [1, 2]
     table = folder.samples(1)
+    metrics = folder.rows()[0]
+    for name in ("entropy", "kl_teacher_rev", "kl_teacher_fwd"):  # the row's mean is over the same tokens
+        values = [value for row in table[name] for value in row]
+        assert sum(values) / len(values) == pytest.approx(metrics[name], abs=1e-5)
+    parts = [json.loads(text) for text in table["parts"]]
+    assert sum(part["accuracy"] for part in parts) / len(parts) == pytest.approx(metrics["accuracy"])
     assert table["group"].tolist() == [0, 0, 0, 1, 1, 1]
     for row in table.itertuples():
         assert len(row.ids) == len(row.tokens) == len(row.logps) == len(row.teacher_logps) == len(row.ref_logps)
@@ -440,6 +447,42 @@ def test_samples_hold_what_each_model_thought_of_each_token(tiny, tmp_path):
                 if token in likeliest[column]:
                     place = list(likeliest[column]).index(token)
                     assert row[f"{mine}top_logps"][column][place] == pytest.approx(values[column], abs=1e-4)
+
+
+def test_the_probe_changes_with_the_policy_alone(tiny, tmp_path):
+    still = run(tiny("kdrl", {"learning_rate": "0"}, samples_every=1), tmp_path / "still")
+    first, second = (still.samples(step, "probe") for step in (1, 2))
+    assert len(first) == 4
+    assert first["completion"].tolist() == second["completion"].tolist()
+    assert first["top_ids"].notna().all()
+    moved = run(tiny("kdrl", {"learning_rate": "0.01"}, samples_every=1), tmp_path / "moved")
+    assert moved.samples(2, "probe")["prompt"].tolist() == first["prompt"].tolist()
+    assert moved.samples(2, "probe")["logps"].iloc[0].tolist() != first["logps"].iloc[0].tolist()
+    # and it disturbs nothing
+    assert first_difference(moved.rows(), run(tiny("kdrl", {"learning_rate": "0.01"}), tmp_path / "silent").rows(), 1e-4)[0] is None
+
+
+def test_lengths_are_split_into_working_checking_and_truncated(tiny, tmp_path):
+    row = run(tiny("grpo", prompts_per_step=8, max_new_tokens=34, difficulty=(1, 4), steps=1, samples_every=1, student="teacher"), tmp_path / "run")
+    table, metrics = row.samples(1), row.rows()[0]
+    assert 0 < table["finished"].mean() < 1
+    cut = [len(r.ids) * (not r.finished) for r in table.itertuples()]
+    check = [len(r.completion.split("!")[1].split("#")[0]) + 1 if r.finished and "!" in r.completion else 0 for r in table.itertuples()]
+    assert metrics["completions/length_truncated"] == pytest.approx(sum(cut) / len(cut))
+    assert metrics["completions/length_checking"] == pytest.approx(sum(check) / len(check))
+    assert sum(check) > 0
+    parts = sum(metrics[f"completions/length_{name}"] for name in ("working", "checking", "truncated"))
+    assert parts == pytest.approx(metrics["completions/mean_length"])
+
+
+def test_the_sample_estimates_stand_beside_the_exact_divergence(trained):
+    folder = trained("kdrl", steps=1, group_size=8, max_new_tokens=40, samples_every=1)
+    row, table = folder.rows()[0], folder.samples(1)
+    ours, theirs = (torch.tensor([value for values in table[name] for value in values]) for name in ("logps", "teacher_logps"))
+    gap = theirs - ours
+    assert row["kl_teacher_k1"] == pytest.approx(float(-gap.mean()), abs=1e-4)
+    assert row["kl_teacher_k2"] == pytest.approx(float(gap.square().mean() / 2), rel=1e-4)
+    assert row["kl_teacher_k3"] == pytest.approx(float((gap.exp() - gap - 1).mean()), abs=1e-4)
 
 
 @pytest.mark.slow
