@@ -463,7 +463,7 @@ def test_the_probe_changes_with_the_policy_alone(tiny, tmp_path):
 
 
 def test_lengths_are_split_into_working_checking_and_truncated(tiny, tmp_path):
-    row = run(tiny("grpo", prompts_per_step=8, max_new_tokens=34, difficulty=(1, 4), steps=1, samples_every=1, student="teacher"), tmp_path / "run")
+    row = run(tiny("grpo", prompts_per_step=8, max_new_tokens=40, difficulty=(1, 3), steps=1, samples_every=1, student="teacher"), tmp_path / "run")
     table, metrics = row.samples(1), row.rows()[0]
     assert 0 < table["finished"].mean() < 1
     cut = [len(r.ids) * (not r.finished) for r in table.itertuples()]

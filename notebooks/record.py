@@ -1,0 +1,72 @@
+"""The runs that the notebooks load instead of training: each is trained if it is not there, and kept without its checkpoints.
+
+    python notebooks/record.py            # hours on two cores; can be stopped and started again
+    python notebooks/record.py kdrl-k3    # some of them, by the beginning of their names
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from rlkd_lab.lab import progress
+from rlkd_lab.runs import RunFolder
+from rlkd_lab.training import load_or_train, make_config
+
+HERE = Path(__file__).parent
+KEPT, WORK = HERE / "recorded", HERE.parent / "runs" / "recorded"
+STEPS = 60
+
+MAIN = {name: (name, {}) for name in ("opd", "grpo", "kdrl", "trrd")}
+OTHERS = {
+    "opd-concise": ("opd", {"teacher": "teacher-concise"}),
+    "kdrl-concise": ("kdrl", {"teacher": "teacher-concise"}),
+    "trrd-concise": ("trrd", {"teacher": "teacher-concise"}),
+    "kdrl-k3": ("kdrl", {"estimator": "k3"}),
+    "kdrl-exact": ("kdrl", {"estimator": "exact"}),
+    "kdrl_annealed": ("kdrl_annealed", {}),
+    "kdrl_masked": ("kdrl_masked", {}),
+    "kdrl-0.02": ("kdrl", {"kd_coef": "0.02"}),
+    "kdrl-0.5": ("kdrl", {"kd_coef": "0.5"}),
+    "trrd-0.25": ("trrd", {"trrd_alpha": "0.25"}),
+    "trrd-0.75": ("trrd", {"trrd_alpha": "0.75"}),
+    "trrd-unbounded": ("trrd", {"trrd_gap_bound": "off", "ratio_cap": "off"}),
+    "sft": ("sft", {}),
+    "kd_forward": ("kd_forward", {}),
+    "gkd": ("gkd", {}),
+}
+RUNS = [(name, seed) for name in MAIN for seed in range(5)] + [(name, seed) for seed in range(3) for name in OTHERS]
+"""The four methods of the comparison with five seeds, the rest with three; nothing was tuned."""
+
+
+def record(name: str, seed: int) -> None:
+    """Train one run if need be, and keep what a notebook reads of it."""
+    kept, work = KEPT / f"{name}-{seed}", WORK / f"{name}-{seed}"
+    if kept.exists():
+        return
+    method, settings = (MAIN | OTHERS)[name]
+    config = make_config(method, settings=settings, steps=STEPS, seed=seed, interference_every=5 if name in MAIN else 0)
+    with progress(STEPS, kept.name) as show:
+        try:
+            folder = load_or_train(config, work, on_step=show)
+        except FloatingPointError as error:  # an outcome, not a mishap: what an unbounded ratio does
+            print(f"{kept.name} failed: {error}")
+            folder = RunFolder.open(work)
+    shutil.rmtree(kept.with_suffix(".new"), ignore_errors=True)
+    shutil.copytree(work, kept.with_suffix(".new"), ignore=shutil.ignore_patterns("checkpoints", "samples", "traces.parquet"))
+    (kept.with_suffix(".new") / "checkpoints").mkdir()
+    samples = kept.with_suffix(".new") / "samples"
+    samples.mkdir()
+    if seed == 0 and name in MAIN:
+        for kind in ("step", "probe"):
+            recorded = folder.sample_steps(kind)
+            for step in {recorded[0], recorded[-1]} if kind == "step" else recorded:
+                shutil.copy(work / "samples" / f"{kind}_{step:06d}.parquet", samples)
+    kept.with_suffix(".new").rename(kept)
+
+
+if __name__ == "__main__":
+    for name, seed in RUNS:
+        if len(sys.argv) == 1 or any(f"{name}-{seed}".startswith(wanted) for wanted in sys.argv[1:]):
+            record(name, seed)
