@@ -56,20 +56,23 @@ def plain_errors(stopped: str = "`rlkd resume` goes on from the last checkpoint"
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Option(help="a row of `rlkd methods`", autocompletion=_method_names)],
     out: Annotated[Path, typer.Option(help="the run folder to make")],
-    preset: Annotated[str, typer.Option(help="starting settings")] = "tiny",
-    steps: Annotated[int, typer.Option(help="steps")] = 60,
+    method: Annotated[str | None, typer.Option(help="a row of `rlkd methods`", autocompletion=_method_names)] = None,
+    preset: Annotated[str | None, typer.Option(help="starting settings; tiny by default")] = None,
+    steps: Annotated[int | None, typer.Option(help="steps; 60 by default")] = None,
     seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="NAME=VALUE: a knob (number, off, linear:START:END, switch:BEFORE:AFTER), option or setting; `rlkd methods` lists them"),
     ] = None,
+    schedule_from: Annotated[Path | None, typer.Option(help="a run whose knobs were moved by hand: its settings and moves, with another --seed")] = None,
 ) -> None:
     """Train a student into a new run folder."""
     with plain_errors():
         from rlkd_lab.lab import progress
+        from rlkd_lab.runs import RunFolder
         from rlkd_lab.training import make_config, run
+        from rlkd_lab.training import schedule_from as rerun_of
 
         settings = {}
         for item in set_ or []:
@@ -77,10 +80,25 @@ def train(
             if not equals:
                 raise ValueError(f"--set {item}: write NAME=VALUE")
             settings[name] = value
-        config = make_config(method, preset, settings, steps=steps, seed=seed)
-        with progress(config.steps, method) as show:
+        if schedule_from is not None:
+            if settings or any(given is not None for given in (method, preset, steps)):
+                raise ValueError("--schedule-from takes method, steps and settings from that run: give --seed and --out beside it, nothing else")
+            config = rerun_of(RunFolder.open(schedule_from), seed)
+        elif method is None:
+            raise ValueError("which method? --method NAME, a row of `rlkd methods`; or --schedule-from RUN")
+        else:
+            config = make_config(method, preset or "tiny", settings, steps=60 if steps is None else steps, seed=seed)
+        with progress(config.steps, config.method) as show:
             run(config, out, on_step=show)
-        typer.echo(f"done: {out}")
+        _say_end(out)
+
+
+def _say_end(path: Path) -> None:
+    """Done, or stopped by whoever watched the run."""
+    from rlkd_lab.runs import RunFolder
+
+    status = RunFolder.open(path).status()
+    typer.echo(f"done: {path}" if status["state"] == "done" else f"stopped at step {status['step']}; `rlkd resume {path}` goes on")
 
 
 @app.command()
@@ -98,7 +116,7 @@ def resume(run_path: RunPath) -> None:
             if not folder.checkpoints() and folder.rows():
                 typer.echo("no checkpoint yet: the run starts again from step 1", err=True)
             resume_run(run_path, on_step=show)
-        typer.echo(f"done: {run_path}")
+        _say_end(run_path)
 
 
 @app.command()
@@ -367,15 +385,8 @@ def list_runs(
 ) -> None:
     """The runs in a folder: state, settings that differ, last reward and accuracy."""
     with plain_errors():
-        import psutil
-
+        from rlkd_lab.lab.driving import alive
         from rlkd_lab.runs import overview
-
-        def alive(pid: int, since: float) -> bool:
-            try:
-                return psutil.Process(pid).create_time() <= since  # one that started later has the number of one that is gone
-            except psutil.NoSuchProcess:
-                return False
 
         rows = overview(folder, alive).to_dict("records")
         if as_json:

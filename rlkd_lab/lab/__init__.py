@@ -1,6 +1,7 @@
-"""What a notebook shows: plots, figures with their sidecars, progress."""
+"""What a notebook shows: a run driven and watched, plots, figures with their sidecars, progress."""
 
+from rlkd_lab.lab.driving import Handle, RunFailed, Status, launch, open_run, start
 from rlkd_lab.lab.plots import ALL, MAIN, STYLES, plot_runs, png, save_figure
 from rlkd_lab.lab.progress import progress
 
-__all__ = ["ALL", "MAIN", "STYLES", "plot_runs", "png", "progress", "save_figure"]
+__all__ = ["ALL", "MAIN", "STYLES", "Handle", "RunFailed", "Status", "launch", "open_run", "plot_runs", "png", "progress", "save_figure", "start"]

@@ -3,7 +3,8 @@
     config.json      what was asked for                       events.jsonl   knob requests and outcomes, warnings
     env.json         versions, device, seed, commit           samples/       step_000010.parquet: completions with per-token arrays
     metrics.jsonl    a row a step                             checkpoints/   step_000010/
-    status.json      idle, running, paused, stopping, done, failed and why
+    status.json      idle, running, paused, done, failed and why       requests.jsonl   what others ask of the loop; it answers in events.jsonl
+    twins/           forks of the run without its moved knobs, run folders themselves
 
 Appends are whole lines; replacements are written beside and renamed. A reader tolerates a torn last line.
 """
@@ -22,7 +23,7 @@ from typing import Any, Literal
 import pandas as pd
 
 FORMAT = 2
-State = Literal["idle", "running", "paused", "stopping", "done", "failed"]
+State = Literal["idle", "running", "paused", "done", "failed"]
 Kind = Literal["step", "probe"]
 TIMING = ("step_time", "time/", "memory/")
 """Names, or beginnings of names, of the metrics that differ between two runs of the same computation."""
@@ -121,6 +122,23 @@ class RunFolder:
         beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
         beside.replace(target)
 
+    def ask(self, request: str, **what: Any) -> int:
+        """Append a request to requests.jsonl, from any thread or process. The loop answers in events.jsonl, with the same id.
+
+        Args:
+            request: ``knob`` (with ``knob`` and ``value``), ``release`` (with ``knob``), ``pause``, ``go_on``, ``step``, ``stop``, ``checkpoint``, ``twin``
+                (with ``kind``) or ``begin`` (a button pressed before it is forgotten).
+            what: the rest; ``at``: the step from which a knob is wanted, the next one by default.
+
+        Returns:
+            the id, unique in the run.
+        """
+        number = time.time_ns()
+        line = json.dumps({"id": number, "request": request, **what}, ensure_ascii=False) + "\n"
+        with (self.path / "requests.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line)
+        return number
+
     def append(self, name: Literal["metrics.jsonl", "events.jsonl"], row: dict[str, Any]) -> None:
         """One line, in one write. NaN and infinities are written as null: JSON has none."""
         clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
@@ -146,9 +164,9 @@ class RunFolder:
                 raise ValueError(f"{self.path}/{name} is damaged in line {number}") from None
         return found
 
-    def truncate(self, name: Literal["metrics.jsonl", "events.jsonl"], step: int, keep: str | None = None) -> None:
-        """Keep the rows up to and including ``step``, and later events of the kind ``keep``; drop the rest and any torn line."""
-        kept = [row for row in self.rows(name) if row["step"] <= step or (keep is not None and row.get("event") == keep)]
+    def truncate(self, name: Literal["metrics.jsonl", "events.jsonl"], step: int, keep: tuple[str, ...] = ()) -> None:
+        """Keep the rows up to and including ``step``, and later events of the kinds ``keep``; drop the rest and any torn line."""
+        kept = [row for row in self.rows(name) if row["step"] <= step or row.get("event") in keep]
         beside = self.path / (name + ".tmp")
         beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
         beside.replace(self.path / name)

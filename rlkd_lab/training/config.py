@@ -19,6 +19,17 @@ LOOP_KNOBS: dict[str, Knob] = {
 LOOP_DEFAULTS: dict[str, float] = {"temperature": 1.0, "learning_rate": 1e-3}
 
 
+class Move(BaseModel):
+    """A knob moved at a step: it holds from there on, in place of its schedule, until it is moved again or released."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: Annotated[int, Field(ge=1)]
+    knob: str
+    value: float | None = None
+    release: bool = False
+
+
 class RunConfig(BaseModel):
     """All settings of a run. ``knobs`` maps a knob to a number or a schedule, ``options`` an option to its value; what is missing is the method's default."""
 
@@ -80,6 +91,7 @@ class RunConfig(BaseModel):
 
     knobs: Annotated[dict[str, float | str | None], Field(description="knob: number, off, linear:START:END[:SHARE] or switch:BEFORE:AFTER[:SHARE]")] = {}
     options: Annotated[dict[str, str | int], Field(description="option: value")] = {}
+    moves: Annotated[list[Move], Field(description="knobs moved at given steps, as `rlkd train --schedule-from` takes them from a run")] = []
 
     eval_every: Annotated[int, Field(ge=0, description="steps between evaluations on held-out prompts; 0 is never")] = 10
     eval_prompts: Annotated[int, Field(ge=1, description="validation prompts of an evaluation, one completion each")] = 128
@@ -107,6 +119,9 @@ class RunConfig(BaseModel):
         check_template(self.prompt_template)
         nearest(self.preset, PRESETS, "preset")
         self.schedules()
+        for move in self.moves:
+            if not move.release:
+                check_knob(self.method, move.knob, move.value)
         options = resolve_options(method, self.options)
         if options["zero_spread"] == "resample" and "groups" not in method.needs:
             raise ValueError(f"zero_spread=resample looks for groups whose rewards differ; {self.method} does not look at rewards")
@@ -154,7 +169,7 @@ def make_config(method: str, preset: str = "tiny", settings: dict[str, str] | No
     for name in fields:
         nearest(name, RunConfig.model_fields, "setting")
     for name, value in (settings or {}).items():
-        if name in ("method", "preset", "steps", "seed", "knobs", "options", "reward", "task_settings"):
+        if name in ("method", "preset", "steps", "seed", "knobs", "options", "moves", "reward", "task_settings"):
             raise ValueError(f"{name} is not a setting for --set: give it by its own option or argument")
         if name in KNOBS and name not in METHODS[method].coefs:
             raise ValueError(f"{method} does not listen to {name}; its knobs are {', '.join([*METHODS[method].coefs, *LOOP_KNOBS])}")

@@ -1,7 +1,8 @@
 """Knobs while a run goes on: requests come from anywhere, the loop takes one snapshot at the top of each step.
 
 A request made during step t holds from step t + 1 on, replaces the knob's schedule, and is recorded as an event. Replay and resume feed the recorded moves
-back in (``script``), so that the same steps see the same values; a resumed run still has them in its events and does not record them again.
+back in (``script``), so that the same steps see the same values; a resumed run still has them in its events and does not record them again. Moves that are
+part of the config (``--schedule-from``) hold in the same way and are no events: nobody touches such a run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 from rlkd_lab.objectives import Schedule, nearest
 from rlkd_lab.training.config import RunConfig, check_knob
 
+Values = dict[str, float | None]
+
 
 class Knobs:
     """The live knobs of one run; ``request`` may be called from any thread."""
@@ -21,36 +24,57 @@ class Knobs:
         self.config = config
         self.record_script = record_script
         self.schedules: Mapping[str, Schedule] = config.schedules()
-        self.held: dict[str, float | None] = {}
+        self.held: Values = {}
         self.script = script or []
         self._lock = threading.Lock()
         self._requests: list[dict[str, Any]] = []
 
-    def request(self, name: str, value: float | None, source: str = "program") -> None:
-        """Ask for a value from the next step on; ``None`` switches an optional knob off.
+    def request(self, name: str, value: float | None, source: str = "program", **note: Any) -> None:
+        """Ask for a value from the next step on; ``None`` switches an optional knob off. ``note`` goes into the event.
 
         Raises:
             ValueError: an unknown knob or a value out of range; nothing is changed.
         """
         checked = check_knob(self.config.method, name, value)
         with self._lock:
-            self._requests.append({"knob": name, "value": checked, "source": source})
+            self._requests.append({"knob": name, "value": checked, "source": source, **note})
 
-    def release(self, name: str, source: str = "program") -> None:
+    def release(self, name: str, source: str = "program", **note: Any) -> None:
         """Give a knob back to its schedule from the next step on."""
         nearest(name, self.schedules, f"knob of {self.config.method}")
         with self._lock:
-            self._requests.append({"knob": name, "release": True, "source": source})
+            self._requests.append({"knob": name, "release": True, "source": source, **note})
 
-    def snapshot(self, step: int) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
+    def snapshot(self, step: int) -> tuple[Values, list[dict[str, Any]]]:
         """The values of step ``step``, and an event for every knob that was moved."""
         with self._lock:
             moves, self._requests = self._requests, []
-        scripted = [{k: v for k, v in move.items() if k not in ("step", "event", "time")} for move in self.script if move["step"] == step]
-        for move in scripted + moves:
-            if move.get("release"):
-                self.held.pop(move["knob"], None)
-            else:
-                self.held[move["knob"]] = move["value"]
-        values = {name: schedule.at(step, self.config.steps) for name, schedule in self.schedules.items()} | self.held
+        scripted = self._scripted(step)
+        self.held = self._after(step, scripted + moves)
+        values = self._scheduled(step) | self.held
         return values, [{"event": "knob", "step": step, **move} for move in (scripted if self.record_script else []) + moves]
+
+    def moving(self, step: int) -> bool:
+        """Whether a move that is waiting makes the values of step ``step`` other than they would be without it."""
+        with self._lock:
+            waiting = list(self._requests)
+        if not self.record_script:  # a resumed run: its own moves, made again
+            waiting = self._scripted(step) + waiting
+        scheduled = self._scheduled(step)
+        return scheduled | self._after(step, waiting) != scheduled | self._after(step, [])
+
+    def _after(self, step: int, moves: list[dict[str, Any]]) -> Values:
+        held = dict(self.held)
+        own = [{"knob": move.knob, "value": move.value, "release": move.release} for move in self.config.moves if move.step == step]
+        for move in own + moves:
+            if move.get("release"):
+                held.pop(move["knob"], None)
+            else:
+                held[move["knob"]] = move["value"]
+        return held
+
+    def _scripted(self, step: int) -> list[dict[str, Any]]:
+        return [{k: v for k, v in move.items() if k not in ("step", "event", "time")} for move in self.script if move["step"] == step]
+
+    def _scheduled(self, step: int) -> Values:
+        return {name: schedule.at(step, self.config.steps) for name, schedule in self.schedules.items()}

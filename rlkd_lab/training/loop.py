@@ -16,10 +16,9 @@ import json
 import math
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +42,11 @@ from rlkd_lab.models import (
 )
 from rlkd_lab.objectives import METHODS, TokenBatch, idle_rows, k1, k2, k3, needs_of, prepare, resolve_options, token_loss
 from rlkd_lab.objectives.estimators import Divergence
-from rlkd_lab.rollouts import Completions, DenseTwin, Prompts, Sampling, Stopped, check_length, sample, sequences_of, teacher_traces
-from rlkd_lab.runs import FORMAT, RunFolder
+from rlkd_lab.rollouts import Completions, DenseTwin, Prompts, Sampling, check_length, sample, sequences_of, teacher_traces
+from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import Example, Task, Verdict, check_weights, find_task, judge
-from rlkd_lab.training.config import LOOP_KNOBS, RunConfig, likely_mistakes, validated
-from rlkd_lab.training.environment import describe_environment, peak_memory_gib
+from rlkd_lab.training.config import LOOP_KNOBS, RunConfig
+from rlkd_lab.training.environment import peak_memory_gib
 from rlkd_lab.training.evaluation import SEED, evaluate
 from rlkd_lab.training.interference import interference
 from rlkd_lab.training.knobs import Knobs
@@ -75,6 +74,12 @@ class Loop:
         self.step = 0
         self.tokens = 0
         self.stopping = False
+        self.listen: Callable[[], object] = lambda: None
+        """Called between generated tokens; may set ``stopping``."""
+        self.stream = ""
+        """Part of the seed of every sampling: another word, other completions of the same prompts."""
+        self.whole = True
+        """Whether the weights are those of ``step``: a step stopped before its update has changed nothing."""
         self.checked = 0
         self.policy = load_policy(
             config.student,
@@ -166,6 +171,7 @@ class Loop:
             path = self.folder.path / "samples" / f"step_{step:06d}.parquet"
             write_samples(path, self.policy, self.teacher_lm, seen.fill(batch), rollout, verdicts, seen.measured(), temperature)
             self._probe(step)
+        self.whole = False
         row |= self._update(step, batch, rollout.sequences, temperature, coefs, float(values["learning_rate"] or 0.0), wanted, seen, clock)
         row |= self._observed(rollout, seen)
         for move in moves:
@@ -178,7 +184,13 @@ class Loop:
         row |= {"learning_rate": values["learning_rate"], "num_tokens": self.tokens, "on_policy": rollout.on_policy}
         row |= {f"time/{name}": seconds for name, seconds in clock.seconds.items()}
         row |= {"step_time": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib(self.policy.device)}
+        self.whole = True
         return {"step": step, **row}
+
+    def stop_asked(self) -> bool:
+        """Whether to stop, asked between generated tokens."""
+        self.listen()
+        return self.stopping
 
     def evaluate(self) -> Row:
         """Accuracy and length on the validation prompts, in and out of distribution."""
@@ -196,14 +208,15 @@ class Loop:
                 max_new_tokens=self.config.max_new_tokens if not suffix else 2 * self.config.max_new_tokens,
                 engine=self.config.engine,
                 twin=self.twin,
-                stop=lambda: self.stopping,
+                stop=self.stop_asked,
             )
             found |= {f"eval/accuracy{suffix}": result.accuracy, f"eval/mean_length{suffix}": result.length, f"eval/truncated{suffix}": result.truncated}
         return found
 
     def _generator(self, step: int, purpose: str) -> torch.Generator:
-        digest = hashlib.sha256(f"{self.config.seed}/{step}/{purpose}".encode()).digest()
-        return torch.Generator(device=self.policy.device if purpose.startswith("sampling") else "cpu").manual_seed(int.from_bytes(digest[:7], "big"))
+        sampling = purpose.startswith("sampling")
+        digest = hashlib.sha256(f"{self.config.seed}/{step}/{purpose}{self.stream if sampling else ''}".encode()).digest()
+        return torch.Generator(device=self.policy.device if sampling else "cpu").manual_seed(int.from_bytes(digest[:7], "big"))
 
     def _rollout(self, step: int, temperature: float) -> tuple[Rollout, Row]:
         """Completions to train on, and what the row should say of how they were got."""
@@ -231,7 +244,7 @@ class Loop:
             config.group_size,
             Sampling(temperature, config.max_new_tokens, config.top_p, config.top_k),
             generator,
-            lambda: self.stopping,
+            self.stop_asked,
             config.engine,
             self.twin,
         )
@@ -270,7 +283,7 @@ class Loop:
                 keep=self.options["keep_traces"],  # type: ignore[arg-type]
                 difficulty=self.config.difficulty,
                 sampling=Sampling(1.0, self.config.max_new_tokens),
-                stop=lambda: self.stopping,
+                stop=self.stop_asked,
                 twin=self.frozen.get("teacher"),
             )
             self.traces = table.to_pylist()
@@ -335,9 +348,9 @@ class Loop:
         examples = self.task.examples(PROBES, SEED, "validation", config.difficulty)
         if not examples:
             return
-        draw = self._generator(0, "sampling the probe")
+        draw = torch.Generator(device=self.policy.device).manual_seed(SEED)
         sampling = Sampling(1.0, config.max_new_tokens)
-        drawn = sample(self.policy, [example.prompt for example in examples], 1, sampling, draw, lambda: self.stopping, config.engine, self.twin)
+        drawn = sample(self.policy, [example.prompt for example in examples], 1, sampling, draw, self.stop_asked, config.engine, self.twin)
         mask = drawn.sequences.completion_mask
         verdicts = judge(self.task, config.reward, drawn.texts, examples, drawn.finished.tolist(), mask.sum(1).tolist(), config.max_new_tokens)
         seen = Seen(drawn.sequences)
@@ -529,6 +542,22 @@ class Loop:
                 self.optimizer.step()
         return {name: value / config.updates_per_rollout for name, value in totals.items()} | {"grad_norm": sum(norms) / len(norms)}
 
+    # --- going back ----------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> State:
+        """Weights, optimizer and counters, copied."""
+        moments = {i: {key: value.clone() for key, value in entry.items()} for i, entry in self.optimizer.state_dict()["state"].items()}
+        return State([p.detach().clone() for p in self.policy.trainable()], moments, self.step, self.tokens)
+
+    def restore(self, state: State) -> None:
+        """Go back to a snapshot; everything computed from there is the same to the last bit."""
+        with torch.no_grad():
+            for parameter, value in zip(self.policy.trainable(), state.weights, strict=True):
+                parameter.copy_(value)
+        moments = {i: {key: value.clone() for key, value in entry.items()} for i, entry in state.moments.items()}  # the optimizer writes in place
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.step, self.tokens, self.whole = state.step, state.tokens, True
+
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> Path:
@@ -575,6 +604,16 @@ class Loop:
             state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.step, self.tokens, self.knobs.held = step, tokens, knobs
+
+
+@dataclass(frozen=True)
+class State:
+    """What a step changes."""
+
+    weights: list[Tensor]
+    moments: dict[int, dict[str, Tensor]]
+    step: int
+    tokens: int
 
 
 class Seen:
@@ -646,102 +685,3 @@ def _check_gap(gap: float, what: str) -> None:
 
 def _mean(values: Tensor) -> float:
     return values.float().mean().item() if values.numel() else float("nan")
-
-
-# --- driving it -------------------------------------------------------------------------------------------------------
-
-
-def run(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None, script: list[dict[str, Any]] | None = None) -> RunFolder:
-    """Train from the start into a new run folder, in the foreground.
-
-    Args:
-        config: see :func:`~rlkd_lab.training.config.make_config`.
-        out: the folder to make.
-        on_step: called after each step with the loop (``loop.knobs.request(…)``, ``loop.stopping = True``) and the row.
-        script: recorded knob moves to follow.
-
-    Raises:
-        FileExistsError, PermissionError, FileNotFoundError, ValueError: as the parts do, before anything is written; a failure later is in status.json too.
-    """
-    RunFolder.check_free(out)  # before models are loaded
-    loop = Loop(config, RunFolder(out), Knobs(config, script))
-    loop.folder = RunFolder.create(out, config.model_dump(), describe_environment(loop.policy.device))
-    for sentence in likely_mistakes(config):
-        warnings.warn(sentence, stacklevel=2)
-        loop.folder.append("events.jsonl", {"event": "warning", "step": 0, "text": sentence, "time": time.time()})
-    try:
-        return _drive(loop, on_step)
-    except ValueError:
-        if loop.step == 0:  # a mistake that only the first step could find leaves no half of a run
-            shutil.rmtree(loop.folder.path)
-        raise
-
-
-def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:
-    """Go on with a run from its last whole checkpoint; the rows after it are dropped and computed again.
-
-    Raises:
-        FileNotFoundError, ValueError: no run there, a damaged one, or a checkpoint that does not match its config.
-    """
-    folder = RunFolder.open(path)
-    config = config_of(folder)
-    script = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
-    loop = Loop(config, folder, Knobs(config, script, record_script=False))
-    rows = folder.rows("metrics.jsonl")
-    last = rows[-1]["step"] if rows else 0
-    checkpoints = [path for path in folder.checkpoints() if int(path.name[5:]) <= last]  # never one that the rows do not reach
-    if checkpoints:
-        loop.load_checkpoint(checkpoints[-1])
-    folder.truncate("metrics.jsonl", loop.step)
-    folder.truncate("events.jsonl", loop.step, keep="knob")  # moves made by hand hold in the recomputed steps too
-    return _drive(loop, on_step)
-
-
-def load_or_train(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:
-    """The run in ``out``: as it is if it is done, resumed if it was interrupted, trained if it is not there.
-
-    Raises:
-        ValueError: the run there was made with other settings.
-    """
-    if not (Path(out) / "config.json").exists():
-        return run(config, out, on_step=on_step)
-    folder = RunFolder.open(out)
-    if fingerprint(config_of(folder)) != fingerprint(config):
-        raise ValueError(f"{out} holds a run with other settings: delete it, or choose another folder")
-    return folder if folder.status()["state"] == "done" else resume(out, on_step=on_step)
-
-
-def config_of(folder: RunFolder) -> RunConfig:
-    """The validated config of a run on disk.
-
-    Raises:
-        ValueError: a run of an older format, whose curves can still be read.
-    """
-    stored = folder.config()
-    if stored.pop("format") < FORMAT:
-        raise ValueError(f"{folder.path} was made by an older version of rlkd_lab: its curves can be read and compared, but it cannot be run again or resumed")
-    return validated(stored)
-
-
-def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder:
-    folder, config = loop.folder, loop.config
-    folder.set_status("running", loop.step)
-    try:
-        while loop.step < config.steps and not loop.stopping:
-            row = loop.take_step()
-            folder.append("metrics.jsonl", row)
-            if loop.step == config.steps or (config.checkpoint_every and loop.step % config.checkpoint_every == 0):
-                loop.save_checkpoint()
-            folder.set_status("running", loop.step)
-            if on_step is not None:
-                on_step(loop, row)
-    except (Stopped, KeyboardInterrupt):
-        folder.set_status("idle", loop.step, "stopped by hand; `rlkd resume` goes on")
-        raise
-    except BaseException as error:
-        folder.set_status("failed", loop.step, f"{type(error).__name__}: {error}")
-        raise
-    if loop.step < config.steps:  # stopped between two steps: nothing need be lost
-        loop.save_checkpoint()
-    folder.set_status("done" if loop.step == config.steps else "idle", loop.step)
-    return folder

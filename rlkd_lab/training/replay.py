@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.training.loop import Loop, Row, config_of, run
+from rlkd_lab.training.drive import config_of, run
+from rlkd_lab.training.loop import Loop, Row
 
 
 @dataclass(frozen=True)

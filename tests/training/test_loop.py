@@ -193,7 +193,7 @@ def test_every_round_samples_on_the_models_device(monkeypatch):
             return super().__new__(cls, device="cpu")
 
     monkeypatch.setattr(torch, "Generator", Recorded)
-    loop = SimpleNamespace(config=SimpleNamespace(seed=0), policy=SimpleNamespace(device="the model's"))
+    loop = SimpleNamespace(stream="", config=SimpleNamespace(seed=0), policy=SimpleNamespace(device="the model's"))
     for purpose in ("sampling", "sampling, round 2", "prompts"):
         Loop._generator(loop, 1, purpose)
     assert made == ["the model's", "the model's", "cpu"]

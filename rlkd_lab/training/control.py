@@ -1,0 +1,127 @@
+"""What others ask of a loop while it runs: knobs, pause, step, stop, checkpoint, twin.
+
+Whoever watches a run appends to its requests.jsonl, from the same process or another; the loop reads at the top of each step, between generated tokens and
+while it is paused, and answers in events.jsonl. A moved knob acts on the next step.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+from rlkd_lab.runs import Tail
+from rlkd_lab.training.loop import Loop
+
+TwinKind = Literal["off", "untouched", "noise"]
+LISTEN_EVERY = 0.1
+"""Seconds between two looks at the file while tokens are generated."""
+WAIT = 0.03
+
+
+class Control:
+    """The requests of one run, for one loop."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop, self.folder = loop, loop.folder
+        self.paused = False
+        self.steps_allowed = 0
+        self.checkpoint_asked = False
+        self.twin: TwinKind = "off"
+        self.chances = 1
+        """Noise twins of a fork."""
+        self.later: list[dict[str, Any]] = []
+        self.listened = 0.0
+        self.requests = Tail(self.folder.path / "requests.jsonl")
+        answered = {event["id"] for event in self.folder.rows("events.jsonl") if "id" in event}
+        waiting = self.requests.read()
+        begun = max((number for number, request in enumerate(waiting) if request.get("request") == "begin"), default=len(waiting))
+        for number, request in enumerate(waiting):
+            # a knob moved while nothing ran waits for the next step; a button pressed then is gone
+            if request.get("id") not in answered and (number > begun or request.get("request") in ("knob", "release", "twin")):
+                self._take(request)
+        loop.listen = self.listen
+
+    def listen(self) -> None:
+        """Read what is new, at most every :data:`LISTEN_EVERY` seconds."""
+        now = time.monotonic()
+        if now - self.listened >= LISTEN_EVERY:
+            self.listened = now
+            self.read()
+
+    def read(self) -> None:
+        """Take every new request."""
+        for request in self.requests.read():
+            self._take(request)
+
+    def before_step(self) -> None:
+        """Read, hand over the knobs wanted at this step, and wait while the run is paused."""
+        self.read()
+        if self.paused and not self.steps_allowed and not self.loop.stopping:
+            self._event("paused")
+            self.folder.set_status("paused", self.loop.step)
+            while self.paused and not self.steps_allowed and not self.loop.stopping:
+                self._checkpoint()
+                time.sleep(WAIT)
+                self.read()
+            self._event("stopped" if self.loop.stopping else "one step" if self.paused else "went on")
+            self.folder.set_status("running", self.loop.step)
+        self.steps_allowed = max(self.steps_allowed - 1, 0)
+        due = [request for request in self.later if int(request["at"]) <= self.loop.step + 1]
+        self.later = [request for request in self.later if request not in due]
+        for request in due:
+            self._knob(request)
+
+    def after_step(self) -> None:
+        """Write a checkpoint if one was asked for."""
+        self.read()
+        self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        if self.checkpoint_asked and self.loop.step:
+            self.checkpoint_asked = False
+            self._event("checkpoint", text=f"written: {self.loop.save_checkpoint().name}")
+
+    def _take(self, request: dict[str, Any]) -> None:
+        kind = request.get("request")
+        if kind in ("pause", "go_on", "step", "stop", "checkpoint"):
+            self._event("asked", request=kind, id=request.get("id"))
+        if kind in ("knob", "release"):
+            if isinstance(request.get("at"), int) and request["at"] > self.loop.step + 1:
+                self.later.append(request)
+            else:
+                self._knob(request)
+        elif kind == "pause":
+            self.paused = True
+        elif kind == "go_on":
+            self.paused = False
+        elif kind == "step":
+            self.paused = True
+            self.steps_allowed += 1
+        elif kind == "stop":
+            self.loop.stopping = True
+        elif kind == "checkpoint":
+            self.checkpoint_asked = True
+        elif kind == "twin" and request.get("kind") in ("off", "untouched", "noise"):
+            self.twin, self.chances = request["kind"], int(request.get("chances", 1))
+        elif kind != "begin":
+            self._refuse(request, f"unknown request {kind!r}")
+
+    def _knob(self, request: dict[str, Any]) -> None:
+        source, knobs = str(request.get("source", "panel")), self.loop.knobs
+        try:
+            if request["request"] == "release":
+                knobs.release(request["knob"], source, id=request.get("id"))
+                return
+            value = request["value"]
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise ValueError(f"{value!r} is no value of a knob: a number, or null for off")
+            knobs.request(request["knob"], value, source, id=request.get("id"))
+        except (KeyError, TypeError, ValueError) as error:
+            self._refuse(request, str(error))
+
+    def _refuse(self, request: dict[str, Any], why: str) -> None:
+        asked = {key: request[key] for key in ("knob", "value", "id") if key in request}
+        self._event("refused", why=f"{why}; nothing was changed", **asked)
+
+    def _event(self, event: str, **what: Any) -> None:
+        self.folder.append("events.jsonl", {"event": event, "step": self.loop.step, **what, "time": time.time()})

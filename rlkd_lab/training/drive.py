@@ -1,0 +1,185 @@
+"""Driving a loop: run, resume, load or train. All of them listen to requests.jsonl."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rlkd_lab.models import default_device
+from rlkd_lab.rollouts import Stopped
+from rlkd_lab.runs import FORMAT, RunFolder
+from rlkd_lab.training.config import Move, RunConfig, likely_mistakes, validated
+from rlkd_lab.training.control import Control
+from rlkd_lab.training.environment import describe_environment
+from rlkd_lab.training.knobs import Knobs
+from rlkd_lab.training.loop import Loop, Row, fingerprint
+from rlkd_lab.training.twins import Twins
+
+STOPPED = "stopped by hand; `rlkd resume` goes on"
+
+
+def run(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None, script: list[dict[str, Any]] | None = None) -> RunFolder:
+    """Train from the start into a new run folder, in the foreground.
+
+    Args:
+        config: see :func:`~rlkd_lab.training.config.make_config`.
+        out: the folder to make.
+        on_step: called after each step with the loop (``loop.knobs.request(…)``, ``loop.stopping = True``) and the row.
+        script: recorded knob moves to follow.
+
+    Raises:
+        FileExistsError, PermissionError, FileNotFoundError, ValueError: as the parts do, before anything is written; a failure later is in status.json too.
+    """
+    RunFolder.check_free(out)  # before models are loaded
+    loop = Loop(config, RunFolder(out), Knobs(config, script))
+    loop.folder = create(config, out)
+    try:
+        return _drive(loop, on_step)
+    except ValueError:
+        if loop.step == 0:  # a mistake that only the first step could find leaves no half of a run
+            shutil.rmtree(loop.folder.path)
+        raise
+
+
+def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:
+    """Go on with a run from its last whole checkpoint; the rows after it are dropped and computed again.
+
+    Raises:
+        FileNotFoundError, ValueError: no run there, a damaged one, or a checkpoint that does not match its config.
+    """
+    folder = RunFolder.open(path)
+    config = config_of(folder)
+    script = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
+    folder.set_status("running", 0, "loading the models")
+    try:
+        loop = Loop(config, folder, Knobs(config, script, record_script=False))
+        _go_back(loop)
+    except BaseException as error:
+        folder.set_status("failed", 0, f"{type(error).__name__}: {error}")
+        raise
+    return _drive(loop, on_step)
+
+
+def _go_back(loop: Loop) -> None:
+    """To the last whole checkpoint; later rows are dropped."""
+    folder = loop.folder
+    rows = folder.rows("metrics.jsonl")
+    last = rows[-1]["step"] if rows else 0
+    checkpoints = [path for path in folder.checkpoints() if int(path.name[5:]) <= last]  # never one that the rows do not reach
+    if checkpoints:
+        loop.load_checkpoint(checkpoints[-1])
+    folder.truncate("metrics.jsonl", loop.step)
+    folder.truncate("events.jsonl", loop.step, keep=("knob", "asked"))  # moves made by hand hold in the recomputed steps too
+
+
+def load_or_train(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:
+    """The run in ``out``: as it is if it is done, resumed if it was interrupted, trained if it is not there.
+
+    Raises:
+        ValueError: the run there was made with other settings.
+    """
+    if not (Path(out) / "config.json").exists():
+        return run(config, out, on_step=on_step)
+    folder = RunFolder.open(out)
+    if fingerprint(config_of(folder)) != fingerprint(config):
+        raise ValueError(f"{out} holds a run with other settings: delete it, or choose another folder")
+    return folder if folder.status()["state"] == "done" else resume(out, on_step=on_step)
+
+
+def config_of(folder: RunFolder) -> RunConfig:
+    """The validated config of a run on disk.
+
+    Raises:
+        ValueError: a run of an older format, whose curves can still be read.
+    """
+    stored = folder.config()
+    if stored.pop("format") < FORMAT:
+        raise ValueError(f"{folder.path} was made by an older version of rlkd_lab: its curves can be read and compared, but it cannot be run again or resumed")
+    return validated(stored)
+
+
+def schedule_from(folder: RunFolder, seed: int) -> RunConfig:
+    """The config of a run with its moves by hand made part of it, for another seed: an ordinary run, which nobody touches.
+
+    Raises:
+        ValueError: no knob was moved there.
+    """
+    moves = [
+        Move(step=e["step"], knob=e["knob"], value=e.get("value"), release=bool(e.get("release"))) for e in folder.rows("events.jsonl") if e["event"] == "knob"
+    ]
+    config = config_of(folder)
+    if not moves and not config.moves:
+        raise ValueError(f"no knob was moved in {folder.path}: there is no schedule to take")
+    return config.model_copy(update={"seed": seed, "moves": config.moves + moves})
+
+
+def create(config: RunConfig, out: str | Path) -> RunFolder:
+    """A new run folder in state idle, before any model is loaded; :func:`resume` starts it.
+
+    Raises:
+        FileExistsError, PermissionError: as :meth:`RunFolder.create`.
+    """
+    folder = RunFolder.create(out, config.model_dump(), describe_environment(default_device()))
+    for sentence in likely_mistakes(config):
+        warnings.warn(sentence, stacklevel=2)
+        folder.append("events.jsonl", {"event": "warning", "step": 0, "text": sentence, "time": time.time()})
+    return folder
+
+
+def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder:
+    folder, config = loop.folder, loop.config
+    control, twins = Control(loop), Twins(loop)
+    folder.set_status("running", loop.step)
+    held = dict(loop.knobs.held)
+    try:
+        while loop.step < config.steps and not loop.stopping:
+            control.before_step()
+            if loop.stopping:
+                break
+            twins.before_step(control.twin, control.chances)
+            row = loop.take_step()
+            held = dict(loop.knobs.held)  # those of the last whole step
+            folder.append("metrics.jsonl", row)
+            due = loop.step == config.steps or (config.checkpoint_every and loop.step % config.checkpoint_every == 0)
+            if due:
+                loop.save_checkpoint()
+            folder.set_status("running", loop.step)
+            if on_step is not None:
+                on_step(loop, row)
+            for _ in twins.follow():
+                control.listen()
+            if due:
+                twins.save()
+            control.after_step()
+    except (Stopped, KeyboardInterrupt) as error:
+        if loop.whole:  # the step was cut before its update: nothing is lost but its completions
+            loop.knobs.held = held
+            _leave(loop, twins)
+        folder.set_status("idle", loop.step, STOPPED)
+        twins.end("idle")
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return folder
+    except BaseException as error:
+        folder.set_status("failed", loop.step, f"{type(error).__name__}: {error}")
+        twins.end("failed", "its run failed")
+        raise
+    if loop.step == config.steps:
+        folder.set_status("done", loop.step)
+        twins.end("done")
+    else:  # stopped between two steps
+        _leave(loop, twins)
+        folder.set_status("idle", loop.step, STOPPED)
+        twins.end("idle")
+    return folder
+
+
+def _leave(loop: Loop, twins: Twins) -> None:
+    """A last checkpoint, to go on from."""
+    if loop.step:
+        loop.save_checkpoint()
+    twins.save()

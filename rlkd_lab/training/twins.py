@@ -1,0 +1,133 @@
+"""The untouched twin: a fork of a run from the step before a knob was moved, trained beside it without the move.
+
+Both have the same weights, random streams and prompts at the fork, so that their difference is the knob's. A noise twin is untouched too and samples other
+completions of the same prompts: how far it drifts from the untouched one is what chance alone does. Twins are run folders below ``RUN/twins/``; one loop
+trains run and twins in turns, by exchanging weights and optimizer.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from rlkd_lab.runs import RunFolder
+from rlkd_lab.training.knobs import Knobs
+from rlkd_lab.training.loop import Loop, Row, State
+
+
+class Twin:
+    """One fork: its folder, knobs and weights, while it is not its turn."""
+
+    def __init__(self, folder: RunFolder, knobs: Knobs, state: State, stream: str) -> None:
+        self.folder, self.knobs, self.state, self.stream = folder, knobs, state, stream
+
+    @contextmanager
+    def turn(self, loop: Loop) -> Iterator[None]:
+        """Inside, the loop trains the twin. A step that is cut short leaves the twin as it was."""
+        state, own = loop.snapshot(), (loop.folder, loop.knobs, loop.stream)
+        loop.restore(self.state)
+        loop.folder, loop.knobs, loop.stream = self.folder, self.knobs, self.stream
+        try:
+            yield
+            self.state = loop.snapshot()
+        finally:
+            loop.restore(state)
+            loop.folder, loop.knobs, loop.stream = own
+
+
+def fork(loop: Loop, kind: Literal["untouched", "noise"], number: int = 1) -> Twin:
+    """A twin of the run as it is now, before the moves that wait."""
+    name = f"step_{loop.step:06d}" + (f"-noise{number}" if kind == "noise" else "")
+    path = loop.folder.path / "twins" / name
+    shutil.rmtree(path, ignore_errors=True)
+    path.parent.mkdir(exist_ok=True)
+    folder = RunFolder.create(path, {k: v for k, v in loop.folder.config().items() if k != "format"}, loop.folder.env())
+    stream = f", chance {number}" if kind == "noise" else ""
+    folder.write_json("fork.json", {"step": loop.step, "kind": kind, "stream": stream})
+    for row in loop.folder.rows("metrics.jsonl"):
+        folder.append("metrics.jsonl", row)
+    for row in loop.folder.rows("events.jsonl"):
+        folder.append("events.jsonl", row)
+    knobs = Knobs(loop.config)
+    knobs.held = dict(loop.knobs.held)
+    twin = Twin(folder, knobs, loop.snapshot(), stream)
+    with twin.turn(loop):
+        loop.save_checkpoint()
+        folder.set_status("running", loop.step)
+    return twin
+
+
+def load(loop: Loop) -> list[Twin]:
+    """The twins of a run that is resumed, each from its last checkpoint that the run has reached. One that was forked later is dropped: the move that made
+    it will come again."""
+    found = []
+    for path in sorted((loop.folder.path / "twins").glob("step_*")):
+        about = _about(path)
+        if about is None or about["step"] >= loop.step:
+            shutil.rmtree(path)
+            continue
+        folder = RunFolder.open(path)
+        reached = [point for point in folder.checkpoints() if int(point.name[5:]) <= loop.step]
+        if folder.status()["state"] == "done" or not reached:
+            continue
+        twin = Twin(folder, Knobs(loop.config), loop.snapshot(), about["stream"])
+        with twin.turn(loop):
+            loop.load_checkpoint(reached[-1])
+            folder.truncate("metrics.jsonl", loop.step)
+        found.append(twin)
+    return found
+
+
+def _about(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((path / "fork.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+class Twins:
+    """The living twins of one run."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.alive = load(loop)
+
+    def before_step(self, kind: Literal["off", "untouched", "noise"], chances: int = 1) -> None:
+        """Fork if the coming step would be the first with a moved knob; end the twins if they are switched off."""
+        if kind == "off":
+            self.end("idle", "switched off")
+        elif not self.alive and self.loop.knobs.moving(self.loop.step + 1):
+            self.alive = [fork(self.loop, "untouched")]
+            if kind == "noise":
+                self.alive += [fork(self.loop, "noise", number) for number in range(1, chances + 1)]
+            text = f"{len(self.alive)} twin{'s' * (len(self.alive) > 1)} from step {self.loop.step} on, without the change"
+            self.loop.folder.append("events.jsonl", {"event": "twin", "step": self.loop.step, "text": text, "time": time.time()})
+
+    def follow(self) -> Iterator[Row]:
+        """Train every twin up to the run's step."""
+        step = self.loop.step
+        for twin in self.alive:
+            while twin.state.step < step and not self.loop.stopping:
+                with twin.turn(self.loop):
+                    row = self.loop.take_step()
+                    twin.folder.append("metrics.jsonl", row)
+                    twin.folder.set_status("running", self.loop.step)
+                yield row
+
+    def save(self) -> None:
+        """A checkpoint of each."""
+        for twin in self.alive:
+            with twin.turn(self.loop):
+                self.loop.save_checkpoint()
+
+    def end(self, state: Literal["idle", "done", "failed"], why: str | None = None) -> None:
+        """Say how it ended; a twin that was switched off is not taken up again."""
+        for twin in self.alive:
+            twin.folder.set_status("done" if why == "switched off" else state, twin.state.step, why)
+        if why == "switched off":
+            self.alive = []

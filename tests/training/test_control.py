@@ -1,0 +1,210 @@
+"""Requests from outside: what is asked of a loop through requests.jsonl, and when it acts."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from rlkd_lab.runs import RunFolder, Tail, first_difference
+from rlkd_lab.training import create, replay, resume, run
+
+
+@pytest.fixture
+def watched(tiny, tmp_path):
+    """``watched(ask, **fields)``: a run of some steps; ``ask(folder, row)`` is called after each."""
+
+    def make(ask, name="run", method="kdrl", **fields):
+        return run(tiny(method, **{"steps": 4, "group_size": 4, **fields}), tmp_path / name, on_step=lambda loop, row: ask(loop.folder, row))
+
+    return make
+
+
+def events(folder, kind):
+    return [event for event in folder.rows("events.jsonl") if event["event"] == kind]
+
+
+def test_a_moved_knob_acts_on_the_next_step_and_stands_in_its_row_and_its_event(watched):
+    ids = {}
+
+    def ask(folder, row):
+        if row["step"] < 4:
+            ids[row["step"]] = folder.ask("knob", knob="kd_coef", value=row["step"] / 10, source="panel")
+
+    folder = watched(ask)
+    assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.1, 0.2, 0.3]
+    found = [(event["step"], event["value"], event["id"], event["source"]) for event in events(folder, "knob")]
+    assert found == [(step + 1, step / 10, ids[step], "panel") for step in (1, 2, 3)]
+    assert folder.touched
+
+
+def test_a_knob_can_be_asked_for_from_a_later_step(watched):
+    folder = watched(lambda folder, row: row["step"] == 1 and folder.ask("knob", knob="kd_coef", value=0.7, at=4))
+    assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.1, 0.1, 0.7]
+
+
+def test_release_gives_back_to_the_schedule(watched):
+    def ask(folder, row):
+        if row["step"] == 1:
+            folder.ask("knob", knob="kd_coef", value=0.7)
+        if row["step"] == 2:
+            folder.ask("release", knob="kd_coef")
+
+    folder = watched(ask, knobs={"kd_coef": "linear:0.4:0.1"})
+    assert [row["coef/kd_coef"] for row in folder.rows()] == pytest.approx([0.4, 0.7, 0.2, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        ({"knob": "kd_coef", "value": 11}, "lies in 0–10"),
+        ({"knob": "kd_coef", "value": "0.5"}, "no value of a knob"),
+        ({"knob": "kd_coef", "value": True}, "no value of a knob"),
+        ({"knob": "kd_coeff", "value": 1}, "did you mean"),
+        ({"knob": "kd_coef"}, "value"),
+    ],
+)
+def test_a_refused_request_says_why_and_changes_nothing(watched, request_, why):
+    folder = watched(lambda folder, row: row["step"] == 1 and folder.ask("knob", **request_), steps=2)
+    (refused,) = events(folder, "refused")
+    assert why in refused["why"]
+    assert refused["why"].endswith("nothing was changed")
+    assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.1]
+    assert not folder.touched
+
+
+def test_an_unknown_request_and_a_torn_line_stop_nothing(watched):
+    def ask(folder, row):
+        if row["step"] == 1:
+            folder.ask("dance")
+            with (folder.path / "requests.jsonl").open("a") as file:
+                file.write('["no object"]\n{"id": 1, "request": "kno\n{"id": 2, "request"')
+
+    folder = watched(ask, steps=3)
+    assert len(folder.rows()) == 3
+    assert [event["why"] for event in events(folder, "refused")] == ["unknown request 'dance'; nothing was changed"]
+
+
+def test_pause_step_go_on_and_checkpoint(watched):
+    seen = []
+
+    def wait_for(folder, state, step):
+        until = time.monotonic() + 60
+        while (now := folder.status())["state"] != state or now["step"] != step:
+            assert time.monotonic() < until, now
+            time.sleep(0.01)
+        seen.append((state, step))
+
+    def watcher(folder):
+        wait_for(folder, "paused", 1)
+        folder.ask("knob", knob="kd_coef", value=0.5)
+        folder.ask("step")
+        wait_for(folder, "paused", 2)
+        folder.ask("checkpoint")
+        until = time.monotonic() + 60
+        while not folder.checkpoints():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        folder.ask("go_on")
+
+    def ask(folder, row):
+        if row["step"] == 1:
+            folder.ask("pause")
+            threading.Thread(target=watcher, args=(folder,), daemon=True).start()
+
+    folder = watched(ask)
+    assert seen == [("paused", 1), ("paused", 2)]
+    assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.5, 0.5, 0.5]
+    assert [path.name for path in folder.checkpoints()] == ["step_000002", "step_000004"]
+    assert [(event["event"], event["step"]) for event in folder.rows("events.jsonl") if event["event"] in ("paused", "one step", "went on")] == [
+        ("paused", 1), ("one step", 1), ("paused", 2), ("went on", 2),
+    ]  # fmt: skip
+    assert folder.status()["state"] == "done"
+
+
+def test_stop_keeps_what_is_finished_and_resume_takes_the_same_steps(watched):
+    whole = watched(lambda folder, row: None, "whole")
+    cut = watched(lambda folder, row: row["step"] == 2 and folder.ask("stop"), "cut")
+    assert cut.status()["state"] == "idle"
+    assert len(cut.rows()) == 2
+    assert first_difference(resume(cut.path).rows(), whole.rows()) == (None, 0.0)
+
+
+def test_a_stop_in_the_middle_of_a_rollout_leaves_a_checkpoint_of_the_step_before(watched, monkeypatch):
+    from rlkd_lab.training import control, loop
+
+    monkeypatch.setattr(control, "LISTEN_EVERY", 0.0)
+    whole = watched(lambda folder, row: None, "whole")
+    sample = loop.sample
+    calls = []
+
+    def stopped_at_the_third(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            RunFolder(folder_path).ask("stop")
+        return sample(*args, **kwargs)
+
+    folder_path = whole.path.parent / "cut"
+    monkeypatch.setattr(loop, "sample", stopped_at_the_third)
+    cut = watched(lambda folder, row: row["step"] == 2 and folder.ask("knob", knob="kd_coef", value=0.5), "cut")
+    assert cut.status()["state"] == "idle"
+    assert [path.name for path in cut.checkpoints()] == ["step_000002"]
+    assert events(cut, "knob") == []  # the step that it was for never was
+    resumed = resume(cut.path)
+    assert [row["coef/kd_coef"] for row in resumed.rows()] == [0.1, 0.1, 0.5, 0.5]
+    assert first_difference(resumed.rows()[:2], whole.rows()[:2]) == (None, 0.0)
+    assert len(events(resumed, "knob")) == 1
+
+
+def test_a_knob_moved_while_nothing_runs_acts_when_the_run_goes_on_and_an_old_button_does_not(tiny, tmp_path):
+    folder = create(tiny(steps=2), tmp_path / "run")
+    folder.ask("knob", knob="kd_coef", value=0.5)
+    folder.ask("stop")
+    folder.ask("begin")
+    resume(folder.path)
+    assert [row["coef/kd_coef"] for row in folder.rows()] == [0.5, 0.5]
+    resume(folder.path)
+    assert len(events(folder, "knob")) == 1
+
+
+def test_a_button_pressed_while_the_models_load_acts(tiny, tmp_path):
+    folder = create(tiny(steps=2), tmp_path / "run")
+    folder.ask("begin")
+    folder.ask("stop")
+    resume(folder.path)
+    assert (folder.status()["state"], folder.rows()) == ("idle", [])
+    resume(folder.path)  # and only once
+    assert folder.status()["state"] == "done"
+
+
+def test_replay_reproduces_a_run_that_was_touched_through_the_folder(watched, tmp_path):
+    folder = watched(lambda folder, row: row["step"] == 2 and folder.ask("knob", knob="temperature", value=0.7))
+    again = replay(folder.path, tmp_path / "again")
+    assert (again.difference, again.largest) == (None, 0.0)
+    assert not (tmp_path / "again" / "twins").exists()
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_tail_returns_whole_lines_once(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    tail = Tail(path)
+    assert tail.read() == []
+    path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
+    assert tail.read() == [{"a": 1}, {"a": 2}]
+    assert tail.read() == []
+    with path.open("a") as file:
+        file.write(': 3}\nno json\n[4]\n{"a": 5}\n')
+    assert tail.read() == [{"a": 3}, {"a": 5}]
+
+
+def test_requests_from_many_threads_are_all_there(tmp_path, tiny):
+    folder = create(tiny(), tmp_path / "run")
+    threads = [threading.Thread(target=lambda: [folder.ask("step") for _ in range(50)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = (folder.path / "requests.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["id"] for line in lines}) == len(lines) == 400

@@ -1,0 +1,118 @@
+"""The untouched twin: the same run without the change."""
+
+import pytest
+
+from rlkd_lab.runs import RunFolder, first_difference
+from rlkd_lab.training import create, resume, run
+
+
+def moved(folder, row, at=2, value=5.0):
+    if row["step"] == at:
+        folder.ask("knob", knob="kd_coef", value=value)
+
+
+@pytest.fixture
+def forked(tiny, tmp_path):
+    """``forked(ask, kind)``: a run of five steps with twins."""
+
+    def make(ask, name="run", kind="untouched", **fields):
+        folder = create(tiny("kdrl", **{"steps": 5, "group_size": 4, **fields}), tmp_path / name)
+        folder.ask("twin", kind=kind, chances=2)
+        return resume(folder.path, on_step=lambda loop, row: ask(loop.folder, row))
+
+    return make
+
+
+def twins(folder):
+    return {path.name: RunFolder(path) for path in sorted((folder.path / "twins").glob("*"))}
+
+
+def test_the_twin_is_the_run_as_it_would_have_been(forked, tiny, tmp_path):
+    folder = forked(moved)
+    untouched = run(tiny("kdrl", steps=5, group_size=4), tmp_path / "untouched")
+    (twin,) = twins(folder).values()
+    assert first_difference(twin.rows(), untouched.rows()) == (None, 0.0)
+    assert first_difference(folder.rows()[:2], untouched.rows()[:2]) == (None, 0.0)
+    assert first_difference(folder.rows()[2:], untouched.rows()[2:])[0] is not None
+    assert not twin.touched
+    assert twin.status()["state"] == "done"
+
+
+def test_training_a_twin_changes_nothing_in_the_run(forked):
+    alone = forked(moved, "alone", kind="off")
+    assert not (alone.path / "twins").exists()
+    assert first_difference(forked(moved, "with").rows(), alone.rows()) == (None, 0.0)
+
+
+def test_no_move_and_a_move_that_changes_nothing_make_no_twin(forked):
+    assert twins(forked(lambda folder, row: None, "none")) == {}
+    assert twins(forked(lambda folder, row: moved(folder, row, value=0.1), "same")) == {}
+
+
+def test_a_second_move_does_not_fork_again(forked):
+    folder = forked(lambda folder, row: moved(folder, row, at=row["step"], value=float(row["step"])))
+    assert list(twins(folder)) == ["step_000001"]
+
+
+def test_noise_twins_have_the_same_prompts_and_other_completions(forked):
+    folder = forked(moved, kind="noise", samples_every=1)
+    found = twins(folder)
+    assert list(found) == ["step_000002", "step_000002-noise1", "step_000002-noise2"]
+    untouched, first, second = (twin.samples(3) for twin in found.values())
+    assert untouched["prompt"].tolist() == first["prompt"].tolist() == second["prompt"].tolist()
+    texts = {tuple(table["completion"]) for table in (untouched, first, second)}
+    assert len(texts) == 3
+    for twin in found.values():
+        assert first_difference(twin.rows()[:2], folder.rows()[:2]) == (None, 0.0)
+
+
+def test_switched_off_it_ends_and_the_next_move_forks_anew(forked):
+    def ask(folder, row):
+        if row["step"] == 1:
+            folder.ask("knob", knob="kd_coef", value=5.0)
+        if row["step"] == 2:
+            folder.ask("twin", kind="off")
+        if row["step"] == 3:
+            folder.ask("twin", kind="untouched")
+            folder.ask("knob", knob="kd_coef", value=1.0)
+
+    found = twins(forked(ask))
+    assert [(name, len(twin.rows())) for name, twin in found.items()] == [("step_000001", 2), ("step_000003", 5)]
+    assert [row["coef/kd_coef"] for row in found["step_000003"].rows()] == [0.1, 5.0, 5.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize("checkpoint_every", [0, 1, 2])
+@pytest.mark.parametrize("stop_at", [2, 3, 4])
+def test_a_stopped_run_goes_on_with_its_twin(forked, stop_at, checkpoint_every):
+    def ask(folder, row):
+        moved(folder, row)
+        if row["step"] == stop_at:
+            folder.ask("stop")
+
+    whole = forked(moved, "whole")
+    cut = forked(ask, "cut", checkpoint_every=checkpoint_every)
+    assert len(cut.rows()) == stop_at
+    resume(cut.path)
+    assert first_difference(cut.rows(), whole.rows()) == (None, 0.0)
+    (ours,), (theirs,) = twins(cut).values(), twins(whole).values()
+    assert first_difference(ours.rows(), theirs.rows()) == (None, 0.0)
+
+
+def test_a_killed_run_goes_back_behind_the_fork_and_forks_again(forked):
+    class Killed(Exception):
+        pass
+
+    def ask(folder, row):
+        moved(folder, row, at=3)
+        if row["step"] == 4:
+            raise Killed
+
+    whole = forked(lambda folder, row: moved(folder, row, at=3), "whole")
+    with pytest.raises(Killed):
+        forked(ask, "cut", checkpoint_every=2)
+    folder = RunFolder(whole.path.parent / "cut")
+    assert folder.status()["state"] == "failed"
+    resume(folder.path)
+    (ours,), (theirs,) = twins(folder).values(), twins(whole).values()
+    assert first_difference(folder.rows(), whole.rows()) == (None, 0.0)
+    assert first_difference(ours.rows(), theirs.rows()) == (None, 0.0)
