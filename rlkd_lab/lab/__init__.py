@@ -1,7 +1,25 @@
 """What a notebook shows: a run driven and watched, plots, figures with their sidecars, progress."""
 
 from rlkd_lab.lab.driving import Handle, RunFailed, Status, launch, open_run, start
-from rlkd_lab.lab.plots import ALL, MAIN, STYLES, plot_runs, png, save_figure
+from rlkd_lab.lab.plots import ALL, MAIN, STYLES, plot_groups, plot_runs, png, save_figure, seed_table
 from rlkd_lab.lab.progress import progress
+from rlkd_lab.lab.stage import Stage
 
-__all__ = ["ALL", "MAIN", "STYLES", "Handle", "RunFailed", "Status", "launch", "open_run", "plot_runs", "png", "progress", "save_figure", "start"]
+__all__ = [
+    "ALL",
+    "MAIN",
+    "STYLES",
+    "Handle",
+    "RunFailed",
+    "Stage",
+    "Status",
+    "launch",
+    "open_run",
+    "plot_groups",
+    "plot_runs",
+    "png",
+    "progress",
+    "save_figure",
+    "seed_table",
+    "start",
+]

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy import stats
 
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
@@ -139,6 +141,100 @@ def plot_runs(runs: Sequence[RunFolder], metrics: Sequence[str] = MAIN, *, x: XA
     rows_of_legend = -(-len(found) // 4)
     figure.tight_layout(rect=(0, (0.35 + 0.22 * rows_of_legend) / height, 1, 1))
     return figure
+
+
+def plot_groups(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str] = MAIN, *, window: int = 9, title: str | None = None) -> Figure:
+    """The same small multiples for runs that differ in their seed: a group's mean over its seeds, and each seed behind it, faint.
+
+    Colours are the methods'; where several groups are of one method, line styles tell them apart. Every curve is a trailing mean over ``window`` steps;
+    evaluation points are not smoothed.
+
+    Args:
+        groups: by label.
+        metrics: names of metrics.jsonl.
+        window: in steps.
+        title: above the figure.
+    """
+    if not groups or not metrics or not all(groups.values()):
+        raise ValueError("there is nothing to plot: give at least one group with a run, and one metric")
+    columns = min(3, len(metrics))
+    lines = -(-len(metrics) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.1 * lines + 0.9), facecolor="white")
+    FigureCanvasAgg(figure)
+    looks = _looks({label: runs[0].config()["method"] for label, runs in groups.items()})
+    frames = {label: [run.metrics() for run in runs] for label, runs in groups.items()}
+    grid = list(figure.subplots(lines, columns, squeeze=False).flat)
+    handles = {}
+    for axes, metric in zip(grid, metrics, strict=False):
+        evaluated = metric.startswith("eval/")
+        for label, of_seeds in frames.items():
+            colour, style = looks[label]
+            curves = [frame[metric].dropna() for frame in of_seeds if metric in frame and frame[metric].notna().any()]
+            if not curves:
+                continue
+            curves = curves if evaluated else [curve.rolling(window, min_periods=1).mean() for curve in curves]
+            for curve in curves:
+                axes.plot(curve.index, curve, color=colour, linestyle=style, alpha=0.25, linewidth=0.8)
+            mean = pd.concat(curves, axis=1, join="inner").mean(axis=1)  # where every seed has a value
+            (handles[label],) = axes.plot(mean.index, mean, color=colour, linestyle=style, linewidth=2, marker="o" if evaluated else None, markersize=4)
+        axes.set_ylabel(PANELS.get(metric, metric))
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        if evaluated:
+            axes.set_ylim(0, 1)
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color="#777777")
+    for axes in grid[len(metrics) :]:
+        axes.set_visible(False)
+    counts = {len(runs) for runs in groups.values()}
+    seeds = f"{min(counts)} seeds" if len(counts) == 1 else f"{min(counts)}–{max(counts)} seeds"
+    heading = f"mean over {seeds}, each seed faint · trailing mean of {window} steps"
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=min(4, len(handles)), title=heading, frameon=False, fontsize=9, title_fontsize=8)
+    if title:
+        figure.suptitle(title)
+    figure.tight_layout(rect=(0, (0.4 + 0.22 * -(-len(handles) // 4)) / figure.get_figheight(), 1, 1))
+    return figure
+
+
+def _looks(methods: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Colour and line style of each label: the method's own, and other styles for further labels of the same method."""
+    taken: dict[str, int] = {}
+    looks = {}
+    for label, method in methods.items():
+        colour, style = STYLES.get(method, ("#555555", "-"))
+        others = [each for each in ("-", "--", ":", "-.") if each != style]
+        looks[label] = (colour, [style, *others][min(taken.get(method, 0), 3)])
+        taken[method] = taken.get(method, 0) + 1
+    return looks
+
+
+def seed_table(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str] = MAIN, last: int = 10) -> pd.DataFrame:
+    """Mean of the last steps of each run, then mean over seeds with a 95 % t-interval, as text; one seed has no interval.
+
+    Args:
+        groups: by label.
+        metrics: names of metrics.jsonl; of ``eval/…`` the last evaluation is taken.
+        last: steps.
+    """
+    rows = []
+    for label, runs in groups.items():
+        row: dict[str, object] = {"": label, "seeds": len(runs)}
+        for metric in metrics:
+            frames = [run.metrics() for run in runs]
+            series = [frame[metric].dropna() for frame in frames if metric in frame]
+            values = np.array([one.iloc[-1 if metric.startswith("eval/") else -last :].mean() for one in series if len(one)])
+            row[PANELS.get(metric, metric)] = _mean_and_interval(values)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("")
+
+
+def _mean_and_interval(values: np.ndarray) -> str:
+    if len(values) == 0:
+        return "–"
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():.3g} ± {half:.2g}"
 
 
 def save_figure(figure: Figure, path: str | Path, runs: Sequence[RunFolder], **how: Any) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from rlkd_lab.lab import ALL, MAIN, STYLES, plot_runs, png, save_figure
+from rlkd_lab.lab import ALL, MAIN, STYLES, plot_groups, plot_runs, png, save_figure, seed_table
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
 
@@ -159,3 +159,43 @@ def test_the_sidecar_says_what_went_in(make, tmp_path):
         {"run": "kdrl-4", "method": "kdrl", "seed": 4, "steps": 5, "touched": True, "commit": "abc123", "device": "CPU"},
     ]
     assert str(tmp_path) not in path.with_suffix(".json").read_text()
+
+
+# --- groups of seeds --------------------------------------------------------------------------------------------------
+
+
+def test_a_group_is_the_mean_of_its_seeds_with_each_behind_it(make):
+    runs = [make("grpo", seed, steps=12) for seed in range(3)]
+    figure = plot_groups({"GRPO": runs}, ["reward"], window=4)
+    faint, (mean,) = lines(figure)
+    smooth = [run.metrics()["reward"].rolling(4, min_periods=1).mean().to_numpy() for run in runs]
+    for line, expected in zip(faint, smooth, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), expected)
+    np.testing.assert_allclose(mean.get_ydata(), np.mean(smooth, axis=0))
+    assert words(figure) == (["GRPO"], "mean over 3 seeds, each seed faint · trailing mean of 4 steps")
+
+
+def test_groups_of_one_method_have_one_colour_and_styles_of_their_own(make):
+    groups = {"k2": [make("kdrl", 0, name="a")], "k3": [make("kdrl", 0, name="b")], "GRPO": [make("grpo", 0), make("grpo", 1, steps=6)]}
+    figure = plot_groups(groups, ["reward", "eval/accuracy"])
+    _, (a, b, c) = lines(figure)
+    assert a.get_color() == b.get_color() == STYLES["kdrl"][0]
+    assert a.get_linestyle() != b.get_linestyle()
+    assert len(c.get_xdata()) == 6  # where every seed has a value
+    assert "1–2 seeds" in words(figure)[1]
+
+
+def test_the_table_has_a_t_interval_over_seeds(make):
+    runs = [make("grpo", seed, steps=12) for seed in range(5)]
+    values = np.array([run.metrics()["reward"].iloc[-10:].mean() for run in runs])
+    half = 2.7764 * values.std(ddof=1) / 5**0.5
+    table = seed_table({"GRPO": runs, "one": runs[:1]}, ["reward", "eval/accuracy", "not/there"])
+    assert table.loc["GRPO", "reward"] == f"{values.mean():.3g} ± {half:.2g}"
+    assert table.loc["one", "reward"] == f"{values[0]:.3g}"
+    assert table.loc["one", "accuracy, held-out prompts"] == f"{runs[0].metrics()['eval/accuracy'].dropna().iloc[-1]:.3g}"
+    assert table.loc["GRPO", "not/there"] == "–"
+
+
+def test_an_empty_group_is_refused(make):
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plot_groups({"GRPO": []})
