@@ -460,3 +460,46 @@ def test_the_shell_can_complete_method_names(rlkd):
 
     assert _method_names() == list(METHODS)
     assert "--install-completion" in rlkd("--help").stdout
+
+
+# --- a schedule found by hand -----------------------------------------------------------------------------------------
+
+
+def test_schedule_from_takes_settings_and_moves_of_a_run_to_another_seed(rlkd, tmp_path):
+    from rlkd_lab.training import create, make_config, resume
+
+    settings = dict(setting.split("=") for setting in SMALL)
+    folder = create(make_config("kdrl", settings=settings, steps=3), tmp_path / "touched")
+    folder.ask("knob", knob="kd_coef", value=0.5, at=2)
+    resume(folder.path)
+    result = rlkd("train", "--schedule-from", folder.path, "--seed", 3, "--out", tmp_path / "seed3")
+    assert result.exit_code == 0, result.output
+    run = RunFolder.open(tmp_path / "seed3")
+    assert [row["coef/kd_coef"] for row in run.rows()] == [0.1, 0.5, 0.5]
+    assert (run.config()["seed"], run.touched) == (3, False)
+    listed = {row["run"]: row["touched"] for row in json.loads(rlkd("runs", tmp_path, "--json").stdout)}
+    assert listed == {"touched": True, "seed3": False}
+
+
+@pytest.mark.parametrize("further", [("--method", "grpo"), ("--steps", "5"), ("--preset", "tiny"), ("--set", "kd_coef=1")])
+def test_schedule_from_stands_alone(rlkd, runs, tmp_path, further):
+    assert_refused(rlkd("train", "--schedule-from", runs / "kdrl", "--out", tmp_path / "x", *further), "give --seed and --out beside it")
+    assert not (tmp_path / "x").exists()
+
+
+def test_schedule_from_an_untouched_run_and_no_method_at_all_are_refused(rlkd, runs, tmp_path):
+    assert_refused(rlkd("train", "--schedule-from", runs / "kdrl", "--out", tmp_path / "x"), "no knob was moved")
+    assert_refused(rlkd("train", "--out", tmp_path / "x"), "which method?")
+
+
+def test_a_run_stopped_by_its_watcher_says_how_to_go_on(rlkd, runs, tmp_path):
+    shutil.copytree(runs / "kdrl", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "steps": 50}))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    folder = RunFolder.open(tmp_path / "run")
+    folder.ask("begin")
+    folder.ask("stop")
+    result = rlkd("resume", folder.path)
+    assert result.exit_code == 0
+    assert "stopped at step 0; `rlkd resume" in result.stdout
