@@ -1,7 +1,10 @@
-"""Every notebook runs from top to bottom, in its shortened form, and carries no widget state."""
+"""Every notebook runs from top to bottom, in its shortened form, and is committed as a reader should find it."""
 
 from __future__ import annotations
 
+import ast
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,23 +12,79 @@ from pathlib import Path
 import nbformat
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+HERE = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def outputs(path: Path) -> list:
+    return [output for cell in cells(path, "code") for output in cell.outputs]
+
+
+def test_the_stages_are_all_there() -> None:
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(9)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RLKD_SHORT", "1")
+@each
+def test_notebook_runs(path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbmake", "--nbmake-timeout=600", "-p", "no:cacheprovider", str(path)], capture_output=True, text=True
-    )
+        [sys.executable, "-m", "pytest", "--nbmake", "--nbmake-timeout=600", "-p", "no:cacheprovider", str(path)],
+        capture_output=True, text=True, env={**os.environ, "RLKD_SHORT": "1"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_is_committed_clean(path: Path) -> None:
+@each
+def test_outputs_are_those_of_a_whole_run_and_hold_no_widget_state(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
-    # malformed widget state breaks previews
-    assert "widgets" not in notebook.metadata
-    errors = [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
-    assert not errors
+    assert "widgets" not in notebook.metadata  # malformed widget state breaks previews
+    counts = [cell.execution_count for cell in cells(path, "code")]
+    assert counts == list(range(1, len(counts) + 1)), "run the notebook once, from top to bottom"
+    found = outputs(path)
+    assert not [output for output in found if output.output_type == "error"]
+    for output in found:
+        data = output.get("data", {})
+        assert "application/vnd.jupyter.widget-view+json" not in data  # would read "model not found"
+        text = str(output.get("text", "")) + str(data.get("text/plain", ""))
+        assert not re.search(r"\b[VH]Box\(|Output\(|object at 0x", text), text[:200]
+        assert "/tmp/" not in text
+    assert any("image/png" in output.get("data", {}) for output in found)
+
+
+@each
+def test_a_page_is_prose_calls_and_pictures(path: Path) -> None:
+    code = [cell.source for cell in cells(path, "code")]
+    words = sum(len(cell.source.split()) for cell in cells(path, "markdown"))
+    assert len(code) <= 14
+    assert 350 <= words <= 1000
+    for source in code:
+        lines = "\n".join("" if line.startswith("%") else line for line in source.splitlines())
+        if source.startswith("%%"):
+            continue  # a file that the cell writes
+        for node in ast.walk(ast.parse(lines)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 8, f"{node.name} belongs into the package"
+
+
+@each
+def test_the_order_of_a_page(path: Path) -> None:
+    text = "\n".join(cell.source for cell in cells(path, "markdown"))
+    places = [text.index(words) for words in ("| needs |", "**Predict", "**What you should see", "xercise", "## Recap")]
+    assert places == sorted(places)
+    assert "| time |" in text
+    assert "| VRAM |" in text
+    assert "| writes |" in text
+    assert sum(source.count("check(") for source in (cell.source for cell in cells(path, "code"))) >= 2
+
+
+@each
+def test_committed_outputs_show_exercises_that_wait_for_the_reader(path: Path) -> None:
+    """The blanks of the exercises are wrong answers, and `check` has said so."""
+    told = "\n".join(str(output.get("text", "")) for output in outputs(path))
+    assert "ot yet" in told
