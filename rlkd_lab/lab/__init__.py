@@ -1,6 +1,25 @@
-"""What a notebook shows: a run driven and watched, plots, figures with their sidecars, progress."""
+"""What a notebook shows: runs driven and watched, curves, tokens, pictures that ask for a prediction first, exercises, figures with their sidecars."""
 
 from rlkd_lab.lab.driving import Handle, RunFailed, Status, launch, open_run, start
+from rlkd_lab.lab.exercises import check, exercises, weak_verifier
+from rlkd_lab.lab.pictures import (
+    PICTURES,
+    after_one_wrong_step,
+    annealing_stack,
+    clip_surrogate,
+    estimator_arrows,
+    exposure_bias,
+    gradient_angle,
+    group_advantage,
+    kl_concentration,
+    kl_of_samples,
+    mask_grid,
+    measure_exposure,
+    play,
+    trrd_tokens,
+    trust_region,
+    two_humps,
+)
 from rlkd_lab.lab.plots import ALL, MAIN, STYLES, plot_groups, plot_runs, png, save_figure, seed_table
 from rlkd_lab.lab.progress import progress
 from rlkd_lab.lab.stage import Stage
@@ -8,13 +27,28 @@ from rlkd_lab.lab.stage import Stage
 __all__ = [
     "ALL",
     "MAIN",
+    "PICTURES",
     "STYLES",
     "Handle",
     "RunFailed",
     "Stage",
     "Status",
+    "after_one_wrong_step",
+    "annealing_stack",
+    "check",
+    "clip_surrogate",
+    "estimator_arrows",
+    "exercises",
+    "exposure_bias",
+    "gradient_angle",
+    "group_advantage",
+    "kl_concentration",
+    "kl_of_samples",
     "launch",
+    "mask_grid",
+    "measure_exposure",
     "open_run",
+    "play",
     "plot_groups",
     "plot_runs",
     "png",
@@ -22,4 +56,8 @@ __all__ = [
     "save_figure",
     "seed_table",
     "start",
+    "trrd_tokens",
+    "trust_region",
+    "two_humps",
+    "weak_verifier",
 ]

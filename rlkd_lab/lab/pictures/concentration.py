@@ -1,0 +1,80 @@
+"""How few tokens carry the KL to the teacher."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from rlkd_lab.lab.pictures.prediction import BLUE, GREY, ORANGE, Control, Picture, blank
+from rlkd_lab.objectives import k3
+
+
+def kl_of_samples(samples: pd.DataFrame) -> NDArray[np.float64]:
+    """k3 estimate of KL(π_old‖π_T) at every recorded token, (tokens,), nats, ≥ 0. The runs record sampled tokens, not the whole vocabulary.
+
+    Raises:
+        ValueError: the run recorded no teacher.
+    """
+    if "teacher_logps" not in samples or samples["teacher_logps"].isna().any():
+        raise ValueError("these samples have no teacher_logps: take a run with a teacher")
+    ours, theirs = (torch.as_tensor(np.concatenate([np.asarray(row, float) for row in samples[name]])) for name in ("logps", "teacher_logps"))
+    return k3(ours, theirs).numpy()
+
+
+def share_of_top(kl: ArrayLike, top: float = 0.05) -> float:
+    """Share of the summed KL in the ``top`` share of tokens with the largest values (at least one token).
+
+    Raises:
+        ValueError: no tokens, or no KL at all.
+    """
+    ordered = np.sort(np.asarray(kl, dtype=float).ravel())[::-1]
+    if len(ordered) == 0 or not ordered.sum() > 0:
+        raise ValueError("the KL of these tokens is 0 throughout: there is nothing to share out")
+    return float(ordered[: max(1, round(top * len(ordered)))].sum() / ordered.sum())
+
+
+def kl_concentration(kl: ArrayLike, top: float = 0.05, label: str = "KL to the teacher") -> Figure:
+    """Cumulative share of the KL over tokens, largest first; marks what the ``top`` share of tokens carries.
+
+    Args:
+        kl: per token, (N,), nats, ≥ 0.
+        top: share of tokens that is marked, in (0, 1].
+        label: what the values are.
+    """
+    ordered = np.sort(np.asarray(kl, dtype=float).ravel())[::-1]
+    carried = share_of_top(ordered, top)
+    at = np.arange(len(ordered) + 1) / len(ordered)
+    figure = blank(7.0, 4.4)
+    axes = figure.subplots()
+    axes.plot(100 * at, 100 * np.concatenate([[0.0], ordered.cumsum() / ordered.sum()]), color=BLUE, linewidth=2.2, label="tokens, largest KL first")
+    axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1, label="if all tokens carried the same")
+    axes.plot([100 * top], [100 * carried], "o", color=ORANGE, markersize=9)
+    axes.vlines(100 * top, 0, 100 * carried, color=ORANGE, linewidth=1.2)
+    axes.annotate(f"the top {top:.0%} carry {carried:.0%}", (100 * top, 100 * carried), (14, -16), textcoords="offset points", color=ORANGE, fontsize=12)
+    axes.set_xlabel("share of tokens, %")
+    axes.set_ylabel("share of the KL, %")
+    axes.set_title(f"{label}, {len(ordered)} tokens", fontsize=11)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 103)
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def kl_concentration_picture(samples: pd.DataFrame | ArrayLike) -> Picture:
+    """The picture behind its question, from recorded samples of a run with a teacher or from per-token values."""
+    recorded = isinstance(samples, pd.DataFrame)
+    kl = kl_of_samples(samples) if isinstance(samples, pd.DataFrame) else np.asarray(samples, dtype=float)
+    carried = share_of_top(kl)
+    return Picture(
+        question="Student and teacher disagree by some KL at each token. What share of the whole do the 5 % of tokens with the largest values carry?",
+        choices=("under 15 %", "15 to 40 %", "40 to 70 %", "over 70 %"),
+        answer=int(np.searchsorted([0.15, 0.4, 0.7], carried, side="right")),
+        why=f"Here the top 5 % carry {carried:.0%}. Most tokens follow from what stands before them, and both models know them; the two part at few forks.",
+        draw=lambda top: kl_concentration(kl, top / 100, "k3 estimate of KL(π_old‖π_T)" if recorded else "KL to the teacher"),
+        controls={"top": Control("top share of tokens, %", 5, 1, 50, 1)},
+    )
