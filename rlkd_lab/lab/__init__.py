@@ -1,7 +1,9 @@
 """What a notebook shows: runs driven and watched, curves, tokens, pictures that ask for a prediction first, exercises, figures with their sidecars."""
 
+from rlkd_lab.lab.curves import watch_curves
 from rlkd_lab.lab.driving import Handle, RunFailed, Status, launch, open_run, start
 from rlkd_lab.lab.exercises import check, exercises, weak_verifier
+from rlkd_lab.lab.panel import Panel, panel
 from rlkd_lab.lab.pictures import (
     PICTURES,
     after_one_wrong_step,
@@ -30,6 +32,7 @@ __all__ = [
     "PICTURES",
     "STYLES",
     "Handle",
+    "Panel",
     "RunFailed",
     "Stage",
     "Status",
@@ -48,6 +51,7 @@ __all__ = [
     "mask_grid",
     "measure_exposure",
     "open_run",
+    "panel",
     "play",
     "plot_groups",
     "plot_runs",
@@ -59,5 +63,6 @@ __all__ = [
     "trrd_tokens",
     "trust_region",
     "two_humps",
+    "watch_curves",
     "weak_verifier",
 ]

@@ -69,6 +69,8 @@ LABELS: dict[str, str] = {
     "completions/length_checking": "checking",
     "completions/length_truncated": "truncated",
 }
+FAINT = ("main", "entropy", "clipped and dead tokens", "KL to the reference")
+EXPLAINED = {"accuracy": "each evaluation, not smoothed", "interference": "each measurement, not smoothed"}
 SEVERAL = (("#000000", "-"), ("#0072B2", "--"), ("#D55E00", "-."), ("#009E73", ":"))
 """Looks of metrics that share a panel."""
 AREAS = (("#56B4E9", ""), ("#E69F00", "//"), ("#999999", ".."))
@@ -105,7 +107,7 @@ def draw(history: History, method: str, group: str = "main", *, steps: int | Non
         steps: length of the whole run.
     """
     panels = GROUPS[group]
-    untouched, chance = history.twin("untouched"), history.twin("noise")
+    untouched, chance = history.fork()
     strip = group == "main" and untouched is not None and "reward" in history
     figure = Figure(figsize=(10.5, 4.7 if strip else 3.2) if len(panels) > 1 else (7.0, 3.2), facecolor="white")
     FigureCanvasAgg(figure)
@@ -129,7 +131,7 @@ def draw(history: History, method: str, group: str = "main", *, steps: int | Non
             # A style that is dotted by itself would read as the twin.
             _one(axes, history, names[0], colour, "-" if style == ":" else style, METHODS[method].title if method in METHODS else method, window)
             _twins(axes, history, names[0], colour, untouched, chance, window)
-        _finish(axes, history, history.step, labels=column == 0 or len(panels) < 4)
+        _finish(axes, history, history.step)
         if names[0].startswith(("eval/", "clip_ratio", "trrd/", "interference/sign")):
             axes.set_ylim(-0.03 if names[0].startswith("eval/") else 0, 1.03 if names[0].startswith("eval/") else None)
         if not any(name in history for name in names):
@@ -140,10 +142,11 @@ def draw(history: History, method: str, group: str = "main", *, steps: int | Non
         axes = figure.add_subplot(grid[1, :])
         axes.set_title("reward: run − untouched twin", fontsize=9.5, loc="left")
         _difference(axes, history, untouched, chance, colour, window)
-        _finish(axes, history, history.step)
+        _finish(axes, history, history.step, labels=False)
         _collect(axes, found)
     figure.text(0.55 / figure.get_figwidth(), 0.56 / height, _axis(history, steps), fontsize=8.5, va="top", color="#333333")
-    figure.text(0.985, 0.56 / height, f"faint: each step · line: trailing mean of {window} steps", fontsize=8.5, ha="right", va="top", color="#333333")
+    smoothed = f"faint: each step · line: trailing mean of {window} steps" if group in FAINT else EXPLAINED.get(group, f"trailing mean of {window} steps")
+    figure.text(0.985, 0.56 / height, smoothed, fontsize=8.5, ha="right", va="top", color="#333333")
     if found:
         columns = 5 if len(panels) > 1 else 3
         figure.legend(found.values(), found.keys(), loc="lower left", bbox_to_anchor=(0.5 / figure.get_figwidth(), 0), ncols=columns, frameon=False, fontsize=8.5)
@@ -172,13 +175,12 @@ def _after(twin: Twin, history: History, name: str, window: int) -> tuple[np.nda
     return series.steps[series.steps >= twin.step], values[series.steps >= twin.step]
 
 
-def _twins(axes: Axes, history: History, name: str, colour: str, untouched: Twin | None, chance: Twin | None, window: int) -> None:
-    for twin, how, label in (
-        (chance, {"color": GREY, "linewidth": 1.0}, "untouched, other samples: chance"),
-        (untouched, {"color": colour, "linewidth": 1.9}, "untouched twin"),
-    ):
-        if twin is not None and name in twin.history:
-            axes.plot(*_after(twin, history, name, window), linestyle=DOTS, label=label, **how)  # type: ignore[arg-type]
+def _twins(axes: Axes, history: History, name: str, colour: str, untouched: Twin | None, chance: list[Twin], window: int) -> None:
+    if untouched is not None and name in untouched.history:
+        axes.plot(*_after(untouched, history, name, window), color=colour, linestyle=DOTS, linewidth=1.9, label="untouched twin")
+    for twin in chance:
+        if name in twin.history:
+            axes.plot(*_after(twin, history, name, window), color=GREY, linestyle=DOTS, linewidth=1.0, label="untouched, other samples")
 
 
 def _several(axes: Axes, history: History, names: tuple[str, ...], window: int) -> None:
@@ -200,21 +202,25 @@ def _stack(axes: Axes, history: History, names: tuple[str, ...], window: int) ->
     axes.set_ylim(bottom=0)
 
 
-def _difference(axes: Axes, history: History, untouched: Twin, chance: Twin | None, colour: str, window: int) -> None:
-    """Run − untouched twin; and as a band what chance alone makes of two untouched runs: twice the root mean square of their difference."""
+def _difference(axes: Axes, history: History, untouched: Twin, chance: list[Twin], colour: str, window: int) -> None:
+    """Run − untouched twin; and as a band what chance alone makes of two untouched runs: twice the root mean square of their smoothed difference."""
     steps, twin = _after(untouched, history, "reward", window)
     series = history["reward"]
     own = series.trailing_mean(window)
     at = series.steps[(series.steps >= untouched.step) & (series.steps <= steps[-1])]
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.plot(at, np.interp(at, series.steps, own) - np.interp(at, steps, twin), color=colour, linewidth=1.9)
-    if chance is not None:
-        theirs, values = _after(chance, history, "reward", window)
+    squares = []
+    for noise in chance:
+        theirs, values = _after(noise, history, "reward", window)
         common = theirs[(theirs >= steps[0]) & (theirs <= steps[-1])]
         apart = np.interp(common, theirs, values) - np.interp(common, steps, twin)
-        spread = 2 * float(np.sqrt(np.mean(apart**2))) if len(apart) else 0.0
-        axes.fill_between([untouched.step, max(series.steps[-1], steps[-1])], -spread, spread, color=colour, alpha=0.13, linewidth=0, label="chance: ±2 root mean squares")
         axes.plot(common, apart, color=GREY, linestyle=DOTS, linewidth=1.0)
+        squares.append(apart[1:] ** 2)  # at the fork itself there is no difference
+    if squares:
+        spread = 2 * float(np.sqrt(np.mean(np.concatenate(squares))))
+        ends = [untouched.step, max(series.steps[-1], steps[-1])]
+        axes.fill_between(ends, -spread, spread, color=GREY, alpha=0.18, linewidth=0, label="what chance alone does (±2 root mean squares)")
 
 
 def _finish(axes: Axes, history: History, last: int, labels: bool = True) -> None:
@@ -235,7 +241,7 @@ def _finish(axes: Axes, history: History, last: int, labels: bool = True) -> Non
     for step, words in move_labels(moves, right * (0.03 if wide else 0.07))[-8:]:
         axes.annotate(
             words, (step, 0.985), xycoords=("data", "axes fraction"), xytext=(2, 0), textcoords="offset points", rotation=90, ha="left", va="top",
-            fontsize=7.5, color="#333333", bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5},
+            fontsize=7.5, color="#333333", annotation_clip=True, clip_on=True, bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ POINTS = 1000
 EXACT = 200
 """Last points that are kept as they are."""
 CHUNK = 1 << 20
-TAIL = 256
+SAME = 256
 """Bytes before the place reached that must still be the same, or the file was cut and written anew."""
 
 
@@ -78,7 +78,7 @@ class Series:
         return (sums[ends] - sums[first]) / (counts[ends] - counts[first])
 
 
-class Tail:
+class Lines:
     """The whole lines that were appended to a file since the last look. A torn last line waits until it is whole."""
 
     def __init__(self, path: Path) -> None:
@@ -114,7 +114,7 @@ class Tail:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     self.offset += len(line) + 1
-                    self.before = (self.before + line + b"\n")[-TAIL:]
+                    self.before = (self.before + line + b"\n")[-SAME:]
                     try:
                         row = json.loads(line)
                         if not isinstance(row["step"], int | float):
@@ -138,7 +138,7 @@ class History:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._metrics, self._events = Tail(self.path / "metrics.jsonl"), Tail(self.path / "events.jsonl")
+        self._metrics, self._events = Lines(self.path / "metrics.jsonl"), Lines(self.path / "events.jsonl")
         self._clear_metrics()
         self._clear_events()
         self.twins: dict[str, Twin] = {}
@@ -180,6 +180,9 @@ class History:
 
     def _read_twins(self) -> bool:
         new = False
+        for name in [name for name, twin in self.twins.items() if not (twin.path / "fork.json").exists()]:
+            del self.twins[name]  # a resumed run drops the twins that were forked later
+            new = True
         for fork in sorted(self.path.glob("twins/*/fork.json")):
             name = fork.parent.name
             if name not in self.twins:
@@ -191,10 +194,11 @@ class History:
             new = self.twins[name].history.read() or new
         return new
 
-    def twin(self, kind: str) -> Twin | None:
-        """The latest twin of a kind (``untouched`` or ``noise``) that has taken a step."""
-        found = [twin for twin in self.twins.values() if twin.kind == kind and twin.history.step > twin.step]
-        return max(found, key=lambda twin: twin.step) if found else None
+    def fork(self) -> tuple[Twin | None, list[Twin]]:
+        """The latest untouched twin that has taken a step, and the noise twins of the same fork."""
+        begun = [twin for twin in self.twins.values() if twin.history.step > twin.step]
+        untouched = max((twin for twin in begun if twin.kind == "untouched"), key=lambda twin: twin.step, default=None)
+        return untouched, [twin for twin in begun if twin.kind == "noise" and untouched is not None and twin.step == untouched.step]
 
     def __contains__(self, name: str) -> bool:
         return name in self.series

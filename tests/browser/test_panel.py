@@ -1,0 +1,90 @@
+"""A panel on a made-up run, in a real browser: keys stay in it, and move what they should."""
+
+from pathlib import Path
+
+import pytest
+from conftest import Lab, setting, until, write_notebook
+
+FAKE = Path(__file__).parents[1] / "lab"
+SOURCES = [
+    "a = 1",
+    "import sys\n"
+    f"sys.path.insert(0, {str(FAKE)!r})\n"
+    "from fake import FakeHandle\n"
+    "from rlkd_lab.lab import panel\n"
+    "import tempfile\n"
+    "run = FakeHandle(tempfile.mkdtemp() + '/kdrl', steps=60)\n"
+    "run.advance(20); run.request('kd_coef', 0.3); run.advance(22); run.fork('untouched', 20, 22); run.fork('noise', 20, 22, seed=3)\n"
+    "run.state = 'running'",
+    "panel(run)",
+    "c = 3",
+]
+
+
+def open_panel(lab: Lab, name: str = "panel.ipynb") -> None:
+    write_notebook(lab.folder / name, *SOURCES)
+    lab.open(name)
+    lab.run_all()
+    lab.page.wait_for_selector(".rlkd-panel .noUi-handle", timeout=60_000)
+    lab.page.wait_for_selector(".jp-OutputArea-output img", timeout=60_000)
+
+
+FOCUS = {
+    "slider": ".rlkd-panel .noUi-handle >> nth=0",
+    "number": ".rlkd-panel .rlkd-knob input[type=number] >> nth=0",
+    "checkbox": ".rlkd-panel .rlkd-knob input[type=checkbox] >> nth=0",
+    "button": ".rlkd-panel button:has-text('Pause')",
+    "dropdown": ".rlkd-panel select >> nth=0",
+    "accordion": ".rlkd-panel .lm-Accordion-title, .rlkd-panel .jupyter-widget-Collapse-header >> nth=0",
+}
+
+
+@pytest.mark.slow
+def test_dangerous_keys_stay_in_the_panel(lab):
+    open_panel(lab)
+    page = lab.page
+    where = {}
+    for kind, selector in FOCUS.items():
+        page.locator(selector).first.focus()
+        where[kind] = page.evaluate("document.activeElement.outerHTML.slice(0, 80)")
+        for key in ("b", "x", "d", "d", "a", "Shift+m", "0", "0"):
+            page.keyboard.press(key)
+        page.keyboard.press("Escape")
+        page.keyboard.press("b")
+    page.wait_for_timeout(500)
+    assert lab.cells() == SOURCES, where
+
+
+@pytest.mark.slow
+def test_a_slider_moves_by_keyboard_and_says_what_it_is(lab):
+    open_panel(lab, "slider.ipynb")
+    page = lab.page
+    handle = page.locator(".rlkd-knob-kd_coef .noUi-handle")
+    handle.focus()
+    before = float(handle.get_attribute("aria-valuetext"))
+    assert (handle.get_attribute("aria-label"), before) == ("kd_coef", 0.3)
+    page.keyboard.press("ArrowRight")
+    said = until(lambda: "asked for" in (text := page.locator(".rlkd-knob-kd_coef").inner_text()) and text)
+    value = float(handle.get_attribute("aria-valuetext"))
+    assert value == pytest.approx(0.3 * 10**0.05, rel=0.02)
+    assert f"asked for {value:g}"[:13] in said  # the request carries more digits than are read out
+    assert "now 0.3" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+@pytest.mark.parametrize("width", [1280, 1920])
+def test_the_panel_fits_the_window_in_both_themes(lab, theme, width, tmp_path):
+    setting(lab.folder.parents[1] / "JUPYTERLAB_SETTINGS_DIR", "themes", {"theme": theme})
+    lab.page.set_viewport_size({"width": width, "height": 1000})
+    open_panel(lab, f"look_{width}.ipynb")
+    lab.page.select_option(".rlkd-panel select >> nth=1", label="length in parts")
+    until(lambda: lab.page.locator(".jp-OutputArea-output img").count() == 2)
+    for picture in lab.page.locator(".jp-OutputArea-output img").all():
+        picture.scroll_into_view_if_needed()
+    shot = tmp_path / "panel.png"
+    lab.page.locator(".rlkd-panel").scroll_into_view_if_needed()
+    lab.page.screenshot(path=shot)
+    panel = lab.page.locator(".rlkd-panel").first
+    assert panel.evaluate("(node) => node.scrollWidth <= node.clientWidth + 1")
+    assert shot.stat().st_size > 20_000
