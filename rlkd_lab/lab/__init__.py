@@ -3,6 +3,7 @@
 from rlkd_lab.lab.curves import watch_curves
 from rlkd_lab.lab.driving import Handle, RunFailed, Status, launch, open_run, start
 from rlkd_lab.lab.exercises import check, exercises, weak_verifier
+from rlkd_lab.lab.inspector import inspect_tokens
 from rlkd_lab.lab.panel import Panel, panel
 from rlkd_lab.lab.pictures import (
     PICTURES,
@@ -25,6 +26,7 @@ from rlkd_lab.lab.pictures import (
 from rlkd_lab.lab.plots import ALL, MAIN, STYLES, plot_groups, plot_runs, png, save_figure, seed_table
 from rlkd_lab.lab.progress import progress
 from rlkd_lab.lab.stage import Stage
+from rlkd_lab.lab.tokens import token_arrays
 
 __all__ = [
     "ALL",
@@ -45,6 +47,7 @@ __all__ = [
     "exposure_bias",
     "gradient_angle",
     "group_advantage",
+    "inspect_tokens",
     "kl_concentration",
     "kl_of_samples",
     "launch",
@@ -60,6 +63,7 @@ __all__ = [
     "save_figure",
     "seed_table",
     "start",
+    "token_arrays",
     "trrd_tokens",
     "trust_region",
     "two_humps",

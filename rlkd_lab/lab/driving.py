@@ -225,6 +225,9 @@ class Handle:
         not block the widgets. Raises what the loop raised."""
         if os.environ.get("RLKD_WAIT") or os.environ.get("RLKD_SHORT") or self.status().state not in ("running", "paused", "stopping"):
             self.wait()
+            from rlkd_lab.lab.panel import draw_now  # it imports this module for its types
+
+            draw_now(self.path)
         print(self)
 
 

@@ -343,6 +343,12 @@ def panel(run: Handle) -> Panel:
     return _panels[place]
 
 
+def draw_now(path: Path) -> None:
+    """Let the panel of a run that has ended in this kernel draw what is left to draw, before a notebook is saved."""
+    if path in _panels:
+        _panels[path].look()
+
+
 def _requests(path: Path) -> list[dict[str, Any]]:
     return Tail(path / "requests.jsonl").read()
 
