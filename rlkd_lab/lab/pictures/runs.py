@@ -184,7 +184,7 @@ def gradient_angle_picture(run: RunFolder) -> Picture:
     found = angles(run.metrics())
     if found.empty:
         raise ValueError("this run recorded no interference: train it with --set interference_every=5")
-    middle, floor = float(found["angle"].median()), float(np.nanmedian(found[["floor_reward", "floor_teacher"]].to_numpy(float)))
+    middle, floor = float(found["angle"].median()), float(pd.concat([found["floor_reward"], found["floor_teacher"]]).median())
     if np.isnan(floor):
         floor_words = "With one group a batch there are no halves, so no noise floor."
     elif middle < floor:
