@@ -18,11 +18,10 @@ from rlkd_lab.lab.pictures.fits import binomial, binomial_divergence, binomial_f
 from rlkd_lab.lab.pictures.groups import drawn_grid, group_advantage, mask_grid, read_groups
 from rlkd_lab.lab.pictures.prediction import BLUE, ORANGE, Picture
 from rlkd_lab.lab.pictures.ratios import clip_surrogate, dead_threshold, surrogate_at, trrd_gradient, trust_region
-from rlkd_lab.lab.pictures.runs import angles, annealing_stack, gradient_angle, kd_share_of_gradient, kd_share_of_loss
+from rlkd_lab.lab.pictures.runs import angles, annealing_stack, gradient_angle, kd_share_of_loss, leaning
 from rlkd_lab.objectives import TokenBatch, group_advantages, reward_guided_mask, token_loss
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import ArithmeticTask
-from rlkd_lab.training.interference import cosine
 
 
 def samples(seed=0, rows=8, teacher=True):
@@ -262,27 +261,29 @@ def test_drawn_grids_have_about_the_success_rate_asked_for():
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def test_kd_s_share_is_recovered_from_the_cosines():
-    generator = torch.Generator().manual_seed(0)
-    reward, teacher = (torch.randn(50, generator=generator, dtype=torch.float64) for _ in range(2))
-    teacher = teacher + 0.7 * reward
-    method = 3.0 * reward / reward.norm() + 1.0 * teacher / teacher.norm()
-    row = {"cosine": cosine(reward, teacher), "cosine_reward_method": cosine(reward, method), "cosine_teacher_method": cosine(teacher, method)}
-    metrics = pd.DataFrame([{f"interference/{name}": value for name, value in row.items()}])
-    assert kd_share_of_gradient(metrics).tolist() == pytest.approx([0.25])
-    assert kd_share_of_gradient(pd.DataFrame({"reward": [1.0]})).empty
-
-
-def test_the_annealing_stack_names_the_share_it_shows(run):
+def test_the_annealing_stack_names_what_it_shows_of_kd(run):
     with_cosines, without = run(), run(interference=False, name="other")
-    assert "share of the gradient" in annealing_stack(with_cosines).axes[1].get_ylabel()
-    assert "not of the gradient" in annealing_stack([without]).axes[1].get_ylabel()
+    axes = annealing_stack(with_cosines).axes[1]
+    assert "cosine" in axes.get_ylabel()
+    assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.get_lines()] == [([3, 6, 9, 12], [y] * 4) for y in (0.8, 0.6)]
+    axes = annealing_stack([without]).axes[1]
+    assert "not of the gradient" in axes.get_ylabel()
+    assert axes.get_lines()[0].get_ydata() == pytest.approx([75.0] * 12)
+    assert leaning(without.metrics()).empty
     assert kd_share_of_loss(without.metrics()).tolist() == pytest.approx([0.75] * 12)
-    line = annealing_stack(with_cosines).axes[1].get_lines()[0]
-    assert line.get_xdata().tolist() == [3, 6, 9, 12]
-    assert line.get_ydata() == pytest.approx([100 * 0.8 / 1.4] * 4)
     with pytest.raises(ValueError, match="at least one run"):
         annealing_stack([])
+
+
+def test_the_answer_on_annealing_comes_from_the_run(run):
+    assert play("annealing_stack", run()).picture.answer == 2  # .8 with the teacher's, .6 with the reward's
+    assert play("annealing_stack", run(interference=False, name="other")).picture.answer == 1
+    falling = run(interference=False, name="falling")
+    for step in range(13, 25):
+        falling.append("metrics.jsonl", {"step": step, "coef/kd_coef": 0.01, "loss/policy": 0.3, "loss/kd": 0.1})
+    made = play("annealing_stack", falling).picture
+    assert made.answer == 0
+    assert "from 75% to 25%" in made.why
 
 
 def test_a_run_without_a_teacher_term_is_named_and_has_no_share(run, tmp_path):
@@ -291,7 +292,7 @@ def test_a_run_without_a_teacher_term_is_named_and_has_no_share(run, tmp_path):
     axes = annealing_stack([folder]).axes
     assert [text.get_text() for text in axes[1].texts] == ["not recorded"]
     assert "no kd_coef" in axes[0].get_legend().get_texts()[0].get_text()
-    with pytest.raises(ValueError, match="kdrl"):
+    with pytest.raises(ValueError, match="no teacher term"):
         play("annealing_stack", folder)
 
 
