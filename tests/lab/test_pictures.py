@@ -120,6 +120,7 @@ def test_tokens_of_a_recorded_step_carry_their_completion_s_advantage():
 
 def test_the_clip_picture_says_whether_the_point_is_dead():
     assert "dead" in clip_surrogate(1.4, 1.0).axes[0].get_title()
+    assert clip_surrogate(3.5, 1.0).axes[0].get_xlim()[1] > 3.5
     assert "raises" in clip_surrogate(0.5, 1.0).axes[0].get_title()
     assert "lowers" in clip_surrogate(2.0, -1.0).axes[0].get_title()
     assert "dead" in clip_surrogate(2.0, -1.0, ratio_cap=1.5).axes[0].get_title()
@@ -162,6 +163,7 @@ def test_binomial_fits_are_where_the_divergence_is_flat_and_smallest():
             assert around[1] < around[0]
             assert around[1] < around[2]
         assert binomial_divergence(kind, np.linspace(0.001, 0.999, 3000)).min() >= binomial_divergence(kind, binomial_fits(kind)).min() - 1e-8
+    assert len(binomial_fits("reverse", (0.6, 0.02, 0.38))) == 1  # the smaller hump has a minimum of its own, but not the smallest
     assert binomial_fits("forward", (0.64, 0.32, 0.04)) == pytest.approx([0.2], abs=1e-4)
 
 

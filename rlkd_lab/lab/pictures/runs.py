@@ -88,7 +88,7 @@ def annealing_stack(runs: RunFolder | Sequence[RunFolder], window: int = 5) -> F
         if not found:
             axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color=GREY)
     top.set_ylim(bottom=0)
-    middle.set_ylim((-0.2, 1.05) if cosines else (0, 103))
+    middle.set_ylim((min(-0.2, middle.get_ylim()[0]), 1.05) if cosines else (0, 103))
     bottom.set_ylim(0, 103)
     if cosines:
         marks = [Line2D([], [], color=GREY, marker="o", label="with the teacher's gradient"), Line2D([], [], color=GREY, marker="s", markerfacecolor="white",
