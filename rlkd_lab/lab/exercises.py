@@ -94,9 +94,10 @@ def without_teacher() -> str:
     )
 
 
-def nf4_gib(parameters: float = 1.5e9) -> float:
-    """GiB of NF4 weights: half a byte each, and a 4-byte scale for every block of 64 (no double quantisation)."""
-    return parameters * (0.5 + 4 / 64) / 2**30
+def nf4_gib(parameters: float = 1.5e9, double: bool = False) -> float:
+    """GiB of NF4 weights: half a byte each, and a 4-byte scale for every block of 64; with double quantisation the scales have one byte, and a 4-byte scale of
+    their own for every 256."""
+    return parameters * (0.5 + (1 + 4 / 256 if double else 4) / 64) / 2**30
 
 
 def weak_verifier(completion: str, answer: str) -> bool:
@@ -303,7 +304,7 @@ EXERCISES: dict[str, Exercise] = {
             nf4_gib,
             0.006,
             "Bytes per parameter: a half, and 4/64 for the scales. A GiB is 2^30 bytes.",
-            "The rest of the memory is activations, the adapter and its optimizer.",
+            f"rlkd_lab quantises the scales as well, which leaves {nf4_gib(double=True):.2f} GiB. The rest of the memory is activations and the adapter.",
         ),
     ),
     "07.gpu_hours": Exercise("GPU-hours of 300 steps at 45 seconds (or give steps=…, seconds=…).", _gpu_hours),

@@ -43,7 +43,7 @@ def clip_surrogate(rho: float = 1.4, sign: float = 1.0, clip_low: float = 0.2, c
         clip_high: ε_high ≥ 0.
         ratio_cap: dual clip where A < 0; ``None`` is off.
     """
-    at = np.linspace(0.02, 4.0 if ratio_cap else 2.5, 1500)
+    at = np.linspace(0.02, max(4.0 if ratio_cap else 2.5, 1.1 * rho), 1500)
     value, gradient = surrogate_at(at, sign, clip_low, clip_high, ratio_cap)
     (here,), (push,) = surrogate_at([rho], sign, clip_low, clip_high, ratio_cap)
     push = push + 0.0  # no −0 in the title

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from rlkd_lab.lab.pictures.prediction import BLUE, GREEN, GREY, ORANGE, Control, Picture, blank
 from rlkd_lab.lab.plots import STYLES
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
 
-COSINES = ("interference/cosine", "interference/cosine_reward_method", "interference/cosine_teacher_method")
 
+def leaning(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Cosine of the method's gradient with the ``teacher``'s (on-policy KD's) and with the ``reward``'s (GRPO's), −1 – 1, in the steps that recorded it.
 
-def kd_share_of_gradient(metrics: pd.DataFrame) -> pd.Series:
-    """KD's share of the method's gradient in the steps whose interference was recorded: |y| / (|x| + |y|) with g_M ∝ x·g_R/‖g_R‖ + y·g_T/‖g_T‖.
-
-    x and y follow from the three cosines. The plane of the two gradients is a projection: GRPO's gradient is measured with its own aggregation, so a part of
-    g_M lies outside. Empty where nothing was recorded; 0–1.
+    These are no shares: the two gradients are not at right angles, and GRPO's is measured with its own aggregation, so that KDRL with kd_coef = 0 need not have
+    a cosine of 1 with it.
     """
-    if not set(COSINES) <= set(metrics):
-        return pd.Series(dtype=float)
-    both, reward, teacher = (pd.to_numeric(metrics[name]) for name in COSINES)
-    y = (teacher - both * reward).abs()
-    x = (reward - both * teacher).abs()
-    return (y / (x + y)).dropna()
+    columns = {name: f"interference/cosine_{name}_method" for name in ("teacher", "reward")}
+    if not set(columns.values()) <= set(metrics):
+        return pd.DataFrame(columns=list(columns), dtype=float)
+    return pd.DataFrame({name: pd.to_numeric(metrics[column]) for name, column in columns.items()}).dropna()
 
 
 def kd_share_of_loss(metrics: pd.DataFrame) -> pd.Series:
@@ -39,10 +38,10 @@ def kd_share_of_loss(metrics: pd.DataFrame) -> pd.Series:
 
 
 def annealing_stack(runs: RunFolder | Sequence[RunFolder], window: int = 5) -> Figure:
-    """kd_coef, KD's share and accuracy, one above the other over the same steps.
+    """kd_coef, KD's part and accuracy, one above the other over the same steps.
 
-    The share is that of the gradient where the runs recorded interference (``interference_every``), otherwise that of the loss, and the axis says which.
-    Accuracy is held-out accuracy where it was evaluated (points), and the rollouts' own (faint, with a trailing mean).
+    KD's part is whom the gradient follows (cosines with the teacher's and the reward's) where a run recorded interference (``interference_every``), otherwise
+    KD's share of the loss; the axis says which. Accuracy: on held-out prompts (points), and the rollouts' own (faint, with a trailing mean).
 
     Args:
         runs: one or several.
@@ -55,8 +54,7 @@ def annealing_stack(runs: RunFolder | Sequence[RunFolder], window: int = 5) -> F
     if not folders:
         raise ValueError("there is nothing to draw: give at least one run")
     frames = [run.metrics() for run in folders]
-    of_gradient = any(len(kd_share_of_gradient(frame)) for frame in frames if "coef/kd_coef" in frame)
-    share = kd_share_of_gradient if of_gradient else kd_share_of_loss
+    cosines = any(len(leaning(frame)) for frame in frames if "coef/kd_coef" in frame)
     figure = blank(7.6, 7.4)
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     drawn = [0, 0, 0]
@@ -69,10 +67,7 @@ def annealing_stack(runs: RunFolder | Sequence[RunFolder], window: int = 5) -> F
         name = f"{METHODS[config['method']].title}, seed {config['seed']}" + ("" if has_teacher_term else " (no kd_coef)")
         top.plot(coefficient.index, coefficient, label=name, **look)
         drawn[0] += has_teacher_term
-        shares = share(frame) if has_teacher_term else pd.Series(dtype=float)
-        if len(shares):
-            middle.plot(shares.index, 100 * shares, marker="o" if len(shares) < 40 else None, markersize=4, **look)
-            drawn[1] += 1
+        drawn[1] += has_teacher_term and _kd_part(middle, frame, cosines, look)
         if "accuracy" in frame:
             values = pd.to_numeric(frame["accuracy"]).dropna()
             bottom.plot(values.index, 100 * values, color=colour, alpha=0.25, linewidth=0.8)
@@ -86,19 +81,19 @@ def annealing_stack(runs: RunFolder | Sequence[RunFolder], window: int = 5) -> F
                 held_out.index, 100 * held_out, "D", color=colour, markeredgecolor="black", markersize=6, label="held-out prompts" if drawn[2] < 2 else None
             )
             drawn[2] += 1
-    names = (
-        "β: kd_coef",
-        "KD's share of the gradient, %\n(from the three cosines)" if of_gradient else "KD's share of |loss|, %\n(not of the gradient)",
-        "accuracy, %",
-    )
+    names = ("β: kd_coef", "whom the gradient follows,\ncosine" if cosines else "KD's share of |loss|, %\n(not of the gradient)", "accuracy, %")
     for axes, label, found in zip((top, middle, bottom), names, drawn, strict=True):
         axes.set_ylabel(label)
         axes.grid(alpha=0.25)
         if not found:
             axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color=GREY)
     top.set_ylim(bottom=0)
-    for axes in (middle, bottom):
-        axes.set_ylim(0, 103)
+    middle.set_ylim((min(-0.2, middle.get_ylim()[0]), 1.05) if cosines else (0, 103))
+    bottom.set_ylim(0, 103)
+    if cosines:
+        marks = [Line2D([], [], color=GREY, marker="o", label="with the teacher's gradient"), Line2D([], [], color=GREY, marker="s", markerfacecolor="white",
+                 label="with the reward's gradient")]  # fmt: skip
+        middle.legend(handles=marks, frameon=False, fontsize=9, loc="lower right")
     for axes in (top, bottom):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=9, loc="upper right" if axes is top else "lower right")
@@ -106,6 +101,17 @@ def annealing_stack(runs: RunFolder | Sequence[RunFolder], window: int = 5) -> F
     figure.align_ylabels()
     figure.tight_layout()
     return figure
+
+
+def _kd_part(axes: Axes, frame: pd.DataFrame, cosines: bool, look: dict[str, Any]) -> bool:
+    if not cosines:
+        shares = kd_share_of_loss(frame)
+        axes.plot(shares.index, 100 * shares, **look)
+        return len(shares) > 0
+    found = leaning(frame)
+    axes.plot(found.index, found["teacher"], marker="o", markersize=5, **look)
+    axes.plot(found.index, found["reward"], marker="s", markersize=5, markerfacecolor="white", alpha=0.7, **look)
+    return len(found) > 0
 
 
 def annealing_picture(runs: RunFolder | Sequence[RunFolder]) -> Picture:
@@ -118,21 +124,30 @@ def annealing_picture(runs: RunFolder | Sequence[RunFolder]) -> Picture:
     if not folders:
         raise ValueError("there is nothing to draw: give at least one run")
     frame = folders[0].metrics()
-    recorded, loss = kd_share_of_gradient(frame), kd_share_of_loss(frame)
-    share = recorded if len(recorded) else loss
-    if len(share) < 2 or "coef/kd_coef" not in frame:
-        raise ValueError("this run has no KD share: take a run of kdrl or kdrl_annealed")
-    third = max(1, len(share) // 3)
-    early, late = float(share.iloc[:third].mean()), float(share.iloc[-third:].mean())
-    change = late - early
-    what = "gradient" if len(recorded) else "loss"
+    lean, loss = leaning(frame), kd_share_of_loss(frame)
+    if "coef/kd_coef" not in frame or max(len(lean), len(loss)) < 2:
+        raise ValueError("this run has no teacher term: take a run of kdrl or kdrl_annealed")
+    first, last = frame["coef/kd_coef"].iloc[0], frame["coef/kd_coef"].iloc[-1]
+    recorded = len(lean) >= 2
+    if recorded:
+        value, edge = lean["teacher"] - lean["reward"], 0.1
+        what, choices = "Whose gradient is the method's own gradient closer to in the last third?", ("the reward's", "both alike, within 0.1", "the teacher's")
+    else:
+        value, edge = loss, 0.05
+        what, choices = "What happens to KD's share of the loss from the first third to the last?", ("it falls", "it stays within 5 points", "it grows")
+    third = max(1, len(value) // 3)
+    early, late = float(value.iloc[:third].mean()), float(value.iloc[-third:].mean())
+    decided = late if recorded else late - early
+    if recorded:
+        ends = [f"{part['teacher'].mean():.2f} with the teacher's and {part['reward'].mean():.2f} with the reward's" for part in (lean[:third], lean[-third:])]
+        why = f"Cosines: {ends[0]} in the first third, {ends[1]} in the last."
+    else:
+        why = f"It goes from {early:.0%} to {late:.0%}. That is no share of the gradient: the policy loss is near 0 however strongly it pulls."
     return Picture(
-        question=f"kd_coef of this run goes from {frame['coef/kd_coef'].iloc[0]:g} to {frame['coef/kd_coef'].iloc[-1]:g}. What happens to KD's share of the"
-        f" {what} from the first third of the run to the last?",
-        choices=("it falls", "it stays within 5 points", "it grows"),
-        answer=0 if change < -0.05 else 2 if change > 0.05 else 1,
-        why=f"It goes from {early:.0%} to {late:.0%}. The share depends on the coefficient and on how far the student still is from the"
-        " teacher; whether accuracy follows stands below it.",
+        question=f"kd_coef of this run goes from {first:g} to {last:g}. {what}",
+        choices=choices,
+        answer=0 if decided < -edge else 2 if decided > edge else 1,
+        why=why + " Whether accuracy follows stands below it.",
         draw=lambda window: annealing_stack(folders, window),
         controls={"window": Control("trailing mean, steps", 5, 1, 25, 1)},
     )
@@ -184,7 +199,7 @@ def gradient_angle_picture(run: RunFolder) -> Picture:
     found = angles(run.metrics())
     if found.empty:
         raise ValueError("this run recorded no interference: train it with --set interference_every=5")
-    middle, floor = float(found["angle"].median()), float(np.nanmedian(found[["floor_reward", "floor_teacher"]].to_numpy(float)))
+    middle, floor = float(found["angle"].median()), float(pd.concat([found["floor_reward"], found["floor_teacher"]]).median())
     if np.isnan(floor):
         floor_words = "With one group a batch there are no halves, so no noise floor."
     elif middle < floor:
