@@ -119,6 +119,8 @@ class Prediction:
     def _make_widgets(self) -> None:
         try:
             import ipywidgets as widgets
+
+            from rlkd_lab.lab.keys import Guard
         except ImportError:
             return
         wide = {"description_width": "initial"}
@@ -127,7 +129,8 @@ class Prediction:
         self.button = widgets.Button(description="Show", disabled=True, tooltip="Show the picture; choose an answer first")
         self.controls = {name: _widget(widgets, control, wide) for name, control in self.picture.controls.items()}
         self._panel = widgets.VBox(list(self.controls.values()), layout=widgets.Layout(display="none"))
-        self.box = widgets.VBox([self.radio, self.button, self._panel])
+        self.box = widgets.VBox([self.radio, self.button, self._panel, Guard()])
+        self.box.add_class("rlkd-panel")
         self.radio.observe(self._chosen, names="index")
         self.button.on_click(self._commit)
         for widget in self.controls.values():
