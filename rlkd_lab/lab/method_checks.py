@@ -187,7 +187,7 @@ def _finite_differences(case: _Case) -> Finding:
                 numeric.append((values[0] - values[1]) / (2 * step))
         worst = max(worst, _gap(analytic, torch.tensor(numeric, dtype=torch.float64)))
     words = f"gradient and finite differences differ by {worst:.1g} of their size"
-    return (True, words) if worst < 1e-5 else (False, f"{words}: something leaves the graph (.item(), no_grad, a new tensor) without detach")
+    return (True, words) if worst < 1e-5 else (False, f"{words}: something leaves the graph without detach")
 
 
 def _micro_batches(case: _Case) -> Finding:
@@ -197,7 +197,7 @@ def _micro_batches(case: _Case) -> Finding:
     gaps = {n: _gap(_outcome(sum((case.loss(part) for part in prepared.split(n)), torch.zeros(())), batch), whole) for n in (2, 3, MOST_SPLIT)}
     worst = max(gaps, key=lambda n: gaps[n])
     words = f"split into {worst}, loss and gradient change by {gaps[worst]:.1g}"
-    return (True, words) if gaps[worst] < NEXT_TO_NOTHING else (False, f"{words}: a rule looks at all rows; what needs the whole rollout belongs into prepare")
+    return (True, words) if gaps[worst] < NEXT_TO_NOTHING else (False, f"{words}: a rule looks at all rows, which is for prepare")
 
 
 def _padding(case: _Case) -> Finding:
@@ -251,7 +251,7 @@ def _agreeing_teacher(case: _Case) -> Finding:
     gap = _gap(remains, without)
     if gap < NEXT_TO_NOTHING:
         return True, f"a teacher that agrees does not pull: the gradient is {what}"
-    return False, f"a teacher that agrees still pulls: the gradient differs from {what} by {gap:.1g}; is a detach missing, or k1 a loss?"
+    return False, f"a teacher that agrees still pulls ({gap:.1g} away from {what}): is a detach missing, or k1 a loss?"
 
 
 # --- expectations -----------------------------------------------------------------------------------------------------
