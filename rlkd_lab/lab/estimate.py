@@ -5,9 +5,12 @@ Nothing here was fitted to a GPU. What is computed follows from shapes; what is 
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pandas as pd
+import torch
+from torch import nn
 
 from rlkd_lab.models import LanguageModel
 from rlkd_lab.training import RunConfig
@@ -81,8 +84,6 @@ def cache_bytes(shape: Any, tokens: int, element: int = 2) -> float:
 
 def parameters_of(lm: LanguageModel) -> dict[str, int]:
     """Parameters by kind: ``linear`` (in the layers that 4 bit quantises), ``other`` (embeddings, norms, head) and ``adapter`` (trained)."""
-    from torch import nn
-
     counts = {"linear": 0, "other": 0, "adapter": 0}
     head = lm.head
     inside = {
@@ -109,18 +110,17 @@ def held_bytes(lm: LanguageModel) -> int:
     return total
 
 
-def memory_table(student: LanguageModel, teacher: LanguageModel | None, config: RunConfig, peak_gib: float | None = None) -> pd.DataFrame:
+def memory_table(student: LanguageModel, teacher: LanguageModel | None, config: RunConfig) -> pd.DataFrame:
     """Where the memory of a run goes.
 
     Args:
         student: as :func:`~rlkd_lab.models.load_policy` gave it.
         teacher: or none.
         config: of the planned run.
-        peak_gib: ``memory/peak_gib`` of a short run, if there was one: the allocator on a GPU, the whole process on a CPU.
 
     Returns:
         A row a part: ``computed`` from shapes, ``measured`` on this machine (missing: not measured), as text, and ``how``. Activations have no row: they
-        depend on kernels and lengths, and only a measured peak tells.
+        depend on kernels and lengths, and only a measured peak (``memory/peak_gib`` of a short run) tells.
     """
     element = student.head.weight.element_size()  # type: ignore[operator]
     rows: list[tuple[str, float, float | None, str]] = []
@@ -144,9 +144,14 @@ def memory_table(student: LanguageModel, teacher: LanguageModel | None, config: 
     frame["computed"] = frame["computed"].map(size)
     frame["measured"] = frame["measured"].map(lambda value: "" if pd.isna(value) else size(value))
     frame.loc[len(frame)] = ["sum, without activations", size(total), "", "a lower bound"]
-    measured = "" if peak_gib is None else size(peak_gib * GIB)
-    frame.loc[len(frame)] = ["peak", "", measured, "measured in the short run: of the allocator on a GPU; of the whole process, libraries too, on a CPU"]
     return frame.set_index("part")
+
+
+def release() -> None:
+    """Give the memory of models that were deleted back to the GPU, for the next process."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def size(count: float) -> str:

@@ -88,11 +88,9 @@ def test_dense_copies_are_those_that_the_twins_hold(pair):
 
 
 def test_the_memory_table_holds_computed_and_measured_apart(pair):
-    table = memory_table(*pair, make_config("kdrl"), peak_gib=1.25)
+    table = memory_table(*pair, make_config("kdrl"))
     assert list(table.columns) == ["computed", "measured", "how"]
-    assert table.loc["peak", "measured"] == "1.2 GiB"
-    assert table.loc["peak", "computed"] == ""
-    assert (table["measured"] != "").sum() == 3
+    assert (table["measured"] != "").sum() == 2
     assert table.loc["student: weights", "computed"] == table.loc["student: weights", "measured"]
     assert "48 completions of 96 tokens" in table.loc["key-value cache, at most", "how"]
     assert "dense copies" in table.index
