@@ -18,6 +18,8 @@ from rlkd_lab.training import RunConfig
 GIB = 2**30
 BLOCK = 64
 """Weights that share a scale in NF4."""
+EVALUATED = 128
+"""Completions that an evaluation in a run samples at a time."""
 PARTS = ("rollout", "old", "teacher", "reference", "update")
 
 
@@ -30,8 +32,8 @@ def gpu_hours(rows: pd.DataFrame, steps: int, evaluations: int = 0) -> pd.DataFr
         evaluations: of the planned run; the short one must hold one then, and it may not be in the first step.
 
     Returns:
-        A row a part and ``total``, with ``seconds`` (median a step, or an evaluation), ``times`` and ``hours`` = seconds·times / 3600. Completions that get
-        longer in training cost more: measure again later.
+        A row a part, with ``seconds`` (median a step, or an evaluation), ``times`` and ``hours`` = seconds·times / 3600; and ``total``, whose seconds are those
+        of a step with its share of the evaluations. Completions that get longer in training cost more: measure again later.
 
     Raises:
         ValueError: too few rows, or no evaluation to measure.
@@ -133,9 +135,12 @@ def memory_table(student: LanguageModel, teacher: LanguageModel | None, config: 
         rows.append((f"{title}: weights", packed + counts["other"] * element, float(held_bytes(lm)), words))
     trained = parameters_of(student)["adapter"]
     rows.append(("adapter, gradients, AdamW", adapter_bytes(trained), None, f"{trained / 1e6:.3g} M parameters of 16 bytes"))
-    alive = config.prompts_per_step * config.group_size
-    cache = cache_bytes(student.causal_lm.config, alive * config.max_new_tokens, element)
-    rows.append(("key-value cache, at most", cache, None, f"{alive} completions of {config.max_new_tokens} tokens, prompts not counted"))
+    alive = {"rollout": (config.prompts_per_step * config.group_size, config.max_new_tokens)}
+    if config.eval_every:
+        alive["evaluation"] = (min(config.eval_prompts, EVALUATED), 2 * config.max_new_tokens)  # out of distribution the limit is doubled
+    what, (completions, length) = max(alive.items(), key=lambda item: item[1][0] * item[1][1])
+    cache = cache_bytes(student.causal_lm.config, completions * length, element)
+    rows.append(("key-value cache, at most", cache, None, f"{what}: {completions} completions of {length} tokens at a time, prompts not counted"))
     if config.dense_twin and element == 4:
         dense = 4.0 * sum(parameters_of(lm)["linear"] * copies for lm, copies in ((student, 3), (teacher, 1)) if lm is not None)
         rows.append(("dense copies", dense, None, "float32, of student, merged student, reference and teacher: on a CPU alone"))

@@ -303,8 +303,8 @@ def _fit(mine: Tensor, targets: dict[str, Tensor]) -> str:
     columns = torch.stack(list(targets.values()), 1)
     weights = torch.linalg.lstsq(columns, mine[:, None], driver="gelsd").solution[:, 0]
     rest = float((mine - columns @ weights).norm() / mine.norm())
-    terms = [f"{float(weight):.3g}·{title}" for title, weight in zip(targets, weights, strict=True) if abs(float(weight)) > 1e-6]
-    return " + ".join(terms).replace("+ -", "− ") + (", exactly" if rest < 1e-6 else f"; {rest:.0%} of it is none of these")
+    terms = [f"{float(weight):.2g}·{title}" for title, weight in zip(targets, weights, strict=True) if abs(float(weight)) > 1e-6]
+    return " + ".join(terms).replace("+ -", "− ") + (", exactly" if rest < 1e-6 else f"; {rest:.0%} none of these")
 
 
 def _cosine(ours: Tensor, theirs: Tensor) -> float:

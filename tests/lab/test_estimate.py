@@ -1,15 +1,16 @@
 """What a run will cost: hours and bytes, against numbers counted by hand and against the tensors themselves."""
 
+import inspect
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from rlkd_lab.lab import gpu_hours, memory_table
-from rlkd_lab.lab.estimate import adapter_bytes, cache_bytes, held_bytes, nf4_bytes, parameters_of
+from rlkd_lab.lab.estimate import EVALUATED, adapter_bytes, cache_bytes, held_bytes, nf4_bytes, parameters_of
 from rlkd_lab.models import load_policy, load_teacher, reference_of
 from rlkd_lab.rollouts import DenseTwin
-from rlkd_lab.training import make_config
+from rlkd_lab.training import evaluate, make_config
 
 ROWS = pd.DataFrame(
     {
@@ -60,6 +61,10 @@ def pair():
     return student, load_teacher("teacher", policy=student)
 
 
+def test_an_evaluation_samples_as_many_at_a_time_as_the_table_says():
+    assert inspect.signature(evaluate).parameters["batch"].default == EVALUATED
+
+
 def test_parameters_are_counted_by_kind(pair):
     student, teacher = pair
     for lm, million in ((student, 0.8), (teacher, 1.6)):
@@ -92,9 +97,10 @@ def test_the_memory_table_holds_computed_and_measured_apart(pair):
     assert list(table.columns) == ["computed", "measured", "how"]
     assert (table["measured"] != "").sum() == 2
     assert table.loc["student: weights", "computed"] == table.loc["student: weights", "measured"]
-    assert "48 completions of 96 tokens" in table.loc["key-value cache, at most", "how"]
+    assert "evaluation: 128 completions of 192 tokens" in table.loc["key-value cache, at most", "how"]
     assert "dense copies" in table.index
     assert table["how"].str.len().max() <= 110
-    alone = memory_table(pair[0], None, make_config("grpo", dense_twin=False))
+    alone = memory_table(pair[0], None, make_config("grpo", dense_twin=False, eval_every=0))
+    assert "rollout: 48 completions of 96 tokens" in alone.loc["key-value cache, at most", "how"]
     assert not {"teacher: weights", "dense copies"} & set(alone.index)
     assert (alone["measured"] != "").sum() == 1

@@ -105,6 +105,18 @@ def test_a_reversed_teacher_is_caught_in_expectation():
         assert passed.drop("teacher in expectation").all()  # nothing else can see it
 
 
+def test_a_bounded_teacher_is_allowed_and_a_reversed_one_still_caught():
+    def advantage(batch, coefs, options, sign=1):
+        gap = sign * (batch.teacher_logps - batch.old).clamp(-2, 2)
+        return reward_advantage(batch, coefs, options) + coefs["kd_coef"] * gap
+
+    passed, measured = checked(base="kdrl_advantage", advantage=advantage)
+    assert passed.all()
+    assert "none of these" in measured["teacher in expectation"]  # no longer the gradient of a KL, and that is said
+    passed, measured = checked(base="kdrl_advantage", advantage=lambda *rule: advantage(*rule, sign=-1))
+    assert "pushes AWAY" in measured["teacher in expectation"]
+
+
 def test_a_reversed_reward_is_caught_in_expectation():
     passed, measured = checked(advantage=lambda *rule: -reward_advantage(*rule))
     assert not passed["reward in expectation"]
