@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import psutil
 
-from rlkd_lab.objectives import nearest
+from rlkd_lab.objectives import is_added, nearest
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training import RunConfig, config_of, create, resume
 from rlkd_lab.training.config import check_knob
@@ -247,7 +247,13 @@ def start(config: RunConfig, out: str | Path, twin: TwinKind | Literal["auto"] =
 
 
 def launch(config: RunConfig, out: str | Path, twin: TwinKind | Literal["auto"] = "auto", begin: bool = True) -> Handle:
-    """Drive a run in a process of its own, which outlives the kernel; its output is in ``OUT/log.txt``. Otherwise as :func:`start`."""
+    """Drive a run in a process of its own, which outlives the kernel; its output is in ``OUT/log.txt``. Otherwise as :func:`start`.
+
+    Raises:
+        ValueError: also for a method of :func:`~rlkd_lab.objectives.add_method`, which another process does not have.
+    """
+    if is_added(config.method):
+        raise ValueError(f"{config.method} was added in this process, and a process of its own does not have it: drive the run with start()")
     return _open_or_create(config, out, "process", twin, begin)
 
 

@@ -89,7 +89,7 @@ def draw_metric(axes: Axes, runs: Sequence[RunFolder], metric: str, *, x: XAxis 
         label = None
         if method not in labelled:
             seeds = methods.count(method)
-            label = METHODS[method].title + (f", {seeds} runs" if seeds > 1 else "")
+            label = (METHODS[method].title if method in METHODS else method) + (f", {seeds} runs" if seeds > 1 else "")
             labelled.add(method)
         if metric.startswith("eval/"):
             axes.plot(at, values, color=colour, linestyle=style, marker="o", markersize=4, label=label)

@@ -9,9 +9,11 @@ micro-batch of it.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, fields, replace
+from types import CodeType, MappingProxyType
 
 import torch
 from torch import Tensor
@@ -229,155 +231,156 @@ _sft = Method(
     watch="reward and length move to the teacher's; prompts the student alone would meet are never seen",
 )
 
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {
-        "sft": _sft,
-        "rft": replace(
-            _sft,
-            title="Rejection-sampled SFT",
-            source="RFT (arXiv 2308.01825)",
-            formula="−log π_θ(y),  y from the teacher and right",
-            options={"keep_traces": "correct"},
-            watch="how many traces are kept: prompts that the teacher gets wrong are never trained on",
-        ),
-        "kd_forward": Method(
-            title="Forward KL on teacher traces",
-            source="Hinton et al. (arXiv 1503.02531); SeqKD with the full vocabulary",
-            formula="kd_coef·Σ_v π_T (log π_T − log π_θ),  y from the teacher",
-            needs=frozenset({"traces", "teacher", "divergence"}),
-            ratio="none",
-            penalty=divergence_penalty,
-            coefs={"kd_coef": 1.0},
-            options={"divergence": "forward"},
-            watch="kl_teacher_fwd falls first; mass-covering, so entropy stays high",
-        ),
-        "gkd": Method(
-            title="GKD",
-            source="GKD (arXiv 2306.13649), Eq. 4",
-            formula="kd_coef·JSD_w(π_θ, π_T),  y from the student in a share on_policy_frac of the steps, else from the teacher",
-            needs=frozenset({"traces", "teacher", "divergence"}),
-            ratio="none",
-            penalty=divergence_penalty,
-            coefs={"kd_coef": 1.0, "jsd_weight": 0.5},
-            options={"divergence": "jsd"},
-            watch="jsd_weight towards 1 seeks modes: entropy falls faster",
-        ),
-        "opd": Method(
-            title="On-policy KD (KD-RKL)",
-            source="KDRL (arXiv 2506.02208), Eq. 5",
-            formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·d,  d = log π_T − log π_old",
-            needs=_TEACHER,
-            advantage=teacher_advantage,
-            coefs={"kd_coef": 1.0, "kl_coef": 0.0, **_CLIP},
-            options={"aggregation": "token"},
-            watch="kl_teacher_rev falls; reward rises only as far as the teacher's habits are good",
-        ),
-        "grpo": _grpo,
-        "dr_grpo": replace(
-            _grpo,
-            title="Dr.GRPO",
-            source="Dr.GRPO (arXiv 2503.20783), §3.2",
-            formula="GRPO with Â = r − group mean and a constant length in the denominator",
-            options={"aggregation": "constant", "scale_rewards": "none"},
-            watch="completions/mean_length of wrong answers should not grow",
-        ),
-        "dapo": replace(
-            _grpo,
-            title="DAPO",
-            source="DAPO (arXiv 2503.14476), Eq. 8",
-            formula="GRPO with ε_low .2, ε_high .28 and a mean over all tokens of the rollout; groups without spread are drawn again",
-            coefs={**_GRPO, "clip_high": 0.28},
-            options={"aggregation": "token", "zero_spread": "resample"},
-            watch="entropy should fall more slowly than GRPO's; sampling/rounds: what the full batch costs (reward.overlong=1 adds DAPO's length penalty)",
-        ),
-        "gspo": replace(
-            _grpo,
-            title="GSPO",
-            source="GSPO (arXiv 2507.18071), Eq. 5–7",
-            formula="−min(s·Â, clip(s)·Â),  s = (π_θ(y)/π_old(y))^(1/|y|)",
-            coefs={**_GRPO, "clip_low": 3e-4, "clip_high": 4e-4},
-            options={"aggregation": "sequence", "level": "sequence"},
-            watch="clip_ratio/low and /high are shares of whole completions, and large; with one update per rollout it is GRPO",
-        ),
-        "cispo": replace(
-            _grpo,
-            title="CISPO",
-            source="MiniMax-M1 (arXiv 2506.13585), Eq. 4",
-            formula="−stop-grad(min(ρ, ratio_cap))·Â·log π_θ",
-            surrogate="cispo",
-            coefs={"rl_coef": 1.0, "kl_coef": 0.0, "ratio_cap": 5.0, "importance_cap": None},
-            options={"aggregation": "token"},
-            watch="no token loses its gradient, however far the policy has moved; grad_norm",
-        ),
-        "kdrl": _kdrl,
-        "kdrl_advantage": _kdrl_advantage,
-        "srpo": replace(
-            _kdrl_advantage,
-            title="SRPO, sample routing",
-            source="SRPO (arXiv 2604.02288); with an outside teacher as in arXiv 2609.04108",
-            formula="−min(ρ·A, clip(ρ)·A),  A = c·Â + (1−c)·kd_coef·d,  c = 1 on right completions",
-            advantage=routed_advantage,
-            coefs={**_KDRL, "kd_coef": 1.0},
-            options={"aggregation": "token", "kd_mask": "wrong"},
-            watch="wrong completions learn from the teacher alone: what the reward would push down is not pushed. Left out: its entropy weights",
-        ),
-        "hdpo": replace(
-            _kdrl_advantage,
-            title="HDPO, advantage form (preset)",
-            source="HDPO (arXiv 2603.23871); with an outside teacher as in arXiv 2609.04108",
-            formula="A = Â + 1[nobody in the group is right]·kd_coef·d",
-            options={"aggregation": "token", "kd_mask": "group_wrong"},
-            watch="the teacher speaks on prompts that are too hard, and falls silent as they are solved. Left out: its privileged rollouts",
-        ),
-        "rlsd": replace(
-            _grpo,
-            title="RLSD",
-            source="RLSD (arXiv 2604.03128); with an outside teacher as in arXiv 2609.04108",
-            formula="−min(ρ·A, clip(ρ)·A),  A = ((1−λ) + λ·clip(exp(sign(Â)·d), 1±ε_w))·Â",
-            needs=_REWARD | _TEACHER,
-            advantage=sized_advantage,
-            coefs={**_GRPO, "gap_weight": 0.5, "gap_clip": 0.2},
-            options={"aggregation": "token"},
-            watch="kl_teacher_rev need not fall: the teacher only decides which tokens move more. λ and ε_w are our choice",
-        ),
-        "trrd": replace(
-            _grpo,
-            title="TRRD (RLAD)",
-            source="RLAD (arXiv 2602.22495), Eq. 3–5",
-            formula="−min(r·Â, clip(r)·Â),  r = (π_θ/π_old)^α·(π_θ/π_T)^(1−α)",
-            needs=_REWARD | _TEACHER,
-            ratio="trrd",
-            coefs={**_GRPO, "trrd_alpha": 0.5, "trrd_gap_bound": 1.0, "ratio_cap": 3.0},
-            options={"aggregation": "token"},
-            watch="trrd/dead_frac: tokens without gradient from the first step on; trrd/bound_frac: how often the bound acts",
-        ),
-        "kdrl_annealed": replace(
-            _kdrl,
-            title="KDRL, annealed (preset)",
-            source="KDRL (arXiv 2506.02208), §3.3",
-            formula="KDRL with kd_coef from β_init to β_min, linearly over the run",
-            coefs={**_KDRL, "kd_coef": 0.2},
-            schedules={"kd_coef": "linear:0.2:0.002"},
-        ),
-        "kdrl_masked": replace(
-            _kdrl,
-            title="KDRL, response-masked (preset)",
-            source="KDRL (arXiv 2506.02208), §3.4",
-            formula="KDRL with M = 1 on wrong completions alone (kd_mask=group_wrong: where nobody in the group is right)",
-            options={"aggregation": "token", "kd_mask": "wrong"},
-            watch="completions should stay shorter than KDRL's at the same reward",
-        ),
-        "opd_then_rl": replace(
-            _kdrl_advantage,
-            title="OPD, then GRPO (preset)",
-            source="Sequential Beats Joint (arXiv 2609.04108)",
-            formula="A = d for the first half of the run, then Â",
-            coefs={**_KDRL, "kd_coef": 1.0, "rl_coef": 0.0},
-            schedules={"kd_coef": "switch:1:0:0.5", "rl_coef": "switch:0:1:0.5"},
-            watch="a kink in every curve at the switch",
-        ),
-    }
-)
+_table: dict[str, Method] = {
+    "sft": _sft,
+    "rft": replace(
+        _sft,
+        title="Rejection-sampled SFT",
+        source="RFT (arXiv 2308.01825)",
+        formula="−log π_θ(y),  y from the teacher and right",
+        options={"keep_traces": "correct"},
+        watch="how many traces are kept: prompts that the teacher gets wrong are never trained on",
+    ),
+    "kd_forward": Method(
+        title="Forward KL on teacher traces",
+        source="Hinton et al. (arXiv 1503.02531); SeqKD with the full vocabulary",
+        formula="kd_coef·Σ_v π_T (log π_T − log π_θ),  y from the teacher",
+        needs=frozenset({"traces", "teacher", "divergence"}),
+        ratio="none",
+        penalty=divergence_penalty,
+        coefs={"kd_coef": 1.0},
+        options={"divergence": "forward"},
+        watch="kl_teacher_fwd falls first; mass-covering, so entropy stays high",
+    ),
+    "gkd": Method(
+        title="GKD",
+        source="GKD (arXiv 2306.13649), Eq. 4",
+        formula="kd_coef·JSD_w(π_θ, π_T),  y from the student in a share on_policy_frac of the steps, else from the teacher",
+        needs=frozenset({"traces", "teacher", "divergence"}),
+        ratio="none",
+        penalty=divergence_penalty,
+        coefs={"kd_coef": 1.0, "jsd_weight": 0.5},
+        options={"divergence": "jsd"},
+        watch="jsd_weight towards 1 seeks modes: entropy falls faster",
+    ),
+    "opd": Method(
+        title="On-policy KD (KD-RKL)",
+        source="KDRL (arXiv 2506.02208), Eq. 5",
+        formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·d,  d = log π_T − log π_old",
+        needs=_TEACHER,
+        advantage=teacher_advantage,
+        coefs={"kd_coef": 1.0, "kl_coef": 0.0, **_CLIP},
+        options={"aggregation": "token"},
+        watch="kl_teacher_rev falls; reward rises only as far as the teacher's habits are good",
+    ),
+    "grpo": _grpo,
+    "dr_grpo": replace(
+        _grpo,
+        title="Dr.GRPO",
+        source="Dr.GRPO (arXiv 2503.20783), §3.2",
+        formula="GRPO with Â = r − group mean and a constant length in the denominator",
+        options={"aggregation": "constant", "scale_rewards": "none"},
+        watch="completions/mean_length of wrong answers should not grow",
+    ),
+    "dapo": replace(
+        _grpo,
+        title="DAPO",
+        source="DAPO (arXiv 2503.14476), Eq. 8",
+        formula="GRPO with ε_low .2, ε_high .28 and a mean over all tokens of the rollout; groups without spread are drawn again",
+        coefs={**_GRPO, "clip_high": 0.28},
+        options={"aggregation": "token", "zero_spread": "resample"},
+        watch="entropy should fall more slowly than GRPO's; sampling/rounds: what the full batch costs (reward.overlong=1 adds DAPO's length penalty)",
+    ),
+    "gspo": replace(
+        _grpo,
+        title="GSPO",
+        source="GSPO (arXiv 2507.18071), Eq. 5–7",
+        formula="−min(s·Â, clip(s)·Â),  s = (π_θ(y)/π_old(y))^(1/|y|)",
+        coefs={**_GRPO, "clip_low": 3e-4, "clip_high": 4e-4},
+        options={"aggregation": "sequence", "level": "sequence"},
+        watch="clip_ratio/low and /high are shares of whole completions, and large; with one update per rollout it is GRPO",
+    ),
+    "cispo": replace(
+        _grpo,
+        title="CISPO",
+        source="MiniMax-M1 (arXiv 2506.13585), Eq. 4",
+        formula="−stop-grad(min(ρ, ratio_cap))·Â·log π_θ",
+        surrogate="cispo",
+        coefs={"rl_coef": 1.0, "kl_coef": 0.0, "ratio_cap": 5.0, "importance_cap": None},
+        options={"aggregation": "token"},
+        watch="no token loses its gradient, however far the policy has moved; grad_norm",
+    ),
+    "kdrl": _kdrl,
+    "kdrl_advantage": _kdrl_advantage,
+    "srpo": replace(
+        _kdrl_advantage,
+        title="SRPO, sample routing",
+        source="SRPO (arXiv 2604.02288); with an outside teacher as in arXiv 2609.04108",
+        formula="−min(ρ·A, clip(ρ)·A),  A = c·Â + (1−c)·kd_coef·d,  c = 1 on right completions",
+        advantage=routed_advantage,
+        coefs={**_KDRL, "kd_coef": 1.0},
+        options={"aggregation": "token", "kd_mask": "wrong"},
+        watch="wrong completions learn from the teacher alone: what the reward would push down is not pushed. Left out: its entropy weights",
+    ),
+    "hdpo": replace(
+        _kdrl_advantage,
+        title="HDPO, advantage form (preset)",
+        source="HDPO (arXiv 2603.23871); with an outside teacher as in arXiv 2609.04108",
+        formula="A = Â + 1[nobody in the group is right]·kd_coef·d",
+        options={"aggregation": "token", "kd_mask": "group_wrong"},
+        watch="the teacher speaks on prompts that are too hard, and falls silent as they are solved. Left out: its privileged rollouts",
+    ),
+    "rlsd": replace(
+        _grpo,
+        title="RLSD",
+        source="RLSD (arXiv 2604.03128); with an outside teacher as in arXiv 2609.04108",
+        formula="−min(ρ·A, clip(ρ)·A),  A = ((1−λ) + λ·clip(exp(sign(Â)·d), 1±ε_w))·Â",
+        needs=_REWARD | _TEACHER,
+        advantage=sized_advantage,
+        coefs={**_GRPO, "gap_weight": 0.5, "gap_clip": 0.2},
+        options={"aggregation": "token"},
+        watch="kl_teacher_rev need not fall: the teacher only decides which tokens move more. λ and ε_w are our choice",
+    ),
+    "trrd": replace(
+        _grpo,
+        title="TRRD (RLAD)",
+        source="RLAD (arXiv 2602.22495), Eq. 3–5",
+        formula="−min(r·Â, clip(r)·Â),  r = (π_θ/π_old)^α·(π_θ/π_T)^(1−α)",
+        needs=_REWARD | _TEACHER,
+        ratio="trrd",
+        coefs={**_GRPO, "trrd_alpha": 0.5, "trrd_gap_bound": 1.0, "ratio_cap": 3.0},
+        options={"aggregation": "token"},
+        watch="trrd/dead_frac: tokens without gradient from the first step on; trrd/bound_frac: how often the bound acts",
+    ),
+    "kdrl_annealed": replace(
+        _kdrl,
+        title="KDRL, annealed (preset)",
+        source="KDRL (arXiv 2506.02208), §3.3",
+        formula="KDRL with kd_coef from β_init to β_min, linearly over the run",
+        coefs={**_KDRL, "kd_coef": 0.2},
+        schedules={"kd_coef": "linear:0.2:0.002"},
+    ),
+    "kdrl_masked": replace(
+        _kdrl,
+        title="KDRL, response-masked (preset)",
+        source="KDRL (arXiv 2506.02208), §3.4",
+        formula="KDRL with M = 1 on wrong completions alone (kd_mask=group_wrong: where nobody in the group is right)",
+        options={"aggregation": "token", "kd_mask": "wrong"},
+        watch="completions should stay shorter than KDRL's at the same reward",
+    ),
+    "opd_then_rl": replace(
+        _kdrl_advantage,
+        title="OPD, then GRPO (preset)",
+        source="Sequential Beats Joint (arXiv 2609.04108)",
+        formula="A = d for the first half of the run, then Â",
+        coefs={**_KDRL, "kd_coef": 1.0, "rl_coef": 0.0},
+        schedules={"kd_coef": "switch:1:0:0.5", "rl_coef": "switch:0:1:0.5"},
+        watch="a kink in every curve at the switch",
+    ),
+}
+METHODS: Mapping[str, Method] = MappingProxyType(_table)
+"""Every method by name. Nobody writes into it; :func:`add_method` adds a row for this process."""
+_added: set[str] = set()
 
 DEFAULT_OPTIONS: Mapping[str, str] = MappingProxyType({name: values[0] for name, values in CHOICES.items()})
 
@@ -423,6 +426,78 @@ def resolve_options(method: Method, options: Options | None = None) -> dict[str,
         if name not in ("constant_length", "topk"):
             nearest(str(value), CHOICES[nearest(name, CHOICES, "option")], name)
     return resolved
+
+
+NEEDS = ("teacher", "groups", "traces", "divergence")
+RATIOS: Mapping[str, tuple[str, ...]] = MappingProxyType({"importance": (), "trrd": ("trrd_alpha", "trrd_gap_bound"), "none": ()})
+"""Ratio rules and the coefficients that each reads."""
+SURROGATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"clipped": ("clip_low", "clip_high", "ratio_cap", "importance_cap"), "cispo": ("ratio_cap", "importance_cap")}
+)
+"""Surrogates and the coefficients that each reads."""
+
+
+def add_method(name: str, method: Method) -> str:
+    """Put a method of your own into :data:`METHODS` for this process: it then works in ``token_loss``, ``make_config`` and a run.
+
+    A run of it can only be resumed where it was added, under the same name. ``rlkd_lab.lab.check_method`` runs the exact tests on it.
+
+    Args:
+        name: letters, digits and ``_``. One that was added before is replaced.
+        method: most easily ``dataclasses.replace`` of a row that is there.
+
+    Returns:
+        eight hex digits that change with the row and the code of its rules (not with functions that those call): put them into the name of the run's
+        folder, and an old run is never taken for one of the new code.
+
+    Raises:
+        ValueError: the name belongs to the kit; a coefficient, option, schedule or need is unknown or out of range; a rule or coefficient is missing.
+    """
+    if not name.isidentifier():
+        raise ValueError(f"{name!r} is no name for a method: use letters, digits and _, and begin with a letter")
+    if name in _table and name not in _added:
+        raise ValueError(f"{name!r} is a method of the kit already: choose another name")
+    for need in method.needs:
+        nearest(need, NEEDS, "need")
+    for coef, value in method.coefs.items():
+        check_coef(coef, value)
+    resolve_options(method)
+    nearest(method.ratio, RATIOS, "ratio")
+    if method.ratio == "none" and method.penalty is None:
+        raise ValueError(f"{name} has neither a ratio nor a penalty: its loss would always be 0")
+    if method.ratio != "none" and method.advantage is None:
+        raise ValueError(f"{name} needs an advantage rule beside its ratio, such as reward_advantage")
+    used = [] if method.ratio == "none" else [*RATIOS[method.ratio], *SURROGATES[nearest(method.surrogate, SURROGATES, "surrogate")]]
+    missing = [coef for coef in used if coef not in method.coefs]
+    if missing:
+        raise ValueError(f"{name} needs a value for {', '.join(missing)} in coefs: its ratio or surrogate reads it (None is off where a knob may be off)")
+    for coef, text in method.schedules.items():
+        for end in values_of(parse_schedule(text)):
+            check_coef(nearest(coef, method.coefs, f"knob of {name}"), end)
+    _table[name] = method
+    _added.add(name)
+    row = [str(value) if not callable(value) else _code_of(value) for value in (getattr(method, each.name) for each in fields(method) if each.name != "needs")]
+    return hashlib.sha256("\n".join([*row, *sorted(method.needs)]).encode()).hexdigest()[:8]
+
+
+def is_added(name: str) -> bool:
+    """Whether :func:`add_method` put it there, so that another process does not know it."""
+    return name in _added
+
+
+def _code_of(rule: Callable[..., Tensor]) -> str:
+    """What a function does, in words of the interpreter: the same for the same code, wherever it stands; with the numbers it takes from around it."""
+
+    def described(code: CodeType) -> list[str]:
+        consts = [described(each) if isinstance(each, CodeType) else each for each in code.co_consts]
+        return [code.co_code.hex(), str(code.co_names), str(code.co_varnames), str(consts)]
+
+    code = getattr(rule, "__code__", None)
+    if code is None:
+        return str(getattr(rule, "__qualname__", type(rule).__qualname__))
+    around = {**rule.__globals__, **inspect.getclosurevars(rule).nonlocals}
+    numbers = {name: around[name] for name in (*code.co_names, *code.co_freevars) if isinstance(around.get(name), int | float | str)}
+    return str([*described(code), numbers, getattr(rule, "__defaults__", None)])
 
 
 def needs_of(method: Method, coefs: Coefs, options: Options) -> set[str]:

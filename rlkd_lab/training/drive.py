@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd_lab.models import default_device
+from rlkd_lab.objectives import METHODS
 from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import FORMAT, RunFolder
 from rlkd_lab.training.config import Move, RunConfig, likely_mistakes, validated
@@ -94,11 +95,16 @@ def config_of(folder: RunFolder) -> RunConfig:
     """The validated config of a run on disk.
 
     Raises:
-        ValueError: a run of an older format, whose curves can still be read.
+        ValueError: a run of an older format, or of a method that this process does not have; its curves can still be read.
     """
     stored = folder.config()
     if stored.pop("format") < FORMAT:
         raise ValueError(f"{folder.path} was made by an older version of rlkd_lab: its curves can be read and compared, but it cannot be run again or resumed")
+    if stored["method"] not in METHODS:
+        raise ValueError(
+            f"{folder.path} was trained with {stored['method']!r}, a method that this process does not have: its curves can be read and compared; to resume it,"
+            " call add_method with the same code and name first, in the same process"
+        )
     return validated(stored)
 
 
