@@ -465,7 +465,7 @@ class Inspector:
         lacking = {name: why for name, why in self._sets[0].missing.items() if self.method == "trrd" or name not in ("trrd_ratio", "bound")}
         reasons: dict[str, list[str]] = {}
         for key, why in lacking.items():
-            reasons.setdefault(why, []).append(ARRAYS[key].title if key in ARRAYS else f"{key} tokens")
+            reasons.setdefault(why, []).append(ARRAYS[key].title if key in ARRAYS else {"dead": "dead tokens", "bound": "bounded tokens"}[key])
         absent = "".join(f"<div>Not here: {html.escape(', '.join(names))}: {html.escape(why)}.</div>" for why, names in reasons.items())
         omitted = f"<div>{len(self.shown)} of {len(self.shown) + self._omitted} recorded steps, evenly spaced.</div>" if self._omitted else ""
         return (
@@ -659,8 +659,9 @@ class Inspector:
         self.next = ipywidgets.Button(description="next ▶", tooltip="next token", layout=narrow)
         self.next_marked = ipywidgets.Button(description="next marked ▶", tooltip="next dead or bounded token of this completion", layout=narrow)
         self.look_again = ipywidgets.Button(description="look for new steps", tooltip="read the run folder again", layout=narrow)
-        self.banner, self.legend, self.detail = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
-        self.view = TokenView()
+        joined = ipywidgets.Layout(margin="0", width="100%")  # one white sheet, in a dark theme too
+        self.banner, self.legend, self.detail = (ipywidgets.HTML(layout=joined) for _ in range(3))
+        self.view = TokenView(layout=joined)
         flow = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         self.widget = ipywidgets.VBox(
             [

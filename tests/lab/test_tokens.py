@@ -89,6 +89,16 @@ def test_arrays_are_as_long_as_the_completions(tmp_path, method):
     assert ("gradient_weight" in found.arrays) == (method not in ("gkd", "kd_forward"))
 
 
+def test_what_the_models_said_is_as_recorded(tmp_path):
+    frame = rollout()
+    found = token_arrays(run_folder(tmp_path / "run", "sft", {1: frame})).arrays
+    for i, row in frame.iterrows():
+        np.testing.assert_array_equal(found["surprisal"][i], [-value for value in row["logps"]])
+        np.testing.assert_allclose(found["log_ratio"][i], np.subtract(row["teacher_logps"], row["logps"]))
+        for name in ("entropy", "kl_teacher_rev", "kl_teacher_fwd"):
+            np.testing.assert_array_equal(found[name][i], row[name])
+
+
 def test_dead_tokens_are_those_of_the_papers_condition(tmp_path):
     """α = .5, ε = .2: A > 0 is dead where π_old/π_T > 1.44, A < 0 where π_T/π_old > 1.5625."""
     frame = rollout(groups=6)
