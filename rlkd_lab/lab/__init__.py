@@ -1,36 +1,12 @@
 """What a notebook shows: runs driven and watched, curves, tokens, pictures that ask for a prediction first, exercises, figures with their sidecars."""
 
-from rlkd_lab.lab.curves import (
-    watch_curves,
-)
-from rlkd_lab.lab.driving import (
-    Handle,
-    RunFailed,
-    Status,
-    launch,
-    open_run,
-    start,
-)
-from rlkd_lab.lab.estimate import (
-    gpu_hours,
-    memory_table,
-    release,
-)
-from rlkd_lab.lab.exercises import (
-    check,
-    exercises,
-    weak_verifier,
-)
-from rlkd_lab.lab.inspector import (
-    inspect_tokens,
-)
-from rlkd_lab.lab.method_checks import (
-    check_method,
-)
-from rlkd_lab.lab.panel import (
-    Panel,
-    panel,
-)
+from rlkd_lab.lab.curves import watch_curves
+from rlkd_lab.lab.driving import Handle, RunFailed, Status, launch, open_run, start
+from rlkd_lab.lab.estimate import gpu_hours, memory_table, release
+from rlkd_lab.lab.exercises import check, exercises, weak_verifier
+from rlkd_lab.lab.inspector import inspect_tokens
+from rlkd_lab.lab.method_checks import check_method
+from rlkd_lab.lab.panel import Panel, panel
 from rlkd_lab.lab.pictures import (
     PICTURES,
     after_one_wrong_step,
@@ -49,25 +25,10 @@ from rlkd_lab.lab.pictures import (
     trust_region,
     two_humps,
 )
-from rlkd_lab.lab.plots import (
-    ALL,
-    MAIN,
-    STYLES,
-    plot_groups,
-    plot_runs,
-    png,
-    save_figure,
-    seed_table,
-)
-from rlkd_lab.lab.progress import (
-    progress,
-)
-from rlkd_lab.lab.stage import (
-    Stage,
-)
-from rlkd_lab.lab.tokens import (
-    token_arrays,
-)
+from rlkd_lab.lab.plots import ALL, MAIN, STYLES, plot_groups, plot_runs, png, save_figure, seed_table
+from rlkd_lab.lab.progress import progress
+from rlkd_lab.lab.stage import Stage
+from rlkd_lab.lab.tokens import token_arrays
 
 __all__ = [
     "ALL",
