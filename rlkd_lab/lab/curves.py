@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rlkd_lab.lab.history import History, Series, Twin
+from rlkd_lab.lab.history import History, Twin
 from rlkd_lab.lab.plots import PANELS, STYLES, png
 from rlkd_lab.objectives import METHODS
 
@@ -149,7 +149,9 @@ def draw(history: History, method: str, group: str = "main", *, steps: int | Non
     figure.text(0.985, 0.56 / height, smoothed, fontsize=8.5, ha="right", va="top", color="#333333")
     if found:
         columns = 5 if len(panels) > 1 else 3
-        figure.legend(found.values(), found.keys(), loc="lower left", bbox_to_anchor=(0.5 / figure.get_figwidth(), 0), ncols=columns, frameon=False, fontsize=8.5)
+        figure.legend(
+            found.values(), found.keys(), loc="lower left", bbox_to_anchor=(0.5 / figure.get_figwidth(), 0), ncols=columns, frameon=False, fontsize=8.5
+        )
     return figure
 
 

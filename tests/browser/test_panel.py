@@ -14,6 +14,7 @@ SOURCES = [
     "from rlkd_lab.lab import panel\n"
     "import tempfile\n"
     "run = FakeHandle(tempfile.mkdtemp() + '/kdrl', steps=60)\n"
+    "run.twin('noise')\n"
     "run.advance(20); run.request('kd_coef', 0.3); run.advance(22); run.fork('untouched', 20, 22); run.fork('noise', 20, 22, seed=3)\n"
     "run.state = 'running'",
     "panel(run)",
