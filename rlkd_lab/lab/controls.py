@@ -120,7 +120,7 @@ class Control:
         with self.lock:
             if value != self._shows[widget]:
                 self._shows[widget] = value
-                self._ask(float(f"{value:.6g}") if widget is self.slider else value)
+                self._ask(float(f"{value:.3g}") if widget is self.slider else value)
 
     def _switched(self, change: Any) -> None:
         with self.lock:
@@ -131,7 +131,7 @@ class Control:
                 self._ask(self.zero)
             else:  # back on: where it was, or where the slider stands
                 before = [value for value in self.asked if isinstance(value, float) and value != self.zero]
-                self._ask(before[-1] if before else float(f"{self.slider.value:.6g}"))
+                self._ask(before[-1] if before else float(f"{self.slider.value:.3g}"))
 
     def _ask(self, value: Value | str, undoing: bool = False) -> None:
         """Ask for a value, or for the schedule; a refusal is told and the widgets go back to what is applied."""

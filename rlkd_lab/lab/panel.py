@@ -218,7 +218,7 @@ class Panel:
         place = html.escape(str(self.run.folder.path))
         found = []
         if now.state == "failed":
-            remedy = "Finished steps are kept. Start goes on from the last checkpoint; if it fails again, start a new run with the setting changed that the reason names."
+            remedy = "Finished steps are kept. Start goes on from the last checkpoint; if it fails again, change what the reason names and start a new run."
             found.append(("error", f"<b>The run failed:</b> {html.escape(now.why or 'no reason given')}. {remedy}"))
         elif now.state == "lost":
             remedy = "Start (or <code>rlkd resume</code>) goes on from the last checkpoint; the steps after it are computed again."
