@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -54,19 +55,19 @@ def slider_range(knob: Knob, schedule: Schedule) -> tuple[float, float, float]:
     largest = max((value for value in values_of(schedule) if value), default=0.0)
     if knob.log:
         top = math.log10(min(knob.high, max(10.0, largest)) if knob.high > 1 else min(knob.high, 100 * largest or 1.0))
-        return math.floor(min(-4.0, math.log10(largest) - 2 if largest else -4.0)), round(top, 6), 0.05
+        return float(math.floor(min(-4.0, math.log10(largest) - 2 if largest else -4.0))), round(top, 6), 0.05
     top = min(knob.high, 5 * largest or max(1.0, 5 * knob.low))
     exact = (top - knob.low) / 100
-    power = 10 ** math.floor(math.log10(exact) + 1e-9)
-    step = float(f"{power * max(n for n in (1, 2, 5) if n * power <= exact * (1 + 1e-9)):.12g}")
+    step = min((n * 10.0**power for power in range(-7, 2) for n in (1, 2, 5)), key=lambda step: abs(math.log(step / exact)))
     return float(f"{math.ceil(knob.low / step - 1e-9) * step:.12g}"), float(f"{max(top, knob.low + step):.12g}"), step
 
 
 class Control:
-    """One knob. ``tell`` gets the words of a refusal."""
+    """One knob. ``tell`` gets the words of a refusal; ``lock`` is held while the control is asked or shown something, from whatever thread."""
 
-    def __init__(self, run: Handle, name: str, tell: Callable[[str], None]) -> None:
+    def __init__(self, run: Handle, name: str, tell: Callable[[str], None], lock: threading.RLock | None = None) -> None:
         self.run, self.name, self.tell = run, name, tell
+        self.lock = lock or threading.RLock()
         self.knob = knobs_of(run.config.method)[name]
         self.schedule = run.config.schedules()[name]
         self.applied: Value = self.schedule.at(1, run.config.steps)
@@ -108,27 +109,29 @@ class Control:
         self.box.observe(lambda change: self._moved(self.box, change.new), "value")
         self.off.observe(self._switched, "value")
         self.undo.on_click(lambda _: self._undo())
-        self.back.on_click(lambda _: self._ask("schedule"))
+        self.back.on_click(lambda _: self._give_back())
         row = widgets.HBox([self.slider, self.box, self.off, self.undo, self.back], layout=widgets.Layout(flex_flow="row wrap", align_items="center"))
         self.widget = widgets.VBox([row, self.words], layout=widgets.Layout(margin="0 0 6px 0"))
-        self.widget._dom_classes = ("rlkd-knob", f"rlkd-knob-{self.name}", *(("rlkd-log",) if self.knob.log else ()))
+        self.widget._dom_classes = ("rlkd-knob", f"rlkd-knob-{self.name}")
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def _moved(self, widget: Any, value: float) -> None:
-        if value != self._shows[widget]:
-            self._shows[widget] = value
-            self._ask(float(f"{value:.6g}") if widget is self.slider else value)
+        with self.lock:
+            if value != self._shows[widget]:
+                self._shows[widget] = value
+                self._ask(float(f"{value:.3g}") if widget is self.slider else value)
 
     def _switched(self, change: Any) -> None:
-        if change.new == self._shows[self.off]:
-            return
-        self._shows[self.off] = change.new
-        if change.new:
-            self._ask(self.zero)
-        else:  # back on: where it was, or where the slider stands
-            before = [value for value in self.asked if isinstance(value, float) and value != self.zero]
-            self._ask(before[-1] if before else float(f"{self.slider.value:.6g}"))
+        with self.lock:
+            if change.new == self._shows[self.off]:
+                return
+            self._shows[self.off] = change.new
+            if change.new:
+                self._ask(self.zero)
+            else:  # back on: where it was, or where the slider stands
+                before = [value for value in self.asked if isinstance(value, float) and value != self.zero]
+                self._ask(before[-1] if before else float(f"{self.slider.value:.3g}"))
 
     def _ask(self, value: Value | str, undoing: bool = False) -> None:
         """Ask for a value, or for the schedule; a refusal is told and the widgets go back to what is applied."""
@@ -146,13 +149,18 @@ class Control:
             self.pending = (number_of, "its schedule" if value == "schedule" else number(value))  # type: ignore[arg-type]
         self.show(force=True)
 
+    def _give_back(self) -> None:
+        with self.lock:
+            self._ask("schedule")
+
     def _undo(self) -> None:
-        if not self.asked:
-            return
-        undone = self.asked.pop()
-        self._ask(self.asked[-1] if self.asked else "schedule", undoing=True)
-        if self.problem:
-            self.asked.append(undone)
+        with self.lock:
+            if not self.asked:
+                return
+            undone = self.asked.pop()
+            self._ask(self.asked[-1] if self.asked else "schedule", undoing=True)
+            if self.problem:
+                self.asked.append(undone)
 
     # --- showing ------------------------------------------------------------------------------------------------------
 

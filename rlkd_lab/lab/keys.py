@@ -18,9 +18,9 @@ const MARK = "data-lm-suppress-shortcuts";
 function speak(handle) {
   const row = handle.closest(".rlkd-knob");
   if (!row) return;
-  const at = parseFloat(handle.getAttribute("aria-valuenow"));
-  const value = handle.closest(".rlkd-log") ? 10 ** at : at;
-  const text = String(Number(value.toPrecision(3)));
+  const shown = row.querySelector(".widget-readout");
+  const off = !shown || shown.style.display === "none";
+  const text = off ? "off" : String(Number(shown.textContent));
   if (handle.getAttribute("aria-valuetext") !== text) handle.setAttribute("aria-valuetext", text);
   const label = row.querySelector("label");
   if (label && !handle.hasAttribute("aria-label")) handle.setAttribute("aria-label", label.textContent);
@@ -36,9 +36,9 @@ function render({ model, el }) {
     panel.setAttribute(MARK, "true");
     panel.querySelectorAll("*").forEach((node) => node.setAttribute(MARK, "true"));
     panel.querySelectorAll(".noUi-handle").forEach((handle) => {
+      speak(handle);
       if (watched.has(handle)) return;
       watched.add(handle);
-      speak(handle);
       observer.observe(handle, { attributes: true, attributeFilter: ["aria-valuetext"] });
     });
   };

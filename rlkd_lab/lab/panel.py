@@ -68,6 +68,8 @@ class Panel:
         self.notice = ""
         self.taken: deque[tuple[float, int]] = deque(maxlen=21)
         """(time, step) as steps were seen to end: the rate, twins included."""
+        self.asked: tuple[str, str, int] | None = None
+        """The button whose effect has not come yet, with the state and the step in which it was pressed."""
         self._curves: Any = None
         self._more: Any = None
         self._values: Any = None
@@ -91,19 +93,19 @@ class Panel:
             button.on_click(lambda _, name=name: self._press(name))
         self.twin = widgets.Dropdown(
             options=list(TWINS.items()), value=self._twin_kind(), description="twin", tooltip="What a moved knob forks",
-            style={"description_width": "40px"}, layout=widgets.Layout(width="230px"),
+            style={"description_width": "92px"}, layout=widgets.Layout(width="340px"),
         )  # fmt: skip
         self.twin_help = widgets.HTML()
         self.twin.observe(self._twin_chosen, "value")
         front = shown(self.method)
-        self.controls = {name: Control(self.run, name, self._tell) for name in knobs_of(self.method)}
+        self.controls = {name: Control(self.run, name, self._tell, self._lock) for name in knobs_of(self.method)}
         others = widgets.VBox([control.widget for name, control in self.controls.items() if name != front])
         self.folded = widgets.Accordion(
             [others, widgets.HTML(chosen(self.run.config))], titles=(f"{len(self.controls) - 1} more knobs", "options"), selected_index=None
         )
         self.more = widgets.Dropdown(
             options=[("none", ""), *((name, name) for name in GROUPS if name != "main")], value="", description="more curves",
-            tooltip="A second picture below the main curves", style={"description_width": "80px"}, layout=widgets.Layout(width="330px"),
+            tooltip="A second picture below the main curves", style={"description_width": "92px"}, layout=widgets.Layout(width="340px"),
         )  # fmt: skip
         self.more.observe(lambda _: self._wake.set(), "value")
         self.inspector = widgets.HTML()
@@ -126,7 +128,7 @@ class Panel:
     def _twin_kind(self) -> str:
         """What was asked for last, as it stands in the run folder."""
         kinds = [request.get("kind") for request in _requests(self.history.path) if request.get("request") == "twin"]
-        return kinds[-1] if kinds and kinds[-1] in TWINS.values() else "off"
+        return str(kinds[-1]) if kinds and kinds[-1] in TWINS.values() else "off"
 
     # --- what a person does -------------------------------------------------------------------------------------------
 
@@ -140,13 +142,16 @@ class Panel:
                 "Stop": self.run.stop,
                 "Checkpoint": self.run.checkpoint,
             }[name]
-            self._try(action, name)
+            now = self.run.status()
+            self.asked = (name.lower(), now.state, now.step) if self._try(action, name) and name != "Start" else None
+            self._show()
 
     def _twin_chosen(self, change: Any) -> None:
         with self._lock:
             self._try(lambda: self.run.twin(change.new), "twin")
 
-    def _try(self, action: Callable[[], Any], name: str) -> None:
+    def _try(self, action: Callable[[], Any], name: str) -> bool:
+        """Do it, or say why it cannot be done."""
         try:
             action()
             self.notice = ""
@@ -154,6 +159,7 @@ class Panel:
             self.notice = f"{name}: {error}"
         self._wake.set()
         self._show()
+        return not self.notice
 
     def _tell(self, words: str) -> None:
         self.notice = words
@@ -194,6 +200,10 @@ class Panel:
             "failed": "failed",
             "lost": "lost",
         }[now.state]
+        if self.asked is not None and self.asked[1:] != (now.state, now.step):
+            self.asked = None
+        if self.asked is not None:
+            words = f"{words}, {self.asked[0]} was asked for"
         parts = [words, f"step {now.step} of {now.steps}"]
         if len(self.taken) > 2:
             (began, first), (ended, last) = self.taken[0], self.taken[-1]
@@ -208,7 +218,7 @@ class Panel:
         place = html.escape(str(self.run.folder.path))
         found = []
         if now.state == "failed":
-            remedy = "Finished steps are kept. Start goes on from the last checkpoint; if that fails again, change the setting that the reason names and start a new run."
+            remedy = "Finished steps are kept. Start goes on from the last checkpoint; if it fails again, change what the reason names and start a new run."
             found.append(("error", f"<b>The run failed:</b> {html.escape(now.why or 'no reason given')}. {remedy}"))
         elif now.state == "lost":
             remedy = "Start (or <code>rlkd resume</code>) goes on from the last checkpoint; the steps after it are computed again."
@@ -298,6 +308,7 @@ class Panel:
         self._watch()
 
     def _watch(self) -> None:
+        self._closed.clear()
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._follow, name=f"panel of {self.history.path.name}", daemon=True)
             self._thread.start()

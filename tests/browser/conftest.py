@@ -49,7 +49,7 @@ class Lab:
     def cells(self) -> list[str]:
         """The sources of all cells as the file will have them."""
         self.page.keyboard.press("Escape")
-        return [cell["source"] for cell in self.saved()["cells"]]
+        return ["".join(cell["source"]) for cell in self.saved()["cells"]]
 
     def saved(self) -> Any:
         """The notebook after saving it from the menu."""

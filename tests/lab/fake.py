@@ -95,10 +95,13 @@ class FakeHandle:
         self.state = "idle"
 
     def checkpoint(self):
+        if self.state not in ("running", "paused"):
+            raise RuntimeError(f"cannot write a checkpoint: the run is {self.state}")
         self.folder.append("events.jsonl", {"event": "checkpoint", "step": self.at, "text": f"checkpoint at step {self.at}"})
 
     def twin(self, kind):
         self.calls.append(("twin", kind))
+        self.folder.ask("twin", kind=kind)
 
     def wait(self, timeout=None):
         return self.folder
