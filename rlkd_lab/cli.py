@@ -385,8 +385,8 @@ def list_runs(
 ) -> None:
     """The runs in a folder: state, settings that differ, last reward and accuracy."""
     with plain_errors():
-        from rlkd_lab.lab.driving import alive
         from rlkd_lab.runs import overview
+        from rlkd_lab.training.environment import alive
 
         rows = overview(folder, alive).to_dict("records")
         if as_json:

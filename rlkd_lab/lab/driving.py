@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from rlkd_lab.objectives import is_added, nearest
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training import RunConfig, config_of, create, resume
 from rlkd_lab.training.config import check_knob
+from rlkd_lab.training.environment import alive
 
 Where = Literal["thread", "process", "elsewhere", "nowhere"]
 TwinKind = Literal["off", "untouched", "noise"]
@@ -280,15 +279,6 @@ def _open_or_create(config: RunConfig, out: str | Path, drive: Literal["thread",
     if begin and handle.status().state in ("idle", "failed", "lost"):
         handle.begin()
     return handle
-
-
-def alive(pid: int, since: float) -> bool:
-    """Whether a process with this number is there that is older than ``since`` (seconds since the epoch): a later one only has the number."""
-    try:
-        process = psutil.Process(pid)
-        return process.create_time() <= since and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def _last_words(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import warnings
@@ -15,7 +16,7 @@ from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import FORMAT, RunFolder
 from rlkd_lab.training.config import Move, RunConfig, likely_mistakes, validated
 from rlkd_lab.training.control import Control
-from rlkd_lab.training.environment import describe_environment
+from rlkd_lab.training.environment import alive, describe_environment
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.loop import Loop, Row, fingerprint
 from rlkd_lab.training.twins import Twins
@@ -50,10 +51,13 @@ def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = No
     """Go on with a run from its last whole checkpoint; the rows after it are dropped and computed again.
 
     Raises:
-        FileNotFoundError, ValueError: no run there, a damaged one, or a checkpoint that does not match its config.
+        FileNotFoundError, ValueError: no run there, a damaged one, one that another process trains, or a checkpoint that does not match its config.
     """
     folder = RunFolder.open(path)
     config = config_of(folder)
+    now = folder.status()
+    if now["state"] in ("running", "paused") and now["pid"] != os.getpid() and alive(now["pid"], now["updated"]):
+        raise ValueError(f"{path} is being trained by process {now['pid']}: two loops in one folder would mix their rows. Stop that one first")
     script = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
     folder.set_status("running", 0, "loading the models")
     try:

@@ -66,3 +66,12 @@ def peak_memory_gib(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def alive(pid: int, since: float) -> bool:
+    """Whether a process with this number is there that is older than ``since`` (seconds since the epoch): a later one only has the number."""
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() <= since and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -208,3 +208,16 @@ def test_requests_from_many_threads_are_all_there(tmp_path, tiny):
         thread.join()
     lines = (folder.path / "requests.jsonl").read_text().splitlines()
     assert len({json.loads(line)["id"] for line in lines}) == len(lines) == 400
+
+
+def test_a_run_that_another_process_trains_is_not_resumed(tiny, tmp_path):
+    import os
+
+    folder = create(tiny(steps=1), tmp_path / "run")
+    status = folder.status()
+    folder.write_json("status.json", {**status, "state": "running", "pid": os.getppid(), "updated": time.time()})
+    with pytest.raises(ValueError, match=f"is being trained by process {os.getppid()}"):
+        resume(folder.path)
+    assert folder.status()["state"] == "running"
+    folder.write_json("status.json", {**status, "state": "running", "pid": 2**22 + 1, "updated": time.time()})  # one that is gone
+    assert resume(folder.path).status()["state"] == "done"
