@@ -224,7 +224,9 @@ class Control:
         at = math.log10(value) if self.knob.log and value > 0 else value
         if not self.slider.min <= at <= self.slider.max:  # typed: the slider widens to show it
             self.slider.min, self.slider.max = min(self.slider.min, at - 1e-9 * self.knob.log), max(self.slider.max, at + 1e-9 * self.knob.log)
-        self._set(self.slider, float(value))
+        # What the slider itself asked for, rounded, is not sent back: it may have been moved on since.
+        if f"{self.slider.value:.3g}" != f"{value:.3g}":
+            self._set(self.slider, float(value))
 
     def _set(self, widget: Any, value: Any) -> None:
         if widget.value != value:

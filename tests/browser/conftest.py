@@ -56,7 +56,8 @@ class Lab:
         before = (self.folder / self.name).stat().st_mtime_ns
         self.page.click(".lm-MenuBar-itemLabel:text-is('File')")
         self.page.click("li[data-command='docmanager:save']")
-        until(lambda: (self.folder / self.name).stat().st_mtime_ns != before or time.monotonic() > deadline, 20) if (deadline := time.monotonic() + 5) else None
+        end = time.monotonic() + 5  # a notebook without changes is not written again
+        until(lambda: (self.folder / self.name).stat().st_mtime_ns != before or time.monotonic() > end, 20)
         return json.loads((self.folder / self.name).read_text())
 
 

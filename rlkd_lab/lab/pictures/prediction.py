@@ -103,14 +103,16 @@ class Prediction:
         """Display question, widgets, verdict and picture."""
         from IPython.display import Image, Markdown, display
 
-        display(Markdown(self.picture.asked()))
         if self.box is None:
             self.shown = True
+            display(Markdown(self.picture.asked()))
             display(Image(png(self.figure())), Markdown(self.picture.verdict()))
             return
+        display(Markdown(f"**Predict first.** {self.picture.question}"))
         bundle = self.box._repr_mimebundle_()
-        # a saved notebook shows text/plain: a sentence, not a tree of widgets
-        display({**bundle, "text/plain": "The choices and sliders need a running kernel: run this cell to predict for yourself."}, raw=True)
+        # a saved notebook shows text/plain: the choices in words, not a tree of widgets
+        choices = "\n".join(f"( ) {choice}" for choice in self.picture.choices)
+        display({**bundle, "text/plain": f"{choices}\nRun this cell to choose, and to move the sliders."}, raw=True)
         self._verdict_handle = display(Markdown(self._words()), display_id=True)
         self._picture_handle = display(self._content(), display_id=True, raw=True)
 
