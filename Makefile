@@ -5,11 +5,11 @@ PY := .venv/bin/python
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 DEMO := opd grpo kdrl trrd
 
-.PHONY: help setup demo lab test test-fast bench figures lint clean
+.PHONY: help setup demo lab notebooks test test-fast bench figures lint clean
 help:
 	@echo "make setup      make .venv with everything (the other targets do it by themselves)"
 	@echo "make demo       train KD, GRPO, KDRL and TRRD on the embedded pair; figures/demo.png"
-	@echo "make lab        open JupyterLab on the notebooks"
+	@echo "make lab        open JupyterLab on the notebooks; make notebooks: run them all and keep their outputs (half an hour)"
 	@echo "make test       all tests; make test-fast: those under a few seconds each"
 	@echo "make bench      a step against TRL's, our sampler against generate, KDRL and TRRD against GRPO (6 minutes on an idle machine)"
 	@echo "make figures    draw the committed figures again; make lint: ruff and mypy"
@@ -32,6 +32,9 @@ runs/demo/%/.finished: | .venv/installed
 	if [ -e runs/demo/$*/config.json ]; then .venv/bin/rlkd resume runs/demo/$*; else .venv/bin/rlkd train --method $* --steps 60 --out runs/demo/$*; fi
 	touch $@
 
+notebooks: .venv/installed
+	$(PY) notebooks/execute.py
+
 lab: .venv/installed
 	.venv/bin/jupyter lab --notebook-dir=notebooks
 
@@ -48,6 +51,7 @@ bench: .venv/installed
 	$(PY) benchmarks/step.py
 
 figures: demo
+	$(PY) notebooks/record.py figure
 
 clean:
 	rm -rf runs/demo build .pytest_cache .mypy_cache .ruff_cache

@@ -2,6 +2,7 @@
 
     python notebooks/record.py            # hours on two cores; can be stopped and started again
     python notebooks/record.py kdrl-k3    # some of them, by the beginning of their names
+    python notebooks/record.py figure     # figures/four_methods.png from what is there
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from rlkd_lab.lab import progress
+from rlkd_lab.lab import plot_groups, progress, save_figure
+from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training import load_or_train, make_config
 
@@ -27,8 +29,6 @@ OTHERS = {
     "kdrl-exact": ("kdrl", {"estimator": "exact"}),
     "kdrl_annealed": ("kdrl_annealed", {}),
     "kdrl_masked": ("kdrl_masked", {}),
-    "kdrl-0.02": ("kdrl", {"kd_coef": "0.02"}),
-    "kdrl-0.5": ("kdrl", {"kd_coef": "0.5"}),
     "trrd-0.25": ("trrd", {"trrd_alpha": "0.25"}),
     "trrd-0.75": ("trrd", {"trrd_alpha": "0.75"}),
     "trrd-unbounded": ("trrd", {"trrd_gap_bound": "off", "ratio_cap": "off"}),
@@ -66,7 +66,18 @@ def record(name: str, seed: int) -> None:
     kept.with_suffix(".new").rename(kept)
 
 
+def draw() -> None:
+    """The README's figure."""
+    runs = {METHODS[name].title: [RunFolder.open(KEPT / f"{name}-{seed}") for seed in range(5)] for name in MAIN}
+    metrics = ("reward", "kl_teacher_rev", "completions/mean_length", "entropy", "eval/accuracy", "eval/accuracy_ood")
+    figure = plot_groups(runs, metrics)
+    save_figure(figure, HERE.parent / "figures" / "four_methods.png", [r for each in runs.values() for r in each], smoothing="trailing mean, 9 steps")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["figure"]:
+        draw()
+        sys.exit()
     for name, seed in RUNS:
         if len(sys.argv) == 1 or any(f"{name}-{seed}".startswith(wanted) for wanted in sys.argv[1:]):
             record(name, seed)

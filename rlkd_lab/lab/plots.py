@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -57,6 +58,8 @@ PANELS: dict[str, str] = {
     "clip_ratio/low": "share of tokens clipped below",
     "eval/accuracy": "accuracy, held-out prompts",
     "eval/accuracy_ood": "accuracy, out of distribution",
+    "eval/mean_length": "length, held-out prompts, tokens",
+    "trrd/dead_frac": "share of tokens that are dead",
     "kl_ref": "KL(student‖reference), nats per token",
     "grad_norm": "gradient norm",
 }
@@ -99,7 +102,7 @@ def draw_metric(axes: Axes, runs: Sequence[RunFolder], metric: str, *, x: XAxis 
     axes.set_ylabel(PANELS.get(metric, metric))
     axes.set_xlabel({"steps": "step", "tokens": "generated tokens", "seconds": "seconds"}[x])
     axes.grid(alpha=0.25)
-    if metric.startswith("eval/"):
+    if metric.startswith("eval/accuracy"):
         axes.set_ylim(0, 1)
     if not labelled:
         axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color="#777777")
@@ -146,8 +149,8 @@ def plot_runs(runs: Sequence[RunFolder], metrics: Sequence[str] = MAIN, *, x: XA
 def plot_groups(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str] = MAIN, *, window: int = 9, title: str | None = None) -> Figure:
     """The same small multiples for runs that differ in their seed: a group's mean over its seeds, and each seed behind it, faint.
 
-    Colours are the methods'; where several groups are of one method, line styles tell them apart. Every curve is a trailing mean over ``window`` steps;
-    evaluation points are not smoothed.
+    Colours are the methods'; where several have one, shades and line styles tell them apart. Every curve is a trailing mean over ``window``
+    steps; evaluation points are not smoothed.
 
     Args:
         groups: by label.
@@ -180,7 +183,7 @@ def plot_groups(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str
         axes.set_ylabel(PANELS.get(metric, metric))
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
-        if evaluated:
+        if metric.startswith("eval/accuracy"):
             axes.set_ylim(0, 1)
         if not axes.lines:
             axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color="#777777")
@@ -197,14 +200,16 @@ def plot_groups(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str
 
 
 def _looks(methods: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Colour and line style of each label: the method's own, and other styles for further labels of the same method."""
+    """Colour and line style of each label: the method's own, and darker shades and other styles for further labels of the same colour."""
     taken: dict[str, int] = {}
     looks = {}
     for label, method in methods.items():
         colour, style = STYLES.get(method, ("#555555", "-"))
+        number = min(taken.get(colour, 0), 3)
         others = [each for each in ("-", "--", ":", "-.") if each != style]
-        looks[label] = (colour, [style, *others][min(taken.get(method, 0), 3)])
-        taken[method] = taken.get(method, 0) + 1
+        shade = to_hex([part * (1 - 0.27 * number) for part in to_rgb(colour)])
+        looks[label] = (colour if number == 0 else shade, [style, *others][number])
+        taken[colour] = taken.get(colour, 0) + 1
     return looks
 
 

@@ -29,6 +29,7 @@ def samples(seed=0, rows=8, teacher=True):
     lengths = rng.integers(3, 12, rows)
     frame = pd.DataFrame({"reward": [1.0, 0.0] * (rows // 2), "group": np.arange(rows) // 4, "logps": [-rng.random(n) for n in lengths]})
     frame["teacher_logps"] = [-3 * rng.random(n) for n in lengths] if teacher else None
+    frame["kl_teacher_rev"] = [rng.random(n) ** 4 for n in lengths] if teacher else None
     return frame
 
 
@@ -113,8 +114,9 @@ def test_tokens_of_a_recorded_step_carry_their_completion_s_advantage():
     first = tokens.iloc[: len(frame["logps"][0])]
     assert first["gap"].to_numpy() == pytest.approx(frame["logps"][0] - frame["teacher_logps"][0])
     assert first["advantages"].to_numpy() == pytest.approx(0.866, abs=1e-3)
+    assert kl_of_samples(frame) == pytest.approx(np.concatenate(list(frame["kl_teacher_rev"])))
     for function in (trrd_tokens, kl_of_samples):
-        with pytest.raises(ValueError, match="teacher_logps"):
+        with pytest.raises(ValueError, match="teacher"):
             function(samples(teacher=False))
 
 

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -175,11 +176,14 @@ def test_a_group_is_the_mean_of_its_seeds_with_each_behind_it(make):
     assert words(figure) == (["GRPO"], "mean over 3 seeds, each seed faint · trailing mean of 4 steps")
 
 
-def test_groups_of_one_method_have_one_colour_and_styles_of_their_own(make):
+def test_groups_of_one_method_have_shades_of_one_colour_and_styles_of_their_own(make):
     groups = {"k2": [make("kdrl", 0, name="a")], "k3": [make("kdrl", 0, name="b")], "GRPO": [make("grpo", 0), make("grpo", 1, steps=6)]}
     figure = plot_groups(groups, ["reward", "eval/accuracy"])
     _, (a, b, c) = lines(figure)
-    assert a.get_color() == b.get_color() == STYLES["kdrl"][0]
+    assert a.get_color() == STYLES["kdrl"][0]
+    first, second = np.array(to_rgb(a.get_color())), np.array(to_rgb(b.get_color()))
+    np.testing.assert_allclose(second / second.max(), first / first.max(), atol=0.02)  # the same hue, darker
+    assert second.max() < 0.8 * first.max()
     assert a.get_linestyle() != b.get_linestyle()
     assert len(c.get_xdata()) == 6  # where every seed has a value
     assert "1–2 seeds" in words(figure)[1]
