@@ -277,10 +277,10 @@ class Redraw:
             return False
         return now >= self.next or (ended and not self.final)
 
-    def drawn(self, what: object, now: float, took: float, ended: bool = False) -> None:
-        """It was drawn, which ended at ``now`` and took ``took`` seconds."""
+    def drawn(self, what: object, now: float, took: float, ended: bool = False, share: float = SHARE) -> None:
+        """It was drawn, which ended at ``now`` and took ``took`` seconds; the next drawing is ``share`` times as long away."""
         self.seen, self.final = what, ended
-        self.next = now + max(self.LEAST, self.SHARE * took)
+        self.next = now + max(self.LEAST, share * took)
 
 
 def say(history: History, method: str, steps: int | None = None, state: str | None = None) -> str:

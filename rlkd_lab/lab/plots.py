@@ -207,8 +207,8 @@ def _looks(methods: Mapping[str, str]) -> dict[str, tuple[str, str]]:
         colour, style = STYLES.get(method, ("#555555", "-"))
         number = min(taken.get(colour, 0), 3)
         others = [each for each in ("-", "--", ":", "-.") if each != style]
-        shade = to_hex([part * (1 - 0.27 * number) for part in to_rgb(colour)])
-        looks[label] = (colour if number == 0 else shade, [style, *others][number])
+        red, green, blue = (part * (1 - 0.27 * number) for part in to_rgb(colour))
+        looks[label] = (colour if number == 0 else to_hex((red, green, blue)), [style, *others][number])
         taken[colour] = taken.get(colour, 0) + 1
     return looks
 
