@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import NOTEBOOKS, Lab, until
+from in_browser import NOTEBOOKS, Lab, until
 
 from rlkd_lab.lab import open_run
 

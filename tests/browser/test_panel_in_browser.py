@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import Lab, setting, until, write_notebook
+from in_browser import Lab, setting, until, write_notebook
 
 FAKE = Path(__file__).parents[1] / "lab"
 SOURCES = [
