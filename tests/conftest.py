@@ -11,6 +11,8 @@ import torch
 from rlkd_lab.models import LanguageModel, Sequences, load_policy
 from rlkd_lab.rollouts import sequences_of
 
+# pytest looks for doctests in them, under one module name for all
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 FAMILIES = ("qwen3", "qwen2", "gemma2")
 """No biases but norms on queries and keys; biases on the attention projections; soft caps, a sliding window and four norms a block."""
 
