@@ -499,6 +499,7 @@ def test_a_run_stopped_by_its_watcher_says_how_to_go_on(rlkd, runs, tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     folder = RunFolder.open(tmp_path / "run")
     folder.ask("begin")
+    folder.set_status("running", 0, "loading the models")
     folder.ask("stop")
     result = rlkd("resume", folder.path)
     assert result.exit_code == 0

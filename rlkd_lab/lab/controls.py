@@ -137,7 +137,7 @@ class Control:
         """Ask for a value, or for the schedule; a refusal is told and the widgets go back to what is applied."""
         try:
             number_of = self.run.release(self.name) if value == "schedule" else self.run.request(self.name, value)  # type: ignore[arg-type]
-        except (ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             text = str(error).rstrip(".")
             self.problem = text if "nothing was changed" in text else f"{text}. Nothing was changed"
             self.tell(self.problem)

@@ -91,6 +91,8 @@ class Handle:
                 state = "lost"
             elif self._stop_asked:
                 state = "stopping"
+        else:
+            self._stop_asked = False
         return Status(state, written["step"], self.config.steps, written.get("why"), where)  # type: ignore[arg-type]
 
     def _where(self, written: dict[str, Any]) -> Where:
@@ -99,8 +101,8 @@ class Handle:
             return "thread"
         if process is not None and process.poll() is None:
             return "process"
-        if written.get("pid") == os.getpid():
-            return "elsewhere" if worker is None else "nowhere"  # a foreground run of another thread of this process
+        if written.get("pid") == os.getpid() and worker is not None:
+            return "nowhere"
         return "elsewhere" if alive(written["pid"], written["updated"]) else "nowhere"
 
     # --- knobs --------------------------------------------------------------------------------------------------------
@@ -115,6 +117,8 @@ class Handle:
             ValueError: unknown knob, value out of range; RuntimeError: the run is done. Nothing is changed.
         """
         checked = check_knob(self.config.method, knob, value)
+        if at is not None and (isinstance(at, bool) or not isinstance(at, int) or not 1 <= at <= self.config.steps):
+            raise ValueError(f"at={at!r} is no step of this run: it has steps 1–{self.config.steps}. Nothing was changed")
         self._check_not_over()
         return self.folder.ask("knob", knob=knob, value=checked, source=source, **({} if at is None else {"at": at}))
 
@@ -126,6 +130,9 @@ class Handle:
 
     def twin(self, kind: TwinKind, chances: int = 1) -> None:
         """What a moved knob forks: nothing, an untouched twin, or that and ``chances`` twins that show what chance alone does."""
+        nearest(kind, ("off", "untouched", "noise"), "twin")
+        if isinstance(chances, bool) or not isinstance(chances, int) or not 1 <= chances <= 16:
+            raise ValueError(f"chances={chances!r}: a whole number of noise twins, 1–16")
         self._check_not_over()
         self.folder.ask("twin", kind=kind, chances=chances)
 
@@ -152,6 +159,7 @@ class Handle:
             self.folder.set_status("running", now.step, "loading the models")
             _workers[self.path] = _Worker(self.path)
         else:
+            _workers.pop(self.path, None)  # what it raised is history
             command = [sys.executable, "-m", "rlkd_lab.cli", "resume", str(self.path)]
             away: dict[str, Any] = {"creationflags": 0x8} if sys.platform == "win32" else {"start_new_session": True}  # DETACHED_PROCESS
             with (self.path / "log.txt").open("ab") as log:
@@ -211,7 +219,7 @@ class Handle:
         worker = _workers.get(self.path)
         if worker is not None:
             worker.thread.join()
-            if worker.error is not None:
+            if worker.error is not None and now.state in ("failed", "lost"):
                 raise worker.error
         if now.state == "failed":
             raise RunFailed(now.why or "no reason given")
@@ -273,7 +281,7 @@ def _open_or_create(config: RunConfig, out: str | Path, drive: Literal["thread",
     handle = Handle(create(config, out).path if new else out, drive)
     if not new and fingerprint(handle.config) != fingerprint(config):
         raise ValueError(f"{out} holds a run with other settings: delete it, or choose another folder")
-    if new:
+    if new or (twin != "auto" and handle.status().state != "done"):
         kind: TwinKind = ("off" if default_device().type == "cuda" else "untouched") if twin == "auto" else twin
         handle.twin(kind)
     if begin and handle.status().state in ("idle", "failed", "lost"):

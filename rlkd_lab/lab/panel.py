@@ -159,7 +159,7 @@ class Panel:
         try:
             action()
             self.notice = ""
-        except (RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             self.notice = f"{name}: {error}"
         self._wake.set()
         self._show()

@@ -17,6 +17,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,16 +135,18 @@ class RunFolder:
             the id, unique in the run.
         """
         number = time.time_ns()
-        line = json.dumps({"id": number, "request": request, **what}, ensure_ascii=False) + "\n"
-        with (self.path / "requests.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line)
+        line = json.dumps({"id": number, "request": request, **what}) + "\n"
+        with (self.path / "requests.jsonl").open("ab+") as file:
+            if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":  # somebody's line was torn
+                line = "\n" + line
+            file.write(line.encode())
         return number
 
     def append(self, name: Literal["metrics.jsonl", "events.jsonl"], row: dict[str, Any]) -> None:
         """One line, in one write. NaN and infinities are written as null: JSON has none."""
         clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
         line = json.dumps(clean, ensure_ascii=False) + "\n"
-        with (self.path / name).open("a", encoding="utf-8") as file:
+        with (self.path / name).open("a", encoding="utf-8", errors="replace") as file:
             file.write(line)
 
     def rows(self, name: Literal["metrics.jsonl", "events.jsonl"] = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -166,7 +169,11 @@ class RunFolder:
 
     def truncate(self, name: Literal["metrics.jsonl", "events.jsonl"], step: int, keep: tuple[str, ...] = ()) -> None:
         """Keep the rows up to and including ``step``, and later events of the kinds ``keep``; drop the rest and any torn line."""
-        kept = [row for row in self.rows(name) if row["step"] <= step or row.get("event") in keep]
+        self.rewrite(name, lambda row: row["step"] <= step or row.get("event") in keep)
+
+    def rewrite(self, name: Literal["metrics.jsonl", "events.jsonl"], keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Keep some rows; written beside and renamed."""
+        kept = [row for row in self.rows(name) if keep(row)]
         beside = self.path / (name + ".tmp")
         beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
         beside.replace(self.path / name)

@@ -18,8 +18,11 @@ class Tail:
         """New rows, in order; none where there is no file yet."""
         try:
             with self.path.open("rb") as file:
-                if file.seek(0, 2) == self.offset:
+                size = file.seek(0, 2)
+                if size == self.offset:
                     return []
+                if size < self.offset:  # cut, or written anew: all of it again
+                    self.offset = 0
                 file.seek(self.offset)
                 whole, newline, _ = file.read().rpartition(b"\n")
         except FileNotFoundError:
@@ -29,7 +32,7 @@ class Tail:
         for line in whole.split(b"\n"):
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):
                 rows.append(row)

@@ -23,22 +23,30 @@ class Control:
 
     def __init__(self, loop: Loop) -> None:
         self.loop, self.folder = loop, loop.folder
+        self.knobs, self.step = loop.knobs, loop.step  # the run's: while a twin is trained the loop has the twin's
+        self.seen: set[int] = set()
         self.paused = False
         self.steps_allowed = 0
         self.checkpoint_asked = False
         self.twin: TwinKind = "off"
+        self.twins_off = False
+        """Twins were switched off since the last step, and perhaps on again."""
         self.chances = 1
         """Noise twins of a fork."""
         self.later: list[dict[str, Any]] = []
         self.listened = 0.0
         self.requests = Tail(self.folder.path / "requests.jsonl")
-        answered = {event["id"] for event in self.folder.rows("events.jsonl") if "id" in event}
+        answered = {event["id"] for event in self.folder.rows("events.jsonl") if isinstance(event.get("id"), int)}
         waiting = self.requests.read()
         begun = max((number for number, request in enumerate(waiting) if request.get("request") == "begin"), default=len(waiting))
         for number, request in enumerate(waiting):
             # a knob moved while nothing ran waits for the next step; a button pressed then is gone
-            if request.get("id") not in answered and (number > begun or request.get("request") in ("knob", "release", "twin")):
+            kind, name = request.get("request"), request.get("id")
+            if not (isinstance(name, int) and name in answered) and (number > begun or kind in ("knob", "release", "twin")):
+                if kind in ("knob", "release"):
+                    self._forget(request.get("knob"))
                 self._take(request)
+        self.twins_off = False
         loop.listen = self.listen
 
     def listen(self) -> None:
@@ -55,6 +63,7 @@ class Control:
 
     def before_step(self) -> None:
         """Read, hand over the knobs wanted at this step, and wait while the run is paused."""
+        self.step = self.loop.step
         self.read()
         if self.paused and not self.steps_allowed and not self.loop.stopping:
             self._event("paused")
@@ -66,13 +75,16 @@ class Control:
             self._event("stopped" if self.loop.stopping else "one step" if self.paused else "went on")
             self.folder.set_status("running", self.loop.step)
         self.steps_allowed = max(self.steps_allowed - 1, 0)
-        due = [request for request in self.later if int(request["at"]) <= self.loop.step + 1]
-        self.later = [request for request in self.later if request not in due]
-        for request in due:
-            self._knob(request)
+        waiting, self.later = self.later, []
+        for request in waiting:
+            if request["at"] <= self.step + 1:
+                self._knob(request)
+            else:
+                self.later.append(request)
 
     def after_step(self) -> None:
         """Write a checkpoint if one was asked for."""
+        self.step = self.loop.step
         self.read()
         self._checkpoint()
 
@@ -81,19 +93,41 @@ class Control:
             self.checkpoint_asked = False
             self._event("checkpoint", text=f"written: {self.loop.save_checkpoint().name}")
 
+    def _forget(self, knob: Any) -> None:
+        """Recorded moves of a knob in steps that are computed again give way to what was asked for after them."""
+        if any(move["knob"] == knob and move["step"] > self.step for move in self.knobs.script):
+            self.knobs.script = [move for move in self.knobs.script if move["knob"] != knob or move["step"] <= self.step]
+            self.folder.rewrite("events.jsonl", lambda row: row["event"] != "knob" or row["knob"] != knob or row["step"] <= self.step)
+
     def _take(self, request: dict[str, Any]) -> None:
+        """Whatever stands in the file, the run goes on."""
+        if not isinstance(request.get("id"), int):
+            request = {**request, "id": None}
+        elif request["id"] in self.seen:
+            return  # the file was written anew
+        else:
+            self.seen.add(request["id"])
+        try:
+            self._obey(request)
+        except Exception as error:  # anybody may write there
+            self._refuse(request, str(error) or type(error).__name__)
+
+    def _obey(self, request: dict[str, Any]) -> None:
         kind = request.get("request")
         if kind in ("pause", "go_on", "step", "stop", "checkpoint"):
             self._event("asked", request=kind, id=request.get("id"))
         if kind in ("knob", "release"):
-            if isinstance(request.get("at"), int) and request["at"] > self.loop.step + 1:
+            at = request.get("at")
+            if at is not None and (isinstance(at, bool) or not isinstance(at, int | float) or at != int(at) or at < 1):
+                raise ValueError(f"at={at!r} is no step")
+            if at is not None and at > self.step + 1:
                 self.later.append(request)
             else:
                 self._knob(request)
         elif kind == "pause":
-            self.paused = True
+            self.paused, self.steps_allowed = True, 0
         elif kind == "go_on":
-            self.paused = False
+            self.paused, self.steps_allowed = False, 0
         elif kind == "step":
             self.paused = True
             self.steps_allowed += 1
@@ -102,13 +136,17 @@ class Control:
         elif kind == "checkpoint":
             self.checkpoint_asked = True
         elif kind == "twin" and request.get("kind") in ("off", "untouched", "noise"):
-            self.twin, self.chances = request["kind"], int(request.get("chances", 1))
+            self.chances = min(max(int(request.get("chances", 1)), 1), 16)
+            self.twin = request["kind"]
+            self.twins_off = self.twins_off or self.twin == "off"
         elif kind != "begin":
             self._refuse(request, f"unknown request {kind!r}")
 
     def _knob(self, request: dict[str, Any]) -> None:
-        source, knobs = str(request.get("source", "panel")), self.loop.knobs
+        source, knobs = str(request.get("source", "panel")), self.knobs
         try:
+            if not isinstance(request.get("knob"), str):
+                raise ValueError(f"{request.get('knob')!r} is no knob")
             if request["request"] == "release":
                 knobs.release(request["knob"], source, id=request.get("id"))
                 return
@@ -124,4 +162,4 @@ class Control:
         self._event("refused", why=f"{why}; nothing was changed", **asked)
 
     def _event(self, event: str, **what: Any) -> None:
-        self.folder.append("events.jsonl", {"event": event, "step": self.loop.step, **what, "time": time.time()})
+        self.folder.append("events.jsonl", {"event": event, "step": self.step, **what, "time": time.time()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import shutil
 import time
@@ -21,6 +22,9 @@ from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.loop import Loop, Row, fingerprint
 from rlkd_lab.training.twins import Twins
 
+LOADING = "loading the models"
+_driven: set[Path] = set()
+"""Runs that a loop of this process trains."""
 STOPPED = "stopped by hand; `rlkd resume` goes on"
 
 
@@ -58,13 +62,17 @@ def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = No
     now = folder.status()
     if now["state"] in ("running", "paused") and now["pid"] != os.getpid() and alive(now["pid"], now["updated"]):
         raise ValueError(f"{path} is being trained by process {now['pid']}: two loops in one folder would mix their rows. Stop that one first")
-    script = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
-    folder.set_status("running", 0, "loading the models")
+    if folder.path.resolve() in _driven:
+        raise ValueError(f"{path} is being trained in this process already: two loops in one folder would mix their rows. Stop that one first")
+    if not (now.get("pid") == os.getpid() and now.get("why") == LOADING):
+        folder.ask("begin")  # a button pressed while nothing ran is forgotten; whoever pressed Start has said so already
     try:
+        script = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
+        folder.set_status("running", now["step"], LOADING)
         loop = Loop(config, folder, Knobs(config, script, record_script=False))
         _go_back(loop)
     except BaseException as error:
-        folder.set_status("failed", 0, f"{type(error).__name__}: {error}")
+        folder.set_status("failed", now["step"], f"{type(error).__name__}: {error}")
         raise
     return _drive(loop, on_step)
 
@@ -105,9 +113,11 @@ def config_of(folder: RunFolder) -> RunConfig:
     if stored.pop("format") < FORMAT:
         raise ValueError(f"{folder.path} was made by an older version of rlkd_lab: its curves can be read and compared, but it cannot be run again or resumed")
     if stored["method"] not in METHODS:
+        close = difflib.get_close_matches(str(stored["method"]), METHODS, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(
-            f"{folder.path} was trained with {stored['method']!r}, a method that this process does not have: its curves can be read and compared; to resume it,"
-            " call add_method with the same code and name first, in the same process"
+            f"{folder.path} was trained with {stored['method']!r}, a method that this process does not have{hint}: its curves can be read and compared;"
+            " to resume it, call add_method with the same code and name first, in the same process"
         )
     return validated(stored)
 
@@ -142,16 +152,26 @@ def create(config: RunConfig, out: str | Path) -> RunFolder:
 
 def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder:
     folder, config = loop.folder, loop.config
-    control, twins = Control(loop), Twins(loop)
-    folder.set_status("running", loop.step)
-    held = dict(loop.knobs.held)
+    held, before = dict(loop.knobs.held), None
+    _driven.add(folder.path.resolve())
+    twins: Twins | None = None
     try:
+        control, twins = Control(loop), Twins(loop)
+        folder.set_status("running", loop.step)
+        for _ in twins.follow():  # where the run was stopped in their turn
+            control.listen()
         while loop.step < config.steps and not loop.stopping:
             control.before_step()
             if loop.stopping:
                 break
+            if control.twins_off:
+                twins.end("idle", "switched off")
+                control.twins_off = False
             twins.before_step(control.twin, control.chances)
+            # a stop during its evaluation goes back before the step
+            before = loop.snapshot() if config.eval_every and ((loop.step + 1) % config.eval_every == 0 or loop.step + 1 == config.steps) else None
             row = loop.take_step()
+            control.step = loop.step
             held = dict(loop.knobs.held)  # those of the last whole step
             folder.append("metrics.jsonl", row)
             due = loop.step == config.steps or (config.checkpoint_every and loop.step % config.checkpoint_every == 0)
@@ -166,18 +186,24 @@ def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder
                 twins.save()
             control.after_step()
     except (Stopped, KeyboardInterrupt) as error:
-        if loop.whole:  # the step was cut before its update: nothing is lost but its completions
+        if not loop.whole and before is not None:
+            loop.restore(before)
+        if loop.whole:  # nothing is lost but the step that was cut
             loop.knobs.held = held
             _leave(loop, twins)
         folder.set_status("idle", loop.step, STOPPED)
-        twins.end("idle")
+        if twins is not None:
+            twins.end("idle")
         if isinstance(error, KeyboardInterrupt):
             raise
         return folder
     except BaseException as error:
         folder.set_status("failed", loop.step, f"{type(error).__name__}: {error}")
-        twins.end("failed", "its run failed")
+        if twins is not None:
+            twins.end("failed", "its run failed")
         raise
+    finally:
+        _driven.discard(folder.path.resolve())
     if loop.step == config.steps:
         folder.set_status("done", loop.step)
         twins.end("done")
@@ -188,8 +214,9 @@ def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder
     return folder
 
 
-def _leave(loop: Loop, twins: Twins) -> None:
+def _leave(loop: Loop, twins: Twins | None) -> None:
     """A last checkpoint, to go on from."""
     if loop.step:
         loop.save_checkpoint()
-    twins.save()
+    if twins is not None:
+        twins.save()

@@ -98,10 +98,8 @@ class Twins:
         self.alive = load(loop)
 
     def before_step(self, kind: Literal["off", "untouched", "noise"], chances: int = 1) -> None:
-        """Fork if the coming step would be the first with a moved knob; end the twins if they are switched off."""
-        if kind == "off":
-            self.end("idle", "switched off")
-        elif not self.alive and self.loop.knobs.moving(self.loop.step + 1):
+        """Fork if the coming step would be the first with a moved knob."""
+        if kind != "off" and not self.alive and self.loop.knobs.moving(self.loop.step + 1):
             self.alive = [fork(self.loop, "untouched")]
             if kind == "noise":
                 self.alive += [fork(self.loop, "noise", number) for number in range(1, chances + 1)]

@@ -170,6 +170,7 @@ def test_a_knob_moved_while_nothing_runs_acts_when_the_run_goes_on_and_an_old_bu
 def test_a_button_pressed_while_the_models_load_acts(tiny, tmp_path):
     folder = create(tiny(steps=2), tmp_path / "run")
     folder.ask("begin")
+    folder.set_status("running", 0, "loading the models")  # as whoever pressed Start does
     folder.ask("stop")
     resume(folder.path)
     assert (folder.status()["state"], folder.rows()) == ("idle", [])
@@ -221,3 +222,114 @@ def test_a_run_that_another_process_trains_is_not_resumed(tiny, tmp_path):
     assert folder.status()["state"] == "running"
     folder.write_json("status.json", {**status, "state": "running", "pid": 2**22 + 1, "updated": time.time()})  # one that is gone
     assert resume(folder.path).status()["state"] == "done"
+
+
+# --- what fresh eyes found --------------------------------------------------------------------------------------------
+
+
+def test_a_knob_moved_in_the_twins_turn_goes_to_the_run_and_not_to_the_twin(tiny, tmp_path, monkeypatch):
+    from rlkd_lab.training import control, loop
+
+    monkeypatch.setattr(control, "LISTEN_EVERY", 0.0)
+    folder = create(tiny("kdrl", steps=6, group_size=4), tmp_path / "run")
+    folder.ask("twin", kind="untouched")
+    folder.ask("knob", knob="kd_coef", value=0.3, at=2)
+    sample, asked = loop.sample, []
+
+    def during_the_twin(*args, **kwargs):
+        if not asked and (folder.path / "twins" / "step_000001" / "metrics.jsonl").exists() and len(RunFolder(folder.path).rows()) == 3:
+            asked.append(folder.ask("knob", knob="kd_coef", value=0.7))
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "sample", during_the_twin)
+    resume(folder.path)
+    assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.3, 0.3, 0.7, 0.7, 0.7]
+    twin = RunFolder(folder.path / "twins" / "step_000001")
+    assert {row["coef/kd_coef"] for row in twin.rows()} == {0.1}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": 1, "request": "twin", "kind": "noise", "chances": "x"}', '{"id": [], "request": "knob", "knob": "kd_coef", "value": 0.3, "at": "x"}',
+        '{"id": {}, "request": "pause", "at": -5}'.replace("pause", "dance"), '{"id": 2, "request": "knob", "knob": "kd_coef", "value": 1' + "0" * 400 + "}",
+        '{"id": 3, "request": "knob", "knob": "\\ud800", "value": 1}', '{"id": 4, "request": "knob", "knob": 5, "value": 1}', "[" * 200_000,
+        '{"id": 5, "request": "knob", "knob": "kd_coef", "value": 0.3, "at": -5}', '{"id": 6, "request": []}',
+    ],
+)  # fmt: skip
+def test_no_request_whatever_it_is_ends_a_run(watched, line):
+    def ask(folder, row):
+        if row["step"] == 1:
+            with (folder.path / "requests.jsonl").open("a") as file:
+                file.write(line + "\n")
+
+    folder = watched(ask, steps=2)
+    assert folder.status()["state"] == "done"
+    assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.1]
+    assert resume(folder.path).status()["state"] == "done"
+
+
+def test_a_torn_line_swallows_nobody_elses_request_and_a_file_written_anew_is_read_again(watched):
+    def ask(folder, row):
+        if row["step"] == 1:
+            with (folder.path / "requests.jsonl").open("a") as file:
+                file.write('{"id": 7, "request": "kno')
+            folder.ask("knob", knob="kd_coef", value=0.3)
+        if row["step"] == 2:
+            (folder.path / "requests.jsonl").unlink()
+            folder.ask("knob", knob="kd_coef", value=0.4)
+
+    assert [row["coef/kd_coef"] for row in watched(ask).rows()] == [0.1, 0.3, 0.4, 0.4]
+
+
+def test_two_loops_of_one_process_do_not_share_a_folder(watched):
+    refused = []
+
+    def ask(folder, row):
+        if row["step"] == 1:
+            with pytest.raises(ValueError, match="in this process already") as error:
+                resume(folder.path)
+            refused.append(error)
+
+    folder = watched(ask)
+    assert refused
+    assert [row["step"] for row in folder.rows()] == [1, 2, 3, 4]
+
+
+def test_a_stop_during_an_evaluation_loses_that_step_alone(watched, monkeypatch):
+    from rlkd_lab.training import Loop
+
+    whole = watched(lambda folder, row: None, "whole", eval_every=3, eval_prompts=8)
+    evaluate = Loop.evaluate
+
+    def stopped(self):
+        if self.step == 3 and self.folder.path.name == "cut":
+            self.folder.ask("stop")
+            self.listen.__self__.listened = 0.0
+        return evaluate(self)
+
+    monkeypatch.setattr(Loop, "evaluate", stopped)
+    cut = watched(lambda folder, row: None, "cut", eval_every=3, eval_prompts=8, checkpoint_every=0)
+    assert (cut.status()["state"], cut.status()["step"]) == ("idle", 2)
+    assert [path.name for path in cut.checkpoints()] == ["step_000002"]
+    monkeypatch.setattr(Loop, "evaluate", evaluate)
+    assert first_difference(resume(cut.path).rows(), whole.rows()) == (None, 0.0)
+
+
+def test_what_was_asked_last_holds_after_a_crash(watched, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def ask(folder, row):
+        if row["step"] == 2:
+            folder.ask("knob", knob="kd_coef", value=0.3)
+        if row["step"] == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        watched(ask, "cut", steps=6, checkpoint_every=1_000)
+    folder = RunFolder(tmp_path / "cut")
+    folder.ask("knob", knob="kd_coef", value=0.05)
+    resume(folder.path)
+    assert [row["coef/kd_coef"] for row in folder.rows()] == [0.05] * 6
+    assert [(event["step"], event["value"]) for event in events(folder, "knob")] == [(1, 0.05)]

@@ -10,6 +10,7 @@ from rlkd_lab.objectives import METHODS
 
 ALWAYS = {
     "step", "num_tokens", "step_time", "on_policy", "learning_rate", "grad_norm", "entropy", "kl_ref", "loss/policy",
+    "completions/length_working", "completions/length_checking", "completions/length_truncated", "kl_teacher_k1", "kl_teacher_k2", "kl_teacher_k3",
     "kl_teacher_rev", "kl_teacher_rev_t1", "kl_teacher_fwd", "kl_teacher_fwd_t1",
     "completions/mean_length", "completions/mean_length_correct", "completions/mean_length_wrong", "completions/clipped_ratio",
     "time/rollout", "time/teacher", "time/reference", "time/update", "memory/peak_gib", "coef/temperature",
