@@ -56,6 +56,7 @@ def test_pitfall_01_without_the_guard_gradients_are_lost(make_model, stir, ragge
     assert min(ratio.values()) < 0.7
 
 
+@pytest.mark.skipif(not has_avx512bf16(), reason="this CPU has no AVX512-BF16: there NF4 was seen to decode every width rightly, and nothing is refused")
 def test_pitfall_01_a_width_that_nf4_decodes_wrongly_is_refused_by_name(make_model):
     with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_proj does not decode.*160.*multiple of 64.*quant='none'"):
         load_base(make_model(hidden=160), "nf4", **on_cpu)
