@@ -122,8 +122,8 @@ class Control:
                 raise ValueError(f"at={at!r} is no step")
             if at is not None and at > self.step + 1:
                 self.later.append(request)
-            else:
-                self._knob(request)
+            elif self._knob(request):
+                self._replace(request)
         elif kind == "pause":
             self.paused, self.steps_allowed = True, 0
         elif kind == "go_on":
@@ -142,20 +142,29 @@ class Control:
         elif kind != "begin":
             self._refuse(request, f"unknown request {kind!r}")
 
-    def _knob(self, request: dict[str, Any]) -> None:
+    def _replace(self, request: dict[str, Any]) -> None:
+        """Whoever moves a knob now does not mean it to be moved by what was planned for it before."""
+        for planned in [waiting for waiting in self.later if waiting.get("knob") == request["knob"]]:
+            self.later.remove(planned)
+            self._event("replaced", knob=planned["knob"], id=planned["id"], why=f"planned for step {planned['at']}; the knob was moved by hand before")
+
+    def _knob(self, request: dict[str, Any]) -> bool:
+        """Whether the request was taken."""
         source, knobs = str(request.get("source", "panel")), self.knobs
         try:
             if not isinstance(request.get("knob"), str):
                 raise ValueError(f"{request.get('knob')!r} is no knob")
             if request["request"] == "release":
                 knobs.release(request["knob"], source, id=request.get("id"))
-                return
+                return True
             value = request["value"]
             if isinstance(value, bool) or not isinstance(value, int | float | None):
                 raise ValueError(f"{value!r} is no value of a knob: a number, or null for off")
             knobs.request(request["knob"], value, source, id=request.get("id"))
         except (KeyError, TypeError, ValueError) as error:
             self._refuse(request, str(error))
+            return False
+        return True
 
     def _refuse(self, request: dict[str, Any], why: str) -> None:
         asked = {key: request[key] for key in ("knob", "value", "id") if key in request}

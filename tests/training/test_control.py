@@ -43,6 +43,37 @@ def test_a_knob_can_be_asked_for_from_a_later_step(watched):
     assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.1, 0.1, 0.7]
 
 
+@pytest.mark.parametrize("planned", [3, 4])
+def test_a_knob_moved_by_hand_is_not_moved_again_by_what_was_planned_before(watched, planned):
+    """Also at the very step of the plan, and also after the loop has read its requests anew."""
+    ids = []
+
+    def ask(folder, row):
+        if row["step"] == 1:
+            ids.append(folder.ask("knob", knob="kd_coef", value=0.7, at=planned))
+            folder.ask("knob", knob="kl_coef", value=0.02, at=4)
+            folder.ask("knob", knob="kd_coef", value=0.9, at="never")
+        if row["step"] == 2:
+            folder.ask("knob", knob="kd_coef", value=11)  # refused: it replaces nothing
+            folder.ask("knob", knob="kd_coef", value=0.3)
+            folder.ask("stop")
+
+    folder = watched(ask)
+    resume(folder.path)
+    assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.1, 0.3, 0.3]
+    assert [row["coef/kl_coef"] for row in folder.rows()] == [0, 0, 0, 0.02]
+    assert [(event["knob"], event["id"]) for event in events(folder, "replaced")] == [("kd_coef", *ids)]
+
+
+def test_what_is_planned_after_a_knob_was_moved_by_hand_holds(watched):
+    def ask(folder, row):
+        if row["step"] == 1:
+            folder.ask("knob", knob="kd_coef", value=0.3)
+            folder.ask("knob", knob="kd_coef", value=0.7, at=4)
+
+    assert [row["coef/kd_coef"] for row in watched(ask).rows()] == [0.1, 0.3, 0.3, 0.7]
+
+
 def test_release_gives_back_to_the_schedule(watched):
     def ask(folder, row):
         if row["step"] == 1:
