@@ -6,11 +6,13 @@ import re
 import struct
 import subprocess
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +57,13 @@ def test_constraints_pin_every_dependency_within_its_bounds():
         version = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} but {version}"
     assert pins["torch"] == "2.13.0"
+
+
+def test_everything_installed_takes_the_oldest_python_that_is_promised():
+    """A pin that wants 3.11.5 makes `make setup` fail on Debian 12, which has 3.11.2."""
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    for found in distributions():
+        assert SpecifierSet(found.metadata.get("Requires-Python") or "").contains(oldest), f"{found.name} {found.version}"
 
 
 # --- imports point one way --------------------------------------------------------------------------------------------
