@@ -46,12 +46,20 @@ class Lab:
 
     def saved(self) -> Any:
         """The notebook after saving it from the menu."""
-        before = (self.folder / self.name).stat().st_mtime_ns
+        path = self.folder / self.name
+        before = path.stat().st_mtime_ns
         self.page.click(".lm-MenuBar-itemLabel:text-is('File')")
         self.page.click("li[data-command='docmanager:save']")
         end = time.monotonic() + 5  # a notebook without changes is not written again
-        until(lambda: (self.folder / self.name).stat().st_mtime_ns != before or time.monotonic() > end, 20)
-        return json.loads((self.folder / self.name).read_text())
+        until(lambda: path.stat().st_mtime_ns != before or time.monotonic() > end, 20)
+
+        def whole() -> Any:  # the server empties the file before it writes
+            try:
+                return json.loads(path.read_text())
+            except json.JSONDecodeError:
+                return None
+
+        return until(whole, 20)
 
 
 def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
