@@ -43,6 +43,7 @@ def test_a_run_in_a_thread_is_the_run_in_the_foreground(plain, tmp_path):
     assert "done, step 3 of 3" in repr(handle)
 
 
+@pytest.mark.slow
 def test_a_run_in_a_process_is_the_same_run(plain, tmp_path):
     handle = launch(config(), tmp_path / "run")
     assert handle.status().where == "process"
@@ -165,6 +166,7 @@ def test_settle_blocks_nobody_who_reads(tmp_path, monkeypatch, capsys):
     assert "idle" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_schedule_found_by_hand_is_rerun_on_another_seed_as_an_ordinary_run(tmp_path):
     def ask(loop, row):
         loop.folder.ask("knob", knob="kd_coef", value=row["step"] / 10)

@@ -153,6 +153,7 @@ def test_pause_step_go_on_and_checkpoint(watched):
     assert folder.status()["state"] == "done"
 
 
+@pytest.mark.slow
 def test_stop_keeps_what_is_finished_and_resume_takes_the_same_steps(watched):
     whole = watched(lambda folder, row: None, "whole")
     cut = watched(lambda folder, row: row["step"] == 2 and folder.ask("stop"), "cut")
@@ -161,6 +162,7 @@ def test_stop_keeps_what_is_finished_and_resume_takes_the_same_steps(watched):
     assert first_difference(resume(cut.path).rows(), whole.rows()) == (None, 0.0)
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_middle_of_a_rollout_leaves_a_checkpoint_of_the_step_before(watched, monkeypatch):
     from rlkd_lab.training import control, loop
 
@@ -209,6 +211,7 @@ def test_a_button_pressed_while_the_models_load_acts(tiny, tmp_path):
     assert folder.status()["state"] == "done"
 
 
+@pytest.mark.slow
 def test_replay_reproduces_a_run_that_was_touched_through_the_folder(watched, tmp_path):
     folder = watched(lambda folder, row: row["step"] == 2 and folder.ask("knob", knob="temperature", value=0.7))
     again = replay(folder.path, tmp_path / "again")
@@ -327,6 +330,7 @@ def test_two_loops_of_one_process_do_not_share_a_folder(watched):
     assert [row["step"] for row in folder.rows()] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_stop_during_an_evaluation_loses_that_step_alone(watched, monkeypatch):
     from rlkd_lab.training import Loop
 
@@ -347,6 +351,7 @@ def test_a_stop_during_an_evaluation_loses_that_step_alone(watched, monkeypatch)
     assert first_difference(resume(cut.path).rows(), whole.rows()) == (None, 0.0)
 
 
+@pytest.mark.slow
 def test_what_was_asked_last_holds_after_a_crash(watched, tmp_path):
     class Killed(Exception):
         pass

@@ -70,6 +70,7 @@ def test_interference_in_a_run(tiny, tmp_path, spread, method, settings):
         assert row["interference/cosine_reward_method"] > row["interference/cosine"]
 
 
+@pytest.mark.slow
 def test_measuring_changes_no_step(tiny, tmp_path, spread):
     from rlkd_lab.runs import first_difference
 

@@ -51,6 +51,7 @@ def gradients(monkeypatch):
 # --- the same numbers again -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_rows_whatever_the_global_stream_does(trained, tiny, tmp_path):
     expected = trained("kdrl").rows()
     before = torch.random.get_rng_state()
@@ -126,6 +127,7 @@ def test_looking_at_the_whole_rollout_first_changes_no_result(tiny, tmp_path, me
     assert all("time/old" in row for row in apart)
 
 
+@pytest.mark.slow
 def test_rows_without_gradient_are_left_out_of_the_backward_pass_and_nothing_else(tiny, tmp_path, half, gradients, monkeypatch):
     fields = {"group_size": 4, "prompts_per_step": 6, "difficulty": (1, 3)}
     skipped = run(tiny("grpo", **fields), tmp_path / "skipped").rows()
@@ -163,6 +165,7 @@ def test_micro_batches_hold_all_rows_once_within_their_limit(tiny, tmp_path, mic
 # --- dynamic sampling -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_dynamic_sampling_draws_until_the_batch_is_full_of_groups_with_a_spread(tiny, tmp_path, half):
     fields = {"group_size": 4, "prompts_per_step": 3, "difficulty": (1, 3), "samples_every": 1, "steps": 1}
     folder = run(tiny("dapo", resample_rounds=20, **fields), tmp_path / "full")
@@ -239,6 +242,7 @@ def test_rollouts_of_different_widths_are_joined_row_by_row():
     assert whole.finished.tolist() == [False, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every", "measured"), [(0, [True, False, False, False]), (2, [True, True, False, True])])
 def test_kls_that_the_method_does_not_need_are_measured_every_so_often(tiny, tmp_path, every, measured):
     rows = run(tiny("grpo", steps=4, kl_every=every), tmp_path / "run").rows()
@@ -273,6 +277,7 @@ def test_micro_batches_change_nothing_but_memory(tiny, tmp_path, coin, gradients
                 assert part[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("minibatches", [2, 16])
 def test_minibatches_have_the_gradient_of_the_whole_on_average(tiny, tmp_path, coin, gradients, minibatches):
     still = {"learning_rate": "0"}  # so that every minibatch sees the same policy
@@ -419,6 +424,7 @@ def test_prompts_are_of_the_difficulty_asked_for(tiny, tmp_path, method):
     assert {operations(prompt) for prompt in folder.samples()["prompt"]} == {3}
 
 
+@pytest.mark.slow
 def test_samples_hold_what_each_model_thought_of_each_token(tiny, tmp_path):
     folder = run(tiny("kdrl", samples_every=2, group_size=3, steps=3), tmp_path / "run")
     assert folder.sample_steps() == folder.sample_steps("probe") == [1, 2]
@@ -449,6 +455,7 @@ def test_samples_hold_what_each_model_thought_of_each_token(tiny, tmp_path):
                     assert row[f"{mine}top_logps"][column][place] == pytest.approx(values[column], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_probe_changes_with_the_policy_alone(tiny, tmp_path):
     still = run(tiny("kdrl", {"learning_rate": "0"}, samples_every=1), tmp_path / "still")
     first, second = (still.samples(step, "probe") for step in (1, 2))

@@ -38,6 +38,7 @@ def test_the_twin_is_the_run_as_it_would_have_been(forked, tiny, tmp_path):
     assert twin.status()["state"] == "done"
 
 
+@pytest.mark.slow
 def test_training_a_twin_changes_nothing_in_the_run(forked):
     alone = forked(moved, "alone", kind="off")
     assert not (alone.path / "twins").exists()
@@ -54,6 +55,7 @@ def test_a_second_move_does_not_fork_again(forked):
     assert list(twins(folder)) == ["step_000001"]
 
 
+@pytest.mark.slow
 def test_noise_twins_have_the_same_prompts_and_other_completions(forked):
     folder = forked(moved, kind="noise", samples_every=1)
     found = twins(folder)
@@ -66,6 +68,7 @@ def test_noise_twins_have_the_same_prompts_and_other_completions(forked):
         assert first_difference(twin.rows()[:2], folder.rows()[:2]) == (None, 0.0)
 
 
+@pytest.mark.slow
 def test_switched_off_it_ends_and_the_next_move_forks_anew(forked):
     def ask(folder, row):
         if row["step"] == 1:
@@ -81,6 +84,7 @@ def test_switched_off_it_ends_and_the_next_move_forks_anew(forked):
     assert [row["coef/kd_coef"] for row in found["step_000003"].rows()] == [0.1, 5.0, 5.0, 5.0, 5.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint_every", [0, 1, 2])
 @pytest.mark.parametrize("stop_at", [2, 3, 4])
 def test_a_stopped_run_goes_on_with_its_twin(forked, stop_at, checkpoint_every):
@@ -98,6 +102,7 @@ def test_a_stopped_run_goes_on_with_its_twin(forked, stop_at, checkpoint_every):
     assert first_difference(ours.rows(), theirs.rows()) == (None, 0.0)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_back_behind_the_fork_and_forks_again(forked):
     class Killed(Exception):
         pass
