@@ -82,8 +82,15 @@ class Handle:
         return f"Run {self.path.name}: {self.config.method}, {STATES[now.state]}, step {now.step} of {now.steps}" + (f" ({now.why})" if now.why else "")
 
     def status(self) -> Status:
-        """State in one word, step, reason, and where it runs."""
-        written = self.folder.status()
+        """State in one word, step, reason, and where it runs.
+
+        Raises:
+            FileNotFoundError: the run folder is gone.
+        """
+        try:
+            written = self.folder.status()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"the run folder {self.path} is gone: deleted or moved; open_run(its new place) attaches to a run that was moved") from None
         state, where = written["state"], "nowhere"
         if state in ("running", "paused"):
             where = self._where(written)

@@ -177,7 +177,7 @@ def _estimators(answer: Any) -> Verdict:
 
 
 def _reversed(answer: Any, gaps: Sequence[float] = GAPS) -> Verdict:
-    index = number(answer)
+    index, gaps = number(answer), numbers(gaps, len(list(gaps)))
     if index != int(index) or not 0 <= index < len(gaps):
         raise Unreadable(f"I expected an index from 0 to {len(gaps) - 1} and got {shown(answer)}")
     credit = joint(0.1, 0.866, gaps)

@@ -335,8 +335,16 @@ class Panel:
                 self.problem = ""
                 self._show()
         except Exception as error:  # whatever it is, the person must see it: there is no cell to raise it in
+            if not self.history.path.is_dir():
+                return self._gone()
             self.problem = f"{type(error).__name__}: {error}"
             _set(self.banner, f"<div role='alert'><b>The panel could not draw:</b> {html.escape(self.problem)}. The run itself is not affected.</div>")
+
+    def _gone(self) -> None:
+        _set(self.banner, f"<div role='alert'><b>The run folder is gone</b>, deleted or moved: {html.escape(str(self.history.path))}.</div>")
+        for control in (*self.buttons.values(), self.twin):
+            _trait(control, "disabled", True)
+        self._closed.set()
 
     def close(self) -> None:
         """End the thread; the last pictures stay."""

@@ -94,7 +94,7 @@ def token_arrays(run: RunFolder | Handle | str, step: int | None = None, rows: S
         raise FileNotFoundError(f"{folder.path} has no {what} (yet): train with --set samples_every=1 to record every step, and 0 records none")
     if step is not None and step not in recorded:
         raise FileNotFoundError(f"step {step} of {folder.path} was not recorded: choose one of {', '.join(map(str, recorded))}")
-    step = recorded[-1] if step is None else step
+    step = recorded[-1] if step is None else int(step)
     try:
         frame = folder.samples(step, kind)
         lengths = [len(ids) for ids in frame["ids"]]

@@ -198,7 +198,7 @@ class RunFolder:
         if not recorded or (step is not None and step not in recorded):
             listed = ", ".join(map(str, recorded)) or "none"
             raise FileNotFoundError(f"no samples of step {step} in {self.path}; recorded steps: {listed}")
-        file = self.path / "samples" / f"{kind}_{recorded[-1] if step is None else step:06d}.parquet"
+        file = self.path / "samples" / f"{kind}_{recorded[-1] if step is None else int(step):06d}.parquet"
         try:
             return pd.read_parquet(file)
         except (OSError, ValueError) as error:  # pyarrow's errors are both

@@ -1,6 +1,7 @@
 """Handles: a run in a thread, in a process of its own, or attached to."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from rlkd_lab.lab import RunFailed, launch, open_run, start
+from rlkd_lab.lab import RunFailed, launch, open_run, panel, start
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.training import create, make_config, run, schedule_from
 
@@ -184,3 +185,15 @@ def test_a_schedule_found_by_hand_is_rerun_on_another_seed_as_an_ordinary_run(tm
     assert other.rows()[0]["reward"] != touched.rows()[0]["reward"] or other.rows()[0]["entropy"] != touched.rows()[0]["entropy"]
     with pytest.raises(ValueError, match="no knob was moved"):
         schedule_from(RunFolder(create(config(), tmp_path / "idle").path), seed=1)
+
+
+def test_a_folder_that_is_gone_is_said_in_words(plain, tmp_path):
+    run = open_run(shutil.copytree(plain.path, tmp_path / "copy"))
+    shown = panel(run)
+    shutil.rmtree(tmp_path / "copy")
+    shown.look()
+    assert "run folder is gone" in shown.banner.value
+    assert all(button.disabled for button in shown.buttons.values())
+    for ask in (run.status, run.begin, run.stop, lambda: run.request("kd_coef", 0.3)):
+        with pytest.raises(FileNotFoundError, match="is gone: deleted or moved"):
+            ask()

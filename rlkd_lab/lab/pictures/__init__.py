@@ -57,7 +57,7 @@ def play(name: str, *data: Any) -> Prediction:
     Raises:
         ValueError: an unknown name, missing data, or data without what the picture shows.
     """
-    make = PICTURES[nearest(name, PICTURES, "picture")]
+    make = PICTURES[nearest(str(name), PICTURES, "picture")]
     if name in DATA and not data:
         raise ValueError(f"{name} is drawn from data: give {DATA[name]}")
     return Prediction(make(*data))
