@@ -113,7 +113,7 @@ def resume(run_path: RunPath) -> None:
         folder = RunFolder.open(run_path)
         config = config_of(folder)
         with progress(config.steps, config.method) as show:
-            if not folder.checkpoints() and folder.rows():
+            if not folder.checkpoints() and folder.rows() and folder.status()["state"] != "done":
                 typer.echo("no checkpoint yet: the run starts again from step 1", err=True)
             resume_run(run_path, on_step=show)
         _say_end(run_path)

@@ -8,13 +8,15 @@ its source. And a head that does more than a matrix product (soft caps, scales) 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 import torch
 from huggingface_hub import snapshot_download
@@ -31,6 +33,8 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 disable_progress_bar()  # loading a shard in a tenth of a second needs no bar; the hub's download bar stays
 
 Quant = Literal["nf4", "none"]
+P = ParamSpec("P")
+_loading = threading.RLock()
 MAX_QUANT_ERROR = 0.12
 """Largest relative error (Frobenius) of a 4-bit layer against its source. NF4 itself costs about .09; a layer decoded wrongly .24 and more."""
 ZOO = Path(__file__).parent.parent / "zoo"
@@ -173,6 +177,17 @@ def locate(name: str) -> Path:
         ) from error
 
 
+def _one_at_a_time(load: Callable[P, LanguageModel]) -> Callable[P, LanguageModel]:
+    """transformers and peft change settings of the whole process while they load: two threads that load at once spoil each other's model."""
+
+    @functools.wraps(load)
+    def wait(*args: P.args, **kwargs: P.kwargs) -> LanguageModel:
+        with _loading:
+            return load(*args, **kwargs)
+
+    return wait
+
+
 def load_base(name: str, quant: Quant = "nf4", device: torch.device | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer from safetensors, quantised to NF4 with double quantisation if asked for, and verified.
 
@@ -291,6 +306,7 @@ def verify_head(lm: LanguageModel) -> None:
         raise ValueError(f"{lm.source}: the logits are not the output head's alone (relative gap {gap:.2g}); such models are not supported")
 
 
+@_one_at_a_time
 def load_policy(
     name: str,
     quant: Quant = "nf4",
@@ -360,6 +376,7 @@ def reference_of(policy: LanguageModel) -> LanguageModel:
     return LanguageModel(policy.model, policy.tokenizer, policy.source, policy.quant, start)
 
 
+@_one_at_a_time
 def load_teacher(
     name: str,
     quant: Quant = "nf4",

@@ -13,6 +13,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Real
 from types import CodeType, MappingProxyType
 
 import torch
@@ -389,7 +390,7 @@ def nearest(name: str, valid: Mapping[str, object] | tuple[str, ...], kind: str)
     """``name`` if it is valid; otherwise a ValueError that names the nearest valid one."""
     if name in valid:
         return name
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
+    close = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     listed = f"valid are {', '.join(valid)}" if len(valid) <= 20 else "`rlkd methods` and docs list the valid ones"
     raise ValueError(f"unknown {kind} {name!r}: {hint}{listed}")
@@ -400,9 +401,12 @@ def check_coef(name: str, value: float | None, knobs: Mapping[str, Knob] = KNOBS
     knob = knobs[nearest(name, knobs, "knob")]
     if value is None and knob.optional:
         return None
+    if isinstance(value, bool) or not isinstance(value, Real | None):
+        raise ValueError(f"{name}={value!r} is no value of a knob: a number in {knob.low:g}–{knob.high:g}{', or None for off' if knob.optional else ''}")
     if value is None or not knob.low <= value <= knob.high:  # a NaN fails the comparison too
         off = ", or off" if knob.optional else ""
-        raise ValueError(f"{name}={'off' if value is None else f'{value:g}'} is out of range: {name} ({knob.help}) lies in {knob.low:g}–{knob.high:g}{off}")
+        shown = "off" if value is None else f"{value:g}" if isinstance(value, float) or abs(value) < 10**300 else "a huge number"
+        raise ValueError(f"{name}={shown} is out of range: {name} ({knob.help}) lies in {knob.low:g}–{knob.high:g}{off}")
     return float(value)
 
 

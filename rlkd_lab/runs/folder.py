@@ -19,7 +19,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
@@ -109,8 +109,19 @@ class RunFolder:
         return json.loads((self.path / "env.json").read_text())
 
     def status(self) -> dict[str, Any]:
-        """``state`` and, for a failed run, ``why``."""
-        return json.loads((self.path / "status.json").read_text())
+        """``state``, ``step``; for a failed run ``why``; for a running one ``pid`` and ``updated``.
+
+        Raises:
+            FileNotFoundError: the folder is gone; ValueError: status.json is damaged.
+        """
+        try:
+            status = json.loads((self.path / "status.json").read_text())
+            if status["state"] not in get_args(State) or not {"step", *(("pid", "updated") if status["state"] in ("running", "paused") else ())} <= set(status):
+                raise KeyError
+        except (ValueError, KeyError, TypeError):
+            idle = '{"state": "idle", "step": 0}'
+            raise ValueError(f"{self.path / 'status.json'} is damaged: write {idle} into it, and `rlkd resume` goes on from the last checkpoint") from None
+        return status
 
     def set_status(self, state: State, step: int, why: str | None = None) -> None:
         """Replace status.json."""

@@ -43,10 +43,8 @@ class Control:
             # a knob moved while nothing ran waits for the next step; a button pressed then is gone
             kind, name = request.get("request"), request.get("id")
             if not (isinstance(name, int) and name in answered) and (number > begun or kind in ("knob", "release", "twin")):
-                if kind in ("knob", "release"):
-                    self._forget(request.get("knob"))
                 self._take(request)
-        self.twins_off = False
+        self.twins_off = self.twin == "off"
         loop.listen = self.listen
 
     def listen(self) -> None:
@@ -88,13 +86,22 @@ class Control:
         self.read()
         self._checkpoint()
 
+    def end(self) -> None:
+        """The last step is done: what still waits is refused."""
+        self.read()
+        for request in (*self.later, *self.knobs.drop()):
+            self._refuse(request, "the run is done")
+
     def _checkpoint(self) -> None:
         if self.checkpoint_asked and self.loop.step:
             self.checkpoint_asked = False
             self._event("checkpoint", text=f"written: {self.loop.save_checkpoint().name}")
 
-    def _forget(self, knob: Any) -> None:
-        """Recorded moves of a knob in steps that are computed again give way to what was asked for after them."""
+    def _replace(self, knob: str) -> None:
+        """Whoever moves a knob now does not mean it to be moved by what was planned before, nor by recorded moves in steps that are computed again."""
+        for planned in [waiting for waiting in self.later if waiting.get("knob") == knob]:
+            self.later.remove(planned)
+            self._event("replaced", knob=knob, id=planned["id"], why=f"planned for step {planned['at']}; the knob was moved by hand before")
         if any(move["knob"] == knob and move["step"] > self.step for move in self.knobs.script):
             self.knobs.script = [move for move in self.knobs.script if move["knob"] != knob or move["step"] <= self.step]
             self.folder.rewrite("events.jsonl", lambda row: row["event"] != "knob" or row["knob"] != knob or row["step"] <= self.step)
@@ -122,8 +129,8 @@ class Control:
                 raise ValueError(f"at={at!r} is no step")
             if at is not None and at > self.step + 1:
                 self.later.append(request)
-            elif self._knob(request):
-                self._replace(request)
+            elif self._knob(request) and at is None:
+                self._replace(request["knob"])
         elif kind == "pause":
             self.paused, self.steps_allowed = True, 0
         elif kind == "go_on":
@@ -141,12 +148,6 @@ class Control:
             self.twins_off = self.twins_off or self.twin == "off"
         elif kind != "begin":
             self._refuse(request, f"unknown request {kind!r}")
-
-    def _replace(self, request: dict[str, Any]) -> None:
-        """Whoever moves a knob now does not mean it to be moved by what was planned for it before."""
-        for planned in [waiting for waiting in self.later if waiting.get("knob") == request["knob"]]:
-            self.later.remove(planned)
-            self._event("replaced", knob=planned["knob"], id=planned["id"], why=f"planned for step {planned['at']}; the knob was moved by hand before")
 
     def _knob(self, request: dict[str, Any]) -> bool:
         """Whether the request was taken."""

@@ -20,7 +20,7 @@ from rlkd_lab.training.control import Control
 from rlkd_lab.training.environment import alive, describe_environment
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.loop import Loop, Row, fingerprint
-from rlkd_lab.training.twins import Twins
+from rlkd_lab.training.twins import RUN_FAILED, Twins
 
 LOADING = "loading the models"
 _driven: set[Path] = set()
@@ -52,7 +52,7 @@ def run(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], No
 
 
 def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:
-    """Go on with a run from its last whole checkpoint; the rows after it are dropped and computed again.
+    """Go on with a run from its last whole checkpoint; the rows after it are dropped and computed again. A run that is done is left alone.
 
     Raises:
         FileNotFoundError, ValueError: no run there, a damaged one, one that another process trains, or a checkpoint that does not match its config.
@@ -60,18 +60,22 @@ def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = No
     folder = RunFolder.open(path)
     config = config_of(folder)
     now = folder.status()
+    if now["state"] == "done":
+        return folder
     if now["state"] in ("running", "paused") and now["pid"] != os.getpid() and alive(now["pid"], now["updated"]):
         raise ValueError(f"{path} is being trained by process {now['pid']}: two loops in one folder would mix their rows. Stop that one first")
     if folder.path.resolve() in _driven:
         raise ValueError(f"{path} is being trained in this process already: two loops in one folder would mix their rows. Stop that one first")
     if not (now.get("pid") == os.getpid() and now.get("why") == LOADING):
         folder.ask("begin")  # a button pressed while nothing ran is forgotten; whoever pressed Start has said so already
+    _driven.add(folder.path.resolve())
     try:
         script = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
         folder.set_status("running", now["step"], LOADING)
         loop = Loop(config, folder, Knobs(config, script, record_script=False))
         _go_back(loop)
     except BaseException as error:
+        _driven.discard(folder.path.resolve())
         folder.set_status("failed", now["step"], f"{type(error).__name__}: {error}")
         raise
     return _drive(loop, on_step)
@@ -86,7 +90,8 @@ def _go_back(loop: Loop) -> None:
     if checkpoints:
         loop.load_checkpoint(checkpoints[-1])
     folder.truncate("metrics.jsonl", loop.step)
-    folder.truncate("events.jsonl", loop.step, keep=("knob", "asked"))  # moves made by hand hold in the recomputed steps too
+    # moves made by hand hold in the recomputed steps too, and what was answered is not asked again
+    folder.truncate("events.jsonl", loop.step, keep=("knob", "asked", "refused", "replaced"))
 
 
 def load_or_train(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:
@@ -200,11 +205,12 @@ def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder
     except BaseException as error:
         folder.set_status("failed", loop.step, f"{type(error).__name__}: {error}")
         if twins is not None:
-            twins.end("failed", "its run failed")
+            twins.end("failed", RUN_FAILED)
         raise
     finally:
         _driven.discard(folder.path.resolve())
     if loop.step == config.steps:
+        control.end()
         folder.set_status("done", loop.step)
         twins.end("done")
     else:  # stopped between two steps

@@ -15,9 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.loop import Loop, Row, State
+
+RUN_FAILED = "its run failed"
 
 
 class Twin:
@@ -73,7 +76,8 @@ def load(loop: Loop) -> list[Twin]:
             continue
         folder = RunFolder.open(path)
         reached = [point for point in folder.checkpoints() if int(point.name[5:]) <= loop.step]
-        if folder.status()["state"] == "done" or not reached:
+        ended = folder.status()
+        if ended["state"] == "done" or (ended["state"] == "failed" and ended["why"] != RUN_FAILED) or not reached:
             continue
         twin = Twin(folder, Knobs(loop.config), loop.snapshot(), about["stream"])
         with twin.turn(loop):
@@ -109,13 +113,26 @@ class Twins:
     def follow(self) -> Iterator[Row]:
         """Train every twin up to the run's step."""
         step = self.loop.step
-        for twin in self.alive:
+        for twin in list(self.alive):
             while twin.state.step < step and not self.loop.stopping:
-                with twin.turn(self.loop):
-                    row = self.loop.take_step()
-                    twin.folder.append("metrics.jsonl", row)
-                    twin.folder.set_status("running", self.loop.step)
+                try:
+                    with twin.turn(self.loop):
+                        row = self.loop.take_step()
+                        twin.folder.append("metrics.jsonl", row)
+                        twin.folder.set_status("running", self.loop.step)
+                except Stopped:
+                    raise
+                except Exception as error:  # perhaps what the move of the knob has spared the run
+                    self._lose(twin, f"{type(error).__name__}: {error}")
+                    break
                 yield row
+
+    def _lose(self, twin: Twin, why: str) -> None:
+        """A twin that fails ends; the run goes on."""
+        self.alive.remove(twin)
+        twin.folder.set_status("failed", twin.state.step, why)
+        text = f"{'a noise' if twin.stream else 'the untouched'} twin failed after its step {twin.state.step} and has ended ({why}); the run goes on"
+        self.loop.folder.append("events.jsonl", {"event": "warning", "step": self.loop.step, "text": text, "time": time.time()})
 
     def save(self) -> None:
         """A checkpoint of each."""

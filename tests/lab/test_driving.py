@@ -11,7 +11,7 @@ import pytest
 
 from rlkd_lab.lab import RunFailed, launch, open_run, panel, start
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.training import create, make_config, run, schedule_from
+from rlkd_lab.training import create, drive, load_or_train, make_config, run, schedule_from
 
 FIELDS = {
     "steps": 3, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 24, "difficulty": (2, 2),
@@ -197,3 +197,28 @@ def test_a_folder_that_is_gone_is_said_in_words(plain, tmp_path):
     for ask in (run.status, run.begin, run.stop, lambda: run.request("kd_coef", 0.3)):
         with pytest.raises(FileNotFoundError, match="is gone: deleted or moved"):
             ask()
+
+
+def test_two_runs_that_start_at_once_load_one_after_the_other(tmp_path):
+    both = [start(config(seed=seed), tmp_path / str(seed), twin="off") for seed in (1, 2)]
+    for seed, handle in zip((1, 2), both, strict=True):
+        alone = run(config(seed=seed), tmp_path / f"alone {seed}")
+        assert first_difference(handle.wait().rows(), alone.rows()) == (None, 0.0)
+
+
+def test_a_second_loop_is_refused_while_the_first_one_loads(tmp_path):
+    handle = start(config(), tmp_path / "run", twin="off")
+    until(lambda: handle.path in drive._driven)
+    with pytest.raises(ValueError, match="two loops in one folder"):
+        load_or_train(config(), tmp_path / "run")
+    assert len(handle.wait().rows()) == 3
+
+
+@pytest.mark.parametrize("value", ["0.3", "off", True, [1], {}, 10**400])
+def test_a_value_that_is_no_number_is_refused_in_words(tmp_path, value):
+    handle = open_run(create(config(), tmp_path / "run").path)
+    with pytest.raises(ValueError, match=r"kd_coef=.* (is no value of a knob|is out of range)"):
+        handle.request("kd_coef", value)
+    for knob in (None, 3):
+        with pytest.raises(ValueError, match="unknown knob"):
+            handle.request(knob, 0.3)

@@ -1,6 +1,7 @@
 """Requests from outside: what is asked of a loop through requests.jsonl, and when it acts."""
 
 import json
+import shutil
 import threading
 import time
 
@@ -369,3 +370,107 @@ def test_what_was_asked_last_holds_after_a_crash(watched, tmp_path):
     resume(folder.path)
     assert [row["coef/kd_coef"] for row in folder.rows()] == [0.05] * 6
     assert [(event["step"], event["value"]) for event in events(folder, "knob")] == [(1, 0.05)]
+
+
+@pytest.fixture
+def killed(tiny, tmp_path):
+    """``killed(ask)``: a run of 6 steps with a checkpoint at step 2 that is killed in step 5; ``ask(folder, row)`` after each step."""
+
+    def make(ask):
+        folder = create(tiny("kdrl", steps=6, group_size=4, checkpoint_every=2), tmp_path / "run")
+
+        def kill(loop, row):
+            ask(loop.folder, row)
+            if row["step"] == 4:
+                shutil.copytree(loop.folder.path, tmp_path / "killed")
+                loop.stopping = True
+
+        resume(folder.path, on_step=kill)
+        copy = RunFolder(tmp_path / "killed")
+        shutil.rmtree(copy.path / "checkpoints" / "step_000004", ignore_errors=True)
+        copy.write_json("status.json", {"state": "running", "step": 4, "pid": 0, "updated": 0.0})
+        return copy
+
+    return make
+
+
+def test_a_plan_for_later_leaves_moves_before_it_alone_after_a_kill(killed):
+    def ask(folder, row):
+        if row["step"] == 2:
+            folder.ask("knob", knob="kd_coef", value=0.3)
+        if row["step"] == 3:
+            folder.ask("knob", knob="kd_coef", value=0.9, at=6)
+
+    copy = killed(ask)
+    assert [row["coef/kd_coef"] for row in copy.rows()] == [0.1, 0.1, 0.3, 0.3]
+    assert [row["coef/kd_coef"] for row in resume(copy.path).rows()] == [0.1, 0.1, 0.3, 0.3, 0.3, 0.9]
+
+
+def test_a_refused_request_stays_refused_after_a_kill(killed):
+    def ask(folder, row):
+        if row["step"] == 2:
+            folder.ask("knob", knob="kd_coef", value=0.3)
+        if row["step"] == 3:
+            folder.ask("knob", knob="kd_coef", value=-99)
+
+    folder = resume(killed(ask).path)
+    assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.1, 0.3, 0.3, 0.3, 0.3]
+    assert len(events(folder, "refused")) == 1
+
+
+def test_a_replaced_plan_stays_replaced_after_a_kill(killed):
+    def ask(folder, row):
+        if row["step"] == 2:
+            folder.ask("knob", knob="kd_coef", value=0.9, at=6)
+        if row["step"] == 3:
+            folder.ask("knob", knob="kd_coef", value=0.3)
+
+    folder = resume(killed(ask).path)
+    assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.1, 0.1, 0.3, 0.3, 0.3]
+    assert len(events(folder, "replaced")) == 1
+
+
+def test_a_knob_moved_while_steps_are_computed_again_is_not_moved_back_by_the_record(killed):
+    def ask(folder, row):
+        if row["step"] == 3:
+            folder.ask("knob", knob="kd_coef", value=0.3)
+
+    copy = killed(ask)
+    resume(copy.path, on_step=lambda loop, row: row["step"] == 3 and loop.folder.ask("knob", knob="kd_coef", value=0.7))
+    assert [row["coef/kd_coef"] for row in copy.rows()] == [0.1, 0.1, 0.1, 0.7, 0.7, 0.7]
+
+
+def test_a_move_for_a_named_step_is_a_plan_and_replaces_none(tiny, tmp_path):
+    folder = create(tiny("kdrl", steps=3, group_size=4), tmp_path / "run")
+    folder.ask("knob", knob="kd_coef", value=0.5, at=3)
+    folder.ask("knob", knob="kd_coef", value=0.2, at=1)
+    assert [row["coef/kd_coef"] for row in resume(folder.path).rows()] == [0.2, 0.2, 0.5]
+
+
+def test_what_is_asked_in_the_last_step_is_refused_in_words(watched):
+    def ask(folder, row):
+        if row["step"] == 3:
+            folder.ask("knob", knob="kl_coef", value=0.7, at=9)
+        if row["step"] == 4:
+            folder.ask("knob", knob="kd_coef", value=0.7)
+
+    folder = watched(ask)
+    assert {(event["knob"], event["why"]) for event in events(folder, "refused")} == {
+        (knob, "the run is done; nothing was changed") for knob in ("kd_coef", "kl_coef")
+    }
+
+
+def test_resuming_what_is_done_changes_nothing(watched):
+    folder = watched(lambda folder, row: None, checkpoint_every=0)
+    shutil.rmtree(folder.path / "checkpoints")
+    before = {path.name: path.read_bytes() for path in folder.path.glob("*.json*")}
+    resume(folder.path)
+    assert {path.name: path.read_bytes() for path in folder.path.glob("*.json*")} == before
+
+
+def test_a_damaged_status_is_said_in_words(watched):
+    folder = watched(lambda folder, row: None, steps=1)
+    for text in ('{"state": "run', "", "[]", "{}", '{"state": "foo", "step": 1}', '{"state": "running", "step": 1}'):
+        (folder.path / "status.json").write_text(text)
+        with pytest.raises(ValueError, match=r"status\.json is damaged: write"):
+            folder.status()

@@ -4,6 +4,7 @@ import pytest
 
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.training import create, resume, run
+from rlkd_lab.training.loop import Loop
 
 
 def moved(folder, row, at=2, value=5.0):
@@ -121,3 +122,37 @@ def test_a_killed_run_goes_back_behind_the_fork_and_forks_again(forked):
     (ours,), (theirs,) = twins(folder).values(), twins(whole).values()
     assert first_difference(folder.rows(), whole.rows()) == (None, 0.0)
     assert first_difference(ours.rows(), theirs.rows()) == (None, 0.0)
+
+
+def test_a_twin_that_fails_ends_and_the_run_goes_on(forked, monkeypatch):
+    """What the move has spared the run may happen to its twin."""
+    take_step = Loop.take_step
+
+    def fail(loop):
+        row = take_step(loop)
+        if loop.folder.path.parent.name == "twins" and loop.step == 4:
+            raise FloatingPointError("the loss of step 4 is nan")
+        return row
+
+    monkeypatch.setattr(Loop, "take_step", fail)
+    alone = forked(moved, "alone", kind="off")
+    folder = forked(moved)
+    assert first_difference(folder.rows(), alone.rows()) == (None, 0.0)
+    assert folder.status()["state"] == "done"
+    (twin,) = twins(folder).values()
+    assert (twin.status()["state"], twin.status()["step"], len(twin.rows())) == ("failed", 3, 3)
+    (warning,) = [event["text"] for event in folder.rows("events.jsonl") if event["event"] == "warning" and "twin" in event["text"]]
+    assert warning == "the untouched twin failed after its step 3 and has ended (FloatingPointError: the loss of step 4 is nan); the run goes on"
+
+
+def test_switched_off_while_nothing_runs_it_is_not_taken_up_again(forked):
+    def ask(folder, row):
+        moved(folder, row)
+        if row["step"] == 4:
+            folder.ask("stop")
+
+    folder = forked(ask)
+    folder.ask("twin", kind="off")
+    resume(folder.path)
+    (twin,) = twins(folder).values()
+    assert (twin.status()["why"], len(twin.rows())) == ("switched off", 4)
