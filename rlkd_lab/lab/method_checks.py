@@ -25,6 +25,8 @@ VOCABULARY = 6
 POLICIES = 8
 """Random pairs of student and teacher that the expectations are taken over."""
 MOST_SPLIT = 6
+FOLLOWS = 0.5
+"""Smallest cosine to the reward's or a teacher's gradient. The lowest in the table is .8: TRRD, whose teacher sizes the steps."""
 
 Coefs = dict[str, float | None]
 Finding = tuple[bool | None, str]
@@ -48,7 +50,8 @@ def check_method(name: str, reduces_to: str | None = None, at: Mapping[str, floa
         - limit: ``reduces_to``.
         - teacher = student: on-policy, a teacher that agrees leaves what the method is without it.
         - reward in expectation, teacher in expectation: exact expected gradients over all one-token completions of 8 random policies, as a least-squares
-          combination of ∇(−E[r]), ∇KL(π_θ‖π_T) and ∇KL(π_T‖π_θ), with the share that is none of them. The teacher's is taken where Â = 0.
+          combination of ∇(−E[r]), ∇KL(π_θ‖π_T) and ∇KL(π_T‖π_θ), with the share that is none of them. The teacher's is taken where Â = 0. Passed: finite,
+          with a cosine above .5.
 
     Raises:
         ValueError: unknown names, or a method that trains on teacher traces alone; otherwise whatever its rules raise.
@@ -311,6 +314,20 @@ def _cosine(ours: Tensor, theirs: Tensor) -> float:
     return float(ours @ theirs / (ours.norm() * theirs.norm()))
 
 
+def _followed(mine: Tensor, targets: dict[str, Tensor], wanted: dict[str, Tensor]) -> Finding:
+    """Whether an expected gradient follows one of those that are wanted: a cosine above :data:`FOLLOWS`."""
+    if not mine.isfinite().all():
+        return False, "the expected gradient is not finite: a logarithm of 0, a division by 0, or an exponential without a bound?"
+    words, cosines = _fit(mine, targets), {name: _cosine(mine, theirs) for name, theirs in wanted.items()}
+    nearest_one = max(cosines, key=lambda name: cosines[name])
+    if cosines[nearest_one] > FOLLOWS:
+        return True, words
+    if cosines[nearest_one] > 0:
+        return False, f"hardly follows {nearest_one} (cosine {cosines[nearest_one]:.2f}): {words}"
+    furthest = min(cosines, key=lambda name: cosines[name])
+    return False, f"pushes AWAY from {furthest.split(',')[0]} (cosine {cosines[furthest]:.2f}): {words}"
+
+
 def _reward_in_expectation(case: _Case) -> Finding:
     if "groups" not in case.needs:
         return None, "it does not look at rewards"
@@ -322,8 +339,7 @@ def _reward_in_expectation(case: _Case) -> Finding:
     targets = {"∇(−E[r])": reward}
     if "teacher" in case.needs:
         targets |= {"∇KL(π_θ‖π_T)": torch.cat([e.reverse for e in with_reward]), "∇KL(π_T‖π_θ)": torch.cat([e.forward for e in with_reward])}
-    words, cosine = _fit(mine, targets), _cosine(mine, reward)
-    return (True, words) if cosine > 0 else (False, f"pushes AWAY from the reward (cosine {cosine:.2f}): {words}")
+    return _followed(mine, targets, {"the reward": reward})
 
 
 def _teacher_in_expectation(case: _Case) -> Finding:
@@ -338,6 +354,4 @@ def _teacher_in_expectation(case: _Case) -> Finding:
     if credit:
         return True, "where Â = 0 it moves nothing; it sizes, token by token, the update that the reward asks for"
     mine, reverse, forward = (torch.cat([getattr(each, field) for each in ours]) for field in ("method", "reverse", "forward"))
-    words = _fit(mine, {"∇KL(π_θ‖π_T)": reverse, "∇KL(π_T‖π_θ)": forward})
-    cosines = _cosine(mine, reverse), _cosine(mine, forward)
-    return (True, words) if max(cosines) > 0 else (False, f"pushes AWAY from the teacher (cosine {min(cosines):.2f}): {words}")
+    return _followed(mine, {"∇KL(π_θ‖π_T)": reverse, "∇KL(π_T‖π_θ)": forward}, {"the teacher": reverse, "the teacher, forward": forward})

@@ -187,3 +187,14 @@ def test_a_method_sees_only_what_its_needs_promise():
     add_method("mine", replace(METHODS["kdrl"], needs=frozenset({"groups"})))
     with pytest.raises(AssertionError):
         check_method("mine")
+
+
+@pytest.mark.parametrize(("factor", "words"), [(float("nan"), "is not finite"), (None, "hardly follows the reward")])
+def test_a_reward_term_that_is_not_finite_or_hardly_there_is_caught(factor, words):
+    def advantage(batch, coefs, options):
+        credit = METHODS["kdrl"].advantage(batch, coefs, options)
+        return credit**2 if factor is None else credit * factor
+
+    passed, measured = checked(advantage=advantage)
+    assert not passed["reward in expectation"]
+    assert words in measured["reward in expectation"]
