@@ -323,7 +323,7 @@ def _followed(mine: Tensor, targets: dict[str, Tensor], wanted: dict[str, Tensor
     if cosines[nearest_one] > FOLLOWS:
         return True, words
     if cosines[nearest_one] > 0:
-        return False, f"hardly follows {nearest_one} (cosine {cosines[nearest_one]:.2f}): {words}"
+        return False, f"hardly follows {nearest_one} (cosine {cosines[nearest_one]:.2f}): most of the expected gradient is something else"
     furthest = min(cosines, key=lambda name: cosines[name])
     return False, f"pushes AWAY from {furthest.split(',')[0]} (cosine {cosines[furthest]:.2f}): {words}"
 
