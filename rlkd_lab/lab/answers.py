@@ -17,7 +17,7 @@ class Unreadable(ValueError):
 
 def number(answer: Any) -> float:
     """A finite number, from whatever holds exactly one."""
-    if isinstance(answer, bool | str | bytes) or answer is None:
+    if isinstance(answer, bool | bytes) or answer is None:
         raise Unreadable(f"I expected a number and got {shown(answer)}")
     try:
         value = float(answer)

@@ -32,25 +32,27 @@ def gpu_hours(rows: pd.DataFrame, steps: int, evaluations: int = 0) -> pd.DataFr
         evaluations: of the planned run; the short one must hold one then, and it may not be in the first step.
 
     Returns:
-        A row a part, with ``seconds`` (median a step, or an evaluation), ``times`` and ``hours`` = seconds·times / 3600; and ``total``, whose seconds are those
-        of a step with its share of the evaluations. Completions that get longer in training cost more: measure again later.
+        A row a part, with ``seconds`` (mean of a step, or of an evaluation), ``times`` and ``hours`` = seconds·times / 3600; and ``total``, whose seconds are
+        those of a step with its share of the evaluations. Completions that get longer in training cost more: measure again later.
 
     Raises:
         ValueError: too few rows, or no evaluation to measure.
     """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps={steps!r}: hours are computed for 1 or more steps")
     if len(rows) < 2:
         raise ValueError("hours need 2 or more measured steps: the first one, which warms up, does not count")
     rows = rows.iloc[1:]
     evaluated = rows["eval/accuracy"].notna() if "eval/accuracy" in rows else pd.Series(False, index=rows.index)
     parts = [part for part in PARTS if f"time/{part}" in rows and rows[f"time/{part}"].notna().any()]
     rest = rows["step_time"] - sum((rows[f"time/{part}"].fillna(0.0) for part in parts), pd.Series(0.0, index=rows.index))
-    between = float(rest[~evaluated].median()) if not evaluated.all() else 0.0
-    found: list[dict[str, Any]] = [{"part": part, "seconds": float(rows[f"time/{part}"].fillna(0.0).median()), "times": steps} for part in parts]
+    between = float(rest[~evaluated].mean()) if not evaluated.all() else 0.0
+    found: list[dict[str, Any]] = [{"part": part, "seconds": float(rows[f"time/{part}"].fillna(0.0).mean()), "times": steps} for part in parts]
     found.append({"part": "the rest", "seconds": between, "times": steps})
     if evaluations:
         if not evaluated.any():
             raise ValueError("no evaluation was measured after the first step: set eval_every so that the short run has one")
-        found.append({"part": "evaluation", "seconds": float(rest[evaluated].median()) - between, "times": evaluations})
+        found.append({"part": "evaluation", "seconds": float(rest[evaluated].mean()) - between, "times": evaluations})
     table = pd.DataFrame(found).set_index("part")
     table["hours"] = table["seconds"] * table["times"] / 3600
     table.loc["total"] = [float((table["seconds"] * table["times"]).sum()) / steps, steps, float(table["hours"].sum())]

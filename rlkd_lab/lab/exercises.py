@@ -168,6 +168,7 @@ def _estimators(answer: Any) -> Verdict:
         given = [word(part) for part in answer]
     else:
         raise Unreadable(f"I expected three words, for {', '.join(names)}, and got {shown(answer)}")
+    given = [one.removesuffix("_kl") for one in given]
     if not set(given) <= {"zero", "reverse", "forward"}:
         raise Unreadable(f"the words are 'zero', 'reverse' and 'forward'; I got {shown(answer)}")
     wrong = [name for name, said in zip(names, given, strict=True) if said != followed(name)]
@@ -249,8 +250,8 @@ EXERCISES: dict[str, Exercise] = {
         "Rewards 1, 1, 0, 0: GRPO's four advantages, with the sample std.",
         near(
             lambda: advantages_of([1, 1, 0, 0]).tolist(),
-            0.002,
-            "The sample std divides by n − 1, not by n.",
+            0.006,
+            "Subtract the mean, divide by the sample std: n − 1 in it, not n.",
             "Not ±1: the sample std of 1, 1, 0, 0 is larger than a half.",
         ),
     ),
@@ -277,7 +278,7 @@ EXERCISES: dict[str, Exercise] = {
     "04.reversed": Exercise(f"The same: which token is pushed down, counting from 0, if d is {', '.join(f'{gap:g}' for gap in GAPS)}?", _reversed),
     "05.dead": Exercise(
         "TRRD, α = .5, A > 0, π_old = .30, step 0: the π_T below which the token is dead.",
-        near(lambda: 0.30 / dead_threshold(0.5, 1.0), 0.002, "Dead is (π_old/π_T)^(1−α) > 1.2; solve for π_T.", "The teacher need not even disagree much."),
+        near(lambda: 0.30 / dead_threshold(0.5, 1.0), 0.001, "Dead is (π_old/π_T)^(1−α) > 1.2; solve for π_T.", "The teacher need not even disagree much."),
     ),
     "05.thresholds": Exercise(
         "TRRD, α = .75, step 0: the ratios [π_old/π_T for A > 0, π_T/π_old for A < 0] above which a token is dead.",
@@ -304,7 +305,7 @@ EXERCISES: dict[str, Exercise] = {
             nf4_gib,
             0.006,
             "Bytes per parameter: a half, and 4/64 for the scales. A GiB is 2^30 bytes.",
-            f"rlkd_lab quantises the scales as well, which leaves {nf4_gib(double=True):.2f} GiB. The rest of the memory is activations and the adapter.",
+            f"rlkd_lab quantises the scales as well, which leaves {nf4_gib(double=True):.2f} GiB. Embeddings, activations, cache and adapter come on top.",
         ),
     ),
     "07.gpu_hours": Exercise("GPU-hours of 300 steps at 45 seconds (or give steps=…, seconds=…).", _gpu_hours),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -158,8 +159,9 @@ def plot_groups(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str
         window: in steps.
         title: above the figure.
     """
-    if not groups or not metrics or not all(groups.values()):
-        raise ValueError("there is nothing to plot: give at least one group with a run, and one metric")
+    if window < 1:
+        raise ValueError(f"window={window}: a trailing mean needs 1 or more steps")
+    groups = _seeds(groups, metrics)
     columns = min(3, len(metrics))
     lines = -(-len(metrics) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.1 * lines + 0.9), facecolor="white")
@@ -221,8 +223,10 @@ def seed_table(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str]
         metrics: names of metrics.jsonl; of ``eval/…`` the last evaluation is taken.
         last: steps.
     """
+    if last < 1:
+        raise ValueError(f"last={last}: a mean of the last steps needs 1 or more")
     rows = []
-    for label, runs in groups.items():
+    for label, runs in _seeds(groups, metrics).items():
         row: dict[str, object] = {"": label, "seeds": len(runs)}
         for metric in metrics:
             frames = [run.metrics() for run in runs]
@@ -231,6 +235,24 @@ def seed_table(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str]
             row[PANELS.get(metric, metric)] = _mean_and_interval(values)
         rows.append(row)
     return pd.DataFrame(rows).set_index("")
+
+
+def _seeds(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str]) -> dict[str, list[RunFolder]]:
+    """The runs that stand for seeds: each once, and none that was moved by hand unless it is alone."""
+    if not groups or not metrics or not all(groups.values()):
+        raise ValueError("there is nothing to show: give at least one group with a run, and one metric")
+    kept = {}
+    for label, runs in groups.items():
+        places = [run.path.resolve() for run in runs]
+        if len(set(places)) < len(places):
+            raise ValueError(f"{label}: a run is there twice; each seed counts once")
+        untouched = [run for run in runs if len(runs) == 1 or not run.touched]
+        if len(untouched) < len(runs):
+            warnings.warn(f"{label}: {len(runs) - len(untouched)} of {len(runs)} runs were moved by hand and are left out", stacklevel=3)
+        if not untouched:
+            raise ValueError(f"{label}: every run was moved by hand, so there is no mean over seeds; `rlkd train --schedule-from` makes ordinary runs of them")
+        kept[label] = untouched
+    return kept
 
 
 def _mean_and_interval(values: np.ndarray) -> str:

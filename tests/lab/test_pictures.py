@@ -104,7 +104,11 @@ def test_dead_tokens_are_hollow_and_counted_in_the_title():
         assert (len(full.get_offsets()), len(hollow.get_offsets())) == (alive, dead)
         assert to_hex(hollow.get_facecolor()[0]).upper() == "#FFFFFF"
         assert to_hex(hollow.get_edgecolor()[0]).upper() == colour
-    assert "60% of 5 tokens dead, 1 beyond the edge" in figure.axes[0].get_title()
+    assert "60% of 5 tokens dead" in figure.axes[0].get_title()
+    right = figure.axes[0].get_xlim()[1]
+    assert figure.axes[0].collections[1].get_offsets()[:, 0].max() < right  # the one at 9 nats too
+    image = figure.axes[0].images[0]
+    assert image.get_extent()[1] == right
 
 
 def test_tokens_of_a_recorded_step_carry_their_completion_s_advantage():

@@ -201,5 +201,5 @@ def test_the_table_has_a_t_interval_over_seeds(make):
 
 
 def test_an_empty_group_is_refused(make):
-    with pytest.raises(ValueError, match="nothing to plot"):
+    with pytest.raises(ValueError, match="nothing to show"):
         plot_groups({"GRPO": []})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -171,8 +172,11 @@ def trust_region(
         ratio_cap: dual clip, or ``None``.
         tokens: ``gap``, ``moved``, ``advantages``, a row a token, as :func:`trrd_tokens` makes them.
     """
-    x, y = np.linspace(-2.5, 2.5, 251), np.linspace(-1.2, 1.2, 241)
-    grid_x, grid_y = np.meshgrid(x, y)
+    furthest = 0.0 if tokens is None else float(tokens["gap"].abs().max())
+    far = furthest > 2.4  # a few tokens lie at 10 nats and more: then the axis is linear near 0 and logarithmic further out
+    place, back = (lambda x: np.arcsinh(2 * x), lambda u: np.sinh(u) / 2) if far else (lambda x: x, lambda u: u)
+    edge = float(place(1.3 * furthest if far else 2.5))
+    grid_x, grid_y = np.meshgrid(back(np.linspace(-edge, edge, 251)), np.linspace(-1.2, 1.2, 241))
     settings = (alpha, clip_low, clip_high, gap_bound, ratio_cap)
     figure = blank(10.4, 4.9)
     panels = figure.subplots(1, 2, sharey=True)
@@ -183,17 +187,20 @@ def trust_region(
         bounded = (np.abs(grid_x + grid_y) > (np.inf if gap_bound is None else gap_bound)) & (alpha < 1)
         state = np.where(gradient == 0, 0, np.where(bounded, 1, 2))
         axes.imshow(
-            state, origin="lower", extent=(-2.5, 2.5, -1.2, 1.2), aspect="auto", cmap=ListedColormap(["#D0D0D0", "#EAF3DC", "#BFE3D5"]), vmin=0, vmax=2,
+            state, origin="lower", extent=(-edge, edge, -1.2, 1.2), aspect="auto", cmap=ListedColormap(["#D0D0D0", "#EAF3DC", "#BFE3D5"]), vmin=0, vmax=2,
             interpolation="nearest",
         )  # fmt: skip
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.axvline(0, color=GREY, linewidth=0.8)
         words = ""
         if tokens is not None:
-            words = _dots(axes, tokens[np.sign(tokens["advantages"]) == sign], settings, colour)
+            words = _dots(axes, tokens[np.sign(tokens["advantages"]) == sign], settings, colour, place)
         axes.set_title(f"A {'>' if sign > 0 else '<'} 0 {words}", fontsize=11)
-        axes.set_xlabel("log π_old/π_T   (left: teacher likes it more; right: less)", fontsize=9)
-        axes.set_xlim(-2.5, 2.5)
+        axes.set_xlabel("log π_old/π_T   (left: teacher likes it more; right: less" + ("; logarithmic further out)" if far else ")"), fontsize=9)
+        axes.set_xlim(-edge, edge)
+        if far:
+            ticks = [tick for tick in (-10, -5, -2, -1, -0.3, 0, 0.3, 1, 2, 5, 10) if abs(tick) < 1.1 * furthest]
+            axes.set_xticks([float(place(tick)) for tick in ticks], [f"{tick:g}" for tick in ticks])
         axes.set_ylim(-1.2, 1.2)
     panels[0].set_ylabel("log π_θ/π_old   (0: before any update)", fontsize=9)
     handles: list[Patch | Line2D] = [
@@ -211,17 +218,16 @@ def trust_region(
     return figure
 
 
-def _dots(axes: Axes, tokens: pd.DataFrame, settings: tuple[float | None, ...], colour: str) -> str:
+def _dots(axes: Axes, tokens: pd.DataFrame, settings: tuple[float | None, ...], colour: str, place: Callable[[Any], Any]) -> str:
     if tokens.empty:
         return "(no tokens)"
     gap, moved = tokens["gap"].to_numpy(float), tokens["moved"].to_numpy(float)
     dead = trrd_gradient(gap, moved, tokens["advantages"].to_numpy(float), *settings) == 0  # type: ignore[arg-type]
     spread = np.random.default_rng(0).uniform(-0.09, 0.09, len(tokens))
-    where = np.clip(gap, -2.45, 2.45)  # what lies further out stands at the edge
+    where = place(gap)
     axes.scatter(where[~dead], (moved + spread)[~dead], s=11, color=colour, alpha=0.6, linewidths=0)
     axes.scatter(where[dead], (moved + spread)[dead], s=20, facecolors="white", edgecolors=colour, linewidths=0.9)
-    outside = int((np.abs(gap) > 2.45).sum())
-    return f"– {dead.mean():.0%} of {len(tokens)} tokens dead" + (f", {outside} beyond the edge" if outside else "")
+    return f"– {dead.mean():.0%} of {len(tokens)} tokens dead"
 
 
 def trust_region_picture(samples: pd.DataFrame | None = None) -> Picture:
