@@ -76,6 +76,8 @@ class Control:
         self.asked: list[Value | str] = []
         """What was asked for, oldest first; ``schedule`` where it was given back."""
         self.moves: list[dict[str, Any]] = []
+        self.planned: list[tuple[int, Value]] = []
+        """(step, value) of moves that were asked for in advance."""
         self.counted, self.mine = 0, set[int]()
         self.problem = ""
         self._shows: dict[Any, Any] = {}
@@ -143,6 +145,7 @@ class Control:
             self.tell(self.problem)
         else:
             self.problem = ""
+            self.tell("")
             self.mine.add(number_of)
             if not undoing:
                 self.asked.append(value)
@@ -202,7 +205,10 @@ class Control:
             now = f"{value}, its value from the start{given}" if constant else f"from its schedule {self.schedule}, now {value}{given}"
         else:
             now = f"{value} since step {self.moves[-1]['step']}"
-        return f"asked for {self.pending[1]}: acts on the next step (now {value})" if self.pending else now
+        if self.pending:
+            return f"asked for {self.pending[1]}: acts on the next step (now {value})"
+        plans = " and ".join(f"{number(value)} from step {step} on" for step, value in sorted(self.planned, key=lambda plan: plan[0]))
+        return f"{now}; planned: {plans} (moving it now replaces that)" if plans else now
 
     def show(self, force: bool = False) -> None:
         """Put the applied value (or, until it acts, the one asked for) into the widgets."""

@@ -7,6 +7,7 @@ untouched twin is dotted, the twin with other samples thin, grey and dotted: wha
 from __future__ import annotations
 
 import base64
+import textwrap
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +16,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import SymmetricalLogLocator
 
 from rlkd_lab.lab.history import History, Twin
 from rlkd_lab.lab.plots import PANELS, STYLES, png
 from rlkd_lab.objectives import METHODS
 
 WINDOW = 9
+LABEL = 36
+"""Letters of a move's words beside its line."""
 GREY = "#666666"
 DOTS = (0, (1.0, 1.6))
 
@@ -69,6 +73,7 @@ LABELS: dict[str, str] = {
     "completions/length_checking": "checking",
     "completions/length_truncated": "truncated",
 }
+DIFFERENCE = {"reward": "reward", "kl_teacher_rev": "KL to the teacher", "completions/mean_length": "length"}
 FAINT = ("main", "entropy", "clipped and dead tokens", "KL to the reference")
 EXPLAINED = {"accuracy": "each evaluation, not smoothed", "interference": "each measurement, not smoothed"}
 SEVERAL = (("#000000", "-"), ("#0072B2", "--"), ("#D55E00", "-."), ("#009E73", ":"))
@@ -88,13 +93,13 @@ def number(value: float | None) -> str:
 def move_labels(moves: list[dict[str, Any]], apart: float) -> list[tuple[int, str]]:
     """(step, words) of moved knobs; moves within ``apart`` steps of the first of them share a label, which ends with the last value of each knob."""
     groups: list[tuple[int, dict[str, str]]] = []
-    for move in moves:
+    for move in {(move["step"], move["knob"]): move for move in moves}.values():  # within a step the last one acts
         text = "to its schedule" if move.get("release") else number(move.get("value"))
         if not groups or move["step"] - groups[-1][0] >= max(apart, 1):
             groups.append((move["step"], {}))
         named = groups[-1][1]
         named[move["knob"]] = f"{named[move['knob']]} → {text}" if move["knob"] in named and len(named[move["knob"]]) < 16 else text
-    return [(step, ", ".join(f"{knob} {text}" for knob, text in named.items())) for step, named in groups]
+    return [(step, textwrap.shorten(", ".join(f"{knob} {text}" for knob, text in named.items()), LABEL, placeholder=" …")) for step, named in groups]
 
 
 def draw(history: History, method: str, group: str = "main", *, steps: int | None = None) -> Figure:
@@ -134,16 +139,22 @@ def draw(history: History, method: str, group: str = "main", *, steps: int | Non
         _finish(axes, history, history.step)
         if names[0].startswith(("eval/", "clip_ratio", "trrd/", "interference/sign")):
             axes.set_ylim(-0.03 if names[0].startswith("eval/") else 0, 1.03 if names[0].startswith("eval/") else None)
+        if group == "KL estimates against exact":
+            axes.set_yscale("symlog", linthresh=0.1)  # k2 is many times the others; k1 can be negative
+            axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=0.1, subs=[1, 2, 5]))
+            axes.yaxis.set_major_formatter("{x:g}")
         if not any(name in history for name in names):
-            axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color=GREY)
+            axes.text(0.5, 0.5, "not recorded" if history.step else "waits for the first step", ha="center", va="center", transform=axes.transAxes, color=GREY)
         _collect(axes, found)
     if strip:
         assert untouched is not None
-        axes = figure.add_subplot(grid[1, :])
-        axes.set_title("reward: run − untouched twin", fontsize=9.5, loc="left")
-        _difference(axes, history, untouched, chance, colour, window)
-        _finish(axes, history, history.step, labels=False)
-        _collect(axes, found)
+        for column, (name,) in enumerate(panels):
+            if name in history and name in untouched.history:
+                axes = figure.add_subplot(grid[1, column])
+                axes.set_title(f"{DIFFERENCE[name]}: run − untouched twin", fontsize=9.5, loc="left")
+                _difference(axes, history, name, untouched, chance, colour, window)
+                _finish(axes, history, history.step, labels=False)
+                _collect(axes, found)
     figure.text(0.55 / figure.get_figwidth(), 0.56 / height, _axis(history, steps), fontsize=8.5, va="top", color="#333333")
     smoothed = f"faint: each step · line: trailing mean of {window} steps" if group in FAINT else EXPLAINED.get(group, f"trailing mean of {window} steps")
     figure.text(0.985, 0.56 / height, smoothed, fontsize=8.5, ha="right", va="top", color="#333333")
@@ -204,17 +215,17 @@ def _stack(axes: Axes, history: History, names: tuple[str, ...], window: int) ->
     axes.set_ylim(bottom=0)
 
 
-def _difference(axes: Axes, history: History, untouched: Twin, chance: list[Twin], colour: str, window: int) -> None:
+def _difference(axes: Axes, history: History, name: str, untouched: Twin, chance: list[Twin], colour: str, window: int) -> None:
     """Run − untouched twin; and as a band what chance alone makes of two untouched runs: twice the root mean square of their smoothed difference."""
-    steps, twin = _after(untouched, history, "reward", window)
-    series = history["reward"]
+    steps, twin = _after(untouched, history, name, window)
+    series = history[name]
     own = series.trailing_mean(window)
     at = series.steps[(series.steps >= untouched.step) & (series.steps <= steps[-1])]
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.plot(at, np.interp(at, series.steps, own) - np.interp(at, steps, twin), color=colour, linewidth=1.9)
     squares = []
     for noise in chance:
-        theirs, values = _after(noise, history, "reward", window)
+        theirs, values = _after(noise, history, name, window)
         common = theirs[(theirs >= steps[0]) & (theirs <= steps[-1])]
         apart = np.interp(common, theirs, values) - np.interp(common, steps, twin)
         axes.plot(common, apart, color=GREY, linestyle=DOTS, linewidth=1.0)
@@ -242,7 +253,8 @@ def _finish(axes: Axes, history: History, last: int, labels: bool = True) -> Non
         return
     for step, words in move_labels(moves, right * (0.03 if wide else 0.07))[-8:]:
         axes.annotate(
-            words, (step, 0.985), xycoords=("data", "axes fraction"), xytext=(2, 0), textcoords="offset points", rotation=90, ha="left", va="top",
+            words, (step, 0.985), xycoords=("data", "axes fraction"), xytext=(2 if step < 0.95 * right else -2, 0), textcoords="offset points", rotation=90,
+            ha="left" if step < 0.95 * right else "right", va="top",
             fontsize=7.5, color="#333333", annotation_clip=True, clip_on=True, bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
 

@@ -67,13 +67,17 @@ class Panel:
         self.run, self.clock = run, clock
         self.method, self.steps = run.config.method, run.config.steps
         self.history = History(run.folder.path)
+        self.requests = Tail(run.folder.path / "requests.jsonl")
+        self.plans: dict[int, dict[str, Any]] = {}
+        """Moves that were asked for from a later step on, by id, until they are answered."""
         self.redraw, self.redraw_more = Redraw(), Redraw()
         self.problem = ""
-        self.notice = ""
+        self.notice, self.noticed = "", ("", 0)
+        """What the last request came to, and the state and step in which that was said."""
         self.taken: deque[tuple[float, int]] = deque(maxlen=21)
         """(time, step) as steps were seen to end: the rate, twins included."""
-        self.asked: tuple[str, str, int] | None = None
-        """The button whose effect has not come yet, with the state and the step in which it was pressed."""
+        self.asked: tuple[str, str, int, int] | None = None
+        """The button whose effect has not come yet, with the state, the step and the number of checkpoints asked for when it was pressed."""
         self._curves: Any = None
         self._more: Any = None
         self._values: Any = None
@@ -147,7 +151,7 @@ class Panel:
                 "Checkpoint": self.run.checkpoint,
             }[name]
             now = self.run.status()
-            self.asked = (name.lower(), now.state, now.step) if self._try(action, name) and name != "Start" else None
+            self.asked = (name.lower(), now.state, now.step, self._checkpoints()) if self._try(action, name) and name != "Start" else None
             self._show()
 
     def _twin_chosen(self, change: Any) -> None:
@@ -156,17 +160,19 @@ class Panel:
 
     def _try(self, action: Callable[[], Any], name: str) -> bool:
         """Do it, or say why it cannot be done."""
+        words = ""
         try:
             action()
-            self.notice = ""
         except (OSError, RuntimeError, ValueError) as error:
-            self.notice = f"{name}: {error}"
-        self._wake.set()
+            words = f"{name}: {error}"
+        self._tell(words)
         self._show()
-        return not self.notice
+        return not words
 
     def _tell(self, words: str) -> None:
-        self.notice = words
+        """Something to say until something else is asked for, or the run is two steps on or in another state."""
+        now = self.run.status()
+        self.notice, self.noticed = words, (now.state, now.step)
         self._wake.set()
 
     # --- what is shown ------------------------------------------------------------------------------------------------
@@ -175,13 +181,25 @@ class Panel:
         """Read what is new and show it in words and controls; pictures are for :meth:`picture`."""
         with self._lock:
             self.history.read()
+            self._read_plans()
             focused = self.guard.focused
             for name, control in self.controls.items():
+                control.planned = [(plan["at"], plan.get("value")) for plan in self.plans.values() if plan.get("knob") == name]
                 control.follow(self.history, focused == name)
             self._show()
 
+    def _read_plans(self) -> None:
+        for request in self.requests.read():
+            if request.get("request") == "knob" and isinstance(request.get("id"), int) and isinstance(request.get("at"), int):
+                self.plans[request["id"]] = request
+        if self.plans:
+            for event in self.history.events:
+                self.plans.pop(event.get("id"), None)  # type: ignore[arg-type]
+
     def _show(self) -> None:
         now = self.run.status()
+        if now.state != self.noticed[0] or now.step > self.noticed[1] + 2:
+            self.notice = ""
         if now.state == "running":
             if not self.taken or self.taken[-1][1] != self.history.step:
                 self.taken.append((self.clock(), self.history.step))
@@ -204,7 +222,7 @@ class Panel:
             "failed": "failed",
             "lost": "lost",
         }[now.state]
-        if self.asked is not None and self.asked[1:] != (now.state, now.step):
+        if self.asked is not None and self.asked[1:] != (now.state, now.step, self._checkpoints()):
             self.asked = None
         if self.asked is not None:
             words = f"{words}, {self.asked[0]} was asked for"
@@ -238,11 +256,16 @@ class Panel:
         colours = {"error": "#b00020", "warn": "#c77700"}
         return "".join(f"<div role='alert' style='{style.format(kind, colours[kind])}'>{text}</div>" for kind, text in found)
 
+    def _checkpoints(self) -> int:
+        return sum(event.get("event") == "checkpoint" for event in self.history.events)
+
     def _inspector(self) -> str:
         steps = [int(path.stem[5:]) for path in sorted((self.history.path / "samples").glob("step_*.parquet"))]
-        if not steps:
-            return ""
-        return f"<small>completions recorded at {len(steps)} steps, last {steps[-1]}: <code>inspect_tokens(run)</code></small>"
+        points = self.run.folder.checkpoints()
+        words = [f"checkpoint at step {int(points[-1].name[5:])}"] if points else []
+        if steps:
+            words.insert(0, f"completions recorded at {len(steps)} steps, last {steps[-1]}: <code>inspect_tokens(run)</code>")
+        return f"<small>{' · '.join(words)}</small>"
 
     def _enable(self, now: Status) -> None:
         live, name = now.state in ("running", "paused"), now.state
@@ -278,6 +301,8 @@ class Panel:
         if self._curves is None:
             return False
         now = self.run.status()
+        if not self.history.step and now.state not in OVER:
+            return False  # an empty picture more would only put the first curve off
         state, share = now.state, Redraw.SHARE if now.where == "thread" else SHARE_BESIDE
         ended = state in OVER
         what = (self.history.step, len(self.history.events), state, tuple(twin.history.step for twin in self.history.twins.values()))
@@ -290,9 +315,9 @@ class Panel:
             handle.update(data, metadata=metadata, raw=True)
             redraw.drawn((group, *what), self.clock(), self.clock() - began, ended, share)
             drawn = True
-        if drawn:
-            data, metadata = self.values()
-            self._values.update(data, metadata=metadata, raw=True)
+            if group == "main":  # the values below are those of the curves
+                data, metadata = self.values()
+                self._values.update(data, metadata=metadata, raw=True)
         return drawn
 
     def _figure(self, group: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -144,7 +144,7 @@ def words(figure):
 def test_every_group_is_drawn_with_what_there_is(run, group):
     history = History(run.folder.path)
     empty = draw(history, "kdrl", group)
-    assert all([text.get_text() for text in axes.texts] == ["not recorded"] for axes in empty.axes)
+    assert all([text.get_text() for text in axes.texts] == ["waits for the first step"] for axes in empty.axes)
     run.advance(22)
     history.read()
     figure = draw(history, "kdrl", group, steps=60)
@@ -166,8 +166,9 @@ def test_the_difference_to_the_twin_is_zero_where_they_are_equal(run):
     history = History(run.folder.path)
     history.read()
     figure = draw(history, "kdrl")
-    strip = figure.axes[-1]
-    assert strip.get_title("left") == "reward: run − untouched twin"
+    titles = [f"{name}: run − untouched twin" for name in ("reward", "KL to the teacher", "length")]
+    assert [axes.get_title("left") for axes in figure.axes[3:]] == titles
+    strip = figure.axes[3]
     difference = strip.get_lines()[1]
     np.testing.assert_array_equal(difference.get_xdata(), [5, 6, 7, 8, 9, 10])
     np.testing.assert_allclose(difference.get_ydata(), 0, atol=1e-12)
@@ -196,6 +197,14 @@ def test_moves_near_each_other_share_a_label():
     moves = [{"step": s, "knob": k, "value": v} for s, k, v in ((10, "kd_coef", 0.3), (11, "kd_coef", 0.0), (11, "clip_high", 0.28), (30, "kd_coef", None))]
     assert move_labels(moves, 5) == [(10, "kd_coef 0.3 → 0, clip_high 0.28"), (30, "kd_coef off")]
     assert len(move_labels(moves, 0)) == 3
+
+
+def test_a_label_names_what_acted_and_stays_short():
+    moves = [{"step": 10, "knob": "kd_coef", "value": value} for value in (0.0, 0.35)]
+    assert move_labels(moves, 5) == [(10, "kd_coef 0.35")]  # the 0 was in no step
+    moves += [{"step": 11, "knob": knob, "value": 0.25} for knob in ("clip_high", "learning_rate", "temperature")]
+    ((step, words),) = move_labels(moves, 5)
+    assert (step, words) == (10, "kd_coef 0.35, clip_high 0.25, …")
 
 
 def test_evaluations_are_points_that_nothing_smooths(run):

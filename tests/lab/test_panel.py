@@ -492,3 +492,67 @@ def test_widgets_all_sit_in_the_guarded_box(make):
     for control in watched.controls.values():
         assert {control.slider, control.box, control.off, control.undo, control.back} <= inside
     assert all(isinstance(one, widgets.Widget) for one in inside)
+
+
+def test_a_notice_passes(make):
+    run = make(state="running")
+    watched = Panel(run)
+    control = watched.controls["kd_coef"]
+    control.box.value = -1.0
+    watched.look()
+    assert "out of range" in watched.banner.value
+    control.box.value = 0.4
+    watched.look()
+    assert "out of range" not in watched.banner.value  # something else was asked for
+    control.box.value = -1.0
+    watched.look()
+    assert "out of range" in watched.banner.value
+    run.advance(3)
+    watched.look()
+    assert "out of range" not in watched.banner.value
+
+
+def test_a_checkpoint_is_confirmed_also_while_the_run_is_paused(make):
+    run = make()
+    run.advance(4)
+    run.state = "paused"
+    watched = Panel(run)
+    write, run.checkpoint = run.checkpoint, lambda: None  # a real run writes a moment later
+    press(watched.buttons["Checkpoint"])
+    assert "checkpoint was asked for" in watched.state.value
+    write()
+    (run.folder.path / "checkpoints" / "step_000004").mkdir(parents=True)
+    (run.folder.path / "checkpoints" / "step_000004" / "state.json").write_text("{}")
+    watched.look()
+    assert "asked for" not in watched.state.value
+    assert "checkpoint at step 4" in watched.inspector.value
+
+
+def test_a_planned_move_is_shown_until_it_is_answered(make):
+    run = make(state="running")
+    watched = Panel(run)
+    name = run.folder.ask("knob", knob="kd_coef", value=0.5, at=6)
+    watched.look()
+    assert "planned: 0.5 from step 6 on (moving it now replaces that)" in watched.controls["kd_coef"].words.value
+    assert "planned" not in watched.controls["clip_high"].words.value
+    run.folder.append("events.jsonl", {"event": "replaced", "step": 2, "knob": "kd_coef", "id": name, "why": "moved by hand"})
+    watched.look()
+    assert "planned" not in watched.controls["kd_coef"].words.value
+
+
+def test_the_first_curve_is_drawn_with_the_first_step_and_the_table_with_the_curves(make, outputs, monkeypatch):
+    monkeypatch.setattr(Panel, "_watch", lambda self: None)
+    now = [0.0]
+    run = make(state="running")
+    watched = Panel(run, clock=lambda: now[0])
+    watched._ipython_display_()
+    now[0] = 5.0
+    assert not watched.picture()  # an empty one more would put the first curve off
+    run.advance()
+    watched.look()
+    assert "step 1 of 60" in outputs[1][-1]["text/plain"]
+    drawn = len(outputs[1]), len(outputs[3])
+    run.advance()
+    now[0] += 0.1
+    watched.look()  # too early for curves: the table waits with them
+    assert (len(outputs[1]), len(outputs[3])) == drawn
