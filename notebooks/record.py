@@ -46,7 +46,7 @@ def record(name: str, seed: int) -> None:
     if kept.exists():
         return
     method, settings = (MAIN | OTHERS)[name]
-    config = make_config(method, settings=settings, steps=STEPS, seed=seed, interference_every=5 if name in MAIN else 0)
+    config = make_config(method, settings=settings, steps=STEPS, seed=seed, interference_every=5 if name in (*MAIN, "kdrl_annealed") else 0)
     with progress(STEPS, kept.name) as show:
         try:
             folder = load_or_train(config, work, on_step=show)

@@ -61,7 +61,7 @@ def annealing_stack(runs: RunFolder | Sequence[RunFolder], window: int = 5) -> F
     for run, frame in zip(folders, frames, strict=True):
         config = run.config()
         colour, style = STYLES.get(config["method"], ("#555555", "-"))
-        look = {"color": colour, "linestyle": style, "linewidth": 1.8}
+        look = {"color": colour, "linestyle": "-" if style == ":" else style, "linewidth": 1.8}  # dotted is the untouched twin everywhere else
         has_teacher_term = "coef/kd_coef" in frame
         coefficient = pd.to_numeric(frame["coef/kd_coef"]) if has_teacher_term else pd.Series([], dtype=float)
         name = f"{METHODS[config['method']].title}, seed {config['seed']}" + ("" if has_teacher_term else " (no kd_coef)")
