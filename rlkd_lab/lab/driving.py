@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlkd_lab.objectives import is_added, nearest
-from rlkd_lab.runs import RunFolder
+from rlkd_lab.runs import RunFolder, Tail
 from rlkd_lab.training import RunConfig, config_of, create, resume
 from rlkd_lab.training.config import check_knob
 from rlkd_lab.training.environment import alive
@@ -251,7 +251,7 @@ def start(config: RunConfig, out: str | Path, twin: TwinKind | Literal["auto"] =
     Args:
         config: of the run.
         out: its folder.
-        twin: ``off``, ``untouched`` or ``noise``; ``auto`` is untouched on a CPU and off on a GPU.
+        twin: ``off``, ``untouched`` or ``noise``; ``auto`` is untouched on a CPU and off on a GPU. What was chosen in a panel since stays.
         begin: False leaves it idle, for the panel's Start button.
 
     Raises:
@@ -284,12 +284,14 @@ def _open_or_create(config: RunConfig, out: str | Path, drive: Literal["thread",
     from rlkd_lab.models import default_device
     from rlkd_lab.training.loop import fingerprint
 
+    nearest(twin, ("auto", "off", "untouched", "noise"), "twin")
     new = not (Path(out) / "config.json").exists()
     handle = Handle(create(config, out).path if new else out, drive)
     if not new and fingerprint(handle.config) != fingerprint(config):
         raise ValueError(f"{out} holds a run with other settings: delete it, or choose another folder")
-    if new or (twin != "auto" and handle.status().state != "done"):
-        kind: TwinKind = ("off" if default_device().type == "cuda" else "untouched") if twin == "auto" else twin
+    kind: TwinKind = ("off" if default_device().type == "cuda" else "untouched") if twin == "auto" else twin
+    first = next((request.get("kind") for request in Tail(handle.path / "requests.jsonl").read() if request.get("request") == "twin"), kind)
+    if new or (twin != "auto" and kind != first and handle.status().state != "done"):  # what was chosen since, in a panel, outlives a cell that is run again
         handle.twin(kind)
     if begin and handle.status().state in ("idle", "failed", "lost"):
         handle.begin()

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from rlkd_lab.lab import RunFailed, launch, open_run, panel, start
-from rlkd_lab.runs import RunFolder, first_difference
+from rlkd_lab.runs import RunFolder, Tail, first_difference
 from rlkd_lab.training import create, drive, load_or_train, make_config, run, schedule_from
 
 FIELDS = {
@@ -222,3 +222,17 @@ def test_a_value_that_is_no_number_is_refused_in_words(tmp_path, value):
     for knob in (None, 3):
         with pytest.raises(ValueError, match="unknown knob"):
             handle.request(knob, 0.3)
+
+
+def test_a_twin_that_was_switched_off_by_hand_stays_off_when_its_cell_is_run_again(tmp_path):
+    def asked():
+        return [request["kind"] for request in Tail(tmp_path / "run" / "requests.jsonl").read() if request["request"] == "twin"]
+
+    with pytest.raises(ValueError, match="unknown twin"):
+        start(config(), tmp_path / "run", twin="x", begin=False)
+    assert not (tmp_path / "run").exists()
+    start(config(), tmp_path / "run", twin="noise", begin=False).twin("off")
+    start(config(), tmp_path / "run", twin="noise", begin=False)
+    assert asked() == ["noise", "off"]
+    start(config(), tmp_path / "run", twin="untouched", begin=False)  # the cell was changed
+    assert asked() == ["noise", "off", "untouched"]
