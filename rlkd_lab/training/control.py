@@ -24,6 +24,8 @@ class Control:
     def __init__(self, loop: Loop) -> None:
         self.loop, self.folder = loop, loop.folder
         self.knobs, self.step = loop.knobs, loop.step  # the run's: while a twin is trained the loop has the twin's
+        self.begun = loop.step
+        """The last step whose knobs were taken: what acts in it is a fact."""
         self.seen: set[int] = set()
         self.paused = False
         self.steps_allowed = 0
@@ -79,6 +81,7 @@ class Control:
                 self._knob(request)
             else:
                 self.later.append(request)
+        self.begun = self.step + 1
 
     def after_step(self) -> None:
         """Write a checkpoint if one was asked for."""
@@ -102,9 +105,9 @@ class Control:
         for planned in [waiting for waiting in self.later if waiting.get("knob") == knob]:
             self.later.remove(planned)
             self._event("replaced", knob=knob, id=planned["id"], why=f"planned for step {planned['at']}; the knob was moved by hand before")
-        if any(move["knob"] == knob and move["step"] > self.step for move in self.knobs.script):
-            self.knobs.script = [move for move in self.knobs.script if move["knob"] != knob or move["step"] <= self.step]
-            self.folder.rewrite("events.jsonl", lambda row: row["event"] != "knob" or row["knob"] != knob or row["step"] <= self.step)
+        if any(move["knob"] == knob and move["step"] > self.begun for move in self.knobs.script):
+            self.knobs.script = [move for move in self.knobs.script if move["knob"] != knob or move["step"] <= self.begun]
+            self.folder.rewrite("events.jsonl", lambda row: row["event"] != "knob" or row["knob"] != knob or row["step"] <= self.begun)
 
     def _take(self, request: dict[str, Any]) -> None:
         """Whatever stands in the file, the run goes on."""

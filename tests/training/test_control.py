@@ -8,7 +8,8 @@ import time
 import pytest
 
 from rlkd_lab.runs import RunFolder, Tail, first_difference
-from rlkd_lab.training import create, replay, resume, run
+from rlkd_lab.training import control, create, replay, resume, run
+from rlkd_lab.training.loop import Loop
 
 
 @pytest.fixture
@@ -438,6 +439,25 @@ def test_a_knob_moved_while_steps_are_computed_again_is_not_moved_back_by_the_re
     copy = killed(ask)
     resume(copy.path, on_step=lambda loop, row: row["step"] == 3 and loop.folder.ask("knob", knob="kd_coef", value=0.7))
     assert [row["coef/kd_coef"] for row in copy.rows()] == [0.1, 0.1, 0.1, 0.7, 0.7, 0.7]
+
+
+def test_a_recorded_move_that_acts_in_the_step_that_is_computed_stays_recorded(killed, monkeypatch):
+    def ask(folder, row):
+        if row["step"] == 3:
+            folder.ask("knob", knob="kd_coef", value=0.3)
+
+    copy, take_step = killed(ask), Loop.take_step
+
+    def take(loop):
+        if loop.step == 3:  # step 4 begins, with the recorded move; what is asked now is read while it samples
+            loop.folder.ask("knob", knob="kd_coef", value=0.7)
+        return take_step(loop)
+
+    monkeypatch.setattr(Loop, "take_step", take)
+    monkeypatch.setattr(control, "LISTEN_EVERY", 0.0)
+    resume(copy.path)
+    assert [row["coef/kd_coef"] for row in copy.rows()] == [0.1, 0.1, 0.1, 0.3, 0.7, 0.7]
+    assert [(event["step"], event["value"]) for event in events(copy, "knob")] == [(4, 0.3), (5, 0.7)]
 
 
 def test_a_move_for_a_named_step_is_a_plan_and_replaces_none(tiny, tmp_path):
