@@ -151,6 +151,7 @@ def test_resume_with_a_checkpoint_of_other_settings(rlkd, runs, tmp_path):
     shutil.copytree(runs / "kdrl", tmp_path / "run")
     folder = RunFolder.open(tmp_path / "run")
     folder.write_json("config.json", {**folder.config(), "knobs": {"learning_rate": 0.1}})
+    folder.set_status("idle", 2)  # a run that is done is left alone
     assert_refused(rlkd("resume", tmp_path / "run"), "does not match")
 
 

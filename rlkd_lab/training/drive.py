@@ -60,7 +60,7 @@ def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = No
     folder = RunFolder.open(path)
     config = config_of(folder)
     now = folder.status()
-    if now["state"] == "done":
+    if now["state"] == "done" and now["step"] >= config.steps:
         return folder
     if now["state"] in ("running", "paused") and now["pid"] != os.getpid() and alive(now["pid"], now["updated"]):
         raise ValueError(f"{path} is being trained by process {now['pid']}: two loops in one folder would mix their rows. Stop that one first")

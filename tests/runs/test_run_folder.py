@@ -185,7 +185,7 @@ def test_metrics_are_a_table_by_step(folder):
 # --- status, settings, checkpoints, samples ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", ["idle", "running", "paused", "stopping", "done", "failed"])
+@pytest.mark.parametrize("state", ["idle", "running", "paused", "done", "failed"])
 def test_status(folder, state):
     folder.set_status(state, 4, "because" if state == "failed" else None)
     status = folder.status()

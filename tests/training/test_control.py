@@ -243,8 +243,8 @@ def test_requests_from_many_threads_are_all_there(tmp_path, tiny):
         thread.start()
     for thread in threads:
         thread.join()
-    lines = (folder.path / "requests.jsonl").read_text().splitlines()
-    assert len({json.loads(line)["id"] for line in lines}) == len(lines) == 400
+    ids = [row["id"] for row in Tail(folder.path / "requests.jsonl").read()]
+    assert len(set(ids)) == len(ids) == 400
 
 
 def test_a_run_that_another_process_trains_is_not_resumed(tiny, tmp_path):

@@ -194,10 +194,13 @@ def test_resuming_a_finished_run_changes_nothing(trained, tmp_path):
 
 @pytest.fixture
 def copy(trained, tmp_path):
+    """Of a run that was interrupted after its last step: one that is done is left alone."""
     import shutil
 
     shutil.copytree(trained("kdrl").path, tmp_path / "run")
-    return RunFolder.open(tmp_path / "run")
+    folder = RunFolder.open(tmp_path / "run")
+    folder.set_status("idle", folder.status()["step"])
+    return folder
 
 
 def edit(folder, **values):
@@ -211,6 +214,14 @@ def test_a_checkpoint_of_other_settings_is_refused(copy, values):
     with pytest.raises(ValueError, match=r"does not match the run's config\.json"):
         resume(copy.path)
     assert (copy.path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_whose_config_now_asks_for_more_steps_is_refused(copy):
+    """Schedules and the optimizer's warm-up run over the steps: more of them make another run."""
+    copy.set_status("done", copy.status()["step"])
+    edit(copy, steps=9)
+    with pytest.raises(ValueError, match=r"does not match the run's config\.json"):
+        resume(copy.path)
 
 
 def test_how_often_things_are_written_may_be_changed(copy):
@@ -363,6 +374,7 @@ def test_a_checkpoint_that_the_rows_do_not_reach_is_not_used(tiny, tmp_path):
     whole = run(config, tmp_path / "run").rows()
     folder = RunFolder.open(tmp_path / "run")
     folder.truncate("metrics.jsonl", 3)
+    folder.set_status("idle", 3)
     resume(tmp_path / "run")
     assert first_difference(folder.rows(), whole) == (None, 0.0)
 
