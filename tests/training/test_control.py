@@ -1,6 +1,5 @@
 """Requests from outside: what is asked of a loop through requests.jsonl, and when it acts."""
 
-import json
 import shutil
 import threading
 import time
