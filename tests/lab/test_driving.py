@@ -106,6 +106,18 @@ def test_buttons(tmp_path):
     handle.wait(60)
 
 
+def test_a_stop_that_was_obeyed_is_over_when_somebody_else_goes_on(tmp_path):
+    folder = create(config(), tmp_path / "run")
+    handle = open_run(folder.path)
+    folder.set_status("running", 1)
+    handle.stop()
+    assert handle.status().state == "stopping"
+    folder.set_status("idle", 1)
+    assert handle.status().state == "idle"
+    folder.set_status("running", 1)
+    assert handle.status().state == "running"
+
+
 def test_wait_raises_what_the_loop_raised(tmp_path):
     handle = start(config(student="/no/such/model"), tmp_path / "run")
     with pytest.raises((ValueError, OSError), match="no/such/model"):

@@ -1,13 +1,17 @@
 """Requests from outside: what is asked of a loop through requests.jsonl, and when it acts."""
 
+import json
+import os
 import shutil
 import threading
 import time
 
+import psutil
 import pytest
 
 from rlkd_lab.runs import RunFolder, Tail, first_difference
 from rlkd_lab.training import control, create, replay, resume, run
+from rlkd_lab.training.environment import alive
 from rlkd_lab.training.loop import Loop
 
 
@@ -154,6 +158,29 @@ def test_pause_step_go_on_and_checkpoint(watched):
     assert folder.status()["state"] == "done"
 
 
+def test_step_pressed_twice_takes_two_steps(watched):
+    def watcher(folder):
+        until = time.monotonic() + 60
+        while folder.status()["state"] != "paused" and time.monotonic() < until:
+            time.sleep(0.01)
+        folder.ask("stop")
+
+    def ask(folder, row):
+        if row["step"] == 1:
+            folder.ask("step")
+            folder.ask("step")
+            threading.Thread(target=watcher, args=(folder,), daemon=True).start()
+
+    folder = watched(ask)
+    assert len(folder.rows()) == 3
+    assert [event["step"] for event in events(folder, "paused")] == [3]
+
+
+def test_a_process_that_only_has_the_number_of_one_that_is_gone_is_not_alive():
+    assert alive(os.getpid(), time.time())
+    assert not alive(os.getpid(), psutil.Process().create_time() - 1)
+
+
 @pytest.mark.slow
 def test_stop_keeps_what_is_finished_and_resume_takes_the_same_steps(watched):
     whole = watched(lambda folder, row: None, "whole")
@@ -184,6 +211,7 @@ def test_a_stop_in_the_middle_of_a_rollout_leaves_a_checkpoint_of_the_step_befor
     assert cut.status()["state"] == "idle"
     assert [path.name for path in cut.checkpoints()] == ["step_000002"]
     assert events(cut, "knob") == []  # the step that it was for never was
+    assert json.loads((cut.checkpoints()[-1] / "state.json").read_text())["held"] == {}
     resumed = resume(cut.path)
     assert [row["coef/kd_coef"] for row in resumed.rows()] == [0.1, 0.1, 0.5, 0.5]
     assert first_difference(resumed.rows()[:2], whole.rows()[:2]) == (None, 0.0)
@@ -247,8 +275,6 @@ def test_requests_from_many_threads_are_all_there(tmp_path, tiny):
 
 
 def test_a_run_that_another_process_trains_is_not_resumed(tiny, tmp_path):
-    import os
-
     folder = create(tiny(steps=1), tmp_path / "run")
     status = folder.status()
     folder.write_json("status.json", {**status, "state": "running", "pid": os.getppid(), "updated": time.time()})
