@@ -42,7 +42,7 @@ test: lint
 	$(PY) -m pytest
 
 test-fast: .venv/installed
-	$(PY) -m pytest -m "not slow" --ignore=tests/notebooks
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4 -m "not slow" --ignore=tests/notebooks
 
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

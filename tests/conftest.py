@@ -4,6 +4,7 @@ import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for a network
+os.environ.pop("COLUMNS", None)  # rich reads it when the command line is imported
 
 import pytest
 import torch

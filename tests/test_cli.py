@@ -294,6 +294,7 @@ def test_compare_as_json_prints_the_rows_and_nothing_else(rlkd, runs, tmp_path):
 FEW = ("--prompts", 3, "--samples", 2)
 
 
+@pytest.mark.slow
 def test_eval_of_a_run_against_the_model_that_it_started_from(rlkd, runs):
     result = rlkd("eval", runs / "grpo", "--against", "student", *FEW)
     assert result.exit_code == 0, result.output
@@ -466,6 +467,7 @@ def test_the_shell_can_complete_method_names(rlkd):
 # --- a schedule found by hand -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_schedule_from_takes_settings_and_moves_of_a_run_to_another_seed(rlkd, tmp_path):
     from rlkd_lab.training import create, make_config, resume
 

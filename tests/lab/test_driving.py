@@ -83,6 +83,7 @@ def test_a_bad_request_is_refused_at_once_and_not_written(tmp_path):
             button()
 
 
+@pytest.mark.slow
 def test_buttons(tmp_path):
     handle = start(config(steps=40), tmp_path / "run", twin="off")
     handle.pause()
@@ -211,6 +212,7 @@ def test_a_folder_that_is_gone_is_said_in_words(plain, tmp_path):
             ask()
 
 
+@pytest.mark.slow
 def test_two_runs_that_start_at_once_load_one_after_the_other(tmp_path):
     both = [start(config(seed=seed), tmp_path / str(seed), twin="off") for seed in (1, 2)]
     for seed, handle in zip((1, 2), both, strict=True):
@@ -218,6 +220,7 @@ def test_two_runs_that_start_at_once_load_one_after_the_other(tmp_path):
         assert first_difference(handle.wait().rows(), alone.rows()) == (None, 0.0)
 
 
+@pytest.mark.slow
 def test_a_second_loop_is_refused_while_the_first_one_loads(tmp_path):
     handle = start(config(), tmp_path / "run", twin="off")
     until(lambda: handle.path in drive._driven)

@@ -111,6 +111,7 @@ def test_a_run_that_lacks_a_metric_stands_beside_one_that_has_it(make):
     assert not figure.axes[0].texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metrics", [MAIN[:1], MAIN[:2], MAIN, ALL[:4], ALL])
 def test_a_panel_a_metric(make, metrics):
     figure = plot_runs([make()], metrics)

@@ -126,6 +126,7 @@ def test_a_text_that_cannot_be_read_gets_a_sentence_and_keeps_the_picture(shown)
     assert shown.bundles[-1]["image/png"] != before
 
 
+@pytest.mark.slow
 def test_no_output_is_a_tree_of_widgets(shown):
     game = play("clip_surrogate")
     game.show()

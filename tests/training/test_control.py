@@ -43,11 +43,13 @@ def test_a_moved_knob_acts_on_the_next_step_and_stands_in_its_row_and_its_event(
     assert folder.touched
 
 
+@pytest.mark.slow
 def test_a_knob_can_be_asked_for_from_a_later_step(watched):
     folder = watched(lambda folder, row: row["step"] == 1 and folder.ask("knob", knob="kd_coef", value=0.7, at=4))
     assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.1, 0.1, 0.7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planned", [3, 4])
 def test_a_knob_moved_by_hand_is_not_moved_again_by_what_was_planned_before(watched, planned):
     """Also at the very step of the plan, and also after the loop has read its requests anew."""
@@ -70,6 +72,7 @@ def test_a_knob_moved_by_hand_is_not_moved_again_by_what_was_planned_before(watc
     assert [(event["knob"], event["id"]) for event in events(folder, "replaced")] == [("kd_coef", *ids)]
 
 
+@pytest.mark.slow
 def test_what_is_planned_after_a_knob_was_moved_by_hand_holds(watched):
     def ask(folder, row):
         if row["step"] == 1:
@@ -79,6 +82,7 @@ def test_what_is_planned_after_a_knob_was_moved_by_hand_holds(watched):
     assert [row["coef/kd_coef"] for row in watched(ask).rows()] == [0.1, 0.3, 0.3, 0.7]
 
 
+@pytest.mark.slow
 def test_release_gives_back_to_the_schedule(watched):
     def ask(folder, row):
         if row["step"] == 1:
@@ -90,6 +94,7 @@ def test_release_gives_back_to_the_schedule(watched):
     assert [row["coef/kd_coef"] for row in folder.rows()] == pytest.approx([0.4, 0.7, 0.2, 0.1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
@@ -109,6 +114,7 @@ def test_a_refused_request_says_why_and_changes_nothing(watched, request_, why):
     assert not folder.touched
 
 
+@pytest.mark.slow
 def test_an_unknown_request_and_a_torn_line_stop_nothing(watched):
     def ask(folder, row):
         if row["step"] == 1:
@@ -158,6 +164,7 @@ def test_pause_step_go_on_and_checkpoint(watched):
     assert folder.status()["state"] == "done"
 
 
+@pytest.mark.slow
 def test_step_pressed_twice_takes_two_steps(watched):
     def watcher(folder):
         until = time.monotonic() + 60
@@ -229,6 +236,7 @@ def test_a_knob_moved_while_nothing_runs_acts_when_the_run_goes_on_and_an_old_bu
     assert len(events(folder, "knob")) == 1
 
 
+@pytest.mark.slow
 def test_a_button_pressed_while_the_models_load_acts(tiny, tmp_path):
     folder = create(tiny(steps=2), tmp_path / "run")
     folder.ask("begin")
@@ -288,6 +296,7 @@ def test_a_run_that_another_process_trains_is_not_resumed(tiny, tmp_path):
 # --- what fresh eyes found --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_knob_moved_in_the_twins_turn_goes_to_the_run_and_not_to_the_twin(tiny, tmp_path, monkeypatch):
     from rlkd_lab.training import control, loop
 
@@ -330,6 +339,7 @@ def test_no_request_whatever_it_is_ends_a_run(watched, line):
     assert resume(folder.path).status()["state"] == "done"
 
 
+@pytest.mark.slow
 def test_a_torn_line_swallows_nobody_elses_request_and_a_file_written_anew_is_read_again(watched):
     def ask(folder, row):
         if row["step"] == 1:
@@ -343,6 +353,7 @@ def test_a_torn_line_swallows_nobody_elses_request_and_a_file_written_anew_is_re
     assert [row["coef/kd_coef"] for row in watched(ask).rows()] == [0.1, 0.3, 0.4, 0.4]
 
 
+@pytest.mark.slow
 def test_two_loops_of_one_process_do_not_share_a_folder(watched):
     refused = []
 
@@ -420,6 +431,7 @@ def killed(tiny, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_a_plan_for_later_leaves_moves_before_it_alone_after_a_kill(killed):
     def ask(folder, row):
         if row["step"] == 2:
@@ -432,6 +444,7 @@ def test_a_plan_for_later_leaves_moves_before_it_alone_after_a_kill(killed):
     assert [row["coef/kd_coef"] for row in resume(copy.path).rows()] == [0.1, 0.1, 0.3, 0.3, 0.3, 0.9]
 
 
+@pytest.mark.slow
 def test_a_refused_request_stays_refused_after_a_kill(killed):
     def ask(folder, row):
         if row["step"] == 2:
@@ -444,6 +457,7 @@ def test_a_refused_request_stays_refused_after_a_kill(killed):
     assert len(events(folder, "refused")) == 1
 
 
+@pytest.mark.slow
 def test_a_replaced_plan_stays_replaced_after_a_kill(killed):
     def ask(folder, row):
         if row["step"] == 2:
@@ -456,6 +470,7 @@ def test_a_replaced_plan_stays_replaced_after_a_kill(killed):
     assert len(events(folder, "replaced")) == 1
 
 
+@pytest.mark.slow
 def test_a_knob_moved_while_steps_are_computed_again_is_not_moved_back_by_the_record(killed):
     def ask(folder, row):
         if row["step"] == 3:
@@ -466,6 +481,7 @@ def test_a_knob_moved_while_steps_are_computed_again_is_not_moved_back_by_the_re
     assert [row["coef/kd_coef"] for row in copy.rows()] == [0.1, 0.1, 0.1, 0.7, 0.7, 0.7]
 
 
+@pytest.mark.slow
 def test_a_recorded_move_that_acts_in_the_step_that_is_computed_stays_recorded(killed, monkeypatch):
     def ask(folder, row):
         if row["step"] == 3:
@@ -485,6 +501,7 @@ def test_a_recorded_move_that_acts_in_the_step_that_is_computed_stays_recorded(k
     assert [(event["step"], event["value"]) for event in events(copy, "knob")] == [(4, 0.3), (5, 0.7)]
 
 
+@pytest.mark.slow
 def test_a_move_for_a_named_step_is_a_plan_and_replaces_none(tiny, tmp_path):
     folder = create(tiny("kdrl", steps=3, group_size=4), tmp_path / "run")
     folder.ask("knob", knob="kd_coef", value=0.5, at=3)
@@ -492,6 +509,7 @@ def test_a_move_for_a_named_step_is_a_plan_and_replaces_none(tiny, tmp_path):
     assert [row["coef/kd_coef"] for row in resume(folder.path).rows()] == [0.2, 0.2, 0.5]
 
 
+@pytest.mark.slow
 def test_what_is_asked_in_the_last_step_is_refused_in_words(watched):
     def ask(folder, row):
         if row["step"] == 3:
@@ -505,6 +523,7 @@ def test_what_is_asked_in_the_last_step_is_refused_in_words(watched):
     }
 
 
+@pytest.mark.slow
 def test_resuming_what_is_done_changes_nothing(watched):
     folder = watched(lambda folder, row: None, checkpoint_every=0)
     shutil.rmtree(folder.path / "checkpoints")

@@ -84,12 +84,14 @@ def test_a_run_leaves_the_global_stream_alone(tiny, tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(trained):
     first, other = trained("kdrl").rows()[0], trained("kdrl", seed=1).rows()[0]
     # at step 1 the adapter is still silent, so a difference here is one of prompts and sampling
     assert first["entropy"] != other["entropy"]
 
 
+@pytest.mark.slow
 def test_every_step_draws_anew(tiny, tmp_path):
     folder = run(tiny("kdrl", {"learning_rate": "0"}, samples_every=1), tmp_path / "run")
     assert folder.samples(1)["prompt"].tolist() != folder.samples(2)["prompt"].tolist()
@@ -146,6 +148,7 @@ def test_a_rollout_without_any_spread_still_steps(tiny, tmp_path, monkeypatch):
     assert rows[0]["frac_reward_zero_std"] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [1, 3, 16])
 def test_micro_batches_hold_all_rows_once_within_their_limit(tiny, tmp_path, micro_batch):
     loop = Loop(tiny("grpo", micro_batch=micro_batch), RunFolder(tmp_path / "run"))
@@ -316,6 +319,7 @@ def test_the_second_update_is_not(tiny, tmp_path, coin):
     assert row["clip_ratio/low"] + row["clip_ratio/high"] > 0.1
 
 
+@pytest.mark.slow
 def test_statistics_of_updates_are_means_over_the_updates(tiny, tmp_path, coin):
     """With a step size of 0 both passes are the same, so two passes give the numbers of one."""
     still = {"learning_rate": "0"}
@@ -336,6 +340,7 @@ def test_kl_is_reported_at_the_sampling_temperature_and_at_one(trained):
     assert row["coef/temperature"] == 0.6
 
 
+@pytest.mark.slow
 def test_the_reference_pulls_back_once_the_policy_has_moved(tiny, tmp_path, coin, gradients):
     fields = {"group_size": 4, "steps": 1, "updates_per_rollout": 2}
     run(tiny("grpo", **fields), tmp_path / "free")
@@ -353,6 +358,7 @@ def test_the_exact_divergence_in_place_of_the_estimate(trained):
     assert row["loss/kd"] == pytest.approx(0.1 * row["kl_teacher_rev"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_gkd_with_topk_is_below_the_whole_and_above_zero(trained):
     settings = {"divergence": "reverse", "learning_rate": "0"}
     whole, coarse = (trained("gkd", {**settings, **more}, on_policy_frac=1.0, **ONE_UPDATE).rows()[0] for more in ({}, {"topk": "2"}))
@@ -469,6 +475,7 @@ def test_the_probe_changes_with_the_policy_alone(tiny, tmp_path):
     assert first_difference(moved.rows(), run(tiny("kdrl", {"learning_rate": "0.01"}), tmp_path / "silent").rows(), 1e-4)[0] is None
 
 
+@pytest.mark.slow
 def test_lengths_are_split_into_working_checking_and_truncated(tiny, tmp_path):
     row = run(tiny("grpo", prompts_per_step=8, max_new_tokens=40, difficulty=(1, 3), steps=1, samples_every=1, student="teacher"), tmp_path / "run")
     table, metrics = row.samples(1), row.rows()[0]
@@ -482,6 +489,7 @@ def test_lengths_are_split_into_working_checking_and_truncated(tiny, tmp_path):
     assert parts == pytest.approx(metrics["completions/mean_length"])
 
 
+@pytest.mark.slow
 def test_the_sample_estimates_stand_beside_the_exact_divergence(trained):
     folder = trained("kdrl", steps=1, group_size=8, max_new_tokens=40, samples_every=1)
     row, table = folder.rows()[0], folder.samples(1)
@@ -558,6 +566,7 @@ def test_an_absurd_step_size_ends_in_words_or_in_finite_numbers(tiny, tmp_path, 
         assert "learning_rate" in str(error)  # noqa: PT017
 
 
+@pytest.mark.slow
 def test_an_exception_in_a_callback_is_in_the_status_and_raised(tiny, tmp_path):
     from rlkd_lab.runs import RunFolder
 

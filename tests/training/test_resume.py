@@ -369,6 +369,7 @@ def test_a_run_stopped_between_two_steps_loses_none(tiny, tmp_path):
     assert folder.status()["state"] == "idle"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_the_rows_do_not_reach_is_not_used(tiny, tmp_path):
     config = tiny("grpo", steps=4, checkpoint_every=2)
     whole = run(config, tmp_path / "run").rows()
@@ -379,6 +380,7 @@ def test_a_checkpoint_that_the_rows_do_not_reach_is_not_used(tiny, tmp_path):
     assert first_difference(folder.rows(), whole) == (None, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("broken", "says"), [(DenseTwin, "what is trained through it is not the policy"), (Decoder, "it does not sample the policy")])
 def test_a_twin_that_computes_something_else_stops_the_run_at_its_first_step(tiny, tmp_path, monkeypatch, broken, says):
     made = broken.__init__

@@ -46,11 +46,13 @@ def test_training_a_twin_changes_nothing_in_the_run(forked):
     assert first_difference(forked(moved, "with").rows(), alone.rows()) == (None, 0.0)
 
 
+@pytest.mark.slow
 def test_no_move_and_a_move_that_changes_nothing_make_no_twin(forked):
     assert twins(forked(lambda folder, row: None, "none")) == {}
     assert twins(forked(lambda folder, row: moved(folder, row, value=0.1), "same")) == {}
 
 
+@pytest.mark.slow
 def test_a_second_move_does_not_fork_again(forked):
     folder = forked(lambda folder, row: moved(folder, row, at=row["step"], value=float(row["step"])))
     assert list(twins(folder)) == ["step_000001"]
@@ -124,6 +126,7 @@ def test_a_killed_run_goes_back_behind_the_fork_and_forks_again(forked):
     assert first_difference(ours.rows(), theirs.rows()) == (None, 0.0)
 
 
+@pytest.mark.slow
 def test_a_twin_that_fails_ends_and_the_run_goes_on(forked, monkeypatch):
     """What the move has spared the run may happen to its twin."""
     take_step = Loop.take_step
@@ -145,6 +148,7 @@ def test_a_twin_that_fails_ends_and_the_run_goes_on(forked, monkeypatch):
     assert warning == "the untouched twin failed after its step 3 and has ended (FloatingPointError: the loss of step 4 is nan); the run goes on"
 
 
+@pytest.mark.slow
 def test_switched_off_while_nothing_runs_it_is_not_taken_up_again(forked):
     def ask(folder, row):
         moved(folder, row)
