@@ -1,4 +1,4 @@
-"""The command line: doctor, train, resume, replay, runs, compare, eval, zoo, methods."""
+"""The command line: doctor, train, resume, replay, runs, compare, eval, sweep, zoo, methods."""
 
 from __future__ import annotations
 
@@ -378,6 +378,57 @@ def _range(text: str) -> tuple[int, int]:
         raise ValueError(f"--difficulty {text}: write a range such as 2-5") from None
 
 
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="a sweep file (TOML): arms, settings, grids, seeds, evaluation")],
+    out: Annotated[Path, typer.Option(help="the sweep's folder; started again, it takes up what is missing")],
+    workers: Annotated[int | None, typer.Option(min=1, help="runs at a time; one a core on a CPU, one on a GPU by default")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="only list the runs")] = False,
+    as_json: Json = False,
+) -> None:
+    """Many runs: arms × seeds, trained and evaluated in parallel, resumable. A table by arm and OUT/runs.csv."""
+    with plain_errors(f"`rlkd sweep {file} --out {out}` goes on"):
+        from rlkd_lab.study.sweep import by_arm, collect, over, read_sweep, run_sweep
+        from rlkd_lab.study.watch import watch
+
+        wanted = read_sweep(file)
+        if plan:
+            for job in wanted.jobs():
+                typer.echo(f"{'over' if over(job.folder(out)) else 'to do':6} {job.folder(out)}")
+            return
+        with watch(out, wanted.jobs()) as show:
+            failed = run_sweep(wanted, out, workers=workers, on_change=show)
+        runs = collect(wanted, out)
+        measures = [name for name in MEASURES if name in runs]
+        arms = by_arm(runs, measures)
+        if as_json:
+            print_json({"arms": arms.to_dict("records"), "failed": failed, "table": str(out / "runs.csv")})
+        else:
+            table = Table(box=None, pad_edge=False)
+            table.add_column("arm", overflow="fold")
+            for heading in ("seeds", *(MEASURES[name] for name in measures)):
+                table.add_column(heading, justify="right", no_wrap=True)
+            for row in arms.to_dict("records"):
+                seeds = f"{row['runs']}" + (f" ({row['left_out']} left out)" if row["left_out"] else "")
+                table.add_row(escape(str(row["arm"])), seeds, *(_with_half_width(row[name], row[f"{name} ±"]) for name in measures))
+            console.print(table, "")
+            typer.echo(f"mean over seeds ± half of its 95 % interval (Student's t); every run: {out / 'runs.csv'}")
+        for sentence in failed:
+            typer.echo(f"rlkd: failed: {sentence}", err=True)
+        if failed:
+            raise typer.Exit(1)
+
+
+MEASURES = {"reward": "reward", "id avg": "accuracy", "ood avg": "accuracy, ood", "completions/mean_length": "length", "kl_teacher_rev": "KL, teacher"}
+"""Of the table of a sweep, as far as they are there."""
+
+
+def _with_half_width(value: float, half: float) -> str:
+    """``.612 ± .031``; digits by the size of the value."""
+    digits = 1 if abs(value) >= 10 else 3
+    return "–" if value != value else f"{value:.{digits}f}" + ("" if half != half else f" ± {half:.{digits}f}")
+
+
 @app.command("runs")
 def list_runs(
     folder: Annotated[Path, typer.Argument(help="searched with everything below it")] = Path("runs"),
@@ -422,7 +473,7 @@ def zoo(name: Annotated[str | None, typer.Argument(help="one model, with its rec
     """The embedded models: size, accuracy in full precision and NF4."""
     with plain_errors():
         from rlkd_lab.objectives import nearest
-        from rlkd_lab.study.cards import accuracies, cards
+        from rlkd_lab.study.cards import accuracies, cards, levels
 
         found = cards()
         chosen = {name: found[nearest(name, found, "embedded model")]} if name else found
@@ -430,13 +481,13 @@ def zoo(name: Annotated[str | None, typer.Argument(help="one model, with its rec
             print_json(chosen[name] if name else chosen)
             return
         table = Table(box=None, pad_edge=False)
-        for heading in ("model", "size", "weights", "operations", "accuracy", "direct", "checks", "length"):
+        for heading in ("model", "size", "weights", "difficulty", "accuracy", "direct", "checks", "length"):
             table.add_column(heading, justify="left" if heading in ("model", "weights") else "right")
         for title, card in chosen.items():
             for i, row in enumerate(accuracies(card).to_dict("records")):
                 first = (title, f"{card['parameters'] / 1e6:.2f} M") if i == 0 else ("", "")
                 shares = [f"{100 * row[key]:.1f}%" for key in ("accuracy", "direct", "checked")]
-                table.add_row(*first, row["precision"], {"id": "2–5", "ood": "6–8"}[row["set"]], *shares, f"{row['length']:.1f}")
+                table.add_row(*first, row["precision"], levels(card, row["set"]), *shares, f"{row['length']:.1f}")
         console.print(table, "")
         if name:
             card = chosen[name]

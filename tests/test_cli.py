@@ -414,6 +414,26 @@ def test_runs_of_a_folder_without_any(rlkd, tmp_path):
     assert_refused(rlkd("runs", tmp_path / "nothing"), "no folder")
 
 
+@pytest.mark.slow
+def test_sweep(rlkd, tmp_path):
+    settings = ", ".join(f'{name} = "{value}"' for name, _, value in (setting.partition("=") for setting in SMALL))
+    (tmp_path / "sweep.toml").write_text(
+        f'steps = 2\nseeds = 2\nsettings = {{{settings}}}\n[[arms]]\nname = "grpo"\nmethod = "grpo"\n[[arms]]\nname = "kdrl"\nmethod = "kdrl"\n'
+    )
+    where = ("sweep", tmp_path / "sweep.toml", "--out", tmp_path / "out")
+    assert rlkd(*where, "--plan").stdout.count("to do") == 4
+    result = rlkd(*where, "--workers", 2)
+    assert result.exit_code == 0, result.output
+    assert "4/4" in result.stderr
+    assert "kdrl" in result.stdout
+    again = rlkd(*where, "--json")
+    assert [arm["runs"] for arm in json.loads(again.stdout)["arms"]] == [2, 2]
+    assert rlkd(*where, "--plan").stdout.count("over") == 4
+    (tmp_path / "sweep.toml").write_text('[[arms]]\nname = "a"\nmethod = "grpo"\nsettings = {kd_cof = 1}')
+    assert_refused(rlkd(*where), "arm a: unknown")
+    assert_refused(rlkd("sweep", tmp_path / "none.toml", "--out", tmp_path / "out"), "none.toml")
+
+
 def test_zoo_shows_the_cards(rlkd):
     result = rlkd("zoo")
     assert result.exit_code == 0, result.output
@@ -429,7 +449,7 @@ def test_zoo_shows_the_cards(rlkd):
 
 def test_help_names_every_command(rlkd):
     result = rlkd("--help")
-    for command in ("doctor", "train", "resume", "replay", "runs", "compare", "eval", "zoo", "methods"):
+    for command in ("doctor", "train", "resume", "replay", "runs", "compare", "eval", "sweep", "zoo", "methods"):
         assert command in result.output
 
 

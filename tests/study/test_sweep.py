@@ -1,0 +1,224 @@
+"""Sweeps: what stands in a file, every run once, whatever happens in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from rlkd_lab.runs import RunFolder, first_difference
+from rlkd_lab.study import sweep as module
+from rlkd_lab.study.sweep import Sweep, by_arm, collect, over, read_sweep, run_sweep
+from rlkd_lab.training import run
+
+SMALL = {
+    "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 24, "difficulty": "2", "eval_every": 0, "samples_every": 0, "checkpoint_every": 1, "traces": 8,
+}  # fmt: skip
+
+
+def small(arms, **fields):
+    return Sweep(**{"steps": 2, "seeds": 2, "settings": SMALL, "arms": arms, **fields})
+
+
+def with_one_thread(config, path):
+    """As a worker has it: sums in another order are other numbers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run(config, path)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_file_becomes_jobs(tmp_path):
+    (tmp_path / "sweep.toml").write_text(
+        """
+        steps = 30
+        seeds = [3, 4]
+        settings = {interference_every = 5, group_size = 6}
+        [[arms]]
+        name = "grpo"
+        method = "grpo"
+        settings = {group_size = 4}
+        [[arms]]
+        name = "kdrl"
+        method = "kdrl"
+        grid = {kd_coef = [0.05, 0.2], teacher = ["teacher", "teacher-concise"]}
+        [evaluate]
+        prompts = 16
+        """
+    )
+    jobs = read_sweep(tmp_path / "sweep.toml").jobs()
+    assert [(job.arm, job.seed) for job in jobs[:5]] == [
+        ("grpo", 3), ("kdrl,kd_coef=0.05,teacher=teacher", 3), ("kdrl,kd_coef=0.05,teacher=teacher-concise", 3), ("kdrl,kd_coef=0.2,teacher=teacher", 3),
+        ("kdrl,kd_coef=0.2,teacher=teacher-concise", 3),
+    ]  # fmt: skip
+    assert len(jobs) == 10
+    assert {job.config.interference_every for job in jobs} == {5}
+    assert [job.config.group_size for job in jobs[:5]] == [4, 6, 6, 6, 6]
+    assert jobs[4].config.knobs == {"kd_coef": 0.2}
+    assert jobs[4].config.teacher == "teacher-concise"
+    assert {job.config.steps for job in jobs} == {30}
+    assert len({job.folder(tmp_path) for job in jobs}) == 10
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"arms": [{"name": "a", "method": "kdrl", "settings": {"kd_cof": 1}}]}, r"arm a: unknown .*'kd_cof'.*'kd_coef'"),
+        ({"arms": [{"name": "a", "method": "grpo", "settings": {"kd_coef": 1}}]}, "arm a: grpo does not listen to kd_coef"),
+        ({"arms": [{"name": "a", "method": "kdrl", "grid": {"kd_coef": [0.1, 99]}}]}, "arm a,kd_coef=99: .*0–10"),
+        ({"arms": [{"name": "a", "method": "kdlr"}]}, "arm a: unknown method 'kdlr': did you mean 'kdrl'"),
+        ({"arms": [{"name": "a", "method": "grpo"}, {"name": "a", "method": "kdrl"}]}, "two arms are called a"),
+        ({"arms": [{"name": "a", "method": "grpo"}, {"name": "b", "method": "grpo"}]}, "arms a and b have the same settings"),
+        ({"arms": [{"name": "a", "method": "grpo"}], "seeds": []}, "needs seeds, each once"),
+        ({"arms": [{"name": "a", "method": "grpo"}], "seeds": 0}, "needs seeds, each once"),
+        ({"arms": [{"name": "a", "method": "grpo"}], "seeds": [1, 1]}, "needs seeds, each once"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_anything_is_trained(tmp_path, fields, says):
+    with pytest.raises(ValueError, match=says) as raised:
+        run_sweep(Sweep(**{"seeds": 2, **fields}), tmp_path / "out")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("steps = ", "is no TOML file"),
+        ("", "arms"),
+        ("arms = []", "arms"),
+        ("[[arms]]\nname = 'a'\nmethod = 'grpo'\nsetings = {}", "setings"),
+        ("[[arms]]\nname = '../a'\nmethod = 'grpo'", "name='../a'"),
+        ("[[arms]]\nname = 'a'\nmethod = 'grpo'\n[evaluate]\nsplit = 'train'", "split='train'"),
+        ("steps = 0\n[[arms]]\nname = 'a'\nmethod = 'grpo'", "steps=0"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path, text, says):
+    (tmp_path / "sweep.toml").write_text(text)
+    with pytest.raises(ValueError, match=says) as raised:
+        read_sweep(tmp_path / "sweep.toml")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    sweep = small([{"name": "grpo", "method": "grpo"}, {"name": "kdrl", "method": "kdrl"}], evaluate={"prompts": 4, "samples": 2})
+    seen = []
+    assert run_sweep(sweep, out, workers=2, on_change=lambda finished, jobs: seen.append((len(finished), len(jobs)))) == []
+    return sweep, out, seen
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_everything_once_and_its_runs_are_those_of_rlkd_train(done, tmp_path):
+    sweep, out, seen = done
+    assert all(over(job.folder(out)) for job in sweep.jobs())
+    assert seen[-1] == (4, 4)
+    job = sweep.jobs()[3]
+    assert first_difference(RunFolder.open(job.folder(out)).rows(), with_one_thread(job.config, tmp_path / "run").rows()) == (None, 0.0)
+    table = pd.read_csv(out / "runs.csv")
+    assert list(zip(table["arm"], table["seed"], strict=True)) == [("grpo", 0), ("kdrl", 0), ("grpo", 1), ("kdrl", 1)]
+    assert {"reward", "id avg", "ood avg", "id pass@2", "id length", "tokens", "seconds", "worker_gib"} <= set(table)
+    assert not table["diverged"].any()
+    assert not (out / "lock.json").exists()
+
+
+@pytest.mark.slow
+def test_started_again_it_runs_nothing_and_what_is_missing_is_taken_up(done, monkeypatch):
+    sweep, out, _ = done
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.parent != out}
+    assert run_sweep(sweep, out, workers=1) == []
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    more = sweep.model_copy(update={"seeds": 3})
+    assert run_sweep(more, out, workers=2) == []
+    assert len(collect(more, out)) == 6
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.slow
+def test_other_settings_in_the_same_folder_are_refused(done):
+    sweep, out, _ = done
+    other = sweep.model_copy(update={"settings": {**SMALL, "learning_rate": 0.1}})
+    with pytest.raises(ValueError, match="with other settings than this sweep's"):
+        run_sweep(other, out)
+
+
+def test_two_processes_do_not_run_one_sweep(tmp_path):
+    (tmp_path / "lock.json").write_text(json.dumps({"pid": os.getppid(), "since": time.time()}))
+    with pytest.raises(ValueError, match=f"process {os.getppid()} is running this sweep"):
+        run_sweep(small([{"name": "a", "method": "grpo"}]), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_without_loss(tmp_path):
+    sweep = small([{"name": "kdrl", "method": "kdrl"}], steps=6)
+    (tmp_path / "sweep.json").write_text(sweep.model_dump_json())
+    code = f"""
+from pathlib import Path
+from rlkd_lab.study.sweep import Sweep, run_sweep
+if __name__ == "__main__":
+    run_sweep(Sweep.model_validate_json(Path({str(tmp_path / "sweep.json")!r}).read_text()), {str(tmp_path / "out")!r}, workers=2)
+"""
+    (tmp_path / "go.py").write_text(code)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "go.py")], start_new_session=True)
+    rows = [job.folder(tmp_path / "out") / "metrics.jsonl" for job in sweep.jobs()]
+    until = time.monotonic() + 120
+    while not all(path.exists() and path.read_text().count("\n") >= 2 for path in rows):
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = [path.read_text().splitlines()[0] for path in rows]
+    assert run_sweep(sweep, tmp_path / "out", workers=2) == []
+    assert [path.read_text().splitlines()[0] for path in rows] == kept  # taken up, not begun again
+    job = sweep.jobs()[0]
+    assert first_difference(RunFolder.open(job.folder(tmp_path / "out")).rows(), with_one_thread(job.config, tmp_path / "whole").rows()) == (None, 0.0)
+
+
+def test_the_table_by_arm_is_students_interval_over_the_seeds_that_count():
+    runs = pd.DataFrame({
+        "arm": ["a"] * 5 + ["b"], "diverged": [False] * 4 + [True, False], "touched": [False] * 3 + [True, False, False],
+        "reward": [0.1, 0.2, 0.6, 5.0, 9.0, 0.7],
+    })  # fmt: skip
+    a, b = by_arm(runs, ["reward"]).to_dict("records")
+    assert (a["runs"], a["left_out"], a["reward"]) == (5, 2, pytest.approx(0.3))
+    # three values, t = 4.3027 with two degrees of freedom, standard deviation .26458
+    assert a["reward ±"] == pytest.approx(4.30265 * 0.264575 / 3**0.5, rel=1e-4)
+    assert b["reward"] == 0.7
+    assert b["reward ±"] != b["reward ±"]
+
+
+@pytest.mark.slow
+def test_a_run_that_somebody_stopped_is_not_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_or_train", lambda config, path: run(config, path, on_step=lambda loop, row: setattr(loop, "stopping", True)))
+    job = small([{"name": "grpo", "method": "grpo"}], seeds=1).jobs()[0]
+    with pytest.raises(RuntimeError, match="the run is idle, not done: somebody stopped it"):
+        module.work(job, tmp_path)
+    assert not over(job.folder(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_is_a_result_and_one_that_breaks_is_named(tmp_path, monkeypatch):
+    def outcome(config, path):
+        if config.method == "kdrl":
+            raise RuntimeError("the disk is full")
+        run(config, path)
+        raise FloatingPointError("the loss of step 3 is nan")
+
+    monkeypatch.setattr(module, "load_or_train", outcome)
+    sweep = small([{"name": "grpo", "method": "grpo"}], seeds=1)
+    job = sweep.jobs()[0]
+    module.work(job, tmp_path)
+    assert over(job.folder(tmp_path))
+    assert collect(sweep, tmp_path)["diverged"].tolist() == [True]
+    assert by_arm(collect(sweep.model_copy(update={"seeds": [7]}), tmp_path), []).empty  # nothing is over yet
+    with pytest.raises(RuntimeError, match="disk is full"):
+        module.work(small([{"name": "kdrl", "method": "kdrl"}]).jobs()[0], tmp_path)
