@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from rlkd_lab.models import locate
 from rlkd_lab.models.loading import ZOO
+from rlkd_lab.tasks import find_task
 
 
 def cards() -> dict[str, Any]:
@@ -34,3 +35,10 @@ def accuracies(card: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame([
         {"precision": {"none": "full", "nf4": "NF4"}[key.partition(" ")[0]], "set": key.partition(" ")[2] or "id", **row} for key, row in card["table"].items()
     ])  # fmt: skip
+
+
+def levels(card: dict[str, Any], which: str) -> str:
+    """The difficulties of a row of :func:`accuracies`, ``id`` or ``ood``: ``2–5`` operations, ``2–4`` people, …"""
+    task = find_task(card["recipe"].get("task", "arithmetic"))
+    low, high = task.train_difficulty if which == "id" else task.ood_difficulty or (0, 0)
+    return str(low) if low == high else f"{low}–{high}"

@@ -3,6 +3,7 @@
 from rlkd_lab.tasks.arithmetic import ArithmeticTask
 from rlkd_lab.tasks.base import Example, Score, Split, Task
 from rlkd_lab.tasks.find import find_task
+from rlkd_lab.tasks.knights import KnightsTask
 from rlkd_lab.tasks.questions import QuestionTask
 from rlkd_lab.tasks.reasoning import ReasoningGymTask
 from rlkd_lab.tasks.rewards import SHARED, Verdict, check_weights, judge
@@ -11,6 +12,7 @@ __all__ = [
     "SHARED",
     "ArithmeticTask",
     "Example",
+    "KnightsTask",
     "QuestionTask",
     "ReasoningGymTask",
     "Score",

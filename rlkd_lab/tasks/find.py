@@ -12,9 +12,12 @@ from typing import Any
 
 from rlkd_lab.tasks.arithmetic import ArithmeticTask
 from rlkd_lab.tasks.base import Task, check_template
+from rlkd_lab.tasks.knights import KnightsTask
 from rlkd_lab.tasks.questions import FILES, QuestionTask, read_files, read_hub
 from rlkd_lab.tasks.reasoning import ReasoningGymTask, reasoning_gym_sets
 
+EMBEDDED: dict[str, type[ArithmeticTask] | type[KnightsTask]] = {"arithmetic": ArithmeticTask, "knights": KnightsTask}
+"""Tasks in the bare notation that the character tokenizer of the embedded models was made for."""
 MEMBERS = ("name", "train_difficulty", "ood_difficulty", "examples", "score")
 
 
@@ -22,8 +25,8 @@ def find_task(name: str, settings: Mapping[str, Any] | None = None, template: st
     r"""The task of that name. Only a name of reasoning-gym's imports reasoning-gym, only questions import math-verify.
 
     Args:
-        name: ``arithmetic``; a reasoning-gym set (``countdown``); a file (.jsonl, .json, .parquet) or a folder of train.* and test.* files with a question and
-            an answer a row; ``hub:OWNER/NAME`` or ``hub:OWNER/NAME:CONFIG``; ``PATH.py:CLASS``, a class of your own.
+        name: ``arithmetic`` or ``knights``; a reasoning-gym set (``countdown``); a file (.jsonl, .json, .parquet) or a folder of train.* and test.* files
+            with a question and an answer a row; ``hub:OWNER/NAME`` or ``hub:OWNER/NAME:CONFIG``; ``PATH.py:CLASS``, a class of your own.
         settings: of a reasoning-gym set (the fields of its config) or of your own class (keyword arguments); the others have none.
         template: what a prompt looks like, with ``{question}`` in it; every other brace stands for itself. The task's own by default.
 
@@ -37,10 +40,10 @@ def find_task(name: str, settings: Mapping[str, Any] | None = None, template: st
         return own_task(Path(path), attribute, settings, template)
     if name.endswith(".py"):
         raise ValueError(f"task {name}: a file can hold several classes; write {name}:CLASS")
-    if name == "arithmetic":
+    if name in EMBEDDED:
         if settings or template:
-            raise ValueError("arithmetic has no settings and no template: the embedded models read its bare prompts; use a reasoning-gym set such as chain_sum")
-        return ArithmeticTask()
+            raise ValueError(f"{name} has no settings and no template: the embedded models read its bare prompts; use a reasoning-gym set such as chain_sum")
+        return EMBEDDED[name]()
     if name.startswith("hub:"):
         _no_settings(name, settings)
         return QuestionTask(name, read_hub(name.removeprefix("hub:")), template)
@@ -49,10 +52,10 @@ def find_task(name: str, settings: Mapping[str, Any] | None = None, template: st
         return QuestionTask(name, read_files(Path(name)), template)
     sets = reasoning_gym_sets()
     if name not in sets:
-        close = difflib.get_close_matches(name, ["arithmetic", *sets], n=3, cutoff=0.5)
+        close = difflib.get_close_matches(name, [*EMBEDDED, *sets], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(repr(one) for one in close)}? " if close else ""
         raise ValueError(
-            f"unknown task {name!r}: {hint}A task is arithmetic, one of reasoning-gym's {len(sets)} sets (countdown, zebra_puzzles, …),"
+            f"unknown task {name!r}: {hint}A task is arithmetic, knights, one of reasoning-gym's {len(sets)} sets (countdown, zebra_puzzles, …),"
             " a .jsonl, .json or .parquet file or a folder of them, hub:OWNER/NAME, or PATH.py:CLASS"
         )
     return ReasoningGymTask(name, settings, template)

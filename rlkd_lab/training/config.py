@@ -50,9 +50,9 @@ class RunConfig(BaseModel):
     lora_alpha: Annotated[int, Field(ge=1, description="the update is scaled by lora_alpha / lora_rank")] = 32
     gradient_checkpointing: Annotated[bool, Field(description="less memory, more time")] = False
 
-    task: Annotated[str, Field(description="arithmetic, a reasoning-gym set, a .jsonl/.json/.parquet file or folder, hub:OWNER/NAME, or PATH.py:CLASS")] = (
-        "arithmetic"
-    )
+    task: Annotated[
+        str, Field(description="arithmetic, knights, a reasoning-gym set, a .jsonl/.json/.parquet file or folder, hub:OWNER/NAME, or PATH.py:CLASS")
+    ] = "arithmetic"
     task_settings: Annotated[
         dict[str, Any], Field(description="of the task, set as task.NAME=VALUE: a reasoning-gym set's config, your class's arguments")
     ] = {}

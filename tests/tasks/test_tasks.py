@@ -18,8 +18,9 @@ from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.tasks import ArithmeticTask, Example, ReasoningGymTask, Score, Task, find_task
 from rlkd_lab.tasks.arithmetic import steps, worked
 from rlkd_lab.tasks.base import SPLITS, seeded, split_of
+from rlkd_lab.tasks.find import EMBEDDED
 
-EVERY_TASK = pytest.mark.parametrize("name", ["arithmetic", "knights_knaves"])
+EVERY_TASK = pytest.mark.parametrize("name", ["arithmetic", "knights", "knights_knaves"])
 
 
 KNIGHTS = ReasoningGymTask("knights_knaves")
@@ -62,7 +63,7 @@ def test_examples_are_the_same_in_another_process(name):
     assert ast.literal_eval(found) == [e.id for e in find_task(name).examples(3, 5)]
 
 
-@pytest.mark.parametrize(("name", "n"), [("arithmetic", 3000), ("knights_knaves", 40)])
+@pytest.mark.parametrize(("name", "n"), [("arithmetic", 3000), ("knights", 400), ("knights_knaves", 40)])
 def test_splits_share_no_prompt(name, n):
     task = find_task(name)
     prompts = {split: {e.prompt for seed in range(2) for e in task.examples(n // 2, seed, split, task.train_difficulty)} for split in SPLITS}
@@ -124,7 +125,7 @@ def test_no_examples_are_no_examples(name):
 @EVERY_TASK
 def test_a_right_answer_has_all_its_parts(name):
     problem = find_task(name).examples(1, 0)[0]
-    right = f"#{problem.answer}" if name == "arithmetic" else f"<answer>{problem.answer}</answer>"
+    right = f"#{problem.answer}" if name in EMBEDDED else f"<answer>{problem.answer}</answer>"
     score = find_task(name).score(right, problem)
     assert score.parts == dict.fromkeys(score.parts, 1.0)
     assert {"format", "accuracy"} <= set(score.parts)
