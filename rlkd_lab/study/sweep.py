@@ -42,10 +42,12 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.stats import t
 
+from rlkd_lab.models import default_device
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.evaluation import about, evaluate_target, settings_of, summarise, write_table
 from rlkd_lab.study.targets import find_target, task_of
 from rlkd_lab.training import RunConfig, config_of, load_or_train, make_config
+from rlkd_lab.training.config import in_words, validated
 from rlkd_lab.training.environment import alive, peak_memory_gib
 from rlkd_lab.training.loop import fingerprint
 
@@ -97,23 +99,24 @@ class Sweep(_Strict):
         seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds={self.seeds}: a sweep needs seeds, each once")
-        found: list[Job] = []
+        arms: dict[str, RunConfig] = {}
         same: dict[str, str] = {}
-        for seed in seeds:
-            for arm in self.arms:
-                for name, settings in _combinations(arm):
-                    try:
-                        texts = {key: _text(value) for key, value in (self.settings | settings).items()}
-                        config = make_config(arm.method, self.preset, texts, steps=self.steps, seed=seed)
-                    except ValueError as error:
-                        raise ValueError(f"arm {name}: {error}") from None
-                    other = same.setdefault(fingerprint(config), name)
-                    if other != name:
-                        raise ValueError(f"arms {other} and {name} have the same settings: they would be one run, counted twice")
-                    if (name, seed) in {(job.arm, job.seed) for job in found}:
-                        raise ValueError(f"two arms are called {name}: their runs would lie in one folder")
-                    found.append(Job(name, seed, config, self.evaluate))
-        return found
+        for arm in self.arms:
+            for name, settings in _combinations(arm):
+                if name in arms:
+                    raise ValueError(f"two arms are called {name}: their runs would lie in one folder")
+                try:
+                    texts = {key: _text(value) for key, value in (self.settings | settings).items()}
+                    arms[name] = make_config(arm.method, self.preset, texts, steps=self.steps)
+                except ValueError as error:
+                    raise ValueError(f"arm {name}: {error}") from None
+                other = same.setdefault(fingerprint(arms[name]), name)
+                if other != name:
+                    raise ValueError(f"arms {other} and {name} have the same settings: they would be one run, counted twice")
+        try:
+            return [Job(name, seed, validated({**config.model_dump(), "seed": seed}), self.evaluate) for seed in seeds for name, config in arms.items()]
+        except ValueError as error:
+            raise ValueError(f"seeds: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,7 @@ def read_sweep(path: str | Path) -> Sweep:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is no TOML file: {error}") from None
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, item['loc']))}={item['input']!r}: {item['msg']}" for item in error.errors()]
-        raise ValueError(f"{path}: {'; '.join(problems)}") from None
+        raise ValueError(f"{path}: {in_words(error)}") from None
 
 
 def _combinations(arm: Arm) -> Iterator[tuple[str, dict[str, Setting]]]:
@@ -175,8 +177,8 @@ def work(job: Job, out: Path, threads: int | None = None) -> None:
     except FloatingPointError as error:  # an outcome: what an unbounded ratio does
         why = str(error)
     folder = RunFolder.open(path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder.write_json(OVER, {"diverged": why, "seconds": time.time() - began, "worker_gib": peak_memory_gib(device), "threads": torch.get_num_threads()})
+    needed = {"seconds": time.time() - began, "worker_gib": peak_memory_gib(default_device()), "threads": torch.get_num_threads()}
+    folder.write_json(OVER, {"diverged": why, **needed})
 
 
 def _evaluate(job: Job, path: Path) -> None:
@@ -233,15 +235,13 @@ def run_sweep(
     Raises:
         ValueError: a bad sweep, a run in ``out`` with other settings, or another process that runs it; before anything is trained.
     """
-    import torch
-
     target, jobs = Path(out), sweep.jobs()
     for job in jobs:
         path = job.folder(target)
         if (path / "config.json").exists() and fingerprint(config_of(RunFolder.open(path))) != fingerprint(job.config):
             raise ValueError(f"{path} holds a run with other settings than this sweep's: choose another --out, or delete that run")
     target.mkdir(parents=True, exist_ok=True)
-    cpu = not torch.cuda.is_available()
+    cpu = default_device().type == "cpu"
     count = workers or (os.cpu_count() or 1 if cpu else 1)
     failed = []
     with _alone(target):

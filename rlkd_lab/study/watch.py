@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.sweep import Job, over
 
 
@@ -37,12 +38,12 @@ def watch(out: Path, jobs: list[Job]) -> Iterator[Callable[[list[Job], list[Job]
 
 
 def _steps(out: Path, jobs: list[Job]) -> int:
-    """Finished steps of all runs: lines of metrics.jsonl."""
-    return sum(_lines(job.folder(out) / "metrics.jsonl") for job in jobs)
+    """Finished steps of all runs."""
+    return sum(_step(job.folder(out)) for job in jobs)
 
 
-def _lines(path: Path) -> int:
+def _step(path: Path) -> int:
     try:
-        return path.read_bytes().count(b"\n")
-    except OSError:
+        return int(RunFolder(path).status()["step"])
+    except (OSError, ValueError):  # not begun, or damaged: whoever takes the run up says so
         return 0

@@ -207,12 +207,17 @@ def validated(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig(**values)
     except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            where = ".".join(str(part) for part in item["loc"])
-            text = item["msg"].removeprefix("Value error, ")
-            problems.append(f"{where}={item['input']!r}: {text}" if where else text)
-        raise ValueError("; ".join(problems)) from None
+        raise ValueError(in_words(error)) from None
+
+
+def in_words(error: ValidationError) -> str:
+    """pydantic's report as one line: a sentence a problem."""
+    problems = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        text = item["msg"].removeprefix("Value error, ")
+        problems.append(f"{where}={item['input']!r}: {text}" if where else text)
+    return "; ".join(problems)
 
 
 def likely_mistakes(config: RunConfig) -> list[str]:
