@@ -426,6 +426,9 @@ def test_sweep(rlkd, tmp_path):
     assert result.exit_code == 0, result.output
     assert "4/4" in result.stderr
     assert "kdrl" in result.stdout
+    narrow = CliRunner(env={"COLUMNS": "60"}).invoke(app, [str(word) for word in where])
+    assert "grpo" in narrow.stdout
+    assert "kdrl" in narrow.stdout
     again = rlkd(*where, "--json")
     assert [arm["runs"] for arm in json.loads(again.stdout)["arms"]] == [2, 2]
     assert rlkd(*where, "--plan").stdout.count("over") == 4
