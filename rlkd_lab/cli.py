@@ -405,7 +405,7 @@ def sweep(
             print_json({"arms": arms.to_dict("records"), "failed": failed, "table": str(out / "runs.csv")})
         else:
             table = Table(box=None, pad_edge=False)
-            table.add_column("arm", overflow="fold", min_width=17)  # in a narrow terminal the numbers break, the names stay
+            table.add_column("arm", overflow="fold")
             for heading in ("seeds", *(MEASURES[name] for name in measures)):
                 table.add_column(heading, justify="right")
             for row in arms.to_dict("records"):
