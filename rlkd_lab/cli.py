@@ -388,21 +388,31 @@ def sweep(
 ) -> None:
     """Many runs: arms × seeds, trained and evaluated in parallel, resumable. A table by arm and OUT/runs.csv."""
     with plain_errors(f"`rlkd sweep {file} --out {out}` goes on"):
-        from rlkd_lab.study.sweep import by_arm, collect, over, read_sweep, run_sweep
+        from rlkd_lab.study.results import by_arm, collect, over
+        from rlkd_lab.study.sweep import read_sweep, settled
         from rlkd_lab.study.watch import watch
+        from rlkd_lab.study.workers import run_sweep, stages
 
         wanted = read_sweep(file)
         if plan:
-            for job in wanted.jobs():
-                typer.echo(f"{'over' if over(job.folder(out)) else 'to do':6} {job.folder(out)}")
+            count = settled(wanted, out)
+            known = ([(wanted.tuning(), out / "tuning")] if wanted.tune else []) + ([(count, out)] if count else [])
+            for stage, folder in known:
+                for job in stage.jobs():
+                    typer.echo(f"{'over' if over(job.folder(folder)) else 'to do':6} {job.folder(folder)}")
+            if count is None:
+                typer.echo(f"then, with the settings chosen, {len(wanted.arms)} arms × {len(wanted.all_seeds)} seeds")
             return
-        with watch(out, wanted.jobs()) as show:
-            failed = run_sweep(wanted, out, workers=workers, on_change=show)
-        runs = collect(wanted, out)
+        for stage, folder in stages(wanted, out):
+            with watch(folder, stage.jobs()) as show:
+                failed = run_sweep(stage, folder, workers=workers, on_change=show)
+            if failed:
+                break
+        runs = collect(stage, folder)
         measures = [name for name in MEASURES if name in runs]
         arms = by_arm(runs, measures)
         if as_json:
-            print_json({"arms": arms.to_dict("records"), "failed": failed, "table": str(out / "runs.csv")})
+            print_json({"arms": arms.to_dict("records"), "failed": failed, "table": str(folder / "runs.csv")})
         else:
             table = Table(box=None, pad_edge=False)
             table.add_column("arm", overflow="fold")
@@ -412,7 +422,7 @@ def sweep(
                 seeds = f"{row['runs']}" + (f" ({row['left_out']} left out)" if row["left_out"] else "")
                 table.add_row(escape(str(row["arm"])), seeds, *(_with_half_width(row[name], row[f"{name} ±"]) for name in measures))
             console.print(table, "")
-            typer.echo(f"mean over seeds ± half of its 95 % interval (Student's t); every run: {out / 'runs.csv'}")
+            typer.echo(f"mean over seeds ± half of its 95 % interval (Student's t); every run: {folder / 'runs.csv'}")
         for sentence in failed:
             typer.echo(f"rlkd: failed: {sentence}", err=True)
         if failed:

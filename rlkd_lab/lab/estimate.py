@@ -20,7 +20,7 @@ BLOCK = 64
 """Weights that share a scale in NF4."""
 EVALUATED = 128
 """Completions that an evaluation in a run samples at a time."""
-PARTS = ("rollout", "old", "teacher", "reference", "update")
+PARTS = ("rollout", "old", "teacher", "divergences", "reference", "update")
 
 
 def gpu_hours(rows: pd.DataFrame, steps: int, evaluations: int = 0) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 File format (version 1): one parquet file, a row a trace, columns ``example_id`` (str), ``prompt`` (str), ``answer`` (str), ``completion`` (str),
 ``completion_ids`` (list of int, with the end of sequence), ``correct`` (bool), ``finished`` (bool); schema metadata
 ``rlkd_traces`` = ``{"version": 1, "teacher": …, "temperature": …, "seed": …, "sampled": number before filtering, "prompts": hash of
-prompts and answers, …}``.
+prompts and answers, …}`` and ``rlkd_tokens`` = tokens that the teacher wrote, those of traces that were not kept included.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def teacher_traces(
     kept = [row for row in rows if keep == "all" or row[keep]]
     if not kept:
         raise ValueError(f"none of the teacher's {n} traces is {keep}: raise max_new_tokens, or take another teacher")
-    table = pa.Table.from_pylist(kept).replace_schema_metadata({"rlkd_traces": json.dumps(key)})
+    written = sum(len(row["completion_ids"]) for row in rows)
+    table = pa.Table.from_pylist(kept).replace_schema_metadata({"rlkd_traces": json.dumps(key), "rlkd_tokens": str(written)})
     cache.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, cache.with_suffix(".tmp"))
     cache.with_suffix(".tmp").rename(cache)

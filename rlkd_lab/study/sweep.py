@@ -1,4 +1,4 @@
-"""Sweeps: arms × seeds, trained and evaluated by several workers, and resumable.
+"""Sweeps: what is run. Arms × seeds, and before them the same number of trials for each arm to choose its settings by.
 
 A sweep is a TOML file:
 
@@ -11,49 +11,43 @@ A sweep is a TOML file:
     prompts = 256
     samples = 8
 
+    [tune]                          # left out: nothing is chosen
+    seed = 1000
+
     [[arms]]
     name = "kdrl"
     method = "kdrl"
     settings = {teacher = "teacher-concise"}
-    grid = {kd_coef = [0.05, 0.1, 0.2]}    # an arm for every combination: kdrl,kd_coef=0.05 …
+    trials = [{kd_coef = 0.05}, {kd_coef = 0.2}]    # the best on validation prompts is run with all seeds
 
-Its folder holds ``sweep.json`` (the file as it was understood), ``runs/ARM/seed_0`` (run folders, with ``eval/step_N.parquet``), and ``runs.csv``. Started
-again it takes up what is missing and runs nothing twice. A run that diverged is a result: it is kept and not tried again.
+    [[arms]]
+    name = "trrd"
+    method = "trrd"
+    grid = {trrd_alpha = [0.3, 0.5, 0.7]}           # an arm for every combination: trrd,trrd_alpha=0.3 …; no trials then
+
+:mod:`rlkd_lab.study.workers` runs it, :mod:`rlkd_lab.study.results` reads what came out.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
-import multiprocessing
-import os
 import re
-import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy.stats import t
 
-from rlkd_lab.models import default_device
-from rlkd_lab.runs import RunFolder
-from rlkd_lab.study.evaluation import about, evaluate_target, settings_of, summarise, write_table
-from rlkd_lab.study.targets import find_target, task_of
-from rlkd_lab.training import RunConfig, config_of, load_or_train, make_config
+from rlkd_lab.training import RunConfig, make_config
 from rlkd_lab.training.config import in_words, validated
-from rlkd_lab.training.environment import alive, peak_memory_gib
 from rlkd_lab.training.loop import fingerprint
 
 Setting = str | int | float | bool | None
-OVER = "outcome.json"
-"""In a run folder: the run and its evaluation are over; whether it diverged, and what the worker needed."""
+CHOSEN = "tuned.json"
+"""In a sweep's folder: what its trials led to."""
 
 
 class _Strict(BaseModel):
@@ -71,6 +65,14 @@ class Evaluation(_Strict):
     ood: bool = True
 
 
+class Tuning(_Strict):
+    """How each arm's settings are chosen: one run a trial, without evaluations on the way, and the mean accuracy of its end on validation prompts."""
+
+    seed: Annotated[int, Field(ge=0)] = 1000
+    prompts: Annotated[int, Field(ge=1)] = 256
+    samples: Annotated[int, Field(ge=1)] = 4
+
+
 class Arm(_Strict):
     """One line of the comparison, or with a grid several."""
 
@@ -78,6 +80,7 @@ class Arm(_Strict):
     method: str
     settings: dict[str, Setting] = {}
     grid: dict[str, list[Setting]] = {}
+    trials: list[dict[str, Setting]] = []
 
 
 class Sweep(_Strict):
@@ -88,17 +91,63 @@ class Sweep(_Strict):
     seeds: int | list[int] = 5
     settings: dict[str, Setting] = {}
     evaluate: Evaluation | None = None
+    tune: Tuning | None = None
     arms: Annotated[list[Arm], Field(min_length=1)]
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds, listed."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    def tuning(self) -> Sweep:
+        """The trials, as a sweep of their own.
+
+        Raises:
+            ValueError: unequal numbers of trials, a grid beside them, or a seed that is used for both.
+        """
+        assert self.tune is not None
+        if self.tune.seed in self.all_seeds:
+            raise ValueError(f"seed {self.tune.seed} chooses the settings, so it cannot be among the seeds that count: give [tune] another one")
+        count = len(self.arms[0].trials)
+        for arm in self.arms:
+            if arm.grid:
+                raise ValueError(f"arm {arm.name} has a grid: what [tune] chooses from are trials, a list of settings")
+            if len(arm.trials) != count or not count:
+                raise ValueError(f"arm {self.arms[0].name} has {count} trials and arm {arm.name} {len(arm.trials)}: every arm gets the same number, at least 1")
+        quiet: dict[str, Setting] = {"eval_every": 0, "interference_every": 0, "samples_every": 0}
+        return Sweep(
+            preset=self.preset,
+            steps=self.steps,
+            seeds=[self.tune.seed],
+            settings=self.settings | quiet,
+            evaluate=Evaluation(prompts=self.tune.prompts, samples=self.tune.samples, split="validation", ood=False),
+            arms=[
+                Arm(name=f"{arm.name}.{number}", method=arm.method, settings=arm.settings | trial | quiet)
+                for arm in self.arms
+                for number, trial in enumerate(arm.trials, 1)
+            ],
+        )
+
+    def tuned(self, best: dict[str, int]) -> Sweep:
+        """The sweep that counts, each arm with the settings of its best trial, counted from 1."""
+        arms = [arm.model_copy(update={"settings": arm.settings | arm.trials[best[arm.name] - 1], "trials": []}) for arm in self.arms]
+        return self.model_copy(update={"arms": arms, "tune": None})
 
     def jobs(self) -> list[Job]:
         """Every run of the sweep, seed by seed, so that a sweep that is stopped early has some seeds of every arm.
 
         Raises:
-            ValueError: an unknown knob, setting or method, a value out of range, two arms of one name or with the same settings, no seed or a doubled one.
+            ValueError: an unknown knob, setting or method, a value out of range, two arms of one name or with the same settings, no seed or a doubled one,
+                trials that have not been run.
         """
-        seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+        if self.tune is not None:
+            raise ValueError("the settings of this sweep are not chosen yet: run its trials first")
+        seeds = self.all_seeds
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds={self.seeds}: a sweep needs seeds, each once")
+        for arm in self.arms:
+            if arm.trials:
+                raise ValueError(f"arm {arm.name} has trials, and the file no [tune] that would choose among them")
         arms: dict[str, RunConfig] = {}
         same: dict[str, str] = {}
         for arm in self.arms:
@@ -157,155 +206,17 @@ def _text(value: Setting) -> str:
     return "off" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-# --- one run ----------------------------------------------------------------------------------------------------------
-
-
-def work(job: Job, out: Path, threads: int | None = None) -> None:
-    """Train or take up a run, evaluate its last checkpoint, and say that it is over."""
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    path, began = job.folder(out), time.time()
-    why = None
-    try:
-        state = load_or_train(job.config, path).status()["state"]
-        if state != "done":
-            raise RuntimeError(f"the run is {state}, not done: somebody stopped it; start the sweep again to go on with it")
-        if job.evaluate is not None:
-            _evaluate(job, path)
-    except FloatingPointError as error:  # an outcome: what an unbounded ratio does
-        why = str(error)
-    folder = RunFolder.open(path)
-    needed = {"seconds": time.time() - began, "worker_gib": peak_memory_gib(default_device()), "threads": torch.get_num_threads()}
-    folder.write_json(OVER, {"diverged": why, **needed})
-
-
-def _evaluate(job: Job, path: Path) -> None:
-    assert job.evaluate is not None
-    target = find_target(str(path))
-    asked = task_of(job.config)
-    settings = settings_of(job.config, **job.evaluate.model_dump())
-    frame = evaluate_target(target.load(), asked, settings)
-    write_table(path / "eval" / f"step_{target.step:06d}.parquet", frame, about({**target.describe(), "name": job.arm}, asked, settings))
-    summarise(frame).to_csv(path / "eval" / f"step_{target.step:06d}.csv", index=False)
-
-
-def over(path: Path) -> bool:
-    """Whether nothing is left to do in a run folder of a sweep."""
-    return (path / OVER).exists()
-
-
-# --- all of them ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """One process a sweep."""
-    lock = out / "lock.json"
-    if lock.exists():
-        held = json.loads(lock.read_text())
-        if held["pid"] != os.getpid() and alive(held["pid"], held["since"]):
-            raise ValueError(f"process {held['pid']} is running this sweep: two of them would run everything twice")
-    lock.write_text(json.dumps({"pid": os.getpid(), "since": time.time()}))
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def run_sweep(
-    sweep: Sweep,
-    out: str | Path,
-    *,
-    workers: int | None = None,
-    on_change: Callable[[list[Job], list[Job]], None] | None = None,
-) -> list[str]:
-    """Run what is missing, ``workers`` at a time.
-
-    Args:
-        sweep: from :func:`read_sweep`.
-        out: the sweep's folder.
-        workers: processes; one a core on a CPU, each with one thread, and one on a GPU by default.
-        on_change: called with (over, all) twice a second.
-
-    Returns:
-        a sentence for every run that failed; those that diverged are no failures.
+def settled(sweep: Sweep, out: Path) -> Sweep | None:
+    """The sweep with chosen settings; ``None`` before its trials are over.
 
     Raises:
-        ValueError: a bad sweep, a run in ``out`` with other settings, or another process that runs it; before anything is trained.
+        ValueError: the trials in ``out`` were others.
     """
-    target, jobs = Path(out), sweep.jobs()
-    for job in jobs:
-        path = job.folder(target)
-        if (path / "config.json").exists() and fingerprint(config_of(RunFolder.open(path))) != fingerprint(job.config):
-            raise ValueError(f"{path} holds a run with other settings than this sweep's: choose another --out, or delete that run")
-    target.mkdir(parents=True, exist_ok=True)
-    cpu = default_device().type == "cpu"
-    count = workers or (os.cpu_count() or 1 if cpu else 1)
-    failed = []
-    with _alone(target):
-        (target / "sweep.json").write_text(sweep.model_dump_json(indent=2) + "\n")
-        left = [job for job in jobs if not over(job.folder(target))]
-        with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-            waiting: dict[Future[None], Job] = {pool.submit(work, job, target, 1 if cpu else None): job for job in left}
-            try:
-                while waiting:
-                    done, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        job, error = waiting.pop(future), future.exception()
-                        if error is not None:
-                            failed.append(f"{job.folder(target)}: {type(error).__name__}: {error}")
-                    if on_change is not None:
-                        on_change([job for job in jobs if over(job.folder(target))], jobs)
-            except BaseException:
-                for process in list(pool._processes.values()):
-                    process.terminate()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        collect(sweep, target).to_csv(target / "runs.csv", index=False)
-    return failed
-
-
-def by_arm(runs: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """A row an arm: ``runs``, ``left_out`` (diverged, or touched by hand) and for each measure its mean over the other seeds and the half-width of its 95 %
-    interval (Student's t; NaN below two seeds)."""
-    rows = []
-    for arm, group in runs.groupby("arm", sort=False):
-        left_out = group["diverged"] | group["touched"]
-        row: dict[str, Any] = {"arm": arm, "runs": len(group), "left_out": int(left_out.sum())}
-        for name in measures:
-            values = group.loc[~left_out, name].dropna().to_numpy(dtype=float)
-            row[name] = values.mean() if len(values) else math.nan
-            row[f"{name} ±"] = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def collect(sweep: Sweep, out: str | Path, window: int = 10) -> pd.DataFrame:
-    """A row a run that is over: arm, seed, method, settings of the grid, whether it diverged, means of the last ``window`` steps of the curves' metrics,
-    measures of the evaluation (``id avg``, ``ood pass@8``, …), tokens and seconds."""
-    rows = []
-    for job in sweep.jobs():
-        path = job.folder(Path(out))
-        if not over(path):
-            continue
-        folder = RunFolder.open(path)
-        frame, outcome = folder.metrics(), json.loads((path / OVER).read_text())
-        row: dict[str, Any] = {
-            "arm": job.arm,
-            "seed": job.seed,
-            "method": job.config.method,
-            "diverged": outcome["diverged"] is not None,
-            "touched": folder.touched,
-            "steps": len(frame),
-        }
-        row |= {name: frame[name].dropna().tail(window).mean() for name in ("reward", "kl_teacher_rev", "completions/mean_length", "entropy") if name in frame}
-        row |= {"tokens": frame["num_tokens"].iloc[-1], "seconds": frame["step_time"].sum(), "worker_gib": outcome["worker_gib"]} if len(frame) else {}
-        tables = sorted((path / "eval").glob("step_*.csv"))
-        if tables:
-            table = pd.read_csv(tables[-1], dtype={"difficulty": str})
-            whole = table[table["difficulty"] == "all"]
-            row |= {f"{one['set']} {one['measure']}": one["value"] for one in whole.to_dict("records")}
-        rows.append(row)
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["arm", "seed", "method", "diverged", "touched", "steps"])
+    if sweep.tune is None:
+        return sweep
+    if not (out / CHOSEN).exists():
+        return None
+    chosen = json.loads((out / CHOSEN).read_text())
+    if chosen["tuning"] != json.loads(sweep.tuning().model_dump_json()):
+        raise ValueError(f"{out / CHOSEN} was chosen from other trials than this sweep's: choose another --out, or delete it")
+    return sweep.tuned({name: entry["best"] for name, entry in chosen["arms"].items()})

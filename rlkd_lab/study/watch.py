@@ -11,7 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.study.sweep import Job, over
+from rlkd_lab.study.results import over
+from rlkd_lab.study.sweep import Job
 
 
 @contextmanager

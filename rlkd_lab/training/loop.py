@@ -145,7 +145,7 @@ class Loop:
         values, moves = self.knobs.snapshot(step)
         coefs = {name: value for name, value in values.items() if name not in LOOP_KNOBS}
         temperature = float(values["temperature"] or 1.0)
-        clock = Clock()
+        clock, apart = Clock(), Clock()
 
         if self.twin is not None:
             self.twin.sync()
@@ -166,11 +166,13 @@ class Loop:
         if measures:
             known = seen.promised(seen.fill(batch), wanted)
             forward = self._live(temperature, coefs)
-            row |= interference(self.policy, self.config.method, known, rollout.sequences, forward, coefs, self.options, self.config.micro_batch)
+            with apart("interference"):
+                row |= interference(self.policy, self.config.method, known, rollout.sequences, forward, coefs, self.options, self.config.micro_batch)
         if records:
             path = self.folder.path / "samples" / f"step_{step:06d}.parquet"
-            write_samples(path, self.policy, self.teacher_lm, seen.fill(batch), rollout, verdicts, seen.measured(), temperature)
-            self._probe(step)
+            with apart("samples"):
+                write_samples(path, self.policy, self.teacher_lm, seen.fill(batch), rollout, verdicts, seen.measured(), temperature)
+                self._probe(step)
         self.whole = False
         row |= self._update(step, batch, rollout.sequences, temperature, coefs, float(values["learning_rate"] or 0.0), wanted, seen, clock)
         row |= self._observed(rollout, seen)
@@ -179,11 +181,16 @@ class Loop:
         self.step = step
         self.tokens += row.pop("generated", int(rollout.sequences.completion_mask.sum()))
         if self.config.eval_every and (step % self.config.eval_every == 0 or step == self.config.steps):
-            row |= self.evaluate()
+            with apart("evaluation"):
+                row |= self.evaluate()
         row |= {f"coef/{name}": value for name, value in values.items() if name != "learning_rate"}
         row |= {"learning_rate": values["learning_rate"], "num_tokens": self.tokens, "on_policy": rollout.on_policy}
         row |= {f"time/{name}": seconds for name, seconds in clock.seconds.items()}
-        row |= {"step_time": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib(self.policy.device)}
+        needed = needs_of(self.method, coefs, self.options) | ({"old"} if self.config.minibatches > 1 else set())
+        for_curves = {"divergences", "teacher", "reference", "old"} - needed
+        whole = time.perf_counter() - began
+        training = whole - sum(apart.seconds.values()) - sum(clock.seconds.get(name, 0.0) for name in for_curves)
+        row |= {"step_time": whole, "train_time": training, "memory/peak_gib": peak_memory_gib(self.policy.device)}
         self.whole = True
         return {"step": step, **row}
 
@@ -398,7 +405,8 @@ class Loop:
                 with clock("teacher"):
                     theirs = self._frozen_states("teacher", self.teacher_lm, rows, part, seen)
                     found["teacher_logps"], _ = token_logps(self.teacher_lm, theirs, ids, temperature)
-                    if "divergences" in wanted:
+                if "divergences" in wanted:
+                    with clock("divergences"):
                         for kind in KL_METRICS:
                             pair = (self.student_lm, hidden.detach(), self.teacher_lm, theirs, kind)
                             found[kind] = token_divergence(*pair, temperature=temperature)

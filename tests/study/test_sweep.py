@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.study import sweep as module
-from rlkd_lab.study.sweep import Sweep, by_arm, collect, over, read_sweep, run_sweep
+from rlkd_lab.study import workers as module
+from rlkd_lab.study.results import OVER, by_arm, collect, curves, levels, over
+from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep, settled
+from rlkd_lab.study.workers import choose, run_sweep, stages
 from rlkd_lab.training import run
 
 SMALL = {
@@ -162,7 +165,8 @@ def test_a_killed_sweep_goes_on_without_loss(tmp_path):
     (tmp_path / "sweep.json").write_text(sweep.model_dump_json())
     code = f"""
 from pathlib import Path
-from rlkd_lab.study.sweep import Sweep, run_sweep
+from rlkd_lab.study.sweep import Sweep
+from rlkd_lab.study.workers import run_sweep
 if __name__ == "__main__":
     run_sweep(Sweep.model_validate_json(Path({str(tmp_path / "sweep.json")!r}).read_text()), {str(tmp_path / "out")!r}, workers=2)
 """
@@ -222,3 +226,124 @@ def test_a_run_that_diverges_is_a_result_and_one_that_breaks_is_named(tmp_path, 
     assert by_arm(collect(sweep.model_copy(update={"seeds": [7]}), tmp_path), []).empty  # nothing is over yet
     with pytest.raises(RuntimeError, match="disk is full"):
         module.work(small([{"name": "kdrl", "method": "kdrl"}]).jobs()[0], tmp_path)
+
+
+# --- choosing settings ------------------------------------------------------------------------------------------------
+
+TRIALS = [
+    {"name": "grpo", "method": "grpo", "trials": [{"learning_rate": 0.001}, {"learning_rate": 0.002}]},
+    {"name": "sft", "method": "sft", "trials": [{"learning_rate": 0.001}, {"learning_rate": 0.0}]},
+]
+TUNE = {"seed": 9, "prompts": 4, "samples": 2}
+
+
+def test_trials_are_a_sweep_of_their_own_with_another_seed_on_validation_prompts():
+    sweep = small(TRIALS, tune=TUNE)
+    trials = sweep.tuning()
+    assert [(job.arm, job.seed) for job in trials.jobs()] == [("grpo.1", 9), ("grpo.2", 9), ("sft.1", 9), ("sft.2", 9)]
+    assert trials.evaluate.split == "validation" and not trials.evaluate.ood
+    assert [job.config.knobs["learning_rate"] for job in trials.jobs()] == [0.001, 0.002, 0.001, 0.0]
+    best = sweep.tuned({"grpo": 2, "sft": 1})
+    assert {(job.arm, job.seed, job.config.knobs["learning_rate"]) for job in best.jobs()} == {
+        ("grpo", 0, 0.002), ("grpo", 1, 0.002), ("sft", 0, 0.001), ("sft", 1, 0.001),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="not chosen yet"):
+        sweep.jobs()
+
+
+@pytest.mark.parametrize(
+    ("arms", "tune", "says"),
+    [
+        (TRIALS, {"seed": 1}, "seed 1 chooses the settings, so it cannot be among the seeds that count"),
+        ([TRIALS[0], {**TRIALS[1], "trials": [{"learning_rate": 0.1}]}], TUNE, "arm grpo has 2 trials and arm sft 1: every arm gets the same number"),
+        ([TRIALS[0], {"name": "sft", "method": "sft"}], TUNE, "arm grpo has 2 trials and arm sft 0"),
+        ([{"name": "kdrl", "method": "kdrl"}], TUNE, "at least 1"),
+        ([{**TRIALS[0], "grid": {"clip_high": [0.2, 0.3]}}], TUNE, "has a grid"),
+        (TRIALS, None, "no [tune] that would choose"),
+    ],
+)
+def test_unfair_trials_are_refused(arms, tune, says):
+    sweep = small(arms, tune=tune)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        (sweep.tuning() if tune else sweep).jobs()
+
+
+def trial_folders(sweep, out, scores):
+    """What trials leave behind, without training: one accuracy each, ``None`` for one that diverged."""
+    for job, score in zip(sweep.tuning().jobs(), scores, strict=True):
+        folder = RunFolder.create(job.folder(out / "tuning"), job.config.model_dump(mode="json"), {})
+        folder.write_json(OVER, {"diverged": None if score is not None else "it blew up", "worker_gib": 1.0})
+        (folder.path / "eval").mkdir()
+        if score is not None:
+            pd.DataFrame([{"set": "id", "difficulty": "all", "measure": "avg", "value": score, "low": 0, "high": 1}]).to_csv(
+                folder.path / "eval" / "step_000002.csv"
+            )
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [((0.3, 0.4, 0.2, 0.1), (2, 1)), ((0.3, 0.3, None, 0.1), (1, 2)), ((0.3, None, 0.0, 0.0), (1, 1))],
+)
+def test_the_best_trial_is_chosen_the_first_of_equals_and_none_that_diverged(tmp_path, scores, best):
+    sweep = small(TRIALS, tune=TUNE)
+    assert settled(sweep, tmp_path) is None
+    trial_folders(sweep, tmp_path, scores)
+    choose(sweep, tmp_path)
+    assert settled(sweep, tmp_path) == sweep.tuned(dict(zip(("grpo", "sft"), best, strict=True)))
+    record = json.loads((tmp_path / CHOSEN).read_text())["arms"]["grpo"]["trials"]
+    assert record == [{"settings": trial, "accuracy": score} for trial, score in zip(TRIALS[0]["trials"], scores[:2], strict=True)]
+
+
+def test_trials_that_are_missing_or_all_diverged_choose_nothing(tmp_path):
+    sweep = small(TRIALS, tune=TUNE)
+    with pytest.raises(ValueError, match=r"4 of 4 trials are not over, grpo\.1 for one"):
+        choose(sweep, tmp_path)
+    trial_folders(sweep, tmp_path, (0.1, 0.2, None, None))
+    with pytest.raises(ValueError, match="every trial of arm sft diverged"):
+        choose(sweep, tmp_path)
+    assert not (tmp_path / CHOSEN).exists()
+
+
+def test_settings_chosen_from_other_trials_are_not_taken(tmp_path):
+    sweep = small(TRIALS, tune=TUNE)
+    trial_folders(sweep, tmp_path, (0.1, 0.2, 0.3, 0.4))
+    choose(sweep, tmp_path)
+    with pytest.raises(ValueError, match="chosen from other trials"):
+        settled(small([{**TRIALS[0], "trials": [{"learning_rate": 0.003}, {"learning_rate": 0.002}]}, TRIALS[1]], tune=TUNE), tmp_path)
+    assert settled(small(TRIALS, tune=TUNE, seeds=4), tmp_path) is not None  # more seeds may be added
+
+
+@pytest.mark.slow
+def test_trials_and_then_the_runs_that_count(tmp_path):
+    sweep = small(TRIALS, tune=TUNE, evaluate={"prompts": 4, "samples": 2}, settings={**SMALL, "max_new_tokens": 96})
+    ran = []
+    for stage, folder in stages(sweep, tmp_path):
+        assert run_sweep(stage, folder, workers=2) == []
+        ran.append(len(stage.jobs()))
+    assert ran == [4, 4]
+    assert [len(stage.jobs()) for stage, _ in stages(sweep, tmp_path)] == [4]  # nothing is chosen twice
+    chosen = settled(sweep, tmp_path)
+    runs, steps, numbers = collect(chosen, tmp_path), curves(chosen, tmp_path), levels(chosen, tmp_path)
+    assert len(runs) == 4 and len(steps) == 8 and set(numbers["set"]) == {"id", "ood"}
+    sft = steps[steps["arm"] == "sft"]
+    written = sft["sampled_tokens"].iloc[0]
+    # eight traces of at most 96 tokens, written once, and not what is trained on
+    assert 8 <= written <= 8 * 96 and (sft["sampled_tokens"] == written)[sft["seed"] == 0].all()
+    own = steps[steps["arm"] == "grpo"]
+    assert (own["sampled_tokens"] == own["num_tokens"]).all()
+    assert (runs["train_seconds"] < runs["seconds"]).all()
+
+
+def die(job, out, threads):
+    """A worker that is killed in the run of seed 0, and works in the others."""
+    if job.seed == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    RunFolder.create(job.folder(out), job.config.model_dump(mode="json"), {}).write_json(OVER, {"diverged": None, "worker_gib": 1.0})
+
+
+def test_a_worker_that_is_killed_takes_only_its_own_run_with_it(tmp_path, monkeypatch):
+    sweep = small([{"name": "grpo", "method": "grpo"}], seeds=5)
+    monkeypatch.setattr(module, "work", die)
+    failed = run_sweep(sweep, tmp_path, workers=2)
+    assert len(failed) == 1 and "seed_0: its worker was killed, perhaps for memory" in failed[0]
+    assert [over(job.folder(tmp_path)) for job in sweep.jobs()] == [False, True, True, True, True]

@@ -13,7 +13,7 @@ ALWAYS = {
     "completions/length_working", "completions/length_checking", "completions/length_truncated", "kl_teacher_k1", "kl_teacher_k2", "kl_teacher_k3",
     "kl_teacher_rev", "kl_teacher_rev_t1", "kl_teacher_fwd", "kl_teacher_fwd_t1",
     "completions/mean_length", "completions/mean_length_correct", "completions/mean_length_wrong", "completions/clipped_ratio",
-    "time/rollout", "time/teacher", "time/reference", "time/update", "memory/peak_gib", "coef/temperature",
+    "time/rollout", "time/teacher", "time/divergences", "time/reference", "time/update", "train_time", "memory/peak_gib", "coef/temperature",
 }  # fmt: skip
 ON_POLICY = {
     "reward", "reward_std", "frac_reward_zero_std", "accuracy", "reward/format", "reward/accuracy",
@@ -63,6 +63,7 @@ def test_two_steps(trained, method):
                 assert math.isfinite(value), name
         for name in SHARES:
             assert 0 <= row.get(name, 0) <= 1, name
+        assert 0 < row["train_time"] < row["step_time"]
         for name in ("kl_teacher_rev", "kl_teacher_fwd", "kl_ref", "entropy", "grad_norm", "reward_std"):
             assert row.get(name, 0) >= 0, name
         assert 1 <= row["completions/mean_length"] <= 24

@@ -1,0 +1,187 @@
+"""Running a sweep: one run after the other in each of several worker processes, resumable.
+
+The folder of a sweep holds ``sweep.json`` (the file as it was understood), ``runs/ARM/seed_0`` (run folders, with ``eval/step_N.parquet``), ``runs.csv``, and
+with trials ``tuning/`` (their sweep) and ``tuned.json``. Started again it takes up what is missing and runs nothing twice. A run that diverged is a result: it
+is kept and not tried again.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlkd_lab.models import default_device
+from rlkd_lab.runs import RunFolder
+from rlkd_lab.study.evaluation import about, evaluate_target, settings_of, summarise, write_table
+from rlkd_lab.study.results import OVER, collect, over
+from rlkd_lab.study.sweep import CHOSEN, Job, Sweep, settled
+from rlkd_lab.study.targets import find_target, task_of
+from rlkd_lab.training import config_of, load_or_train
+from rlkd_lab.training.environment import alive, peak_memory_gib
+from rlkd_lab.training.loop import fingerprint
+
+OnChange = Callable[[list[Job], list[Job]], None]
+"""Called with (over, all)."""
+
+
+def work(job: Job, out: Path, threads: int | None = None) -> None:
+    """Train or take up a run, evaluate its last checkpoint, and say that it is over."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    path, began = job.folder(out), time.time()
+    why = None
+    try:
+        state = load_or_train(job.config, path).status()["state"]
+        if state != "done":
+            raise RuntimeError(f"the run is {state}, not done: somebody stopped it; start the sweep again to go on with it")
+        if job.evaluate is not None:
+            _evaluate(job, path)
+    except FloatingPointError as error:  # an outcome: what an unbounded ratio does
+        why = str(error)
+    folder = RunFolder.open(path)
+    needed = {"seconds": time.time() - began, "worker_gib": peak_memory_gib(default_device()), "threads": torch.get_num_threads()}
+    folder.write_json(OVER, {"diverged": why, **needed})
+
+
+def _evaluate(job: Job, path: Path) -> None:
+    assert job.evaluate is not None
+    target = find_target(str(path))
+    asked = task_of(job.config)
+    settings = settings_of(job.config, **job.evaluate.model_dump())
+    frame = evaluate_target(target.load(), asked, settings)
+    write_table(path / "eval" / f"step_{target.step:06d}.parquet", frame, about({**target.describe(), "name": job.arm}, asked, settings))
+    summarise(frame).to_csv(path / "eval" / f"step_{target.step:06d}.csv", index=False)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One process a sweep."""
+    lock = out / "lock.json"
+    if lock.exists():
+        held = json.loads(lock.read_text())
+        if held["pid"] != os.getpid() and alive(held["pid"], held["since"]):
+            raise ValueError(f"process {held['pid']} is running this sweep: two of them would run everything twice")
+    lock.write_text(json.dumps({"pid": os.getpid(), "since": time.time()}))
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def stages(sweep: Sweep, out: str | Path) -> Iterator[tuple[Sweep, Path]]:
+    """The sweeps to run one after the other, with their folders: the trials, where there are some, and then the one that counts. The settings are chosen when
+    the second one is asked for.
+
+    Raises:
+        ValueError: bad trials, or some that are not over yet.
+    """
+    target = Path(out)
+    if settled(sweep, target) is None:
+        yield sweep.tuning(), target / "tuning"
+        choose(sweep, target)
+    found = settled(sweep, target)
+    assert found is not None
+    yield found, target
+
+
+def choose(sweep: Sweep, out: Path) -> None:
+    """Write for each arm its best trial: the highest mean accuracy on validation prompts; of equals the first, and one that diverged is last."""
+    trials = sweep.tuning()
+    missing = [job.arm for job in trials.jobs() if not over(job.folder(out / "tuning"))]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(trials.arms)} trials are not over, {missing[0]} for one: start the sweep again")
+    runs = collect(trials, out / "tuning").set_index("arm")
+    found = {}
+    for arm in sweep.arms:
+        rows = runs.loc[[f"{arm.name}.{number}" for number in range(1, len(arm.trials) + 1)]]
+        # what somebody moved or what broke down has no score
+        scores = rows["id avg"].where(~(rows["diverged"] | rows["touched"])).reset_index(drop=True) if "id avg" in rows else None
+        if scores is None or scores.isna().all():
+            raise ValueError(f"every trial of arm {arm.name} diverged: give it others")
+        found[arm.name] = {
+            "best": scores.tolist().index(scores.max()) + 1,
+            "trials": [{"settings": trial, "accuracy": None if score != score else score} for trial, score in zip(arm.trials, scores, strict=True)],
+        }
+    record = {"tuning": json.loads(trials.model_dump_json()), "arms": found}
+    (out / f"{CHOSEN}.tmp").write_text(json.dumps(record, indent=2) + "\n")
+    (out / f"{CHOSEN}.tmp").rename(out / CHOSEN)
+
+
+def run_sweep(sweep: Sweep, out: str | Path, *, workers: int | None = None, on_change: OnChange | None = None) -> list[str]:
+    """Run what is missing, ``workers`` at a time.
+
+    Args:
+        sweep: from :func:`rlkd_lab.study.sweep.read_sweep`; one with trials goes through :func:`stages`.
+        out: the sweep's folder.
+        workers: processes; one a core on a CPU, each with one thread, and one on a GPU by default.
+        on_change: called twice a second.
+
+    Returns:
+        a sentence for every run that failed; those that diverged are no failures.
+
+    Raises:
+        ValueError: a bad sweep, a run in ``out`` with other settings, or another process that runs it; before anything is trained.
+    """
+    target, jobs = Path(out), sweep.jobs()
+    for job in jobs:
+        path = job.folder(target)
+        if (path / "config.json").exists() and fingerprint(config_of(RunFolder.open(path))) != fingerprint(job.config):
+            raise ValueError(f"{path} holds a run with other settings than this sweep's: choose another --out, or delete that run")
+    target.mkdir(parents=True, exist_ok=True)
+    cpu = default_device().type == "cpu"
+    count = workers or (os.cpu_count() or 1 if cpu else 1)
+    with _alone(target):
+        (target / "sweep.json").write_text(sweep.model_dump_json(indent=2) + "\n")
+        left = [job for job in jobs if not over(job.folder(target))]
+        failed = _in_processes(left, target, min(count, len(left)), 1 if cpu else None, lambda: on_change and on_change(_over(jobs, target), jobs))
+        collect(sweep, target).to_csv(target / "runs.csv", index=False)
+    return failed
+
+
+def _over(jobs: list[Job], out: Path) -> list[Job]:
+    return [job for job in jobs if over(job.folder(out))]
+
+
+def _in_processes(jobs: list[Job], out: Path, count: int, threads: int | None, tick: Callable[[], object]) -> list[str]:
+    """Every job in one of ``count`` processes. Each has a pool of its own: one that is killed, for memory say, takes only its own run with it."""
+    pools = [_pool() for _ in range(count)]
+    left, failed = list(jobs), []
+    running: dict[Future[None], tuple[Job, int]] = {}
+    try:
+        while left or running:
+            for slot in set(range(count)) - {slot for _, slot in running.values()}:
+                if left:
+                    job = left.pop(0)
+                    running[pools[slot].submit(work, job, out, threads)] = (job, slot)
+            done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                (job, slot), error = running.pop(future), future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    pools[slot].shutdown(wait=False)
+                    pools[slot] = _pool()
+                    failed.append(f"{job.folder(out)}: its worker was killed, perhaps for memory: try fewer workers")
+                elif error is not None:
+                    failed.append(f"{job.folder(out)}: {type(error).__name__}: {error}")
+            tick()
+    except BaseException:
+        for pool in pools:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    for pool in pools:
+        pool.shutdown()
+    return failed
+
+
+def _pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
