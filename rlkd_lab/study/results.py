@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,66 @@ def levels(sweep: Sweep, out: str | Path) -> pd.DataFrame:
     frames = [pd.read_csv(table, dtype={"difficulty": str}).assign(arm=job.arm, seed=job.seed) for job, table in tables]
     columns = ["arm", "seed", "set", "difficulty", "measure", "value", "low", "high"]
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A sweep's tables, as :func:`collect`, :func:`curves` and :func:`levels` make them, without the runs that diverged or that somebody touched."""
+
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    levels: pd.DataFrame
+    left_out: tuple[str, ...] = ()
+    """Those runs, in words."""
+
+    def of(self, arm: str, measure: str) -> pd.Series:
+        """A column of the runs by seed."""
+        rows = self.runs[self.runs["arm"] == arm].set_index("seed")
+        return rows[measure].astype(float) if measure in rows else pd.Series(dtype=float)
+
+    def level(self, arm: str, difficulty: str, measure: str = "avg", of: str = "id") -> pd.Series:
+        """A measure at one difficulty by seed."""
+        table = self.levels
+        rows = table[(table["arm"] == arm) & (table["set"] == of) & (table["difficulty"].astype(str) == difficulty) & (table["measure"] == measure)]
+        return rows.set_index("seed")["value"].astype(float)
+
+    def curve(self, arm: str, metric: str) -> dict[int, pd.Series]:
+        """A metric by step, for each seed, where it was measured."""
+        rows = self.curves[self.curves["arm"] == arm]
+        if metric not in rows:
+            return {}
+        return {int(str(seed)): found for seed, one in rows.groupby("seed") if len(found := one.set_index("step")[metric].dropna().astype(float))}
+
+
+TABLES = ("runs.csv", "curves.parquet", "levels.csv")
+
+
+def write_tables(sweep: Sweep, out: Path) -> None:
+    """Put the three tables into the sweep's folder."""
+    collect(sweep, out).to_csv(out / TABLES[0], index=False)
+    curves(sweep, out).to_parquet(out / TABLES[1], compression="zstd", index=False)
+    levels(sweep, out).to_csv(out / TABLES[2], index=False)
+
+
+def read_part(folder: str | Path) -> Part:
+    """The tables of a sweep's folder, or of a copy of them.
+
+    Raises:
+        FileNotFoundError: a table is missing: the sweep has not come to its end once.
+    """
+    path = Path(folder)
+    missing = [name for name in TABLES if not (path / name).exists()]
+    if missing:
+        raise FileNotFoundError(f"{path} has no {missing[0]}: run the sweep first (what is over already is not run again)")
+    runs, steps, numbers = pd.read_csv(path / TABLES[0]), pd.read_parquet(path / TABLES[1]), pd.read_csv(path / TABLES[2], dtype={"difficulty": str})
+    bad = runs["diverged"] | runs["touched"]
+    left_out = tuple(f"{row.arm}, seed {row.seed}: {'diverged' if row.diverged else 'moved by hand'}" for row in runs[bad].itertuples())
+    keep = pd.MultiIndex.from_frame(runs.loc[~bad, ["arm", "seed"]])
+
+    def kept(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame[pd.MultiIndex.from_frame(frame[["arm", "seed"]]).isin(keep)].reset_index(drop=True)
+
+    return Part(kept(runs), kept(steps), kept(numbers), left_out)
 
 
 def _sampled(path: Path, frame: pd.DataFrame) -> pd.Series:

@@ -1,7 +1,8 @@
 """Running a sweep: one run after the other in each of several worker processes, resumable.
 
-The folder of a sweep holds ``sweep.json`` (the file as it was understood), ``runs/ARM/seed_0`` (run folders, with ``eval/step_N.parquet``), ``runs.csv``, and
-with trials ``tuning/`` (their sweep) and ``tuned.json``. Started again it takes up what is missing and runs nothing twice. A run that diverged is a result: it
+The folder of a sweep holds ``sweep.json`` (the file as it was understood), ``runs/ARM/seed_0`` (run folders, with ``eval/step_N.parquet``), the tables of
+:mod:`rlkd_lab.study.results`, ``sessions.jsonl`` (a line each time it was run: when, how long, where), and with trials ``tuning/`` (their sweep) and
+``tuned.json``. Started again it takes up what is missing and runs nothing twice. A run that diverged is a result: it
 is kept and not tried again.
 """
 
@@ -20,11 +21,11 @@ from pathlib import Path
 from rlkd_lab.models import default_device
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.evaluation import about, evaluate_target, settings_of, summarise, write_table
-from rlkd_lab.study.results import OVER, collect, over
+from rlkd_lab.study.results import OVER, collect, over, write_tables
 from rlkd_lab.study.sweep import CHOSEN, Job, Sweep, settled
 from rlkd_lab.study.targets import find_target, task_of
 from rlkd_lab.training import config_of, load_or_train
-from rlkd_lab.training.environment import alive, peak_memory_gib
+from rlkd_lab.training.environment import alive, describe_environment, peak_memory_gib
 from rlkd_lab.training.loop import fingerprint
 
 OnChange = Callable[[list[Job], list[Job]], None]
@@ -142,8 +143,16 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int | None = None, on_c
     with _alone(target):
         (target / "sweep.json").write_text(sweep.model_dump_json(indent=2) + "\n")
         left = [job for job in jobs if not over(job.folder(target))]
-        failed = _in_processes(left, target, min(count, len(left)), 1 if cpu else None, lambda: on_change and on_change(_over(jobs, target), jobs))
-        collect(sweep, target).to_csv(target / "runs.csv", index=False)
+        began = time.time()
+        try:
+            failed = _in_processes(left, target, min(count, len(left)), 1 if cpu else None, lambda: on_change and on_change(_over(jobs, target), jobs))
+        finally:
+            ended = len([job for job in left if over(job.folder(target))])
+            if left:
+                session = {"began": began, "seconds": time.time() - began, "workers": count, "runs": ended, **describe_environment(default_device())}
+                with (target / "sessions.jsonl").open("a") as file:
+                    file.write(json.dumps(session) + "\n")
+        write_tables(sweep, target)
     return failed
 
 

@@ -1,0 +1,265 @@
+"""The scorecard: verdicts from made-up studies whose truth is known."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from rlkd_lab.study import claims as module
+from rlkd_lab.study.claims import CLAIMS, POINTS, SEEDS, Check, Effect, all_of, effect_of, judge_claims, paired, steps_to_reach
+from rlkd_lab.study.results import Part
+
+METHOD = {"kdrl_k3": "kdrl"}
+KNOWN = {claim.number: claim for claim in CLAIMS}
+
+
+def part(arms, seeds=5, noise=0.002, curves=None, levels=None, chances=None, steps=60):
+    """A part in which each arm has the given accuracy (and length), with a little noise over seeds.
+
+    Args:
+        arms: name → accuracy, or → {column: value}.
+        curves: arm → {metric: function of step}.
+    """
+    rng = np.random.default_rng(0)
+    rows, lines, numbers = [], [], []
+    for arm, values in arms.items():
+        given = values if isinstance(values, dict) else {"id avg": values}
+        method = METHOD.get(arm, arm.split(",")[0])
+        for seed in range(seeds):
+            wiggle = noise * rng.standard_normal()
+            row = {"arm": arm, "seed": seed, "method": method, **{name: value * (1 + wiggle) for name, value in given.items()}}
+            rows.append(row | {f"id chance@{k}": chance for k, chance in (chances or {}).items()})
+            for step in range(1, steps + 1):
+                line = {"arm": arm, "seed": seed, "method": method, "step": step}
+                lines.append(line | {name: f(step) * (1 + wiggle) for name, f in (curves or {}).get(arm, {}).items()})
+            for difficulty, value in (levels or {}).get(arm, {}).items():
+                numbers.append(
+                    {"arm": arm, "seed": seed, "set": "id", "difficulty": difficulty, "measure": "avg", "value": value * (1 + wiggle), "low": 0, "high": 1}
+                )
+    empty = pd.DataFrame(columns=["arm", "seed", "set", "difficulty", "measure", "value", "low", "high"])
+    return Part(pd.DataFrame(rows), pd.DataFrame(lines), pd.DataFrame(numbers) if numbers else empty)
+
+
+def constant(value):
+    return lambda step: value
+
+
+def rising(rate, top=0.9):
+    return lambda step: min(top, rate * step)
+
+
+def at_end(value):
+    """An evaluation at the last step alone."""
+    return lambda step: value if step == 60 else math.nan
+
+
+def betas(best, annealed=0.8):
+    """Fixed coefficients of which ``best`` ends highest, and one annealed."""
+    values = (0.01, 0.1, 1.0)
+    names = {beta: f"kdrl,kd_coef={beta}" for beta in values}
+    height = {beta: 0.7 if beta == best else 0.5 for beta in values}
+    return part(
+        {names[beta]: height[beta] for beta in values} | {"kdrl_annealed,kd_coef=linear:0.1:0.001": annealed},
+        curves={names[beta]: {"eval/accuracy": at_end(height[beta]), "coef/kd_coef": constant(beta)} for beta in values}
+        | {"kdrl_annealed,kd_coef=linear:0.1:0.001": {"eval/accuracy": at_end(annealed), "coef/kd_coef": constant(0.001)}},
+        noise=1e-6,
+    )
+
+
+def conflicts(grpo, kdrl, trrd):
+    name = "interference/sign_conflict_"
+    values = {"grpo": grpo, "kdrl": kdrl, "trrd": trrd}
+    return {arm: {f"{name}teacher_method": constant(value), f"{name}split_teacher": constant(0.4)} for arm, value in values.items()}
+
+
+def core(**changes):
+    """A core in which every claim about it holds, but for what is changed: accuracies and lengths by arm, or ``curves``, ``chances``."""
+    accuracy = {"kdrl": 0.80, "opd": 0.75, "grpo": 0.70, "sft": 0.60, "kdrl_annealed": 0.80, "kdrl_masked": 0.80, "trrd": 0.75, "opd_then_rl": 0.80}
+    length = {"kdrl": 60.0, "opd": 80.0, "grpo": 40.0, "sft": 60.0, "kdrl_annealed": 60.0, "kdrl_masked": 50.0, "trrd": 60.0, "opd_then_rl": 50.0}
+    passes = {"kdrl": (0.8, 0.85), "opd": (0.75, 0.95), "trrd": (0.75, 0.95)}
+    arms = {arm: {"id avg": accuracy[arm], "id length": length[arm]} for arm in accuracy}
+    for arm, (one, many) in passes.items():
+        arms[arm] |= {"id pass@1": one, "id pass@4": many, "id pass@32": many}
+    for arm, values in changes.get("arms", {}).items():
+        arms[arm] |= values
+    speed = {"grpo": rising(0.015), "kdrl": rising(0.03)}
+    cost = {"grpo": 1.0, "kdrl": 1.15, "trrd": 1.15}
+    curves = {arm: {**conflicts(0.45, 0.3, 0.2).get(arm, {}), "train_time": constant(seconds)} for arm, seconds in cost.items()}
+    for arm, f in speed.items():
+        curves[arm]["accuracy"] = f
+    for arm, values in changes.get("curves", {}).items():
+        curves[arm] |= values
+    return part(
+        arms, curves=curves, chances=changes.get("chances", {1: 0.001, 4: 0.004, 32: 0.03}), noise=changes.get("noise", 0.002), seeds=changes.get("seeds", 5)
+    )
+
+
+def knights(order=("trrd", "kdrl", "grpo", "opd"), lead_grows=True):
+    accuracy = dict(zip(order, (0.9, 0.8, 0.7, 0.6), strict=True))
+    small, large = (0.05, 0.3) if lead_grows else (0.3, 0.05)
+    levels = {"grpo": {"2": 0.5, "4": 0.5}, "trrd": {"2": 0.5 + small, "4": 0.5 + large}}
+    return part(accuracy, levels=levels)
+
+
+TRUE = {
+    "core": core(),
+    "estimators": part({"kdrl_k3": 0.6}),
+    "betas": betas(0.01),
+    "knights_betas": betas(1.0),
+    "alphas": part({f"trrd,trrd_alpha={alpha}": 0.7 for alpha in (0.4, 0.5, 0.6)}),
+    "knights": knights(),
+}
+FALSE = {
+    1: {"core": core(arms={"opd": {"id avg": 0.85}})},
+    2: {"core": core(curves={"kdrl": {"accuracy": rising(0.01)}})},
+    3: {"core": core(arms={"grpo": {"id length": 70.0}})},
+    4: {"estimators": part({"kdrl_k3": 0.9})},
+    5: {"betas": betas(0.01, annealed=0.6)},
+    6: {"core": core(arms={"kdrl_masked": {"id avg": 0.7}})},
+    7: {"knights": knights(lead_grows=False)},
+    8: {"alphas": part({"trrd,trrd_alpha=0.4": 0.6, "trrd,trrd_alpha=0.5": 0.7, "trrd,trrd_alpha=0.6": 0.7})},
+    9: {"core": core(curves={"trrd": {"train_time": constant(2.0)}})},
+    10: {"knights": knights(("trrd", "opd", "kdrl", "grpo"))},
+    11: {"core": core(arms={"kdrl": {"id pass@32": 0.99, "id pass@4": 0.99}})},
+    12: {"core": core(arms={"opd_then_rl": {"id avg": 0.7}})},
+    13: {"knights_betas": betas(0.01)},
+    14: {"core": core(curves=conflicts(0.3, 0.45, 0.2))},
+}
+
+
+def verdicts(study):
+    return {verdict.number: verdict for verdict in judge_claims(study)}
+
+
+def test_there_are_fourteen_claims_in_order():
+    assert [claim.number for claim in CLAIMS] == list(range(1, 15))
+    assert {claim.source for claim in CLAIMS} == {"KDRL", "RLAD", "S"}
+
+
+@pytest.mark.parametrize("number", range(1, 15))
+def test_a_claim_that_holds_is_supported_and_one_that_does_not_is_contradicted(number):
+    assert verdicts(TRUE)[number].outcome == "supported"
+    assert verdicts(TRUE | FALSE[number])[number].outcome == "contradicted"
+
+
+@pytest.mark.parametrize("number", range(1, 15))
+def test_too_few_seeds_decide_nothing_and_say_so(number):
+    def first(name, count):
+        whole = TRUE[name]
+        return Part(*(frame[frame["seed"] < count] for frame in (whole.runs, whole.curves, whole.levels)))
+
+    verdict = verdicts({name: first(name, SEEDS - 1) for name in TRUE})[number]
+    assert verdict.outcome == "undecided"
+    assert f"{SEEDS - 1} seeds where at least {SEEDS} are needed" in verdict.note
+    assert verdicts({name: first(name, 1) for name in TRUE})[number].outcome == "undecided"
+
+
+@pytest.mark.parametrize("number", range(1, 15))
+def test_a_part_that_was_not_run_is_named(number):
+    for name in KNOWN[number].needs:
+        verdict = verdicts({other: found for other, found in TRUE.items() if other != name})[number]
+        assert verdict.outcome == "undecided" and name in verdict.note
+
+
+def test_noise_leaves_an_order_undecided_and_says_how_many_seeds_would_not():
+    noisy = verdicts(TRUE | {"core": core(noise=0.5)})[1]
+    assert noisy.outcome == "undecided"
+    open_ones = [check for check in noisy.checks if check.outcome == "undecided"]
+    assert open_ones and all(check.needed is None or check.needed > SEEDS for check in open_ones)
+
+
+def test_what_chance_could_do_is_undecided():
+    """Claim 11 names k = 32; where guesses reach 5 % with that many, a smaller k is shown and nothing is decided."""
+    verdict = verdicts(TRUE | {"core": core(chances={1: 0.01, 4: 0.04, 32: 0.27})})[11]
+    assert verdict.outcome == "undecided" and "pass@32 is not decided here" in verdict.note
+    assert [check.text for check in verdict.checks][1] == "opd > kdrl: pass@4"
+    only_one = verdicts(TRUE | {"core": core(chances={1: 0.15, 4: 0.4, 32: 0.9})})[11]
+    assert only_one.outcome == "undecided" and len(only_one.checks) == 1
+
+
+def test_interference_that_was_not_measured_is_undecided():
+    silent = core()
+    silent.curves.drop(columns=[name for name in silent.curves if name.startswith("interference")], inplace=True)
+    assert verdicts(TRUE | {"core": silent})[14].outcome == "undecided"
+
+
+# --- effects ----------------------------------------------------------------------------------------------------------
+
+VALUES = st.lists(st.floats(-1, 1), min_size=3, max_size=12).filter(lambda values: np.std(values) > 1e-3)
+
+
+@given(VALUES)
+def test_the_interval_is_students(values):
+    effect = effect_of(pd.Series(values))
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (effect.low, effect.high) == pytest.approx((low, high))
+    assert effect.mean == pytest.approx(np.mean(values)) and effect.seeds == len(values)
+
+
+def test_differences_are_taken_seed_by_seed_over_the_seeds_that_both_have():
+    a, b = pd.Series({0: 0.5, 1: 0.9, 3: 0.2}), pd.Series({1: 0.8, 0: 0.4, 2: 0.0})
+    effect = paired(a, b)
+    assert effect.seeds == 2 and effect.mean == pytest.approx(0.1) and effect.high - effect.low == pytest.approx(0, abs=1e-12)
+
+
+@given(st.floats(0.01, 1), st.floats(0.01, 2), st.integers(SEEDS, 40))
+def test_the_seeds_needed_are_the_fewest_that_decide(mean, spread, had):
+    half = stats.t.ppf(0.975, had - 1) * spread / math.sqrt(had)
+    needed = Effect(mean, mean - half, mean + half, had).seeds_needed()
+
+    def decides(n):
+        return stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n) < mean
+
+    if needed is None:
+        assert not decides(10_000)
+    else:
+        assert decides(needed) and (needed == SEEDS or not decides(needed - 1))
+
+
+@pytest.mark.parametrize(
+    ("effect", "order", "same"),
+    [
+        (Effect(0.05, 0.03, 0.07, 5), "supported", "contradicted"),
+        (Effect(-0.05, -0.07, -0.03, 5), "contradicted", "contradicted"),
+        (Effect(0.0, -0.01, 0.01, 5), "undecided", "supported"),
+        (Effect(0.01, 0.005, 0.015, 5), "supported", "supported"),
+        (Effect(0.02, -0.01, 0.05, 5), "undecided", "undecided"),
+        (Effect(0.05, 0.03, 0.07, 4), "undecided", "undecided"),
+        (Effect(math.nan, math.nan, math.nan, 0), "undecided", "undecided"),
+    ],
+)
+def test_orders_and_equalities(effect, order, same):
+    assert Check.order("", effect).outcome == order
+    assert Check.same("", effect, POINTS).outcome == same
+
+
+def test_not_worse_is_an_order_with_a_margin():
+    assert Check.order("", Effect(0.0, -0.01, 0.01, 5), -POINTS).outcome == "supported"
+    assert Check.order("", Effect(-0.05, -0.06, -0.04, 5), -POINTS).outcome == "contradicted"
+
+
+def test_one_contradicted_comparison_contradicts_the_claim():
+    assert all_of(["supported", "undecided", "contradicted"]) == "contradicted"
+    assert all_of(["supported", "undecided"]) == "undecided"
+    assert all_of(["supported", "supported"]) == "supported"
+    assert all_of([]) == "undecided"
+
+
+def test_reaching_a_level_needs_a_whole_window():
+    curve = pd.Series(np.r_[np.zeros(20), np.ones(20)], index=range(1, 41))
+    assert steps_to_reach(curve, 1.0, window=5) == 25
+    assert steps_to_reach(curve, 0.2, window=5) == 21
+    assert steps_to_reach(curve, 0.0, window=5) == 5
+    assert steps_to_reach(curve, 1.1, window=5) == 41
+
+
+def test_the_best_coefficient_is_chosen_on_validation_prompts_alone():
+    """The test accuracy of the others may be higher: it is not looked at."""
+    part_ = betas(0.01)
+    part_.runs.loc[part_.runs["arm"] == "kdrl,kd_coef=1.0", "id avg"] = 0.99
+    assert module._best(part_, "kdrl") == "kdrl,kd_coef=0.01"
+    assert module.best_beta(part_).tolist() == pytest.approx([-2.0] * 5, abs=1e-5)
