@@ -429,6 +429,54 @@ def sweep(
             raise typer.Exit(1)
 
 
+@app.command()
+def study(
+    out: Annotated[Path, typer.Option(help="the study's folder; started again, it takes up what is missing")] = Path("runs/study"),
+    core: Annotated[bool, typer.Option("--core", help="eight methods, one pair, five seeds: under two hours on two CPU cores")] = False,
+    part: Annotated[list[str] | None, typer.Option(help="a part to run, and again for another; all by default")] = None,
+    preset: Annotated[str | None, typer.Option(help="models and task of the parts that are not about an embedded pair")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="runs at a time; one a core on a CPU, one on a GPU by default")] = None,
+    judge: Annotated[bool, typer.Option("--judge", help="run nothing: judge the tables in OUT")] = False,
+    keep: Annotated[Path | None, typer.Option(help="also copy tables and scorecard there, without the run folders")] = None,
+    as_json: Json = False,
+) -> None:
+    """The claims of the papers, tested: runs the sweeps that they need and writes OUT/scorecard.md."""
+    with plain_errors("the same command goes on"):
+        from rlkd_lab.study.claims import CLAIMS, judge_claims
+        from rlkd_lab.study.study import PARTS, comparisons, copy_tables, parts_of, read_study, sweep_of, write_scorecard
+        from rlkd_lab.study.watch import watch
+        from rlkd_lab.study.workers import run_sweep, stages
+
+        failed: list[str] = []
+        for name in [] if judge else parts_of(core, part or [], preset):
+            for stage, folder in stages(sweep_of(name, preset), out / name):
+                doing = "trials" if folder.name == "tuning" else "runs"
+                typer.echo(f"{name} ({PARTS[name]}): {len(stage.jobs())} {doing}", err=True)
+                with watch(folder, stage.jobs()) as show:
+                    failed += run_sweep(stage, folder, workers=workers, on_change=show)
+                if failed:
+                    break
+        for sentence in failed:
+            typer.echo(f"rlkd: failed: {sentence}", err=True)
+        path = write_scorecard(out)
+        if keep is not None:
+            copy_tables(out, keep)
+            write_scorecard(keep)
+        verdicts = judge_claims(read_study(out))
+        if as_json:
+            print_json({"comparisons": comparisons(verdicts).to_dict("records"), "failed": failed, "scorecard": str(path)})
+        else:
+            table = Table(box=None, pad_edge=False)
+            for heading in ("", "paper", "claim", "here"):
+                table.add_column(heading, overflow="fold")
+            for claim, verdict in zip(CLAIMS, verdicts, strict=True):
+                table.add_row(str(claim.number), claim.source, escape(claim.text), verdict.outcome)
+            console.print(table, "")
+            typer.echo(f"effects, intervals, seeds, settings and cost: {path}")
+        if failed:
+            raise typer.Exit(1)
+
+
 MEASURES = {"reward": "reward", "id avg": "accuracy", "ood avg": "accuracy, ood", "completions/mean_length": "length"}
 """Of the table of a sweep, as far as they are there: what fits a terminal of 80 columns."""
 

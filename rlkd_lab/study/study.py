@@ -1,0 +1,223 @@
+"""The study: sweeps that belong together, their tables, and the scorecard of the claims.
+
+Each part is a sweep file in ``sweeps/``, and ``OUT/PART`` its folder. ``OUT/scorecard.md`` and ``OUT/scorecard.csv`` say what became of the claims, from the
+parts that have come to their end.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rlkd_lab.study.claims import CLAIMS, SEEDS, Check, Study, Verdict, judge_claims
+from rlkd_lab.study.results import TABLES, by_arm, read_part
+from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep
+
+PARTS: dict[str, str] = {
+    "core": "eight methods, one pair",
+    "estimators": "k3 and the exact divergence in KDRL's loss; rejection-sampled SFT",
+    "betas": "KDRL's coefficient, fixed and annealed",
+    "alphas": "TRRD's α",
+    "concise": "a teacher that does not check its work",
+    "weak": "a weaker student",
+    "weak_concise": "a weaker student, a teacher that does not check",
+    "teacher16": "the teacher in 16 bits instead of NF4",
+    "knights": "Knights and Knaves",
+    "knights_betas": "KDRL's coefficient on Knights and Knaves",
+}
+"""Parts and what each is about, in the order in which they are run."""
+FOLDER = Path(__file__).parent / "sweeps"
+KEPT = (*TABLES, "sweep.json", "sessions.jsonl", CHOSEN)
+"""What is copied of a part's folder."""
+
+
+def sweep_of(part: str, preset: str | None = None) -> Sweep:
+    """The sweep of a part, with another preset if it is not about an embedded pair.
+
+    Raises:
+        ValueError: no such part, or one that cannot have another preset.
+    """
+    if part not in PARTS:
+        raise ValueError(f"unknown part {part!r}: valid are {', '.join(PARTS)}")
+    sweep = read_sweep(FOLDER / f"{part}.toml")
+    if preset is None or preset == sweep.preset:
+        return sweep
+    if not is_general(sweep):
+        raise ValueError(f"part {part} is about an embedded pair: --preset cannot change it")
+    return sweep.model_copy(update={"preset": preset})
+
+
+def is_general(sweep: Sweep) -> bool:
+    """Whether it leaves the pair to the preset."""
+    return sweep.preset == "tiny" and not {"student", "teacher"} & sweep.settings.keys()
+
+
+def parts_of(core: bool, named: Sequence[str], preset: str | None) -> list[str]:
+    """Parts to run: those named, the core alone, or all that the preset allows.
+
+    Raises:
+        ValueError: an unknown part, both ways of choosing at once, or a part that cannot have the preset.
+    """
+    if core and named:
+        raise ValueError("--core is one part: give --part or --core")
+    for name in named:
+        sweep_of(name, preset)
+    if core or named:
+        return list(dict.fromkeys(named)) or ["core"]
+    return [name for name in PARTS if preset is None or is_general(sweep_of(name))]
+
+
+def read_study(out: str | Path) -> Study:
+    """The parts of a study whose tables are there, in the order of :data:`PARTS`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = {name: read_part(Path(out) / name) for name in PARTS if all((Path(out) / name / table).exists() for table in TABLES)}
+    if not found:
+        raise FileNotFoundError(f"{out} has no part with its tables ({', '.join(TABLES)}): run `rlkd study` first")
+    return found
+
+
+def copy_tables(out: str | Path, target: str | Path) -> None:
+    """Copy the tables of every part, and of its trials, without the run folders: small enough for a repository."""
+    for name in PARTS:
+        for inner in (Path(name), Path(name) / "tuning"):
+            found = [Path(out) / inner / each for each in KEPT if (Path(out) / inner / each).exists()]
+            if found:
+                (Path(target) / inner).mkdir(parents=True, exist_ok=True)
+            for file in found:
+                shutil.copy(file, Path(target) / inner / file.name)
+
+
+# --- the scorecard ----------------------------------------------------------------------------------------------------
+
+
+def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """A row a comparison, with its claim: what stands in ``scorecard.csv``."""
+    rows: list[dict[str, Any]] = []
+    for claim, verdict in zip(CLAIMS, verdicts, strict=True):
+        shared = {"claim": claim.number, "source": claim.source, "text": claim.text, "verdict": verdict.outcome}
+        for check in verdict.checks or (None,):
+            row: dict[str, Any] = dict(shared)
+            if check is not None:
+                effect = check.effect
+                row |= {
+                    "comparison": check.text,
+                    "effect": effect.mean,
+                    "low": effect.low,
+                    "high": effect.high,
+                    "seeds": effect.seeds,
+                    "outcome": check.outcome,
+                }
+                row |= {"seeds_needed": check.needed}
+            rows.append(row | {"note": verdict.note})
+    return pd.DataFrame(rows).astype({"seeds": "Int64", "seeds_needed": "Int64"}) if any(v.checks for v in verdicts) else pd.DataFrame(rows)
+
+
+def scorecard(study: Study, out: str | Path) -> str:
+    """The scorecard of a study as Markdown: claims, comparisons, how settings were chosen, what it cost."""
+    verdicts = judge_claims(study)
+    lines = ["# Scorecard", "", *_claims(verdicts), "", "## Comparisons", "", *_comparisons(verdicts)]
+    lines += ["", "## Settings and their choice", "", *_tuning(study, Path(out)), "", "## Methods, means over seeds", ""]
+    for name, part in study.items():
+        lines += [f"### {name}: {PARTS[name]}", "", *_means(part.runs), ""]
+        lines += [f"Left out: {', '.join(part.left_out)}.", ""] if part.left_out else []
+    lines += ["## Cost", "", *_cost(study, Path(out)), ""]
+    return "\n".join(lines)
+
+
+def write_scorecard(out: str | Path) -> Path:
+    """Judge what lies in a study's folder, and write ``scorecard.md`` and ``scorecard.csv`` there."""
+    study, target = read_study(out), Path(out)
+    comparisons(judge_claims(study)).to_csv(target / "scorecard.csv", index=False)
+    (target / "scorecard.md").write_text(scorecard(study, out))
+    return target / "scorecard.md"
+
+
+def _claims(verdicts: Sequence[Verdict]) -> list[str]:
+    lines = ["| | source | claim | here | note |", "|---|---|---|---|---|"]
+    lines += [f"| {c.number} | {c.source} | {c.text} | **{v.outcome}** | {v.note} |" for c, v in zip(CLAIMS, verdicts, strict=True)]
+    return lines
+
+
+def _comparisons(verdicts: Sequence[Verdict]) -> list[str]:
+    lines = ["Effect and 95 % interval over seeds (Student's t, paired by seed).", ""]
+    lines += ["| claim | comparison | effect | interval | seeds | here |", "|---|---|---|---|---|---|"]
+    for verdict in verdicts:
+        for check in verdict.checks:
+            effect = check.effect
+            lines.append(
+                f"| {verdict.number} | {check.text} | {number(effect.mean)} | [{number(effect.low)}, {number(effect.high)}] | {effect.seeds} | {said(check)} |"
+            )
+    return lines
+
+
+def said(check: Check) -> str:
+    """``supported``, or ``undecided (12 seeds would do)``."""
+    if check.outcome != "undecided":
+        return check.outcome
+    enough = check.needed if check.needed is None else max(check.needed, SEEDS)
+    return "undecided" if enough is None else f"undecided ({enough} seeds like these would do)"
+
+
+def number(value: float) -> str:
+    """``+0.012``, ``−3.1``; a dash for what is not known."""
+    return "–" if value != value else f"{value:+.{1 if abs(value) >= 10 else 3}f}".replace("-", "−")
+
+
+def _tuning(study: Study, out: Path) -> list[str]:
+    lines = ["| part | arm | trials | chosen | validation accuracy of each trial |", "|---|---|---|---|---|"]
+    for name in study:
+        if not (out / name / CHOSEN).exists():
+            lines.append(f"| {name} | all | 0 | nothing was chosen: the grid is the question | |")
+            continue
+        for arm, found in json.loads((out / name / CHOSEN).read_text())["arms"].items():
+            best = found["trials"][found["best"] - 1]["settings"]
+            scores = ", ".join("diverged" if trial["accuracy"] is None else f"{trial['accuracy']:.3f}" for trial in found["trials"])
+            lines.append(f"| {name} | {arm} | {len(found['trials'])} | {', '.join(f'{key} = {value}' for key, value in best.items())} | {scores} |")
+    return lines
+
+
+MEASURES = {
+    "id avg": "accuracy",
+    "ood avg": "accuracy, ood",
+    "id length": "length",
+    "kl_teacher_rev": "KL to the teacher",
+    "sampled_tokens": "tokens sampled",
+    "train_seconds": "seconds of training",
+}
+
+
+def _means(runs: pd.DataFrame) -> list[str]:
+    there = [name for name in MEASURES if name in runs]
+    lines = [f"| arm | seeds | {' | '.join(MEASURES[name] for name in there)} |", "|---|---" + "|---" * len(there) + "|"]
+    for row in by_arm(runs, there).to_dict("records"):
+        cells = [f"{plain(row[name])} ± {plain(row[f'{name} ±'])}" for name in there]
+        lines.append(f"| {row['arm']} | {row['runs']} | {' | '.join(cells)} |")
+    return lines
+
+
+def plain(value: float) -> str:
+    """Three digits below ten, whole numbers from a thousand on."""
+    return "–" if value != value else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def _cost(study: Study, out: Path) -> list[str]:
+    lines = ["| part | runs | hours on the clock | workers | memory of a worker, GiB | where |", "|---|---|---|---|---|---|"]
+    for name in study:
+        sessions = [
+            json.loads(line)
+            for path in (out / name / "tuning" / "sessions.jsonl", out / name / "sessions.jsonl")
+            if path.exists()
+            for line in path.read_text().splitlines()
+        ]
+        hours, runs = sum(one["seconds"] for one in sessions) / 3600, sum(one["runs"] for one in sessions)
+        workers, places = (sorted({str(one[key]) for one in sessions}) for key in ("workers", "device"))
+        lines.append(f"| {name} | {runs} | {hours:.2f} | {', '.join(workers)} | {study[name].runs['worker_gib'].max():.2f} | {', '.join(places)} |")
+    return lines
