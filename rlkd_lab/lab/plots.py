@@ -166,14 +166,14 @@ def plot_groups(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str
     lines = -(-len(metrics) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.1 * lines + 0.9), facecolor="white")
     FigureCanvasAgg(figure)
-    looks = _looks({label: runs[0].config()["method"] for label, runs in groups.items()})
+    styles = looks({label: runs[0].config()["method"] for label, runs in groups.items()})
     frames = {label: [run.metrics() for run in runs] for label, runs in groups.items()}
     grid = list(figure.subplots(lines, columns, squeeze=False).flat)
     handles = {}
     for axes, metric in zip(grid, metrics, strict=False):
         evaluated = metric.startswith("eval/")
         for label, of_seeds in frames.items():
-            colour, style = looks[label]
+            colour, style = styles[label]
             curves = [frame[metric].dropna() for frame in of_seeds if metric in frame and frame[metric].notna().any()]
             if not curves:
                 continue
@@ -201,7 +201,7 @@ def plot_groups(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str
     return figure
 
 
-def _looks(methods: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+def looks(methods: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Colour and line style of each label: the method's own, and darker shades and other styles for further labels of the same colour."""
     taken: dict[str, int] = {}
     looks = {}

@@ -13,8 +13,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 from scipy.stats import t
 
+from rlkd_lab.objectives import METHODS, Constant, resolve_options
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.sweep import Sweep
+from rlkd_lab.training import RunConfig, config_of
 
 OVER = "outcome.json"
 """In a run folder: the run and its evaluation are over; whether it diverged, and what the worker needed."""
@@ -28,35 +30,71 @@ def over(path: Path) -> bool:
 
 
 def collect(sweep: Sweep, out: str | Path, window: int = 10) -> pd.DataFrame:
-    """A row a run that is over: arm, seed, method, whether it diverged or was touched, means of the last ``window`` steps of some curves, measures of the
-    evaluation (``id avg``, ``ood pass@8``, …), tokens and seconds (docs/sweeps.md has every column)."""
-    rows = []
+    """A row a run that is over: :func:`table_of` with the arm's name, whether it diverged, and the memory of its worker."""
+    rows, configs = [], []
     for job in sweep.jobs():
         path = job.folder(Path(out))
-        if not over(path):
-            continue
-        folder = RunFolder.open(path)
-        frame, outcome = folder.metrics(), json.loads((path / OVER).read_text())
-        row: dict[str, Any] = {
-            "arm": job.arm,
-            "seed": job.seed,
-            "method": job.config.method,
-            "diverged": outcome["diverged"] is not None,
-            "touched": folder.touched,
-            "steps": len(frame),
-        }
-        row |= {name: frame[name].dropna().tail(window).mean() for name in LAST if name in frame}
-        if len(frame):
-            costs = _sampled(path, frame).iloc[-1]
-            row |= {"tokens": frame["num_tokens"].iloc[-1], "sampled_tokens": costs}
-            row |= {"seconds": frame["step_time"].sum(), "train_seconds": frame["train_time"].sum(), "worker_gib": outcome["worker_gib"]}
-        tables = sorted((path / "eval").glob("step_*.csv"))
-        if tables:
-            table = pd.read_csv(tables[-1], dtype={"difficulty": str})
-            whole = table[table["difficulty"] == "all"]
-            row |= {f"{one['set']} {one['measure']}": one["value"] for one in whole.to_dict("records")}
-        rows.append(row)
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["arm", "seed", "method", "diverged", "touched", "steps"])
+        if over(path):
+            outcome = json.loads((path / OVER).read_text())
+            row = {"arm": job.arm, **_row(RunFolder.open(path), job.config, window)}
+            rows.append(row | {"diverged": outcome["diverged"] is not None, "worker_gib": outcome["worker_gib"]})
+            configs.append(job.config)
+    return _table(rows, configs)
+
+
+def table_of(runs: Sequence[RunFolder], labels: Sequence[str] | None = None, window: int = 10) -> pd.DataFrame:
+    """A row a run, whatever it came from: ``arm`` (the label, or the method), ``seed``, ``method``, a column for every setting in which the runs differ
+    (``kd_coef``, ``teacher``, …; a schedule as text), ``touched``, ``steps``, means of the last ``window`` steps of some curves, the newest evaluation by
+    `rlkd eval` (``id avg``, ``ood pass@8``, …), tokens and seconds. docs/sweeps.md has every column.
+
+    Args:
+        runs: run folders.
+        labels: what each is called; runs that differ in their seed alone have the same.
+        window: in steps.
+
+    Raises:
+        ValueError: no run, or not one label a run.
+    """
+    if not runs or (labels is not None and len(labels) != len(runs)):
+        raise ValueError(f"a table needs runs, and one label for each: {len(runs)} runs" + ("" if labels is None else f", {len(labels)} labels"))
+    configs = [config_of(run) for run in runs]
+    names = [config.method for config in configs] if labels is None else labels
+    rows = [{"arm": name, **_row(run, config, window), "diverged": False} for name, run, config in zip(names, runs, configs, strict=True)]
+    return _table(rows, configs)
+
+
+def _row(folder: RunFolder, config: RunConfig, window: int) -> dict[str, Any]:
+    frame = folder.metrics()
+    row: dict[str, Any] = {"seed": config.seed, "method": config.method, "touched": folder.touched, "steps": len(frame)}
+    row |= {name: frame[name].dropna().tail(window).mean() for name in LAST if name in frame}
+    if len(frame):
+        row |= {"tokens": frame["num_tokens"].iloc[-1], "sampled_tokens": _sampled(folder.path, frame).iloc[-1], "seconds": frame["step_time"].sum()}
+        row |= {"train_seconds": frame["train_time"].sum()} if "train_time" in frame else {}
+    tables = sorted((folder.path / "eval").glob("step_*.csv"))
+    if tables:
+        table = pd.read_csv(tables[-1], dtype={"difficulty": str})
+        whole = table[table["difficulty"] == "all"]
+        row |= {f"{one['set']} {one['measure']}": one["value"] for one in whole.to_dict("records")}
+    return row
+
+
+def _table(rows: list[dict[str, Any]], configs: list[RunConfig]) -> pd.DataFrame:
+    """The rows, with the settings in which they differ after the method."""
+    first = ["arm", "seed", "method", "diverged", "touched", "steps"]
+    if not rows:
+        return pd.DataFrame(columns=first)
+    frame = pd.DataFrame(rows)
+    settings = pd.DataFrame([_settings(config) for config in configs], dtype=object)
+    vary = [name for name in settings if settings[name].astype(str).nunique() > 1]
+    return pd.concat([frame[first], settings[vary].infer_objects(), frame.drop(columns=first)], axis=1)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its bare name; a knob that moves as the text of its schedule."""
+    fields = config.model_dump(exclude={"method", "seed", "knobs", "options", "moves", "task_settings", "reward", "difficulty"})
+    texts = {**METHODS[config.method].schedules, **config.knobs}
+    knobs = {name: plan.value if isinstance(plan, Constant) else str(texts[name]) for name, plan in config.schedules().items()}
+    return fields | resolve_options(METHODS[config.method], config.options) | knobs
 
 
 def curves(sweep: Sweep, out: str | Path) -> pd.DataFrame:
@@ -67,10 +105,16 @@ def curves(sweep: Sweep, out: str | Path) -> pd.DataFrame:
         path = job.folder(Path(out))
         if not over(path):
             continue
-        frame = RunFolder.open(path).metrics()
-        frame = frame.assign(sampled_tokens=_sampled(path, frame), train_seconds=frame["train_time"].cumsum()).reset_index()
-        frames.append(pd.concat([pd.DataFrame({"arm": job.arm, "seed": job.seed, "method": job.config.method}, index=frame.index), frame], axis=1))
+        frames.append(curves_of(RunFolder.open(path), job.arm, job.seed, job.config.method))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "seed", "method", "step"])
+
+
+def curves_of(run: RunFolder, arm: str, seed: int, method: str) -> pd.DataFrame:
+    """The part of :func:`curves` that is one run's."""
+    frame = run.metrics()
+    times = {"train_seconds": frame["train_time"].cumsum()} if "train_time" in frame else {}
+    frame = frame.assign(sampled_tokens=_sampled(run.path, frame), **times).reset_index()
+    return pd.concat([pd.DataFrame({"arm": arm, "seed": seed, "method": method}, index=frame.index), frame], axis=1)
 
 
 def levels(sweep: Sweep, out: str | Path) -> pd.DataFrame:

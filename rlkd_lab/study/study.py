@@ -101,7 +101,8 @@ def copy_tables(out: str | Path, target: str | Path) -> None:
 def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """A row a comparison, with its claim: what stands in ``scorecard.csv``."""
     rows: list[dict[str, Any]] = []
-    for claim, verdict in zip(CLAIMS, verdicts, strict=True):
+    for verdict in verdicts:
+        claim = CLAIMS[verdict.number - 1]
         shared = {"claim": claim.number, "source": claim.source, "text": claim.text, "verdict": verdict.outcome}
         for check in verdict.checks or (None,):
             row: dict[str, Any] = dict(shared)

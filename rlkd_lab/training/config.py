@@ -147,7 +147,10 @@ class RunConfig(BaseModel):
         return schedules
 
 
-PRESETS: dict[str, dict[str, Any]] = {"tiny": {}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "knights": {"task": "knights", "student": "knights-student", "teacher": "knights-teacher", "max_new_tokens": 256},
+}
 """Named starting points: settings that differ from the defaults of :class:`RunConfig`."""
 
 

@@ -1,0 +1,256 @@
+"""Ablation plots from tables: a row a run (``runs.csv`` of a sweep, or :func:`rlkd_lab.study.results.table_of` for runs of your own) or a row a step.
+
+Every seed is drawn, faint or as a dot; means carry a 95 % interval over seeds (Student's t). Runs that diverged or that somebody moved are left out, and the
+figure says how many.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from rlkd_lab.lab.plots import PANELS, looks
+from rlkd_lab.study.results import by_arm
+
+NAMES = {
+    **PANELS,
+    "id avg": "accuracy, test prompts",
+    "ood avg": "accuracy, out of distribution",
+    "id length": "length, test prompts, tokens",
+    "ood length": "length, out of distribution, tokens",
+    "sampled_tokens": "tokens sampled, teacher's traces included",
+    "train_seconds": "seconds of training, the teacher's included",
+    "seconds": "seconds, evaluations included",
+}
+"""What the axes are called."""
+Budget = Literal["sampled_tokens", "train_seconds", "step"]
+
+
+def new_figure(panels: int, width: float = 4.4, height: float = 3.4, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels, at most ``columns`` in a row."""
+    columns = min(columns, panels)
+    lines = -(-panels // columns)
+    figure = Figure(figsize=(width * columns, height * lines + 0.4), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for spare in axes[panels:]:
+        spare.set_visible(False)
+    return figure, axes[:panels]
+
+
+def counted(runs: pd.DataFrame, *columns: str) -> tuple[pd.DataFrame, str]:
+    """The runs that count, and what the figure says of seeds and of those left out.
+
+    Raises:
+        ValueError: a column that the table does not have, or no run that counts.
+    """
+    missing = [name for name in columns if name not in runs]
+    if missing:
+        raise ValueError(f"the table has no column {missing[0]!r}; it has {', '.join(map(str, runs.columns))}")
+    bad = runs["diverged"].astype(bool) | runs["touched"].astype(bool) if {"diverged", "touched"} <= set(runs) else pd.Series(False, index=runs.index)
+    kept = runs[~bad]
+    if kept.empty:
+        raise ValueError("no run is left to draw: all of them diverged or were moved by hand")
+    seeds = kept.groupby("arm")["seed"].nunique()
+    text = f"{seeds.min()} seeds" if seeds.min() == seeds.max() else f"{seeds.min()}–{seeds.max()} seeds"
+    return kept, text + (f"; {int(bad.sum())} runs left out (diverged or moved by hand)" if bad.any() else "")
+
+
+def spread(axes: Axes, x: float, values: pd.Series, colour: str, marker: str = "o") -> None:
+    """Each seed as a faint dot, their mean with its interval."""
+    known = values.dropna().to_numpy(dtype=float)
+    if not len(known):
+        return
+    axes.scatter(np.full(len(known), x), known, s=14, color=colour, alpha=0.35, linewidths=0)
+    half = _half(known)
+    axes.errorbar([x], [known.mean()], yerr=None if math.isnan(half) else [[half], [half]], color=colour, marker=marker, capsize=3, markersize=6, linewidth=1.6)
+
+
+def _half(values: np.ndarray) -> float:
+    row = by_arm(pd.DataFrame({"arm": "", "diverged": False, "touched": False, "value": values}), ["value"])
+    return float(row["value ±"].iloc[0])
+
+
+def draw_arms(axes: Axes, runs: pd.DataFrame, measure: str, names: Mapping[str, str] | None = None) -> None:
+    """A measure of each arm, side by side."""
+    arms = list(dict.fromkeys(runs["arm"]))
+    colours = looks({arm: str(runs.loc[runs["arm"] == arm, "method"].iloc[0]) for arm in arms})
+    for place, arm in enumerate(arms):
+        spread(axes, place, runs.loc[runs["arm"] == arm, measure], colours[arm][0])
+    _tick(axes, [(names or {}).get(arm, arm) for arm in arms])
+    axes.set_ylabel(NAMES.get(measure, measure))
+    axes.grid(axis="y", alpha=0.25)
+
+
+def plot_arms(runs: pd.DataFrame, measures: Sequence[str] = ("id avg", "id length"), title: str | None = None) -> Figure:
+    """Small multiples, a panel a measure: every arm with its seeds, mean and interval."""
+    kept, seeds = counted(runs, *measures)
+    figure, panels = new_figure(len(measures), width=max(3.4, 0.6 * kept["arm"].nunique() + 1.5), columns=2)
+    for axes, measure in zip(panels, measures, strict=True):
+        draw_arms(axes, kept, measure)
+    return _finished(figure, title, f"dots: seeds; mean and 95 % interval over {seeds}")
+
+
+def plot_knob(runs: pd.DataFrame, knob: str, measure: str = "id avg", title: str | None = None) -> Figure:
+    """A measure against a knob or setting, a panel a method, every seed visible.
+
+    Args:
+        runs: a table with a column for the knob; sweeps and ``table_of`` have one for each setting that varies.
+        knob: numbers are placed on an axis (logarithmic where they span a factor of twenty or more), texts side by side.
+        measure: a column.
+        title: above the figure.
+
+    Raises:
+        ValueError: no such column, or no run has both.
+    """
+    kept, seeds = counted(runs, knob, measure)
+    kept = kept.dropna(subset=[knob, measure])
+    if kept.empty:
+        raise ValueError(f"no run has both {knob} and {measure}")
+    methods = list(dict.fromkeys(kept["method"]))
+    figure, panels = new_figure(len(methods))
+    for axes, method in zip(panels, methods, strict=True):
+        draw_knob(axes, kept[kept["method"] == method], knob, measure)
+        axes.set_title(method, fontsize=10)
+    low, high = _limits(panels)
+    for axes in panels:
+        axes.set_ylim(low, high)
+    return _finished(figure, title, f"dots: seeds; line: means; bars: 95 % interval over {seeds}")
+
+
+def draw_knob(axes: Axes, runs: pd.DataFrame, knob: str, measure: str) -> None:
+    """One panel of :func:`plot_knob`: runs of one method."""
+    colour = looks({"": str(runs["method"].iloc[0])})[""][0]
+    numbers = pd.to_numeric(runs[knob], errors="coerce")
+    if numbers.notna().all():
+        places = {value: float(value) for value in sorted(numbers.unique())}
+        positive = [value for value in places.values() if value > 0]
+        if len(positive) == len(places) and max(positive) / min(positive) >= 20:
+            axes.set_xscale("log")
+        groups = {value: runs.loc[numbers == value, measure] for value in places}
+        means = [groups[value].mean() for value in places]
+        axes.plot(list(places.values()), means, color=colour, linewidth=1.4)
+    else:
+        texts = list(dict.fromkeys(runs[knob].astype(str)))
+        places = {text: float(place) for place, text in enumerate(texts)}
+        groups = {text: runs.loc[runs[knob].astype(str) == text, measure] for text in texts}
+        _tick(axes, texts)
+    for value, place in places.items():
+        spread(axes, place, groups[value], colour)
+    axes.set_xlabel(knob)
+    axes.set_ylabel(NAMES.get(measure, measure))
+    axes.grid(alpha=0.25)
+
+
+def plot_frontier(runs: pd.DataFrame, cost: str = "id length", gain: str = "id avg", title: str | None = None) -> Figure:
+    """Accuracy against length: every run a dot, every arm's mean a marker; the line joins the arms that no other beats in both."""
+    kept, seeds = counted(runs, cost, gain)
+    figure, (axes,) = new_figure(1, width=6.4, height=4.2)
+    arms = list(dict.fromkeys(kept["arm"]))
+    colours = looks({arm: str(kept.loc[kept["arm"] == arm, "method"].iloc[0]) for arm in arms})
+    means = kept.groupby("arm", sort=False)[[cost, gain]].mean()
+    for arm in arms:
+        rows = kept[kept["arm"] == arm]
+        axes.scatter(rows[cost], rows[gain], s=14, color=colours[arm][0], alpha=0.35, linewidths=0)
+        axes.plot(means.loc[arm, cost], means.loc[arm, gain], "o", color=colours[arm][0], markersize=8, label=arm)
+        axes.annotate(arm, (means.loc[arm, cost], means.loc[arm, gain]), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    beaten = [((means[cost] <= x) & (means[gain] >= y) & ((means[cost] < x) | (means[gain] > y))).any() for x, y in means.to_numpy()]
+    best = means[~np.array(beaten)].sort_values(cost)
+    axes.plot(best[cost], best[gain], color="#888888", linewidth=1, linestyle="--", zorder=0)
+    axes.set_xlabel(NAMES.get(cost, cost))
+    axes.set_ylabel(NAMES.get(gain, gain))
+    axes.grid(alpha=0.25)
+    return _finished(figure, title, f"small dots: seeds; large: means over {seeds}; dashed: arms that no other beats in both")
+
+
+def plot_budget(
+    curves: pd.DataFrame, budgets: Sequence[Budget] = ("sampled_tokens", "train_seconds"), metric: str = "eval/accuracy", title: str | None = None
+) -> Figure:
+    """A metric against what was spent: tokens sampled or seconds of training, the teacher's share included in both. Each seed faint, and the mean of each
+    evaluation over seeds; the vertical line is the largest budget that every run reached."""
+    figure, panels = new_figure(len(budgets), width=5.6, columns=2)
+    arms = list(dict.fromkeys(curves["arm"]))
+    styles = looks({arm: str(curves.loc[curves["arm"] == arm, "method"].iloc[0]) for arm in arms})
+    for axes, budget in zip(panels, budgets, strict=True):
+        for arm in arms:
+            rows = curves[(curves["arm"] == arm) & curves[metric].notna()]
+            colour, style = styles[arm]
+            for _, one in rows.groupby("seed"):
+                axes.plot(one[budget], one[metric], color=colour, linestyle=style, alpha=0.2, linewidth=0.8)
+            mean = rows.groupby("step")[[budget, metric]].mean()
+            axes.plot(mean[budget], mean[metric], color=colour, linestyle=style, linewidth=1.8, marker="o", markersize=3.5, label=arm)
+        axes.axvline(shared_budget(curves, budget), color="#888888", linewidth=0.8, linestyle="--")
+        axes.set_xlabel(NAMES.get(budget, budget))
+        axes.set_ylabel(NAMES.get(metric, metric))
+        axes.grid(alpha=0.25)
+    panels[-1].legend(frameon=False, fontsize=8)
+    return _finished(figure, title, f"each seed faint, mean over {curves['seed'].nunique()} seeds; dashed: what every run has spent")
+
+
+def shared_budget(curves: pd.DataFrame, budget: Budget) -> float:
+    """The largest budget that every run reached."""
+    return float(curves.groupby(["arm", "seed"])[budget].max().min())
+
+
+def at_budget(curves: pd.DataFrame, budget: Budget, metric: str = "eval/accuracy", spent: float | None = None) -> pd.DataFrame:
+    """A row a run: arm, seed, method and its last value of the metric at or before ``spent``, by default :func:`shared_budget`; NaN where there is none yet.
+
+    Raises:
+        ValueError: no such column.
+    """
+    for name in (budget, metric):
+        if name not in curves:
+            raise ValueError(f"the table has no column {name!r}: it is one of the steps (curves), not of the runs")
+    limit = shared_budget(curves, budget) if spent is None else spent
+    rows = []
+    for (arm, seed), one in curves.groupby(["arm", "seed"], sort=False):
+        values = one.loc[(one[budget] <= limit) & one[metric].notna(), metric]
+        rows.append({"arm": arm, "seed": seed, "method": one["method"].iloc[0], metric: float(values.iloc[-1]) if len(values) else math.nan})
+    return pd.DataFrame(rows).assign(diverged=False, touched=False)
+
+
+def plot_heat(runs: pd.DataFrame, across: str, up: str, measure: str = "id avg", title: str | None = None) -> Figure:
+    """A heat map over two knobs: the mean over seeds in each cell, with half of its 95 % interval; an empty cell was not run."""
+    kept, seeds = counted(runs, across, up, measure)
+    kept = kept.dropna(subset=[across, up])
+    table = kept.groupby([up, across])[measure]
+    means, halves = table.mean().unstack(), table.agg(lambda values: _half(values.to_numpy(dtype=float))).unstack()
+    figure, (axes,) = new_figure(1, width=1.1 * len(means.columns) + 2.4, height=0.8 * len(means.index) + 1.4)
+    image = axes.imshow(means.to_numpy(dtype=float), origin="lower", cmap="viridis", aspect="auto")
+    middle = float(np.nanmean([np.nanmin(means.to_numpy()), np.nanmax(means.to_numpy())]))
+    for row, column in np.ndindex(means.shape):
+        value, half = means.to_numpy(dtype=float)[row, column], halves.to_numpy(dtype=float)[row, column]
+        if not math.isnan(value):
+            text = f"{value:.2f}" + ("" if math.isnan(half) else f"\n± {half:.2f}")
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if value < middle else "black")
+    axes.set_xticks(range(len(means.columns)), [f"{value:g}" if isinstance(value, float) else str(value) for value in means.columns])
+    axes.set_yticks(range(len(means.index)), [f"{value:g}" if isinstance(value, float) else str(value) for value in means.index])
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    figure.colorbar(image, ax=axes, label=NAMES.get(measure, measure))
+    return _finished(figure, title, f"mean and half of the 95 % interval over {seeds}")
+
+
+def _tick(axes: Axes, texts: Sequence[str]) -> None:
+    """Names along the bottom, turned where there are many."""
+    axes.set_xticks(range(len(texts)), texts, rotation=30 if len(texts) > 3 else 0, ha="right" if len(texts) > 3 else "center")
+    axes.set_xlim(-0.6, len(texts) - 0.4)
+
+
+def _limits(panels: Sequence[Axes]) -> tuple[float, float]:
+    limits = np.array([axes.get_ylim() for axes in panels])
+    return float(limits[:, 0].min()), float(limits[:, 1].max())
+
+
+def _finished(figure: Figure, title: str | None, caption: str) -> Figure:
+    if title:
+        figure.suptitle(title, fontsize=11)
+    figure.supxlabel(caption, fontsize=8, color="#555555")
+    return figure

@@ -1,0 +1,255 @@
+"""A figure for each claim of the scorecard, from the same tables as its verdict."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rlkd_lab.lab.ablations import NAMES, draw_arms, draw_knob, new_figure, spread
+from rlkd_lab.lab.plots import looks, save_figure
+from rlkd_lab.study.claims import ACCURACY, CHANCE, CLAIMS, LENGTH, WINDOW, Study, Verdict, judge_claims
+from rlkd_lab.study.results import Part
+from rlkd_lab.study.study import comparisons, number
+
+Draw = Callable[[Study], Figure]
+
+
+def _pick(part: Part, arms: Sequence[str]) -> pd.DataFrame:
+    """The runs of some arms, in that order."""
+    return pd.concat([part.runs[part.runs["arm"] == arm] for arm in arms], ignore_index=True)
+
+
+def _arms(part: Part, arms: Sequence[str], measures: Sequence[str]) -> Figure:
+    figure, panels = new_figure(len(measures), columns=2)
+    for axes, measure in zip(panels, measures, strict=True):
+        draw_arms(axes, _pick(part, arms), measure)
+    return figure
+
+
+def _curves(axes: Axes, part: Part, arms: Sequence[str], metric: str, label: str) -> None:
+    """Trailing means over a full window, each seed faint; points as they are where the metric is an evaluation."""
+    styles = looks({arm: str(part.runs.loc[part.runs["arm"] == arm, "method"].iloc[0]) for arm in arms})
+    for arm in arms:
+        found = part.curve(arm, metric)
+        whole = {seed: curve if metric.startswith("eval/") else curve.rolling(WINDOW).mean() for seed, curve in found.items()}
+        colour, style = styles[arm]
+        for curve in whole.values():
+            axes.plot(curve.index, curve, color=colour, linestyle=style, alpha=0.25, linewidth=0.8)
+        if whole:
+            mean = pd.concat(whole.values(), axis=1).mean(axis=1)
+            axes.plot(mean.index, mean, color=colour, linestyle=style, linewidth=2, label=arm)
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _order_of_methods(study: Study) -> Figure:
+    return _arms(study["core"], ("sft", "grpo", "opd", "kdrl", "kdrl_annealed"), (ACCURACY, "ood avg"))
+
+
+def _fewer_steps(study: Study) -> Figure:
+    figure, (axes,) = new_figure(1, width=6.4)
+    _curves(axes, study["core"], ("grpo", "kdrl"), "accuracy", f"accuracy in training, mean of {WINDOW} steps")
+    ends = [curve.tail(WINDOW).mean() for curve in study["core"].curve("grpo", "accuracy").values()]
+    axes.axhline(float(np.mean(ends)), color="#888888", linestyle="--", linewidth=0.8)
+    return figure
+
+
+def _lengths(study: Study) -> Figure:
+    figure, (left, right) = new_figure(2)
+    draw_arms(left, _pick(study["core"], ("grpo", "kdrl", "opd")), LENGTH)
+    _curves(right, study["core"], ("grpo", "kdrl", "opd"), "completions/mean_length", f"length in training, mean of {WINDOW} steps")
+    return figure
+
+
+def _estimators(study: Study) -> Figure:
+    figure, panels = new_figure(2)
+    rows = pd.concat([_pick(study["core"], ("kdrl",)), _pick(study["estimators"], ("kdrl_k3", "kdrl_exact"))], ignore_index=True)
+    for axes, measure in zip(panels, (ACCURACY, LENGTH), strict=True):
+        draw_arms(axes, rows, measure, {"kdrl": "k2", "kdrl_k3": "k3", "kdrl_exact": "exact"})
+    return figure
+
+
+def _annealing(study: Study) -> Figure:
+    figure, (left, right) = new_figure(2)
+    runs = study["betas"].runs
+    draw_knob(left, runs[runs["method"] == "kdrl"].assign(kd_coef=lambda rows: pd.to_numeric(rows["kd_coef"])), "kd_coef", ACCURACY)
+    left.set_title("fixed", fontsize=10)
+    draw_knob(right, runs[runs["method"] == "kdrl_annealed"], "kd_coef", ACCURACY)
+    right.set_title("annealed", fontsize=10)
+    both = np.array([left.get_ylim(), right.get_ylim()])
+    for axes in (left, right):
+        axes.set_ylim(both[:, 0].min(), both[:, 1].max())
+    return figure
+
+
+def _masking(study: Study) -> Figure:
+    return _arms(study["core"], ("kdrl", "kdrl_masked"), (ACCURACY, LENGTH))
+
+
+def _sizes(study: Study) -> Figure:
+    figure, (left, right) = new_figure(2)
+    part = study["knights"]
+    draw_arms(left, _pick(part, ("grpo", "kdrl", "trrd", "opd")), ACCURACY)
+    styles = looks({arm: arm for arm in ("grpo", "kdrl", "trrd")})
+    for place, (arm, (colour, _)) in enumerate(styles.items()):
+        for size in ("2", "3", "4"):
+            spread(right, int(size) + 0.12 * (place - 1), part.level(arm, size), colour)
+        right.plot([], [], "o", color=colour, label=arm)
+    right.set_xlabel("people in the puzzle")
+    right.set_ylabel(NAMES[ACCURACY])
+    right.legend(frameon=False, fontsize=8)
+    right.grid(alpha=0.25)
+    return figure
+
+
+def _alphas(study: Study) -> Figure:
+    figure, panels = new_figure(2)
+    for axes, measure in zip(panels, (ACCURACY, LENGTH), strict=True):
+        draw_knob(axes, study["alphas"].runs, "trrd_alpha", measure)
+    return figure
+
+
+def _cost(study: Study) -> Figure:
+    figure, (axes,) = new_figure(1, width=6.4)
+    arms = ("grpo", "kdrl", "trrd", "opd")
+    part = study["core"]
+    steps = part.curves[part.curves["step"].between(2, 11) & part.curves["arm"].isin(arms)]
+    medians = steps.groupby(["arm", "seed"], sort=False)["train_time"].median().reset_index().assign(method=lambda rows: rows["arm"])
+    order = pd.concat([medians[medians["arm"] == arm] for arm in arms])
+    draw_arms(axes, order, "train_time")
+    axes.set_ylabel("seconds of a step, median of steps 2–11")
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def _joint(study: Study) -> Figure:
+    return _arms(study["knights"], ("grpo", "opd", "kdrl", "trrd"), (ACCURACY, "ood avg"))
+
+
+def _passes(study: Study) -> Figure:
+    figure, (axes,) = new_figure(1, width=6.4)
+    part = study["core"]
+    ks = sorted(int(str(name).removeprefix("id pass@")) for name in part.runs if str(name).startswith("id pass@"))
+    styles = looks({arm: arm for arm in ("opd", "kdrl", "trrd", "grpo")})
+    for arm, (colour, style) in styles.items():
+        table = pd.DataFrame({k: part.of(arm, f"id pass@{k}") for k in ks})
+        for _, row in table.iterrows():
+            axes.plot(ks, row, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(ks, table.mean(), color=colour, linestyle=style, linewidth=2, marker="o", label=arm)
+    axes.plot(ks, [part.runs[f"id chance@{k}"].mean() for k in ks], color="#888888", linestyle="--", label="guesses")
+    axes.axhline(CHANCE, color="#888888", linewidth=0.5)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.set_xlabel("k")
+    axes.set_ylabel("pass@k, test prompts")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _sequential(study: Study) -> Figure:
+    figure, (left, right) = new_figure(2)
+    arms = ("kdrl", "kdrl_annealed", "opd_then_rl")
+    draw_arms(left, _pick(study["core"], arms), ACCURACY)
+    _curves(right, study["core"], arms, "eval/accuracy", NAMES["eval/accuracy"])
+    return figure
+
+
+def _two_tasks(study: Study) -> Figure:
+    figure, panels = new_figure(2)
+    for axes, (name, title) in zip(panels, (("betas", "arithmetic"), ("knights_betas", "Knights and Knaves")), strict=True):
+        runs = study[name].runs
+        draw_knob(axes, runs[runs["method"] == "kdrl"].assign(kd_coef=lambda rows: pd.to_numeric(rows["kd_coef"])), "kd_coef", ACCURACY)
+        axes.set_title(title, fontsize=10)
+    return figure
+
+
+def _interference(study: Study) -> Figure:
+    figure, (left, right) = new_figure(2)
+    part, name = study["core"], "interference/sign_conflict_{}".format
+    arms = ("grpo", "kdrl", "trrd")
+    styles = looks({arm: arm for arm in arms})
+    for place, arm in enumerate(arms):
+        colour = styles[arm][0]
+        means, floors = (
+            pd.Series({seed: curve.mean() for seed, curve in part.curve(arm, name(kind)).items()}, dtype=float) for kind in ("teacher_method", "split_teacher")
+        )
+        spread(left, place, means, colour)
+        spread(left, place + 0.3, floors, "#888888", "_")
+        for kind, style in (("teacher_method", "-"), ("split_teacher", ":")):
+            found = part.curve(arm, name(kind))
+            if found:
+                mean = pd.concat(found.values(), axis=1).mean(axis=1)
+                right.plot(mean.index, mean, color=colour, linestyle=style, marker="o", markersize=3, label=arm if kind == "teacher_method" else None)
+    left.set_xticks(range(3), arms)
+    left.set_ylabel("sign conflict with on-policy KD's gradient\n(grey: two halves of a batch)")
+    right.set_xlabel("step")
+    right.set_ylabel("the same over training (dotted: halves)")
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+    return figure
+
+
+DRAW: dict[int, Draw] = {
+    1: _order_of_methods,
+    2: _fewer_steps,
+    3: _lengths,
+    4: _estimators,
+    5: _annealing,
+    6: _masking,
+    7: _sizes,
+    8: _alphas,
+    9: _cost,
+    10: _joint,
+    11: _passes,
+    12: _sequential,
+    13: _two_tasks,
+    14: _interference,
+}
+
+
+def claim_figure(study: Study, verdict: Verdict) -> Figure:
+    """The figure of a claim, with its verdict in the title and effects with their intervals below.
+
+    Raises:
+        ValueError: its parts were not run.
+    """
+    claim = CLAIMS[verdict.number - 1]
+    missing = [name for name in claim.needs if name not in study]
+    if missing:
+        raise ValueError(f"claim {claim.number} needs parts that were not run: {', '.join(missing)}")
+    figure = DRAW[claim.number](study)
+    figure.suptitle("\n".join(textwrap.wrap(f"Claim {claim.number} ({claim.source}): {claim.text} — {verdict.outcome} here", 90)), fontsize=10)
+    seeds = sorted({check.effect.seeds for check in verdict.checks})
+    lines = [
+        f"{check.text}: {number(check.effect.mean)} [{number(check.effect.low)}, {number(check.effect.high)}], {check.outcome}" for check in verdict.checks
+    ]
+    over = f"dots or faint lines: seeds; bars and brackets: 95 % interval over {' or '.join(map(str, seeds))} seeds" if seeds else ""
+    figure.supxlabel("\n".join([*lines, over]), fontsize=8, color="#444444")
+    return figure
+
+
+def draw_claims(study: Study, folder: str | Path) -> list[Path]:
+    """``claim_01.png`` … for every claim whose parts were run, each with a sidecar: verdict, comparisons, runs."""
+    drawn = []
+    for verdict in judge_claims(study):
+        claim = CLAIMS[verdict.number - 1]
+        if any(name not in study for name in claim.needs):
+            continue
+        effects = comparisons([verdict]).drop(columns=["claim", "source", "text", "verdict", "note"])
+        runs = {name: len(study[name].runs) for name in claim.needs}
+        path = Path(folder) / f"claim_{claim.number:02d}.png"
+        said = {"claim": claim.text, "verdict": verdict.outcome, "comparisons": json.loads(effects.to_json(orient="records")), "runs_of_part": runs}
+        save_figure(claim_figure(study, verdict), path, [], **said)
+        drawn.append(path)
+    return drawn

@@ -1,0 +1,153 @@
+"""Ablation plots: what they draw is what the table says."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_up import TRUE, core, part
+from matplotlib.collections import PathCollection
+from scipy import stats
+
+from rlkd_lab.lab import STYLES
+from rlkd_lab.lab.ablations import at_budget, plot_arms, plot_budget, plot_frontier, plot_heat, plot_knob, shared_budget
+from rlkd_lab.lab.claim_figures import DRAW, claim_figure, draw_claims
+from rlkd_lab.lab.plots import looks, png
+from rlkd_lab.study.claims import CLAIMS, judge_claims
+
+
+def runs(part_, **columns):
+    return part_.runs.assign(**{"diverged": False, "touched": False, **columns})
+
+
+@pytest.fixture(scope="module")
+def grid():
+    """KDRL and TRRD over a knob each, five seeds."""
+    arms = {f"kdrl,kd_coef={value}": 0.5 + value for value in (0.01, 0.1, 0.4)} | {"trrd,trrd_alpha=0.5": 0.4, "trrd,trrd_alpha=0.7": 0.6}
+    return runs(part(arms, noise=0.02))
+
+
+def dots(axes):
+    """Places and values of the seeds."""
+    return np.vstack([collection.get_offsets() for collection in axes.collections if isinstance(collection, PathCollection)])
+
+
+def bars(axes):
+    """(x, mean, half) of every interval."""
+    found = []
+    for container in axes.containers:
+        line, _, (segments,) = container
+        (low, high) = segments.get_segments()[0][:, 1]
+        found.append((float(line.get_xdata()[0]), float(line.get_ydata()[0]), (high - low) / 2))
+    return found
+
+
+def test_a_knob_has_a_panel_a_method_with_every_seed_and_students_interval(grid):
+    kdrl = grid[grid["method"] == "kdrl"]
+    figure = plot_knob(kdrl, "kd_coef")
+    (axes,) = [one for one in figure.axes if one.get_visible()]
+    seen = sorted(map(tuple, dots(axes)))
+    assert np.allclose(seen, sorted(zip(kdrl["kd_coef"], kdrl["id avg"], strict=True)))
+    assert axes.get_xscale() == "log"  # 0.01 to 0.4
+    for (x, mean, half), (value, rows) in zip(bars(axes), kdrl.groupby("kd_coef"), strict=True):
+        low, high = stats.ttest_1samp(rows["id avg"], 0).confidence_interval(0.95)
+        assert (x, mean, half) == pytest.approx((value, rows["id avg"].mean(), (high - low) / 2))
+
+
+def test_methods_share_the_scale_of_the_measure(grid):
+    both = grid.assign(knob=grid["kd_coef"].fillna(grid["trrd_alpha"]))
+    figure = plot_knob(both, "knob", "id length")
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == ["kdrl", "trrd"]
+    assert panels[0].get_ylim() == panels[1].get_ylim()
+
+
+def test_settings_that_are_no_numbers_stand_side_by_side(grid):
+    figure = plot_knob(grid.assign(teacher=["checking", "concise"] * (len(grid) // 2) + ["checking"] * (len(grid) % 2)), "teacher")
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["checking", "concise"]
+
+
+def test_runs_that_do_not_count_are_left_out_and_counted(grid):
+    bad = (grid["arm"] == "kdrl,kd_coef=0.1") & (grid["seed"] == 0)
+    figure = plot_knob(grid[grid["method"] == "kdrl"].assign(diverged=bad), "kd_coef")
+    assert len(dots(figure.axes[0])) == 14
+    assert "4–5 seeds; 1 runs left out" in figure._supxlabel.get_text()
+    with pytest.raises(ValueError, match="no run is left to draw"):
+        plot_arms(grid.assign(touched=True))
+
+
+@pytest.mark.parametrize("draw", [lambda table: plot_knob(table, "kd_coeff"), lambda table: plot_frontier(table, gain="accurracy"), plot_arms])
+def test_a_column_that_is_not_there_is_named(grid, draw):
+    with pytest.raises(ValueError, match="has no column"):
+        draw(grid.drop(columns="id length"))
+
+
+def test_the_frontier_joins_what_no_other_beats_in_both():
+    table = runs(part({"a": {"id avg": 0.5, "id length": 10.0}, "b": {"id avg": 0.7, "id length": 20.0}, "c": {"id avg": 0.6, "id length": 30.0}}, noise=0.0))
+    figure = plot_frontier(table.assign(method="grpo"))
+    (dashed,) = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == "--"]
+    assert dashed.get_xdata().tolist() == [10.0, 20.0] and dashed.get_ydata().tolist() == [0.5, 0.7]
+
+
+def test_equal_budgets_take_the_last_value_before_everybody_has_spent_it():
+    rows = []
+    for arm, tokens in (("long", 100), ("short", 40)):
+        for seed in (0, 1):
+            rows += [
+                {"arm": arm, "seed": seed, "method": "grpo", "step": step, "sampled_tokens": tokens * step, "train_seconds": step,
+                 "eval/accuracy": step / 10 if step % 2 == 0 else math.nan}
+                for step in range(1, 11)
+            ]  # fmt: skip
+    curves = pd.DataFrame(rows)
+    assert shared_budget(curves, "sampled_tokens") == 400
+    table = at_budget(curves, "sampled_tokens").set_index("arm")["eval/accuracy"]
+    assert table["long"].tolist() == [0.4, 0.4] and table["short"].tolist() == [1.0, 1.0]
+    assert at_budget(curves, "sampled_tokens", spent=150)["eval/accuracy"].isna().tolist() == [True, True, False, False]
+    figure = plot_budget(curves)
+    assert figure.axes[0].get_lines()[-1].get_xdata()[0] == 400
+    with pytest.raises(ValueError, match="one of the steps"):
+        at_budget(curves.drop(columns="train_seconds"), "train_seconds")
+
+
+def test_a_heat_map_has_the_mean_of_each_cell_and_leaves_empty_ones_empty():
+    table = runs(part({f"kdrl,kd_coef={a},learning_rate={b}": a + b for a in (0.1, 0.2) for b in (0.3, 0.4) if (a, b) != (0.2, 0.4)}, noise=0.01))
+    figure = plot_heat(table, "kd_coef", "learning_rate")
+    image = figure.axes[0].get_images()[0].get_array()
+    assert image.mask.sum() == 1 if np.ma.is_masked(image) else np.isnan(image).sum() == 1
+    assert float(image[0, 0]) == pytest.approx(table.loc[table["arm"] == "kdrl,kd_coef=0.1,learning_rate=0.3", "id avg"].mean())
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert len(texts) == 3 and all("±" in text for text in texts)
+
+
+def test_arms_keep_the_colour_of_their_method():
+    figure = plot_arms(runs(core()), ["id avg"])
+    arms = list(dict.fromkeys(core().runs["arm"]))
+    drawn = [container.lines[0].get_color() for container in figure.axes[0].containers]
+    assert drawn[arms.index("grpo")] == STYLES["grpo"][0] and drawn == [looks({arm: arm for arm in arms})[arm][0] for arm in arms]
+
+
+# --- figures of the claims --------------------------------------------------------------------------------------------
+
+
+def test_every_claim_has_a_figure():
+    assert list(DRAW) == [claim.number for claim in CLAIMS]
+
+
+@pytest.mark.parametrize("number", DRAW)
+def test_the_figure_of_a_claim_says_verdict_effects_and_seeds(number):
+    verdict = judge_claims(TRUE)[number - 1]
+    figure = claim_figure(TRUE, verdict)
+    assert f"Claim {number} " in figure._suptitle.get_text() and "supported here" in " ".join(figure._suptitle.get_text().split())
+    caption = figure._supxlabel.get_text()
+    assert all(check.text in caption for check in verdict.checks) and "5 seeds" in caption
+    assert len(png(figure)) > 5000
+
+
+def test_figures_are_written_with_their_numbers_for_what_was_run(tmp_path):
+    written = draw_claims({"core": TRUE["core"]}, tmp_path)
+    assert [path.name for path in written] == [f"claim_{number:02d}.png" for number in (1, 2, 3, 6, 9, 11, 12, 14)]
+    side = json.loads((tmp_path / "claim_01.json").read_text())
+    assert side["verdict"] == "supported" and side["comparisons"][0]["seeds"] == 5 and side["runs_of_part"] == {"core": 40}
+    with pytest.raises(ValueError, match="not run: estimators"):
+        claim_figure({"core": TRUE["core"]}, judge_claims(TRUE)[3])

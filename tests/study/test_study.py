@@ -1,0 +1,139 @@
+"""The study's parts, what it keeps, and the scorecard it writes."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+from made_up import TRUE, core
+
+from rlkd_lab.study import study as module
+from rlkd_lab.study.claims import CLAIMS, judge_claims
+from rlkd_lab.study.results import read_part
+from rlkd_lab.study.study import PARTS, comparisons, copy_tables, is_general, parts_of, read_study, scorecard, sweep_of, write_scorecard
+from rlkd_lab.training.config import PRESETS
+
+
+def written(folder, part, **columns):
+    """The tables of a part, as a sweep writes them."""
+    folder.mkdir(parents=True)
+    part.runs.assign(**{"diverged": False, "touched": False, "worker_gib": 0.5, **columns}).to_csv(folder / "runs.csv", index=False)
+    part.curves.to_parquet(folder / "curves.parquet")
+    part.levels.to_csv(folder / "levels.csv", index=False)
+    session = {"began": 0, "seconds": 3600, "workers": 2, "runs": 40, "device": "CPU (made up)"}
+    (folder / "sessions.jsonl").write_text(json.dumps(session) + "\n")
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    for name, part in TRUE.items():
+        written(tmp_path / name, part)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_part_is_a_sweep_with_five_seeds_that_evaluates_on_test_prompts(name):
+    sweep = sweep_of(name)
+    assert sweep.all_seeds == list(range(5)) and sweep.evaluate.split == "test"
+    jobs = sweep.tuning().jobs() if sweep.tune else sweep.jobs()
+    assert jobs and all(job.config.steps == sweep.steps for job in jobs)
+    if sweep.tune:
+        assert sweep.tune.seed not in sweep.all_seeds
+
+
+def test_the_core_has_the_eight_methods_with_the_same_number_of_trials_each():
+    core_ = sweep_of("core")
+    assert [arm.method for arm in core_.arms] == ["grpo", "opd", "kdrl", "kdrl_annealed", "kdrl_masked", "trrd", "opd_then_rl", "sft"]
+    assert {len(arm.trials) for arm in core_.arms} == {4}
+
+
+def test_the_arms_that_claims_ask_for_are_in_their_parts():
+    """A claim about an arm that no sweep has would be undecided for ever."""
+    arms = {name: {arm.name for arm in sweep_of(name).arms} for name in PARTS}
+    assert {"kdrl_k3"} <= arms["estimators"] and {"kdrl", "kdrl_annealed"} == arms["betas"]
+    assert {"trrd", "kdrl", "grpo", "opd"} <= arms["knights"] and "kdrl" in arms["knights_betas"]
+    assert {f"trrd,trrd_alpha={alpha}" for alpha in (0.4, 0.5, 0.6)} <= {job.arm for job in sweep_of("alphas").jobs()}
+    assert {need for claim in CLAIMS for need in claim.needs} <= set(PARTS)
+
+
+def test_another_preset_goes_only_where_the_pair_is_the_presets(monkeypatch):
+    monkeypatch.setitem(PRESETS, "mine", {"group_size": 6})
+    general = parts_of(False, [], "mine")
+    assert general == ["core", "estimators", "betas", "alphas", "teacher16"]
+    assert all(is_general(sweep_of(name)) for name in general)
+    assert {job.config.group_size for job in sweep_of("core", "mine").tuning().jobs()} == {6}
+    with pytest.raises(ValueError, match="part concise is about an embedded pair"):
+        parts_of(False, ["concise"], "mine")
+
+
+def test_parts_are_chosen_in_one_way():
+    assert parts_of(True, [], None) == ["core"]
+    assert parts_of(False, ["betas", "betas"], None) == ["betas"]
+    assert parts_of(False, [], None) == list(PARTS)
+    with pytest.raises(ValueError, match="give --part or --core"):
+        parts_of(True, ["betas"], None)
+    with pytest.raises(ValueError, match="unknown part 'bets'"):
+        parts_of(False, ["bets"], None)
+
+
+def test_tables_come_back_as_they_were_written(out):
+    study = read_study(out)
+    assert list(study) == [name for name in PARTS if name in TRUE]
+    for verdict in judge_claims(study):
+        assert verdict.outcome == "supported", verdict
+
+
+def test_runs_that_diverged_or_were_moved_by_hand_do_not_count(tmp_path):
+    made = core()
+    diverged = (made.runs["arm"] == "kdrl") & (made.runs["seed"] == 0)
+    touched = (made.runs["arm"] == "grpo") & (made.runs["seed"] == 1)
+    part = read_part(written(tmp_path / "core", made, diverged=diverged, touched=touched))
+    assert part.left_out == ("kdrl, seed 0: diverged", "grpo, seed 1: moved by hand")
+    assert list(part.of("kdrl", "id avg").index) == [1, 2, 3, 4] and set(part.curve("grpo", "accuracy")) == {0, 2, 3, 4}
+    first = judge_claims({"core": part})[0]
+    assert first.outcome == "undecided" and "seeds where at least 5 are needed" in first.note
+    assert "Left out: kdrl, seed 0: diverged, grpo, seed 1: moved by hand." in scorecard({"core": part}, tmp_path)
+
+
+def test_the_scorecard_has_every_claim_and_every_comparison(out):
+    text = write_scorecard(out).read_text()
+    for claim in CLAIMS:
+        assert re.search(rf"^\| {claim.number} \| {claim.source} \| {re.escape(claim.text)} \| \*\*supported\*\* \|", text, re.MULTILINE)
+    table = pd.read_csv(out / "scorecard.csv")
+    assert set(table["claim"]) == set(range(1, 15)) and (table["seeds"] == 5).all()
+    assert all(comparison in text for comparison in table["comparison"])
+    assert "| core | 40 | 1.00 | 2 | 0.50 | CPU (made up) |" in text
+
+
+def test_a_part_that_is_missing_leaves_its_claims_undecided(out):
+    (out / "knights" / "curves.parquet").unlink()  # a sweep that was stopped
+    table = comparisons(judge_claims(read_study(out))).set_index("claim")
+    assert table.loc[10, "verdict"] == "undecided" and "not run: knights" in table.loc[10, "note"]
+    assert table.loc[12, "verdict"].tolist() == ["supported", "supported"]
+
+
+def test_the_budget_of_the_choice_stands_in_the_scorecard(out):
+    chosen = {"best": 2, "trials": [{"settings": {"learning_rate": 0.001}, "accuracy": 0.5}, {"settings": {"learning_rate": 0.002}, "accuracy": 0.61}]}
+    (out / "core" / "tuned.json").write_text(json.dumps({"tuning": {}, "arms": {"grpo": chosen}}))
+    assert "| core | grpo | 2 | learning_rate = 0.002 | 0.500, 0.610 |" in write_scorecard(out).read_text()
+
+
+def test_what_is_kept_is_enough_to_judge(out, tmp_path):
+    (out / "core" / "runs" / "grpo" / "seed_0").mkdir(parents=True)
+    copy_tables(out, tmp_path / "kept")
+    assert not (tmp_path / "kept" / "core" / "runs").exists()
+    assert write_scorecard(tmp_path / "kept").read_text() == write_scorecard(out).read_text()
+
+
+def test_a_folder_without_tables_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no part with its tables"):
+        read_study(tmp_path)
+    (tmp_path / "core").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"has no runs\.csv: run the sweep first"):
+        read_part(tmp_path / "core")
+
+
+def test_numbers_are_written_with_a_sign_and_a_dash_for_what_is_unknown():
+    assert [module.number(value) for value in (0.0123, -3.1, 12.34, float("nan"))] == ["+0.012", "−3.100", "+12.3", "–"]
+    assert [module.plain(value) for value in (0.5, 45.25, 12345.6, float("nan"))] == ["0.500", "45.2", "12,346", "–"]
