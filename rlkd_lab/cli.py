@@ -1,4 +1,4 @@
-"""The command line: doctor, train, resume, replay, runs, compare, eval, sweep, zoo, methods."""
+"""The command line: doctor, train, resume, replay, runs, compare, eval, sweep, study, zoo, methods."""
 
 from __future__ import annotations
 

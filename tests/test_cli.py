@@ -437,22 +437,54 @@ def test_sweep(rlkd, tmp_path):
     assert_refused(rlkd("sweep", tmp_path / "none.toml", "--out", tmp_path / "out"), "none.toml")
 
 
+@pytest.mark.slow
+def test_study(rlkd, tmp_path, monkeypatch):
+    """A core of one method and two seeds: run, judged, kept; judged again from what was kept."""
+    monkeypatch.setattr("rlkd_lab.study.study.FOLDER", tmp_path)
+    (tmp_path / "core.toml").write_text(
+        """
+        steps = 2
+        seeds = 2
+        settings = {prompts_per_step = 2, group_size = 2, max_new_tokens = 24, difficulty = "2", eval_every = 0, samples_every = 0}
+        [[arms]]
+        name = "grpo"
+        method = "grpo"
+        [evaluate]
+        prompts = 4
+        samples = 2
+        """
+    )
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    done = rlkd("study", "--core", "--out", out, "--keep", kept)
+    assert done.exit_code == 0, done.output
+    assert "core (eight methods, one pair): 2 runs" in done.stderr and "undecided" in done.stdout
+    again = rlkd("study", "--judge", "--out", kept, "--json")
+    assert again.exit_code == 0 and not (kept / "core" / "runs").exists()
+    found = json.loads(again.stdout)
+    assert {row["claim"] for row in found["comparisons"]} == set(range(1, 15)) and {row["verdict"] for row in found["comparisons"]} == {"undecided"}
+    assert (kept / "scorecard.md").read_text() == (out / "scorecard.md").read_text()
+    assert_refused(rlkd("study", "--judge", "--out", tmp_path / "none"), "has no part with its tables")
+    assert_refused(rlkd("study", "--core", "--part", "betas", "--out", out), "give --part or --core")
+    assert_refused(rlkd("study", "--part", "bets", "--out", out), "unknown part 'bets'")
+
+
 def test_zoo_shows_the_cards(rlkd):
     result = rlkd("zoo")
     assert result.exit_code == 0, result.output
-    for words in ("teacher-concise", "student-weak", "0.80 M", "1.60 M", "NF4", "36.4%", "6–8"):
+    for words in ("teacher-concise", "student-weak", "knights-student", "0.80 M", "1.60 M", "NF4", "36.4%", "6–8", "2–4"):
         assert words in result.stdout, words
     one = rlkd("zoo", "student")
     assert "recipe: hidden 128" in one.stdout
     assert "teacher" not in one.stdout
     assert json.loads(rlkd("zoo", "student", "--json").stdout)["table"]["nf4"]["accuracy"] == pytest.approx(0.364, abs=1e-3)
-    assert set(json.loads(rlkd("zoo", "--json").stdout)) == {"student", "student-weak", "teacher", "teacher-concise"}
+    four = {"student", "student-weak", "teacher", "teacher-concise"}
+    assert set(json.loads(rlkd("zoo", "--json").stdout)) == four | {f"knights-{name}" for name in four}
     assert_refused(rlkd("zoo", "studnet"), "did you mean 'student'")
 
 
 def test_help_names_every_command(rlkd):
     result = rlkd("--help")
-    for command in ("doctor", "train", "resume", "replay", "runs", "compare", "eval", "sweep", "zoo", "methods"):
+    for command in ("doctor", "train", "resume", "replay", "runs", "compare", "eval", "sweep", "study", "zoo", "methods"):
         assert command in result.output
 
 

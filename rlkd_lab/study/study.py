@@ -27,6 +27,7 @@ PARTS: dict[str, str] = {
     "weak": "a weaker student",
     "weak_concise": "a weaker student, a teacher that does not check",
     "teacher16": "the teacher in 16 bits instead of NF4",
+    "rates": "KDRL's coefficient by learning rate",
     "knights": "Knights and Knaves",
     "knights_betas": "KDRL's coefficient on Knights and Knaves",
 }

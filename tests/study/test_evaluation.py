@@ -386,7 +386,8 @@ def test_a_place_where_nothing_can_be_written(tmp_path, monkeypatch):
 
 def test_the_cards_of_the_embedded_models():
     found = cards()
-    assert list(found) == ["teacher", "teacher-concise", "student-weak", "student"]
+    four = ["teacher", "teacher-concise", "student-weak", "student"]
+    assert list(found) == four + [f"knights-{name}" for name in four]
     own = find_target("student", quant="none").load().model
     assert found["student"]["parameters"] == sum(p.numel() for p in own.parameters())
     table = accuracies(found["student"]).set_index(["precision", "set"])
