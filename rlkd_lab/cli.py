@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -383,6 +383,8 @@ def sweep(
     file: Annotated[Path, typer.Argument(help="a sweep file (TOML): arms, settings, grids, seeds, evaluation")],
     out: Annotated[Path, typer.Option(help="the sweep's folder; started again, it takes up what is missing")],
     workers: Annotated[int | None, typer.Option(min=1, help="runs at a time; one a core on a CPU, one on a GPU by default")] = None,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="processes of this machine, or a Ray cluster (pip install 'rlkd_lab[ray]')")] = "local",
+    address: Annotated[str | None, typer.Option(help="of the cluster's head, host:port; OUT on a file system that all nodes share")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="only list the runs")] = False,
     as_json: Json = False,
 ) -> None:
@@ -405,7 +407,7 @@ def sweep(
             return
         for stage, folder in stages(wanted, out):
             with watch(folder, stage.jobs()) as show:
-                failed = run_sweep(stage, folder, workers=workers, on_change=show)
+                failed = run_sweep(stage, folder, workers=workers, on_change=show, engine=engine, address=address)
             if failed:
                 break
         runs = collect(stage, folder)
@@ -436,6 +438,8 @@ def study(
     part: Annotated[list[str] | None, typer.Option(help="a part to run, and again for another; all by default")] = None,
     preset: Annotated[str | None, typer.Option(help="models and task of the parts that are not about an embedded pair")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="runs at a time; one a core on a CPU, one on a GPU by default")] = None,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="processes of this machine, or a Ray cluster (pip install 'rlkd_lab[ray]')")] = "local",
+    address: Annotated[str | None, typer.Option(help="of the cluster's head, host:port; OUT on a file system that all nodes share")] = None,
     judge: Annotated[bool, typer.Option("--judge", help="run nothing: judge the tables in OUT")] = False,
     keep: Annotated[Path | None, typer.Option(help="also copy tables and scorecard there, without the run folders")] = None,
     as_json: Json = False,
@@ -453,7 +457,7 @@ def study(
                 doing = "trials" if folder.name == "tuning" else "runs"
                 typer.echo(f"{name} ({PARTS[name]}): {len(stage.jobs())} {doing}", err=True)
                 with watch(folder, stage.jobs()) as show:
-                    failed += run_sweep(stage, folder, workers=workers, on_change=show)
+                    failed += run_sweep(stage, folder, workers=workers, on_change=show, engine=engine, address=address)
                 if failed:
                     break
         for sentence in failed:

@@ -112,6 +112,8 @@ def curves(sweep: Sweep, out: str | Path) -> pd.DataFrame:
 def curves_of(run: RunFolder, arm: str, seed: int, method: str) -> pd.DataFrame:
     """The part of :func:`curves` that is one run's."""
     frame = run.metrics()
+    if frame.empty:  # diverged in its first step
+        return pd.DataFrame(columns=["arm", "seed", "method", "step"])
     times = {"train_seconds": frame["train_time"].cumsum()} if "train_time" in frame else {}
     frame = frame.assign(sampled_tokens=_sampled(run.path, frame), **times).reset_index()
     return pd.concat([pd.DataFrame({"arm": arm, "seed": seed, "method": method}, index=frame.index), frame], axis=1)

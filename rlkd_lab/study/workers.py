@@ -1,4 +1,4 @@
-"""Running a sweep: one run after the other in each of several worker processes, resumable.
+"""Running a sweep: one run after the other in each of several worker processes, on this machine or through Ray on a cluster, resumable.
 
 The folder of a sweep holds ``sweep.json`` (the file as it was understood), ``runs/ARM/seed_0`` (run folders, with ``eval/step_N.parquet``), the tables of
 :mod:`rlkd_lab.study.results`, ``sessions.jsonl`` (a line each time it was run: when, how long, where), and with trials ``tuning/`` (their sweep) and
@@ -8,15 +8,18 @@ is kept and not tried again.
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 from rlkd_lab.models import default_device
 from rlkd_lab.runs import RunFolder
@@ -28,12 +31,13 @@ from rlkd_lab.training import config_of, load_or_train
 from rlkd_lab.training.environment import alive, describe_environment, peak_memory_gib
 from rlkd_lab.training.loop import fingerprint
 
+Engine = Literal["local", "ray"]
 OnChange = Callable[[list[Job], list[Job]], None]
 """Called with (over, all)."""
 
 
-def work(job: Job, out: Path, threads: int | None = None) -> None:
-    """Train or take up a run, evaluate its last checkpoint, and say that it is over."""
+def work(job: Job, out: Path, threads: int | None = None, node: str | None = None) -> None:
+    """Train or take up a run, evaluate its last checkpoint, and say that it is over, and on which node of a cluster."""
     import torch
 
     if threads is not None:
@@ -50,7 +54,7 @@ def work(job: Job, out: Path, threads: int | None = None) -> None:
         why = str(error)
     folder = RunFolder.open(path)
     needed = {"seconds": time.time() - began, "worker_gib": peak_memory_gib(default_device()), "threads": torch.get_num_threads()}
-    folder.write_json(OVER, {"diverged": why, **needed})
+    folder.write_json(OVER, {"diverged": why, "node": node, **needed})
 
 
 def _evaluate(job: Job, path: Path) -> None:
@@ -117,20 +121,25 @@ def choose(sweep: Sweep, out: Path) -> None:
     (out / f"{CHOSEN}.tmp").rename(out / CHOSEN)
 
 
-def run_sweep(sweep: Sweep, out: str | Path, *, workers: int | None = None, on_change: OnChange | None = None) -> list[str]:
+def run_sweep(
+    sweep: Sweep, out: str | Path, *, workers: int | None = None, on_change: OnChange | None = None, engine: Engine = "local", address: str | None = None
+) -> list[str]:
     """Run what is missing, ``workers`` at a time.
 
     Args:
         sweep: from :func:`rlkd_lab.study.sweep.read_sweep`; one with trials goes through :func:`stages`.
         out: the sweep's folder.
-        workers: processes; one a core on a CPU, each with one thread, and one on a GPU by default.
+        workers: runs at a time; by default one a core on a CPU, each with one thread, and one a GPU.
         on_change: called twice a second.
+        engine: processes of this machine, or tasks of a Ray cluster whose nodes share the file system that ``out`` is on.
+        address: of the cluster's head, ``host:port``; by default the one that runs on this machine, or a new one of this machine alone.
 
     Returns:
         a sentence for every run that failed; those that diverged are no failures.
 
     Raises:
-        ValueError: a bad sweep, a run in ``out`` with other settings, or another process that runs it; before anything is trained.
+        ValueError: a bad sweep, a run in ``out`` with other settings, another process that runs it, or no cluster at ``address``; before anything is trained.
+        ModuleNotFoundError: the engine is ray, and Ray is not installed.
     """
     target, jobs = Path(out), sweep.jobs()
     for job in jobs:
@@ -138,18 +147,22 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int | None = None, on_c
         if (path / "config.json").exists() and fingerprint(config_of(RunFolder.open(path))) != fingerprint(job.config):
             raise ValueError(f"{path} holds a run with other settings than this sweep's: choose another --out, or delete that run")
     target.mkdir(parents=True, exist_ok=True)
-    cpu = default_device().type == "cpu"
-    count = workers or (os.cpu_count() or 1 if cpu else 1)
     with _alone(target):
         (target / "sweep.json").write_text(sweep.model_dump_json(indent=2) + "\n")
         left = [job for job in jobs if not over(job.folder(target))]
         began = time.time()
+
+        def tick() -> None:
+            if on_change is not None:
+                on_change(_over(jobs, target), jobs)
+
         try:
-            failed = _in_processes(left, target, min(count, len(left)), 1 if cpu else None, lambda: on_change and on_change(_over(jobs, target), jobs))
+            failed = _on_ray(left, target, workers, address, tick) if engine == "ray" else _in_processes(left, target, workers, tick)
         finally:
             ended = len([job for job in left if over(job.folder(target))])
             if left:
-                session = {"began": began, "seconds": time.time() - began, "workers": count, "runs": ended, **describe_environment(default_device())}
+                took = {"began": began, "seconds": time.time() - began, "engine": engine, "workers": workers or workers_here(), "runs": ended}
+                session = took | describe_environment(default_device())
                 with (target / "sessions.jsonl").open("a") as file:
                     file.write(json.dumps(session) + "\n")
         write_tables(sweep, target)
@@ -160,8 +173,14 @@ def _over(jobs: list[Job], out: Path) -> list[Job]:
     return [job for job in jobs if over(job.folder(out))]
 
 
-def _in_processes(jobs: list[Job], out: Path, count: int, threads: int | None, tick: Callable[[], object]) -> list[str]:
-    """Every job in one of ``count`` processes. Each has a pool of its own: one that is killed, for memory say, takes only its own run with it."""
+def workers_here() -> int:
+    """Runs at a time on this machine: one a core on a CPU, each with one thread, and one on a GPU."""
+    return os.cpu_count() or 1 if default_device().type == "cpu" else 1
+
+
+def _in_processes(jobs: list[Job], out: Path, workers: int | None, tick: Callable[[], object]) -> list[str]:
+    """Every job in one of some processes. Each has a pool of its own: one that is killed, for memory say, takes only its own run with it."""
+    count, threads = min(workers or workers_here(), len(jobs)), 1 if default_device().type == "cpu" else None
     pools = [_pool() for _ in range(count)]
     left, failed = list(jobs), []
     running: dict[Future[None], tuple[Job, int]] = {}
@@ -190,6 +209,50 @@ def _in_processes(jobs: list[Job], out: Path, count: int, threads: int | None, t
     for pool in pools:
         pool.shutdown()
     return failed
+
+
+def _on_ray(jobs: list[Job], out: Path, workers: int | None, address: str | None, tick: Callable[[], object]) -> list[str]:
+    """Every job as a task of a Ray cluster: one a core where no node has a GPU, else one a GPU."""
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("the engine ray needs Ray: pip install 'rlkd_lab[ray]', on every node of the cluster") from None
+    if address not in (None, "auto", "local"):  # Ray itself would try for minutes
+        host, _, port = str(address).rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"no Ray cluster at {address}: {error}") from None
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+    try:
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+
+        def on_node(job: Job) -> None:
+            work(job, out.absolute(), None if gpus else 1, ray.get_runtime_context().get_node_id())
+
+        task = ray.remote(max_retries=0, num_cpus=1, num_gpus=1 if gpus else 0)(on_node)
+        limit = workers or int(gpus or ray.cluster_resources()["CPU"])
+        left, failed = list(jobs), []
+        running: dict[Any, Job] = {}
+        while left or running:
+            while left and len(running) < limit:
+                job = left.pop(0)
+                running[task.remote(job)] = job
+            done, _ = ray.wait(list(running), timeout=0.5)
+            for reference in done:
+                job = running.pop(reference)
+                try:
+                    ray.get(reference)
+                except Exception as error:  # whatever the run raised, in Ray's wrapping, or the loss of a node
+                    cause = getattr(error, "cause", None) or error
+                    failed.append(f"{job.folder(out)}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}")
+                else:
+                    if not over(job.folder(out)):
+                        failed.append(f"{job.folder(out)}: done on another node, and not here: --out must lie on a file system that all nodes share")
+            tick()
+        return failed
+    finally:
+        ray.shutdown()
 
 
 def _pool() -> ProcessPoolExecutor:

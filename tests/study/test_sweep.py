@@ -347,3 +347,56 @@ def test_a_worker_that_is_killed_takes_only_its_own_run_with_it(tmp_path, monkey
     failed = run_sweep(sweep, tmp_path, workers=2)
     assert len(failed) == 1 and "seed_0: its worker was killed, perhaps for memory" in failed[0]
     assert [over(job.folder(tmp_path)) for job in sweep.jobs()] == [False, True, True, True, True]
+
+
+# --- Ray --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes on this machine, a core each."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    found.add_node(num_cpus=1)
+    yield found.address
+    found.shutdown()
+
+
+@pytest.mark.slow
+def test_a_sweep_on_a_cluster_uses_its_nodes_and_gives_the_runs_of_this_machine(cluster, tmp_path):
+    sweep = small([{"name": "grpo", "method": "grpo"}, {"name": "kdrl", "method": "kdrl"}])
+    seen = []
+    assert run_sweep(sweep, tmp_path / "ray", engine="ray", address=cluster, on_change=lambda done, jobs: seen.append(len(done))) == []
+    assert seen[-1] == 4
+    nodes = {json.loads((job.folder(tmp_path / "ray") / OVER).read_text())["node"] for job in sweep.jobs()}
+    assert len(nodes - {None}) == 2
+    assert run_sweep(sweep, tmp_path / "here", workers=2) == []
+    for job in sweep.jobs():
+        assert first_difference(*(RunFolder.open(job.folder(tmp_path / where)).rows() for where in ("ray", "here"))) == (None, 0.0)
+    before = [(job.folder(tmp_path / "ray") / OVER).stat().st_mtime for job in sweep.jobs()]
+    assert run_sweep(sweep, tmp_path / "ray", engine="ray", address=cluster) == []
+    assert before == [(job.folder(tmp_path / "ray") / OVER).stat().st_mtime for job in sweep.jobs()]
+
+
+@pytest.mark.slow
+def test_a_run_that_breaks_on_a_cluster_is_named_and_the_others_go_on(cluster, tmp_path):
+    """One arm cannot make its traces: none of eight is finished within two tokens."""
+    arms = [{"name": "sft", "method": "sft", "settings": {"max_new_tokens": 2}}, {"name": "grpo", "method": "grpo"}]
+    failed = run_sweep(small(arms, seeds=1), tmp_path, engine="ray", address=cluster)
+    assert len(failed) == 1 and "sft/seed_0: ValueError: none of the teacher's 8 traces is finished" in failed[0]
+    assert over(tmp_path / "runs" / "grpo" / "seed_0")
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_a_sentence(tmp_path):
+    pytest.importorskip("ray")
+    with pytest.raises(ValueError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
+        run_sweep(small([{"name": "grpo", "method": "grpo"}]), tmp_path, engine="ray", address="127.0.0.1:1")
+
+
+def test_without_ray_its_engine_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'rlkd_lab\[ray\]'"):
+        run_sweep(small([{"name": "grpo", "method": "grpo"}]), tmp_path, engine="ray")
