@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from rlkd_lab.lab import plot_groups, progress, save_figure
+from rlkd_lab.lab.mistakes import add_mistakes
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training import load_or_train, make_config
@@ -31,6 +32,8 @@ OTHERS = {
     "kdrl_masked": ("kdrl_masked", {}),
     "trrd-0.25": ("trrd", {"trrd_alpha": "0.25"}),
     "trrd-0.75": ("trrd", {"trrd_alpha": "0.75"}),
+    "kdrl-k1": ("kdrl_k1", {}),
+    "kdrl-flipped": ("kdrl_flipped", {}),
     "trrd-unbounded": ("trrd", {"trrd_gap_bound": "off", "ratio_cap": "off"}),
     "sft": ("sft", {}),
     "kd_forward": ("kd_forward", {}),
@@ -75,6 +78,7 @@ def draw() -> None:
 
 
 if __name__ == "__main__":
+    add_mistakes()
     if sys.argv[1:] == ["figure"]:
         draw()
         sys.exit()

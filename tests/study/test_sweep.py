@@ -9,6 +9,7 @@ import sys
 import time
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -178,8 +179,12 @@ if __name__ == "__main__":
         assert time.monotonic() < until
         assert process.poll() is None
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    process.kill()  # the parent alone: its workers must not go on without it
     process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
     kept = [path.read_text().splitlines()[0] for path in rows]
     assert run_sweep(sweep, tmp_path / "out", workers=2) == []
     assert [path.read_text().splitlines()[0] for path in rows] == kept  # taken up, not begun again
