@@ -37,7 +37,8 @@ def collect(sweep: Sweep, out: str | Path, window: int = 10) -> pd.DataFrame:
         if over(path):
             outcome = json.loads((path / OVER).read_text())
             row = {"arm": job.arm, **_row(RunFolder.open(path), job.config, window)}
-            rows.append(row | {"diverged": outcome["diverged"] is not None, "worker_gib": outcome["worker_gib"]})
+            needed = {"worker_seconds": outcome.get("seconds"), "worker_gib": outcome["worker_gib"]}
+            rows.append(row | {"diverged": outcome["diverged"] is not None} | needed)
             configs.append(job.config)
     return _table(rows, configs)
 

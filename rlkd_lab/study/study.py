@@ -33,7 +33,8 @@ PARTS: dict[str, str] = {
 }
 """Parts and what each is about, in the order in which they are run."""
 FOLDER = Path(__file__).parent / "sweeps"
-KEPT = (*TABLES, "sweep.json", "sessions.jsonl", CHOSEN)
+SESSIONS = "sessions.jsonl"
+KEPT = (*TABLES, "sweep.json", SESSIONS, CHOSEN)
 """What is copied of a part's folder."""
 
 
@@ -211,15 +212,13 @@ def plain(value: float) -> str:
 
 
 def _cost(study: Study, out: Path) -> list[str]:
-    lines = ["| part | runs | hours on the clock | workers | memory of a worker, GiB | where |", "|---|---|---|---|---|---|"]
+    """Hours of workers from the runs themselves, trials included: a sweep that was killed still shows them."""
+    lines = ["| part | runs and trials | worker hours | workers | memory of a worker, GiB | where |", "|---|---|---|---|---|---|"]
     for name in study:
-        sessions = [
-            json.loads(line)
-            for path in (out / name / "tuning" / "sessions.jsonl", out / name / "sessions.jsonl")
-            if path.exists()
-            for line in path.read_text().splitlines()
-        ]
-        hours, runs = sum(one["seconds"] for one in sessions) / 3600, sum(one["runs"] for one in sessions)
+        folders = [out / name / "tuning", out / name]
+        runs = pd.concat([pd.read_csv(folder / TABLES[0]) for folder in folders if (folder / TABLES[0]).exists()])
+        sessions = [json.loads(line) for folder in folders if (folder / SESSIONS).exists() for line in (folder / SESSIONS).read_text().splitlines()]
         workers, places = (sorted({str(one[key]) for one in sessions}) for key in ("workers", "device"))
-        lines.append(f"| {name} | {runs} | {hours:.2f} | {', '.join(workers)} | {study[name].runs['worker_gib'].max():.2f} | {', '.join(places)} |")
+        hours = runs["worker_seconds"].sum() / 3600
+        lines.append(f"| {name} | {len(runs)} | {hours:.2f} | {', '.join(workers)} | {runs['worker_gib'].max():.2f} | {', '.join(places)} |")
     return lines

@@ -17,7 +17,7 @@ from rlkd_lab.training.config import PRESETS
 def written(folder, part, **columns):
     """The tables of a part, as a sweep writes them."""
     folder.mkdir(parents=True)
-    part.runs.assign(**{"diverged": False, "touched": False, "worker_gib": 0.5, **columns}).to_csv(folder / "runs.csv", index=False)
+    part.runs.assign(**{"diverged": False, "touched": False, "worker_gib": 0.5, "worker_seconds": 180.0, **columns}).to_csv(folder / "runs.csv", index=False)
     part.curves.to_parquet(folder / "curves.parquet")
     part.levels.to_csv(folder / "levels.csv", index=False)
     session = {"began": 0, "seconds": 3600, "workers": 2, "runs": 40, "device": "CPU (made up)"}
@@ -103,7 +103,7 @@ def test_the_scorecard_has_every_claim_and_every_comparison(out):
     table = pd.read_csv(out / "scorecard.csv")
     assert set(table["claim"]) == set(range(1, 15)) and (table["seeds"] == 5).all()
     assert all(comparison in text for comparison in table["comparison"])
-    assert "| core | 40 | 1.00 | 2 | 0.50 | CPU (made up) |" in text
+    assert "| core | 40 | 2.00 | 2 | 0.50 | CPU (made up) |" in text
 
 
 def test_a_part_that_is_missing_leaves_its_claims_undecided(out):
