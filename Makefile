@@ -11,7 +11,7 @@ help:
 	@echo "make demo       train KD, GRPO, KDRL and TRRD on the embedded pair; figures/demo.png"
 	@echo "make lab        open JupyterLab on the notebooks; make notebooks: run them all and keep their outputs (half an hour)"
 	@echo "make test       all tests; make test-fast: those under a few seconds each"
-	@echo "make bench      a step against TRL's, our sampler against generate, KDRL and TRRD against GRPO (6 minutes on an idle machine)"
+	@echo "make bench      a step against TRL's, our sampler against generate, KDRL and TRRD against GRPO; a sweep with one worker and with all (20 minutes)"
 	@echo "make figures    draw the committed figures again; make lint: ruff and mypy"
 
 setup: .venv/installed
@@ -49,6 +49,7 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(PY) benchmarks/step.py
+	$(PY) benchmarks/sweep.py
 
 figures: demo
 	$(PY) notebooks/record.py figure

@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from rlkd_lab.runs import RunFolder
+from rlkd_lab.study.claims import Study
+from rlkd_lab.study.study import read_study
 
 
 class Stage:
@@ -25,6 +27,10 @@ class Stage:
     def n(self, steps: int, short: int = 3) -> int:
         """``steps``, or ``short`` where the notebook is only tested."""
         return short if self.short else steps
+
+    def study(self, name: str = "embedded") -> Study:
+        """The tables of a study that is shipped, by part (``results/NAME``, made by ``rlkd study --keep``)."""
+        return read_study(Path("../results") / name)
 
     def recorded(self, name: str) -> list[RunFolder]:
         """The shipped runs of that name, one a seed (made by ``notebooks/record.py``).
