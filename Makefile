@@ -53,6 +53,7 @@ bench: .venv/installed
 
 figures: demo
 	$(PY) notebooks/record.py figure
+	.venv/bin/rlkd study --judge --out results/embedded --figures figures
 
 clean:
 	rm -rf runs/demo build .pytest_cache .mypy_cache .ruff_cache

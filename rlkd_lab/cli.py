@@ -442,6 +442,7 @@ def study(
     address: Annotated[str | None, typer.Option(help="of the cluster's head, host:port; OUT on a file system that all nodes share")] = None,
     judge: Annotated[bool, typer.Option("--judge", help="run nothing: judge the tables in OUT")] = False,
     keep: Annotated[Path | None, typer.Option(help="also copy tables and scorecard there, without the run folders")] = None,
+    figures: Annotated[Path | None, typer.Option(help="draw a figure for each claim into this folder")] = None,
     as_json: Json = False,
 ) -> None:
     """The claims of the papers, tested: runs the sweeps that they need and writes OUT/scorecard.md."""
@@ -466,6 +467,10 @@ def study(
         if keep is not None:
             copy_tables(out, keep)
             write_scorecard(keep)
+        if figures is not None:
+            from rlkd_lab.lab.claim_figures import draw_claims
+
+            draw_claims(read_study(out), figures)
         verdicts = judge_claims(read_study(out))
         if as_json:
             print_json({"comparisons": comparisons(verdicts).to_dict("records"), "failed": failed, "scorecard": str(path)})

@@ -463,6 +463,9 @@ def test_study(rlkd, tmp_path, monkeypatch):
     found = json.loads(again.stdout)
     assert {row["claim"] for row in found["comparisons"]} == set(range(1, 15)) and {row["verdict"] for row in found["comparisons"]} == {"undecided"}
     assert (kept / "scorecard.md").read_text() == (out / "scorecard.md").read_text()
+    drawn = rlkd("study", "--judge", "--out", kept, "--figures", tmp_path / "figures")
+    assert drawn.exit_code == 0, drawn.output  # arms that this core does not have are left out
+    assert (tmp_path / "figures" / "claim_01.png").exists() and not (tmp_path / "figures" / "claim_04.png").exists()
     assert_refused(rlkd("study", "--judge", "--out", tmp_path / "none"), "has no part with its tables")
     assert_refused(rlkd("study", "--core", "--part", "betas", "--out", out), "give --part or --core")
     assert_refused(rlkd("study", "--part", "bets", "--out", out), "unknown part 'bets'")

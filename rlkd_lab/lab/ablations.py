@@ -127,6 +127,9 @@ def plot_knob(runs: pd.DataFrame, knob: str, measure: str = "id avg", title: str
 
 def draw_knob(axes: Axes, runs: pd.DataFrame, knob: str, measure: str) -> None:
     """One panel of :func:`plot_knob`: runs of one method."""
+    if runs.empty:
+        axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes, color="#777777")
+        return
     colour = looks({"": str(runs["method"].iloc[0])})[""][0]
     numbers = pd.to_numeric(runs[knob], errors="coerce")
     if numbers.notna().all():

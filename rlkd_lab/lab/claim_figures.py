@@ -35,8 +35,9 @@ def _arms(part: Part, arms: Sequence[str], measures: Sequence[str]) -> Figure:
 
 def _curves(axes: Axes, part: Part, arms: Sequence[str], metric: str, label: str) -> None:
     """Trailing means over a full window, each seed faint; points as they are where the metric is an evaluation."""
-    styles = looks({arm: str(part.runs.loc[part.runs["arm"] == arm, "method"].iloc[0]) for arm in arms})
-    for arm in arms:
+    there = [arm for arm in arms if (part.runs["arm"] == arm).any()]
+    styles = looks({arm: str(part.runs.loc[part.runs["arm"] == arm, "method"].iloc[0]) for arm in there})
+    for arm in there:
         found = part.curve(arm, metric)
         whole = {seed: curve if metric.startswith("eval/") else curve.rolling(WINDOW).mean() for seed, curve in found.items()}
         colour, style = styles[arm]
@@ -59,7 +60,8 @@ def _fewer_steps(study: Study) -> Figure:
     figure, (axes,) = new_figure(1, width=6.4)
     _curves(axes, study["core"], ("grpo", "kdrl"), "accuracy", f"accuracy in training, mean of {WINDOW} steps")
     ends = [curve.tail(WINDOW).mean() for curve in study["core"].curve("grpo", "accuracy").values()]
-    axes.axhline(float(np.mean(ends)), color="#888888", linestyle="--", linewidth=0.8)
+    if ends:
+        axes.axhline(float(np.mean(ends)), color="#888888", linestyle="--", linewidth=0.8)
     return figure
 
 
