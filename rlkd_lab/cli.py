@@ -329,8 +329,7 @@ def evaluate(
             config, prompts=prompts, samples=samples, split=split, difficulty=None if difficulty is None else _range(difficulty), temperature=temperature,
             top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, greedy=greedy, ood=ood,
         )  # fmt: skip
-        if out is None and ours.run is not None:
-            out = ours.run / "eval" / f"step_{ours.step:06d}.parquet"
+        out = out or ours.table
         if out is not None:
             check_out(out)
         written = [] if out is None else [out, out.with_name(f"{out.stem}-against.parquet")][: 1 if theirs is None else 2]

@@ -15,6 +15,7 @@ from scipy.stats import t
 
 from rlkd_lab.objectives import METHODS, Constant, resolve_options
 from rlkd_lab.runs import RunFolder
+from rlkd_lab.study.evaluation import read_table, summarise
 from rlkd_lab.study.sweep import Sweep
 from rlkd_lab.training import RunConfig, config_of
 
@@ -71,12 +72,21 @@ def _row(folder: RunFolder, config: RunConfig, window: int) -> dict[str, Any]:
     if len(frame):
         row |= {"tokens": frame["num_tokens"].iloc[-1], "sampled_tokens": _sampled(folder.path, frame).iloc[-1], "seconds": frame["step_time"].sum()}
         row |= {"train_seconds": frame["train_time"].sum()} if "train_time" in frame else {}
-    tables = sorted((folder.path / "eval").glob("step_*.csv"))
-    if tables:
-        table = pd.read_csv(tables[-1], dtype={"difficulty": str})
+    table = _evaluation(folder.path)
+    if table is not None:
         whole = table[table["difficulty"] == "all"]
         row |= {f"{one['set']} {one['measure']}": one["value"] for one in whole.to_dict("records")}
     return row
+
+
+def _evaluation(run: Path) -> pd.DataFrame | None:
+    """What the newest evaluation of a run adds up to: a sweep's own summary, or that of the table which `rlkd eval` wrote."""
+    found = {path.stem: path for suffix in ("parquet", "csv") for path in (run / "eval").glob(f"step_*.{suffix}") if path.stem.removeprefix("step_").isdigit()}
+    if not found:
+        return None
+    newest = found[max(found)]
+    table = pd.read_csv(newest) if newest.suffix == ".csv" else summarise(read_table(newest)[0])
+    return table.astype({"difficulty": str})
 
 
 def _table(rows: list[dict[str, Any]], configs: list[RunConfig]) -> pd.DataFrame:
@@ -122,8 +132,8 @@ def curves_of(run: RunFolder, arm: str, seed: int, method: str) -> pd.DataFrame:
 
 def levels(sweep: Sweep, out: str | Path) -> pd.DataFrame:
     """The evaluations, a row a number: ``arm``, ``seed``, ``set``, ``difficulty``, ``measure``, ``value`` and its interval over prompts, ``low``, ``high``."""
-    tables = [(job, table) for job in sweep.jobs() for table in sorted((job.folder(Path(out)) / "eval").glob("step_*.csv"))[-1:]]
-    frames = [pd.read_csv(table, dtype={"difficulty": str}).assign(arm=job.arm, seed=job.seed) for job, table in tables]
+    tables = [(job, _evaluation(job.folder(Path(out)))) for job in sweep.jobs()]
+    frames = [table.assign(arm=job.arm, seed=job.seed) for job, table in tables if table is not None]
     columns = ["arm", "seed", "set", "difficulty", "measure", "value", "low", "high"]
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 

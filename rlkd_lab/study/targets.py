@@ -48,6 +48,11 @@ class Target:
             raise ValueError(f"the adapter {self.adapter} is damaged: {error}") from error
 
     @property
+    def table(self) -> Path | None:
+        """Where the evaluation of a run's student lies; ``None`` for a model or an adapter that is in no run."""
+        return None if self.run is None else self.run / "eval" / f"step_{self.step:06d}.parquet"
+
+    @property
     def label(self) -> str:
         """Short, for headings."""
         return Path(self.name).name if self.run is None else f"{self.run.resolve().name}, step {self.step}"

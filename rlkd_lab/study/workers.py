@@ -64,8 +64,9 @@ def _evaluate(job: Job, path: Path) -> None:
     asked = task_of(job.config)
     settings = settings_of(job.config, **job.evaluate.model_dump())
     frame = evaluate_target(target.load(), asked, settings)
-    write_table(path / "eval" / f"step_{target.step:06d}.parquet", frame, about({**target.describe(), "name": job.arm}, asked, settings))
-    summarise(frame).to_csv(path / "eval" / f"step_{target.step:06d}.csv", index=False)
+    assert target.table is not None
+    write_table(target.table, frame, about({**target.describe(), "name": job.arm}, asked, settings))
+    summarise(frame).to_csv(target.table.with_suffix(".csv"), index=False)
 
 
 @contextmanager

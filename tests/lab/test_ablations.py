@@ -151,3 +151,25 @@ def test_figures_are_written_with_their_numbers_for_what_was_run(tmp_path):
     assert side["verdict"] == "supported" and side["comparisons"][0]["seeds"] == 5 and side["runs_of_part"] == {"core": 40}
     with pytest.raises(ValueError, match="not run: estimators"):
         claim_figure({"core": TRUE["core"]}, judge_claims(TRUE)[3])
+
+
+@pytest.mark.slow
+def test_runs_of_ones_own_come_into_the_same_form(tmp_path):
+    """Two runs by hand, one evaluated by `rlkd eval`: a table with their settings and measures, and a plot from it."""
+    from typer.testing import CliRunner
+
+    from rlkd_lab.cli import app
+    from rlkd_lab.study.results import table_of
+    from rlkd_lab.training import make_config, run
+
+    short = {"steps": 2, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 24, "eval_every": 0, "samples_every": 0, "difficulty": (2, 2)}
+    made = [run(make_config("kdrl", settings={"kd_coef": value}, **short), tmp_path / value) for value in ("0.1", "0.3")]
+    few = ["--prompts", "4", "--samples", "2", "--no-ood"]
+    for folder in made:
+        assert CliRunner().invoke(app, ["eval", str(folder.path), *few]).exit_code == 0
+    table = table_of(made)
+    assert table["kd_coef"].tolist() == [0.1, 0.3] and table["arm"].tolist() == ["kdrl", "kdrl"] and "teacher" not in table
+    assert table["id avg"].between(0, 1).all() and (table["train_seconds"] < table["seconds"]).all()
+    assert len(png(plot_knob(table, "kd_coef", "reward"))) > 5000
+    with pytest.raises(ValueError, match="one label for each"):
+        table_of(made, ["a"])
