@@ -16,6 +16,7 @@ Everything from :func:`per_prompt` on works on such a table alone, without a mod
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,8 @@ ROWS = 512
 """Most completions sampled at a time."""
 GUESSES = 32
 """Fewest borrowed completions a prompt in the permutation estimate of chance."""
+TRAINED = 1024
+"""Training prompts that are looked through for one of another split."""
 SETS = {"id": "in distribution", "ood": "out of distribution"}
 
 
@@ -122,6 +125,23 @@ def evaluate_target(lm: LanguageModel, task: Task, settings: Settings, *, progre
             frames.append(frame.join(chances, on="prompt_id"))
     columns = ["prompt_id", "prompt", "answer", "set", "difficulty", "mode", "sample", "completion", "extracted", "correct", "formatted", "finished", "length"]
     return pd.concat(frames, ignore_index=True)[[*columns, "chance", "guesses"]]
+
+
+def check_splits(task: Task, settings: Settings) -> None:
+    """Refuse a task one of whose prompts is in two splits, as far as a thousand training prompts and the settings' validation and test prompts show it.
+
+    Raises:
+        ValueError: in one sentence, with such a prompt.
+    """
+    counts: dict[Split, int] = {"train": TRAINED, "validation": settings.prompts, "test": settings.prompts}
+    found = {split: {one.prompt for one in task.examples(count, settings.seed, split, settings.difficulty)} for split, count in counts.items()}
+    for one, other in itertools.combinations(found, 2):
+        shared = found[one] & found[other]
+        if shared:
+            raise ValueError(
+                f"the task {task.name} has overlapping splits: {len(shared)} prompts are in {one} and in {other}, such as {min(shared)!r};"
+                " what is trained on cannot be what is measured on (rlkd_lab.tasks.base.split_of divides prompts by a hash)"
+            )
 
 
 def _prompt_sets(lm: LanguageModel, task: Task, settings: Settings) -> dict[str, tuple[list[Example], int]]:

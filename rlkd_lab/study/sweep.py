@@ -177,6 +177,11 @@ class Job:
     config: RunConfig
     evaluate: Evaluation | None
 
+    @property
+    def questions(self) -> str:
+        """The same for jobs that ask the same prompts."""
+        return json.dumps([self.config.task, self.config.task_settings, self.config.prompt_template, self.config.difficulty], default=str)
+
     def folder(self, out: Path) -> Path:
         """Where it lies in the sweep's folder."""
         return out / "runs" / re.sub(r"[^\w .,=+-]", "_", self.arm) / f"seed_{self.seed}"

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from rlkd_lab.models import default_device
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.study.evaluation import about, evaluate_target, settings_of, summarise, write_table
+from rlkd_lab.study.evaluation import about, check_splits, evaluate_target, settings_of, summarise, write_table
 from rlkd_lab.study.results import OVER, collect, over, write_tables
 from rlkd_lab.study.sweep import CHOSEN, Job, Sweep, settled
 from rlkd_lab.study.targets import find_target, task_of
@@ -148,6 +148,8 @@ def run_sweep(
         path = job.folder(target)
         if (path / "config.json").exists() and fingerprint(config_of(RunFolder.open(path))) != fingerprint(job.config):
             raise ValueError(f"{path} holds a run with other settings than this sweep's: choose another --out, or delete that run")
+    for config, asked in {job.questions: (job.config, job.evaluate) for job in jobs if job.evaluate is not None}.values():
+        check_splits(task_of(config), settings_of(config, **asked.model_dump()))
     target.mkdir(parents=True, exist_ok=True)
     with _alone(target):
         (target / "sweep.json").write_text(sweep.model_dump_json(indent=2) + "\n")

@@ -233,6 +233,33 @@ def test_a_run_that_diverges_is_a_result_and_one_that_breaks_is_named(tmp_path, 
         module.work(small([{"name": "kdrl", "method": "kdrl"}]).jobs()[0], tmp_path)
 
 
+def test_overlapping_splits_are_refused_before_anything_is_trained(tmp_path):
+    """A task of one's own that forgets the split: its test prompts are its training prompts."""
+    (tmp_path / "task.py").write_text(
+        """
+import random
+
+from rlkd_lab.tasks import Example, Score
+
+
+class Sums:
+    name = "sums"
+    train_difficulty, ood_difficulty = (2, 2), None
+
+    def examples(self, n, seed, split="train", difficulty=None):
+        rng = random.Random(f"{seed} {split}")
+        return [Example(f"{a}+{b}?", str(a + b), 2, f"{a}{b}") for a, b in ((rng.randint(1, 9), rng.randint(1, 9)) for _ in range(n))]
+
+    def score(self, completion, example):
+        return Score({"accuracy": float(completion == "#" + example.answer)}, completion)
+"""
+    )
+    sweep = small([{"name": "grpo", "method": "grpo"}], evaluate={"prompts": 8}, settings={**SMALL, "task": f"{tmp_path}/task.py:Sums"})
+    with pytest.raises(ValueError, match=r"the task sums has overlapping splits: \d+ prompts are in train and in validation, such as '\d\+\d\?'"):
+        run_sweep(sweep, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # --- choosing settings ------------------------------------------------------------------------------------------------
 
 TRIALS = [
