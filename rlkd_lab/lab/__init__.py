@@ -1,11 +1,13 @@
 """What a notebook shows: runs driven and watched, curves, tokens, pictures that ask for a prediction first, exercises, figures with their sidecars."""
 
+from rlkd_lab.lab.ablations import at_budget, plot_arms, plot_budget, plot_frontier, plot_heat, plot_knob
 from rlkd_lab.lab.curves import watch_curves
 from rlkd_lab.lab.driving import Handle, RunFailed, Status, launch, open_run, start
 from rlkd_lab.lab.estimate import gpu_hours, memory_table, release
 from rlkd_lab.lab.exercises import check, exercises, weak_verifier
 from rlkd_lab.lab.inspector import inspect_tokens
 from rlkd_lab.lab.method_checks import check_method
+from rlkd_lab.lab.mistakes import add_mistakes
 from rlkd_lab.lab.panel import Panel, panel
 from rlkd_lab.lab.pictures import (
     PICTURES,
@@ -40,8 +42,10 @@ __all__ = [
     "RunFailed",
     "Stage",
     "Status",
+    "add_mistakes",
     "after_one_wrong_step",
     "annealing_stack",
+    "at_budget",
     "check",
     "check_method",
     "clip_surrogate",
@@ -61,7 +65,12 @@ __all__ = [
     "open_run",
     "panel",
     "play",
+    "plot_arms",
+    "plot_budget",
+    "plot_frontier",
     "plot_groups",
+    "plot_heat",
+    "plot_knob",
     "plot_runs",
     "png",
     "progress",
