@@ -66,10 +66,10 @@ def betas(best, annealed=0.8):
     )
 
 
-def conflicts(grpo, kdrl, trrd):
+def conflicts(grpo, kdrl, trrd, floor=0.1):
     name = "interference/sign_conflict_"
     values = {"grpo": grpo, "kdrl": kdrl, "trrd": trrd}
-    return {arm: {f"{name}teacher_method": constant(value), f"{name}split_teacher": constant(0.4)} for arm, value in values.items()}
+    return {arm: {f"{name}teacher_method": constant(value), f"{name}split_teacher": constant(floor)} for arm, value in values.items()}
 
 
 def core(**changes):

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rlkd_lab.lab.plots import PANELS, looks
+from rlkd_lab.lab.plots import PANELS, STYLES, looks
 from rlkd_lab.study.results import by_arm
 
 NAMES = {
@@ -31,6 +31,16 @@ NAMES = {
 }
 """What the axes are called."""
 Budget = Literal["sampled_tokens", "train_seconds", "step"]
+
+
+MARKERS = {"-": "o", "--": "s", ":": "^", "-.": "D"}
+"""A method's marker where it has no line: methods of one colour differ in line style."""
+
+
+def dot(method: str) -> tuple[str, str]:
+    """A method's colour and marker."""
+    colour, style = STYLES.get(method, ("#555555", "-"))
+    return colour, MARKERS[style]
 
 
 def new_figure(panels: int, width: float = 4.4, height: float = 3.4, columns: int = 3) -> tuple[Figure, list[Axes]]:
@@ -81,9 +91,9 @@ def _half(values: np.ndarray) -> float:
 def draw_arms(axes: Axes, runs: pd.DataFrame, measure: str, names: Mapping[str, str] | None = None) -> None:
     """A measure of each arm, side by side."""
     arms = list(dict.fromkeys(runs["arm"]))
-    colours = looks({arm: str(runs.loc[runs["arm"] == arm, "method"].iloc[0]) for arm in arms})
     for place, arm in enumerate(arms):
-        spread(axes, place, runs.loc[runs["arm"] == arm, measure], colours[arm][0])
+        rows = runs[runs["arm"] == arm]
+        spread(axes, place, rows[measure], *dot(str(rows["method"].iloc[0])))
     _tick(axes, [(names or {}).get(arm, arm) for arm in arms])
     axes.set_ylabel(NAMES.get(measure, measure))
     axes.grid(axis="y", alpha=0.25)
@@ -130,7 +140,7 @@ def draw_knob(axes: Axes, runs: pd.DataFrame, knob: str, measure: str) -> None:
     if runs.empty:
         axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes, color="#777777")
         return
-    colour = looks({"": str(runs["method"].iloc[0])})[""][0]
+    colour, marker = dot(str(runs["method"].iloc[0]))
     numbers = pd.to_numeric(runs[knob], errors="coerce")
     if numbers.notna().all():
         places = {value: float(value) for value in sorted(numbers.unique())}
@@ -146,7 +156,7 @@ def draw_knob(axes: Axes, runs: pd.DataFrame, knob: str, measure: str) -> None:
         groups = {text: runs.loc[runs[knob].astype(str) == text, measure] for text in texts}
         _tick(axes, texts)
     for value, place in places.items():
-        spread(axes, place, groups[value], colour)
+        spread(axes, place, groups[value], colour, marker)
     axes.set_xlabel(knob)
     axes.set_ylabel(NAMES.get(measure, measure))
     axes.grid(alpha=0.25)
@@ -157,12 +167,12 @@ def plot_frontier(runs: pd.DataFrame, cost: str = "id length", gain: str = "id a
     kept, seeds = counted(runs, cost, gain)
     figure, (axes,) = new_figure(1, width=6.4, height=4.2)
     arms = list(dict.fromkeys(kept["arm"]))
-    colours = looks({arm: str(kept.loc[kept["arm"] == arm, "method"].iloc[0]) for arm in arms})
     means = kept.groupby("arm", sort=False)[[cost, gain]].mean()
     for arm in arms:
         rows = kept[kept["arm"] == arm]
-        axes.scatter(rows[cost], rows[gain], s=14, color=colours[arm][0], alpha=0.35, linewidths=0)
-        axes.plot(means.loc[arm, cost], means.loc[arm, gain], "o", color=colours[arm][0], markersize=8, label=arm)
+        colour, marker = dot(str(rows["method"].iloc[0]))
+        axes.scatter(rows[cost], rows[gain], s=14, color=colour, alpha=0.35, linewidths=0)
+        axes.plot(means.loc[arm, cost], means.loc[arm, gain], marker, color=colour, markersize=8, label=arm)
         axes.annotate(arm, (means.loc[arm, cost], means.loc[arm, gain]), xytext=(6, 4), textcoords="offset points", fontsize=8)
     beaten = [((means[cost] <= x) & (means[gain] >= y) & ((means[cost] < x) | (means[gain] > y))).any() for x, y in means.to_numpy()]
     best = means[~np.array(beaten)].sort_values(cost)

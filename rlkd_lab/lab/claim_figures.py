@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlkd_lab.lab.ablations import NAMES, draw_arms, draw_knob, new_figure, spread
-from rlkd_lab.lab.plots import looks, save_figure
+from rlkd_lab.lab.plots import STYLES, save_figure
 from rlkd_lab.study.claims import ACCURACY, CHANCE, CLAIMS, LENGTH, WINDOW, Study, Verdict, judge_claims
 from rlkd_lab.study.results import Part
 from rlkd_lab.study.study import comparisons, number
@@ -36,7 +36,7 @@ def _arms(part: Part, arms: Sequence[str], measures: Sequence[str]) -> Figure:
 def _curves(axes: Axes, part: Part, arms: Sequence[str], metric: str, label: str) -> None:
     """Trailing means over a full window, each seed faint; points as they are where the metric is an evaluation."""
     there = [arm for arm in arms if (part.runs["arm"] == arm).any()]
-    styles = looks({arm: str(part.runs.loc[part.runs["arm"] == arm, "method"].iloc[0]) for arm in there})
+    styles = {arm: STYLES.get(str(part.runs.loc[part.runs["arm"] == arm, "method"].iloc[0]), ("#555555", "-")) for arm in there}
     for arm in there:
         found = part.curve(arm, metric)
         whole = {seed: curve if metric.startswith("eval/") else curve.rolling(WINDOW).mean() for seed, curve in found.items()}
@@ -101,7 +101,7 @@ def _sizes(study: Study) -> Figure:
     figure, (left, right) = new_figure(2)
     part = study["knights"]
     draw_arms(left, _pick(part, ("grpo", "kdrl", "trrd", "opd")), ACCURACY)
-    styles = looks({arm: arm for arm in ("grpo", "kdrl", "trrd")})
+    styles = {arm: STYLES[arm] for arm in ("grpo", "kdrl", "trrd")}
     for place, (arm, (colour, _)) in enumerate(styles.items()):
         for size in ("2", "3", "4"):
             spread(right, int(size) + 0.12 * (place - 1), part.level(arm, size), colour)
@@ -141,7 +141,7 @@ def _passes(study: Study) -> Figure:
     figure, (axes,) = new_figure(1, width=6.4)
     part = study["core"]
     ks = sorted(int(str(name).removeprefix("id pass@")) for name in part.runs if str(name).startswith("id pass@"))
-    styles = looks({arm: arm for arm in ("opd", "kdrl", "trrd", "grpo")})
+    styles = {arm: STYLES[arm] for arm in ("opd", "kdrl", "trrd", "grpo")}
     for arm, (colour, style) in styles.items():
         table = pd.DataFrame({k: part.of(arm, f"id pass@{k}") for k in ks})
         for _, row in table.iterrows():
@@ -179,7 +179,7 @@ def _interference(study: Study) -> Figure:
     figure, (left, right) = new_figure(2)
     part, name = study["core"], "interference/sign_conflict_{}".format
     arms = ("grpo", "kdrl", "trrd")
-    styles = looks({arm: arm for arm in arms})
+    styles = {arm: STYLES[arm] for arm in arms}
     for place, arm in enumerate(arms):
         colour = styles[arm][0]
         means, floors = (

@@ -13,7 +13,7 @@ from scipy import stats
 from rlkd_lab.lab import STYLES
 from rlkd_lab.lab.ablations import at_budget, plot_arms, plot_budget, plot_frontier, plot_heat, plot_knob, shared_budget
 from rlkd_lab.lab.claim_figures import DRAW, claim_figure, draw_claims
-from rlkd_lab.lab.plots import looks, png
+from rlkd_lab.lab.plots import png
 from rlkd_lab.study.claims import CLAIMS, judge_claims
 
 
@@ -124,7 +124,9 @@ def test_arms_keep_the_colour_of_their_method():
     figure = plot_arms(runs(core()), ["id avg"])
     arms = list(dict.fromkeys(core().runs["arm"]))
     drawn = [container.lines[0].get_color() for container in figure.axes[0].containers]
-    assert drawn[arms.index("grpo")] == STYLES["grpo"][0] and drawn == [looks({arm: arm for arm in arms})[arm][0] for arm in arms]
+    assert drawn[arms.index("grpo")] == STYLES["grpo"][0] and drawn == [STYLES[arm][0] for arm in arms]
+    markers = [container.lines[0].get_marker() for container in figure.axes[0].containers]
+    assert len(set(zip(drawn, markers, strict=True))) == len(arms)
 
 
 # --- figures of the claims --------------------------------------------------------------------------------------------

@@ -85,7 +85,9 @@ def test_what_chance_could_do_is_undecided():
     assert only_one.outcome == "undecided" and len(only_one.checks) == 1
 
 
-def test_interference_that_was_not_measured_is_undecided():
+def test_interference_that_is_noise_or_was_not_measured_is_undecided():
+    noisy = verdicts(TRUE | {"core": core(curves=conflicts(0.45, 0.3, 0.2, floor=0.48))})[14]
+    assert noisy.outcome == "undecided" and "the noise floor: 0.480: the signs are mostly noise" in noisy.note and len(noisy.checks) == 2
     silent = core()
     silent.curves.drop(columns=[name for name in silent.curves if name.startswith("interference")], inplace=True)
     assert verdicts(TRUE | {"core": silent})[14].outcome == "undecided"
