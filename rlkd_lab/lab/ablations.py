@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from rlkd_lab.lab.plots import PANELS, STYLES, looks
 from rlkd_lab.study.results import by_arm
@@ -173,10 +174,10 @@ def plot_frontier(runs: pd.DataFrame, cost: str = "id length", gain: str = "id a
         colour, marker = dot(str(rows["method"].iloc[0]))
         axes.scatter(rows[cost], rows[gain], s=14, color=colour, alpha=0.35, linewidths=0)
         axes.plot(means.loc[arm, cost], means.loc[arm, gain], marker, color=colour, markersize=8, label=arm)
-        axes.annotate(arm, (means.loc[arm, cost], means.loc[arm, gain]), xytext=(6, 4), textcoords="offset points", fontsize=8)
     beaten = [((means[cost] <= x) & (means[gain] >= y) & ((means[cost] < x) | (means[gain] > y))).any() for x, y in means.to_numpy()]
     best = means[~np.array(beaten)].sort_values(cost)
     axes.plot(best[cost], best[gain], color="#888888", linewidth=1, linestyle="--", zorder=0)
+    axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel(NAMES.get(cost, cost))
     axes.set_ylabel(NAMES.get(gain, gain))
     axes.grid(alpha=0.25)
@@ -200,6 +201,7 @@ def plot_budget(
             mean = rows.groupby("step")[[budget, metric]].mean()
             axes.plot(mean[budget], mean[metric], color=colour, linestyle=style, linewidth=1.8, marker="o", markersize=3.5, label=arm)
         axes.axvline(shared_budget(curves, budget), color="#888888", linewidth=0.8, linestyle="--")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 40k
         axes.set_xlabel(NAMES.get(budget, budget))
         axes.set_ylabel(NAMES.get(metric, metric))
         axes.grid(alpha=0.25)

@@ -22,7 +22,7 @@ from rlkd_lab.training import RunConfig, config_of
 OVER = "outcome.json"
 """In a run folder: the run and its evaluation are over; whether it diverged, and what the worker needed."""
 LAST = ("reward", "kl_teacher_rev", "completions/mean_length", "entropy")
-"""Curves whose end stands in the table of the runs."""
+"""Curves whose end stands in the table of the runs, over steps on the student's own completions."""
 
 
 def over(path: Path) -> bool:
@@ -68,7 +68,8 @@ def table_of(runs: Sequence[RunFolder], labels: Sequence[str] | None = None, win
 def _row(folder: RunFolder, config: RunConfig, window: int) -> dict[str, Any]:
     frame = folder.metrics()
     row: dict[str, Any] = {"seed": config.seed, "method": config.method, "touched": folder.touched, "steps": len(frame)}
-    row |= {name: frame[name].dropna().tail(window).mean() for name in LAST if name in frame}
+    own = frame[_on_policy(frame)]  # on traces of the teacher, lengths and divergences say nothing about the student's own
+    row |= {name: own[name].dropna().tail(window).mean() for name in LAST if name in own}
     if len(frame):
         row |= {"tokens": frame["num_tokens"].iloc[-1], "sampled_tokens": _sampled(folder.path, frame).iloc[-1], "seconds": frame["step_time"].sum()}
         row |= {"train_seconds": frame["train_time"].sum()} if "train_time" in frame else {}
@@ -198,9 +199,14 @@ def read_part(folder: str | Path) -> Part:
     return Part(kept(runs), kept(steps), kept(numbers), left_out)
 
 
+def _on_policy(frame: pd.DataFrame) -> pd.Series:
+    """Which steps trained on the student's own completions."""
+    return frame["on_policy"].fillna(True).astype(bool) if "on_policy" in frame else pd.Series(True, index=frame.index)
+
+
 def _sampled(path: Path, frame: pd.DataFrame) -> pd.Series:
     """Tokens sampled so far: the student's own, and all of the teacher's traces from the first step that trains on them."""
-    on_policy = frame["on_policy"].fillna(True).astype(bool)
+    on_policy = _on_policy(frame)
     own = frame["num_tokens"].diff().fillna(frame["num_tokens"]).where(on_policy, 0.0).cumsum()
     traces = path / "traces.parquet"
     if not traces.exists():
