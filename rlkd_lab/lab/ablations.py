@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from rlkd_lab.lab.plots import PANELS, STYLES, looks
-from rlkd_lab.study.results import by_arm
+from rlkd_lab.study.results import left_out
+from rlkd_lab.study.statistics import half_width
 
 NAMES = {
     **PANELS,
@@ -65,7 +66,7 @@ def counted(runs: pd.DataFrame, *columns: str) -> tuple[pd.DataFrame, str]:
     missing = [name for name in columns if name not in runs]
     if missing:
         raise ValueError(f"the table has no column {missing[0]!r}; it has {', '.join(map(str, runs.columns))}")
-    bad = runs["diverged"].astype(bool) | runs["touched"].astype(bool) if {"diverged", "touched"} <= set(runs) else pd.Series(False, index=runs.index)
+    bad = left_out(runs) if {"diverged", "touched"} <= set(runs) else pd.Series(False, index=runs.index)
     kept = runs[~bad]
     if kept.empty:
         raise ValueError("no run is left to draw: all of them diverged or were moved by hand")
@@ -80,13 +81,8 @@ def spread(axes: Axes, x: float, values: pd.Series, colour: str, marker: str = "
     if not len(known):
         return
     axes.scatter(np.full(len(known), x), known, s=14, color=colour, alpha=0.35, linewidths=0)
-    half = _half(known)
+    half = half_width(known)
     axes.errorbar([x], [known.mean()], yerr=None if math.isnan(half) else [[half], [half]], color=colour, marker=marker, capsize=3, markersize=6, linewidth=1.6)
-
-
-def _half(values: np.ndarray) -> float:
-    row = by_arm(pd.DataFrame({"arm": "", "diverged": False, "touched": False, "value": values}), ["value"])
-    return float(row["value ±"].iloc[0])
 
 
 def draw_arms(axes: Axes, runs: pd.DataFrame, measure: str, names: Mapping[str, str] | None = None) -> None:
@@ -236,7 +232,7 @@ def plot_heat(runs: pd.DataFrame, across: str, up: str, measure: str = "id avg",
     kept, seeds = counted(runs, across, up, measure)
     kept = kept.dropna(subset=[across, up])
     table = kept.groupby([up, across])[measure]
-    means, halves = table.mean().unstack(), table.agg(lambda values: _half(values.to_numpy(dtype=float))).unstack()
+    means, halves = table.mean().unstack(), table.agg(half_width).unstack()
     figure, (axes,) = new_figure(1, width=1.1 * len(means.columns) + 2.4, height=0.8 * len(means.index) + 1.4)
     image = axes.imshow(means.to_numpy(dtype=float), origin="lower", cmap="viridis", aspect="auto")
     middle = float(np.nanmean([np.nanmin(means.to_numpy()), np.nanmax(means.to_numpy())]))

@@ -20,10 +20,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from scipy import stats
 
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
+from rlkd_lab.study.statistics import half_width
 
 XAxis = Literal["steps", "tokens", "seconds"]
 
@@ -260,8 +260,7 @@ def _mean_and_interval(values: np.ndarray) -> str:
         return "–"
     if len(values) == 1:
         return f"{values[0]:.3g}"
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():.3g} ± {half:.2g}"
+    return f"{values.mean():.3g} ± {half_width(values):.2g}"
 
 
 def save_figure(figure: Figure, path: str | Path, runs: Sequence[RunFolder], **how: Any) -> Path:

@@ -24,6 +24,7 @@ import pandas as pd
 from scipy.stats import t
 
 from rlkd_lab.study.results import Part
+from rlkd_lab.study.statistics import half_width
 
 Outcome = Literal["supported", "contradicted", "undecided"]
 Study = Mapping[str, Part]
@@ -85,7 +86,7 @@ def effect_of(values: pd.Series) -> Effect:
     known = values.replace([np.inf, -np.inf], np.nan).dropna().to_numpy(dtype=float)
     if len(known) < 2:
         return Effect(float(known.mean()) if len(known) else math.nan, math.nan, math.nan, len(known))
-    half = t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
+    half = half_width(known)
     return Effect(float(known.mean()), float(known.mean() - half), float(known.mean() + half), len(known))
 
 

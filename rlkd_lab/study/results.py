@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
-from scipy.stats import t
 
 from rlkd_lab.objectives import METHODS, Constant, resolve_options
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.evaluation import read_table, summarise
+from rlkd_lab.study.statistics import half_width
 from rlkd_lab.study.sweep import Sweep
 from rlkd_lab.training import RunConfig, config_of
 
@@ -168,6 +168,8 @@ class Part:
         return {int(str(seed)): found for seed, one in rows.groupby("seed") if len(found := one.set_index("step")[metric].dropna().astype(float))}
 
 
+SESSIONS = "sessions.jsonl"
+"""In a sweep's folder: a line each time it was run."""
 TABLES = ("runs.csv", "curves.parquet", "levels.csv")
 
 
@@ -189,14 +191,14 @@ def read_part(folder: str | Path) -> Part:
     if missing:
         raise FileNotFoundError(f"{path} has no {missing[0]}: run the sweep first (what is over already is not run again)")
     runs, steps, numbers = pd.read_csv(path / TABLES[0]), pd.read_parquet(path / TABLES[1]), pd.read_csv(path / TABLES[2], dtype={"difficulty": str})
-    bad = runs["diverged"] | runs["touched"]
-    left_out = tuple(f"{row.arm}, seed {row.seed}: {'diverged' if row.diverged else 'moved by hand'}" for row in runs[bad].itertuples())
+    bad = left_out(runs)
+    why = tuple(f"{row.arm}, seed {row.seed}: {'diverged' if row.diverged else 'moved by hand'}" for row in runs[bad].itertuples())
     keep = pd.MultiIndex.from_frame(runs.loc[~bad, ["arm", "seed"]])
 
     def kept(frame: pd.DataFrame) -> pd.DataFrame:
         return frame[pd.MultiIndex.from_frame(frame[["arm", "seed"]]).isin(keep)].reset_index(drop=True)
 
-    return Part(kept(runs), kept(steps), kept(numbers), left_out)
+    return Part(kept(runs), kept(steps), kept(numbers), why)
 
 
 def _on_policy(frame: pd.DataFrame) -> pd.Series:
@@ -215,16 +217,21 @@ def _sampled(path: Path, frame: pd.DataFrame) -> pd.Series:
     return own + written * (~on_policy).cummax()
 
 
+def left_out(runs: pd.DataFrame) -> pd.Series:
+    """Which runs stand for no seed: those that diverged or that somebody moved by hand."""
+    return runs["diverged"].astype(bool) | runs["touched"].astype(bool)
+
+
 def by_arm(runs: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     """A row an arm: ``runs``, ``left_out`` (diverged, or touched by hand) and for each measure its mean over the other seeds and the half-width of its 95 %
     interval (Student's t; NaN below two seeds)."""
     rows = []
     for arm, group in runs.groupby("arm", sort=False):
-        left_out = group["diverged"] | group["touched"]
-        row: dict[str, Any] = {"arm": arm, "runs": len(group), "left_out": int(left_out.sum())}
+        bad = left_out(group)
+        row: dict[str, Any] = {"arm": arm, "runs": len(group), "left_out": int(bad.sum())}
         for name in measures:
-            values = group.loc[~left_out, name].dropna().to_numpy(dtype=float)
+            values = group.loc[~bad, name].dropna().to_numpy(dtype=float)
             row[name] = values.mean() if len(values) else math.nan
-            row[f"{name} ±"] = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+            row[f"{name} ±"] = half_width(values)
         rows.append(row)
     return pd.DataFrame(rows)

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from rlkd_lab.study.claims import CLAIMS, SEEDS, Check, Study, Verdict, judge_claims
-from rlkd_lab.study.results import TABLES, by_arm, read_part
+from rlkd_lab.study.results import SESSIONS, TABLES, by_arm, read_part
 from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep
 
 PARTS: dict[str, str] = {
@@ -33,7 +33,6 @@ PARTS: dict[str, str] = {
 }
 """Parts and what each is about, in the order in which they are run."""
 FOLDER = Path(__file__).parent / "sweeps"
-SESSIONS = "sessions.jsonl"
 KEPT = (*TABLES, "sweep.json", SESSIONS, CHOSEN)
 """What is copied of a part's folder."""
 

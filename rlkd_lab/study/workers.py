@@ -25,7 +25,7 @@ from typing import Any, Literal
 from rlkd_lab.models import default_device
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.evaluation import about, check_splits, evaluate_target, settings_of, summarise, write_table
-from rlkd_lab.study.results import OVER, collect, over, write_tables
+from rlkd_lab.study.results import OVER, SESSIONS, collect, left_out, over, write_tables
 from rlkd_lab.study.sweep import CHOSEN, Job, Sweep, settled
 from rlkd_lab.study.targets import find_target, task_of
 from rlkd_lab.training import config_of, load_or_train
@@ -111,7 +111,7 @@ def choose(sweep: Sweep, out: Path) -> None:
     for arm in sweep.arms:
         rows = runs.loc[[f"{arm.name}.{number}" for number in range(1, len(arm.trials) + 1)]]
         # what somebody moved or what broke down has no score
-        scores = rows["id avg"].where(~(rows["diverged"] | rows["touched"])).reset_index(drop=True) if "id avg" in rows else None
+        scores = rows["id avg"].where(~left_out(rows)).reset_index(drop=True) if "id avg" in rows else None
         if scores is None or scores.isna().all():
             raise ValueError(f"every trial of arm {arm.name} diverged: give it others")
         found[arm.name] = {
@@ -167,7 +167,7 @@ def run_sweep(
             if left:
                 took = {"began": began, "seconds": time.time() - began, "engine": engine, "workers": workers or workers_here(), "runs": ended}
                 session = took | describe_environment(default_device())
-                with (target / "sessions.jsonl").open("a") as file:
+                with (target / SESSIONS).open("a") as file:
                     file.write(json.dumps(session) + "\n")
         write_tables(sweep, target)
     return failed
