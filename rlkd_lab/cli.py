@@ -391,8 +391,7 @@ def sweep(
     with plain_errors(f"`rlkd sweep {file} --out {out}` goes on"):
         from rlkd_lab.study.results import by_arm, collect, over
         from rlkd_lab.study.sweep import read_sweep, settled
-        from rlkd_lab.study.watch import watch
-        from rlkd_lab.study.workers import run_sweep, stages
+        from rlkd_lab.study.watch import run_watched
 
         wanted = read_sweep(file)
         if plan:
@@ -404,11 +403,7 @@ def sweep(
             if count is None:
                 typer.echo(f"then, with the settings chosen, {len(wanted.arms)} arms × {len(wanted.all_seeds)} seeds")
             return
-        for stage, folder in stages(wanted, out):
-            with watch(folder, stage.jobs()) as show:
-                failed = run_sweep(stage, folder, workers=workers, on_change=show, engine=engine, address=address)
-            if failed:
-                break
+        stage, folder, failed = run_watched(wanted, out, workers=workers, engine=engine, address=address)
         runs = collect(stage, folder)
         measures = [name for name in MEASURES if name in runs]
         arms = by_arm(runs, measures)
@@ -448,18 +443,12 @@ def study(
     with plain_errors("the same command goes on"):
         from rlkd_lab.study.claims import CLAIMS, judge_claims
         from rlkd_lab.study.study import PARTS, comparisons, copy_tables, parts_of, read_study, sweep_of, write_scorecard
-        from rlkd_lab.study.watch import watch
-        from rlkd_lab.study.workers import run_sweep, stages
+        from rlkd_lab.study.watch import run_watched
 
         failed: list[str] = []
         for name in [] if judge else parts_of(core, part or [], preset):
-            for stage, folder in stages(sweep_of(name, preset), out / name):
-                doing = "trials" if folder.name == "tuning" else "runs"
-                typer.echo(f"{name} ({PARTS[name]}): {len(stage.jobs())} {doing}", err=True)
-                with watch(folder, stage.jobs()) as show:
-                    failed += run_sweep(stage, folder, workers=workers, on_change=show, engine=engine, address=address)
-                if failed:
-                    break
+            title = f"{name} ({PARTS[name]})"
+            failed += run_watched(sweep_of(name, preset), out / name, title, workers=workers, engine=engine, address=address)[2]
         for sentence in failed:
             typer.echo(f"rlkd: failed: {sentence}", err=True)
         path = write_scorecard(out)

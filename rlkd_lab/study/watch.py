@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.results import over
-from rlkd_lab.study.sweep import Job
+from rlkd_lab.study.sweep import Job, Sweep
+from rlkd_lab.study.workers import run_sweep, stages
 
 
 @contextmanager
@@ -36,6 +38,29 @@ def watch(out: Path, jobs: list[Job]) -> Iterator[Callable[[list[Job], list[Job]
                         print(f"{len(finished)}/{len(jobs)} {job.arm}, seed {job.seed}: over after {time.time() - began:.0f} s", file=sys.stderr, flush=True)
 
         yield show
+
+
+def run_watched(sweep: Sweep, out: Path, title: str = "", **how: Any) -> tuple[Sweep, Path, list[str]]:
+    """All stages of a sweep, each with its progress; after one with failures no other is begun.
+
+    Args:
+        sweep: as its file says.
+        out: its folder.
+        title: said before each stage, with its number of trials or runs.
+        how: workers, engine and address, for :func:`rlkd_lab.study.workers.run_sweep`.
+
+    Returns:
+        the last stage that was run, its folder, and a sentence for every run that failed in it.
+    """
+    for stage, folder in stages(sweep, out):
+        jobs = stage.jobs()
+        if title:
+            print(f"{title}: {len(jobs)} {'runs' if folder == out else 'trials'}", file=sys.stderr, flush=True)
+        with watch(folder, jobs) as show:
+            failed = run_sweep(stage, folder, on_change=show, **how)
+        if failed:
+            break
+    return stage, folder, failed
 
 
 def _steps(out: Path, jobs: list[Job]) -> int:

@@ -17,6 +17,7 @@ from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.study import workers as module
 from rlkd_lab.study.results import OVER, by_arm, collect, curves, levels, over
 from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep, settled
+from rlkd_lab.study.watch import run_watched
 from rlkd_lab.study.workers import choose, run_sweep, stages
 from rlkd_lab.training import run
 
@@ -432,3 +433,15 @@ def test_without_ray_its_engine_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'rlkd_lab\[ray\]'"):
         run_sweep(small([{"name": "grpo", "method": "grpo"}]), tmp_path, engine="ray")
+
+
+@pytest.mark.parametrize(("failed", "begun"), [([], ["trials", "counts"]), (["it broke"], ["trials"])])
+def test_after_a_stage_with_failures_no_other_is_begun(tmp_path, monkeypatch, capsys, failed, begun):
+    folders = {"trials": tmp_path / "tuning", "counts": tmp_path}
+    ran = []
+    one = small([{"name": "grpo", "method": "grpo"}])
+    monkeypatch.setattr("rlkd_lab.study.watch.stages", lambda sweep, out: ((one, folder) for folder in folders.values()))
+    monkeypatch.setattr("rlkd_lab.study.watch.run_sweep", lambda stage, folder, **how: ran.append(folder) or failed)
+    assert run_watched(one, tmp_path, "core") == (one, folders[begun[-1]], failed)
+    assert ran == [folders[name] for name in begun]
+    assert ("core: 2 runs" in capsys.readouterr().err) == (begun[-1] == "counts")
