@@ -1,8 +1,10 @@
-"""Chunked log-probabilities against the dense way at a vocabulary of 151,936: peak memory and time of a forward and backward pass.
+"""Log-probabilities and reverse KL from hidden states at a vocabulary of 151,936: ours, TRL's kernels and the dense way, a forward and a backward pass.
 
-    python benchmarks/logprobs.py        # writes benchmarks/results/logprobs.json
+    python benchmarks/logprobs.py        # writes benchmarks/results/logprobs.json, or logprobs-gpu.json where there is a GPU
 
-Each measurement is a process of its own (so that peak memory is its own), the two ways alternate, and the median of the ratios counts.
+Each measurement is a process of its own (so that peak memory is its own), the ways alternate, and the median of neighbours' ratios counts. On a GPU:
+bfloat16, a hidden size of 2048, up to 32k tokens (dense only as far as it fits). On a CPU: float32, 256 and 1,024 tokens. TRL's kernels are Triton on a GPU
+and plain PyTorch on a CPU.
 """
 
 from __future__ import annotations
@@ -14,63 +16,108 @@ import time
 from pathlib import Path
 from statistics import median
 
-VOCABULARY, HIDDEN, TOKENS, REPEATS = 151_936, 256, 1024, 5
+import torch
+
+VOCABULARY, REPEATS = 151_936, 5
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+HIDDEN, TOKENS = (2048, (2048, 8192, 32768)) if GPU else (256, (1024,))
+WAYS, QUANTITIES = ("ours", "trl", "dense"), ("logps", "reverse_kl")
 
 
-def measure(way: str) -> dict[str, float]:
-    """One forward and backward pass; seconds and GiB above the memory before it."""
-    import torch
+def run_once(way: str, quantity: str, lms: list, hidden: torch.Tensor, theirs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """One value a token, (N,), differentiated with respect to ``hidden``."""
+    from rlkd_lab.models import token_divergence, token_logps
+
+    ours, teacher = lms
+    if way == "ours":
+        return token_logps(ours, hidden, ids)[0] if quantity == "logps" else token_divergence(ours, hidden, teacher, theirs)
+    if way == "trl":
+        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+        from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+        if quantity == "logps":
+            return ChunkedLogProbFunction.apply(hidden, ours.head.weight, None, ids, 1.0, 8192, None, 1.0, ("entropy",))[0]
+        return ChunkedDivergenceFunction.apply(hidden, ours.head.weight, None, theirs, teacher.head.weight, None, 1.0)[0]
+    log_p = torch.log_softmax(ours.head(hidden).float(), dim=-1)
+    if quantity == "logps":
+        with torch.no_grad():
+            _ = -(log_p.exp() * log_p).sum(-1)  # the entropy, as the others have it
+        return log_p.gather(-1, ids[:, None])[:, 0]
+    log_q = torch.log_softmax(teacher.head(theirs).float(), dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def measure(way: str, quantity: str, tokens: int) -> dict[str, float]:
+    """Seconds, and GiB above the memory before it."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from rlkd_lab.models import LanguageModel, token_logps
+    from rlkd_lab.models import LanguageModel
     from rlkd_lab.training.environment import peak_memory_gib
 
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4, head_dim=64
     )
-    model = Qwen3ForCausalLM(config).requires_grad_(False)
-    lm = LanguageModel(model, None, "random", "none")  # type: ignore[arg-type]
-    hidden = torch.randn(TOKENS, HIDDEN, requires_grad=True)
-    ids = torch.randint(VOCABULARY, (TOKENS,))
-    token_logps(lm, hidden[:8], ids[:8])[0].sum().backward()  # warm up
-    device = torch.device("cpu")
-    before, began = peak_memory_gib(device), time.perf_counter()
-    if way == "chunked":
-        logps, entropy = token_logps(lm, hidden, ids)
-    else:
-        log_probs = torch.log_softmax(model.lm_head(hidden), dim=-1)
-        logps, entropy = log_probs.gather(-1, ids[:, None]).squeeze(-1), -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
-    (logps.sum() + 0 * entropy.sum()).backward()
-    return {"seconds": time.perf_counter() - began, "peak_gib": peak_memory_gib(device) - before, "check": float(logps.sum())}
+    dtype = torch.bfloat16 if GPU else torch.float32
+    models = [Qwen3ForCausalLM(config).to(DEVICE, dtype).requires_grad_(False) for _ in range(2)]
+    lms = [LanguageModel(model, None, "random", "none") for model in models]  # type: ignore[arg-type]
+    hidden = torch.randn(tokens, HIDDEN, device=DEVICE, dtype=dtype, requires_grad=True)
+    theirs, ids = torch.randn(tokens, HIDDEN, device=DEVICE, dtype=dtype), torch.randint(VOCABULARY, (tokens,), device=DEVICE)
+
+    def once(count: int) -> tuple[float, float]:
+        began = time.perf_counter()
+        values = run_once(way, quantity, lms, hidden[:count], theirs[:count], ids[:count])
+        values.sum().backward()
+        if GPU:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began, float(values.detach().double().sum())
+
+    once(8)  # warm up
+    if GPU:
+        once(tokens)  # kernels that are compiled for the shape
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() / 2**30 if GPU else peak_memory_gib(DEVICE)
+    seconds, check = once(tokens)
+    return {"seconds": seconds, "peak_gib": peak_memory_gib(DEVICE) - before, "check": check}
 
 
 def main() -> None:
     from rlkd_lab.training import describe_environment
 
-    rows: dict[str, list[dict[str, float]]] = {"chunked": [], "dense": []}
-    for _ in range(REPEATS):
-        for way, found in rows.items():
-            out = subprocess.run([sys.executable, __file__, way], capture_output=True, text=True, check=True).stdout
-            found.append(json.loads(out.splitlines()[-1]))
-    assert all(abs(a["check"] - b["check"]) < 1e-4 * abs(b["check"]) for a, b in zip(rows["chunked"], rows["dense"], strict=True))
-    import torch
-
-    ratios = {key: [a[key] / b[key] for a, b in zip(rows["chunked"], rows["dense"], strict=True)] for key in ("seconds", "peak_gib")}
+    results = []
+    for quantity in QUANTITIES:
+        for tokens in TOKENS:
+            rows: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+            for _ in range(REPEATS):
+                for way, found in rows.items():
+                    out = subprocess.run([sys.executable, __file__, way, quantity, str(tokens)], capture_output=True, text=True)
+                    if out.returncode and "OutOfMemory" in out.stderr:
+                        continue
+                    out.check_returncode()
+                    found.append(json.loads(out.stdout.splitlines()[-1]))
+            assert all(abs(row["check"] - rows["ours"][0]["check"]) < 1e-2 * abs(row["check"]) for found in rows.values() for row in found)
+            entry: dict = {"quantity": quantity, "tokens": tokens}
+            for way, found in rows.items():
+                entry[way] = {key: median(row[key] for row in found) for key in ("seconds", "peak_gib")} if len(found) == REPEATS else "does not fit"
+            for other in ("trl", "dense"):
+                if len(rows[other]) == REPEATS:
+                    ratios = {key: [a[key] / b[key] for a, b in zip(rows["ours"], rows[other], strict=True)] for key in ("seconds", "peak_gib")}
+                    entry[f"ours_over_{other}"] = {key: {"median": median(found), "min": min(found), "max": max(found)} for key, found in ratios.items()}
+            results.append(entry)
+            print(json.dumps(entry, indent=2))
     result = {
         "command": "python benchmarks/logprobs.py",
-        "setting": {"vocabulary": VOCABULARY, "hidden": HIDDEN, "tokens": TOKENS, "dtype": "float32", "repeats": REPEATS},
-        **{way: {key: median(row[key] for row in found) for key in ("seconds", "peak_gib")} for way, found in rows.items()},
-        "chunked_over_dense": {key: {"median": median(values), "min": min(values), "max": max(values)} for key, values in ratios.items()},
-        "environment": describe_environment(torch.device("cpu")),
+        "setting": {"vocabulary": VOCABULARY, "hidden": HIDDEN, "dtype": "bfloat16" if GPU else "float32", "repeats": REPEATS},
+        "results": results,
+        "environment": describe_environment(DEVICE),
     }
-    target = Path(__file__).parent / "results" / "logprobs.json"
+    target = Path(__file__).parent / "results" / ("logprobs-gpu.json" if GPU else "logprobs.json")
     target.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result["chunked_over_dense"], indent=2))
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1])))
+        print(json.dumps(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
     else:
         main()

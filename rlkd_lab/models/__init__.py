@@ -17,6 +17,7 @@ from rlkd_lab.models.loading import (
 from rlkd_lab.models.logprobs import (
     Sequences,
     hidden_states,
+    measured_divergences,
     policy_logps,
     targets,
     token_divergence,
@@ -37,6 +38,7 @@ __all__ = [
     "load_policy",
     "load_teacher",
     "locate",
+    "measured_divergences",
     "policy_logps",
     "reference_of",
     "targets",

@@ -295,8 +295,12 @@ def verify_head(lm: LanguageModel) -> None:
     """Check once that head(backbone(x)) are the model's logits, which the chunked log-probabilities rest on.
 
     Raises:
-        ValueError: the model scales or caps its logits behind the head.
+        ValueError: the model scales or caps its logits behind the head, or trains it.
     """
+    if not isinstance(lm.head, nn.Linear) or lm.head.weight.requires_grad:
+        raise ValueError(
+            f"{lm.source}: the output head is trained, or is no plain linear layer (an adapter with modules_to_save?); such heads are not supported"
+        )
     ids = torch.arange(3, 11, device=lm.device)[None] % int(lm.causal_lm.config.vocab_size)
     with torch.no_grad(), lm.active():
         whole = lm.causal_lm(input_ids=ids).logits.float()

@@ -5,12 +5,14 @@ Each chunk's logits are recomputed in the backward pass. Only positions that cou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from rlkd_lab.models.loading import LanguageModel
@@ -19,6 +21,8 @@ from rlkd_lab.objectives.estimators import Divergence
 
 CHUNK_ENTRIES = 2**24
 """Logits held at a time: 2²⁴ in float32 are 64 MiB."""
+Head = tuple[Tensor, Tensor | None]
+"""Weight (V, H) and bias (V,) of an output head, which is not trained."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +81,80 @@ def token_logps(lm: LanguageModel, hidden: Tensor, target_ids: Tensor, temperatu
     Returns:
         Log-probabilities with gradient, (N,), nats, ≤ 0; and entropies without, (N,), nats, ≥ 0. Both float32 at least.
     """
+    logps, entropy = _TokenLogps.apply(hidden, _head(lm), target_ids, temperature, _chunk(lm, chunk))
+    return logps, entropy
 
-    def one(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = _log_probs(lm, states, temperature)
-        with torch.no_grad():
-            entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return log_probs.gather(-1, ids[:, None]).squeeze(-1), entropy
 
-    pieces = [_recomputed(one, hidden[rows], target_ids[rows]) for rows in _chunks(lm, len(target_ids), chunk)]
-    if not pieces:
-        return hidden.sum(-1), hidden.detach().sum(-1)
-    return torch.cat([a for a, _ in pieces]), torch.cat([b for _, b in pieces])
+class _TokenLogps(torch.autograd.Function):
+    """log p(y) and entropy of z = (W·h + b) / T. With p = softmax(z): ∂log p(y)/∂h = Wᵀ·(1_y − p) / T, from logits that are computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Head, ids: Tensor, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
+        kind = torch.promote_types(hidden.dtype, torch.float32)
+        logps, entropy, normalizer = (hidden.new_empty(len(ids), dtype=kind) for _ in range(3))
+        for rows in _chunks(len(ids), chunk):
+            logits = _scaled(hidden[rows], head, temperature)
+            normalizer[rows] = torch.logsumexp(logits, dim=-1)
+            logps[rows] = logits.gather(-1, ids[rows, None])[:, 0] - normalizer[rows]
+            log_probs = logits.sub_(normalizer[rows, None])
+            entropy[rows] = -log_probs.exp().mul_(log_probs).sum(-1)
+        ctx.save_for_backward(hidden, ids, normalizer)
+        ctx.head, ctx.temperature, ctx.chunk = head, temperature, chunk
+        ctx.mark_non_differentiable(entropy)
+        return logps, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, ids, normalizer = ctx.saved_tensors
+        to_hidden = torch.empty_like(hidden)
+        for rows in _chunks(len(ids), ctx.chunk):
+            share = gradient[rows, None] / ctx.temperature
+            probs = _scaled(hidden[rows], ctx.head, ctx.temperature).sub_(normalizer[rows, None]).exp_()
+            to_logits = probs.mul_(-share).scatter_add_(-1, ids[rows, None], share)
+            to_hidden[rows] = (to_logits.to(ctx.head[0].dtype) @ ctx.head[0]).to(hidden.dtype)
+        return to_hidden, None, None, None, None
+
+
+class _TokenKL(torch.autograd.Function):
+    """KL between p = softmax((W·h + b) / T) and the teacher's q. Of KL(p‖q) = D the gradient by the logits is p·(log p − log q − D), of KL(q‖p) it is p − q;
+    both over T. The logits of both are computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Head, teacher_hidden: Tensor, teacher_head: Head, reverse: bool, temperature: float, chunk: int) -> Tensor:
+        found = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        size = min(len(head[0]), len(teacher_head[0]))
+        for rows in _chunks(len(hidden), chunk):
+            log_p = _log_softmax_(_scaled(hidden[rows], head, temperature, size))
+            log_q = _log_softmax_(_scaled(teacher_hidden[rows], teacher_head, temperature, size))
+            if reverse:
+                gap = log_q.neg_().add_(log_p)
+                found[rows] = log_p.exp_().mul_(gap).sum(-1)
+            else:
+                gap = log_p.neg_().add_(log_q)
+                found[rows] = log_q.exp_().mul_(gap).sum(-1)
+        ctx.save_for_backward(hidden, teacher_hidden, found)
+        ctx.heads, ctx.settings = (head, teacher_head), (reverse, temperature, chunk, size)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, teacher_hidden, found = ctx.saved_tensors
+        head, teacher_head = ctx.heads
+        reverse, temperature, chunk, size = ctx.settings
+        to_hidden = torch.empty_like(hidden)
+        for rows in _chunks(len(hidden), chunk):
+            log_p = _log_softmax_(_scaled(hidden[rows], head, temperature, size))
+            log_q = _log_softmax_(_scaled(teacher_hidden[rows], teacher_head, temperature, size))
+            if reverse:
+                gap = log_q.neg_().add_(log_p).sub_(found[rows, None])
+                to_logits = log_p.exp_().mul_(gap)
+            else:
+                to_logits = log_p.exp_().sub_(log_q.exp_())
+            to_logits.mul_(gradient[rows, None] / temperature)
+            to_hidden[rows] = (to_logits.to(head[0].dtype) @ head[0][:size]).to(hidden.dtype)
+        return to_hidden, None, None, None, None, None, None
 
 
 def token_divergence(
@@ -109,6 +176,8 @@ def token_divergence(
     Returns:
         (N,), nats, ≥ 0, with gradient to ``hidden``.
     """
+    if topk is None and kind in ("reverse", "forward"):
+        return _TokenKL.apply(hidden, _head(lm), teacher_hidden, _head(teacher), kind == "reverse", temperature, _chunk(lm, chunk))
     size = min(vocabulary(lm), vocabulary(teacher))
 
     def one(states: Tensor, teacher_states: Tensor) -> Tensor:
@@ -118,15 +187,31 @@ def token_divergence(
             log_p, log_q = topk_with_tail(log_p, log_q, topk)
         return divergence(kind, log_p, log_q, weight)
 
-    rows = _chunks(lm, len(hidden), chunk)
+    rows = _chunks(len(hidden), _chunk(lm, chunk))
     pieces = [_recomputed(one, hidden[part], teacher_hidden[part]) for part in rows]
     return torch.cat(pieces) if pieces else hidden.sum(-1)
+
+
+@torch.no_grad()
+def measured_divergences(
+    lm: LanguageModel, hidden: Tensor, teacher: LanguageModel, teacher_hidden: Tensor, kinds: Sequence[Divergence], temperatures: Iterable[float]
+) -> dict[tuple[Divergence, float], Tensor]:
+    """What :func:`token_divergence` gives, (N,) each, by kind and temperature and without gradient: the logits are computed once for all of them."""
+    size = min(vocabulary(lm), vocabulary(teacher))
+    found = {(kind, temperature): hidden.new_empty(len(hidden), dtype=torch.float32) for temperature in temperatures for kind in kinds}
+    for rows in _chunks(len(hidden), _chunk(lm, None)):
+        ours, theirs = (_logits(states[rows], _head(one), size) for one, states in ((lm, hidden), (teacher, teacher_hidden)))
+        for temperature in temperatures:
+            log_p, log_q = torch.log_softmax(ours / temperature, dim=-1), torch.log_softmax(theirs / temperature, dim=-1)
+            for kind in kinds:
+                found[kind, temperature][rows] = divergence(kind, log_p, log_q).float()
+    return found
 
 
 def top_alternatives(lm: LanguageModel, hidden: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """The ``k`` likeliest next tokens: ids and log-probabilities, each (N, k)."""
     with torch.no_grad():
-        pieces = [_log_probs(lm, hidden[rows], temperature).topk(k, dim=-1) for rows in _chunks(lm, len(hidden), None)]
+        pieces = [_log_probs(lm, hidden[rows], temperature).topk(k, dim=-1) for rows in _chunks(len(hidden), _chunk(lm, None))]
     if not pieces:
         return torch.zeros(0, k, dtype=torch.long, device=hidden.device), torch.zeros(0, k, device=hidden.device)
     return torch.cat([p.indices for p in pieces]), torch.cat([p.values for p in pieces])
@@ -144,16 +229,36 @@ def vocabulary(lm: LanguageModel) -> int:
     return int(weight.shape[0])
 
 
-def _log_probs(lm: LanguageModel, states: Tensor, temperature: float, size: int | None = None) -> Tensor:
+def _head(lm: LanguageModel) -> Head:
     head: Any = lm.head
-    logits = head(states.to(head.weight.dtype))[..., :size]
-    # a softmax in 16 bit would bias training
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return torch.log_softmax(logits / temperature, dim=-1)
+    return head.weight, head.bias
 
 
-def _chunks(lm: LanguageModel, tokens: int, chunk: int | None) -> Iterator[slice]:
-    size = chunk or max(16, CHUNK_ENTRIES // vocabulary(lm))
+def _logits(states: Tensor, head: Head, size: int | None = None) -> Tensor:
+    """In float32 at least: a softmax in 16 bit would bias training."""
+    weight, bias = head
+    values = linear(states.to(weight.dtype), weight, bias)[..., :size]
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _scaled(states: Tensor, head: Head, temperature: float, size: int | None = None) -> Tensor:
+    return _logits(states, head, size).div_(temperature)  # nobody else holds what a product gives back
+
+
+def _log_softmax_(logits: Tensor) -> Tensor:
+    """In place."""
+    return logits.sub_(torch.logsumexp(logits, dim=-1, keepdim=True))
+
+
+def _log_probs(lm: LanguageModel, states: Tensor, temperature: float, size: int | None = None) -> Tensor:
+    return torch.log_softmax(_logits(states, _head(lm), size) / temperature, dim=-1)
+
+
+def _chunk(lm: LanguageModel, chunk: int | None) -> int:
+    return chunk or max(16, CHUNK_ENTRIES // vocabulary(lm))
+
+
+def _chunks(tokens: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
 

@@ -34,6 +34,7 @@ from rlkd_lab.models import (
     hidden_states,
     load_policy,
     load_teacher,
+    measured_divergences,
     reference_of,
     targets,
     token_divergence,
@@ -407,10 +408,9 @@ class Loop:
                     found["teacher_logps"], _ = token_logps(self.teacher_lm, theirs, ids, temperature)
                 if "divergences" in wanted:
                     with clock("divergences"):
+                        measured = measured_divergences(self.student_lm, hidden, self.teacher_lm, theirs, tuple(KL_METRICS), {temperature, 1.0})
                         for kind in KL_METRICS:
-                            pair = (self.student_lm, hidden.detach(), self.teacher_lm, theirs, kind)
-                            found[kind] = token_divergence(*pair, temperature=temperature)
-                            found[f"{kind}_t1"] = found[kind] if temperature == 1 else token_divergence(*pair)
+                            found |= {kind: measured[kind, temperature], f"{kind}_t1": measured[kind, 1.0]}
             if "reference" in wanted:
                 with clock("reference"):
                     states = self._frozen_states("reference", self.reference_lm, rows, part, seen)

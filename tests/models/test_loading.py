@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from rlkd_lab.models import (
@@ -325,6 +326,14 @@ def test_a_model_that_caps_its_logits_is_refused(make_model, cap):
     # 30 is what Gemma 2 has. The random model's logits reach about 10.
     with pytest.raises(ValueError, match=r"logits are not the output head's alone.*not supported"):
         load_policy(make_model("gemma2", final_logit_softcapping=cap), "none")
+
+
+def test_an_adapter_that_trains_the_output_head_is_refused(make_model, tmp_path):
+    # the log-probabilities take the head as frozen: its gradient would be lost
+    model, _ = load_base(make_model(), "none")
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="the output head is trained"):
+        load_policy(make_model(), "none", adapter=tmp_path / "adapter")
 
 
 def test_a_cap_that_hardly_shows_is_refused_too(make_model):

