@@ -59,7 +59,7 @@ def train(
     out: Annotated[Path, typer.Option(help="the run folder to make")],
     method: Annotated[str | None, typer.Option(help="a row of `rlkd methods`", autocompletion=_method_names)] = None,
     preset: Annotated[str | None, typer.Option(help="starting settings; tiny by default")] = None,
-    steps: Annotated[int | None, typer.Option(help="steps; 60 by default")] = None,
+    steps: Annotated[int | None, typer.Option(help="steps; the preset's by default")] = None,
     seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
     set_: Annotated[
         list[str] | None,
@@ -87,7 +87,7 @@ def train(
         elif method is None:
             raise ValueError("which method? --method NAME, a row of `rlkd methods`; or --schedule-from RUN")
         else:
-            config = make_config(method, preset or "tiny", settings, steps=60 if steps is None else steps, seed=seed)
+            config = make_config(method, preset or "tiny", settings, seed=seed, **({} if steps is None else {"steps": steps}))
         with progress(config.steps, config.method) as show:
             run(config, out, on_step=show)
         _say_end(out)

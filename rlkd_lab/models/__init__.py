@@ -16,6 +16,7 @@ from rlkd_lab.models.loading import (
 )
 from rlkd_lab.models.logprobs import (
     Sequences,
+    chunk_of,
     hidden_states,
     measured_divergences,
     policy_logps,
@@ -24,12 +25,14 @@ from rlkd_lab.models.logprobs import (
     token_logps,
     top_alternatives,
     unflatten,
+    vocabulary,
 )
 
 __all__ = [
     "LanguageModel",
     "Sequences",
     "check_same_tokenizer",
+    "chunk_of",
     "compute_dtype",
     "default_device",
     "dequantised",
@@ -47,5 +50,6 @@ __all__ = [
     "top_alternatives",
     "unflatten",
     "verify_quantised",
+    "vocabulary",
     "zoo_names",
 ]

@@ -19,8 +19,8 @@ from rlkd_lab.models.loading import LanguageModel
 from rlkd_lab.objectives import divergence, topk_with_tail
 from rlkd_lab.objectives.estimators import Divergence
 
-CHUNK_ENTRIES = 2**24
-"""Logits held at a time: 2²⁴ in float32 are 64 MiB."""
+CHUNK_MIB = 64
+"""MiB of logits, in float32, held at a time."""
 Head = tuple[Tensor, Tensor | None]
 """Weight (V, H) and bias (V,) of an output head, which is not trained."""
 
@@ -76,7 +76,7 @@ def token_logps(lm: LanguageModel, hidden: Tensor, target_ids: Tensor, temperatu
         hidden: (N, H) of :func:`hidden_states`.
         target_ids: (N,).
         temperature: > 0; divides the logits.
-        chunk: tokens a chunk; by default what :data:`CHUNK_ENTRIES` allows.
+        chunk: tokens a chunk; by default what :data:`CHUNK_MIB` allows.
 
     Returns:
         Log-probabilities with gradient, (N,), nats, ≤ 0; and entropies without, (N,), nats, ≥ 0. Both float32 at least.
@@ -194,12 +194,18 @@ def token_divergence(
 
 @torch.no_grad()
 def measured_divergences(
-    lm: LanguageModel, hidden: Tensor, teacher: LanguageModel, teacher_hidden: Tensor, kinds: Sequence[Divergence], temperatures: Iterable[float]
+    lm: LanguageModel,
+    hidden: Tensor,
+    teacher: LanguageModel,
+    teacher_hidden: Tensor,
+    kinds: Sequence[Divergence],
+    temperatures: Iterable[float],
+    chunk: int | None = None,
 ) -> dict[tuple[Divergence, float], Tensor]:
     """What :func:`token_divergence` gives, (N,) each, by kind and temperature and without gradient: the logits are computed once for all of them."""
     size = min(vocabulary(lm), vocabulary(teacher))
     found = {(kind, temperature): hidden.new_empty(len(hidden), dtype=torch.float32) for temperature in temperatures for kind in kinds}
-    for rows in _chunks(len(hidden), _chunk(lm, None)):
+    for rows in _chunks(len(hidden), _chunk(lm, chunk)):
         ours, theirs = (_logits(states[rows], _head(one), size) for one, states in ((lm, hidden), (teacher, teacher_hidden)))
         for temperature in temperatures:
             log_p, log_q = torch.log_softmax(ours / temperature, dim=-1), torch.log_softmax(theirs / temperature, dim=-1)
@@ -255,7 +261,12 @@ def _log_probs(lm: LanguageModel, states: Tensor, temperature: float, size: int 
 
 
 def _chunk(lm: LanguageModel, chunk: int | None) -> int:
-    return chunk or max(16, CHUNK_ENTRIES // vocabulary(lm))
+    return chunk or chunk_of(CHUNK_MIB, vocabulary(lm))
+
+
+def chunk_of(mib: int, vocabulary: int) -> int:
+    """Tokens whose logits in float32 take so many MiB; at least 16."""
+    return max(16, mib * 2**18 // vocabulary)
 
 
 def _chunks(tokens: int, size: int) -> Iterator[slice]:

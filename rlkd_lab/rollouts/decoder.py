@@ -195,7 +195,8 @@ class Cache:
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these."""
-        self.layers = [[part[rows] for part in pair] for pair in self.layers]
+        for pair in self.layers:  # one at a time: the whole cache twice might not fit
+            pair[:] = [part[rows] for part in pair]
         self.blocked = self.blocked[rows]
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rlkd_lab.objectives import CHOICES, KNOBS, METHODS, Constant, Knob, Schedule, check_coef, nearest, parse_schedule, resolve_options, schedules_for
 from rlkd_lab.objectives.schedules import values_of
 from rlkd_lab.tasks.base import check_template
+from rlkd_lab.training.presets import PRESETS
 
 LOOP_KNOBS: dict[str, Knob] = {
     "temperature": Knob(0.05, 5.0, "sampling temperature; divides the logits of student, old policy, reference and teacher alike"),
@@ -83,6 +84,7 @@ class RunConfig(BaseModel):
     micro_batch: Annotated[
         int, Field(ge=1, description="of the longest completions in one forward and backward pass; of shorter ones as many as have no more tokens")
     ] = 16
+    logits_mib: Annotated[int, Field(ge=1, description="MiB of logits (float32) held at a time; less is slower, and as exact")] = 64
     kl_every: Annotated[
         int, Field(ge=0, description="steps between measurements of the KLs that the method itself does not need (teacher, reference); 0 is never")
     ] = 1
@@ -147,13 +149,6 @@ class RunConfig(BaseModel):
         return schedules
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {},
-    "knights": {"task": "knights", "student": "knights-student", "teacher": "knights-teacher", "max_new_tokens": 256},
-}
-"""Named starting points: settings that differ from the defaults of :class:`RunConfig`."""
-
-
 def check_knob(method: str, name: str, value: float | None) -> float | None:
     """The value of a live knob, if the method listens to it and it lies in range; else a ValueError in words."""
     return check_coef(name, value, {**METHODS[method].knobs, **LOOP_KNOBS})
@@ -166,8 +161,12 @@ def make_config(method: str, preset: str = "tiny", settings: dict[str, str] | No
         ValueError: in one sentence, naming the nearest valid name or the range.
     """
     nearest(method, METHODS, "method")
-    values: dict[str, Any] = {**PRESETS[nearest(preset, PRESETS, "preset")], "preset": preset, "method": method, **fields}
-    values["knobs"], values["options"] = dict(values.get("knobs", {})), dict(values.get("options", {}))
+    start = PRESETS[nearest(preset, PRESETS, "preset")].settings
+    values: dict[str, Any] = {**start, "preset": preset, "method": method, **fields}
+    # a preset's coefficients are for the methods that have them, and do not replace a schedule that makes a method what it is
+    listens = METHODS[method].coefs.keys() - METHODS[method].schedules.keys() | LOOP_KNOBS.keys()
+    preset_knobs = {name: value for name, value in start.get("knobs", {}).items() if name in listens}
+    values["knobs"], values["options"] = {**preset_knobs, **fields.get("knobs", {})}, dict(values.get("options", {}))
     valid = {**METHODS[method].coefs, **LOOP_KNOBS, **CHOICES, "constant_length": None, "topk": None, **RunConfig.model_fields}
     for name in fields:
         nearest(name, RunConfig.model_fields, "setting")

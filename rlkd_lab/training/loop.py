@@ -11,6 +11,7 @@ fork of a run draw the same numbers, and another cell cannot disturb them. Left 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -31,6 +32,7 @@ from torch import Tensor
 from rlkd_lab.models import (
     LanguageModel,
     Sequences,
+    chunk_of,
     hidden_states,
     load_policy,
     load_teacher,
@@ -40,6 +42,7 @@ from rlkd_lab.models import (
     token_divergence,
     token_logps,
     unflatten,
+    vocabulary,
 )
 from rlkd_lab.objectives import METHODS, TokenBatch, idle_rows, k1, k2, k3, needs_of, prepare, resolve_options, token_loss
 from rlkd_lab.objectives.estimators import Divergence
@@ -54,6 +57,7 @@ from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.rollout import PROBES, Rollout, joined, write_samples
 
 Row = dict[str, Any]
+Passed = TypeVar("Passed")
 MAX_GAP = 1e-2
 """Nats by which a token's log-probability may differ between the policy itself, its dense copy and the sampler, all in float32."""
 PASS_COST = 192
@@ -82,6 +86,12 @@ class Loop:
         self.whole = True
         """Whether the weights are those of ``step``: a step stopped before its update has changed nothing."""
         self.checked = 0
+        self.micro_batch = config.micro_batch
+        """The config's, halved as often as the memory was too small for it."""
+        self.halvings: dict[tuple[int, str], int] = {}
+        """(step, pass) → micro-batch, of a run that is resumed or replayed: it sums in the same order."""
+        self.halved: list[Row] = []
+        """Events of this step."""
         self.policy = load_policy(
             config.student,
             config.quant,
@@ -111,6 +121,7 @@ class Loop:
         self.frozen = {name: DenseTwin(lm) for name, lm in frozen.items() if dense and lm is not None}
         self.teacher_lm = self.frozen["teacher"].lm if "teacher" in self.frozen else self.teacher
         self.reference_lm = self.frozen["reference"].lm if dense else self.reference
+        self.chunk = chunk_of(config.logits_mib, vocabulary(self.policy))
         self.optimizer = torch.optim.AdamW(self.policy.trainable(), lr=1.0, betas=(0.9, 0.95), weight_decay=config.weight_decay)
         self.traces: list[dict[str, Any]] | None = None
         self.trace_examples: dict[str, Example] = {}
@@ -159,26 +170,25 @@ class Loop:
         records = bool(self.config.samples_every) and (step % self.config.samples_every == 0 or step == 1)
         if measures or records:
             wanted |= self._everybody()
-        seen = Seen(rollout.sequences)
+        work = Work(step, rollout.sequences, temperature, coefs, wanted, Seen(rollout.sequences), clock)
         if measures or records or self.config.minibatches > 1:
-            with torch.no_grad():
-                for rows in self._micro_batches(rollout.sequences, torch.arange(len(batch.logps))):
-                    self._look(rows, rollout.sequences.select(rows), temperature, wanted, seen, clock)
+            self._within_memory(step, "looking", lambda: self._look_at(work, torch.arange(len(batch.logps))))
         if measures:
-            known = seen.promised(seen.fill(batch), wanted)
-            forward = self._live(temperature, coefs)
+            known = work.seen.promised(work.seen.fill(batch), wanted)
+            parts = (self.policy, self.config.method, known, rollout.sequences, self._live(work), coefs, self.options)
             with apart("interference"):
-                row |= interference(self.policy, self.config.method, known, rollout.sequences, forward, coefs, self.options, self.config.micro_batch)
+                row |= self._within_memory(step, "interference", lambda: interference(*parts, self.micro_batch))
         if records:
             path = self.folder.path / "samples" / f"step_{step:06d}.parquet"
             with apart("samples"):
-                write_samples(path, self.policy, self.teacher_lm, seen.fill(batch), rollout, verdicts, seen.measured(), temperature)
+                write_samples(path, self.policy, self.teacher_lm, work.seen.fill(batch), rollout, verdicts, work.seen.measured(), temperature)
                 self._probe(step)
         self.whole = False
-        row |= self._update(step, batch, rollout.sequences, temperature, coefs, float(values["learning_rate"] or 0.0), wanted, seen, clock)
-        row |= self._observed(rollout, seen)
-        for move in moves:
-            self.folder.append("events.jsonl", {**move, "time": time.time()})
+        row |= self._update(work, batch, float(values["learning_rate"] or 0.0))
+        row |= self._observed(rollout, work.seen)
+        for event in moves + self.halved:
+            self.folder.append("events.jsonl", {**event, "time": time.time()})
+        self.halved = []
         self.step = step
         self.tokens += row.pop("generated", int(rollout.sequences.completion_mask.sum()))
         if self.config.eval_every and (step % self.config.eval_every == 0 or step == self.config.steps):
@@ -363,7 +373,7 @@ class Loop:
         verdicts = judge(self.task, config.reward, drawn.texts, examples, drawn.finished.tolist(), mask.sum(1).tolist(), config.max_new_tokens)
         seen = Seen(drawn.sequences)
         with torch.no_grad():
-            self._look(torch.arange(len(mask)), drawn.sequences, 1.0, self._everybody() | {"divergences"}, seen, Clock())
+            self._look(Work(step, drawn.sequences, 1.0, {}, self._everybody() | {"divergences"}, seen, Clock()), torch.arange(len(mask)))
         batch = seen.fill(TokenBatch(torch.zeros(mask.shape, device=mask.device), mask))
         rollout = Rollout(examples, drawn.texts, drawn.sequences, None, drawn.finished, on_policy=True)
         path = self.folder.path / "samples" / f"probe_{step:06d}.parquet"
@@ -389,35 +399,42 @@ class Loop:
             wanted |= ({"teacher"} if due or "teacher" in needs else set()) | ({"divergences"} if due else set())
         return wanted
 
-    def _look(self, rows: Tensor, part: Sequences, temperature: float, wanted: set[str], seen: Seen, clock: Clock) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Policy, teacher and reference on some rows; what they say goes into ``seen``.
+    def _look_at(self, work: Work, rows: Tensor) -> None:
+        """:meth:`_look` without gradient, in micro-batches."""
+        with torch.no_grad():
+            for some in self._micro_batches(work.sequences, rows):
+                self._look(work, some)
+
+    def _look(self, work: Work, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Policy, teacher and reference on some rows; what they say goes into ``work.seen``.
 
         Returns:
             The policy's hidden states and log-probabilities, with their graph if gradients are on, and the teacher's hidden states.
         """
+        part, temperature, wanted, seen, clock = work.sequences.select(rows), work.temperature, work.wanted, work.seen, work.clock
         ids, theirs = targets(part), None
         with clock("update" if torch.is_grad_enabled() else "old"):
             hidden = hidden_states(self.student_lm, part)
-            logps, entropy = token_logps(self.student_lm, hidden, ids, temperature)
+            logps, entropy = token_logps(self.student_lm, hidden, ids, temperature, self.chunk)
         found = {"old_logps": logps.detach(), "entropy": entropy}
         with torch.no_grad():
             if "teacher" in wanted:
                 assert self.teacher_lm is not None
                 with clock("teacher"):
                     theirs = self._frozen_states("teacher", self.teacher_lm, rows, part, seen)
-                    found["teacher_logps"], _ = token_logps(self.teacher_lm, theirs, ids, temperature)
+                    found["teacher_logps"], _ = token_logps(self.teacher_lm, theirs, ids, temperature, self.chunk)
                 if "divergences" in wanted:
                     with clock("divergences"):
-                        measured = measured_divergences(self.student_lm, hidden, self.teacher_lm, theirs, tuple(KL_METRICS), {temperature, 1.0})
+                        measured = measured_divergences(self.student_lm, hidden, self.teacher_lm, theirs, tuple(KL_METRICS), {temperature, 1.0}, self.chunk)
                         for kind in KL_METRICS:
                             found |= {kind: measured[kind, temperature], f"{kind}_t1": measured[kind, 1.0]}
             if "reference" in wanted:
                 with clock("reference"):
                     states = self._frozen_states("reference", self.reference_lm, rows, part, seen)
-                    found["ref_logps"], _ = token_logps(self.reference_lm, states, ids, temperature)
+                    found["ref_logps"], _ = token_logps(self.reference_lm, states, ids, temperature, self.chunk)
         if self.twin is not None and self.checked < CHECKED_STEPS and not seen.values:
             with torch.no_grad():
-                own, _ = token_logps(self.policy, hidden_states(self.policy, part), ids, temperature)
+                own, _ = token_logps(self.policy, hidden_states(self.policy, part), ids, temperature, self.chunk)
             _check_gap(float((own - logps.detach()).abs().max()), "what is trained through it is not the policy")
         seen.add(rows, part.completion_mask, found)
         return hidden, logps, theirs
@@ -456,7 +473,7 @@ class Loop:
         """Row numbers in micro-batches of like lengths: none holds more tokens than ``micro_batch`` of the rollout's longest would, and one ends where its
         padding would cost more than another pass."""
         lengths, prompts = (mask.sum(1).tolist() for mask in (sequences.completion_mask, sequences.prompt_mask))
-        limit = self.config.micro_batch * (max(prompts) + max(lengths))
+        limit = self.micro_batch * (max(prompts) + max(lengths))
         found: list[list[int]] = []
         padding = 0
         for row in sorted(rows.tolist(), key=lambda row: lengths[row]):
@@ -468,23 +485,20 @@ class Loop:
             padding += added
         return [torch.tensor(micro_batch) for micro_batch in found]
 
-    def _live(self, temperature: float, coefs: dict[str, float | None]) -> Callable[[TokenBatch, Sequences], TokenBatch]:
+    def _live(self, work: Work) -> Callable[[TokenBatch, Sequences], TokenBatch]:
         """A function that fills ``logps``, and ``divergence`` where the method needs it, with gradient."""
 
         def forward(part: TokenBatch, sequences: Sequences) -> TokenBatch:
             hidden = hidden_states(self.student_lm, sequences)
-            logps, _ = token_logps(self.student_lm, hidden, targets(sequences), temperature)
-            return self._with_gradient(part, sequences, temperature, coefs, hidden, logps)
+            logps, _ = token_logps(self.student_lm, hidden, targets(sequences), work.temperature, self.chunk)
+            return self._with_gradient(work, part, sequences, hidden, logps)
 
         return forward
 
-    def _with_gradient(
-        self, part: TokenBatch, sequences: Sequences, temperature: float, coefs: dict[str, float | None], hidden: Tensor, logps: Tensor,
-        theirs: Tensor | None = None,
-    ) -> TokenBatch:  # fmt: skip
+    def _with_gradient(self, work: Work, part: TokenBatch, sequences: Sequences, hidden: Tensor, logps: Tensor, theirs: Tensor | None = None) -> TokenBatch:
         """The batch with the live log-probabilities, and with the divergence to the teacher where the method needs it."""
         filled = replace(part, logps=unflatten(logps, sequences.completion_mask))
-        if "divergence" not in needs_of(self.method, coefs, self.options):
+        if "divergence" not in needs_of(self.method, work.coefs, self.options):
             return filled
         assert self.teacher_lm is not None
         if theirs is None:
@@ -493,18 +507,15 @@ class Loop:
         topk = self.options["topk"]
         per_token = token_divergence(
             self.student_lm, hidden, self.teacher_lm, theirs, str(self.options["divergence"]),  # type: ignore[arg-type]
-            weight=float(coefs.get("jsd_weight", 0.5) or 0.0), topk=int(topk) if topk else None, temperature=temperature,
+            weight=float(work.coefs.get("jsd_weight", 0.5) or 0.0), topk=int(topk) if topk else None, temperature=work.temperature, chunk=self.chunk,
         )  # fmt: skip
         return replace(filled, divergence=unflatten(per_token, sequences.completion_mask))
 
-    def _update(
-        self, step: int, batch: TokenBatch, sequences: Sequences, temperature: float, coefs: dict[str, float | None], lr: float,
-        wanted: set[str], seen: Seen, clock: Clock,
-    ) -> Row:  # fmt: skip
+    def _update(self, work: Work, batch: TokenBatch, lr: float) -> Row:
         """All optimizer steps of a rollout. The first pass looks at the tokens as it goes, if nobody has yet."""
-        config, forward = self.config, self._live(temperature, coefs)
-        prepared = prepare(config.method, seen.promised(batch, wanted), coefs, self.options)
-        idle = idle_rows(config.method, prepared, coefs, self.options).cpu()
+        config, step = self.config, work.step
+        prepared = prepare(config.method, work.seen.promised(batch, work.wanted), work.coefs, self.options)
+        idle = idle_rows(config.method, prepared, work.coefs, self.options).cpu()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         shuffle = self._generator(step, "minibatches")
@@ -512,43 +523,69 @@ class Loop:
         norms: list[float] = []
         parameters = self.policy.trainable()
         for update in range(config.updates_per_rollout):
-            if update and self.twin is not None:
-                self.twin.sync()
             order = torch.randperm(len(batch.logps), generator=shuffle) if config.minibatches > 1 else torch.arange(len(batch.logps))
             parts = min(config.minibatches, len(order))
-            looking = not seen.values
+            looking = not work.seen.values
             for number, chosen in enumerate(order.tensor_split(parts)):
-                if number and self.twin is not None:
+                if self.twin is not None and (update or number):
                     self.twin.sync()
-                self.optimizer.zero_grad()
-                quiet = idle[chosen] & ~idle[chosen].all()  # a minibatch of idle rows alone still has a gradient, of zeros
-                for rows in self._micro_batches(sequences, chosen[~quiet]):
-                    part = sequences.select(rows)
-                    if looking:
-                        hidden, logps, theirs = self._look(rows, part, temperature, wanted, seen, clock)
-                    with clock("update"):
-                        known = seen.fill(prepared, rows)
-                        live = self._with_gradient(known, part, temperature, coefs, hidden, logps, theirs) if looking else forward(known, part)
-                        loss, stats = token_loss(config.method, live, coefs, self.options)
-                        # The normaliser is the whole rollout's, so a minibatch holds only its share of the mean.
-                        (loss * parts).backward()
-                    if not math.isfinite(loss.item()):
-                        raise FloatingPointError(
-                            f"the loss of step {step} is {loss.item()}: lower learning_rate, or bound the ratio (ratio_cap, trrd_gap_bound)"
-                        )
-                    share = float(live.mask.sum() / max(float(prepared.mask.sum()), 1.0))
-                    for name, value in stats.items():
-                        totals[name] = totals.get(name, 0.0) + value * (1.0 if name.startswith("loss/") else share)
-                if looking:
-                    with torch.no_grad():  # what has no gradient still counts in the metrics
-                        for rows in self._micro_batches(sequences, chosen[quiet]):
-                            self._look(rows, sequences.select(rows), temperature, wanted, seen, clock)
+                done = functools.partial(self._gradients, work, prepared, chosen, idle[chosen], parts, looking)
+                for name, value in self._within_memory(step, f"update {update * parts + number + 1}", done).items():
+                    totals[name] = totals.get(name, 0.0) + value
                 norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
                 norms.append(float(norm))
                 if not math.isfinite(norms[-1]):
                     raise FloatingPointError(f"the gradient of step {step} is not finite: lower learning_rate, or bound the ratio (ratio_cap, trrd_gap_bound)")
                 self.optimizer.step()
         return {name: value / config.updates_per_rollout for name, value in totals.items()} | {"grad_norm": sum(norms) / len(norms)}
+
+    def _gradients(self, work: Work, prepared: TokenBatch, chosen: Tensor, idle: Tensor, parts: int, looking: bool) -> dict[str, float]:
+        """The passes before one optimizer step: gradients of a minibatch, one of ``parts``, and its share of the metrics."""
+        self.optimizer.zero_grad()
+        forward, found = self._live(work), dict[str, float]()
+        quiet = idle & ~idle.all()  # a minibatch of idle rows alone still has a gradient, of zeros
+        for rows in self._micro_batches(work.sequences, chosen[~quiet]):
+            part = work.sequences.select(rows)
+            if looking:
+                hidden, logps, theirs = self._look(work, rows)
+            with work.clock("update"):
+                known = work.seen.fill(prepared, rows)
+                live = self._with_gradient(work, known, part, hidden, logps, theirs) if looking else forward(known, part)
+                loss, stats = token_loss(self.config.method, live, work.coefs, self.options)
+                # The normaliser is the whole rollout's, so a minibatch holds only its share of the mean.
+                (loss * parts).backward()
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(f"the loss of step {work.step} is {loss.item()}: lower learning_rate, or bound the ratio (ratio_cap, trrd_gap_bound)")
+            share = float(live.mask.sum() / max(float(prepared.mask.sum()), 1.0))
+            for name, value in stats.items():
+                found[name] = found.get(name, 0.0) + value * (1.0 if name.startswith("loss/") else share)
+        if looking:
+            self._look_at(work, chosen[quiet])  # what has no gradient still counts in the metrics
+        return found
+
+    def _within_memory(self, step: int, name: str, passes: Callable[[], Passed]) -> Passed:
+        """Some passes over a rollout. Out of memory, they are begun again with half of the micro-batch, which stays halved: the sums are the same to
+        rounding, and an event says so."""
+        if self.halvings.get((step, name), self.micro_batch) < self.micro_batch:
+            self._halve(step, name, self.halvings[step, name], self.knobs.record_script)
+        while True:
+            try:
+                return passes()
+            except torch.OutOfMemoryError as error:
+                if self.micro_batch == 1:
+                    raise torch.OutOfMemoryError(f"not even one completion at a time fits into memory: {error}") from None
+            # only here is what the passes held let go
+            self.optimizer.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._halve(step, name, self.micro_batch // 2)
+
+    def _halve(self, step: int, name: str, size: int, record: bool = True) -> None:
+        self.micro_batch = size
+        self.halved = [event for event in self.halved if event["pass"] != name]
+        if record:
+            text = f"out of memory: the run goes on with micro_batch {size}"
+            self.halved.append({"event": "micro_batch", "step": step, "pass": name, "size": size, "text": text})
 
     # --- going back ----------------------------------------------------------------------------------------------------
 
@@ -656,6 +693,19 @@ class Seen:
         teacher = asked if batch.teacher_logps is None else batch.teacher_logps
         reference = blank if "reference" in wanted and batch.ref_logps is None else batch.ref_logps
         return replace(batch, teacher_logps=teacher, ref_logps=reference, divergence=asked)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all passes over the rollout of a step share."""
+
+    step: int
+    sequences: Sequences
+    temperature: float
+    coefs: dict[str, float | None]
+    wanted: set[str]
+    seen: Seen
+    clock: Clock
 
 
 class Clock:

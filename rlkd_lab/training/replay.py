@@ -31,7 +31,7 @@ def replay(path: str | Path, out: str | Path, *, tolerance: float = 0.0, on_step
     rows = original.rows("metrics.jsonl")
     if not rows:
         raise ValueError(f"{path} has no finished step to replay")
-    script = [event for event in original.rows("events.jsonl") if event["event"] == "knob"]
+    script = original.rows("events.jsonl")
     last = rows[-1]["step"]
 
     def watch(loop: Loop, row: Row) -> None:

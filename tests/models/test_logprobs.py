@@ -282,12 +282,12 @@ def test_pitfall_10_logits_of_all_tokens_are_never_held(what):
 
 
 def test_pitfall_10_the_default_chunk_bounds_the_logits(monkeypatch):
-    monkeypatch.setattr("rlkd_lab.models.logprobs.CHUNK_ENTRIES", 2**17)
+    monkeypatch.setattr("rlkd_lab.models.logprobs.CHUNK_MIB", 1)
     lm = head_alone(4096)
     with Largest() as seen, torch.no_grad():
         top_alternatives(lm, torch.randn(200, 8), 3)
         token_logps(lm, torch.randn(200, 8), torch.arange(200))
-    assert seen.elements <= 2**17
+    assert seen.elements <= 2**18
 
 
 def test_pitfall_10_the_backbone_alone_is_asked_for_hidden_states(make_model, ragged):

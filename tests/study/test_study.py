@@ -11,7 +11,7 @@ from rlkd_lab.study import study as module
 from rlkd_lab.study.claims import CLAIMS, judge_claims
 from rlkd_lab.study.results import read_part
 from rlkd_lab.study.study import PARTS, comparisons, copy_tables, is_general, parts_of, read_study, scorecard, sweep_of, write_scorecard
-from rlkd_lab.training.config import PRESETS
+from rlkd_lab.training.presets import PRESETS, Preset
 
 
 def written(folder, part, **columns):
@@ -58,7 +58,7 @@ def test_the_arms_that_claims_ask_for_are_in_their_parts():
 
 
 def test_another_preset_goes_only_where_the_pair_is_the_presets(monkeypatch):
-    monkeypatch.setitem(PRESETS, "mine", {"group_size": 6})
+    monkeypatch.setitem(PRESETS, "mine", Preset("mine", {"group_size": 6}))
     general = parts_of(False, [], "mine")
     assert general == ["core", "estimators", "betas", "alphas", "teacher16", "rates"]
     assert all(is_general(sweep_of(name)) for name in general)

@@ -6,8 +6,10 @@ import pytest
 
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
+from rlkd_lab.tasks import find_task
 from rlkd_lab.training import LOOP_KNOBS, RunConfig, config_of, make_config
 from rlkd_lab.training.config import likely_mistakes
+from rlkd_lab.training.presets import PRESETS
 
 BAD = {
     "method": ("grop", {}, "did you mean 'grpo'"),
@@ -61,6 +63,37 @@ def test_task_settings_and_the_template_come_from_the_command_line(tmp_path):
     assert config.task_settings == {"min_numbers": 3, "share": 0.5, "flag": True, "word": "two words", "range": [1, 2], "nan": "NaN"}
     folder = RunFolder.create(tmp_path / "run", config.model_dump(), {})
     assert config_of(RunFolder.open(folder.path)) == config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_a_config_of_every_method(preset):
+    settings = PRESETS[preset].settings
+    for method in METHODS:
+        config = make_config(method, preset)
+        assert all(getattr(config, name) == value for name, value in settings.items() if name != "knobs")
+        # its coefficients, where the method has them and does not move them by itself
+        for name, value in settings.get("knobs", {}).items():
+            if name in METHODS[method].schedules:
+                assert name not in config.knobs
+            elif name in METHODS[method].coefs or name in LOOP_KNOBS:
+                assert config.knobs[name] == value
+    assert make_config("grpo", preset, knobs={"learning_rate": 0.5}, steps=7).knobs["learning_rate"] == 0.5
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_number_of_a_preset_has_a_source(preset):
+    settings, sources = PRESETS[preset].settings, PRESETS[preset].sources
+    numbers = {name for name in settings if name not in ("knobs", "task_settings")} | set(settings.get("knobs", {}))
+    numbers |= {f"task.{name}" for name in settings.get("task_settings", {})}
+    assert set(sources) == numbers
+    assert all(source.startswith(("ours", "KDRL (arXiv", "RLAD (arXiv", "S (arXiv")) for source in sources.values())
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if not PRESETS[name].settings.get("task", "").startswith("hub:")])
+def test_the_task_of_a_preset_gives_prompts(preset):
+    config = make_config("grpo", preset)
+    examples = find_task(config.task, config.task_settings, config.prompt_template).examples(2, 0, "train", config.difficulty)
+    assert len({example.prompt for example in examples}) == 2
 
 
 def test_unknown_preset():

@@ -1,0 +1,106 @@
+"""Out of memory: the step is begun again with half of the micro-batch, the result is the same, and the record says so."""
+
+import pytest
+import torch
+
+from rlkd_lab.runs import RunFolder, first_difference
+from rlkd_lab.training import loop as loop_module
+from rlkd_lab.training import replay, resume, run
+
+FIELDS = {"steps": 3, "prompts_per_step": 4, "group_size": 4, "micro_batch": 16, "checkpoint_every": 1, "updates_per_rollout": 2}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """``small(rows, from_step)``: a memory for so many rows with their gradients; returns what it refused."""
+
+    def shrink(rows, from_step=1):
+        whole, refused = loop_module.hidden_states, []
+
+        def hidden_states(lm, sequences):
+            step = small.loop.step + 1 if small.loop is not None else 1
+            if torch.is_grad_enabled() and len(sequences.completion_mask) > rows and step >= from_step:
+                refused.append(len(sequences.completion_mask))
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return whole(lm, sequences)
+
+        monkeypatch.setattr(loop_module, "hidden_states", hidden_states)
+        return refused
+
+    class small:
+        loop = None
+
+    taken = loop_module.Loop.take_step
+
+    def take_step(self):
+        small.loop = self
+        return taken(self)
+
+    monkeypatch.setattr(loop_module.Loop, "take_step", take_step)
+    return shrink
+
+
+def events(folder):
+    return [{key: event[key] for key in ("step", "pass", "size")} for event in folder.rows("events.jsonl") if event["event"] == "micro_batch"]
+
+
+def rows(folder):
+    return folder.rows("metrics.jsonl")
+
+
+@pytest.mark.parametrize("fields", [{}, {"minibatches": 2}, {"samples_every": 1, "interference_every": 2}], ids=["plain", "minibatches", "looked at first"])
+def test_a_step_that_does_not_fit_is_taken_in_halves_with_the_same_result(tiny, tmp_path, small, fields):
+    whole = run(tiny("kdrl", **FIELDS, **fields), tmp_path / "whole")
+    refused = small(3, from_step=2)
+    halved = run(tiny("kdrl", **FIELDS, **fields), tmp_path / "halved")
+    assert refused
+    assert max(refused) > 3
+    assert first_difference(rows(halved), rows(whole), 1e-5)[0] is None
+    found = events(halved)
+    assert {event["step"] for event in found} == {2}
+    assert found[-1]["size"] in (1, 2, 4)
+    assert len({event["size"] for event in found}) == len(found)
+    assert events(whole) == []
+
+
+def test_a_replay_and_a_resumed_run_sum_in_the_same_order(tiny, tmp_path, small, monkeypatch):
+    small(3, from_step=2)
+    config = tiny("kdrl", **FIELDS)
+    first = run(config, tmp_path / "first")
+    monkeypatch.undo()  # a machine with more memory
+    again = replay(first.path, tmp_path / "again")
+    assert again.difference is None
+    assert events(again.folder) == events(first) != []
+
+    def stop(loop, row):
+        loop.stopping = row["step"] == 2
+
+    cut = run(config, tmp_path / "cut", on_step=stop, script=first.rows("events.jsonl"))
+    assert resume(cut.path).status()["state"] == "done"
+    assert rows_without_times(cut) == rows_without_times(first)
+    assert events(cut) == events(first)
+
+
+def test_a_run_cut_after_its_checkpoint_follows_its_own_events(tiny, tmp_path, small, monkeypatch):
+    small(3, from_step=2)
+    first = run(tiny("kdrl", **{**FIELDS, "checkpoint_every": 0}), tmp_path / "first")
+    expected = rows_without_times(first)
+    monkeypatch.undo()
+    # killed before its first checkpoint: everything is computed again
+    for checkpoint in first.checkpoints():
+        checkpoint.rename(tmp_path / checkpoint.name)
+    first.set_status("idle", 3)
+    resume(first.path)
+    assert rows_without_times(first) == expected
+    assert len(events(first)) == 1
+
+
+def rows_without_times(folder):
+    return [{name: value for name, value in row.items() if "time" not in name and "memory" not in name} for row in rows(RunFolder.open(folder.path))]
+
+
+def test_where_not_even_one_completion_fits_the_run_fails_in_words(tiny, tmp_path, small):
+    small(0)
+    with pytest.raises(torch.OutOfMemoryError, match="not even one completion at a time fits into memory: CUDA out of memory"):
+        run(tiny("kdrl", **FIELDS), tmp_path / "run")
+    assert RunFolder.open(tmp_path / "run").status()["state"] == "failed"
