@@ -1,9 +1,10 @@
-"""The command line: doctor, train, resume, replay, runs, compare, eval, sweep, study, zoo, methods."""
+"""The command line: doctor, plan, presets, train, resume, replay, runs, compare, eval, sweep, study, zoo, methods."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -46,7 +47,11 @@ def plain_errors(stopped: str = "`rlkd resume` goes on from the last checkpoint"
     except (ValueError, OSError) as error:
         typer.echo(f"rlkd: {error}", err=True)
         raise typer.Exit(2) from None
-    except FloatingPointError as error:
+    except (FloatingPointError, MemoryError, RuntimeError) as error:
+        import torch
+
+        if not isinstance(error, FloatingPointError | MemoryError | torch.OutOfMemoryError):
+            raise
         typer.echo(f"rlkd: the run failed: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
@@ -74,12 +79,7 @@ def train(
         from rlkd_lab.training import make_config, run
         from rlkd_lab.training import schedule_from as rerun_of
 
-        settings = {}
-        for item in set_ or []:
-            name, equals, value = item.partition("=")
-            if not equals:
-                raise ValueError(f"--set {item}: write NAME=VALUE")
-            settings[name] = value
+        settings = _settings(set_)
         if schedule_from is not None:
             if settings or any(given is not None for given in (method, preset, steps)):
                 raise ValueError("--schedule-from takes method, steps and settings from that run: give --seed and --out beside it, nothing else")
@@ -89,14 +89,32 @@ def train(
         else:
             config = make_config(method, preset or "tiny", settings, seed=seed, **({} if steps is None else {"steps": steps}))
         with progress(config.steps, config.method) as show:
-            run(config, out, on_step=show)
+            run(config, out, on_step=show if _first() else None)
         _say_end(out)
+
+
+def _settings(items: list[str] | None) -> dict[str, str]:
+    """Of --set NAME=VALUE."""
+    settings = {}
+    for item in items or []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item}: write NAME=VALUE")
+        settings[name] = value
+    return settings
+
+
+def _first() -> bool:
+    """Whether this process is the one that speaks, of those that `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _say_end(path: Path) -> None:
     """Done, or stopped by whoever watched the run."""
     from rlkd_lab.runs import RunFolder
 
+    if not _first():
+        return
     status = RunFolder.open(path).status()
     typer.echo(f"done: {path}" if status["state"] == "done" else f"stopped at step {status['step']}; `rlkd resume {path}` goes on")
 
@@ -115,7 +133,7 @@ def resume(run_path: RunPath) -> None:
         with progress(config.steps, config.method) as show:
             if not folder.checkpoints() and folder.rows() and folder.status()["state"] != "done":
                 typer.echo("no checkpoint yet: the run starts again from step 1", err=True)
-            resume_run(run_path, on_step=show)
+            resume_run(run_path, on_step=show if _first() else None)
         _say_end(run_path)
 
 
@@ -188,6 +206,74 @@ def compare(
             table.add_row(str(metric), *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values))
         console.print(table)
         typer.echo(f"mean of the last 10 steps at most; eval/… is the last evaluation. Figure: {figure}")
+
+
+@app.command()
+def plan(
+    method: Annotated[str, typer.Option(help="a row of `rlkd methods`", autocompletion=_method_names)] = "kdrl",
+    preset: Annotated[str, typer.Option(help="starting settings, see `rlkd presets`")] = "tiny",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, as for `rlkd train`")] = None,
+    memory: Annotated[float | None, typer.Option(min=0.1, help="GiB of a GPU; what is free here by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """The memory that a run will need, part by part, before anything is loaded, and the micro-batch that fits."""
+    with plain_errors("nothing was loaded"):
+        from rlkd_lab.models import default_device
+        from rlkd_lab.training import make_config
+        from rlkd_lab.training.environment import free_memory
+        from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, fitted
+        from rlkd_lab.training.plan import plan as planned
+
+        gpu = memory is not None or default_device().type == "cuda"
+        there = memory * GIB if memory is not None else free_memory(default_device())
+        config = make_config(method, preset, _settings(set_))
+        whole = planned(config, gpu)
+        fits, least = fitted(config, there, gpu)
+        asked = {name: (getattr(config, name), getattr(fits, name)) for name in ("sample_at_once", "micro_batch", "logits_mib", "gradient_checkpointing")}
+        if as_json:
+            parts: dict[str, Any] = {"held": least.held, "sampling": least.sampling, "updating": least.updating, "peak": least.peak}
+            print_json({**parts, "as_asked": whole.peak, "memory": there, "settings": {name: new for name, (_, new) in asked.items()}})
+            return
+        table = Table(box=None, pad_edge=False)
+        for heading in ("", "part", "memory"):
+            table.add_column(heading, justify="right" if heading == "memory" else "left")
+        for title, some in (("all the time", least.held), ("sampling", least.sampling), ("updating", least.updating)):
+            for name, size in some.items():
+                table.add_row(title if name == next(iter(some)) else "", name, _memory(size))
+        console.print(table, "")
+        changed = [f"{name}={new} instead of {old}" for name, (old, new) in asked.items() if old != new]
+        where = f"{there / GIB:.1f} GiB of {'GPU' if gpu else 'host'} memory, models in {'16 bit' if gpu else 'float32'}"
+        typer.echo(f"{where}: {_memory(least.peak)} at the highest" + (f", with {', '.join(changed)}" if changed else ", as asked"))
+        held_back = f"{MARGIN - 1:.0%} more" + (f" and {CONTEXT / GIB:g} GiB for CUDA" if gpu else "")
+        typer.echo(f"a prediction for completions that all run to the limit; {held_back} are kept free")
+
+
+def _memory(size: float) -> str:
+    """Bytes in GiB, or MiB below a tenth of one."""
+    return f"{size / 2**30:.2f} GiB" if size >= 0.1 * 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+@app.command()
+def presets(name: Annotated[str | None, typer.Argument(help="one preset, in full")] = None, as_json: Json = False) -> None:
+    """Starting settings: the embedded pairs and the papers' settings. With a NAME: every number and where it comes from."""
+    with plain_errors():
+        from rlkd_lab.objectives import nearest
+        from rlkd_lab.training.presets import PRESETS
+
+        chosen = PRESETS if name is None else {name: PRESETS[nearest(name, PRESETS, "preset")]}
+        if as_json:
+            print_json({key: {"title": one.title, "settings": dict(one.settings), "sources": dict(one.sources)} for key, one in chosen.items()})
+            return
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for key, one in chosen.items():
+            if name is None:
+                table.add_row(f"[bold]{key}[/]", escape(one.title))
+                continue
+            nested = {**one.settings, **one.settings.get("knobs", {}), **{f"task.{k}": v for k, v in one.settings.get("task_settings", {}).items()}}
+            console.print(escape(one.title), "")
+            for setting, source in one.sources.items():
+                table.add_row(setting, escape(str(nested[setting])), escape(source))
+        console.print(table)
 
 
 @app.command()

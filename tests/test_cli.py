@@ -2,12 +2,14 @@ import json
 import shutil
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from rlkd_lab.cli import app
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study import read_table
+from rlkd_lab.training.presets import PRESETS
 
 SMALL = ("prompts_per_step=2", "group_size=2", "max_new_tokens=24", "difficulty=2-2", "eval_every=0", "eval_prompts=8", "samples_every=0")
 
@@ -483,6 +485,57 @@ def test_zoo_shows_the_cards(rlkd):
     four = {"student", "student-weak", "teacher", "teacher-concise"}
     assert set(json.loads(rlkd("zoo", "--json").stdout)) == four | {f"knights-{name}" for name in four}
     assert_refused(rlkd("zoo", "studnet"), "did you mean 'student'")
+
+
+def test_plan_shows_the_parts_and_what_was_made_smaller(rlkd, make_model):
+    models = [word for name, seed in (("student", 0), ("teacher", 1)) for word in ("--set", f"{name}={make_model(vocabulary=8000, seed=seed)}")]
+    whole = rlkd("plan", *models, "--memory", "24")
+    assert whole.exit_code == 0, whole.output
+    assert "24.0 GiB of GPU memory, models in 16 bit" in whole.stdout
+    assert "as asked" in whole.stdout
+    assert all(part in whole.stdout for part in ("student", "teacher", "gradients and optimizer", "cache", "activations", "MiB"))
+    asked = json.loads(rlkd("plan", *models, "--memory", "24", "--json").stdout)
+    assert asked["peak"] == asked["as_asked"]
+    tight = ["--memory", f"{1 + 1.1 * 0.6 * asked['peak'] / 2**30:.4f}"]
+    assert "instead of" in rlkd("plan", *models, *tight).stdout
+    found = json.loads(rlkd("plan", *models, *tight, "--json").stdout)
+    assert found["peak"] < found["as_asked"] == asked["peak"]
+    assert found["peak"] * 1.1 + 2**30 <= found["memory"]
+    assert_refused(rlkd("plan", *models, "--memory", "0.5"), "even with micro_batch=1", "would")
+
+
+def test_plan_of_this_machine(rlkd):
+    assert "of host memory, models in float32" in rlkd("plan").stdout
+    assert_refused(rlkd("plan", "--set", "teacher=nobody/nothing"), "no model 'nobody/nothing'")
+
+
+def test_presets_say_where_every_number_comes_from(rlkd):
+    listed = rlkd("presets").stdout
+    assert all(name in listed for name in PRESETS)
+    one = rlkd("presets", "s-zebra").stdout
+    assert "task.num_people" in one
+    assert "arXiv 2609.04108" in one
+    assert json.loads(rlkd("presets", "s-zebra", "--json").stdout)["s-zebra"]["settings"]["group_size"] == 8
+    assert_refused(rlkd("presets", "s-zebre"), "did you mean 's-zebra'")
+
+
+def test_a_preset_says_how_many_steps(rlkd, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("rlkd_lab.training.run", lambda config, out, on_step: seen.append(config.steps))
+    monkeypatch.setattr("rlkd_lab.cli._say_end", lambda out: None)
+    for words in (["--preset", "kdrl-math"], ["--preset", "kdrl-math", "--steps", "3"], []):
+        assert rlkd("train", "--method", "kdrl", *words, "--out", tmp_path / "run").exit_code == 0
+    assert seen == [280, 3, 60]
+
+
+def test_out_of_memory_is_one_sentence(rlkd, tmp_path, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("rlkd_lab.training.loop.Loop._update", fail)
+    result = rlkd(*train("kdrl", tmp_path / "run"))
+    assert result.exit_code == 1
+    assert result.stderr.strip().splitlines()[-1] == "rlkd: the run failed: CUDA out of memory"
 
 
 def test_help_names_every_command(rlkd):

@@ -79,6 +79,7 @@ BELOW = {
     "zoo": {"objectives", "models", "rollouts", "tasks", "runs", "training"},
     "lab": {"objectives", "models", "rollouts", "tasks", "runs", "training", "study"},
     "doctor": {"models", "training"},
+    "__main__": {"cli"},
     "cli": {"objectives", "runs", "training", "study", "lab", "doctor", "models", "tasks"},
 }
 """Which of our packages each of them may import, itself aside. None but the command line may import the lab."""

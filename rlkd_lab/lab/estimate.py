@@ -1,4 +1,4 @@
-"""What a run will cost, before it is started: hours from a few measured steps, and memory from the shapes of the models.
+"""What a run will cost, before it is started: hours from a few measured steps, and memory as planned beside what is there.
 
 Nothing here was fitted to a GPU. What is computed follows from shapes; what is measured was measured on the machine that you sit at.
 """
@@ -10,16 +10,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
 from rlkd_lab.models import LanguageModel
 from rlkd_lab.training import RunConfig
+from rlkd_lab.training.plan import plan
 
 GIB = 2**30
-BLOCK = 64
-"""Weights that share a scale in NF4."""
-EVALUATED = 128
-"""Completions that an evaluation in a run samples at a time."""
 PARTS = ("rollout", "old", "teacher", "divergences", "reference", "update")
 
 
@@ -59,48 +55,6 @@ def gpu_hours(rows: pd.DataFrame, steps: int, evaluations: int = 0) -> pd.DataFr
     return table.astype({"times": int})
 
 
-def nf4_bytes(parameters: float, double: bool = True) -> float:
-    """Bytes of weights in NF4: half a byte each and a scale for every 64: 4 bytes, or with double quantisation 1 byte and 4 bytes for every 256 scales.
-
-    >>> round(nf4_bytes(64 * 256, double=False)), round(nf4_bytes(64 * 256))
-    (9216, 8452)
-    """
-    return parameters * (0.5 + (1 / BLOCK + 4 / (256 * BLOCK) if double else 4 / BLOCK))
-
-
-def adapter_bytes(parameters: float) -> float:
-    """Bytes of an adapter in training: float32 weights, gradients and AdamW's two moments, 16 a parameter."""
-    return 16.0 * parameters
-
-
-def cache_bytes(shape: Any, tokens: int, element: int = 2) -> float:
-    """Bytes of the key-value cache: 2 · layers · key-value heads · head width · tokens · bytes an element.
-
-    Args:
-        shape: a transformers config.
-        tokens: prompts and completions that are alive at a time.
-        element: bytes a number: 2 in 16 bit, 4 in float32.
-    """
-    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    return 2.0 * shape.num_hidden_layers * heads * width * tokens * element
-
-
-def parameters_of(lm: LanguageModel) -> dict[str, int]:
-    """Parameters by kind: ``linear`` (in the layers that 4 bit quantises), ``other`` (embeddings, norms, head) and ``adapter`` (trained)."""
-    counts = {"linear": 0, "other": 0, "adapter": 0}
-    head = lm.head
-    inside = {
-        id(module.weight) for name, module in lm.causal_lm.named_modules() if isinstance(module, nn.Linear) and module is not head and "lora_" not in name
-    }
-    for name, parameter in lm.model.named_parameters():
-        state = getattr(parameter, "quant_state", None)  # packed two to a byte
-        size = parameter.numel() if state is None else state.shape.numel()
-        kind = "adapter" if "lora_" in name else "linear" if id(parameter) in inside else "other"
-        counts[kind] += size if kind != "adapter" or parameter.requires_grad else 0
-    return counts
-
-
 def held_bytes(lm: LanguageModel) -> int:
     """Bytes of the frozen weights as they lie in memory now, with the scales of 4 bit. Adapters are left out."""
     total = 0
@@ -114,8 +68,24 @@ def held_bytes(lm: LanguageModel) -> int:
     return total
 
 
+HOW = {
+    "student": "weights; 4-bit layers with their scales, everything else in the precision that is computed in",
+    "teacher": "the same; none where it shares the student's base",
+    "adapter": "float32",
+    "gradients and optimizer": "of the adapter, float32: 4 bytes and AdamW's 8",
+    "dense copies": "float32, of student, merged student, reference and teacher: on a CPU alone",
+    "cache": "keys and values of the completions sampled at a time, all as long as the limit allows",
+    "logits of a token": "of all rows, and what is computed from them",
+    "activations": "of a micro-batch: forward and backward, the teacher beside it, a chunk of logits",
+    "values of all tokens": "log-probabilities, masks and ids of the rollout",
+    "prompts": "what frozen models keep of the prompts of a rollout",
+    "a layer unpacked": "the largest 4-bit layer in 16 bit",
+    "teacher or activations": "whichever is more: they are never there together",
+}
+
+
 def memory_table(student: LanguageModel, teacher: LanguageModel | None, config: RunConfig) -> pd.DataFrame:
-    """Where the memory of a run goes.
+    """Where the memory of a run goes: :func:`~rlkd_lab.training.plan.plan` beside what lies in memory now.
 
     Args:
         student: as :func:`~rlkd_lab.models.load_policy` gave it.
@@ -123,35 +93,18 @@ def memory_table(student: LanguageModel, teacher: LanguageModel | None, config: 
         config: of the planned run.
 
     Returns:
-        A row a part: ``computed`` from shapes, ``measured`` on this machine (missing: not measured), as text, and ``how``. Activations have no row: they
-        depend on kernels and lengths, and only a measured peak (``memory/peak_gib`` of a short run) tells.
+        A row a part: ``predicted``, ``measured`` on this machine (missing: not measured), as text, and ``how``. Parts of sampling and of updating are never
+        there together: the peak counts the larger of the two sums.
     """
-    element = student.head.weight.element_size()  # type: ignore[operator]
-    rows: list[tuple[str, float, float | None, str]] = []
-    for title, lm in (("student", student), ("teacher", teacher)):
-        if lm is None:
-            continue
-        counts = parameters_of(lm)
-        packed = nf4_bytes(counts["linear"]) if lm.quant == "nf4" else counts["linear"] * element
-        words = f"{counts['linear'] / 1e6:.3g} M in {lm.quant}, {counts['other'] / 1e6:.3g} M in {8 * element} bit"
-        rows.append((f"{title}: weights", packed + counts["other"] * element, float(held_bytes(lm)), words))
-    trained = parameters_of(student)["adapter"]
-    rows.append(("adapter, gradients, AdamW", adapter_bytes(trained), None, f"{trained / 1e6:.3g} M parameters of 16 bytes"))
-    alive = {"rollout": (config.prompts_per_step * config.group_size, config.max_new_tokens)}
-    if config.eval_every:
-        alive["evaluation"] = (min(config.eval_prompts, EVALUATED), 2 * config.max_new_tokens)  # out of distribution the limit is doubled
-    what, (completions, length) = max(alive.items(), key=lambda item: item[1][0] * item[1][1])
-    cache = cache_bytes(student.causal_lm.config, completions * length, element)
-    rows.append(("key-value cache, at most", cache, None, f"{what}: {completions} completions of {length} tokens at a time, prompts not counted"))
-    if config.dense_twin and element == 4:
-        dense = 4.0 * sum(parameters_of(lm)["linear"] * copies for lm, copies in ((student, 3), (teacher, 1)) if lm is not None)
-        rows.append(("dense copies", dense, None, "float32, of student, merged student, reference and teacher: on a CPU alone"))
-    frame = pd.DataFrame(rows, columns=["part", "computed", "measured", "how"])
-    total = float(frame["computed"].sum())
-    frame["computed"] = frame["computed"].map(size)
-    frame["measured"] = frame["measured"].map(lambda value: "" if pd.isna(value) else size(value))
-    frame.loc[len(frame)] = ["sum, without activations", size(total), "", "a lower bound"]
-    return frame.set_index("part")
+    found = plan(config, gpu=student.head.weight.element_size() == 2)  # type: ignore[operator]
+    here = {"student": student, "teacher": teacher}
+    rows = []
+    for when, parts in (("", found.held), ("sampling: ", found.sampling), ("updating: ", found.updating)):
+        for name, count in parts.items():
+            lm = here.get(name)
+            rows.append((when + name, size(count), "" if lm is None or not count else size(held_bytes(lm)), HOW[name]))
+    rows.append(("peak", size(found.peak), "", "all the time, and the larger of sampling and updating"))
+    return pd.DataFrame(rows, columns=["part", "predicted", "measured", "how"]).set_index("part")
 
 
 def release() -> None:

@@ -1,5 +1,6 @@
 """Models: 4-bit loading with verification, LoRA, teacher and reference as views, chunked per-token log-probabilities."""
 
+from rlkd_lab.models import processes
 from rlkd_lab.models.loading import (
     LanguageModel,
     check_same_tokenizer,
@@ -43,6 +44,7 @@ __all__ = [
     "locate",
     "measured_divergences",
     "policy_logps",
+    "processes",
     "reference_of",
     "targets",
     "token_divergence",

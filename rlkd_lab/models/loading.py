@@ -136,6 +136,10 @@ class LanguageModel:
                 self.model.set_adapter(before)
 
 
+class MissingWeights(FileNotFoundError):
+    """A model without weights in safetensors."""
+
+
 def default_device() -> torch.device:
     """The GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -153,8 +157,12 @@ def zoo_names() -> list[str]:
     return sorted(path.parent.name for path in ZOO.glob("*/config.json"))
 
 
-def locate(name: str) -> Path:
+def locate(name: str, weights: bool = True) -> Path:
     """The folder of a model: an embedded name (``student``), a local folder, or a hub id, which is downloaded (safetensors and text files alone).
+
+    Args:
+        name: of the model.
+        weights: without them, config and tokenizer are enough, and only they are downloaded.
 
     Raises:
         FileNotFoundError: neither of these, or the hub cannot be reached.
@@ -165,16 +173,23 @@ def locate(name: str) -> Path:
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise FileNotFoundError(f"{name!r} is a folder without a config.json: it holds no transformers model")
-        if not list(folder.glob("*.safetensors")):
-            raise FileNotFoundError(f"{name!r} has no *.safetensors: weights are read from safetensors alone, since a pickle can run code when it is opened")
-        return folder
+        return _with_weights(folder, name) if weights else folder
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.jinja", *(["*.safetensors"] if weights else [])]))
+        return _with_weights(folder, name) if weights else folder
+    except MissingWeights:
+        raise
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ValueError, OSError) as error:
         raise FileNotFoundError(
             f"no model {name!r}: it is not embedded ({', '.join(zoo_names())}), not a folder here, and the model hub did not give it"
             f" ({type(error).__name__}). Check the name, or download it on a machine with a network and give the folder"
         ) from error
+
+
+def _with_weights(folder: Path, name: str) -> Path:
+    if not list(folder.glob("*.safetensors")):
+        raise MissingWeights(f"{name!r} has no *.safetensors: weights are read from safetensors alone, since a pickle can run code when it is opened")
+    return folder
 
 
 def _one_at_a_time(load: Callable[P, LanguageModel]) -> Callable[P, LanguageModel]:
@@ -338,8 +353,7 @@ def load_policy(
     """
     model, tokenizer = load_base(name, quant, device)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+        checkpoint_activations(model)
     peft_model: PeftModel
     if adapter is not None:
         start = adapter_folder(adapter)
@@ -355,6 +369,7 @@ def load_policy(
         config = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
         with torch.random.fork_rng(devices=[]):
             peft_model = get_peft_model(model, config)
+        _check_reach(peft_model, name)
         # peft's own start for A (B starts at 0), drawn from a stream that no other thread can disturb
         generator = torch.Generator().manual_seed(seed)
         for weight_name, weight in peft_model.named_parameters():
@@ -364,6 +379,29 @@ def load_policy(
     policy = LanguageModel(peft_model, tokenizer, name, quant, "default", None if adapter is None else str(adapter))
     verify_head(policy)
     return policy
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute the activations of a layer in the backward pass."""
+    # newer transformers have another name for it, and warn of this one
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+
+
+def _check_reach(model: PeftModel, name: str) -> None:
+    """Refuse a model of which most weights are not in linear layers (experts in one tensor, for instance): neither LoRA nor 4 bit would reach them."""
+    base: Any = model.get_base_model()
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "base_layer")]
+    inside = {id(p) for layer in layers for p in layer.base_layer.parameters()}
+    embeddings = {id(p) for part in (base.get_input_embeddings(), base.get_output_embeddings()) for p in part.parameters()}
+    sizes = {id(p): p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in model.parameters() if not p.requires_grad and id(p) not in embeddings}
+    reached = sum(size for key, size in sizes.items() if key in inside) / sum(sizes.values())
+    if reached < 0.5:
+        raise ValueError(
+            f"{name}: LoRA reaches {reached:.0%} of the weights of this architecture, since the others are not in linear layers (experts kept as one"
+            " tensor?); such models are not supported"
+        )
 
 
 def adapter_folder(path: str | Path) -> str:

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, GenerationConfig
 
-from rlkd_lab.models import LanguageModel, Sequences
+from rlkd_lab.models import LanguageModel, Sequences, processes
 from rlkd_lab.rollouts.twin import DenseTwin
 
 Engine = Literal["fast", "hf"]
@@ -63,8 +64,12 @@ def sample(
     stop: Callable[[], bool] = lambda: False,
     engine: Engine = "fast",
     twin: DenseTwin | None = None,
+    at_once: int = 0,
 ) -> Completions:
-    """``group_size`` completions for each prompt.
+    """``group_size`` completions for each prompt. Of several processes each samples its share of the prompts, and all get all completions.
+
+    A completion of the ``fast`` engine follows from the generator, its place and the prompt: how many are sampled at once, and by how many processes, changes
+    nothing but rounding.
 
     Args:
         lm: the model, in the view (adapter) that is to be sampled.
@@ -75,6 +80,7 @@ def sample(
         stop: asked between tokens.
         engine: ``fast`` or ``hf``.
         twin: a dense copy to sample from (``fast`` alone), see :class:`~rlkd_lab.rollouts.twin.DenseTwin`.
+        at_once: completions whose cache fits into memory, at least a group; 0 is all.
 
     Raises:
         Stopped: the stop flag was set.
@@ -84,16 +90,31 @@ def sample(
         raise ValueError(f"sampling needs at least one prompt and a group of at least 1; got {len(prompts)} prompts, group_size {group_size}")
     check_length(lm, prompts, sampling.max_new_tokens)
     prompt_ids, prompt_mask = lm.encode(prompts)
-    draw = {"fast": _fast, "hf": _hf}.get(engine)
-    if draw is None:
+    if engine not in ("fast", "hf"):
         raise ValueError(f"unknown engine {engine!r}: use 'fast' or 'hf'")
+    rows, limit = len(prompts) * group_size, sampling.max_new_tokens
+    noise = torch.rand(rows, limit, generator=generator, device=generator.device) if engine == "fast" else None
+    ids = torch.zeros(rows, limit, dtype=torch.long, device=lm.device)
+    logps = None if noise is None else torch.zeros(rows, limit, device=lm.device)
+    mine = processes.share(len(prompts))
+    step = max(at_once // group_size, 1) if at_once else max(len(mine), 1)
     was_training = lm.model.training
     lm.model.eval()
     try:
         with torch.no_grad(), lm.active():
-            ids, logps = draw(lm, prompt_ids, prompt_mask, group_size, sampling, generator, stop, twin)
+            for start in range(mine.start, mine.stop, step):
+                some = slice(start, min(start + step, mine.stop))
+                place = slice(some.start * group_size, some.stop * group_size)
+                pair = prompt_ids[some], prompt_mask[some]
+                if noise is None or logps is None:
+                    ids[place] = _hf(lm, *pair, group_size, sampling, generator, stop)
+                else:
+                    ids[place], logps[place] = _fast(lm, *pair, group_size, sampling, noise[place], stop, twin)
     finally:
         lm.model.train(was_training)
+    processes.add_up(ids)
+    if logps is not None:
+        processes.add_up(logps)
     return _completions(lm, prompt_ids, prompt_mask, group_size, ids, logps)
 
 
@@ -136,6 +157,13 @@ def _filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     return torch.log_softmax(log_probs, dim=-1) if sampling.top_k or sampling.top_p < 1 else log_probs
 
 
+def _pick(log_probs: Tensor, noise: Tensor) -> Tensor:
+    """The token at which the cumulated probability passes the noise, uniform on [0, 1): (B, V), (B, 1) → (B, 1). It is never one with probability 0."""
+    total = log_probs.exp().cumsum(-1)
+    last = torch.searchsorted(total, total[:, -1:].contiguous())  # the last token that adds anything
+    return torch.minimum(torch.searchsorted(total, noise * total[:, -1:], right=True), last)
+
+
 class OwnForward:
     """Decoding through the model's own forward: any architecture, 4-bit layers and adapters included. The same two methods as :class:`Decoder`."""
 
@@ -176,7 +204,7 @@ def _fast(
     prompt_mask: Tensor,
     group_size: int,
     sampling: Sampling,
-    generator: torch.Generator,
+    noise: Tensor,
     stop: Callable[[], bool],
     twin: DenseTwin | None,
 ) -> tuple[Tensor, Tensor]:
@@ -198,7 +226,7 @@ def _fast(
         if not torch.isfinite(logits).all():
             raise FloatingPointError(f"the logits of {lm.source} are not finite: training has diverged; lower learning_rate, or bound the ratio")
         log_probs = _filtered(logits, sampling)
-        token = torch.multinomial(log_probs.exp(), 1, generator=generator)
+        token = _pick(log_probs, noise[alive, column, None])
         ids[alive[running], column] = token[running, 0]
         logps[alive[running], column] = log_probs.gather(-1, token)[running, 0]
         running = running & ~torch.isin(token[:, 0], eos)
@@ -223,8 +251,7 @@ def _hf(
     sampling: Sampling,
     generator: torch.Generator,
     stop: Callable[[], bool],
-    twin: DenseTwin | None,
-) -> tuple[Tensor, None]:
+) -> Tensor:
     def check(input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
         if stop():
             raise Stopped("stopped between two tokens of a rollout")
@@ -253,4 +280,5 @@ def _hf(
             )
     finally:
         model.generation_config = own
-    return ids[:, prompt_ids.shape[1] :], None
+    drawn = ids[:, prompt_ids.shape[1] :]
+    return pad(drawn, (0, sampling.max_new_tokens - drawn.shape[1]), value=lm.tokenizer.pad_token_id)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rlkd_lab.models import LanguageModel, Sequences
+from rlkd_lab.models import LanguageModel, Sequences, processes
 from rlkd_lab.rollouts.sampling import Sampling, sample
 from rlkd_lab.rollouts.twin import DenseTwin
 from rlkd_lab.tasks import Task
@@ -101,6 +101,8 @@ def teacher_traces(
         raise ValueError(f"none of the teacher's {n} traces is {keep}: raise max_new_tokens, or take another teacher")
     written = sum(len(row["completion_ids"]) for row in rows)
     table = pa.Table.from_pylist(kept).replace_schema_metadata({"rlkd_traces": json.dumps(key), "rlkd_tokens": str(written)})
+    if not processes.first():
+        return table
     cache.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, cache.with_suffix(".tmp"))
     cache.with_suffix(".tmp").rename(cache)

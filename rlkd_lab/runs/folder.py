@@ -33,8 +33,10 @@ TIMING = ("step_time", "train_time", "time/", "memory/")
 class RunFolder:
     """A run on disk, opened for reading and appending."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, writes: bool = True) -> None:
         self.path = Path(path)
+        self.writes = writes
+        """Off in all but one of several processes that train the run together: what they write is left out."""
 
     @classmethod
     def create(cls, path: str | Path, config: dict[str, Any], env: dict[str, Any]) -> RunFolder:
@@ -129,6 +131,8 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write beside, then rename: a reader sees the old file or the new one, never half."""
+        if not self.writes:
+            return
         target = self.path / name
         beside = target.with_name(target.name + ".tmp")
         beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -155,6 +159,8 @@ class RunFolder:
 
     def append(self, name: Literal["metrics.jsonl", "events.jsonl"], row: dict[str, Any]) -> None:
         """One line, in one write. NaN and infinities are written as null: JSON has none."""
+        if not self.writes:
+            return
         clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
         line = json.dumps(clean, ensure_ascii=False) + "\n"
         with (self.path / name).open("a", encoding="utf-8", errors="replace") as file:
@@ -184,6 +190,8 @@ class RunFolder:
 
     def rewrite(self, name: Literal["metrics.jsonl", "events.jsonl"], keep: Callable[[dict[str, Any]], bool]) -> None:
         """Keep some rows; written beside and renamed."""
+        if not self.writes:
+            return
         kept = [row for row in self.rows(name) if keep(row)]
         beside = self.path / (name + ".tmp")
         beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")

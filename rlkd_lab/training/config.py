@@ -46,6 +46,9 @@ class RunConfig(BaseModel):
     quant: Annotated[Literal["nf4", "none"], Field(description="student's base")] = "nf4"
     teacher_quant: Annotated[Literal["nf4", "none"], Field(description="teacher")] = "nf4"
     adapter: Annotated[str | None, Field(description="adapter folder to go on from; a frozen copy is the reference")] = None
+    teacher_home: Annotated[
+        Literal["device", "host"], Field(description="host: the teacher lies in host memory and comes to the GPU once a step, for a pass of its own")
+    ] = "device"
     teacher_adapter: Annotated[str | None, Field(description="adapter folder of the teacher")] = None
     lora_rank: Annotated[int, Field(ge=1, description="rank r of the LoRA update")] = 16
     lora_alpha: Annotated[int, Field(ge=1, description="the update is scaled by lora_alpha / lora_rank")] = 32
@@ -69,6 +72,7 @@ class RunConfig(BaseModel):
     prompts_per_step: Annotated[int, Field(ge=1, description="prompts of a rollout")] = 6
     group_size: Annotated[int, Field(ge=1, description="completions per prompt")] = 8
     max_new_tokens: Annotated[int, Field(ge=1, description="length limit of a completion")] = 96
+    sample_at_once: Annotated[int, Field(ge=0, description="completions sampled at a time, at least a group: less memory, more time; 0 is all")] = 0
     top_p: Annotated[float, Field(gt=0, le=1, description="1 is off; below, the policy ratio is biased by the mass cut")] = 1.0
     top_k: Annotated[int, Field(ge=0, description="0 is off; above, the policy ratio is biased by the mass cut")] = 0
     engine: Annotated[Literal["fast", "hf"], Field(description="fast: our sampler; hf: transformers' generate")] = "fast"
@@ -84,6 +88,9 @@ class RunConfig(BaseModel):
     micro_batch: Annotated[
         int, Field(ge=1, description="of the longest completions in one forward and backward pass; of shorter ones as many as have no more tokens")
     ] = 16
+    plan: Annotated[
+        Literal["auto", "off"], Field(description="auto: with models of your own, lower micro_batch and logits_mib until the prediction of `rlkd plan` fits")
+    ] = "auto"
     logits_mib: Annotated[int, Field(ge=1, description="MiB of logits (float32) held at a time; less is slower, and as exact")] = 64
     kl_every: Annotated[
         int, Field(ge=0, description="steps between measurements of the KLs that the method itself does not need (teacher, reference); 0 is never")
@@ -131,6 +138,8 @@ class RunConfig(BaseModel):
             raise ValueError(f"{self.method} needs a teacher: set teacher to an embedded name (teacher, teacher-concise), a folder or a hub id")
         if self.interference_every and self.group_size < 2:
             raise ValueError("interference compares the method with GRPO, which needs a group of 2 or more: raise group_size, or set interference_every to 0")
+        if self.teacher_home == "host" and "divergence" in method.needs:
+            raise ValueError(f"{self.method} needs the teacher's whole distribution beside every update: teacher_home=host cannot be")
         if "groups" in method.needs and self.group_size < 2:
             raise ValueError(f"{self.method} compares completions of one prompt: a group of {self.group_size} has no spread; set group_size to 2 or more")
         return self

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any, Literal
 
+from rlkd_lab.models import processes
 from rlkd_lab.runs import Tail
 from rlkd_lab.training.loop import Loop
 
@@ -145,6 +146,8 @@ class Control:
             self.loop.stopping = True
         elif kind == "checkpoint":
             self.checkpoint_asked = True
+        elif kind == "twin" and processes.count() > 1:
+            self._refuse(request, "a twin needs a run of one process")
         elif kind == "twin" and request.get("kind") in ("off", "untouched", "noise"):
             self.chances = min(max(int(request.get("chances", 1)), 1), 16)
             self.twin = request["kind"]

@@ -11,15 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlkd_lab.models import default_device
+from rlkd_lab.models import default_device, processes, zoo_names
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import FORMAT, RunFolder
 from rlkd_lab.training.config import Move, RunConfig, likely_mistakes, validated
 from rlkd_lab.training.control import Control
-from rlkd_lab.training.environment import alive, describe_environment
+from rlkd_lab.training.environment import alive, describe_environment, free_memory
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.loop import Loop, Row, fingerprint
+from rlkd_lab.training.plan import GIB, fitted
 from rlkd_lab.training.twins import RUN_FAILED, Twins
 
 LOADING = "loading the models"
@@ -40,16 +41,37 @@ def run(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], No
     Raises:
         FileExistsError, PermissionError, FileNotFoundError, ValueError: as the parts do, before anything is written; a failure later is in status.json too.
     """
-    RunFolder.check_free(out)  # before models are loaded
+    processes.join()
+    if processes.first():
+        RunFolder.check_free(out)  # before models are loaded
+    config = processes.from_first(within_memory(config))
     loop = Loop(config, RunFolder(out), Knobs(config, [event for event in script or [] if event["event"] == "knob"]))
     loop.halvings = _halvings(script or [])
     loop.folder = create(config, out)
     try:
         return _drive(loop, on_step)
     except ValueError:
-        if loop.step == 0:  # a mistake that only the first step could find leaves no half of a run
+        if loop.step == 0 and processes.first():  # a mistake that only the first step could find leaves no half of a run
             shutil.rmtree(loop.folder.path)
         raise
+
+
+def within_memory(config: RunConfig) -> RunConfig:
+    """The config with micro_batch and logits_mib lowered until the plan fits what is free; embedded models always do.
+
+    Raises:
+        ValueError: it cannot be made to fit; says what would.
+    """
+    if config.plan == "off" or {config.student, config.teacher or config.student} <= set(zoo_names()):
+        return config
+    device = default_device()
+    free = free_memory(device)
+    fits, _ = fitted(config, free, device.type == "cuda")
+    changed = {name: value for name, value in fits.model_dump().items() if value != getattr(config, name)}
+    if changed:
+        settings = ", ".join(f"{name}={value}" for name, value in changed.items())
+        warnings.warn(f"{free / GIB:.1f} GiB are free: the run is made with {settings}, which changes nothing but speed", stacklevel=3)
+    return fits
 
 
 def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:
@@ -58,16 +80,18 @@ def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = No
     Raises:
         FileNotFoundError, ValueError: no run there, a damaged one, one that another process trains, or a checkpoint that does not match its config.
     """
+    processes.join()
     folder = RunFolder.open(path)
+    folder.writes = processes.first()
     config = config_of(folder)
-    now = folder.status()
+    now = processes.from_first(folder.status())
     if now["state"] == "done" and now["step"] >= config.steps:
         return folder
     if now["state"] in ("running", "paused") and now["pid"] != os.getpid() and alive(now["pid"], now["updated"]):
         raise ValueError(f"{path} is being trained by process {now['pid']}: two loops in one folder would mix their rows. Stop that one first")
     if folder.path.resolve() in _driven:
         raise ValueError(f"{path} is being trained in this process already: two loops in one folder would mix their rows. Stop that one first")
-    if not (now.get("pid") == os.getpid() and now.get("why") == LOADING):
+    if processes.first() and not (now.get("pid") == os.getpid() and now.get("why") == LOADING):
         folder.ask("begin")  # a button pressed while nothing ran is forgotten; whoever pressed Start has said so already
     _driven.add(folder.path.resolve())
     try:
@@ -93,6 +117,7 @@ def _go_back(loop: Loop) -> None:
         loop.load_checkpoint(checkpoints[-1])
     before = [size for (step, _), size in loop.halvings.items() if step <= loop.step]
     loop.micro_batch = before[-1] if before else loop.micro_batch
+    processes.from_all(None)  # have read
     folder.truncate("metrics.jsonl", loop.step)
     # moves made by hand hold in the recomputed steps too, as do halved micro-batches, and what was answered is not asked again
     folder.truncate("events.jsonl", loop.step, keep=("knob", "micro_batch", "asked", "refused", "replaced"))
@@ -157,7 +182,10 @@ def create(config: RunConfig, out: str | Path) -> RunFolder:
     Raises:
         FileExistsError, PermissionError: as :meth:`RunFolder.create`.
     """
-    folder = RunFolder.create(out, config.model_dump(), describe_environment(default_device()))
+    if not processes.first():
+        return RunFolder(processes.from_first(str(out)), writes=False)
+    folder = RunFolder.create(out, config.model_dump(), describe_environment(default_device()) | {"processes": processes.count()})
+    processes.from_first(str(out))
     for sentence in likely_mistakes(config):
         warnings.warn(sentence, stacklevel=2)
         folder.append("events.jsonl", {"event": "warning", "step": 0, "text": sentence, "time": time.time()})
@@ -175,7 +203,9 @@ def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder
         for _ in twins.follow():  # where the run was stopped in their turn
             control.listen()
         while loop.step < config.steps and not loop.stopping:
-            control.before_step()
+            if processes.first():
+                control.before_step()
+            loop.stopping = processes.from_first(loop.stopping)
             if loop.stopping:
                 break
             if control.twins_off:
@@ -199,6 +229,7 @@ def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder
             if due:
                 twins.save()
             control.after_step()
+            loop.stopping = processes.from_first(loop.stopping)
     except (Stopped, KeyboardInterrupt) as error:
         if not loop.whole and before is not None:
             loop.restore(before)

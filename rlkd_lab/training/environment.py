@@ -56,6 +56,11 @@ def commit() -> str | None:
     return head + ("+" if dirty else "")
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the GPU, or in the host's memory."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else int(psutil.virtual_memory().available)
+
+
 def peak_memory_gib(device: torch.device) -> float:
     """Highest memory so far: of the GPU's allocator, or of this process on a CPU."""
     if device.type == "cuda":

@@ -12,6 +12,8 @@ from rlkd_lab.models import LanguageModel
 from rlkd_lab.rollouts import DenseTwin, Engine, Sampling, sample
 from rlkd_lab.tasks import Split, Task, judge
 
+BATCH = 128
+"""Prompts in a batch."""
 SEED = 20_000
 """Of evaluation prompts and sampling; training seeds do not enter."""
 
@@ -37,16 +39,18 @@ def evaluate(
     engine: Engine = "fast",
     twin: DenseTwin | None = None,
     seed: int = SEED,
-    batch: int = 128,
+    batch: int = BATCH,
     stop: Callable[[], bool] = lambda: False,
+    at_once: int = 0,
 ) -> Evaluation:
-    """Accuracy of one completion for each of ``n`` prompts. A completion cut by the length limit counts as wrong."""
+    """Accuracy of one completion for each of ``n`` prompts, ``at_once`` of them at a time (0: a batch). A completion cut by the length limit counts as
+    wrong."""
     examples = task.examples(n, seed, split, difficulty)
     generator = torch.Generator(device=lm.device).manual_seed(seed)
     rows: list[dict[str, Any]] = []
     for start in range(0, n, batch):
         part = examples[start : start + batch]
-        drawn = sample(lm, [e.prompt for e in part], 1, Sampling(1.0, max_new_tokens), generator, stop, engine, twin)
+        drawn = sample(lm, [e.prompt for e in part], 1, Sampling(1.0, max_new_tokens), generator, stop, engine, twin, at_once)
         lengths, finished = drawn.sequences.completion_mask.sum(1).tolist(), drawn.finished.tolist()
         verdicts = judge(task, {}, drawn.texts, part, finished, lengths, max_new_tokens)
         for example, text, verdict, length, whole in zip(part, drawn.texts, verdicts, lengths, finished, strict=True):

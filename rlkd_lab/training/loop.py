@@ -6,7 +6,8 @@ The first pass over a rollout is on-policy, so it is also where the old policy, 
 only where something must look at the whole rollout before the first update (minibatches, recorded samples, interference) is that a pass of its own.
 
 Every random draw of step t comes from a generator seeded by (run seed, t, purpose). So there is no random state to store: a resumed run, a replay and a
-fork of a run draw the same numbers, and another cell cannot disturb them. Left out: several devices, mixed precision with loss scaling.
+fork of a run draw the same numbers, and another cell cannot disturb them. Several processes have the same adapter and the same rollout and share the work on
+it. Left out: mixed precision with loss scaling.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from rlkd_lab.models import (
     load_policy,
     load_teacher,
     measured_divergences,
+    processes,
     reference_of,
     targets,
     token_divergence,
@@ -60,6 +62,8 @@ Row = dict[str, Any]
 Passed = TypeVar("Passed")
 MAX_GAP = 1e-2
 """Nats by which a token's log-probability may differ between the policy itself, its dense copy and the sampler, all in float32."""
+DRAWS = "a number for each token"
+"""Checkpoints of versions that drew otherwise are not gone on from."""
 PASS_COST = 192
 """Tokens of padding that take about as long as another forward and backward pass."""
 CHECKED_STEPS = 2
@@ -72,6 +76,8 @@ class Loop:
 
     def __init__(self, config: RunConfig, folder: RunFolder, knobs: Knobs | None = None) -> None:
         self.config, self.folder = config, folder
+        if processes.count() > config.prompts_per_step:
+            raise ValueError(f"{processes.count()} processes share the prompts of a step: set prompts_per_step to {processes.count()} or more")
         self.knobs = knobs or Knobs(config)
         self.method = METHODS[config.method]
         self.options = resolve_options(self.method, {"constant_length": config.max_new_tokens, **config.options})
@@ -154,7 +160,7 @@ class Loop:
             FloatingPointError: loss or gradient is not finite.
         """
         step, began = self.step + 1, time.perf_counter()
-        values, moves = self.knobs.snapshot(step)
+        values, moves = processes.from_first(self.knobs.snapshot(step))
         coefs = {name: value for name, value in values.items() if name not in LOOP_KNOBS}
         temperature = float(values["temperature"] or 1.0)
         clock, apart = Clock(), Clock()
@@ -171,8 +177,10 @@ class Loop:
         if measures or records:
             wanted |= self._everybody()
         work = Work(step, rollout.sequences, temperature, coefs, wanted, Seen(rollout.sequences), clock)
-        if measures or records or self.config.minibatches > 1:
-            self._within_memory(step, "looking", lambda: self._look_at(work, torch.arange(len(batch.logps))))
+        if measures or records or self.config.minibatches > 1 or self.config.teacher_home == "host":
+            with self._teacher_here():
+                self._within_memory(step, "looking", lambda: self._look_at(work, torch.arange(len(batch.logps))))
+            work.seen.share_out()
         if measures:
             known = work.seen.promised(work.seen.fill(batch), wanted)
             parts = (self.policy, self.config.method, known, rollout.sequences, self._live(work), coefs, self.options)
@@ -208,25 +216,27 @@ class Loop:
     def stop_asked(self) -> bool:
         """Whether to stop, asked between generated tokens."""
         self.listen()
-        return self.stopping
+        return self.stopping and processes.count() == 1  # several stop together, after the step
 
     def evaluate(self) -> Row:
         """Accuracy and length on the validation prompts, in and out of distribution."""
+        config = self.config
         if self.twin is not None:
             self.twin.sync()
         found: Row = {}
-        for suffix, difficulty in (("", self.config.difficulty), ("_ood", self.task.ood_difficulty)):
+        for suffix, difficulty in (("", config.difficulty), ("_ood", self.task.ood_difficulty)):
             if suffix and difficulty is None:
                 continue
             result = evaluate(
                 self.policy,
                 self.task,
-                self.config.eval_prompts,
+                config.eval_prompts,
                 difficulty=difficulty,
-                max_new_tokens=self.config.max_new_tokens if not suffix else 2 * self.config.max_new_tokens,
-                engine=self.config.engine,
+                max_new_tokens=config.max_new_tokens if not suffix else 2 * config.max_new_tokens,
+                engine=config.engine,
                 twin=self.twin,
                 stop=self.stop_asked,
+                at_once=config.sample_at_once,
             )
             found |= {f"eval/accuracy{suffix}": result.accuracy, f"eval/mean_length{suffix}": result.length, f"eval/truncated{suffix}": result.truncated}
         return found
@@ -265,6 +275,7 @@ class Loop:
             self.stop_asked,
             config.engine,
             self.twin,
+            config.sample_at_once,
         )
         examples = [example for example in prompts for _ in range(config.group_size)]
         return Rollout(examples, drawn.texts, drawn.sequences, drawn.sampler_logps, drawn.finished, on_policy=True)
@@ -399,10 +410,25 @@ class Loop:
             wanted |= ({"teacher"} if due or "teacher" in needs else set()) | ({"divergences"} if due else set())
         return wanted
 
+    @contextmanager
+    def _teacher_here(self) -> Iterator[None]:
+        """With ``teacher_home=host`` the teacher is on the device only inside, for a pass without gradient over the whole rollout."""
+        apart = self.config.teacher_home == "host" and self.teacher is not None and self.teacher.model is not self.policy.model
+        if not apart:
+            yield
+            return
+        assert self.teacher is not None
+        model: Any = self.teacher.model
+        model.to(self.policy.device)
+        try:
+            yield
+        finally:
+            model.to("cpu")
+
     def _look_at(self, work: Work, rows: Tensor) -> None:
         """:meth:`_look` without gradient, in micro-batches."""
         with torch.no_grad():
-            for some in self._micro_batches(work.sequences, rows):
+            for some in self._micro_batches(work.sequences, _own(rows, work)):
                 self._look(work, some)
 
     def _look(self, work: Work, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -530,8 +556,12 @@ class Loop:
                 if self.twin is not None and (update or number):
                     self.twin.sync()
                 done = functools.partial(self._gradients, work, prepared, chosen, idle[chosen], parts, looking)
-                for name, value in self._within_memory(step, f"update {update * parts + number + 1}", done).items():
-                    totals[name] = totals.get(name, 0.0) + value
+                for found in processes.from_all(self._within_memory(step, f"update {update * parts + number + 1}", done)):
+                    for name, value in found.items():
+                        totals[name] = totals.get(name, 0.0) + value
+                _add_up_gradients(parameters)
+                if looking:
+                    work.seen.share_out()
                 norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
                 norms.append(float(norm))
                 if not math.isfinite(norms[-1]):
@@ -544,7 +574,7 @@ class Loop:
         self.optimizer.zero_grad()
         forward, found = self._live(work), dict[str, float]()
         quiet = idle & ~idle.all()  # a minibatch of idle rows alone still has a gradient, of zeros
-        for rows in self._micro_batches(work.sequences, chosen[~quiet]):
+        for rows in self._micro_batches(work.sequences, _own(chosen[~quiet], work)):
             part = work.sequences.select(rows)
             if looking:
                 hidden, logps, theirs = self._look(work, rows)
@@ -608,6 +638,8 @@ class Loop:
     def save_checkpoint(self) -> Path:
         """Adapter, optimizer, step and knobs, written beside and renamed."""
         target = self.folder.path / "checkpoints" / f"step_{self.step:06d}"
+        if not processes.first():
+            return target
         beside = target.with_suffix(".tmp")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
@@ -676,6 +708,11 @@ class Seen:
             whole = self.values.setdefault(name, torch.zeros(self.sequences.completion_mask.shape, device=mask.device))
             whole[rows] = unflatten(flat.float(), mask)
 
+    def share_out(self) -> None:
+        """With several processes: what each has seen of its rows becomes known to all."""
+        for name in sorted({name for names in processes.from_all(list(self.values)) for name in names}):
+            processes.add_up(self.values.setdefault(name, torch.zeros(self.sequences.completion_mask.shape, device=self.sequences.completion_mask.device)))
+
     def measured(self) -> dict[str, Tensor]:
         """Entropy and divergences to the teacher, by metric name."""
         return {KL_METRICS.get(name, name): values for name, values in self.values.items() if name == "entropy" or name in KL_METRICS}  # type: ignore[call-overload]
@@ -724,9 +761,24 @@ class Clock:
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Changes with any setting that a checkpoint depends on; how often things are written is none."""
-    free = {"eval_every", "eval_prompts", "checkpoint_every", "samples_every", "interference_every"}
-    return hashlib.sha256(config.model_dump_json(exclude=free).encode()).hexdigest()[:16]
+    """Changes with any setting that a checkpoint depends on (how often things are written is none), and with how completions are drawn."""
+    free = {"eval_every", "eval_prompts", "checkpoint_every", "samples_every", "interference_every", "plan"}
+    return hashlib.sha256((DRAWS + config.model_dump_json(exclude=free)).encode()).hexdigest()[:16]
+
+
+def _own(rows: Tensor, work: Work) -> Tensor:
+    """Those of the rows that this process works on, of several."""
+    mine = processes.share(len(work.sequences.completion_mask))
+    return rows[(rows >= mine.start) & (rows < mine.stop)]
+
+
+def _add_up_gradients(parameters: Sequence[Tensor]) -> None:
+    """Over the processes; each has the gradient of its rows."""
+    if processes.count() == 1:
+        return
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    for parameter, total in zip(parameters, processes.add_up(flat).split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = total.view_as(parameter).clone()
 
 
 def _spread(batch: TokenBatch, group_size: int) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_tensor
 
-from rlkd_lab.models import LanguageModel, Sequences, hidden_states, top_alternatives
+from rlkd_lab.models import LanguageModel, Sequences, hidden_states, processes, top_alternatives
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.tasks import Example, Verdict
 
@@ -77,6 +77,8 @@ def write_samples(
         measured: further values per token, (B, T) each, by column name.
         temperature: at which the alternatives are asked for.
     """
+    if not processes.first():
+        return
     sequences = rollout.sequences
     per_token = {"logps": batch.old_logps, "teacher_logps": batch.teacher_logps, "ref_logps": batch.ref_logps}
     per_token |= {name: measured.get(name) for name in ("entropy", "kl_teacher_rev", "kl_teacher_fwd")}

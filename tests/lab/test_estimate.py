@@ -1,16 +1,14 @@
 """What a run will cost: hours and bytes, against numbers counted by hand and against the tensors themselves."""
 
-import inspect
-from types import SimpleNamespace
-
 import pandas as pd
 import pytest
 
 from rlkd_lab.lab import gpu_hours, memory_table
-from rlkd_lab.lab.estimate import EVALUATED, adapter_bytes, cache_bytes, held_bytes, nf4_bytes, parameters_of
+from rlkd_lab.lab.estimate import HOW, held_bytes, size
 from rlkd_lab.models import load_policy, load_teacher, reference_of
 from rlkd_lab.rollouts import DenseTwin
-from rlkd_lab.training import evaluate, make_config
+from rlkd_lab.training import make_config
+from rlkd_lab.training.plan import Shape, longest_prompt, plan
 
 ROWS = pd.DataFrame(
     {
@@ -45,42 +43,16 @@ def test_too_little_to_measure_is_said():
         gpu_hours(ROWS.iloc[:3], 100, evaluations=4)
 
 
-def test_bytes_by_hand():
-    assert nf4_bytes(1.5e9, double=False) / 2**30 == pytest.approx(0.7858, abs=1e-4)
-    assert nf4_bytes(1.5e9) / 2**30 == pytest.approx(0.7207, abs=1e-4)
-    assert adapter_bytes(1e6) == 16e6
-    shape = SimpleNamespace(num_hidden_layers=28, num_key_value_heads=8, head_dim=128, hidden_size=1, num_attention_heads=1)
-    assert cache_bytes(shape, 1) == 28 * 8 * 128 * 2 * 2
-    old = SimpleNamespace(num_hidden_layers=2, hidden_size=64, num_attention_heads=4)
-    assert cache_bytes(old, 10, 4) == 2 * 2 * 64 * 10 * 4
-
-
 @pytest.fixture(scope="module")
 def pair():
     student = load_policy("student")
     return student, load_teacher("teacher", policy=student)
 
 
-def test_an_evaluation_samples_as_many_at_a_time_as_the_table_says():
-    assert inspect.signature(evaluate).parameters["batch"].default == EVALUATED
-
-
-def test_parameters_are_counted_by_kind(pair):
-    student, teacher = pair
-    for lm, million in ((student, 0.8), (teacher, 1.6)):
-        counts = parameters_of(lm)
-        assert counts["linear"] + counts["other"] == pytest.approx(million * 1e6, rel=0.03)
-        full = parameters_of(load_teacher(lm.source, "none"))
-        assert (full["linear"], full["other"], full["adapter"]) == (counts["linear"], counts["other"], 0)
-    assert parameters_of(student)["adapter"] == sum(p.numel() for p in student.trainable())
-    assert parameters_of(teacher)["adapter"] == 0
-
-
-def test_computed_weights_are_those_that_lie_in_memory(pair):
+def test_predicted_weights_are_those_that_lie_in_memory(pair):
     for lm in pair:
-        counts = parameters_of(lm)
         # scales of scales are padded to whole blocks in models as small as these
-        assert held_bytes(lm) == pytest.approx(nf4_bytes(counts["linear"]) + 4 * counts["other"], rel=0.02)
+        assert held_bytes(lm) == pytest.approx(Shape.of(lm.source).weights("nf4", 4), rel=0.02)
 
 
 def test_dense_copies_are_those_that_the_twins_hold(pair):
@@ -89,18 +61,26 @@ def test_dense_copies_are_those_that_the_twins_hold(pair):
     own = {id(p) for lm in pair for p in lm.model.parameters()}
     held = sum(p.numel() for p in {id(p): p for p in [p for each in (twin, reference, frozen) for p in each.model.parameters()]}.values() if id(p) not in own)
     held += sum(base.numel() for _, _, base in twin.pairs)
-    assert held == 3 * parameters_of(student)["linear"] + parameters_of(teacher)["linear"]
+    assert 4 * held == plan(make_config("kdrl"), False).held["dense copies"]
 
 
-def test_the_memory_table_holds_computed_and_measured_apart(pair):
-    table = memory_table(*pair, make_config("kdrl"))
-    assert list(table.columns) == ["computed", "measured", "how"]
-    assert (table["measured"] != "").sum() == 2
-    assert table.loc["student: weights", "computed"] == table.loc["student: weights", "measured"]
-    assert "evaluation: 128 completions of 192 tokens" in table.loc["key-value cache, at most", "how"]
-    assert "dense copies" in table.index
+def test_the_memory_table_holds_predicted_and_measured_apart(pair):
+    config = make_config("kdrl")
+    table = memory_table(*pair, config)
+    assert list(table.columns) == ["predicted", "measured", "how"]
+    assert set(table.index[table["measured"] != ""]) == {"student", "teacher"}
+    assert table.loc["peak", "predicted"] == size(plan(config, False).peak)
+    assert {"dense copies", "sampling: cache", "updating: activations"} <= set(table.index)
     assert table["how"].str.len().max() <= 110
-    alone = memory_table(pair[0], None, make_config("grpo", dense_twin=False, eval_every=0))
-    assert "rollout: 48 completions of 96 tokens" in alone.loc["key-value cache, at most", "how"]
-    assert not {"teacher: weights", "dense copies"} & set(alone.index)
-    assert (alone["measured"] != "").sum() == 1
+    alone = memory_table(pair[0], None, make_config("grpo", teacher=None, dense_twin=False))
+    assert "dense copies" not in alone.index
+    assert set(alone.index[alone["measured"] != ""]) == {"student"}
+    assert set(HOW) >= {name.rpartition(": ")[2] for name in table.index} - {"peak"}
+
+
+def test_an_evaluation_counts_where_it_samples_more_than_a_rollout():
+    short, config = make_config("grpo", eval_every=0), make_config("grpo")
+    longest = longest_prompt(config)
+    one = Shape.of("student").cache_of_a_token(4) * 5 // 4  # four layers, and one more while rows leave
+    assert plan(short, False).sampling["cache"] == one * 48 * (longest + 96)
+    assert plan(config, False).sampling["cache"] == one * 128 * (longest + 192)

@@ -328,6 +328,29 @@ def test_a_model_that_caps_its_logits_is_refused(make_model, cap):
         load_policy(make_model("gemma2", final_logit_softcapping=cap), "none")
 
 
+def test_an_architecture_that_lora_does_not_reach_is_refused(make_model):
+    model, _ = load_base(make_model(), "nf4")
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["k_proj"]))
+    with pytest.raises(ValueError, match=r"big: LoRA reaches \d+% of the weights of this architecture.*not supported"):
+        loading._check_reach(adapted, "big")
+
+
+def test_a_hub_model_without_safetensors_is_refused_in_words(tmp_path, monkeypatch):
+    (tmp_path / "pytorch_model.bin").touch()
+    monkeypatch.setattr(loading, "snapshot_download", lambda name, allow_patterns: str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"'some/model' has no \*\.safetensors: weights are read from safetensors alone"):
+        locate("some/model")
+    assert locate("some/model", weights=False) == tmp_path
+
+
+def test_without_weights_config_and_tokenizer_alone_are_downloaded(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loading, "snapshot_download", lambda name, allow_patterns: asked.append(allow_patterns) or str(tmp_path))
+    locate("some/model", weights=False)
+    assert not any("safetensors" in pattern for pattern in asked[0])
+    assert "*.json" in asked[0]
+
+
 def test_an_adapter_that_trains_the_output_head_is_refused(make_model, tmp_path):
     # the log-probabilities take the head as frozen: its gradient would be lost
     model, _ = load_base(make_model(), "none")

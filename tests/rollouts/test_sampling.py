@@ -8,6 +8,7 @@ from scipy.stats import chisquare
 
 from rlkd_lab.models import hidden_states, load_policy, load_teacher, loading, policy_logps, reference_of, token_logps
 from rlkd_lab.rollouts import DenseTwin, Sampling, Stopped, sample
+from rlkd_lab.rollouts.sampling import _pick
 from rlkd_lab.tasks import ArithmeticTask
 
 PROMPTS = ["49-7?", "5+1-2+3+4?", "8?"]
@@ -224,6 +225,39 @@ def test_the_generator_alone_decides_and_the_global_stream_is_untouched(student,
         assert torch.equal(torch.get_rng_state(), before)
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
+
+
+@pytest.mark.parametrize("twin", [False, True])
+@pytest.mark.parametrize("at_once", [1, 4, 8])
+def test_how_many_are_sampled_at_once_changes_no_completion(student, twin, at_once):
+    dense = DenseTwin(student) if twin else None
+    whole, parts = (sample(student, PROMPTS, 4, Sampling(1.3, 20), generator(), twin=dense, at_once=some) for some in (0, at_once))
+    assert whole.texts == parts.texts
+    assert torch.equal(whole.sequences.completion_ids, parts.sequences.completion_ids)
+    torch.testing.assert_close(whole.sampler_logps, parts.sampler_logps, rtol=1e-4, atol=1e-5)
+
+
+def test_a_completion_does_not_depend_on_its_neighbours(student):
+    # the first prompt's completions are the same, whatever follows it and however soon that ends
+    alone = sample(student, PROMPTS[:1], 4, Sampling(1.3, 20), generator()).texts
+    among = sample(student, [PROMPTS[0], "1+1?", "2+2?"], 4, Sampling(1.3, 20), generator()).texts
+    assert among[:4] == alone
+
+
+def test_noise_picks_each_token_for_its_share_of_the_unit_interval_and_never_an_impossible_one():
+    probs = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0])
+    noise = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-24])[:, None]
+    assert _pick(probs.log().expand(6, -1), noise)[:, 0].tolist() == [1, 1, 3, 3, 4, 4]
+
+
+def test_over_a_large_vocabulary_the_shares_of_the_unit_interval_are_the_probabilities():
+    # the sum over 152k tokens is rounded; what a token loses by it must be small beside its probability
+    log_probs = torch.log_softmax(4 * torch.randn(1, 151_936, generator=generator()), -1)
+    total = log_probs.exp().cumsum(-1)[0].double()
+    shares, exact = torch.diff(total, prepend=torch.zeros(1)), log_probs[0].double().exp()
+    assert float((shares - exact).abs().sum() / 2) < 1e-3  # total variation
+    large = exact > 1e-5
+    assert float((shares / exact - 1)[large].abs().max()) < 0.02
 
 
 @ENGINES
