@@ -38,6 +38,8 @@ _loading = threading.RLock()
 MAX_QUANT_ERROR = 0.12
 """Largest relative error (Frobenius) of a 4-bit layer against its source. NF4 itself costs about .09; a layer decoded wrongly .24 and more."""
 ZOO = Path(__file__).parent.parent / "zoo"
+MADE_BY = {"models/midsize/": "python -m rlkd_lab.zoo.midsize"}
+"""Folders that a preset names and a command makes."""
 
 
 @dataclass(eq=False)
@@ -168,6 +170,9 @@ def locate(name: str) -> Path:
         if not list(folder.glob("*.safetensors")):
             raise FileNotFoundError(f"{name!r} has no *.safetensors: weights are read from safetensors alone, since a pickle can run code when it is opened")
         return folder
+    for start, command in MADE_BY.items():
+        if name.startswith(start):
+            raise FileNotFoundError(f"no model {name!r} here yet: {command} makes it, in the folder that you start it from")
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ValueError, OSError) as error:

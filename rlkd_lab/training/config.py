@@ -147,11 +147,22 @@ class RunConfig(BaseModel):
         return schedules
 
 
+_MIDSIZE: dict[str, Any] = {
+    "teacher": "models/midsize/teacher", "prompts_per_step": 16, "micro_batch": 64, "eval_every": 20, "eval_prompts": 256, "checkpoint_every": 20,
+}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},
     "knights": {"task": "knights", "student": "knights-student", "teacher": "knights-teacher", "max_new_tokens": 256},
+    "midsize-knights": {"task": "knights_knaves", "student": "models/midsize/student-knights", "max_new_tokens": 704, **_MIDSIZE},
+    "midsize-countdown": {
+        "task": "countdown",
+        "task_settings": {"min_numbers": 3, "max_numbers": 3},
+        "student": "models/midsize/student-countdown",
+        "max_new_tokens": 400,
+        **_MIDSIZE,
+    },
 }
-"""Named starting points: settings that differ from the defaults of :class:`RunConfig`."""
+"""Named starting points: settings that differ from the defaults of :class:`RunConfig`. The mid-size pair is made by :mod:`rlkd_lab.zoo.midsize`."""
 
 
 def check_knob(method: str, name: str, value: float | None) -> float | None:

@@ -134,7 +134,8 @@ def pretrain(
         ValueError: the folder has checkpoints of another recipe.
     """
     device = device or torch.device("cpu")
-    model = new_model(recipe, vocabulary).to(device)
+    model = new_model(recipe, vocabulary)
+    model.to(device)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True if device.type == "cuda" else None)
 
     def scale(step: int) -> float:
@@ -146,7 +147,7 @@ def pretrain(
     start, spent, state = 0, 0.0, folder / "resume.pt"
     if state.exists():
         saved = torch.load(state, weights_only=True, map_location=device)
-        if saved["recipe"] != asdict(recipe):
+        if saved.get("recipe") != asdict(recipe):
             raise ValueError(f"{folder} has checkpoints of another recipe: remove it, or name another work folder")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
