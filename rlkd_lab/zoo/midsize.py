@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlkd_lab.models import default_device
-from rlkd_lab.models.loading import Quant
+from rlkd_lab.models.loading import Quant, compute_dtype
 from rlkd_lab.tasks import Example, Split, Task, find_task
 from rlkd_lab.training import make_config
 from rlkd_lab.training.environment import describe_environment
@@ -42,7 +42,7 @@ LONG = (5, 5)
 """People of the long prompts: the traces of six would not fit the context."""
 TEXTS, TEXT_SEED = 4000, 30
 """Prompts with a trace that the tokenizer is learned from."""
-SHARED: dict[str, Any] = {"task": ", ".join(TASKS), "long": 0.05, "part_tokens": 32_768, "context": 2048}
+SHARED: dict[str, Any] = {"task": ", ".join(TASKS), "long": 0.05, "part_tokens": 16_384, "context": 2048}
 RECIPES = {
     "student": Recipe(320, 8, 5, 960, 3000, 128, 1e-3, False, direct=0.5, corrupted=0.1, checked=0.1, seed=31, **SHARED),
     "teacher": Recipe(512, 12, 8, 1536, 4000, 128, 6e-4, True, direct=0.0, corrupted=0.0, checked=1.0, seed=32, key_heads=2, **SHARED),
@@ -134,12 +134,13 @@ def train(name: str, plan: Plan, work: Path, tokenizer: PreTrainedTokenizerBase,
     """Train one recipe, or go on with it."""
     recipe, vocabulary = plan.recipes[name], -(-len(tokenizer) // 64) * 64
     batches = Batches(recipe, tokenizer)
-    with tqdm(total=recipe.steps, desc=name, unit="step") as bar:
-        run = pretrain(recipe, tokenizer, vocabulary, lambda start: batches.from_step(start, workers), work / name, plan.every, device)
-        for step, loss, _ in run:
-            bar.initial = bar.initial or step - 1  # after a stop the time left is by the steps of this session
-            bar.n = step
-            bar.set_postfix(loss=f"{loss:.3f}")
+    run = pretrain(recipe, tokenizer, vocabulary, lambda start: batches.from_step(start, workers), work / name, plan.every, device)
+    with tqdm(total=recipe.steps, desc=name, unit="step", mininterval=1.0) as bar:
+        for number, (step, loss, _) in enumerate(run):
+            if number == 0:
+                bar.n = bar.initial = step - 1  # after a stop, the time left is by the steps of this session
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
 
 
 def measured_at(folder: Path, task_name: str, quant: Quant, n: int, split: Split, device: torch.device, longest: int | None, long: bool) -> dict[str, float]:
@@ -196,7 +197,7 @@ def write_card(plan: Plan, taken: dict[str, tuple[str, int]], out: Path, work: P
         "Qwen3 architecture, byte pairs, pre-trained from scratch by `python -m rlkd_lab.zoo.midsize` on training prompts of reasoning-gym's knights_knaves",
         "and of countdown with three numbers, with worked traces. The students are checkpoints of one run, chosen by accuracy and share of direct answers.",
         f"Tables: {plan.report_on} test prompts, one completion each, T = 1; the standard error of a share is at most {50 / plan.report_on**0.5:.1f} points.",
-        "5 people: seen in pre-training (5 %), never in post-training.",
+        f"full: 16-bit weights computed in {str(compute_dtype(device)).removeprefix('torch.')}. 5 people: seen in pre-training (5 %), never in post-training.",
     ]
     body = [line for lines in sections.values() for line in lines]
     (out / "CARD.md").write_text("\n".join([*head, *body, "", "Recipes, seeds, device, versions and the numbers with all digits are in `card.json`.", ""]))
