@@ -56,9 +56,9 @@ def test_batches_made_by_other_processes_are_the_same_and_in_order(tokenizer):
 
 
 def test_pre_training_sees_training_prompts_alone_as_the_presets_have_them():
-    examples = examples_of(RECIPES["student"], 200, random.Random(0))
+    examples = examples_of(RECIPES["student"], 120, random.Random(0))
     assert {split_of(example.id) for example in examples} == {"train"}
-    held_out = {example.prompt for name in TASKS for split in ("validation", "test") for example in task_of(name)[0].examples(40, 0, split)}
+    held_out = {example.prompt for name in TASKS for split in ("validation", "test") for example in task_of(name)[0].examples(15, 0, split)}
     assert not held_out & {example.prompt for example in examples}
     assert {split_of(prompt) for prompt in held_out} == {"validation", "test"}
     for name in TASKS:
