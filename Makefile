@@ -5,13 +5,14 @@ PY := .venv/bin/python
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 DEMO := opd grpo kdrl trrd
 
-.PHONY: help setup demo lab notebooks test test-fast bench figures lint clean
+.PHONY: help setup demo lab notebooks test test-fast bench figures lint midsize clean
 help:
 	@echo "make setup      make .venv with everything (the other targets do it by themselves)"
 	@echo "make demo       train KD, GRPO, KDRL and TRRD on the embedded pair; figures/demo.png"
 	@echo "make lab        open JupyterLab on the notebooks; make notebooks: run them all and keep their outputs (half an hour)"
 	@echo "make test       all tests; make test-fast: those under a few seconds each"
 	@echo "make bench      a step against TRL's, our sampler against generate, KDRL and TRRD against GRPO; a sweep with one worker and with all (20 minutes)"
+	@echo "make midsize    on a GPU: pre-train the mid-size pair, run the main methods on it, tables and figures (not measured); WORKERS=4: runs at a time"
 	@echo "make figures    draw the committed figures again; make lint: ruff and mypy"
 
 setup: .venv/installed
@@ -50,6 +51,11 @@ lint: .venv/installed
 bench: .venv/installed
 	$(PY) benchmarks/step.py
 	$(PY) benchmarks/sweep.py
+
+# Each of the two goes on where it was stopped.
+midsize: .venv/installed
+	$(PY) -m rlkd_lab.zoo.midsize
+	$(PY) benchmarks/midsize.py $(if $(WORKERS),--workers $(WORKERS))
 
 figures: demo
 	$(PY) notebooks/record.py figure

@@ -38,6 +38,8 @@ _loading = threading.RLock()
 MAX_QUANT_ERROR = 0.12
 """Largest relative error (Frobenius) of a 4-bit layer against its source. NF4 itself costs about .09; a layer decoded wrongly .24 and more."""
 ZOO = Path(__file__).parent.parent / "zoo"
+MADE_BY = {"models/midsize/": "python -m rlkd_lab.zoo.midsize"}
+"""Folders that a preset names and a command makes."""
 
 
 @dataclass(eq=False)
@@ -174,6 +176,9 @@ def locate(name: str, weights: bool = True) -> Path:
         if not (folder / "config.json").exists():
             raise FileNotFoundError(f"{name!r} is a folder without a config.json: it holds no transformers model")
         return _with_weights(folder, name) if weights else folder
+    for start, command in MADE_BY.items():
+        if name.startswith(start):
+            raise FileNotFoundError(f"no model {name!r} here yet: {command} makes it, in the folder that you start it from")
     try:
         folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.jinja", *(["*.safetensors"] if weights else [])]))
         return _with_weights(folder, name) if weights else folder

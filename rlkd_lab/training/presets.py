@@ -85,6 +85,16 @@ _KDRL = {
     "knobs": {"learning_rate": 1e-5, "kd_coef": 2e-3, "kl_coef": 0.0}, **_MEMORY,
 }  # fmt: skip
 
+
+def _midsize(title: str, task: str, max_new_tokens: int, task_settings: dict[str, int]) -> Preset:
+    settings = {
+        "student": f"models/midsize/student-{title}", "teacher": "models/midsize/teacher", "task": task, "task_settings": task_settings,
+        "max_new_tokens": max_new_tokens, "prompts_per_step": 16, "micro_batch": 64, "eval_every": 20, "eval_prompts": 256, "checkpoint_every": 20,
+    }  # fmt: skip
+    sources = {name: "ours" for name in settings if name != "task_settings"} | {f"task.{name}": "ours" for name in task_settings}
+    return Preset(f"the mid-size pair that `make midsize` pre-trains, on {task}", settings, sources)
+
+
 PRESETS: dict[str, Preset] = {
     "tiny": Preset("the embedded pair on arithmetic: two CPU cores, minutes"),
     "knights": Preset(
@@ -92,6 +102,8 @@ PRESETS: dict[str, Preset] = {
         {"task": "knights", "student": "knights-student", "teacher": "knights-teacher", "max_new_tokens": 256},
         dict.fromkeys(("task", "student", "teacher", "max_new_tokens"), "ours"),
     ),
+    "midsize-knights": _midsize("knights", "knights_knaves", 704, {}),
+    "midsize-countdown": _midsize("countdown", "countdown", 400, {"min_numbers": 3, "max_numbers": 3}),
     "rlad-0.6b": _rlad("Qwen3-0.6B"),
     "rlad-1.7b": _rlad("Qwen3-1.7B"),
     "s-knights": _head_to_head("Knights and Knaves", "knights_knaves", 0.2, {"depth_constraint": 2, "width_constraint": 2}, (6, 6)),
