@@ -120,12 +120,12 @@ def _write_merged(target: Target, folder: Path, prompts: list[str], into: str, d
     bare = LanguageModel(policy.model, policy.tokenizer, policy.source, policy.quant, None)
     trained = kl_per_token(policy, bare, completions).mean().item()
     found = Merged(into, dtype, rounding, shift.mean().item(), shift.max().item(), trained, len(prompts), len(shift))
-    better = ["--dtype float32"] * (dtype != "float32") + ["--into nf4"] * (into == "full" and target.quant == "nf4") + ["the adapter without --merge"]
-    if rounding.kept < 0.5 or found.shift > 0.5 * trained:
-        lost = (
-            f"rounding to {dtype} takes {1 - rounding.kept:.0%} of the update away"
-            if rounding.kept < 0.5
-            else (f"the merged model is {found.shift:.2g} nats a token from the policy, and training moved that by {trained:.2g} alone")
-        )
-        warnings.warn(f"{lost}: hand over {' or '.join(better)}", stacklevel=2)
+    lost = None
+    if rounding.kept < 0.5:
+        lost = f"rounding to {dtype} takes {1 - rounding.kept:.0%} of the update away"
+    elif found.shift > 0.5 * trained:
+        lost = f"the merged model is {found.shift:.2g} nats a token from the policy, and training moved that by no more than {trained:.2g}"
+    if lost is not None:
+        better = ["use --dtype float32"] * (dtype != "float32") + ["merge --into nf4"] * (into == "full" and target.quant == "nf4")
+        warnings.warn(f"{lost}: {', or '.join([*better, 'hand over the adapter without --merge'])}", stacklevel=2)
     return found

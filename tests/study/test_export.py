@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, pipeline
 
 from rlkd_lab.models import LanguageModel, load_policy, locate
 from rlkd_lab.models.merging import kl_per_token
@@ -161,6 +161,8 @@ def test_transformers_serves_the_merged_model(trained, exported):
     by_policy = policy.causal_lm.generate(**asked, max_new_tokens=24)
     assert tokenizer.decode(said[0]) == tokenizer.decode(by_policy[0])
     assert said.shape[1] > asked["input_ids"].shape[1]
+    (written,) = pipeline("text-generation", model=str(folder / "nf4"))([PROMPTS[0]], max_new_tokens=24, do_sample=False)
+    assert written[0]["generated_text"] == tokenizer.decode(said[0], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize(("into", "quant"), [("nf4", "nf4"), ("full", "none")])
@@ -209,10 +211,14 @@ def test_the_weights_that_it_was_trained_beside_are_the_default(trained, exporte
 def test_an_update_that_is_rounded_away_is_warned_of(copied, tmp_path):
     path = copied.checkpoints()[-1] / "adapter_model.safetensors"
     save_file({name: value * (1e-5 if "lora_B" in name else 1) for name, value in load_file(path).items()}, path)
-    with pytest.warns(UserWarning, match=r"rounding to bfloat16 takes \d+% of the update away: hand over --dtype float32 or --into nf4 or the adapter"):
+    with pytest.warns(
+        UserWarning, match=r"rounding to bfloat16 takes \d+% of the update away: use --dtype float32, or merge --into nf4, or hand over the adapter"
+    ):
         merged = export_run(copied.path, tmp_path / "merged", merged=True, into="full")
     assert merged.rounding.kept < 0.5
-    with pytest.warns(UserWarning, match=r"nats a token from the policy, and training moved that by .*: hand over --into nf4 or the adapter"):
+    with pytest.warns(
+        UserWarning, match=r"nats a token from the policy, and training moved that by no more than .*: merge --into nf4, or hand over the adapter"
+    ):
         export_run(copied.path, tmp_path / "second", merged=True, into="full", dtype="float32")
 
 
