@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from rlkd_lab.models import locate, zoo_names
 from rlkd_lab.models.merging import Merged
@@ -85,12 +85,12 @@ def _front_matter(base: str, method: str, merged: bool) -> str:
 
 def _license(base: str) -> dict[str, Any]:
     """As the base's own card states it; nothing where it states none, or there is no card."""
-    if base in zoo_names():
-        return {}
     card = locate(base) / "README.md"
+    if not card.exists() and (base in zoo_names() or Path(base).is_dir()):  # a folder may be called as somebody's model on the hub is
+        return {}
     try:
         stated = ModelCard.load(str(card) if card.exists() else base).data.to_dict()
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ValueError, OSError):
+    except Exception:  # one that cannot be fetched or read states nothing, and must not stand in the way
         return {}
     return {key: stated[key] for key in ("license", "license_name", "license_link") if stated.get(key)}
 

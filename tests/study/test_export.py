@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -257,6 +258,23 @@ def test_the_front_matter(exported, chatting, tmp_path):
     stated = front_matter(tmp_path / "chat")
     assert (stated["license"], stated["license_name"], stated["base_model"]) == ("other", "ours", config_of(chatting).student)
     assert "more" not in stated["tags"]
+
+
+@pytest.mark.parametrize("card", [None, "---\nlicense: [mit\n---\n", "# No front matter\n", "---\ntags:\n- more\n---\n"])
+def test_no_licence_where_the_base_states_none(chatting, tmp_path, monkeypatch, card):
+    base = tmp_path / "base"
+    if card is None:  # the hub may have a model of the folder's name
+        theirs = SimpleNamespace(load=lambda path: ModelCard("---\nlicense: mit\n---\n"))
+        monkeypatch.setattr("rlkd_lab.study.model_card.ModelCard", theirs)
+    shutil.copytree(config_of(chatting).student, base)
+    (base / "README.md").unlink()
+    if card is not None:
+        (base / "README.md").write_text(card)
+    shutil.copytree(chatting.path, tmp_path / "run")
+    copy = RunFolder.open(tmp_path / "run")
+    copy.write_json("config.json", {**copy.config(), "student": str(base)})
+    export_run(copy.path, tmp_path / "out")
+    assert not {"license", "license_name", "license_link"} & set(front_matter(tmp_path / "out"))
 
 
 def test_method_knobs_and_run(trained, exported, chatting, tmp_path):
