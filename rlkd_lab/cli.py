@@ -1,4 +1,4 @@
-"""The command line: doctor, plan, presets, train, resume, replay, runs, compare, eval, sweep, study, zoo, methods."""
+"""The command line: doctor, plan, presets, train, resume, replay, runs, compare, eval, export, sweep, study, zoo, methods."""
 
 from __future__ import annotations
 
@@ -461,6 +461,26 @@ def _range(text: str) -> tuple[int, int]:
         return int(low), int(high or low)
     except ValueError:
         raise ValueError(f"--difficulty {text}: write a range such as 2-5") from None
+
+
+@app.command()
+def export(
+    run_path: RunPath,
+    out: Annotated[Path, typer.Option(help="the folder to make")],
+    checkpoint: Annotated[int | None, typer.Option(help="step; the last by default")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="one dense model instead of an adapter; needs 4 bytes of memory for each weight")] = False,
+    into: Annotated[str | None, typer.Option(help="with --merge, the base weights: nf4 (as it was trained) or full; as in the run by default")] = None,
+    dtype: Annotated[str | None, typer.Option(help="with --merge: bfloat16, float16 or float32; bfloat16 by default")] = None,
+) -> None:
+    """Hand over a run's student: its adapter in PEFT's format or, with --merge, a model in transformers' format; with tokenizer and model card."""
+    with plain_errors("nothing was written"):
+        from rlkd_lab.study.export import export_run
+        from rlkd_lab.study.model_card import merge_note
+
+        found = export_run(run_path, out, checkpoint=checkpoint, merged=merge, into=into, dtype=dtype)
+        if found is not None:
+            typer.echo("\n".join(merge_note(found)))
+        typer.echo(f"written: {out}")
 
 
 @app.command()

@@ -379,6 +379,65 @@ def test_eval_stopped_by_hand(rlkd, monkeypatch):
     assert "stopped; nothing was written" in result.stderr
 
 
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_what_is_exported_is_evaluated_as_the_run_is(rlkd, runs, tmp_path):
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    result = rlkd("export", runs / "grpo", "--out", adapter)
+    assert (result.exit_code, result.stdout) == (0, f"written: {adapter}\n")
+    result = rlkd("export", runs / "grpo", "--out", merged, "--merge", "--dtype", "float32")
+    assert result.exit_code == 0, result.output
+    for words in (
+        "in float32 to the base's NF4 weights, dequantised, and the sum rounded to float32",
+        "100.0 % of the update",
+        "KL(policy",
+        f"written: {merged}",
+    ):
+        assert words in result.stdout, words
+    few = (*FEW, "--no-ood", "--max-new-tokens", 24, "--difficulty", "2-2")
+    frames = []
+    for number, words in enumerate([(runs / "grpo",), (adapter, "--base", "student"), (adapter,), (merged, "--quant", "none")]):
+        result = rlkd("eval", *words, *few, "--out", tmp_path / f"{number}.parquet")
+        assert result.exit_code == 0, result.output
+        frames.append(read_table(tmp_path / f"{number}.parquet")[0])
+    for frame in frames[1:]:
+        assert frame["completion"].tolist() == frames[0]["completion"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("nothing",), "does not exist"),
+        (("student",), "does not exist"),
+        (("RUNS",), "no config.json"),
+        (("RUNS/grpo/checkpoints/step_000002",), "no config.json"),
+        (("RUNS/grpo", "--checkpoint", "9"), "no checkpoint of step 9; it has 2"),
+        (("RUNS/grpo", "--into", "full"), "are for --merge"),
+        (("RUNS/grpo", "--merge", "--dtype", "float23"), "did you mean 'float32'"),
+        (("RUNS/grpo", "--merge", "--into", "ful"), "did you mean 'full'"),
+    ],
+)
+def test_export_refuses_in_words_and_writes_nothing(rlkd, runs, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    assert_refused(rlkd("export", *(word.replace("RUNS", str(runs)) for word in words), "--out", "out"), says)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_into_a_folder_in_use_and_stopped_by_hand(rlkd, runs, tmp_path, monkeypatch):
+    assert_refused(rlkd("export", runs / "grpo", "--out", runs), "exists and is not empty", "choose another --out")
+
+    def interrupt(*given, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlkd_lab.study.export.model_card", interrupt)
+    result = rlkd("export", runs / "grpo", "--out", tmp_path / "out")
+    assert result.exit_code == 130
+    assert "stopped; nothing was written" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- runs, zoo --------------------------------------------------------------------------------------------------------
 
 

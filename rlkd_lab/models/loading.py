@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -34,6 +34,7 @@ disable_progress_bar()  # loading a shard in a tenth of a second needs no bar; t
 
 Quant = Literal["nf4", "none"]
 P = ParamSpec("P")
+R = TypeVar("R")
 _loading = threading.RLock()
 MAX_QUANT_ERROR = 0.12
 """Largest relative error (Frobenius) of a 4-bit layer against its source. NF4 itself costs about .09; a layer decoded wrongly .24 and more."""
@@ -197,11 +198,11 @@ def _with_weights(folder: Path, name: str) -> Path:
     return folder
 
 
-def _one_at_a_time(load: Callable[P, LanguageModel]) -> Callable[P, LanguageModel]:
+def one_at_a_time(load: Callable[P, R]) -> Callable[P, R]:
     """transformers and peft change settings of the whole process while they load: two threads that load at once spoil each other's model."""
 
     @functools.wraps(load)
-    def wait(*args: P.args, **kwargs: P.kwargs) -> LanguageModel:
+    def wait(*args: P.args, **kwargs: P.kwargs) -> R:
         with _loading:
             return load(*args, **kwargs)
 
@@ -228,12 +229,7 @@ def load_base(name: str, quant: Quant = "nf4", device: torch.device | None = Non
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    # trust_remote_code is False in so many words: left out, transformers asks on the terminal
-    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
-        raise FileNotFoundError(f"{name!r} has no tokenizer (tokenizer.json): save it beside the model with tokenizer.save_pretrained")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = load_tokenizer(name)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     for field, value in vars(config).items():
         if field.endswith(("dropout", "pdrop")) and isinstance(value, float):
@@ -251,6 +247,22 @@ def load_base(name: str, quant: Quant = "nf4", device: torch.device | None = Non
             layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         verify_quantised(model, folder)
     return model, tokenizer
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a token to pad with.
+
+    Raises:
+        FileNotFoundError: see :func:`locate`; or the model has none.
+    """
+    folder = locate(name)
+    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        raise FileNotFoundError(f"{name!r} has no tokenizer (tokenizer.json): save it beside the model with tokenizer.save_pretrained")
+    # trust_remote_code is False in so many words: left out, transformers asks on the terminal
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -330,7 +342,7 @@ def verify_head(lm: LanguageModel) -> None:
         raise ValueError(f"{lm.source}: the logits are not the output head's alone (relative gap {gap:.2g}); such models are not supported")
 
 
-@_one_at_a_time
+@one_at_a_time
 def load_policy(
     name: str,
     quant: Quant = "nf4",
@@ -366,6 +378,8 @@ def load_policy(
             peft_model = PeftModel.from_pretrained(model, start, is_trainable=True)
         except RuntimeError as error:
             raise ValueError(f"the adapter {start!r} does not fit the base {name!r}: it was trained on another one") from error
+        # peft looks for the base's config there whenever it saves, on the hub if need be
+        peft_model.peft_config["default"].base_model_name_or_path = model.name_or_path
         peft_model.load_adapter(start, "reference", is_trainable=False)
         for module in peft_model.modules():
             if isinstance(module, nn.Dropout):
@@ -423,7 +437,7 @@ def reference_of(policy: LanguageModel) -> LanguageModel:
     return LanguageModel(policy.model, policy.tokenizer, policy.source, policy.quant, start)
 
 
-@_one_at_a_time
+@one_at_a_time
 def load_teacher(
     name: str,
     quant: Quant = "nf4",

@@ -35,8 +35,22 @@ def bounds(low: float, high: float, measure: str) -> str:
     return "" if math.isnan(low) or low == high else f"{number(low, measure)} to {number(high, measure)}"
 
 
+def lines(summary: pd.DataFrame, name: str) -> list[tuple[str, str, str, str, str]]:
+    """One set of a summary over all its prompts, as text: (measure, title, value, interval, chance). pass@1, the average, is left out."""
+    whole = {row["measure"]: row for row in summary[(summary["set"] == name) & (summary["difficulty"] == "all")].to_dict("records")}
+    samples = int(whole["samples"]["value"])
+    found = []
+    for measure in [measure for measure in whole if measure not in (*COUNTS, "pass@1") and not measure.startswith("chance@")]:
+        row = whole[measure]
+        # one guess for an average or a greedy completion, k for pass@k
+        chance = whole.get("chance@1" if measure in ("avg", "greedy") else measure.replace("pass@", "chance@"))
+        guessed = number(chance["value"], measure) if chance and chance is not row else ""
+        found.append((measure, title(measure, samples), number(row["value"], measure), bounds(row["low"], row["high"], measure), guessed))
+    return found
+
+
 def summary_table(summary: pd.DataFrame, name: str) -> Table:
-    """One set of a summary: a row a measure; all prompts with interval and chance line, then a column a difficulty. pass@1, the average, is left out."""
+    """One set of a summary: a row a measure; all prompts with interval and chance line, then a column a difficulty."""
     cells = {(row["difficulty"], row["measure"]): row for row in summary[summary["set"] == name].to_dict("records")}
     levels = [level for level in dict.fromkeys(level for level, _ in cells) if level != "all"]
     prompts, samples = (int(cells["all", count]["value"]) for count in COUNTS)
@@ -50,15 +64,8 @@ def summary_table(summary: pd.DataFrame, name: str) -> Table:
     for heading in ("", "all", "95 % interval", "chance", *(f"difficulty {level}" if level == levels[0] else str(level) for level in levels)):
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row("prompts", str(prompts), "", "", *(number(cells[level, "prompts"]["value"], "prompts") for level in levels))
-    measures = [measure for level, measure in cells if level == "all" and measure not in (*COUNTS, "pass@1") and not measure.startswith("chance@")]
-    for measure in measures:
-        whole = cells["all", measure]
-        # one guess for an average or a greedy completion, k for pass@k
-        chance = cells.get(("all", "chance@1" if measure in ("avg", "greedy") else measure.replace("pass@", "chance@")))
-        table.add_row(
-            title(measure, samples), number(whole["value"], measure), bounds(whole["low"], whole["high"], measure),
-            number(chance["value"], measure) if chance and chance is not whole else "", *(number(cells[level, measure]["value"], measure) for level in levels),
-        )  # fmt: skip
+    for measure, *shown in lines(summary, name):
+        table.add_row(*shown, *(number(cells[level, measure]["value"], measure) for level in levels))
     return table
 
 

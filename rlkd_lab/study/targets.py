@@ -96,7 +96,7 @@ def _checkpoint(run: RunFolder, step: int | None) -> Path:
     found = {int(path.name[5:]): path for path in run.checkpoints()}
     if not found:
         raise FileNotFoundError(
-            f"{run.path} has no checkpoint yet, so no adapter to evaluate; its student as it was before training is {run.config()['student']!r}"
+            f"{run.path} has no checkpoint yet, so there is no adapter; its student as it was before training is {run.config()['student']!r}"
         )
     if step is not None and step not in found:
         raise FileNotFoundError(f"{run.path} has no checkpoint of step {step}; it has {', '.join(map(str, found))}")
