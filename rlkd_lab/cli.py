@@ -229,7 +229,10 @@ def plan(
         config = make_config(method, preset, _settings(set_))
         whole = planned(config, gpu)
         fits, least = fitted(config, there, gpu)
-        asked = {name: (getattr(config, name), getattr(fits, name)) for name in ("sample_at_once", "micro_batch", "logits_mib", "gradient_checkpointing")}
+        asked = {
+            name: (getattr(config, name), getattr(fits, name))
+            for name in ("sample_at_once", "micro_batch", "logits_mib", "gradient_checkpointing", "dense_twin")
+        }
         if as_json:
             parts: dict[str, Any] = {"held": least.held, "sampling": least.sampling, "updating": least.updating, "peak": least.peak}
             print_json({**parts, "as_asked": whole.peak, "memory": there, "settings": {name: new for name, (_, new) in asked.items()}})

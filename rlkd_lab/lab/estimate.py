@@ -73,7 +73,7 @@ HOW = {
     "teacher": "the same; none where it shares the student's base",
     "adapter": "float32",
     "gradients and optimizer": "of the adapter, float32: 4 bytes and AdamW's 8",
-    "dense copies": "float32, of student, merged student, reference and teacher: on a CPU alone",
+    "dense copies": "on a CPU in float32, of student, merged student, reference, teacher; on a GPU of the student",
     "cache": "keys and values of the completions sampled at a time, all as long as the limit allows",
     "logits of a token": "of all rows, and what is computed from them",
     "activations": "of a micro-batch: forward and backward, the teacher beside it, a chunk of logits",

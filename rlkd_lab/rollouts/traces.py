@@ -83,7 +83,7 @@ def teacher_traces(
             raise ValueError(f"{cache} holds traces made with other settings ({found}); delete it, or name another file")
         return table
     generator = torch.Generator(device=teacher.device).manual_seed(seed)
-    if twin is None and DenseTwin.suits(teacher):
+    if twin is None and DenseTwin.suits(teacher):  # a teacher's copy in 16 bit may not fit beside the rest
         twin = DenseTwin(teacher)
     rows = []
     for start in range(0, n, batch):

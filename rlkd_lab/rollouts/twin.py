@@ -1,6 +1,7 @@
-"""A dense copy of a 4-bit model with its adapter merged in: the same function, without unpacking 4-bit weights for every product.
+"""A dense copy of a 4-bit model: the same function, without unpacking 4-bit weights for every product.
 
-It is sampled from and, where its layers know the adapter (:class:`MergedLinear`), trained through: the gradients arrive at the policy's own parameters.
+In float32 the adapter is merged into it (:class:`MergedLinear`), and it is sampled from and trained through: the gradients arrive at the policy's own
+parameters. In 16 bit a merge would round a small update away: there the adapter stays beside the weights (:class:`BesideLinear`), and the copy is for sampling.
 """
 
 from __future__ import annotations
@@ -50,17 +51,25 @@ class MergedLinear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+class BesideLinear(nn.Linear):
+    """A linear layer W·x + b·(a·x) with a copy of the adapter, a = A and b = scaling·B, in the precision of W. Without gradient."""
+
+    a: Tensor
+    b: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias) + linear(linear(x, self.a), self.b)
+
+
 class DenseTwin:
     """``twin.lm`` computes what the policy computes, to rounding, after :meth:`sync`.
 
-    The adapter is merged in float32: merged into 16-bit or 4-bit weights a small update would be rounded away. So the twin is made on float32 models alone,
-    and costs two float32 copies of the linear layers. All other weights are shared with the policy.
+    In float32 it costs two copies of the linear layers, as they are and merged; in 16 bit one. All other weights are shared with the policy.
     """
 
     def __init__(self, policy: LanguageModel) -> None:
         source = policy.causal_lm
-        if not self.suits(policy):
-            raise ValueError(f"a dense twin merges in float32; this model computes in {policy.head.weight.dtype}")
+        self.merges = self.suits(policy)
         config = copy.deepcopy(source.config)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -68,6 +77,8 @@ class DenseTwin:
             model = AutoModelForCausalLM.from_config(config)
         self.model = model.to_empty(device=policy.device).eval().requires_grad_(False)
         self.pairs: list[tuple[MergedLinear, Any, Tensor]] = []
+        self.beside: list[tuple[BesideLinear, Tensor, Tensor, float]] = []
+        dtype: Any = policy.head.weight.dtype
         module: Any
         for path, module in list(self.model.named_modules()):
             twin_of: Any = source.get_submodule(path)
@@ -78,8 +89,15 @@ class DenseTwin:
             for name, _ in module.named_buffers(recurse=False):
                 module.register_buffer(name, getattr(original, name), persistent=False)
             if adapted or getattr(getattr(original, "weight", None), "quant_state", None) is not None:
-                module.weight = nn.Parameter(dequantised(original), requires_grad=False)
-            if adapted and policy.adapter in twin_of.lora_A:
+                module.weight = nn.Parameter(dequantised(original).to(dtype), requires_grad=False)
+            if adapted and policy.adapter in twin_of.lora_A and not self.merges:
+                own = BesideLinear(module.in_features, module.out_features, module.bias is not None, device="meta")
+                own.weight, own.bias = module.weight, module.bias
+                a, b, scaling = twin_of.lora_A[policy.adapter].weight, twin_of.lora_B[policy.adapter].weight, float(twin_of.scaling[policy.adapter])
+                own.a, own.b = torch.empty_like(a, dtype=dtype), torch.empty_like(b, dtype=dtype)
+                self.model.set_submodule(path, own)
+                self.beside.append((own, a, b, scaling))
+            elif adapted and policy.adapter in twin_of.lora_A:
                 merged = MergedLinear(module.in_features, module.out_features, module.bias is not None, device="meta")
                 merged.weight, merged.bias = nn.Parameter(torch.empty_like(module.weight), requires_grad=False), module.bias
                 merged.adapter = (twin_of.lora_A[policy.adapter].weight, twin_of.lora_B[policy.adapter].weight, float(twin_of.scaling[policy.adapter]))
@@ -92,12 +110,15 @@ class DenseTwin:
 
     @staticmethod
     def suits(policy: LanguageModel) -> bool:
-        """Whether the policy computes in float32."""
+        """Whether the policy computes in float32, so that the copy can be trained through."""
         return policy.head.weight.dtype == torch.float32
 
     @torch.no_grad()
     def sync(self) -> None:
-        """Merge the adapter as it is now: W + scaling·B·A, in place."""
+        """Take the adapter as it is now: W + scaling·B·A, in place, or a copy of it."""
+        for own, a, b, scaling in self.beside:
+            own.a.copy_(a)
+            own.b.copy_(b * scaling)
         for module, _, base in self.pairs:
             a, b, scaling = module.adapter
             torch.addmm(base, b, a, alpha=scaling, out=module.weight)

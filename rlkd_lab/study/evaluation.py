@@ -107,7 +107,7 @@ def evaluate_target(lm: LanguageModel, task: Task, settings: Settings, *, progre
     """
     lm.use_chat(settings.chat, settings.system_prompt)
     sets = _prompt_sets(lm, task, settings)
-    twin = DenseTwin(lm) if DenseTwin.suits(lm) else None
+    twin = DenseTwin(lm)
     frames = []
     total = sum(len(examples) for examples, _ in sets.values()) * (settings.samples + settings.greedy)
     with tqdm(total=total, desc="completions", disable=not progress, dynamic_ncols=True, mininterval=1.0) as bar:

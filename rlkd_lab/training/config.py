@@ -76,7 +76,7 @@ class RunConfig(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1, description="1 is off; below, the policy ratio is biased by the mass cut")] = 1.0
     top_k: Annotated[int, Field(ge=0, description="0 is off; above, the policy ratio is biased by the mass cut")] = 0
     engine: Annotated[Literal["fast", "hf"], Field(description="fast: our sampler; hf: transformers' generate")] = "fast"
-    dense_twin: Annotated[bool, Field(description="sample from, and train through, a dequantised, merged copy where the model computes in float32")] = True
+    dense_twin: Annotated[bool, Field(description="sample from a dequantised copy; in float32 the adapter is merged into it, and it is trained through")] = True
     resample_rounds: Annotated[int, Field(ge=1, description="rollouts sampled at most in a step with zero_spread=resample (DAPO)")] = 4
     mask_truncated: Annotated[bool, Field(description="leave completions cut by the length limit out of the loss")] = False
 

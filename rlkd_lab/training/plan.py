@@ -92,6 +92,8 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
         # a quantised base once dequantised and once merged, and dequantised again for the reference; the teacher's once
         copies = 4 * student.linear * (3 if config.quant == "nf4" else 1)
         held["dense copies"] = copies + (4 * teacher.linear if teacher is not None and config.teacher_quant == "nf4" else 0)
+    elif config.dense_twin and config.quant == "nf4":
+        held["dense copies"] = size * student.linear
     rows = config.prompts_per_step * config.group_size
     models = [student] + ([teacher] if teacher is not None else [])
     passes = _passes(config, models, size, prompt)
@@ -119,7 +121,7 @@ def plan_sampling(config: RunConfig, gpu: bool, prompt: int) -> dict[str, int]:
 
 def fitted(config: RunConfig, memory: float, gpu: bool, prompt_tokens: int | None = None) -> tuple[RunConfig, Plan]:
     """The config with the most completions sampled at a time, the largest micro-batch, then chunk of logits, that fit into ``memory`` bytes; none of them
-    changes the result beyond rounding.
+    changes the result beyond rounding. As a last resort it samples from the 4-bit weights, slowly.
 
     Raises:
         ValueError: nothing of this fits; it says what would.
@@ -146,15 +148,18 @@ def _fewer_at_once(config: RunConfig) -> RunConfig | None:
 
 
 def _smaller(config: RunConfig) -> Iterator[RunConfig]:
-    """Micro-batches down to one row, then smaller chunks of logits, then checkpointing."""
+    """Micro-batches down to one row, then smaller chunks of logits, then checkpointing, then sampling from the 4-bit weights."""
     micro, mib = config.micro_batch, config.logits_mib
     while True:
         yield config.model_copy(update={"micro_batch": micro, "logits_mib": mib})
         if micro == 1 and mib <= 64:
             break
         micro, mib = (micro // 2, mib) if micro > 1 else (micro, max(64, mib // 2))
+    least = config.model_copy(update={"micro_batch": 1, "logits_mib": mib, "gradient_checkpointing": True})
     if not config.gradient_checkpointing:
-        yield config.model_copy(update={"micro_batch": 1, "logits_mib": mib, "gradient_checkpointing": True})
+        yield least
+    if config.dense_twin:
+        yield least.model_copy(update={"dense_twin": False})
 
 
 def _would_fit(config: RunConfig, memory: float, gpu: bool, prompt: int) -> str:

@@ -217,7 +217,7 @@ def measure(
         device: GPU if there is one.
     """
     policy = load_policy(str(folder), quant, device=device)
-    twin = DenseTwin(policy) if DenseTwin.suits(policy) else None
+    twin = DenseTwin(policy)
     result = evaluate(policy, task, n, split=split, difficulty=difficulty, max_new_tokens=limit, twin=twin, batch=batch)
     texts = [row["completion"] for row in result.rows]
     return {

@@ -6,11 +6,12 @@ import pytest
 import torch
 import transformers
 
-from rlkd_lab.models import LanguageModel, Sequences, hidden_states, load_policy, load_teacher, policy_logps
+from rlkd_lab.models import LanguageModel, Sequences, hidden_states, load_policy, load_teacher, loading, policy_logps
 from rlkd_lab.objectives import TokenBatch, token_loss
 from rlkd_lab.rollouts import Decoder, DenseTwin, Sampling, sample
 from rlkd_lab.rollouts.sampling import OwnForward
 from rlkd_lab.tasks import ArithmeticTask
+from rlkd_lab.training import make_config, run
 
 PROMPTS = ["49-7?", "5+1-2+3+4?", "8?"]
 SHAPE = {
@@ -125,6 +126,84 @@ def test_the_same_completions_with_and_without_the_decoder(make_model, stir):
     plain = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), twin=twin)
     assert torch.equal(lean.sequences.completion_ids, plain.sequences.completion_ids)
     torch.testing.assert_close(lean.sampler_logps, plain.sampler_logps, rtol=1e-5, atol=1e-5)
+
+
+# --- in 16 bit: a copy to sample from, the adapter beside it ---------------------------------------------------------------
+
+
+@pytest.fixture
+def sixteen(monkeypatch):
+    monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2"])
+@pytest.mark.parametrize("quant", ["nf4", "none"])
+def test_in_16_bit_the_copy_computes_what_the_policy_computes(make_model, stir, sixteen, family, quant):
+    policy = stir(load_policy(make_model(family), quant, lora_rank=4, lora_alpha=12))
+    twin = DenseTwin(policy)
+    assert not twin.merges
+    assert twin.decoder is not None
+    ids = torch.randint(3, 128, (3, 12), generator=generator())
+
+    def gap():
+        with torch.no_grad():
+            ours, theirs = (torch.log_softmax(lm(input_ids=ids).logits.float(), -1) for lm in (policy.model, twin.model))
+        return float((ours - theirs).abs().mean())
+
+    rounding = gap()
+    assert rounding < 0.05
+    stir(policy, seed=5, std=0.2)
+    assert gap() > 10 * rounding  # the adapter counts, and the copy does not follow by itself
+    twin.sync()
+    assert gap() < 0.05
+    twin.decoder.check()
+
+
+def test_in_16_bit_what_is_sampled_is_what_is_reported(make_model, stir, sixteen):
+    policy = stir(load_policy(make_model(), "nf4"))
+    policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 7))
+    drawn = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), twin=DenseTwin(policy))
+    with torch.no_grad():
+        logps, _ = policy_logps(policy, drawn.sequences)
+    counts = drawn.sequences.completion_mask.bool()
+    assert float((drawn.sampler_logps - logps)[counts].abs().mean()) < 0.05
+
+
+def test_pitfall_04_in_16_bit_a_small_update_is_not_rounded_away(make_model, sixteen):
+    policy = load_policy(make_model(), "nf4", lora_rank=1, lora_alpha=1)
+    twin = DenseTwin(policy)
+    own, a, b, scaling = twin.beside[0]
+    with torch.no_grad():
+        b.copy_(torch.randn(b.shape, generator=generator()) * 1e-5)
+    twin.sync()
+    update, kept = (scaling * b @ a).float(), own.b.float() @ own.a.float()
+    assert float((kept - update).detach().norm() / update.detach().norm()) < 0.02
+
+
+def test_in_16_bit_the_parts_of_a_fused_layer_keep_their_own_adapters(make_model, stir, sixteen):
+    twin = DenseTwin(stir(load_policy(make_model(), "nf4", lora_rank=4)))
+    layer, to_heads, _ = twin.decoder.layers[0]
+    x = torch.randn(5, 64, generator=generator()).bfloat16()
+    attention = layer.self_attn
+    parts = torch.cat([part(x) for part in (attention.q_proj, attention.k_proj, attention.v_proj)], -1)
+    torch.testing.assert_close(to_heads(x), parts, rtol=0.05, atol=0.05)
+    plain = torch.cat([torch.nn.functional.linear(x, part.weight, part.bias) for part in (attention.q_proj, attention.k_proj, attention.v_proj)], -1)
+    assert float((parts - plain).abs().max()) > 0.5
+
+
+def test_a_run_in_16_bit_samples_from_the_copy_and_trains_the_policy(tiny_sixteen, tmp_path, sixteen):
+    folder = run(tiny_sixteen, tmp_path / "run")
+    rows = folder.rows()
+    assert all(row["sampling/logp_difference_mean"] < 0.05 for row in rows)
+    assert all(row["grad_norm"] > 0 for row in rows)
+
+
+@pytest.fixture
+def tiny_sixteen():
+    return make_config(
+        "kdrl", steps=2, prompts_per_step=2, group_size=4, max_new_tokens=24, difficulty=(2, 2), eval_every=2, eval_prompts=8, samples_every=0,
+        checkpoint_every=0,
+    )  # fmt: skip
 
 
 # --- training through the dense copy ----------------------------------------------------------------------------------
