@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -123,8 +124,8 @@ SERVE = {"ours": serve_ours, "trl": lambda batch: serve_trl(int(batch)), "sampli
 class Side:
     """A process that takes a step when told to."""
 
-    def __init__(self, kind: str, name: str) -> None:
-        command = [sys.executable, __file__, kind, name]
+    def __init__(self, kind: str, name: str, script: str = __file__, further: Sequence[str] = ()) -> None:
+        command = [sys.executable, script, kind, name, *further]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
     def step(self) -> dict[str, float]:

@@ -1,0 +1,196 @@
+"""A KDRL step and sampling at real sizes on one GPU: ours, fast and lean, against TRL's GRPOTrainer and transformers' `generate`.
+
+    python benchmarks/gpu.py             # writes benchmarks/results/gpu.json
+    python benchmarks/gpu.py --tiny      # the same code on small models, also on a CPU; writes nothing
+
+Models of random weights in the shapes of Qwen2.5-1.5B (student, NF4 with LoRA) and Qwen2.5-7B (teacher, NF4): all completions run to their limit, so that
+every side has the same tokens. TRL takes a GRPO step without a teacher on the same 4-bit student and samples with `generate`; ours takes a KDRL step with the
+teacher. Each side is a process of its own that takes a step when told to; they take turns, and what counts is the median of the ratios of neighbours.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import step as steps  # benchmarks/step.py
+
+TINY = "--tiny" in sys.argv
+PROMPTS, GROUP, LIMIT = (2, 4, 24) if TINY else (8, 8, 512)
+BATCHES = (8,) if TINY else (64, 256)
+REPEATS = 2 if TINY else 7
+SHAPES = {
+    "student": (256, 768, 2, 4, 2, 8000, True) if TINY else (1536, 8960, 28, 12, 2, 151_936, True),
+    "teacher": (384, 1152, 2, 6, 3, 8064, False) if TINY else (3584, 18_944, 28, 28, 4, 152_064, False),
+}
+"""Hidden size, feed-forward, layers, heads, key-value heads, vocabulary, tied embeddings."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fast": {"dense_twin": True, "gradient_checkpointing": False, "micro_batch": 8},
+    "lean": {"dense_twin": False, "gradient_checkpointing": True, "micro_batch": 2},
+}
+
+
+def make_models(folder: Path) -> None:
+    """Random weights in bfloat16, once a benchmark."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from rlkd_lab.models import default_device
+    from rlkd_lab.zoo.tokenizer import character_tokenizer
+
+    for name, (hidden, feed_forward, layers, heads, key_heads, vocabulary, tied) in SHAPES.items():
+        config = Qwen2Config(
+            vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed_forward, num_hidden_layers=layers, num_attention_heads=heads,
+            num_key_value_heads=key_heads, tie_word_embeddings=tied, max_position_embeddings=32_768, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        with torch.device(default_device()):
+            model = Qwen2ForCausalLM._from_config(config, dtype=torch.bfloat16)
+        model.save_pretrained(folder / name)
+        character_tokenizer().save_pretrained(folder / name)
+        del model
+
+
+def memory() -> dict[str, float]:
+    """Peak since the last step, and reset."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return {"peak_gib": peak}
+
+
+def serve_ours(folder: Path, mode: str) -> None:
+    """A KDRL step a line."""
+    from rlkd_lab.runs import RunFolder
+    from rlkd_lab.training import Loop, make_config
+
+    config = make_config(
+        "kdrl", student=str(folder / "student"), teacher=str(folder / "teacher"), steps=10_000, prompts_per_step=PROMPTS, group_size=GROUP,
+        max_new_tokens=LIMIT, updates_per_rollout=1, kl_every=0, eval_every=0, samples_every=0, checkpoint_every=0, logits_mib=256, difficulty=(2, 2),
+        knobs={"learning_rate": 0.0}, **SETTINGS[mode],
+    )  # fmt: skip
+    loop = Loop(config, RunFolder(tempfile.mkdtemp()))
+    for _ in sys.stdin:
+        row = loop.take_step()
+        steps.answer({key: row[key] for key in ("step_time", "num_tokens", *(k for k in row if k.startswith("time/")))} | memory())
+
+
+def serve_trl(folder: Path, batch: str) -> None:
+    """A GRPO step of TRL's trainer a line."""
+    import warnings
+
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from rlkd_lab.models import load_policy
+    from rlkd_lab.tasks import ArithmeticTask
+
+    warnings.simplefilter("ignore")
+    policy = load_policy(str(folder / "student"), "nf4", gradient_checkpointing=True)
+    count = steps.WARM_UP + REPEATS + 2
+    prompts = [example.prompt for example in ArithmeticTask().examples(PROMPTS * count, 0, difficulty=(2, 2))]
+
+    class OnDemand(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            sys.stdin.readline()
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            steps.answer({"step_time": time.perf_counter() - self.began} | memory())
+
+    config = GRPOConfig(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=int(batch), gradient_accumulation_steps=PROMPTS * GROUP // int(batch),
+        num_generations=GROUP, max_completion_length=LIMIT, max_steps=count, learning_rate=0.0, beta=0.0, temperature=1.0, loss_type="grpo",
+        bf16=torch.cuda.is_available(), gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False}, shuffle_dataset=False,
+        save_strategy="no", report_to=[], logging_steps=10_000, disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
+    )  # fmt: skip
+    data = Dataset.from_list([{"prompt": prompt} for prompt in prompts])
+    # a reward that differs inside every group
+    trainer = GRPOTrainer(
+        policy.model, [lambda completions, **_: [float(i % 2) for i in range(len(completions))]], config, train_dataset=data,
+        processing_class=policy.tokenizer, callbacks=[OnDemand()],
+    )  # fmt: skip
+    trainer.train()
+
+
+def serve_sampling(folder: Path, what: str) -> None:
+    """A rollout a line; ``what``: engine and number of completions."""
+    import torch
+
+    from rlkd_lab.models import load_policy
+    from rlkd_lab.rollouts import DenseTwin, Sampling, sample
+    from rlkd_lab.tasks import ArithmeticTask
+
+    engine, _, rows = what.partition(":")
+    policy = load_policy(str(folder / "student"), "nf4")
+    twin = DenseTwin(policy) if engine == "fast" else None
+    for turn, _ in enumerate(sys.stdin):
+        prompts = [example.prompt for example in ArithmeticTask().examples(int(rows) // GROUP, turn, difficulty=(2, 2))]
+        generator = torch.Generator(policy.device).manual_seed(turn)
+        began = time.perf_counter()
+        drawn = sample(policy, prompts, GROUP, Sampling(1.0, LIMIT), generator, engine=engine, twin=twin)  # type: ignore[arg-type]
+        tokens = float(drawn.sequences.completion_mask.sum())
+        steps.answer({"step_time": time.perf_counter() - began, "num_tokens": tokens} | memory())
+
+
+SERVE = {"ours": serve_ours, "trl": serve_trl, "sampling": serve_sampling}
+
+
+def summary(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Median seconds of a step and its parts, highest peak, tokens per second where tokens are counted."""
+    found = steps.split(rows)
+    if "peak_gib" in rows[0]:
+        found["peak_gib"] = round(max(row["peak_gib"] for row in rows), 2)
+    return found
+
+
+def main() -> None:
+    from rlkd_lab.models import default_device
+    from rlkd_lab.training import describe_environment
+
+    with tempfile.TemporaryDirectory() as name:
+        make_models(Path(name))
+        flag = ["--tiny"] if TINY else []
+
+        def side(kind: str, what: str) -> steps.Side:
+            return steps.Side(kind, what, script=__file__, further=[name, *flag])
+
+        taken = steps.alternate({"trl": side("trl", str(min(8, PROMPTS * GROUP))), **{mode: side("ours", mode) for mode in SETTINGS}}, REPEATS)
+        sampled = {rows: steps.alternate({engine: side("sampling", f"{engine}:{rows}") for engine in ("hf", "fast")}, REPEATS) for rows in BATCHES}
+    result = {
+        "command": "python benchmarks/gpu.py",
+        "setting": {"prompts": PROMPTS, "group_size": GROUP, "max_new_tokens": LIMIT, "repeats": REPEATS, "shapes": SHAPES, "modes": SETTINGS, "trl": "1.16.0"},
+        "trl_over_fast": steps.ratio(taken["trl"], taken["fast"]),
+        "trl_over_lean": steps.ratio(taken["trl"], taken["lean"]),
+        "steps": {side: summary(rows) for side, rows in taken.items()},
+        "sampling": {
+            str(rows): {
+                "generate_over_ours": steps.ratio(found["hf"], found["fast"]),
+                **{engine: summary(each) | {"tokens_per_second": round(sum(r["num_tokens"] for r in each) / sum(r["step_time"] for r in each), 1)}
+                   for engine, each in found.items()},
+            }
+            for rows, found in sampled.items()
+        },
+        "environment": describe_environment(default_device()),
+    }  # fmt: skip
+    print(json.dumps(result, indent=2))
+    if not TINY:
+        (Path(__file__).parent / "results" / "gpu.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        SERVE[sys.argv[1]](Path(sys.argv[3]), sys.argv[2])
+    else:
+        main()
