@@ -25,6 +25,8 @@ from rlkd_lab.rollouts.twin import DenseTwin
 from rlkd_lab.tasks import Task
 
 VERSION = 1
+BATCH = 128
+"""Traces in a batch."""
 Keep = Literal["all", "finished", "correct"]
 
 
@@ -38,9 +40,10 @@ def teacher_traces(
     keep: Keep = "finished",
     difficulty: tuple[int, int] | None = None,
     sampling: Sampling | None = None,
-    batch: int = 128,
+    batch: int = BATCH,
     stop: Callable[[], bool] = lambda: False,
     twin: DenseTwin | None = None,
+    at_once: int = 0,
 ) -> pa.Table:
     """``n`` prompts of the training split answered by the teacher, filtered and cached; a cache that fits is read instead.
 
@@ -53,7 +56,8 @@ def teacher_traces(
         difficulty: of the prompts; the task's own by default.
         keep: ``all``, ``finished`` (not cut by the length limit) or ``correct`` (rejection sampling).
         sampling: temperature and limits.
-        batch: completions sampled at a time.
+        batch: completions in a batch.
+        at_once: of them sampled at a time; 0 is all.
         stop: asked between tokens.
         twin: the teacher's dense copy, if there is one already.
 
@@ -88,7 +92,7 @@ def teacher_traces(
     rows = []
     for start in range(0, n, batch):
         part = examples[start : start + batch]
-        drawn = sample(teacher, [e.prompt for e in part], 1, sampling, generator, stop, twin=twin)
+        drawn = sample(teacher, [e.prompt for e in part], 1, sampling, generator, stop, twin=twin, at_once=at_once)
         for example, text, ids, mask, finished in zip(
             part, drawn.texts, drawn.sequences.completion_ids, drawn.sequences.completion_mask, drawn.finished.tolist(), strict=True
         ):

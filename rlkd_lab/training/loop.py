@@ -316,6 +316,7 @@ class Loop:
                 sampling=Sampling(1.0, self.config.max_new_tokens),
                 stop=self.stop_asked,
                 twin=self.frozen.get("teacher"),
+                at_once=self.config.sample_at_once,
             )
             self.traces = table.to_pylist()
             # a verifier may need more of an example than the table holds

@@ -26,9 +26,11 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, A
 
 from rlkd_lab.models import LanguageModel, chunk_of, locate, measured_divergences, token_logps
 from rlkd_lab.models.loading import checkpoint_activations
+from rlkd_lab.objectives import METHODS
+from rlkd_lab.rollouts import traces
 from rlkd_lab.tasks import find_task
+from rlkd_lab.training import evaluation
 from rlkd_lab.training.config import RunConfig
-from rlkd_lab.training.evaluation import BATCH
 
 GIB = 2**30
 MARGIN = 1.1
@@ -108,15 +110,18 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
 
 
 def plan_sampling(config: RunConfig, gpu: bool, prompt: int) -> dict[str, int]:
-    """Bytes that sampling takes beside what is held, by part: of a rollout, or of an evaluation, whichever needs more."""
+    """Bytes that sampling takes beside what is held, by part: of a rollout, an evaluation or teacher traces, whichever needs more."""
     size, student = 2 if gpu else 4, Shape.of(config.student)
-    needs = [(config.prompts_per_step * config.group_size, config.max_new_tokens)]
+    needs = [(student, config.prompts_per_step * config.group_size, config.max_new_tokens)]
     if config.eval_every:
-        needs.append((min(config.eval_prompts, BATCH), 2 * config.max_new_tokens))  # out of distribution the limit is doubled
-    most = max(config.sample_at_once, config.group_size) if config.sample_at_once else max(rows for rows, _ in needs)
-    cache = max(min(rows, most) * (prompt + tokens) for rows, tokens in needs) * student.cache_of_a_token(size)
+        needs.append((student, min(config.eval_prompts, evaluation.BATCH), 2 * config.max_new_tokens))  # out of distribution the limit is doubled
+    if config.teacher is not None and "traces" in METHODS[config.method].needs:
+        needs.append((Shape.of(config.teacher), min(config.traces, traces.BATCH), config.max_new_tokens))
+    most = max(config.sample_at_once, config.group_size) if config.sample_at_once else max(rows for _, rows, _ in needs)
     # a layer of the cache is copied when rows leave it; of the logits, log-probabilities, probabilities and their sums are held
-    return {"cache": cache + cache // student.layers, "logits of a token": min(most, max(rows for rows, _ in needs)) * student.vocabulary * (16 + size)}
+    caches = [min(rows, most) * (prompt + tokens) * shape.cache_of_a_token(size) * (shape.layers + 1) // shape.layers for shape, rows, tokens in needs]
+    logits = [min(rows, most) * shape.vocabulary * (16 + size) for shape, rows, _ in needs]
+    return {"cache": max(caches), "logits of a token": max(logits)}
 
 
 def fitted(config: RunConfig, memory: float, gpu: bool, prompt_tokens: int | None = None) -> tuple[RunConfig, Plan]:
@@ -143,7 +148,9 @@ def fitted(config: RunConfig, memory: float, gpu: bool, prompt_tokens: int | Non
 
 def _fewer_at_once(config: RunConfig) -> RunConfig | None:
     """Half of the completions sampled at a time, in whole groups; None where it is one group already."""
-    groups = max(config.sample_at_once // config.group_size, 1) if config.sample_at_once else max(config.prompts_per_step, BATCH // config.group_size)
+    groups = (
+        max(config.sample_at_once // config.group_size, 1) if config.sample_at_once else max(config.prompts_per_step, evaluation.BATCH // config.group_size)
+    )
     return None if groups == 1 else config.model_copy(update={"sample_at_once": groups // 2 * config.group_size})
 
 

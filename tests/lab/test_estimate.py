@@ -84,3 +84,10 @@ def test_an_evaluation_counts_where_it_samples_more_than_a_rollout():
     one = Shape.of("student").cache_of_a_token(4) * 5 // 4  # four layers, and one more while rows leave
     assert plan(short, False).sampling["cache"] == one * 48 * (longest + 96)
     assert plan(config, False).sampling["cache"] == one * 128 * (longest + 192)
+
+
+def test_teacher_traces_count_where_they_need_more():
+    longest, teacher = longest_prompt(make_config("sft")), Shape.of("teacher").cache_of_a_token(4) * 5 // 4
+    assert plan(make_config("sft", eval_every=0), False).sampling["cache"] == teacher * 128 * (longest + 96)
+    assert plan(make_config("sft", eval_every=0, traces=8), False).sampling["cache"] == plan(make_config("grpo", eval_every=0), False).sampling["cache"]
+    assert plan(make_config("sft", eval_every=0, sample_at_once=8), False).sampling["cache"] == teacher * 8 * (longest + 96)
