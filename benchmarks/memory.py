@@ -73,6 +73,20 @@ def tensors_now() -> int:
     return sum(found.values())
 
 
+def peak_of_a_step(loop: Any) -> tuple[int, int]:
+    """On a CPU: bytes of all tensors before a step, and the most that the allocator gave more during it."""
+    loop.optimizer.zero_grad()
+    before = tensors_now()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        loop.take_step()
+    now = peak = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return before, peak
+
+
 def measure(case: dict[str, Any]) -> dict[str, float]:
     """Predicted and measured peak of a case, in bytes."""
     from rlkd_lab.models import loading
@@ -91,15 +105,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
             torch.cuda.reset_peak_memory_stats()
             loop.take_step()
             return {"predicted": predicted.peak, "measured": torch.cuda.max_memory_allocated()}
-        loop.optimizer.zero_grad()
-        before = tensors_now()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            loop.take_step()
-        now = peak = 0
-        for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
-            if event.name() == "[memory]":
-                now += event.nbytes()
-                peak = max(peak, now)
+        before, peak = peak_of_a_step(loop)
         return {"predicted": predicted.peak, "measured": before + peak, "before": before, "held": sum(predicted.held.values())}
 
 

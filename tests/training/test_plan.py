@@ -55,21 +55,12 @@ def test_nf4_with_its_scales_takes_what_is_said():
 
 
 def measured(config, tmp_path):
-    """All tensors before a run's second step and the most that the allocator held more during it."""
-    from benchmarks.memory import tensors_now
+    """Peak of a run's second step."""
+    from benchmarks.memory import peak_of_a_step
 
     loop = Loop(config, create(config, tmp_path / "run"))
     loop.take_step()
-    loop.optimizer.zero_grad()
-    before = tensors_now()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        loop.take_step()
-    now = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return before + peak
+    return sum(peak_of_a_step(loop))
 
 
 @pytest.mark.slow
