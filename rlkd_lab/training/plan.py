@@ -34,7 +34,7 @@ from rlkd_lab.training.config import RunConfig
 
 GIB = 2**30
 MARGIN = 1.1
-"""What is predicted times this must fit; 10 % is also how far predictions were off at most in the measurements of benchmarks/memory.py."""
+"""What is predicted times this must fit. Where it was measured, on a CPU, predictions were off by 2 % at most (benchmarks/memory.py)."""
 CONTEXT = GIB
 """Taken on a GPU by the CUDA context and loaded kernels: an assumption, not measured."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
