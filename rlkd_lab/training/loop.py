@@ -190,7 +190,7 @@ class Loop:
                 row |= self._within_memory(step, "interference", lambda: interference(*parts, self.micro_batch))
         if records:
             path = self.folder.path / "samples" / f"step_{step:06d}.parquet"
-            with apart("samples"):
+            with apart("samples"), self._teacher_here():
                 write_samples(path, self.policy, self.teacher_lm, work.seen.fill(batch), rollout, verdicts, work.seen.measured(), temperature)
                 self._probe(step)
         self.whole = False
@@ -305,19 +305,20 @@ class Loop:
     def _teacher_traces(self) -> list[dict[str, Any]]:
         if self.traces is None:
             assert self.teacher is not None
-            table = teacher_traces(
-                self.teacher,
-                self.task,
-                self.config.traces,
-                self.config.seed,
-                self.folder.path / "traces.parquet",
-                keep=self.options["keep_traces"],  # type: ignore[arg-type]
-                difficulty=self.config.difficulty,
-                sampling=Sampling(1.0, self.config.max_new_tokens),
-                stop=self.stop_asked,
-                twin=self.frozen.get("teacher"),
-                at_once=self.config.sample_at_once,
-            )
+            with self._teacher_here():
+                table = teacher_traces(
+                    self.teacher,
+                    self.task,
+                    self.config.traces,
+                    self.config.seed,
+                    self.folder.path / "traces.parquet",
+                    keep=self.options["keep_traces"],  # type: ignore[arg-type]
+                    difficulty=self.config.difficulty,
+                    sampling=Sampling(1.0, self.config.max_new_tokens),
+                    stop=self.stop_asked,
+                    twin=self.frozen.get("teacher"),
+                    at_once=self.config.sample_at_once,
+                )
             self.traces = table.to_pylist()
             # a verifier may need more of an example than the table holds
             drawn = self.task.examples(self.config.traces, self.config.seed, "train", self.config.difficulty)
@@ -415,7 +416,7 @@ class Loop:
 
     @contextmanager
     def _teacher_here(self) -> Iterator[None]:
-        """With ``teacher_home=host`` the teacher is on the device only inside, for a pass without gradient over the whole rollout."""
+        """With ``teacher_home=host`` the teacher is on the device only inside, for passes without gradient."""
         apart = self.config.teacher_home == "host" and self.teacher is not None and self.teacher.model is not self.policy.model
         if not apart:
             yield

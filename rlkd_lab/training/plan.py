@@ -99,7 +99,7 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
     rows = config.prompts_per_step * config.group_size
     models = [student] + ([teacher] if teacher is not None else [])
     passes = _passes(config, models, size, prompt)
-    prompts = config.prompts_per_step * prompt * sum(model.cache_of_a_token(size) for model in [student, *models[1:]]) if dense else 0
+    prompts = config.prompts_per_step * prompt * sum(model.cache_of_a_token(size) for model in models) if dense else 0
     updating = {"activations": passes, "values of all tokens": rows * (14 * 4 * config.max_new_tokens + 32 * width), "prompts": prompts}
     if not dense and "nf4" in (config.quant, config.teacher_quant):
         updating["a layer unpacked"] = size * max(model.largest for model in models)

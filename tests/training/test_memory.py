@@ -1,5 +1,7 @@
 """Out of memory: the step is begun again with half of the micro-batch, the result is the same, and the record says so."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -104,3 +106,33 @@ def test_where_not_even_one_completion_fits_the_run_fails_in_words(tiny, tmp_pat
     with pytest.raises(torch.OutOfMemoryError, match="not even one completion at a time fits into memory: CUDA out of memory"):
         run(tiny("kdrl", **FIELDS), tmp_path / "run")
     assert RunFolder.open(tmp_path / "run").status()["state"] == "failed"
+
+
+@pytest.mark.parametrize("method", ["kdrl", "sft"])
+def test_a_teacher_in_host_memory_is_asked_only_while_it_is_on_the_device(tiny, tmp_path, monkeypatch, method):
+    here, asked = [], []
+    enter = loop_module.Loop._teacher_here
+
+    @contextmanager
+    def teacher_here(self):
+        here.append(True)
+        with enter(self):
+            yield
+        here.pop()
+
+    monkeypatch.setattr(loop_module.Loop, "_teacher_here", teacher_here)
+    fields = {"steps": 2, "samples_every": 1, "dense_twin": False}
+    whole = run(tiny(method, **fields), tmp_path / "device")
+
+    made = loop_module.load_teacher
+
+    def load_teacher(*given, **settings):
+        teacher = made(*given, **settings)
+        teacher.backbone.register_forward_pre_hook(lambda *_: asked.append(bool(here)))
+        return teacher
+
+    monkeypatch.setattr(loop_module, "load_teacher", load_teacher)
+    host = run(tiny(method, teacher_home="host", **fields), tmp_path / "host")
+    assert asked
+    assert all(asked)
+    assert first_difference(rows(host), rows(whole), 1e-5)[0] is None
