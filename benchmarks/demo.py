@@ -11,7 +11,7 @@ from pathlib import Path
 from rlkd_lab.runs import RunFolder
 
 METHODS = ("opd", "grpo", "kdrl", "trrd")
-PARTS = ("time/rollout", "time/old", "time/teacher", "time/divergences", "time/reference", "time/update")
+PARTS = ("time/rollout", "time/reward", "time/old", "time/teacher", "time/divergences", "time/reference", "time/update")
 
 
 def main() -> None:

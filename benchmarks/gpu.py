@@ -134,12 +134,12 @@ def serve_sampling(folder: Path, what: str) -> None:
 
     engine, _, rows = what.partition(":")
     policy = load_policy(str(folder / "student"), "nf4")
-    twin = DenseTwin(policy) if engine == "fast" else None
+    twin = None if engine == "hf" else DenseTwin(policy)
     for turn, _ in enumerate(sys.stdin):
         prompts = [example.prompt for example in ArithmeticTask().examples(int(rows) // GROUP, turn, difficulty=(2, 2))]
         generator = torch.Generator(policy.device).manual_seed(turn)
         began = time.perf_counter()
-        drawn = sample(policy, prompts, GROUP, Sampling(1.0, LIMIT), generator, engine=engine, twin=twin)  # type: ignore[arg-type]
+        drawn = sample(policy, prompts, GROUP, Sampling(1.0, LIMIT), generator, engine=engine, twin=twin)
         tokens = float(drawn.sequences.completion_mask.sum())
         steps.answer({"step_time": time.perf_counter() - began, "num_tokens": tokens} | memory())
 
@@ -157,6 +157,7 @@ def summary(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def main() -> None:
     from rlkd_lab.models import default_device
+    from rlkd_lab.rollouts import ENGINES
     from rlkd_lab.training import describe_environment
 
     with tempfile.TemporaryDirectory() as name:
@@ -167,7 +168,7 @@ def main() -> None:
             return steps.Side(kind, what, script=__file__, further=[name, *flag])
 
         taken = steps.alternate({"trl": side("trl", str(min(8, PROMPTS * GROUP))), **{mode: side("ours", mode) for mode in SETTINGS}}, REPEATS)
-        sampled = {rows: steps.alternate({engine: side("sampling", f"{engine}:{rows}") for engine in ("hf", "fast")}, REPEATS) for rows in BATCHES}
+        sampled = {rows: steps.alternate({engine: side("sampling", f"{engine}:{rows}") for engine in ENGINES}, REPEATS) for rows in BATCHES}
     result = {
         "command": "python benchmarks/gpu.py",
         "setting": {"prompts": PROMPTS, "group_size": GROUP, "max_new_tokens": LIMIT, "repeats": REPEATS, "shapes": SHAPES, "modes": SETTINGS, "trl": "1.16.0"},
@@ -177,6 +178,7 @@ def main() -> None:
         "sampling": {
             str(rows): {
                 "generate_over_ours": steps.ratio(found["hf"], found["fast"]),
+                "generate_over_continuous": steps.ratio(found["hf"], found["continuous"]),
                 **{engine: summary(each) | {"tokens_per_second": round(sum(r["num_tokens"] for r in each) / sum(r["step_time"] for r in each), 1)}
                    for engine, each in found.items()},
             }

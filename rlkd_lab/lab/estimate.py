@@ -16,7 +16,7 @@ from rlkd_lab.training import RunConfig
 from rlkd_lab.training.plan import plan
 
 GIB = 2**30
-PARTS = ("rollout", "old", "teacher", "divergences", "reference", "update")
+PARTS = ("rollout", "reward", "old", "teacher", "divergences", "reference", "update")
 
 
 def gpu_hours(rows: pd.DataFrame, steps: int, evaluations: int = 0) -> pd.DataFrame:

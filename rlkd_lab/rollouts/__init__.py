@@ -1,8 +1,12 @@
 """Rollouts: sampling engines behind one function, and teacher traces."""
 
 from rlkd_lab.rollouts.decoder import Decoder, Prompts
-from rlkd_lab.rollouts.sampling import Completions, Engine, Sampling, Stopped, check_length, sample
+from rlkd_lab.rollouts.request import Engine, Request, Sampling, Stopped
+from rlkd_lab.rollouts.sampling import ENGINES, Completions, check_length, find_engine, sample
 from rlkd_lab.rollouts.traces import sequences_of, teacher_traces
 from rlkd_lab.rollouts.twin import DenseTwin
 
-__all__ = ["Completions", "Decoder", "DenseTwin", "Engine", "Prompts", "Sampling", "Stopped", "check_length", "sample", "sequences_of", "teacher_traces"]
+__all__ = [
+    "ENGINES", "Completions", "Decoder", "DenseTwin", "Engine", "Prompts", "Request", "Sampling", "Stopped", "check_length", "find_engine", "sample",
+    "sequences_of", "teacher_traces",
+]  # fmt: skip

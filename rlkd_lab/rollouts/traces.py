@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import torch
 
 from rlkd_lab.models import LanguageModel, Sequences, processes
-from rlkd_lab.rollouts.sampling import Sampling, sample
+from rlkd_lab.rollouts.request import Sampling
+from rlkd_lab.rollouts.sampling import sample
 from rlkd_lab.rollouts.twin import DenseTwin
 from rlkd_lab.tasks import Task
 

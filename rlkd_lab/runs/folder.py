@@ -26,7 +26,7 @@ import pandas as pd
 FORMAT = 2
 State = Literal["idle", "running", "paused", "done", "failed"]
 Kind = Literal["step", "probe"]
-TIMING = ("step_time", "train_time", "time/", "memory/")
+TIMING = ("step_time", "train_time", "time/", "memory/", "speed/")
 """Names, or beginnings of names, of the metrics that differ between two runs of the same computation."""
 
 

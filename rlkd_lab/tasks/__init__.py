@@ -2,7 +2,7 @@
 
 from rlkd_lab.tasks.arithmetic import ArithmeticTask
 from rlkd_lab.tasks.base import Example, Score, Split, Task
-from rlkd_lab.tasks.find import find_task
+from rlkd_lab.tasks.find import find_task, from_file
 from rlkd_lab.tasks.knights import KnightsTask
 from rlkd_lab.tasks.questions import QuestionTask
 from rlkd_lab.tasks.reasoning import ReasoningGymTask
@@ -21,5 +21,6 @@ __all__ = [
     "Verdict",
     "check_weights",
     "find_task",
+    "from_file",
     "judge",
 ]

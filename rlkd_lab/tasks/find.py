@@ -61,11 +61,20 @@ def find_task(name: str, settings: Mapping[str, Any] | None = None, template: st
     return ReasoningGymTask(name, settings, template)
 
 
-def own_task(path: Path, attribute: str, settings: Mapping[str, Any], template: str | None) -> Task:
-    """An instance of a class in a file. The file is run: give no file that you would not run."""
+def from_file(path: Path, attribute: str, what: str) -> Any:
+    """Something that a file defines. The file is run: give no file that you would not run.
+
+    Args:
+        path: a .py file.
+        attribute: its name there.
+        what: what it is to be, for the messages: ``task``, ``engine``.
+
+    Raises:
+        ValueError, OSError: in one sentence.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"task {path}:{attribute}: there is no file {path}")
-    module_name = f"rlkd_task_{path.stem}"
+        raise FileNotFoundError(f"{what} {path}:{attribute}: there is no file {path}")
+    module_name = f"rlkd_{what}_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -73,11 +82,18 @@ def own_task(path: Path, attribute: str, settings: Mapping[str, Any], template: 
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"task {path}: the file does not run: {type(error).__name__}: {error}") from error
-    found = getattr(module, attribute, None)
+        raise ValueError(f"{what} {path}: the file does not run: {type(error).__name__}: {error}") from error
+    if not hasattr(module, attribute):
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module_name]
+        raise ValueError(f"{what} {path} has no {attribute!r}; it has {', '.join(own) or 'nothing of its own'}")
+    return getattr(module, attribute)
+
+
+def own_task(path: Path, attribute: str, settings: Mapping[str, Any], template: str | None) -> Task:
+    """An instance of a class in a file."""
+    found = from_file(path, attribute, "task")
     if not isinstance(found, type):
-        classes = [name for name, value in vars(module).items() if isinstance(value, type) and value.__module__ == module_name]
-        raise ValueError(f"task {path} has no class {attribute!r}; its classes: {', '.join(classes) or 'none'}")
+        raise ValueError(f"task {path}:{attribute} is a {type(found).__name__}; a task is a class")
     given = {**settings, **({} if template is None else {"template": template})}
     try:
         inspect.signature(found).bind(**given)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from rlkd_lab.objectives import CHOICES, KNOBS, METHODS, Constant, Knob, Schedule, check_coef, nearest, parse_schedule, resolve_options, schedules_for
 from rlkd_lab.objectives.schedules import values_of
+from rlkd_lab.rollouts import ENGINES
 from rlkd_lab.tasks.base import check_template
 from rlkd_lab.training.presets import PRESETS
 
@@ -75,7 +76,9 @@ class RunConfig(BaseModel):
     sample_at_once: Annotated[int, Field(ge=0, description="completions sampled at a time, at least a group: less memory, more time; 0 is all")] = 0
     top_p: Annotated[float, Field(gt=0, le=1, description="1 is off; below, the policy ratio is biased by the mass cut")] = 1.0
     top_k: Annotated[int, Field(ge=0, description="0 is off; above, the policy ratio is biased by the mass cut")] = 0
-    engine: Annotated[Literal["fast", "hf"], Field(description="fast: our sampler; hf: transformers' generate")] = "fast"
+    engine: Annotated[
+        str, Field(description="fast: our sampler; hf: transformers' generate; continuous: its continuous batching; PATH.py:NAME: one of your own")
+    ] = "fast"
     dense_twin: Annotated[bool, Field(description="sample from a dequantised copy; in float32 the adapter is merged into it, and it is trained through")] = True
     resample_rounds: Annotated[int, Field(ge=1, description="rollouts sampled at most in a step with zero_spread=resample (DAPO)")] = 4
     mask_truncated: Annotated[bool, Field(description="leave completions cut by the length limit out of the loss")] = False
@@ -127,6 +130,8 @@ class RunConfig(BaseModel):
         # whether there is such a task is for find_task, which may have to import a library or read a file
         check_template(self.prompt_template)
         nearest(self.preset, PRESETS, "preset")
+        if ".py:" not in self.engine:
+            nearest(self.engine, ENGINES, "engine")
         self.schedules()
         for move in self.moves:
             if not move.release:

@@ -36,7 +36,7 @@ def evaluate(
     split: Split = "validation",
     difficulty: tuple[int, int] | None = None,
     max_new_tokens: int = 96,
-    engine: Engine = "fast",
+    engine: Engine | str = "fast",
     twin: DenseTwin | None = None,
     seed: int = SEED,
     batch: int = BATCH,

@@ -48,7 +48,7 @@ from rlkd_lab.models import (
 )
 from rlkd_lab.objectives import METHODS, TokenBatch, idle_rows, k1, k2, k3, needs_of, prepare, resolve_options, token_loss
 from rlkd_lab.objectives.estimators import Divergence
-from rlkd_lab.rollouts import Completions, DenseTwin, Prompts, Sampling, check_length, sample, sequences_of, teacher_traces
+from rlkd_lab.rollouts import Completions, DenseTwin, Prompts, Sampling, check_length, find_engine, sample, sequences_of, teacher_traces
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import Example, Task, Verdict, check_weights, find_task, judge
 from rlkd_lab.training.config import LOOP_KNOBS, RunConfig
@@ -57,11 +57,14 @@ from rlkd_lab.training.evaluation import SEED, evaluate
 from rlkd_lab.training.interference import interference
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.rollout import PROBES, Rollout, joined, write_samples
+from rlkd_lab.training.speed import Size, matmul_flops
 
 Row = dict[str, Any]
 Passed = TypeVar("Passed")
 MAX_GAP = 1e-2
 """Nats by which a token's log-probability may differ between the policy itself, its dense copy and the sampler, all in float32."""
+MAX_GAP_OTHER = 1e-3
+"""The same for an engine that is not ours: without a merged copy, rounding is about 1e-5."""
 MAX_GAP_16 = 0.05
 """Nats by which it may differ in the mean over tokens in 16 bit."""
 DRAWS = "a number for each token"
@@ -84,6 +87,7 @@ class Loop:
         self.method = METHODS[config.method]
         self.options = resolve_options(self.method, {"constant_length": config.max_new_tokens, **config.options})
         self.task: Task = find_task(config.task, config.task_settings, config.prompt_template)
+        self.engine = find_engine(config.engine)
         self.step = 0
         self.tokens = 0
         self.stopping = False
@@ -129,6 +133,7 @@ class Loop:
         self.frozen = {name: DenseTwin(lm) for name, lm in frozen.items() if dense and lm is not None}
         self.teacher_lm = self.frozen["teacher"].lm if "teacher" in self.frozen else self.teacher
         self.reference_lm = self.frozen["reference"].lm if dense else self.reference
+        self.sizes = {"student": Size.of(self.policy)} | ({} if self.teacher is None else {"teacher": Size.of(self.teacher)})
         self.chunk = chunk_of(config.logits_mib, vocabulary(self.policy))
         self.optimizer = torch.optim.AdamW(self.policy.trainable(), lr=1.0, betas=(0.9, 0.95), weight_decay=config.weight_decay)
         self.traces: list[dict[str, Any]] | None = None
@@ -171,7 +176,8 @@ class Loop:
             self.twin.sync()
         with clock("rollout"):
             rollout, row = self._rollout(step, temperature)
-        batch, scored, verdicts = self._score(rollout)
+        with clock("reward"):
+            batch, scored, verdicts = self._score(rollout)
         row = scored | row
         wanted = self._wanted(step, coefs)
         measures = bool(self.config.interference_every) and step % self.config.interference_every == 0 and rollout.on_policy and self.teacher is not None
@@ -195,12 +201,13 @@ class Loop:
                 self._probe(step)
         self.whole = False
         row |= self._update(work, batch, float(values["learning_rate"] or 0.0))
-        row |= self._observed(rollout, work.seen)
+        row |= self._observed(rollout, work)
         for event in moves + self.halved:
             self.folder.append("events.jsonl", {**event, "time": time.time()})
         self.halved = []
         self.step = step
-        self.tokens += row.pop("generated", int(rollout.sequences.completion_mask.sum()))
+        sampled = row.pop("generated", int(rollout.sequences.completion_mask.sum()))
+        self.tokens += sampled
         if self.config.eval_every and (step % self.config.eval_every == 0 or step == self.config.steps):
             with apart("evaluation"):
                 row |= self.evaluate()
@@ -212,6 +219,12 @@ class Loop:
         whole = time.perf_counter() - began
         training = whole - sum(apart.seconds.values()) - sum(clock.seconds.get(name, 0.0) for name in for_curves)
         row |= {"step_time": whole, "train_time": training, "memory/peak_gib": peak_memory_gib(self.policy.device)}
+        if rollout.on_policy:
+            clock.flops += self.sizes["student"].forward(rollout.sequences) / processes.count()  # more, where groups without spread were left out
+            row["speed/sampled_tokens_per_second"] = sampled / clock.seconds["rollout"]
+        speed = sum(processes.from_all(clock.flops)) / sum(clock.seconds.values())
+        peak = sum(processes.from_all(matmul_flops(self.policy.device, self.policy.head.weight.dtype)))
+        row |= {"speed/tflops": speed / 1e12, "speed/utilisation": speed / peak}
         self.whole = True
         return {"step": step, **row}
 
@@ -235,7 +248,7 @@ class Loop:
                 config.eval_prompts,
                 difficulty=difficulty,
                 max_new_tokens=config.max_new_tokens if not suffix else 2 * config.max_new_tokens,
-                engine=config.engine,
+                engine=self.engine,
                 twin=self.twin,
                 stop=self.stop_asked,
                 at_once=config.sample_at_once,
@@ -275,7 +288,7 @@ class Loop:
             Sampling(temperature, config.max_new_tokens, config.top_p, config.top_k),
             generator,
             self.stop_asked,
-            config.engine,
+            self.engine,
             self.twin,
             config.sample_at_once,
         )
@@ -383,7 +396,7 @@ class Loop:
             return
         draw = torch.Generator(device=self.policy.device).manual_seed(SEED)
         sampling = Sampling(1.0, config.max_new_tokens)
-        drawn = sample(self.policy, [example.prompt for example in examples], 1, sampling, draw, self.stop_asked, config.engine, self.twin)
+        drawn = sample(self.policy, [example.prompt for example in examples], 1, sampling, draw, self.stop_asked, self.engine, self.twin)
         mask = drawn.sequences.completion_mask
         verdicts = judge(self.task, config.reward, drawn.texts, examples, drawn.finished.tolist(), mask.sum(1).tolist(), config.max_new_tokens)
         seen = Seen(drawn.sequences)
@@ -443,6 +456,7 @@ class Loop:
         """
         part, temperature, wanted, seen, clock = work.sequences.select(rows), work.temperature, work.wanted, work.seen, work.clock
         ids, theirs = targets(part), None
+        clock.flops += self.sizes["student"].forward(part)
         with clock("update" if torch.is_grad_enabled() else "old"):
             hidden = hidden_states(self.student_lm, part)
             logps, entropy = token_logps(self.student_lm, hidden, ids, temperature, self.chunk)
@@ -450,6 +464,7 @@ class Loop:
         with torch.no_grad():
             if "teacher" in wanted:
                 assert self.teacher_lm is not None
+                clock.flops += self.sizes["teacher"].forward(part)
                 with clock("teacher"):
                     theirs = self._frozen_states("teacher", self.teacher_lm, rows, part, seen)
                     found["teacher_logps"], _ = token_logps(self.teacher_lm, theirs, ids, temperature, self.chunk)
@@ -459,13 +474,14 @@ class Loop:
                         for kind in KL_METRICS:
                             found |= {kind: measured[kind, temperature], f"{kind}_t1": measured[kind, 1.0]}
             if "reference" in wanted:
+                clock.flops += self.sizes["student"].forward(part)
                 with clock("reference"):
                     states = self._frozen_states("reference", self.reference_lm, rows, part, seen)
                     found["ref_logps"], _ = token_logps(self.reference_lm, states, ids, temperature, self.chunk)
         if self.twin is not None and self.checked < CHECKED_STEPS and not seen.values:
             with torch.no_grad():
                 own, _ = token_logps(self.policy, hidden_states(self.policy, part), ids, temperature, self.chunk)
-            _check_gap((own - logps.detach()).abs(), "what is trained through it is not the policy")
+            _check_gap((own - logps.detach()).abs(), "the dense copy is wrong: what is trained through it is not the policy", "use --set dense_twin=false")
         seen.add(rows, part.completion_mask, found)
         return hidden, logps, theirs
 
@@ -478,9 +494,9 @@ class Loop:
             seen.prompts[name] = decoder.read(seen.sequences)
         return decoder.hidden_states(part.completion_ids, part.completion_mask, seen.prompts[name], rows)
 
-    def _observed(self, rollout: Rollout, seen: Seen) -> Row:
+    def _observed(self, rollout: Rollout, work: Work) -> Row:
         """The metrics that follow from what the models said of the sampled tokens."""
-        counts, full = rollout.sequences.completion_mask.bool(), seen.values
+        counts, full = rollout.sequences.completion_mask.bool(), work.seen.values
         row: Row = {"entropy": _mean(full["entropy"][counts])}
         for kind, name in KL_METRICS.items():
             if kind in full:
@@ -494,10 +510,18 @@ class Loop:
         if rollout.sampler_logps is not None:
             gap = (full["old_logps"] - rollout.sampler_logps)[counts].abs()
             row |= {"sampling/logp_difference_mean": _mean(gap), "sampling/logp_difference_max": gap.max().item()}
-            if self.twin is not None and self.checked < CHECKED_STEPS and self.config.top_p == 1 and self.config.top_k == 0:
-                _check_gap(gap, "it does not sample the policy that is trained", self.twin.merges)
+            if self.checked < CHECKED_STEPS and self.config.top_p == 1 and self.config.top_k == 0:
+                self._check_sampler(gap, corrected=work.coefs.get("importance_cap") is not None)
         self.checked += 1
         return row
+
+    def _check_sampler(self, gap: Tensor, corrected: bool) -> None:
+        """Whether what was sampled is the policy that is trained; ``gap``: differences of the tokens' log-probabilities."""
+        if self.config.engine != "fast" and not corrected:
+            wrong = f"the engine {self.config.engine} does not sample the policy that is trained"
+            _check_gap(gap, wrong, "correct for it with importance_cap=2, or use engine=fast", DenseTwin.suits(self.policy), MAX_GAP_OTHER)
+        elif self.config.engine == "fast" and self.twin is not None:
+            _check_gap(gap, "the dense copy is wrong: it does not sample the policy that is trained", "use --set dense_twin=false", self.twin.merges)
 
     def _micro_batches(self, sequences: Sequences, rows: Tensor) -> list[Tensor]:
         """Row numbers in micro-batches of like lengths: none holds more tokens than ``micro_batch`` of the rollout's longest would, and one ends where its
@@ -588,6 +612,8 @@ class Loop:
                 loss, stats = token_loss(self.config.method, live, work.coefs, self.options)
                 # The normaliser is the whole rollout's, so a minibatch holds only its share of the mean.
                 (loss * parts).backward()
+            # backwards through frozen weights is as much as forwards
+            work.clock.flops += self.sizes["student"].forward(part) * (1 + (not looking) + self.config.gradient_checkpointing)
             if not math.isfinite(loss.item()):
                 raise FloatingPointError(f"the loss of step {work.step} is {loss.item()}: lower learning_rate, or bound the ratio (ratio_cap, trrd_gap_bound)")
             share = float(live.mask.sum() / max(float(prepared.mask.sum()), 1.0))
@@ -750,10 +776,11 @@ class Work:
 
 
 class Clock:
-    """Seconds by purpose."""
+    """Seconds by purpose, and what was computed in them, in floating-point operations."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.flops = 0.0
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -792,10 +819,10 @@ def _spread(batch: TokenBatch, group_size: int) -> Tensor:
     return grouped.amax(1) > grouped.amin(1)
 
 
-def _check_gap(gaps: Tensor, what: str, exact: bool = True) -> None:
-    gap, limit = (float(gaps.max()), MAX_GAP) if exact else (float(gaps.mean()), MAX_GAP_16)
+def _check_gap(gaps: Tensor, wrong: str, instead: str, exact: bool = True, limit: float = MAX_GAP) -> None:
+    gap, limit = (float(gaps.max()), limit) if exact else (float(gaps.mean()), MAX_GAP_16)
     if gap > limit:  # a NaN is the loss's to report
-        raise ValueError(f"the dense copy is wrong: {what}; log-probabilities differ by {gap:.2g} nats; use --set dense_twin=false")
+        raise ValueError(f"{wrong}; log-probabilities differ by {gap:.2g} nats; {instead}")
 
 
 def _mean(values: Tensor) -> float:

@@ -76,7 +76,7 @@ def test_gradients_are_the_same_before_and_after_a_generation(policy):
     assert float((gradients() - before).norm() / before.norm()) < 1e-2
 
 
-@pytest.mark.parametrize("engine", ["fast", "hf"])
+@pytest.mark.parametrize("engine", ["fast", "hf", "continuous"])
 def test_engines_sample_the_policy(policy, engine):
     drawn = draw(policy, engine, n=256)
     with torch.no_grad():

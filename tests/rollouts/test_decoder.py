@@ -9,7 +9,7 @@ import transformers
 from rlkd_lab.models import LanguageModel, Sequences, hidden_states, load_policy, load_teacher, loading, policy_logps
 from rlkd_lab.objectives import TokenBatch, token_loss
 from rlkd_lab.rollouts import Decoder, DenseTwin, Sampling, sample
-from rlkd_lab.rollouts.sampling import OwnForward
+from rlkd_lab.rollouts.fast import OwnForward
 from rlkd_lab.tasks import ArithmeticTask
 from rlkd_lab.training import make_config, run
 

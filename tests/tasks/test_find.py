@@ -59,7 +59,7 @@ def test_a_class_of_your_own(tmp_path):
     task = find_task(f"{path}:Mine", {"size": 7}, "Q {question}")
     assert (task.name, task.size, task.template) == ("mine", 7, "Q {question}")
     for name, settings, says in (
-        (f"{path}:Nobody", {}, "has no class 'Nobody'; its classes: Mine, Half"),
+        (f"{path}:Nobody", {}, "has no 'Nobody'; it has Mine, Half"),
         (f"{path}:Half", {}, "is no task yet: it has no ood_difficulty, no examples, no score"),
         (f"{path}:Mine", {"sise": 1}, "does not take sise"),
         (str(path), {}, "write .*mine.py:CLASS"),

@@ -21,7 +21,7 @@ BAD = {
     "template without its place": ("kdrl", {"prompt_template": "Solve {x}"}, "prompt_template has no {question}"),
     "settings by their own name": ("kdrl", {"task_settings": "1"}, "task_settings is not a setting for --set"),
     "quant": ("kdrl", {"quant": "nf8"}, "'nf4' or 'none'"),
-    "engine": ("kdrl", {"engine": "vllm"}, "'fast' or 'hf'"),
+    "engine": ("kdrl", {"engine": "vllm"}, "unknown engine 'vllm': valid are fast, hf, continuous"),
     "knob above its range": ("kdrl", {"kd_coef": "11"}, "lies in 0–10"),
     "knob below its range": ("kdrl", {"clip_low": "-0.1"}, "lies in 0–1"),
     "knob not a number": ("kdrl", {"kd_coef": "nan"}, "lies in 0–10"),

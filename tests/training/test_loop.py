@@ -11,7 +11,7 @@ import torch
 from rlkd_lab.models import Sequences
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.tasks import ArithmeticTask, Example, Score
-from rlkd_lab.training import run
+from rlkd_lab.training import replay, run
 from rlkd_lab.training.loop import PASS_COST, Loop
 from rlkd_lab.training.rollout import Rollout, joined
 
@@ -113,6 +113,38 @@ def test_the_hf_engine_trains_too(trained):
     row = trained("kdrl", engine="hf").rows()[-1]
     assert "sampling/logp_difference_mean" not in row
     assert row["grad_norm"] > 0
+
+
+@pytest.mark.slow
+def test_continuous_batching_trains_too_and_replays(tiny, tmp_path):
+    folder = run(tiny("kdrl", engine="continuous", steps=2), tmp_path / "run")
+    row = folder.rows()[-1]
+    assert row["sampling/logp_difference_max"] < 1e-3
+    assert row["grad_norm"] > 0
+    assert replay(folder.path, tmp_path / "again").difference is None
+
+
+LYING = """
+import torch
+from rlkd_lab.rollouts import ENGINES
+
+def lying(request):
+    ids, logps = ENGINES["fast"](request)
+    return ids, logps - 0.5
+"""
+
+
+def test_an_engine_that_does_not_sample_the_policy_is_refused_unless_it_is_corrected_for(tiny, tmp_path, coin):
+    path = tmp_path / "engines.py"
+    path.write_text(LYING)
+    engine = f"{path}:lying"
+    with pytest.raises(ValueError, match=r"engines.py:lying does not sample the policy.* differ by 0\.5 nats; correct for it with importance_cap=2"):
+        run(tiny("grpo", engine=engine, **ONE_UPDATE), tmp_path / "refused")
+    rows = [run(tiny("grpo", {"importance_cap": cap}, engine=engine, samples_every=0, **ONE_UPDATE), tmp_path / cap).rows()[0] for cap in ("1.25", "2")]
+    plain = run(tiny("grpo", samples_every=0, **ONE_UPDATE), tmp_path / "plain").rows()[0]
+    assert rows[0]["sampling/logp_difference_mean"] == pytest.approx(0.5, abs=1e-3)
+    # every token's weight is min(e^0.5, cap): 1.25 and 1.6487
+    assert [row["grad_norm"] / plain["grad_norm"] for row in rows] == pytest.approx([1.25, 1.6487], rel=1e-3)
 
 
 @pytest.mark.parametrize("method", ["kdrl", pytest.param("rlsd", marks=pytest.mark.slow), pytest.param("gkd", marks=pytest.mark.slow)])

@@ -13,11 +13,12 @@ ALWAYS = {
     "completions/length_working", "completions/length_checking", "completions/length_truncated", "kl_teacher_k1", "kl_teacher_k2", "kl_teacher_k3",
     "kl_teacher_rev", "kl_teacher_rev_t1", "kl_teacher_fwd", "kl_teacher_fwd_t1",
     "completions/mean_length", "completions/mean_length_correct", "completions/mean_length_wrong", "completions/clipped_ratio",
-    "time/rollout", "time/teacher", "time/divergences", "time/reference", "time/update", "train_time", "memory/peak_gib", "coef/temperature",
+    "time/rollout", "time/reward", "time/teacher", "time/divergences", "time/reference", "time/update", "train_time", "memory/peak_gib", "coef/temperature",
+    "speed/tflops", "speed/utilisation",
 }  # fmt: skip
 ON_POLICY = {
     "reward", "reward_std", "frac_reward_zero_std", "accuracy", "reward/format", "reward/accuracy",
-    "sampling/logp_difference_mean", "sampling/logp_difference_max",
+    "sampling/logp_difference_mean", "sampling/logp_difference_max", "speed/sampled_tokens_per_second",
 }  # fmt: skip
 OF_METHOD = {"clip_ratio/low", "clip_ratio/high", "loss/kd", "trrd/dead_frac", "trrd/bound_frac"}
 TRL = {

@@ -1,0 +1,49 @@
+"""How much a step computes, and what share that is of what the device can do."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rlkd_lab.models import LanguageModel, Sequences
+
+
+@dataclass(frozen=True)
+class Size:
+    """Weights of a model's matrices: those of its layers, and its head's."""
+
+    layers: int
+    head: int
+
+    @staticmethod
+    def of(lm: LanguageModel) -> Size:
+        """Adapters are not counted; 4-bit weights count as the numbers that they stand for."""
+        linear = [module for name, module in lm.causal_lm.named_modules() if isinstance(module, nn.Linear) and "lora_" not in name]
+        head = int(lm.head.in_features) * int(lm.head.out_features)  # type: ignore[arg-type]
+        return Size(sum(module.in_features * module.out_features for module in linear) - head, head)
+
+    def forward(self, part: Sequences) -> float:
+        """Floating-point operations of a forward pass that predicts the completions: two a weight and token, those of attention itself left out."""
+        predicted = int(part.completion_mask.sum())
+        return 2.0 * (self.layers * (int(part.prompt_mask.sum()) + predicted) + self.head * predicted)
+
+
+@functools.cache
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product, the best of five: measured here, no data sheet's."""
+    size = 8192 if device.type == "cuda" else 1024
+    x = torch.ones(size, size, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(5):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        x @ x
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = max(best, 2.0 * size**3 / (time.perf_counter() - began))
+    return best
