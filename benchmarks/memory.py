@@ -28,6 +28,7 @@ BASE: dict[str, Any] = {
 CHANGES: list[dict[str, Any]] = [
     {}, {"tokens": 2 * BASE["tokens"]}, {"micro_batch": 2}, {"layers": 2 * BASE["layers"]}, {"hidden": 2 * BASE["hidden"]}, {"quant": "none"},
     {"checkpointing": True}, {"family": "llama"}, {"group_size": 16, "prompts": 4},
+    {"tokens": 4 * BASE["tokens"]}, *({"tokens": times * BASE["tokens"], "micro_batch": 2} for times in (2, 4)),
 ]  # fmt: skip
 if not GPU:
     CHANGES += [{"precision": "16 bit"}, {"precision": "16 bit", "checkpointing": True}, {"precision": "16 bit", "quant": "none", "layers": 2}]

@@ -123,6 +123,13 @@ def test_the_objectives_know_torch_and_the_run_folder_does_not():
             assert outside <= allowed[part], path.name
 
 
+def test_the_hardware_table_is_what_the_benchmarks_files_say():
+    from benchmarks.hardware import MARKS, table
+
+    readme = (ROOT / "README.md").read_text()
+    assert readme.partition(MARKS[0])[2].partition(MARKS[1])[0].strip() == table().strip()
+
+
 # --- the embedded models ----------------------------------------------------------------------------------------------
 
 
