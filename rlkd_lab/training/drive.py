@@ -46,7 +46,7 @@ def run(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], No
         RunFolder.check_free(out)  # before models are loaded
     config = processes.from_first(within_memory(config))
     loop = Loop(config, RunFolder(out), Knobs(config, [event for event in script or [] if event["event"] == "knob"]))
-    loop.halvings = _halvings(script or [])
+    loop.follow(script or [])
     loop.folder = create(config, out)
     try:
         return _drive(loop, on_step)
@@ -109,23 +109,16 @@ def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = No
 def _go_back(loop: Loop) -> None:
     """To the last whole checkpoint; later rows are dropped."""
     folder = loop.folder
-    loop.halvings = _halvings(folder.rows("events.jsonl"))
     rows = folder.rows("metrics.jsonl")
     last = rows[-1]["step"] if rows else 0
     checkpoints = [path for path in folder.checkpoints() if int(path.name[5:]) <= last]  # never one that the rows do not reach
     if checkpoints:
         loop.load_checkpoint(checkpoints[-1])
-    before = [size for (step, _), size in loop.halvings.items() if step <= loop.step]
-    loop.micro_batch = before[-1] if before else loop.micro_batch
+    loop.follow(folder.rows("events.jsonl"))
     processes.from_all(None)  # have read
     folder.truncate("metrics.jsonl", loop.step)
     # moves made by hand hold in the recomputed steps too, as do halved micro-batches, and what was answered is not asked again
     folder.truncate("events.jsonl", loop.step, keep=("knob", "micro_batch", "asked", "refused", "replaced"))
-
-
-def _halvings(events: list[dict[str, Any]]) -> dict[tuple[int, str], int]:
-    """(step, pass) → micro-batch."""
-    return {(event["step"], event["pass"]): event["size"] for event in events if event["event"] == "micro_batch"}
 
 
 def load_or_train(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:

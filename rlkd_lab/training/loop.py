@@ -640,6 +640,11 @@ class Loop:
                 torch.cuda.empty_cache()
             self._halve(step, name, self.micro_batch // 2)
 
+    def follow(self, events: Sequence[Row]) -> None:
+        """Halve the micro-batch where the events of a run say so, those of the steps that are taken already included."""
+        self.halvings = {(event["step"], event["pass"]): event["size"] for event in events if event["event"] == "micro_batch"}
+        self.micro_batch = min([size for (step, _), size in self.halvings.items() if step <= self.step], default=self.config.micro_batch)
+
     def _halve(self, step: int, name: str, size: int, record: bool = True) -> None:
         self.micro_batch = size
         self.halved = [event for event in self.halved if event["pass"] != name]

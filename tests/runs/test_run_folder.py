@@ -278,7 +278,7 @@ def test_row_counts(ours, theirs, says):
 def test_timings_are_left_out():
     timed = changed(2, step_time=9.0, **{"time/rollout": 1.0, "memory/peak_gib": 2.0})
     assert first_difference(ROWS, timed) == (None, 0.0)
-    assert TIMING == ("step_time", "train_time", "time/", "memory/")
+    assert TIMING == ("step_time", "train_time", "time/", "memory/", "speed/")
 
 
 @pytest.mark.parametrize("name", ["env.json", "status.json", "metrics.jsonl", "events.jsonl"])

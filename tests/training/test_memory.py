@@ -5,9 +5,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from rlkd_lab.runs import RunFolder, first_difference
+from rlkd_lab.runs import TIMING, RunFolder, first_difference
+from rlkd_lab.training import create, replay, resume, run
 from rlkd_lab.training import loop as loop_module
-from rlkd_lab.training import replay, resume, run
 
 FIELDS = {"steps": 3, "prompts_per_step": 4, "group_size": 4, "micro_batch": 16, "checkpoint_every": 1, "updates_per_rollout": 2}
 
@@ -97,8 +97,38 @@ def test_a_run_cut_after_its_checkpoint_follows_its_own_events(tiny, tmp_path, s
     assert len(events(first)) == 1
 
 
+def test_a_twin_that_does_not_fit_halves_its_own_micro_batch_and_not_the_runs(tiny, tmp_path, small, monkeypatch):
+    whole = loop_module.hidden_states
+    folder = create(tiny("kdrl", **FIELDS), tmp_path / "run")
+    folder.ask("twin", kind="untouched", chances=1)
+
+    def touch(loop, row):
+        if row["step"] == 1:
+            loop.folder.ask("knob", knob="kd_coef", value=0.5)
+
+    def in_twins_alone(lm, sequences):
+        if torch.is_grad_enabled() and len(sequences.completion_mask) > 3 and current[-1].folder.path.parent.name == "twins":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(lm, sequences)
+
+    current, taken = [], loop_module.Loop.take_step
+
+    def take_step(self):
+        current.append(self)
+        return taken(self)
+
+    monkeypatch.setattr(loop_module, "hidden_states", in_twins_alone)
+    monkeypatch.setattr(loop_module.Loop, "take_step", take_step)
+    folder = resume(folder.path, on_step=touch)
+    (twin,) = sorted((folder.path / "twins").iterdir())
+    assert events(RunFolder.open(twin)) != []
+    assert events(folder) == []
+    monkeypatch.undo()
+    assert replay(folder.path, tmp_path / "again").difference is None
+
+
 def rows_without_times(folder):
-    return [{name: value for name, value in row.items() if "time" not in name and "memory" not in name} for row in rows(RunFolder.open(folder.path))]
+    return [{name: value for name, value in row.items() if not name.startswith(TIMING)} for row in rows(RunFolder.open(folder.path))]
 
 
 def test_where_not_even_one_completion_fits_the_run_fails_in_words(tiny, tmp_path, small):
