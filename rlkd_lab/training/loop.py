@@ -124,6 +124,8 @@ class Loop:
                     raise
                 raise ValueError(f"{error}. {config.method} needs no teacher, which only adds the KL curves: --set teacher=off") from error
             self.teacher.use_chat(config.chat, config.system_prompt)
+            with self._teacher_here():
+                pass  # from here on away, if its home is the host
         self.reference = reference_of(self.policy)
         dense = config.dense_twin and DenseTwin.suits(self.policy)
         self.twin = DenseTwin(self.policy) if config.dense_twin else None
@@ -186,7 +188,7 @@ class Loop:
             wanted |= self._everybody()
         work = Work(step, rollout.sequences, temperature, coefs, wanted, Seen(rollout.sequences), clock)
         if measures or records or self.config.minibatches > 1 or self.config.teacher_home == "host":
-            with self._teacher_here():
+            with self._teacher_here("teacher" in wanted):
                 self._within_memory(step, "looking", lambda: self._look_at(work, torch.arange(len(batch.logps))))
             work.seen.share_out()
         if measures:
@@ -428,10 +430,10 @@ class Loop:
         return wanted
 
     @contextmanager
-    def _teacher_here(self) -> Iterator[None]:
-        """With ``teacher_home=host`` the teacher is on the device only inside, for passes without gradient."""
+    def _teacher_here(self, asked: bool = True) -> Iterator[None]:
+        """With ``teacher_home=host`` the teacher is on the device only inside, for passes without gradient, and only if it is asked."""
         apart = self.config.teacher_home == "host" and self.teacher is not None and self.teacher.model is not self.policy.model
-        if not apart:
+        if not apart or not asked:
             yield
             return
         assert self.teacher is not None
