@@ -144,9 +144,9 @@ def test_a_teacher_in_host_memory_is_asked_only_while_it_is_on_the_device(tiny, 
     enter = loop_module.Loop._teacher_here
 
     @contextmanager
-    def teacher_here(self):
-        here.append(True)
-        with enter(self):
+    def teacher_here(self, needed=True):
+        here.append(needed)
+        with enter(self, needed):
             yield
         here.pop()
 
@@ -158,7 +158,7 @@ def test_a_teacher_in_host_memory_is_asked_only_while_it_is_on_the_device(tiny, 
 
     def load_teacher(*given, **settings):
         teacher = made(*given, **settings)
-        teacher.backbone.register_forward_pre_hook(lambda *_: asked.append(bool(here)))
+        teacher.backbone.register_forward_pre_hook(lambda *_: asked.append(bool(here) and here[-1]))
         return teacher
 
     monkeypatch.setattr(loop_module, "load_teacher", load_teacher)
