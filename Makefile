@@ -4,6 +4,8 @@ PY := .venv/bin/python
 # PyTorch's CPU wheels, so that a machine without a GPU does not fetch gigabytes of CUDA; with a GPU: make setup TORCH_INDEX=
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 DEMO := opd grpo kdrl trrd
+# A process a core, one thread each.
+TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4
 
 .PHONY: help setup demo lab notebooks test test-fast bench figures lint midsize clean
 help:
@@ -40,10 +42,10 @@ lab: .venv/installed
 	.venv/bin/jupyter lab --notebook-dir=notebooks
 
 test: lint
-	$(PY) -m pytest
+	$(TEST) --dist loadfile
 
 test-fast: .venv/installed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4 -m "not slow" --ignore=tests/notebooks
+	$(TEST) -m "not slow" --ignore=tests/notebooks
 
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

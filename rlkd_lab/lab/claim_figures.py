@@ -19,6 +19,8 @@ from rlkd_lab.study.results import Part
 from rlkd_lab.study.study import comparisons, number
 
 Draw = Callable[[Study], Figure]
+LETTERS = 10
+"""Of a title, in an inch."""
 
 
 def _pick(part: Part, arms: Sequence[str]) -> pd.DataFrame:
@@ -231,7 +233,8 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     if missing:
         raise ValueError(f"claim {claim.number} needs parts that were not run: {', '.join(missing)}")
     figure = DRAW[claim.number](study)
-    figure.suptitle("\n".join(textwrap.wrap(f"Claim {claim.number} ({claim.source}): {claim.text} — {verdict.outcome} here", 90)), fontsize=10)
+    title = f"Claim {claim.number} ({claim.source}): {claim.text} — {verdict.outcome} here"
+    figure.suptitle("\n".join(textwrap.wrap(title, int(LETTERS * figure.get_figwidth()))), fontsize=10)
     seeds = sorted({check.effect.seeds for check in verdict.checks})
     lines = [
         f"{check.text}: {number(check.effect.mean)} [{number(check.effect.low)}, {number(check.effect.high)}], {check.outcome}" for check in verdict.checks
