@@ -140,6 +140,8 @@ def test_every_claim_has_a_figure():
 def test_the_figure_of_a_claim_says_verdict_effects_and_seeds(number):
     verdict = judge_claims(TRUE)[number - 1]
     figure = claim_figure(TRUE, verdict)
+    title = figure._suptitle.get_window_extent(figure.canvas.get_renderer())
+    assert title.x0 >= 0 and title.x1 <= figure.bbox.width
     assert f"Claim {number} " in figure._suptitle.get_text() and "supported here" in " ".join(figure._suptitle.get_text().split())
     caption = figure._supxlabel.get_text()
     assert all(check.text in caption for check in verdict.checks) and "5 seeds" in caption
