@@ -30,7 +30,7 @@ SHAPES = {
 """Hidden size, feed-forward, layers, heads, key-value heads, vocabulary, tied embeddings."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "fast": {"dense_twin": True, "gradient_checkpointing": False, "micro_batch": 8},
-    "lean": {"dense_twin": False, "gradient_checkpointing": True, "micro_batch": 2},
+    "lean": {"dense_twin": False, "gradient_checkpointing": True, "micro_batch": 8},
 }
 
 

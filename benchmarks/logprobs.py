@@ -27,11 +27,12 @@ WAYS, QUANTITIES = ("ours", "trl", "dense"), ("logps", "reverse_kl")
 
 def run_once(way: str, quantity: str, lms: list, hidden: torch.Tensor, theirs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """One value a token, (N,), differentiated with respect to ``hidden``."""
-    from rlkd_lab.models import token_divergence, token_logps
+    from rlkd_lab.models import chunk_of, token_divergence, token_logps
 
     ours, teacher = lms
     if way == "ours":
-        return token_logps(ours, hidden, ids)[0] if quantity == "logps" else token_divergence(ours, hidden, teacher, theirs)
+        chunk = chunk_of(256, VOCABULARY) if GPU else None  # the presets' logits_mib; on a CPU the default
+        return token_logps(ours, hidden, ids, chunk=chunk)[0] if quantity == "logps" else token_divergence(ours, hidden, teacher, theirs, chunk=chunk)
     if way == "trl":
         from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
         from trl.kernels.chunked_logprob import ChunkedLogProbFunction

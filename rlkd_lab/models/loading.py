@@ -25,7 +25,8 @@ from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
 # peft 0.21 asks transformers 5 by a name that is on its way out.
@@ -231,6 +232,7 @@ def load_base(name: str, quant: Quant = "nf4", device: torch.device | None = Non
         )
     tokenizer = load_tokenizer(name)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    check_architecture(name, config)
     for field, value in vars(config).items():
         if field.endswith(("dropout", "pdrop")) and isinstance(value, float):
             setattr(config, field, 0.0)  # with dropout the policy that is trained would not be the one that was sampled
@@ -249,13 +251,13 @@ def load_base(name: str, quant: Quant = "nf4", device: torch.device | None = Non
     return model, tokenizer
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a token to pad with.
+def load_tokenizer(name: str, weights: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a token to pad with; ``weights`` as in :func:`locate`.
 
     Raises:
         FileNotFoundError: see :func:`locate`; or the model has none.
     """
-    folder = locate(name)
+    folder = locate(name, weights)
     if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         raise FileNotFoundError(f"{name!r} has no tokenizer (tokenizer.json): save it beside the model with tokenizer.save_pretrained")
     # trust_remote_code is False in so many words: left out, transformers asks on the terminal
@@ -388,7 +390,6 @@ def load_policy(
         config = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
         with torch.random.fork_rng(devices=[]):
             peft_model = get_peft_model(model, config)
-        _check_reach(peft_model, name)
         # peft's own start for A (B starts at 0), drawn from a stream that no other thread can disturb
         generator = torch.Generator().manual_seed(seed)
         for weight_name, weight in peft_model.named_parameters():
@@ -408,18 +409,27 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     model.enable_input_require_grads()
 
 
-def _check_reach(model: PeftModel, name: str) -> None:
-    """Refuse a model of which most weights are not in linear layers (experts in one tensor, for instance): neither LoRA nor 4 bit would reach them."""
-    base: Any = model.get_base_model()
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "base_layer")]
-    inside = {id(p) for layer in layers for p in layer.base_layer.parameters()}
-    embeddings = {id(p) for part in (base.get_input_embeddings(), base.get_output_embeddings()) for p in part.parameters()}
-    sizes = {id(p): p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in model.parameters() if not p.requires_grad and id(p) not in embeddings}
-    reached = sum(size for key, size in sizes.items() if key in inside) / sum(sizes.values())
+def check_architecture(name: str, config: PreTrainedConfig) -> None:
+    """Refuse, by its config alone, a model that is no causal language model with attention, and one of which most weights are not in linear layers (GPT-2's
+    transposed ones, experts in one tensor): neither LoRA nor 4 bit would reach them.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{name!r} is of type {config.model_type}, which is no causal language model of transformers")
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    if getattr(model, "_is_stateful", False) or getattr(config, "num_attention_heads", None) is None:
+        raise ValueError(f"{name!r} is of type {config.model_type}, which keeps a state instead of keys and values; such models are not supported")
+    embeddings = {id(p) for part in (model.get_input_embeddings(), model.get_output_embeddings()) for p in part.parameters()}
+    inside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    sizes = {id(p): p.numel() for p in model.parameters() if id(p) not in embeddings}
+    reached = sum(size for key, size in sizes.items() if key in inside) / max(sum(sizes.values()), 1)
     if reached < 0.5:
         raise ValueError(
-            f"{name}: LoRA reaches {reached:.0%} of the weights of this architecture, since the others are not in linear layers (experts kept as one"
-            " tensor?); such models are not supported"
+            f"{name!r} is of type {config.model_type}: LoRA and 4 bit reach {reached:.0%} of its weights, since the others are not in linear layers (GPT-2's"
+            " transposed ones, experts kept as one tensor); such models are not supported"
         )
 
 

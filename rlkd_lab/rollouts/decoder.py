@@ -217,13 +217,15 @@ class Fused:
             module.weight.data = part
         self.bias = None if modules[0].bias is None else torch.cat([module.bias.data for module in modules])
         self.a: Tensor | None = None
-        if hasattr(modules[0], "a"):
-            self.a = torch.cat([module.a for module in modules])
-            self.b = torch.block_diag(*(module.b for module in modules))
+        if any(hasattr(module, "a") for module in modules):
+            # one without an adapter has a block of no columns
+            self.a = torch.cat([module.a for module in modules if hasattr(module, "a")])
+            self.b = torch.block_diag(*(module.b if hasattr(module, "b") else self.weight.new_zeros(len(module.weight), 0) for module in modules))
             row = column = 0
             for module in modules:
-                (width, rank) = module.b.shape
-                module.a, module.b = self.a[column : column + rank], self.b[row : row + width, column : column + rank]
+                width, rank = module.b.shape if hasattr(module, "b") else (len(module.weight), 0)
+                if rank:
+                    module.a, module.b = self.a[column : column + rank], self.b[row : row + width, column : column + rank]
                 row, column = row + width, column + rank
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ that asks a server.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from rlkd_lab.models import LanguageModel, Sequences, processes
 from rlkd_lab.rollouts.fast import fast
 from rlkd_lab.rollouts.library import continuous, hf
-from rlkd_lab.rollouts.request import Engine, Request, Sampling
+from rlkd_lab.rollouts.request import Engine, Request, Sampling, Stopped
 from rlkd_lab.rollouts.twin import DenseTwin
 from rlkd_lab.tasks import from_file
 
@@ -36,6 +37,8 @@ class Completions:
     """Decoded without special tokens."""
     finished: Tensor
     """(B,) of bool: ended by an end-of-sequence token, not by the length limit."""
+    at_once: int = 0
+    """As asked for, halved as often as memory ran out."""
 
 
 def find_engine(name: str) -> Engine:
@@ -46,14 +49,67 @@ def find_engine(name: str) -> Engine:
     """
     path, colon, attribute = name.rpartition(":")
     if colon and path.endswith(".py"):
-        found = from_file(Path(path), attribute, "engine")
-        found = found() if isinstance(found, type) else found
-        if not callable(found):
-            raise ValueError(f"engine {name} cannot be called: it is a {type(found).__name__}, and an engine is a function or a class with __call__(request)")
-        return found
+        return _own(name, Path(path), attribute)
     if name not in ENGINES:
         raise ValueError(f"unknown engine {name!r}: use {', '.join(ENGINES)}, or PATH.py:NAME for one of your own")
     return ENGINES[name]
+
+
+def _within_memory(draw: Engine, request: Request) -> tuple[tuple[Tensor, Tensor | None], int]:
+    """The answer, with half as many completions at once as often as the memory is too small; and how many that are."""
+    while True:
+        try:
+            return draw(request), request.at_once
+        except torch.OutOfMemoryError:
+            groups = max((request.at_once or request.rows) // request.group_size, 1)
+            if groups == 1:
+                raise
+        # only here is what the engine held let go
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        request = replace(request, at_once=groups // 2 * request.group_size)
+
+
+def _own(name: str, path: Path, attribute: str) -> Engine:
+    found = from_file(path, attribute, "engine")
+    if isinstance(found, type):
+        try:
+            found = found()
+        except Exception as error:
+            raise ValueError(f"engine {name} cannot be made: {type(error).__name__}: {error}; a class is called without arguments, once a run") from error
+    if not callable(found):
+        raise ValueError(f"engine {name} cannot be called: it is a {type(found).__name__}, and an engine is a function or a class with __call__(request)")
+
+    def ask(request: Request) -> tuple[Tensor, Tensor | None]:
+        try:
+            return found(request)
+        except (Stopped, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ValueError(f"the engine {name} raised {type(error).__name__}: {error}") from error
+
+    return ask
+
+
+def _checked(answer: Any, shape: torch.Size, lm: LanguageModel) -> tuple[Tensor, Tensor | None]:
+    """The answer of somebody's engine, if it is one."""
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Tensor) and (answer[1] is None or isinstance(answer[1], Tensor))):
+        raise ValueError(f"the engine gave a {type(answer).__name__}; its answer is a pair: tokens, and log-probabilities or None, both tensors")
+    ids, logps = answer
+    for what, found in (("tokens", ids), ("log-probabilities", logps)):
+        if found is not None and found.shape != shape:
+            raise ValueError(f"the engine gave {what} of shape {tuple(found.shape)} where {tuple(shape)} were asked for")
+    if ids.is_floating_point():
+        raise ValueError(f"the engine gave tokens as {ids.dtype}; they are integers")
+    size = lm.head.out_features
+    if ((ids < 0) | (ids >= size)).any():
+        raise ValueError(f"the engine gave the tokens {int(ids.min())} to {int(ids.max())}; the model has 0 to {size - 1}")  # type: ignore[operator]
+    if logps is not None:
+        ended = torch.isin(ids, torch.tensor(sorted(lm.eos_ids), device=ids.device))
+        counts = (ended.cumsum(1) - ended.long()) == 0
+        if not (logps.to(ids.device)[counts] <= 0).all():
+            raise ValueError("the engine gave log-probabilities that are above 0 or no numbers")
+    return ids, logps
 
 
 def sample(
@@ -99,11 +155,10 @@ def sample(
     lm.model.eval()
     try:
         if len(mine):
+            request = Request(lm, prompt_ids[some], prompt_mask[some], group_size, sampling, noise[place], stop, twin, at_once)
             with torch.no_grad(), lm.active():
-                drawn, told = draw(Request(lm, prompt_ids[some], prompt_mask[some], group_size, sampling, noise[place], stop, twin, at_once))
-            for what, found in (("tokens", drawn), ("log-probabilities", told)):
-                if found is not None and found.shape != ids[place].shape:
-                    raise ValueError(f"the engine {engine} gave {what} of shape {tuple(found.shape)} where {tuple(ids[place].shape)} were asked for")
+                answer, at_once = _within_memory(draw, request)
+            drawn, told = answer if draw in ENGINES.values() else _checked(answer, ids[place].shape, lm)
             ids[place] = drawn.to(ids)
             known = told is not None
             if told is not None:
@@ -112,7 +167,7 @@ def sample(
         lm.model.train(was_training)
     processes.add_up(ids)
     processes.add_up(logps)
-    return _completions(lm, prompt_ids, prompt_mask, group_size, ids, logps if all(processes.from_all(known)) else None)
+    return _completions(lm, prompt_ids, prompt_mask, group_size, ids, logps if all(processes.from_all(known)) else None, min(processes.from_all(at_once)))
 
 
 def check_length(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int) -> None:
@@ -128,7 +183,7 @@ def check_length(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int)
         )
 
 
-def _completions(lm: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int, ids: Tensor, logps: Tensor | None) -> Completions:
+def _completions(lm: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int, ids: Tensor, logps: Tensor | None, at_once: int) -> Completions:
     ended = torch.isin(ids, torch.tensor(sorted(lm.eos_ids), device=ids.device))
     # up to and including the first end of sequence
     mask = ((ended.cumsum(1) - ended.long()) == 0).long()
@@ -137,4 +192,4 @@ def _completions(lm: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, gro
     ids = torch.where(mask.bool(), ids, lm.tokenizer.pad_token_id)
     sequences = Sequences(prompt_ids.repeat_interleave(group_size, 0), prompt_mask.repeat_interleave(group_size, 0), ids, mask)
     texts = [str(lm.tokenizer.decode(row[keep.bool()], skip_special_tokens=True)) for row, keep in zip(ids, mask, strict=True)]
-    return Completions(sequences, None if logps is None else logps[:, :width] * mask, texts, (ended[:, :width] & mask.bool()).any(1))
+    return Completions(sequences, None if logps is None else logps[:, :width] * mask, texts, (ended[:, :width] & mask.bool()).any(1), at_once)

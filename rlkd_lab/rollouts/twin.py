@@ -64,7 +64,8 @@ class BesideLinear(nn.Linear):
 class DenseTwin:
     """``twin.lm`` computes what the policy computes, to rounding, after :meth:`sync`.
 
-    In float32 it costs two copies of the linear layers, as they are and merged; in 16 bit one. All other weights are shared with the policy.
+    In float32 it costs a merged copy of the linear layers, and of 4-bit ones a dequantised copy; in 16 bit the latter alone. All other weights are shared with
+    the policy.
     """
 
     def __init__(self, policy: LanguageModel) -> None:
@@ -76,7 +77,7 @@ class DenseTwin:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         self.model = model.to_empty(device=policy.device).eval().requires_grad_(False)
-        self.pairs: list[tuple[MergedLinear, Any, Tensor]] = []
+        self.pairs: list[tuple[MergedLinear, Tensor]] = []
         self.beside: list[tuple[BesideLinear, Tensor, Tensor, float]] = []
         dtype: Any = policy.head.weight.dtype
         module: Any
@@ -88,7 +89,7 @@ class DenseTwin:
                 setattr(module, name, getattr(original, name))
             for name, _ in module.named_buffers(recurse=False):
                 module.register_buffer(name, getattr(original, name), persistent=False)
-            if adapted or getattr(getattr(original, "weight", None), "quant_state", None) is not None:
+            if getattr(getattr(original, "weight", None), "quant_state", None) is not None:
                 module.weight = nn.Parameter(dequantised(original).to(dtype), requires_grad=False)
             if adapted and policy.adapter in twin_of.lora_A and not self.merges:
                 own = BesideLinear(module.in_features, module.out_features, module.bias is not None, device="meta")
@@ -102,7 +103,7 @@ class DenseTwin:
                 merged.weight, merged.bias = nn.Parameter(torch.empty_like(module.weight), requires_grad=False), module.bias
                 merged.adapter = (twin_of.lora_A[policy.adapter].weight, twin_of.lora_B[policy.adapter].weight, float(twin_of.scaling[policy.adapter]))
                 self.model.set_submodule(path, merged)
-                self.pairs.append((merged, twin_of, module.weight.data))
+                self.pairs.append((merged, module.weight))
         self.lm = LanguageModel(self.model, policy.tokenizer, policy.source, "none", chat=policy.chat, system_prompt=policy.system_prompt)
         self.model.eval()
         self.sync()
@@ -119,6 +120,6 @@ class DenseTwin:
         for own, a, b, scaling in self.beside:
             own.a.copy_(a)
             own.b.copy_(b * scaling)
-        for module, _, base in self.pairs:
+        for module, base in self.pairs:
             a, b, scaling = module.adapter
             torch.addmm(base, b, a, alpha=scaling, out=module.weight)

@@ -7,11 +7,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from rlkd_lab.objectives import CHOICES, KNOBS, METHODS, Constant, Knob, Schedule, check_coef, nearest, parse_schedule, resolve_options, schedules_for
+from rlkd_lab.objectives import (
+    CHOICES,
+    KNOBS,
+    METHODS,
+    Constant,
+    Knob,
+    Schedule,
+    check_coef,
+    nearest,
+    needs_of,
+    parse_schedule,
+    resolve_options,
+    schedules_for,
+)
 from rlkd_lab.objectives.schedules import values_of
 from rlkd_lab.rollouts import ENGINES
 from rlkd_lab.tasks.base import check_template
-from rlkd_lab.training.presets import PRESETS
+from rlkd_lab.training.presets import MODES, PRESETS
 
 LOOP_KNOBS: dict[str, Knob] = {
     "temperature": Knob(0.05, 5.0, "sampling temperature; divides the logits of student, old policy, reference and teacher alike"),
@@ -143,7 +156,7 @@ class RunConfig(BaseModel):
             raise ValueError(f"{self.method} needs a teacher: set teacher to an embedded name (teacher, teacher-concise), a folder or a hub id")
         if self.interference_every and self.group_size < 2:
             raise ValueError("interference compares the method with GRPO, which needs a group of 2 or more: raise group_size, or set interference_every to 0")
-        if self.teacher_home == "host" and "divergence" in method.needs:
+        if self.teacher_home == "host" and "divergence" in needs_of(method, {}, options):
             raise ValueError(f"{self.method} needs the teacher's whole distribution beside every update: teacher_home=host cannot be")
         if "groups" in method.needs and self.group_size < 2:
             raise ValueError(f"{self.method} compares completions of one prompt: a group of {self.group_size} has no spread; set group_size to 2 or more")
@@ -194,6 +207,9 @@ def make_config(method: str, preset: str = "tiny", settings: dict[str, str] | No
             continue
         if name.startswith("task."):
             values["task_settings"] = {**values.get("task_settings", {}), name.removeprefix("task."): _literal(value)}
+            continue
+        if name == "mode":
+            values |= MODES[nearest(value, MODES, "mode")]
             continue
         nearest(name, valid, f"knob, option or setting of {method}")
         if name in METHODS[method].coefs or name in LOOP_KNOBS:

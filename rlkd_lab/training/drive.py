@@ -21,6 +21,7 @@ from rlkd_lab.training.environment import alive, describe_environment, free_memo
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.loop import Loop, Row, fingerprint
 from rlkd_lab.training.plan import GIB, fitted
+from rlkd_lab.training.room import Room
 from rlkd_lab.training.twins import RUN_FAILED, Twins
 
 LOADING = "loading the models"
@@ -46,7 +47,7 @@ def run(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], No
         RunFolder.check_free(out)  # before models are loaded
     config = processes.from_first(within_memory(config))
     loop = Loop(config, RunFolder(out), Knobs(config, [event for event in script or [] if event["event"] == "knob"]))
-    loop.follow(script or [])
+    loop.room = Room.of(config, script or [])
     loop.folder = create(config, out)
     try:
         return _drive(loop, on_step)
@@ -114,11 +115,11 @@ def _go_back(loop: Loop) -> None:
     checkpoints = [path for path in folder.checkpoints() if int(path.name[5:]) <= last]  # never one that the rows do not reach
     if checkpoints:
         loop.load_checkpoint(checkpoints[-1])
-    loop.follow(folder.rows("events.jsonl"))
+    loop.room = Room.of(loop.config, folder.rows("events.jsonl"), loop.step)
     processes.from_all(None)  # have read
     folder.truncate("metrics.jsonl", loop.step)
     # moves made by hand hold in the recomputed steps too, as do halved micro-batches, and what was answered is not asked again
-    folder.truncate("events.jsonl", loop.step, keep=("knob", "micro_batch", "asked", "refused", "replaced"))
+    folder.truncate("events.jsonl", loop.step, keep=("knob", "micro_batch", "sample_at_once", "asked", "refused", "replaced"))
 
 
 def load_or_train(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:

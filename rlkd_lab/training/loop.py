@@ -7,7 +7,7 @@ only where something must look at the whole rollout before the first update (min
 
 Every random draw of step t comes from a generator seeded by (run seed, t, purpose). So there is no random state to store: a resumed run, a replay and a
 fork of a run draw the same numbers, and another cell cannot disturb them. Several processes have the same adapter and the same rollout and share the work on
-it. Left out: mixed precision with loss scaling.
+it.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ from rlkd_lab.training.evaluation import SEED, evaluate
 from rlkd_lab.training.interference import interference
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.rollout import PROBES, Rollout, joined, write_samples
+from rlkd_lab.training.room import Room
 from rlkd_lab.training.speed import Size, matmul_flops
 
 Row = dict[str, Any]
@@ -98,12 +99,7 @@ class Loop:
         self.whole = True
         """Whether the weights are those of ``step``: a step stopped before its update has changed nothing."""
         self.checked = 0
-        self.micro_batch = config.micro_batch
-        """The config's, halved as often as the memory was too small for it."""
-        self.halvings: dict[tuple[int, str], int] = {}
-        """(step, pass) → micro-batch, of a run that is resumed or replayed: it sums in the same order."""
-        self.halved: list[Row] = []
-        """Events of this step."""
+        self.room = Room.of(config)
         self.policy = load_policy(
             config.student,
             config.quant,
@@ -176,6 +172,7 @@ class Loop:
 
         if self.twin is not None:
             self.twin.sync()
+        self.room.before_sampling(step, self.knobs.record_script)
         with clock("rollout"):
             rollout, row = self._rollout(step, temperature)
         with clock("reward"):
@@ -195,7 +192,7 @@ class Loop:
             known = work.seen.promised(work.seen.fill(batch), wanted)
             parts = (self.policy, self.config.method, known, rollout.sequences, self._live(work), coefs, self.options)
             with apart("interference"):
-                row |= self._within_memory(step, "interference", lambda: interference(*parts, self.micro_batch))
+                row |= self._within_memory(step, "interference", lambda: interference(*parts, self.room.micro_batch))
         if records:
             path = self.folder.path / "samples" / f"step_{step:06d}.parquet"
             with apart("samples"), self._teacher_here():
@@ -204,9 +201,8 @@ class Loop:
         self.whole = False
         row |= self._update(work, batch, float(values["learning_rate"] or 0.0))
         row |= self._observed(rollout, work)
-        for event in moves + self.halved:
+        for event in moves + self.room.told():
             self.folder.append("events.jsonl", {**event, "time": time.time()})
-        self.halved = []
         self.step = step
         sampled = row.pop("generated", int(rollout.sequences.completion_mask.sum()))
         self.tokens += sampled
@@ -253,7 +249,7 @@ class Loop:
                 engine=self.engine,
                 twin=self.twin,
                 stop=self.stop_asked,
-                at_once=config.sample_at_once,
+                at_once=self.room.sample_at_once,
             )
             found |= {f"eval/accuracy{suffix}": result.accuracy, f"eval/mean_length{suffix}": result.length, f"eval/truncated{suffix}": result.truncated}
         return found
@@ -292,8 +288,10 @@ class Loop:
             self.stop_asked,
             self.engine,
             self.twin,
-            config.sample_at_once,
+            self.room.sample_at_once,
         )
+        if drawn.at_once != self.room.sample_at_once:
+            self.room.sample_fewer(self.step + 1, drawn.at_once)
         examples = [example for example in prompts for _ in range(config.group_size)]
         return Rollout(examples, drawn.texts, drawn.sequences, drawn.sampler_logps, drawn.finished, on_policy=True)
 
@@ -332,7 +330,7 @@ class Loop:
                     sampling=Sampling(1.0, self.config.max_new_tokens),
                     stop=self.stop_asked,
                     twin=self.frozen.get("teacher"),
-                    at_once=self.config.sample_at_once,
+                    at_once=self.room.sample_at_once,
                 )
             self.traces = table.to_pylist()
             # a verifier may need more of an example than the table holds
@@ -514,6 +512,8 @@ class Loop:
             row |= {"sampling/logp_difference_mean": _mean(gap), "sampling/logp_difference_max": gap.max().item()}
             if self.checked < CHECKED_STEPS and self.config.top_p == 1 and self.config.top_k == 0:
                 self._check_sampler(gap, corrected=work.coefs.get("importance_cap") is not None)
+        elif rollout.on_policy and self.config.engine != "hf" and work.coefs.get("importance_cap") is not None:
+            raise ValueError(f"importance_cap cannot act: the engine {self.config.engine} does not say with which log-probabilities it drew")
         self.checked += 1
         return row
 
@@ -529,7 +529,7 @@ class Loop:
         """Row numbers in micro-batches of like lengths: none holds more tokens than ``micro_batch`` of the rollout's longest would, and one ends where its
         padding would cost more than another pass."""
         lengths, prompts = (mask.sum(1).tolist() for mask in (sequences.completion_mask, sequences.prompt_mask))
-        limit = self.micro_batch * (max(prompts) + max(lengths))
+        limit = self.room.micro_batch * (max(prompts) + max(lengths))
         found: list[list[int]] = []
         padding = 0
         for row in sorted(rows.tolist(), key=lambda row: lengths[row]):
@@ -602,6 +602,9 @@ class Loop:
     def _gradients(self, work: Work, prepared: TokenBatch, chosen: Tensor, idle: Tensor, parts: int, looking: bool) -> dict[str, float]:
         """The passes before one optimizer step: gradients of a minibatch, one of ``parts``, and its share of the metrics."""
         self.optimizer.zero_grad()
+        # in float16 the share of one token in a mean over many is too small a number on its way back; a power of two rounds nothing
+        many = max(float(prepared.mask.sum()), prepared.normalizer or 1.0)
+        scale = 2.0 ** int(math.log2(many)) if self.policy.head.weight.dtype == torch.float16 else 1.0
         forward, found = self._live(work), dict[str, float]()
         quiet = idle & ~idle.all()  # a minibatch of idle rows alone still has a gradient, of zeros
         for rows in self._micro_batches(work.sequences, _own(chosen[~quiet], work)):
@@ -613,7 +616,7 @@ class Loop:
                 live = self._with_gradient(work, known, part, hidden, logps, theirs) if looking else forward(known, part)
                 loss, stats = token_loss(self.config.method, live, work.coefs, self.options)
                 # The normaliser is the whole rollout's, so a minibatch holds only its share of the mean.
-                (loss * parts).backward()
+                (loss * parts * scale).backward()
             # backwards through frozen weights is as much as forwards
             work.clock.flops += self.sizes["student"].forward(part) * (1 + (not looking) + self.config.gradient_checkpointing)
             if not math.isfinite(loss.item()):
@@ -621,6 +624,9 @@ class Loop:
             share = float(live.mask.sum() / max(float(prepared.mask.sum()), 1.0))
             for name, value in stats.items():
                 found[name] = found.get(name, 0.0) + value * (1.0 if name.startswith("loss/") else share)
+        for parameter in self.policy.trainable() if scale != 1 else ():
+            if parameter.grad is not None:
+                parameter.grad /= scale
         if looking:
             self._look_at(work, chosen[quiet])  # what has no gradient still counts in the metrics
         return found
@@ -628,31 +634,18 @@ class Loop:
     def _within_memory(self, step: int, name: str, passes: Callable[[], Passed]) -> Passed:
         """Some passes over a rollout. Out of memory, they are begun again with half of the micro-batch, which stays halved: the sums are the same to
         rounding, and an event says so."""
-        if self.halvings.get((step, name), self.micro_batch) < self.micro_batch:
-            self._halve(step, name, self.halvings[step, name], self.knobs.record_script)
+        self.room.before_passes(step, name, self.knobs.record_script)
         while True:
             try:
                 return passes()
             except torch.OutOfMemoryError as error:
-                if self.micro_batch == 1:
+                if self.room.micro_batch == 1:
                     raise torch.OutOfMemoryError(f"not even one completion at a time fits into memory: {error}") from None
             # only here is what the passes held let go
             self.optimizer.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._halve(step, name, self.micro_batch // 2)
-
-    def follow(self, events: Sequence[Row]) -> None:
-        """Halve the micro-batch where the events of a run say so, those of the steps that are taken already included."""
-        self.halvings = {(event["step"], event["pass"]): event["size"] for event in events if event["event"] == "micro_batch"}
-        self.micro_batch = min([size for (step, _), size in self.halvings.items() if step <= self.step], default=self.config.micro_batch)
-
-    def _halve(self, step: int, name: str, size: int, record: bool = True) -> None:
-        self.micro_batch = size
-        self.halved = [event for event in self.halved if event["pass"] != name]
-        if record:
-            text = f"out of memory: the run goes on with micro_batch {size}"
-            self.halved.append({"event": "micro_batch", "step": step, "pass": name, "size": size, "text": text})
+            self.room.halve(step, name)
 
     # --- going back ----------------------------------------------------------------------------------------------------
 

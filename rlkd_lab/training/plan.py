@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from rlkd_lab.models import LanguageModel, chunk_of, locate, measured_divergences, token_logps
-from rlkd_lab.models.loading import checkpoint_activations
+from rlkd_lab.models.loading import check_architecture, checkpoint_activations, load_tokenizer
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.rollouts import traces
 from rlkd_lab.tasks import find_task
@@ -34,7 +34,7 @@ from rlkd_lab.training.config import RunConfig
 
 GIB = 2**30
 MARGIN = 1.1
-"""What is predicted times this must fit. Where it was measured, on a CPU, predictions were off by 2 % at most (benchmarks/memory.py)."""
+"""What is predicted times this must fit. How far off predictions were where that was measured, on a CPU: benchmarks/results/memory.json."""
 CONTEXT = GIB
 """Taken on a GPU by the CUDA context and loaded kernels: an assumption, not measured."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -91,7 +91,7 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
     if config.teacher_home == "host":
         held["teacher"] = 0
     if dense:
-        # a quantised base once dequantised and once merged, and dequantised again for the reference; the teacher's once
+        # once merged; a quantised base dequantised, and again for the reference; the teacher's once
         copies = 4 * student.linear * (3 if config.quant == "nf4" else 1)
         held["dense copies"] = copies + (4 * teacher.linear if teacher is not None and config.teacher_quant == "nf4" else 0)
     elif config.dense_twin and config.quant == "nf4":
@@ -105,7 +105,9 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
         updating["a layer unpacked"] = size * max(model.largest for model in models)
     if config.teacher_home == "host" and teacher is not None and own_base:
         # it is here while nothing is held for a backward pass
-        updating["teacher or activations"] = max(updating.pop("activations"), teacher.weights(config.teacher_quant, size))
+        looking = teacher.weights(config.teacher_quant, size) + _passes(config, models, size, prompt, gradient=False)
+        updating["activations, or the teacher and fewer"] = max(_passes(config, models[:1], size, prompt), looking)
+        del updating["activations"]
     return Plan(held, plan_sampling(config, gpu, prompt), updating)
 
 
@@ -125,20 +127,26 @@ def plan_sampling(config: RunConfig, gpu: bool, prompt: int) -> dict[str, int]:
 
 
 def fitted(config: RunConfig, memory: float, gpu: bool, prompt_tokens: int | None = None) -> tuple[RunConfig, Plan]:
-    """The config with the most completions sampled at a time, the largest micro-batch, then chunk of logits, that fit into ``memory`` bytes; none of them
-    changes the result beyond rounding. As a last resort it samples from the 4-bit weights, slowly.
+    """The config with the most completions sampled at a time, the largest micro-batch, then chunk of logits, that fit into ``memory`` bytes, with checkpointing
+    where they must; none of them changes the result beyond rounding. As a last resort it samples from the 4-bit weights, slowly.
 
     Raises:
         ValueError: nothing of this fits; it says what would.
     """
     prompt = longest_prompt(config) if prompt_tokens is None else prompt_tokens
-    for trial in _smaller(config):
-        found = plan(trial, gpu, prompt)
+    for start in [config] + ([config.model_copy(update={"dense_twin": False})] if config.dense_twin else []):
+        trial, found = start, plan(start, gpu, prompt)
         while not replace(found, updating={}).fits(memory, gpu) and (fewer := _fewer_at_once(trial)) is not None:
             trial = fewer
             found = replace(found, sampling=plan_sampling(trial, gpu, prompt))
-        if found.fits(memory, gpu):
-            return trial, found
+        if not replace(found, updating={}).fits(memory, gpu):
+            continue  # no smaller micro-batch helps where sampling does not fit
+        for smaller in _smaller(trial):
+            found = plan(smaller, gpu, prompt)
+            if found.fits(memory, gpu):
+                return smaller, found
+    trial = trial.model_copy(update={"micro_batch": 1, "logits_mib": min(trial.logits_mib, 64), "gradient_checkpointing": True})
+    found = plan(trial, gpu, prompt)
     need = (found.peak * MARGIN + (CONTEXT if gpu else 0)) / GIB
     raise ValueError(
         f"{config.student} with {config.teacher or 'no teacher'} needs {need:.1f} GiB even with micro_batch=1, and {memory / GIB:.1f} are there."
@@ -155,18 +163,14 @@ def _fewer_at_once(config: RunConfig) -> RunConfig | None:
 
 
 def _smaller(config: RunConfig) -> Iterator[RunConfig]:
-    """Micro-batches down to one row, then smaller chunks of logits, then checkpointing, then sampling from the 4-bit weights."""
-    micro, mib = config.micro_batch, config.logits_mib
-    while True:
-        yield config.model_copy(update={"micro_batch": micro, "logits_mib": mib})
-        if micro == 1 and mib <= 64:
-            break
-        micro, mib = (micro // 2, mib) if micro > 1 else (micro, max(64, mib // 2))
-    least = config.model_copy(update={"micro_batch": 1, "logits_mib": mib, "gradient_checkpointing": True})
-    if not config.gradient_checkpointing:
-        yield least
-    if config.dense_twin:
-        yield least.model_copy(update={"dense_twin": False})
+    """Micro-batches down to one row, then smaller chunks of logits; then all of them again with checkpointing."""
+    for checkpointing in sorted({config.gradient_checkpointing, True}):
+        micro, mib = config.micro_batch, config.logits_mib
+        while True:
+            yield config.model_copy(update={"micro_batch": micro, "logits_mib": mib, "gradient_checkpointing": checkpointing})
+            if micro == 1 and mib <= 64:
+                break
+            micro, mib = (micro // 2, mib) if micro > 1 else (micro, max(64, mib // 2))
 
 
 def _would_fit(config: RunConfig, memory: float, gpu: bool, prompt: int) -> str:
@@ -193,8 +197,7 @@ def _halves(value: int, lowest: int) -> list[int]:
 
 def longest_prompt(config: RunConfig) -> int:
     """Tokens of the longest of 64 prompts of the task, in the chat template where there is one."""
-    tokenizer = AutoTokenizer.from_pretrained(locate(config.student, weights=False), trust_remote_code=False)
-    lm = LanguageModel(None, tokenizer, config.student, "none")  # type: ignore[arg-type]
+    lm = LanguageModel(None, load_tokenizer(config.student, weights=False), config.student, "none")  # type: ignore[arg-type]
     lm.use_chat(config.chat, config.system_prompt)
     examples = find_task(config.task, config.task_settings, config.prompt_template).examples(64, config.seed, "train", config.difficulty)
     return max(len(ids) for ids in lm.prompt_ids([example.prompt for example in examples]))
@@ -222,6 +225,7 @@ class Shape:
     def of(name: str) -> Shape:
         """Read from the config alone."""
         config = AutoConfig.from_pretrained(locate(name, weights=False), trust_remote_code=False)
+        check_architecture(name, config)
         counts = [_count(_made(config, layers)) for layers in (1, 2)]
         layers = int(config.num_hidden_layers)
         linear, other = (one + (layers - 1) * (two - one) for one, two in zip(*(count[:2] for count in counts), strict=True))
@@ -326,18 +330,18 @@ def _counted_attention(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tenso
 AttentionInterface.register("rlkd_counted", _counted_attention)
 
 
-def _passes(config: RunConfig, models: Sequence[Shape], size: int, prompt: int) -> int:
-    """Most bytes that a micro-batch holds: the student's graph, teacher and reference beside it, then the backward pass."""
+def _passes(config: RunConfig, models: Sequence[Shape], size: int, prompt: int, gradient: bool = True) -> int:
+    """Most bytes that a micro-batch holds: the student's graph, teacher and reference beside it, then the backward pass; or the passes without gradient."""
     dtype = torch.bfloat16 if size == 2 else torch.float32
-    first = _one_pass(config, models, [1] * len(models), dtype, prompt)
+    first = _one_pass(config, models, [1] * len(models), dtype, prompt, gradient)
     peaks = list(first)
     for which, model in enumerate(models):
-        more = _one_pass(config, models, [2 if i == which else 1 for i in range(len(models))], dtype, prompt)
+        more = _one_pass(config, models, [2 if i == which else 1 for i in range(len(models))], dtype, prompt, gradient)
         peaks = [peak + (model.layers - 1) * (two - one) for peak, one, two in zip(peaks, first, more, strict=True)]
     return max(peaks)
 
 
-def _one_pass(config: RunConfig, shapes: Sequence[Shape], layers: Sequence[int], dtype: torch.dtype, prompt: int) -> tuple[int, int]:
+def _one_pass(config: RunConfig, shapes: Sequence[Shape], layers: Sequence[int], dtype: torch.dtype, prompt: int, gradient: bool) -> tuple[int, int]:
     """Peaks of the forward and of the backward part, for models of so many layers."""
     rows, width = config.micro_batch, prompt + config.max_new_tokens
     policy, *others = (_made(shape.config, count, dtype) for shape, count in zip(shapes, layers, strict=True))
@@ -362,8 +366,9 @@ def _one_pass(config: RunConfig, shapes: Sequence[Shape], layers: Sequence[int],
 
         with count:
             targets = ids[:, prompt:].flatten()
-            hidden = states(student)
-            logps, _ = token_logps(student, hidden, targets, 1.0, chunk)
+            with torch.set_grad_enabled(gradient):
+                hidden = states(student)
+                logps, _ = token_logps(student, hidden, targets, 1.0, chunk)
             with torch.no_grad():
                 for teacher in teachers:
                     theirs = states(teacher)
@@ -372,7 +377,8 @@ def _one_pass(config: RunConfig, shapes: Sequence[Shape], layers: Sequence[int],
                         measured_divergences(student, hidden.detach(), teacher, theirs, ("reverse", "forward"), (1.0,), chunk)
                     del theirs
             forward, count.peak = count.peak, count.now
-            logps.sum().backward()
+            if gradient:
+                logps.sum().backward()
     # the mask over pairs of tokens, which the attention gets beside its inputs as numbers
     masks = rows * width * width * (1 + dtype.itemsize)
     return forward + masks, count.peak + masks

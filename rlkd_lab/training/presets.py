@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 KDRL, RLAD, S = "KDRL (arXiv 2506.02208)", "RLAD (arXiv 2602.22495)", "S (arXiv 2609.04108)"
@@ -23,6 +24,11 @@ class Preset:
     """By setting; knobs and settings of the task by their own names."""
 
 
+MODES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"fast": {"dense_twin": True, "gradient_checkpointing": False}, "lean": {"dense_twin": False, "gradient_checkpointing": True}}
+)
+"""Two ways to run any preset, ``--set mode=…``: with a dequantised copy to sample from and nothing recomputed, or with as little memory as goes. A preset as
+it is keeps the copy and recomputes; what does not fit is lowered anyway."""
 _MEMORY = {"gradient_checkpointing": True, "micro_batch": 8, "logits_mib": 256, "checkpoint_every": 10, "samples_every": 20, "kl_every": 5}
 _MEMORY_SOURCES = {
     **dict.fromkeys(("gradient_checkpointing", "micro_batch", "logits_mib"), "ours: memory; `rlkd plan` fits micro_batch and logits_mib to the card"),

@@ -19,29 +19,29 @@ from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.loop import Loop, Row, State
+from rlkd_lab.training.room import Room
 
 RUN_FAILED = "its run failed"
 
 
 class Twin:
-    """One fork: its folder, knobs and weights, while it is not its turn. Its micro-batch is its own, since its record is."""
+    """One fork: its folder, knobs and weights, while it is not its turn. What it made smaller for memory is its own, since its record is."""
 
-    def __init__(self, folder: RunFolder, knobs: Knobs, state: State, stream: str, micro_batch: int) -> None:
-        self.folder, self.knobs, self.state, self.stream, self.micro_batch = folder, knobs, state, stream, micro_batch
-        self.halvings: dict[tuple[int, str], int] = {}
+    def __init__(self, folder: RunFolder, knobs: Knobs, state: State, stream: str, room: Room) -> None:
+        self.folder, self.knobs, self.state, self.stream, self.room = folder, knobs, state, stream, room
 
     @contextmanager
     def turn(self, loop: Loop) -> Iterator[None]:
         """Inside, the loop trains the twin. A step that is cut short leaves the twin as it was."""
-        state, own = loop.snapshot(), (loop.folder, loop.knobs, loop.stream, loop.micro_batch, loop.halvings)
+        state, own = loop.snapshot(), (loop.folder, loop.knobs, loop.stream, loop.room)
         loop.restore(self.state)
-        loop.folder, loop.knobs, loop.stream, loop.micro_batch, loop.halvings = self.folder, self.knobs, self.stream, self.micro_batch, self.halvings
+        loop.folder, loop.knobs, loop.stream, loop.room = self.folder, self.knobs, self.stream, self.room
         try:
             yield
-            self.state, self.micro_batch, self.halvings = loop.snapshot(), loop.micro_batch, loop.halvings
+            self.state = loop.snapshot()
         finally:
             loop.restore(state)
-            loop.folder, loop.knobs, loop.stream, loop.micro_batch, loop.halvings = own
+            loop.folder, loop.knobs, loop.stream, loop.room = own
 
 
 def fork(loop: Loop, kind: Literal["untouched", "noise"], number: int = 1) -> Twin:
@@ -59,7 +59,7 @@ def fork(loop: Loop, kind: Literal["untouched", "noise"], number: int = 1) -> Tw
         folder.append("events.jsonl", row)
     knobs = Knobs(loop.config)
     knobs.held = dict(loop.knobs.held)
-    twin = Twin(folder, knobs, loop.snapshot(), stream, loop.micro_batch)
+    twin = Twin(folder, knobs, loop.snapshot(), stream, loop.room.copy())
     with twin.turn(loop):
         loop.save_checkpoint()
         folder.set_status("running", loop.step)
@@ -80,10 +80,10 @@ def load(loop: Loop) -> list[Twin]:
         ended = folder.status()
         if ended["state"] == "done" or (ended["state"] == "failed" and ended["why"] != RUN_FAILED) or not reached:
             continue
-        twin = Twin(folder, Knobs(loop.config), loop.snapshot(), about["stream"], loop.micro_batch)
+        twin = Twin(folder, Knobs(loop.config), loop.snapshot(), about["stream"], loop.room.copy())
         with twin.turn(loop):
             loop.load_checkpoint(reached[-1])
-            loop.follow(folder.rows("events.jsonl"))
+            twin.room = loop.room = Room.of(loop.config, folder.rows("events.jsonl"), loop.step)
             folder.truncate("metrics.jsonl", loop.step)
         found.append(twin)
     return found

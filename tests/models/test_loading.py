@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import GPT2Config, MambaConfig, MixtralConfig, T5Config
 
 from rlkd_lab.models import (
     Sequences,
@@ -25,6 +26,7 @@ from rlkd_lab.models import (
     token_divergence,
     zoo_names,
 )
+from rlkd_lab.training.plan import Shape
 
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -328,11 +330,29 @@ def test_a_model_that_caps_its_logits_is_refused(make_model, cap):
         load_policy(make_model("gemma2", final_logit_softcapping=cap), "none")
 
 
-def test_an_architecture_that_lora_does_not_reach_is_refused(make_model):
-    model, _ = load_base(make_model(), "nf4")
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["k_proj"]))
-    with pytest.raises(ValueError, match=r"big: LoRA reaches \d+% of the weights of this architecture.*not supported"):
-        loading._check_reach(adapted, "big")
+UNSUPPORTED = {
+    "gpt2": (GPT2Config, {"n_embd": 64, "n_layer": 2, "n_head": 2}, r"of type gpt2: LoRA and 4 bit reach 0% of its weights.*not supported"),
+    "mixtral": (
+        MixtralConfig,
+        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4},
+        r"of type mixtral: LoRA and 4 bit reach \d+% of its weights.*not supported",
+    ),
+    "mamba": (MambaConfig, {"hidden_size": 64, "num_hidden_layers": 2}, "of type mamba, which keeps a state"),
+    "t5": (T5Config, {"d_model": 64, "num_layers": 1}, "of type t5, which is no causal language model"),
+}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_an_architecture_that_is_not_supported_is_refused_before_its_weights_are_read(make_model, tmp_path, kind):
+    config, fields, says = UNSUPPORTED[kind]
+    folder = str(tmp_path / kind)
+    shutil.copytree(make_model(), folder)  # tokenizer and weights of something else: nobody looks at them
+    config(vocab_size=128, **fields).save_pretrained(folder)
+    with pytest.raises(ValueError, match=says) as raised:
+        load_policy(folder, "nf4")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(ValueError, match=says):
+        Shape.of(folder)
 
 
 def test_a_hub_model_without_safetensors_is_refused_in_words(tmp_path, monkeypatch):

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 
-from rlkd_lab.models import LanguageModel, Sequences, hidden_states, load_policy, load_teacher, loading, policy_logps
+from rlkd_lab.models import LanguageModel, Sequences, hidden_states, load_base, load_policy, load_teacher, loading, policy_logps, reference_of
 from rlkd_lab.objectives import TokenBatch, token_loss
 from rlkd_lab.rollouts import Decoder, DenseTwin, Sampling, sample
 from rlkd_lab.rollouts.fast import OwnForward
@@ -189,6 +190,44 @@ def test_in_16_bit_the_parts_of_a_fused_layer_keep_their_own_adapters(make_model
     torch.testing.assert_close(to_heads(x), parts, rtol=0.05, atol=0.05)
     plain = torch.cat([torch.nn.functional.linear(x, part.weight, part.bias) for part in (attention.q_proj, attention.k_proj, attention.v_proj)], -1)
     assert float((parts - plain).abs().max()) > 0.5
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["v_proj", "up_proj"], ["k_proj"], ["o_proj"]])
+def test_in_16_bit_an_adapter_on_some_layers_only_is_sampled_with(make_model, stir, sixteen, tmp_path, targets):
+    base = load_base(make_model(), "none")[0].float()
+    get_peft_model(base, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+    policy = stir(load_policy(make_model(), "none", adapter=tmp_path))
+    drawn = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=12), generator(), twin=DenseTwin(policy))
+    counts = drawn.sequences.completion_mask.bool()
+
+    def gap():
+        with torch.no_grad():
+            return float((drawn.sampler_logps - policy_logps(policy, drawn.sequences)[0])[counts].abs().mean())
+
+    with_adapter = gap()
+    assert with_adapter < 0.05
+    stir(policy, std=0.0)
+    assert gap() > 3 * with_adapter  # the adapter counts
+
+
+@pytest.mark.parametrize("bits", ["float32", "16 bit"])
+def test_weights_that_are_not_quantised_are_not_copied_but_to_be_merged(make_model, stir, monkeypatch, bits):
+    if bits == "16 bit":
+        monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
+    policy = stir(load_policy(make_model("qwen2"), "none"))
+    before = logits_of(policy)
+    twin, reference = DenseTwin(policy), DenseTwin(reference_of(policy))
+    held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for lm in (twin, reference) for p in lm.model.parameters()}
+    own = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+    merged = sum(p.numel() * 4 for name, p in policy.model.named_parameters() if "proj.base_layer.weight" in name) if bits == "float32" else 0
+    assert sum(size for pointer, size in held.items() if pointer not in own) == merged
+    assert torch.equal(logits_of(policy), before)  # laid out anew, and the same
+    assert float((logits_of(policy) - reference.model(torch.arange(3, 12)[None]).logits).abs().max()) > 0.01
+
+
+def logits_of(policy):
+    with torch.no_grad():
+        return policy.model(torch.arange(3, 12)[None]).logits
 
 
 def test_a_run_in_16_bit_samples_from_the_copy_and_trains_the_policy(tiny_sixteen, tmp_path, sixteen):

@@ -148,6 +148,52 @@ def test_an_engine_that_is_none_is_an_error_in_words(student, own, name, says):
         sample(student, PROMPTS, 2, Sampling(max_new_tokens=8), generator(), engine=own(name))
 
 
+SPOILT = """
+import torch
+from rlkd_lab.rollouts import ENGINES
+
+def nan(request):
+    ids, logps = ENGINES["fast"](request)
+    return ids, logps * float("nan")
+
+def decimal(request):
+    ids, logps = ENGINES["fast"](request)
+    return ids + 0.7, logps
+
+def foreign(request):
+    ids, logps = ENGINES["fast"](request)
+    return ids + 1000, logps
+
+def alone(request):
+    return ENGINES["fast"](request)[0]
+
+def raising(request):
+    raise KeyError("server")
+
+class Needy:
+    def __init__(self, address):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nan", "log-probabilities that are above 0 or no numbers"),
+        ("decimal", "tokens as torch.float32; they are integers"),
+        ("foreign", r"the tokens \d+ to \d+; the model has 0 to"),
+        ("alone", "gave a Tensor; its answer is a pair"),
+        ("raising", "raised KeyError: 'server'"),
+        ("Needy", "cannot be made: TypeError"),
+    ],
+)
+def test_a_spoilt_answer_of_an_engine_is_an_error_in_words(student, tmp_path, name, says):
+    path = tmp_path / "spoilt.py"
+    path.write_text(SPOILT)
+    with pytest.raises(ValueError, match=says):
+        sample(student, PROMPTS, 2, Sampling(max_new_tokens=8), generator(), engine=f"{path}:{name}")
+
+
 # --- layout, masks, lengths -------------------------------------------------------------------------------------------
 
 
@@ -511,11 +557,11 @@ def test_syncing_again_does_not_add_up(make_model, stir):
 def test_pitfall_04_a_small_update_is_not_rounded_away_in_the_merge(make_model, stir):
     policy = load_policy(make_model(initializer_range=0.02), "nf4", lora_rank=1, lora_alpha=1)
     twin = DenseTwin(policy)
-    linear, layer, base = twin.pairs[0]
+    linear, base = twin.pairs[0]
     before = linear.weight.clone()
     with torch.no_grad():
-        layer.lora_A["default"].weight.fill_(1.0)
-        layer.lora_B["default"].weight.copy_(torch.randn(base.shape[0], 1, generator=generator()) * 1e-5)
+        linear.adapter[0].fill_(1.0)
+        linear.adapter[1].copy_(torch.randn(base.shape[0], 1, generator=generator()) * 1e-5)
     twin.sync()
     assert linear.weight.dtype == torch.float32
     assert float((linear.weight != before).float().mean()) > 0.99

@@ -22,6 +22,8 @@ BAD = {
     "settings by their own name": ("kdrl", {"task_settings": "1"}, "task_settings is not a setting for --set"),
     "quant": ("kdrl", {"quant": "nf8"}, "'nf4' or 'none'"),
     "engine": ("kdrl", {"engine": "vllm"}, "unknown engine 'vllm': valid are fast, hf, continuous"),
+    "mode": ("kdrl", {"mode": "quick"}, "unknown mode 'quick'"),
+    "a teacher at home that is asked for its whole distribution": ("kdrl", {"estimator": "exact", "teacher_home": "host"}, "teacher_home=host cannot be"),
     "knob above its range": ("kdrl", {"kd_coef": "11"}, "lies in 0–10"),
     "knob below its range": ("kdrl", {"clip_low": "-0.1"}, "lies in 0–1"),
     "knob not a number": ("kdrl", {"kd_coef": "nan"}, "lies in 0–10"),
@@ -201,3 +203,10 @@ def test_dynamic_sampling_is_for_methods_that_compare_rewards():
         with pytest.raises(ValueError, match=f"{method} does not look at rewards"):
             make_config(method, settings={"zero_spread": "resample"})
     assert make_config("kdrl", settings={"zero_spread": "resample"}).options == {"zero_spread": "resample"}
+
+
+def test_a_mode_is_a_short_word_for_its_settings():
+    lean, fast = (make_config("kdrl", "gsm8k-0.5b", {"mode": mode}) for mode in ("lean", "fast"))
+    assert (lean.dense_twin, lean.gradient_checkpointing) == (False, True)
+    assert (fast.dense_twin, fast.gradient_checkpointing) == (True, False)
+    assert make_config("kdrl", "gsm8k-0.5b").student == lean.student

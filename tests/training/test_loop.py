@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlkd_lab.models import Sequences
+from rlkd_lab.models import Sequences, loading
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.tasks import ArithmeticTask, Example, Score
 from rlkd_lab.training import replay, run
@@ -122,6 +122,15 @@ def test_continuous_batching_trains_too_and_replays(tiny, tmp_path):
     assert row["sampling/logp_difference_max"] < 1e-3
     assert row["grad_norm"] > 0
     assert replay(folder.path, tmp_path / "again").difference is None
+
+
+def test_in_float16_a_mean_over_a_million_tokens_loses_no_gradient(tiny, tmp_path, coin, gradients, monkeypatch):
+    monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.float16)
+    for length in (10**3, 10**6):
+        run(tiny("dr_grpo", {"constant_length": str(length)}, samples_every=0, dense_twin=False, **ONE_UPDATE), tmp_path / str(length))
+    short, long = gradients
+    assert float(short.norm()) > 0
+    assert float((1000 * long - short).norm() / short.norm()) < 0.01
 
 
 LYING = """

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from rlkd_lab.rollouts import fast
 from rlkd_lab.runs import TIMING, RunFolder, first_difference
 from rlkd_lab.training import create, replay, resume, run
 from rlkd_lab.training import loop as loop_module
@@ -63,6 +64,50 @@ def test_a_step_that_does_not_fit_is_taken_in_halves_with_the_same_result(tiny, 
     assert found[-1]["size"] in (1, 2, 4)
     assert len({event["size"] for event in found}) == len(found)
     assert events(whole) == []
+
+
+@pytest.mark.parametrize("looked", [{}, {"samples_every": 1}], ids=["plain", "looked at first"])
+def test_gradients_that_were_half_made_when_memory_ran_out_are_not_counted_twice(tiny, tmp_path, monkeypatch, looked):
+    # the second micro-batch of every update fails once: the first one's gradients are there by then
+    fields = {**FIELDS, "micro_batch": 4, **looked}
+    whole = run(tiny("kdrl", **fields), tmp_path / "whole")
+    forward, made, failed = loop_module.hidden_states, [], []
+
+    def hidden_states(lm, sequences):
+        if torch.is_grad_enabled():
+            if made and not failed:
+                failed.append(1)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            made.append(1)
+        return forward(lm, sequences)
+
+    monkeypatch.setattr(loop_module, "hidden_states", hidden_states)
+    halved = run(tiny("kdrl", **fields), tmp_path / "halved")
+    assert failed
+    assert first_difference(rows(halved), rows(whole), 1e-5)[0] is None
+    assert len(events(halved)) == 1
+
+
+def test_sampling_that_does_not_fit_goes_on_with_fewer_at_once_and_the_same_completions(tiny, tmp_path, monkeypatch):
+    whole = run(tiny("kdrl", **FIELDS), tmp_path / "whole")
+    taken, steps = fast._sample, []
+
+    def with_little_memory(request):
+        steps.append(request.rows)
+        if request.rows > 4 and len(steps) > 1:  # from the second rollout on
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return taken(request)
+
+    monkeypatch.setattr(fast, "_sample", with_little_memory)
+    fewer = run(tiny("kdrl", **FIELDS), tmp_path / "fewer")
+    assert steps == [16, 16, 8, *[4] * 4, *[4] * 4]
+    assert first_difference(rows(fewer), rows(whole), 1e-5)[0] is None
+    (event,) = [event for event in fewer.rows("events.jsonl") if event["event"] == "sample_at_once"]
+    assert (event["step"], event["size"]) == (2, 4)
+    monkeypatch.undo()
+    again = replay(fewer.path, tmp_path / "again")
+    assert again.difference is None
+    assert [event["size"] for event in again.folder.rows("events.jsonl") if event["event"] == "sample_at_once"] == [4]
 
 
 def test_a_replay_and_a_resumed_run_sum_in_the_same_order(tiny, tmp_path, small, monkeypatch):

@@ -77,6 +77,31 @@ def test_predicted_and_measured_peak_agree_within_ten_percent(tmp_path, monkeypa
     assert plan(config, sixteen).peak / measured(config, tmp_path) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["nf4", "none"])
+@pytest.mark.parametrize("sixteen", [False, True], ids=["float32", "16 bit"])
+def test_so_they_do_where_weights_are_most_of_it(tmp_path, monkeypatch, sixteen, quant, make_model):
+    if sixteen:
+        monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
+    student, teacher = (make_model("qwen3", hidden=hidden, vocabulary=2000, num_hidden_layers=6, initializer_range=0.02) for hidden in (512, 384))
+    config = make_config(
+        "kdrl", student=student, teacher=teacher, quant=quant, teacher_quant=quant, steps=3, prompts_per_step=1, group_size=2, max_new_tokens=16,
+        difficulty=(2, 2), eval_every=0, samples_every=0, checkpoint_every=0, updates_per_rollout=1, micro_batch=1,
+    )  # fmt: skip
+    assert plan(config, sixteen).peak / measured(config, tmp_path) == pytest.approx(1, abs=0.1)
+
+
+def test_where_sampling_does_not_fit_the_micro_batch_is_left_alone(make_model):
+    # large weights and short completions: no smaller update makes room for the copy to sample from
+    student = make_model(hidden=512, num_hidden_layers=12)
+    config = make_config("grpo", student=student, teacher=None, max_new_tokens=16, micro_batch=2, logits_mib=1, eval_every=0, difficulty=(2, 2))
+    least = plan(config.model_copy(update={"dense_twin": False}), True, 10)
+    assert plan(config, True, 10).peak > 1.1 * least.peak
+    fits, found = fitted(config, (least.peak * MARGIN + CONTEXT) * 1.0005, True, 10)
+    assert (fits.dense_twin, fits.micro_batch, fits.gradient_checkpointing) == (False, 2, False)
+    assert found == least
+
+
 def test_what_is_held_grows_with_what_it_is_made_of(make_model):
     config = make_config("kdrl", student=make_model(), teacher=make_model(hidden=128), eval_every=0)
     base = plan(config, True, 10)
@@ -118,7 +143,9 @@ def test_what_does_not_fit_is_made_smaller_without_changing_the_result(make_mode
 
 
 def test_what_cannot_be_made_to_fit_says_what_would(make_model):
-    config = make_config("kdrl", student=make_model("qwen3", hidden=256, vocabulary=8000), teacher=make_model("qwen3", hidden=512, vocabulary=8000))
+    config = make_config(
+        "kdrl", student=make_model("qwen3", hidden=256, vocabulary=8000), teacher=make_model("qwen3", hidden=512, vocabulary=8000, num_hidden_layers=8)
+    )
     least = fitted(config, 100 * GIB, True, 10)[0].model_copy(update={"micro_batch": 1, "sample_at_once": 8, "gradient_checkpointing": True})
     room = plan(least, True, 10).peak * MARGIN + CONTEXT - 2 * MIB
     with pytest.raises(ValueError, match=r"needs 1\.0 GiB even with micro_batch=1, and 1\.0 are there. What would fit: .*teacher_home=host"):

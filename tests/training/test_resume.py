@@ -388,7 +388,7 @@ def test_a_twin_that_computes_something_else_stops_the_run_at_its_first_step(tin
     def spoil(self, source):
         made(self, source)
         if broken is DenseTwin:
-            self.pairs and self.pairs[-1][2].mul_(1.2)
+            self.pairs and self.pairs[-1][1].data.mul_(1.2)
         else:
             self.eps = 0.1
 
