@@ -140,6 +140,9 @@ from rlkd_lab.rollouts import ENGINES
 def lying(request):
     ids, logps = ENGINES["fast"](request)
     return ids, logps - 0.5
+
+def silent(request):
+    return ENGINES["fast"](request)[0], None
 """
 
 
@@ -149,6 +152,8 @@ def test_an_engine_that_does_not_sample_the_policy_is_refused_unless_it_is_corre
     engine = f"{path}:lying"
     with pytest.raises(ValueError, match=r"engines.py:lying does not sample the policy.* differ by 0\.5 nats; correct for it with importance_cap=2"):
         run(tiny("grpo", engine=engine, **ONE_UPDATE), tmp_path / "refused")
+    with pytest.raises(ValueError, match=r"importance_cap cannot act: the engine .*silent does not say"):
+        run(tiny("grpo", {"importance_cap": "2"}, engine=f"{path}:silent", **ONE_UPDATE), tmp_path / "silent")
     rows = [run(tiny("grpo", {"importance_cap": cap}, engine=engine, samples_every=0, **ONE_UPDATE), tmp_path / cap).rows()[0] for cap in ("1.25", "2")]
     plain = run(tiny("grpo", samples_every=0, **ONE_UPDATE), tmp_path / "plain").rows()[0]
     assert rows[0]["sampling/logp_difference_mean"] == pytest.approx(0.5, abs=1e-3)
