@@ -418,8 +418,9 @@ def check_architecture(name: str, config: PreTrainedConfig) -> None:
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{name!r} is of type {config.model_type}, which is no causal language model of transformers")
+    # in another dtype transformers would change the default dtype of the whole process for a moment, under the feet of a run in another thread
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if getattr(model, "_is_stateful", False) or getattr(config, "num_attention_heads", None) is None:
         raise ValueError(f"{name!r} is of type {config.model_type}, which keeps a state instead of keys and values; such models are not supported")
     embeddings = {id(p) for part in (model.get_input_embeddings(), model.get_output_embeddings()) for p in part.parameters()}

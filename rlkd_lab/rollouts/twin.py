@@ -74,9 +74,8 @@ class DenseTwin:
         config = copy.deepcopy(source.config)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        self.model = model.to_empty(device=policy.device).eval().requires_grad_(False)
+        with torch.device("meta"):  # every weight and buffer is given below; in another dtype the default of the whole process would change for a moment
+            self.model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
         self.pairs: list[tuple[MergedLinear, Tensor]] = []
         self.beside: list[tuple[BesideLinear, Tensor, Tensor, float]] = []
         dtype: Any = policy.head.weight.dtype

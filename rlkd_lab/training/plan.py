@@ -263,7 +263,8 @@ def _made(config: PreTrainedConfig, layers: int, dtype: torch.dtype = torch.floa
     short._attn_implementation = "rlkd_counted"
     short.use_cache = False
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(short, dtype=dtype).requires_grad_(False)
+        # the dtype afterwards: transformers would change the default of the whole process for a moment, in which other runs may go on
+        return AutoModelForCausalLM.from_config(short, dtype=torch.float32).to(dtype).requires_grad_(False)
 
 
 def _adapted(model: Any, config: RunConfig) -> Any:

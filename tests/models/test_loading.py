@@ -26,7 +26,9 @@ from rlkd_lab.models import (
     token_divergence,
     zoo_names,
 )
-from rlkd_lab.training.plan import Shape
+from rlkd_lab.rollouts import DenseTwin
+from rlkd_lab.training import make_config
+from rlkd_lab.training.plan import Shape, plan
 
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -328,6 +330,16 @@ def test_a_model_that_caps_its_logits_is_refused(make_model, cap):
     # 30 is what Gemma 2 has. The random model's logits reach about 10.
     with pytest.raises(ValueError, match=r"logits are not the output head's alone.*not supported"):
         load_policy(make_model("gemma2", final_logit_softcapping=cap), "none")
+
+
+def test_the_default_dtype_of_the_process_is_left_alone(make_model, monkeypatch):
+    # another run may be at work in another thread: for a moment its new tensors would have had 16 bit, and its rows were other ones
+    changed, change = [], torch.set_default_dtype
+    monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: (changed.append(dtype), change(dtype)))
+    policy = load_policy("student", "nf4")  # its config says bfloat16
+    DenseTwin(policy)
+    plan(make_config("kdrl", student=make_model(), teacher=make_model()), True)
+    assert set(changed) <= {torch.float32}
 
 
 UNSUPPORTED = {
