@@ -80,7 +80,7 @@ HOW = {
     "values of all tokens": "log-probabilities, masks and ids of the rollout",
     "prompts": "what frozen models keep of the prompts of a rollout",
     "a layer unpacked": "the largest 4-bit layer in 16 bit",
-    "teacher or activations": "whichever is more: they are never there together",
+    "activations, or the teacher and fewer": "with the teacher in host memory: it comes for passes without gradient, which hold less",
 }
 
 
