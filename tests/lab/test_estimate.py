@@ -72,6 +72,9 @@ def test_the_memory_table_holds_predicted_and_measured_apart(pair):
     assert table.loc["peak", "predicted"] == size(plan(config, False).peak)
     assert {"dense copies", "sampling: cache", "updating: activations"} <= set(table.index)
     assert table["how"].str.len().max() <= 110
+    away = memory_table(*pair, make_config("kdrl", teacher_home="host"))
+    assert all(away["how"].str.len() > 0)
+    assert "updating: activations, or the teacher and fewer" in away.index
     alone = memory_table(pair[0], None, make_config("grpo", teacher=None, dense_twin=False))
     assert "dense copies" not in alone.index
     assert set(alone.index[alone["measured"] != ""]) == {"student"}
