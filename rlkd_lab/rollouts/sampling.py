@@ -107,7 +107,7 @@ def _checked(answer: Any, shape: torch.Size, lm: LanguageModel) -> tuple[Tensor,
     if logps is not None:
         ended = torch.isin(ids, torch.tensor(sorted(lm.eos_ids), device=ids.device))
         counts = (ended.cumsum(1) - ended.long()) == 0
-        if not (logps.to(ids.device)[counts] <= 0).all():
+        if not (logps.to(ids.device)[counts] < 1e-3).all():  # a NaN is neither
             raise ValueError("the engine gave log-probabilities that are above 0 or no numbers")
     return ids, logps
 
@@ -167,7 +167,9 @@ def sample(
         lm.model.train(was_training)
     processes.add_up(ids)
     processes.add_up(logps)
-    return _completions(lm, prompt_ids, prompt_mask, group_size, ids, logps if all(processes.from_all(known)) else None, min(processes.from_all(at_once)))
+    told_by_all = all(processes.from_all(known))
+    fewest = min((fewer for fewer in processes.from_all(at_once) if fewer), default=0)
+    return _completions(lm, prompt_ids, prompt_mask, group_size, ids, logps if told_by_all else None, fewest)
 
 
 def check_length(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int) -> None:
