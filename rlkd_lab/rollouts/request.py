@@ -58,13 +58,18 @@ class Request:
         return len(self.prompt_ids) * self.group_size
 
     @property
+    def groups_at_once(self) -> int:
+        """Whole groups that are sampled at a time."""
+        return max((self.at_once or self.rows) // self.group_size, 1)
+
+    @property
     def seed(self) -> int:
         """For an engine with a random stream of its own."""
         return int(self.noise[0, 0] * 2**31)
 
     def parts(self) -> Iterator[Request]:
         """The same in parts of at most ``at_once`` completions, whole groups each."""
-        step = max(self.at_once // self.group_size, 1) if self.at_once else len(self.prompt_ids)
+        step = self.groups_at_once
         for start in range(0, len(self.prompt_ids), step):
             some, place = slice(start, start + step), slice(start * self.group_size, (start + step) * self.group_size)
             yield replace(self, prompt_ids=self.prompt_ids[some], prompt_mask=self.prompt_mask[some], noise=self.noise[place])

@@ -61,13 +61,12 @@ def _within_memory(draw: Engine, request: Request) -> tuple[tuple[Tensor, Tensor
         try:
             return draw(request), request.at_once
         except torch.OutOfMemoryError:
-            groups = max((request.at_once or request.rows) // request.group_size, 1)
-            if groups == 1:
+            if request.groups_at_once == 1:
                 raise
         # only here is what the engine held let go
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        request = replace(request, at_once=groups // 2 * request.group_size)
+        request = replace(request, at_once=request.groups_at_once // 2 * request.group_size)
 
 
 def _own(name: str, path: Path, attribute: str) -> Engine:
@@ -104,11 +103,8 @@ def _checked(answer: Any, shape: torch.Size, lm: LanguageModel) -> tuple[Tensor,
     size = lm.head.out_features
     if ((ids < 0) | (ids >= size)).any():
         raise ValueError(f"the engine gave the tokens {int(ids.min())} to {int(ids.max())}; the model has 0 to {size - 1}")  # type: ignore[operator]
-    if logps is not None:
-        ended = torch.isin(ids, torch.tensor(sorted(lm.eos_ids), device=ids.device))
-        counts = (ended.cumsum(1) - ended.long()) == 0
-        if not (logps.to(ids.device)[counts] < 1e-3).all():  # a NaN is neither
-            raise ValueError("the engine gave log-probabilities that are above 0 or no numbers")
+    if logps is not None and not (logps.to(ids.device)[_counts(ids, lm)[0]] < 1e-3).all():  # a NaN is neither
+        raise ValueError("the engine gave log-probabilities that are above 0 or no numbers")
     return ids, logps
 
 
@@ -185,10 +181,15 @@ def check_length(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int)
         )
 
 
-def _completions(lm: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int, ids: Tensor, logps: Tensor | None, at_once: int) -> Completions:
+def _counts(ids: Tensor, lm: LanguageModel) -> tuple[Tensor, Tensor]:
+    """Which tokens count, up to and including the first end of sequence, and which are one; (B, T) of bool each."""
     ended = torch.isin(ids, torch.tensor(sorted(lm.eos_ids), device=ids.device))
-    # up to and including the first end of sequence
-    mask = ((ended.cumsum(1) - ended.long()) == 0).long()
+    return (ended.cumsum(1) - ended.long()) == 0, ended
+
+
+def _completions(lm: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int, ids: Tensor, logps: Tensor | None, at_once: int) -> Completions:
+    counts, ended = _counts(ids, lm)
+    mask = counts.long()
     width = int(mask.sum(1).max())
     ids, mask = ids[:, :width] * mask[:, :width], mask[:, :width]
     ids = torch.where(mask.bool(), ids, lm.tokenizer.pad_token_id)

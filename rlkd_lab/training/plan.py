@@ -98,16 +98,16 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
         held["dense copies"] = size * student.linear
     rows = config.prompts_per_step * config.group_size
     models = [student] + ([teacher] if teacher is not None else [])
-    passes = _passes(config, models, size, prompt)
     prompts = config.prompts_per_step * prompt * sum(model.cache_of_a_token(size) for model in models) if dense else 0
-    updating = {"activations": passes, "values of all tokens": rows * (14 * 4 * config.max_new_tokens + 32 * width), "prompts": prompts}
+    updating = {"values of all tokens": rows * (14 * 4 * config.max_new_tokens + 32 * width), "prompts": prompts}
     if not dense and "nf4" in (config.quant, config.teacher_quant):
         updating["a layer unpacked"] = size * max(model.largest for model in models)
     if config.teacher_home == "host" and teacher is not None and own_base:
         # it is here while nothing is held for a backward pass
         looking = teacher.weights(config.teacher_quant, size) + _passes(config, models, size, prompt, gradient=False)
-        updating["activations, or the teacher and fewer"] = max(_passes(config, models[:1], size, prompt), looking)
-        del updating["activations"]
+        updating = {"activations, or the teacher and fewer": max(_passes(config, models[:1], size, prompt), looking)} | updating
+    else:
+        updating = {"activations": _passes(config, models, size, prompt)} | updating
     return Plan(held, plan_sampling(config, gpu, prompt), updating)
 
 

@@ -80,10 +80,9 @@ def load(loop: Loop) -> list[Twin]:
         ended = folder.status()
         if ended["state"] == "done" or (ended["state"] == "failed" and ended["why"] != RUN_FAILED) or not reached:
             continue
-        twin = Twin(folder, Knobs(loop.config), loop.snapshot(), about["stream"], loop.room.copy())
+        twin = Twin(folder, Knobs(loop.config), loop.snapshot(), about["stream"], Room.of(loop.config, folder.rows("events.jsonl"), int(reached[-1].name[5:])))
         with twin.turn(loop):
             loop.load_checkpoint(reached[-1])
-            twin.room = loop.room = Room.of(loop.config, folder.rows("events.jsonl"), loop.step)
             folder.truncate("metrics.jsonl", loop.step)
         found.append(twin)
     return found
