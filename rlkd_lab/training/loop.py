@@ -58,7 +58,7 @@ from rlkd_lab.training.interference import interference
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.rollout import PROBES, Rollout, joined, write_samples
 from rlkd_lab.training.room import Room
-from rlkd_lab.training.speed import Size, matmul_flops
+from rlkd_lab.training.speed import Size, matmul_flops, tokens
 
 Row = dict[str, Any]
 Passed = TypeVar("Passed")
@@ -218,10 +218,11 @@ class Loop:
         training = whole - sum(apart.seconds.values()) - sum(clock.seconds.get(name, 0.0) for name in for_curves)
         row |= {"step_time": whole, "train_time": training, "memory/peak_gib": peak_memory_gib(self.policy.device)}
         if rollout.on_policy:
-            clock.flops += self.sizes["student"].forward(rollout.sequences) / processes.count()  # more, where groups without spread were left out
+            clock.flops += self.sizes["student"].forward(*tokens(rollout.sequences)) / processes.count()  # more, where groups without spread were left out
             row["speed/sampled_tokens_per_second"] = sampled / clock.seconds["rollout"]
-        speed = sum(processes.from_all(clock.flops)) / sum(clock.seconds.values())
-        peak = sum(processes.from_all(matmul_flops(self.policy.device, self.policy.head.weight.dtype)))
+        found = processes.from_all((clock.flops, matmul_flops(self.policy.device, self.policy.head.weight.dtype)))
+        computed, peak = (sum(each) for each in zip(*found, strict=True))
+        speed = computed / sum(clock.seconds.values())
         row |= {"speed/tflops": speed / 1e12, "speed/utilisation": speed / peak}
         self.whole = True
         return {"step": step, **row}
@@ -456,7 +457,8 @@ class Loop:
         """
         part, temperature, wanted, seen, clock = work.sequences.select(rows), work.temperature, work.wanted, work.seen, work.clock
         ids, theirs = targets(part), None
-        clock.flops += self.sizes["student"].forward(part)
+        counted = tokens(part)
+        clock.flops += self.sizes["student"].forward(*counted)
         with clock("update" if torch.is_grad_enabled() else "old"):
             hidden = hidden_states(self.student_lm, part)
             logps, entropy = token_logps(self.student_lm, hidden, ids, temperature, self.chunk)
@@ -464,7 +466,7 @@ class Loop:
         with torch.no_grad():
             if "teacher" in wanted:
                 assert self.teacher_lm is not None
-                clock.flops += self.sizes["teacher"].forward(part)
+                clock.flops += self.sizes["teacher"].forward(*counted)
                 with clock("teacher"):
                     theirs = self._frozen_states("teacher", self.teacher_lm, rows, part, seen)
                     found["teacher_logps"], _ = token_logps(self.teacher_lm, theirs, ids, temperature, self.chunk)
@@ -474,7 +476,7 @@ class Loop:
                         for kind in KL_METRICS:
                             found |= {kind: measured[kind, temperature], f"{kind}_t1": measured[kind, 1.0]}
             if "reference" in wanted:
-                clock.flops += self.sizes["student"].forward(part)
+                clock.flops += self.sizes["student"].forward(*counted)
                 with clock("reference"):
                     states = self._frozen_states("reference", self.reference_lm, rows, part, seen)
                     found["ref_logps"], _ = token_logps(self.reference_lm, states, ids, temperature, self.chunk)
@@ -618,7 +620,7 @@ class Loop:
                 # The normaliser is the whole rollout's, so a minibatch holds only its share of the mean.
                 (loss * parts * scale).backward()
             # backwards through frozen weights is as much as forwards
-            work.clock.flops += self.sizes["student"].forward(part) * (1 + (not looking) + self.config.gradient_checkpointing)
+            work.clock.flops += self.sizes["student"].forward(*tokens(part)) * (1 + (not looking) + self.config.gradient_checkpointing)
             if not math.isfinite(loss.item()):
                 raise FloatingPointError(f"the loss of step {work.step} is {loss.item()}: lower learning_rate, or bound the ratio (ratio_cap, trrd_gap_bound)")
             share = float(live.mask.sum() / max(float(prepared.mask.sum()), 1.0))

@@ -26,10 +26,15 @@ class Size:
         head = int(lm.head.in_features) * int(lm.head.out_features)  # type: ignore[arg-type]
         return Size(sum(module.in_features * module.out_features for module in linear) - head, head)
 
-    def forward(self, part: Sequences) -> float:
-        """Floating-point operations of a forward pass that predicts the completions: two a weight and token, those of attention itself left out."""
-        predicted = int(part.completion_mask.sum())
-        return 2.0 * (self.layers * (int(part.prompt_mask.sum()) + predicted) + self.head * predicted)
+    def forward(self, prompts: int, completions: int) -> float:
+        """Floating-point operations of a forward pass that predicts the completions, by tokens of both: two a weight and token, those of attention itself left
+        out."""
+        return 2.0 * (self.layers * (prompts + completions) + self.head * completions)
+
+
+def tokens(part: Sequences) -> tuple[int, int]:
+    """Of prompts and of completions."""
+    return int(part.prompt_mask.sum()), int(part.completion_mask.sum())
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlkd_lab.models import Sequences, hidden_states, load_policy
-from rlkd_lab.training.speed import Size, matmul_flops
+from rlkd_lab.training.speed import Size, matmul_flops, tokens
 
 
 @pytest.mark.parametrize("quant", ["none", "nf4"])
@@ -19,7 +19,7 @@ def test_a_forward_pass_is_what_torch_counts_without_attention_and_adapters(make
     per_operator = counted.get_flop_counts()["Global"]
     products = sum(flops for name, flops in per_operator.items() if "attention" not in str(name) and "bmm" not in str(name))
     adapters = sum(p.numel() for p in plain.trainable()) * 2 * ids.numel() * 2  # two a weight and token, over prompts and completions
-    assert Size.of(lm).forward(part) == pytest.approx(products - adapters, rel=0.01)
+    assert Size.of(lm).forward(*tokens(part)) == pytest.approx(products - adapters, rel=0.01)
     assert Size.of(lm) == Size.of(plain)
 
 
