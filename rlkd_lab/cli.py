@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,10 +40,28 @@ def _method_names() -> list[str]:
 
 
 @contextlib.contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Who ends the process (a batch system, say) or closes its terminal stops it as Ctrl-C does: what is finished is kept."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    ours = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [one for one in ours if threading.current_thread() is threading.main_thread() and signal.getsignal(one) == signal.SIG_DFL]
+    for one in ours:
+        signal.signal(one, interrupt)
+    try:
+        yield
+    finally:
+        for one in ours:
+            signal.signal(one, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
 def plain_errors(stopped: str = "`rlkd resume` goes on from the last checkpoint") -> Iterator[None]:
     """Mistakes of the user end in one sentence and status 2, failures of a run in one sentence and status 1; a warning is one sentence too."""
     try:
-        with warnings.catch_warnings():  # puts the process's own way of showing them back
+        with _ended_like_ctrl_c(), warnings.catch_warnings():  # puts the process's own way of showing them back
             warnings.showwarning = lambda message, *_, **__: typer.echo(f"rlkd: warning: {message}", err=True)
             yield
     except (ValueError, OSError) as error:

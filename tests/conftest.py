@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from contextlib import contextmanager
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for a network
 os.environ.pop("COLUMNS", None)  # rich reads it when the command line is imported
@@ -16,6 +19,21 @@ from rlkd_lab.rollouts import sequences_of
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 FAMILIES = ("qwen3", "qwen2", "gemma2")
 """No biases but norms on queries and keys; biases on the attention projections; soft caps, a sliding window and four norms a block."""
+
+
+@pytest.fixture(scope="session")
+def another():
+    """``with another(folder) as pid``: another process holds the lock of a folder."""
+
+    @contextmanager
+    def hold(folder):
+        code = "import sys; from rlkd_lab.runs import alone\nwith alone(sys.argv[1], 'held'): print(flush=True); sys.stdin.read()"
+        with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            yield process.pid
+            process.stdin.close()
+
+    return hold
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,7 @@ class Handle:
             return "process"
         if written.get("pid") == os.getpid() and worker is not None:
             return "nowhere"
-        return "elsewhere" if alive(written["pid"], written["updated"]) else "nowhere"
+        return "elsewhere" if alive(written) else "nowhere"
 
     # --- knobs --------------------------------------------------------------------------------------------------------
 
@@ -172,9 +172,7 @@ class Handle:
             with (self.path / "log.txt").open("ab") as log:
                 process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **away)
             _processes[self.path] = process
-            self.folder.write_json(
-                "status.json", {"state": "running", "step": now.step, "why": "loading the models", "pid": process.pid, "updated": time.time()}
-            )
+            self.folder.set_status("running", now.step, "loading the models", process.pid)
         return None
 
     def pause(self) -> None:

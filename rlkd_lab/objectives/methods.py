@@ -611,7 +611,8 @@ def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options
 
     Returns:
         The scalar loss with its graph, and detached statistics: ``loss/policy`` and ``loss/kd`` (shares of this batch in the rollout's loss, any sign and
-        ≥ 0 for k2), ``clip_ratio/low``, ``clip_ratio/high``, ``trrd/dead_frac``, ``trrd/bound_frac`` (shares of tokens in [0, 1]), ``kl_ref`` (nats, ≥ 0).
+        ≥ 0 for k2), ``clip_ratio/low``, ``clip_ratio/high``, ``trrd/dead_frac``, ``trrd/bound_frac`` (shares of tokens in [0, 1]), ``ratio/max`` (the
+        largest ρ of new to old policy, ≥ 0), ``kl_ref`` (nats, ≥ 0).
 
     Raises:
         ValueError: as :func:`prepare`, and for a batch prepared for another method.
@@ -628,6 +629,7 @@ def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options
         return float((where * mask).sum() / tokens)
 
     importance = log_importance(batch, choices["level"])  # type: ignore[arg-type]
+    stats["ratio/max"] = float((importance.detach().exp() * mask).max()) if mask.numel() else 0.0
     policy = torch.zeros_like(batch.logps)
     if method.ratio != "none":
         assert method.advantage is not None

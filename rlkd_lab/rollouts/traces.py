@@ -45,6 +45,7 @@ def teacher_traces(
     stop: Callable[[], bool] = lambda: False,
     twin: DenseTwin | None = None,
     at_once: int = 0,
+    written: Callable[[Callable[[], object]], object] = lambda write: write(),
 ) -> pa.Table:
     """``n`` prompts of the training split answered by the teacher, filtered and cached; a cache that fits is read instead.
 
@@ -61,6 +62,7 @@ def teacher_traces(
         at_once: of them sampled at a time; 0 is all.
         stop: asked between tokens.
         twin: the teacher's dense copy, if there is one already.
+        written: calls what writes the cache, and calls it again where the disk is full, say.
 
     Raises:
         ValueError: the cache was made with other settings, or nothing is left after filtering.
@@ -104,13 +106,17 @@ def teacher_traces(
     kept = [row for row in rows if keep == "all" or row[keep]]
     if not kept:
         raise ValueError(f"none of the teacher's {n} traces is {keep}: raise max_new_tokens, or take another teacher")
-    written = sum(len(row["completion_ids"]) for row in rows)
-    table = pa.Table.from_pylist(kept).replace_schema_metadata({"rlkd_traces": json.dumps(key), "rlkd_tokens": str(written)})
+    tokens = sum(len(row["completion_ids"]) for row in rows)
+    table = pa.Table.from_pylist(kept).replace_schema_metadata({"rlkd_traces": json.dumps(key), "rlkd_tokens": str(tokens)})
     if not processes.first():
         return table
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, cache.with_suffix(".tmp"))
-    cache.with_suffix(".tmp").rename(cache)
+
+    def write() -> None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, cache.with_suffix(".tmp"))
+        cache.with_suffix(".tmp").replace(cache)
+
+    written(write)
     return table
 
 

@@ -4,28 +4,34 @@
     env.json         versions, device, seed, commit           samples/       step_000010.parquet: completions with per-token arrays
     metrics.jsonl    a row a step                             checkpoints/   step_000010/
     status.json      idle, running, paused, done, failed and why       requests.jsonl   what others ask of the loop; it answers in events.jsonl
-    twins/           forks of the run without its moved knobs, run folders themselves
+    twins/           forks of the run without its moved knobs, run folders themselves       lock   held by the process that trains the run
 
-Appends are whole lines; replacements are written beside and renamed. A reader tolerates a torn last line.
+Appends are whole lines; replacements are written beside and renamed. A reader tolerates a torn last line. Where the disk is full or cannot be written, the
+run waits (``RunFolder.wait``) and writes again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import pandas as pd
 
 FORMAT = 2
+Written = TypeVar("Written")
 State = Literal["idle", "running", "paused", "done", "failed"]
 Kind = Literal["step", "probe"]
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The disk is full, or what one user may have of it."""
 TIMING = ("step_time", "train_time", "time/", "memory/", "speed/")
 """Names, or beginnings of names, of the metrics that differ between two runs of the same computation."""
 
@@ -37,6 +43,18 @@ class RunFolder:
         self.path = Path(path)
         self.writes = writes
         """Off in all but one of several processes that train the run together: what they write is left out."""
+        self.wait: Callable[[OSError], None] | None = None
+        """Called with what kept something from being written; when it returns, the same is written again. Without it, or where it raises, that is an error."""
+
+    def written(self, write: Callable[[], Written]) -> Written:
+        """``write()``, again after :attr:`wait` for as long as the disk refuses. ``write`` leaves nothing half done."""
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                if self.wait is None:
+                    raise
+                self.wait(error)
 
     @classmethod
     def create(cls, path: str | Path, config: dict[str, Any], env: dict[str, Any]) -> RunFolder:
@@ -66,6 +84,8 @@ class RunFolder:
             shutil.rmtree(beside, ignore_errors=True)
             if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
                 raise PermissionError(f"no permission to write {target}: choose another --out") from error
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise OSError(error.errno, f"no space left for {target}: free some, or choose another --out") from error
             raise
         return cls(target)
 
@@ -111,7 +131,7 @@ class RunFolder:
         return json.loads((self.path / "env.json").read_text())
 
     def status(self) -> dict[str, Any]:
-        """``state``, ``step``; for a failed run ``why``; for a running one ``pid`` and ``updated``.
+        """``state``, ``step``; for a failed or paused run ``why``; for a running one ``pid``, ``host`` and ``updated``.
 
         Raises:
             FileNotFoundError: the folder is gone; ValueError: status.json is damaged.
@@ -125,18 +145,34 @@ class RunFolder:
             raise ValueError(f"{self.path / 'status.json'} is damaged: write {idle} into it, and `rlkd resume` goes on from the last checkpoint") from None
         return status
 
-    def set_status(self, state: State, step: int, why: str | None = None) -> None:
-        """Replace status.json."""
-        self.write_json("status.json", {"state": state, "step": step, "why": why, "pid": os.getpid(), "updated": time.time()})
+    def set_status(self, state: State, step: int, why: str | None = None, pid: int | None = None) -> None:
+        """Replace status.json; ``pid`` is this process's by default."""
+        now = {"state": state, "step": step, "why": why, "updated": time.time()}
+        at = {"pid": pid or os.getpid(), "host": socket.gethostname()} if state in ("running", "paused") else {}
+        self.write_json("status.json", now | at)
+
+    def say_over(self, state: State, step: int, why: str) -> None:
+        """:meth:`set_status` on a disk that may have no room for another file: over the old one, in its place. Whether it worked is not said."""
+        at = {"pid": os.getpid(), "host": socket.gethostname()}
+        text = json.dumps({"state": state, "step": step, "why": why, "updated": time.time(), **at}, ensure_ascii=False)
+        with contextlib.suppress(OSError), (self.path / "status.json").open("r+b") as file:
+            file.write(text.encode())
+            file.truncate()
 
     def write_json(self, name: str, value: Any) -> None:
         """Write beside, then rename: a reader sees the old file or the new one, never half."""
+        self._replace(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
         if not self.writes:
             return
-        target = self.path / name
-        beside = target.with_name(target.name + ".tmp")
-        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        beside.replace(target)
+        beside = self.path / (name + ".tmp")
+
+        def write() -> None:
+            beside.write_text(text, encoding="utf-8", errors="replace")
+            beside.replace(self.path / name)
+
+        self.written(write)
 
     def ask(self, request: str, **what: Any) -> int:
         """Append a request to requests.jsonl, from any thread or process. The loop answers in events.jsonl, with the same id.
@@ -150,6 +186,8 @@ class RunFolder:
             the id, unique in the run.
         """
         number = time.time_ns()
+        with contextlib.suppress(OSError, ValueError):
+            what = {"after": self.status()["step"], **what}  # a run that is killed before it has read this does not act on it any earlier
         line = json.dumps({"id": number, "request": request, **what}) + "\n"
         with (self.path / "requests.jsonl").open("ab+") as file:
             if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":  # somebody's line was torn
@@ -162,9 +200,19 @@ class RunFolder:
         if not self.writes:
             return
         clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
-        line = json.dumps(clean, ensure_ascii=False) + "\n"
-        with (self.path / name).open("a", encoding="utf-8", errors="replace") as file:
-            file.write(line)
+        line = (json.dumps(clean, ensure_ascii=False) + "\n").encode("utf-8", errors="replace")
+
+        def write() -> None:
+            with (self.path / name).open("r+b", buffering=0) as file:  # never made anew: a folder that was removed is an error
+                end = file.seek(0, os.SEEK_END)
+                try:
+                    if file.write(line) != len(line):
+                        raise OSError(errno.ENOSPC, "no space left on device")
+                except OSError:
+                    file.truncate(end)
+                    raise
+
+        self.written(write)
 
     def rows(self, name: Literal["metrics.jsonl", "events.jsonl"] = "metrics.jsonl") -> list[dict[str, Any]]:
         """All whole lines. A torn last line is left out; a broken line elsewhere is an error."""
@@ -192,10 +240,7 @@ class RunFolder:
         """Keep some rows; written beside and renamed."""
         if not self.writes:
             return
-        kept = [row for row in self.rows(name) if keep(row)]
-        beside = self.path / (name + ".tmp")
-        beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
-        beside.replace(self.path / name)
+        self._replace(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows(name) if keep(row)))
 
     def metrics(self) -> pd.DataFrame:
         """A row a step, a column a metric, indexed by step."""
@@ -217,11 +262,21 @@ class RunFolder:
         if not recorded or (step is not None and step not in recorded):
             listed = ", ".join(map(str, recorded)) or "none"
             raise FileNotFoundError(f"no samples of step {step} in {self.path}; recorded steps: {listed}")
-        file = self.path / "samples" / f"{kind}_{recorded[-1] if step is None else int(step):06d}.parquet"
+        file = self._sample_file(kind, recorded[-1] if step is None else int(step))
         try:
             return pd.read_parquet(file)
         except (OSError, ValueError) as error:  # pyarrow's errors are both
             raise ValueError(f"{file} is damaged: {error}") from error
+
+    def thin_samples(self, keep: int) -> None:
+        """Keep ``keep`` recorded steps at most, the first and the last among them: where there are more, every other one between them goes. 0 keeps all."""
+        for kind in get_args(Kind) if keep and self.writes else ():
+            steps = self.sample_steps(kind)
+            for step in steps[1:-1:2] if len(steps) > max(keep, 2) else ():
+                self._sample_file(kind, step).unlink(missing_ok=True)
+
+    def _sample_file(self, kind: Kind, step: int) -> Path:
+        return self.path / "samples" / f"{kind}_{step:06d}.parquet"
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""

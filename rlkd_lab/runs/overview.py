@@ -36,12 +36,12 @@ def find_runs(folder: str | Path) -> list[Path]:
     return sorted(found)
 
 
-def overview(folder: str | Path, alive: Callable[[int, float], bool]) -> pd.DataFrame:
+def overview(folder: str | Path, alive: Callable[[dict[str, Any]], bool]) -> pd.DataFrame:
     """A row a run.
 
     Args:
         folder: searched with all that is below it.
-        alive: (process id, time of the last sign of life) → whether that process is still there. A run that says it is running and whose process is gone is
+        alive: a status → whether the process that it names is still there. A run that says it is running and whose process is gone is
             "lost": it was killed, or it runs on another machine.
 
     Returns:
@@ -67,10 +67,10 @@ def overview(folder: str | Path, alive: Callable[[int, float], bool]) -> pd.Data
     return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
-def _row(run: RunFolder, alive: Callable[[int, float], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _row(run: RunFolder, alive: Callable[[dict[str, Any]], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
     config, status, rows = run.config(), run.status(), run.rows()
     state = status["state"]
-    if state in WITH_A_PROCESS and not alive(status["pid"], status["updated"]):
+    if state in WITH_A_PROCESS and not alive(status):
         state = "lost"
 
     def last(name: str) -> Any:

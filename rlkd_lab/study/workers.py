@@ -18,18 +18,17 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from rlkd_lab.models import default_device
-from rlkd_lab.runs import RunFolder
+from rlkd_lab.runs import RunFolder, alone
 from rlkd_lab.study.evaluation import about, check_splits, evaluate_target, settings_of, summarise, write_table
 from rlkd_lab.study.results import OVER, SESSIONS, collect, left_out, over, write_tables
 from rlkd_lab.study.sweep import CHOSEN, Job, Sweep, settled
 from rlkd_lab.study.targets import find_target, task_of
 from rlkd_lab.training import config_of, load_or_train
-from rlkd_lab.training.environment import alive, describe_environment, peak_memory_gib
+from rlkd_lab.training.environment import describe_environment, peak_memory_gib
 from rlkd_lab.training.loop import fingerprint
 
 Engine = Literal["local", "ray"]
@@ -67,21 +66,6 @@ def _evaluate(job: Job, path: Path) -> None:
     assert target.table is not None
     write_table(target.table, frame, about({**target.describe(), "name": job.arm}, asked, settings))
     summarise(frame).to_csv(target.table.with_suffix(".csv"), index=False)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """One process a sweep."""
-    lock = out / "lock.json"
-    if lock.exists():
-        held = json.loads(lock.read_text())
-        if held["pid"] != os.getpid() and alive(held["pid"], held["since"]):
-            raise ValueError(f"process {held['pid']} is running this sweep: two of them would run everything twice")
-    lock.write_text(json.dumps({"pid": os.getpid(), "since": time.time()}))
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
 
 
 def stages(sweep: Sweep, out: str | Path) -> Iterator[tuple[Sweep, Path]]:
@@ -151,7 +135,7 @@ def run_sweep(
     for config, asked in {job.questions: (job.config, job.evaluate) for job in jobs if job.evaluate is not None}.values():
         check_splits(task_of(config), settings_of(config, **asked.model_dump()))
     target.mkdir(parents=True, exist_ok=True)
-    with _alone(target):
+    with alone(target, "run"):
         (target / "sweep.json").write_text(sweep.model_dump_json(indent=2) + "\n")
         left = [job for job in jobs if not over(job.folder(target))]
         began = time.time()

@@ -24,6 +24,7 @@ from rlkd_lab.objectives import (
 from rlkd_lab.objectives.schedules import values_of
 from rlkd_lab.rollouts import ENGINES
 from rlkd_lab.tasks.base import check_template
+from rlkd_lab.training.guards import declared
 from rlkd_lab.training.presets import MODES, PRESETS
 
 LOOP_KNOBS: dict[str, Knob] = {
@@ -108,6 +109,9 @@ class RunConfig(BaseModel):
         Literal["auto", "off"], Field(description="auto: with models of your own, lower micro_batch and logits_mib until the prediction of `rlkd plan` fits")
     ] = "auto"
     logits_mib: Annotated[int, Field(ge=1, description="MiB of logits (float32) held at a time; less is slower, and as exact")] = 64
+    guards: Annotated[
+        dict[str, str], Field(description="what is done about numbers that go wrong: guard.NAME=warn, skip, pause, stop or off, with :LIMIT:STEPS")
+    ] = {}
     kl_every: Annotated[
         int, Field(ge=0, description="steps between measurements of the KLs that the method itself does not need (teacher, reference); 0 is never")
     ] = 1
@@ -121,8 +125,16 @@ class RunConfig(BaseModel):
     eval_every: Annotated[int, Field(ge=0, description="steps between evaluations on held-out prompts; 0 is never")] = 10
     eval_prompts: Annotated[int, Field(ge=1, description="validation prompts of an evaluation, one completion each")] = 128
     checkpoint_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0: the last step alone")] = 5
+    keep_checkpoints: Annotated[int, Field(ge=0, description="newest checkpoints that are kept, beside the best in accuracy; 0 keeps all")] = 5
     samples_every: Annotated[int, Field(ge=0, description="steps between recorded rollouts; 0 is never")] = 10
+    keep_samples: Annotated[int, Field(ge=0, description="recorded rollouts that are kept, spread over the run; 0 keeps all")] = 100
     interference_every: Annotated[int, Field(ge=0, description="steps between interference measurements; 0 is never")] = 0
+
+    @field_validator("guards")
+    @classmethod
+    def _known_guards(cls, guards: dict[str, str]) -> dict[str, str]:
+        declared(guards)
+        return guards
 
     @field_validator("knobs")
     @classmethod
@@ -198,12 +210,15 @@ def make_config(method: str, preset: str = "tiny", settings: dict[str, str] | No
     for name in fields:
         nearest(name, RunConfig.model_fields, "setting")
     for name, value in (settings or {}).items():
-        if name in ("method", "preset", "steps", "seed", "knobs", "options", "moves", "reward", "task_settings"):
+        if name in ("method", "preset", "steps", "seed", "knobs", "options", "moves", "reward", "guards", "task_settings"):
             raise ValueError(f"{name} is not a setting for --set: give it by its own option or argument")
         if name in KNOBS and name not in METHODS[method].coefs:
             raise ValueError(f"{method} does not listen to {name}; its knobs are {', '.join([*METHODS[method].coefs, *LOOP_KNOBS])}")
         if name.startswith("reward."):
             values["reward"] = {**RunConfig.model_fields["reward"].default, **values.get("reward", {}), name.removeprefix("reward."): value}
+            continue
+        if name.startswith("guard."):
+            values["guards"] = {**values.get("guards", {}), name.removeprefix("guard."): value}
             continue
         if name.startswith("task."):
             values["task_settings"] = {**values.get("task_settings", {}), name.removeprefix("task."): _literal(value)}

@@ -6,17 +6,25 @@ while it is paused, and answers in events.jsonl. A moved knob acts on the next s
 
 from __future__ import annotations
 
+import errno
 import time
+import warnings
 from typing import Any, Literal
 
 from rlkd_lab.models import processes
+from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import Tail
+from rlkd_lab.runs.folder import FULL
 from rlkd_lab.training.loop import Loop
 
 TwinKind = Literal["off", "untouched", "noise"]
 LISTEN_EVERY = 0.1
 """Seconds between two looks at the file while tokens are generated."""
 WAIT = 0.03
+RETRY = 1.0
+"""Seconds between two tries to write on a disk that refuses."""
+CURABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+"""What may pass: no space, no permission, a network disk that is away."""
 
 
 class Control:
@@ -29,6 +37,8 @@ class Control:
         """The last step whose knobs were taken: what acts in it is a fact."""
         self.seen: set[int] = set()
         self.paused = False
+        self.why: str | None = None
+        """Why it is paused, if nobody asked for it."""
         self.steps_allowed = 0
         self.checkpoint_asked = False
         self.twin: TwinKind = "off"
@@ -38,6 +48,10 @@ class Control:
         """Noise twins of a fork."""
         self.later: list[dict[str, Any]] = []
         self.listened = 0.0
+        self.trouble: tuple[str, float] | None = None
+        """Since when the disk refuses, and how."""
+        self.unread: list[dict[str, Any]] = []
+        self.given_up = False
         self.requests = Tail(self.folder.path / "requests.jsonl")
         answered = {event["id"] for event in self.folder.rows("events.jsonl") if isinstance(event.get("id"), int)}
         waiting = self.requests.read()
@@ -46,9 +60,13 @@ class Control:
             # a knob moved while nothing ran waits for the next step; a button pressed then is gone
             kind, name = request.get("request"), request.get("id")
             if not (isinstance(name, int) and name in answered) and (number > begun or kind in ("knob", "release", "twin")):
+                after = request.get("after")
+                if kind in ("knob", "release") and request.get("at") is None and isinstance(after, int) and after > self.step:
+                    request = {**request, "at": after + 1, "by_hand": True}  # it was meant for a step that is still to be computed again
                 self._take(request)
         self.twins_off = self.twin == "off"
         loop.listen = self.listen
+        self.folder.wait = self.disk
 
     def listen(self) -> None:
         """Read what is new, at most every :data:`LISTEN_EVERY` seconds."""
@@ -59,34 +77,67 @@ class Control:
 
     def read(self) -> None:
         """Take every new request."""
-        for request in self.requests.read():
+        waiting, self.unread = self.unread, []
+        for request in (*waiting, *self.requests.read()):
             self._take(request)
+
+    def disk(self, error: OSError) -> None:
+        """The disk refuses what the run writes. Says so and returns after a while, for another try: all of the run stays in memory.
+
+        Raises:
+            FileNotFoundError: the run folder is gone; OSError: an error that does not pass; Stopped: the run was stopped meanwhile.
+        """
+        path = self.folder.path
+        if not path.is_dir():
+            raise FileNotFoundError(f"the run folder {path} was moved or deleted while the run was going on: nothing of it can be recorded any more") from error
+        if error.errno not in CURABLE or self.given_up:
+            raise error
+        if self.trouble is None:
+            refused = "the disk is full: free some space" if error.errno in FULL else f"{error.strerror}: make it writable"
+            why = f"nothing can be written to {path}, {refused}, and the run goes on by itself"
+            self.trouble = (why, time.time())
+            self.folder.say_over("paused", self.loop.step, why)
+            warnings.warn(f"paused: {why}", stacklevel=2)
+        self.unread += self.requests.read()
+        if self.loop.stopping or any(request.get("request") == "stop" for request in self.unread):
+            self.loop.stopping = self.given_up = True
+            raise Stopped
+        time.sleep(RETRY)
 
     def before_step(self) -> None:
         """Read, hand over the knobs wanted at this step, and wait while the run is paused."""
         self.step = self.loop.step
         self.read()
         if self.paused and not self.steps_allowed and not self.loop.stopping:
-            self._event("paused")
-            self.folder.set_status("paused", self.loop.step)
+            self._event("paused", **({} if self.why is None else {"why": self.why}))
+            self.folder.set_status("paused", self.loop.step, self.why)
             while self.paused and not self.steps_allowed and not self.loop.stopping:
                 self._checkpoint()
                 time.sleep(WAIT)
                 self.read()
+            self.why = None
             self._event("stopped" if self.loop.stopping else "one step" if self.paused else "went on")
             self.folder.set_status("running", self.loop.step)
         self.steps_allowed = max(self.steps_allowed - 1, 0)
         waiting, self.later = self.later, []
         for request in waiting:
             if request["at"] <= self.step + 1:
-                self._knob(request)
+                if self._knob(request) and request.get("by_hand") is True:
+                    self._replace(request["knob"])
             else:
                 self.later.append(request)
         self.begun = self.step + 1
 
     def after_step(self) -> None:
-        """Write a checkpoint if one was asked for."""
+        """Write a checkpoint if one was asked for, and pause if a guard did."""
         self.step = self.loop.step
+        if self.trouble is not None:
+            (why, since), self.trouble = self.trouble, None
+            self._event("disk", text=f"for {time.time() - since:.0f} s {why.rpartition(', and')[0]}")
+        if self.loop.guards.pause is not None:
+            self.paused, self.steps_allowed = True, 0
+            self.why, self.loop.guards.pause = self.loop.guards.pause, None
+            warnings.warn(f"paused: {self.why}", stacklevel=2)
         self.read()
         self._checkpoint()
 

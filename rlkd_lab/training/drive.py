@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rlkd_lab.models import default_device, processes, zoo_names
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.rollouts import Stopped
-from rlkd_lab.runs import FORMAT, RunFolder
+from rlkd_lab.runs import FORMAT, RunFolder, alone, checkpoints
 from rlkd_lab.training.config import Move, RunConfig, likely_mistakes, validated
 from rlkd_lab.training.control import Control
-from rlkd_lab.training.environment import alive, describe_environment, free_memory
+from rlkd_lab.training.environment import describe_environment, free_memory
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.loop import Loop, Row, fingerprint
 from rlkd_lab.training.plan import GIB, fitted
@@ -25,8 +27,6 @@ from rlkd_lab.training.room import Room
 from rlkd_lab.training.twins import RUN_FAILED, Twins
 
 LOADING = "loading the models"
-_driven: set[Path] = set()
-"""Runs that a loop of this process trains."""
 STOPPED = "stopped by hand; `rlkd resume` goes on"
 
 
@@ -50,7 +50,8 @@ def run(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], No
     loop.room = Room.of(config, script or [])
     loop.folder = create(config, out)
     try:
-        return _drive(loop, on_step)
+        with _alone(loop.folder):
+            return _drive(loop, on_step)
     except ValueError:
         if loop.step == 0 and processes.first():  # a mistake that only the first step could find leaves no half of a run
             shutil.rmtree(loop.folder.path)
@@ -85,26 +86,46 @@ def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = No
     folder = RunFolder.open(path)
     folder.writes = processes.first()
     config = config_of(folder)
-    now = processes.from_first(folder.status())
+    now = processes.from_first(_last_status(folder))
     if now["state"] == "done" and now["step"] >= config.steps:
         return folder
-    if now["state"] in ("running", "paused") and now["pid"] != os.getpid() and alive(now["pid"], now["updated"]):
-        raise ValueError(f"{path} is being trained by process {now['pid']}: two loops in one folder would mix their rows. Stop that one first")
-    if folder.path.resolve() in _driven:
-        raise ValueError(f"{path} is being trained in this process already: two loops in one folder would mix their rows. Stop that one first")
-    if processes.first() and not (now.get("pid") == os.getpid() and now.get("why") == LOADING):
-        folder.ask("begin")  # a button pressed while nothing ran is forgotten; whoever pressed Start has said so already
-    _driven.add(folder.path.resolve())
+    with _alone(folder):
+        if processes.first() and not (now.get("pid") == os.getpid() and now.get("why") == LOADING):
+            folder.ask("begin")  # a button pressed while nothing ran is forgotten; whoever pressed Start has said so already
+        try:
+            script = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
+            folder.set_status("running", now["step"], LOADING)
+            loop = Loop(config, folder, Knobs(config, script, record_script=False))
+            _go_back(loop)
+        except BaseException as error:
+            folder.set_status("failed", now["step"], f"{type(error).__name__}: {error}")
+            raise
+        return _drive(loop, on_step)
+
+
+@contextmanager
+def _alone(folder: RunFolder) -> Iterator[None]:
+    """The folder's lock, held by the first of several processes; if it cannot be had, all of them say so."""
+    with ExitStack() as held:
+        refused: Exception | None = None
+        if processes.first():
+            try:
+                held.enter_context(alone(folder.path, "trained"))
+            except (ValueError, OSError) as error:
+                refused = error
+        refused = processes.from_first(refused)
+        if refused is not None:
+            raise refused
+        yield
+
+
+def _last_status(folder: RunFolder) -> dict[str, Any]:
+    """What status.json says; of one that a crash has spoilt, that nothing runs: who may train is the lock's to say."""
     try:
-        script = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
-        folder.set_status("running", now["step"], LOADING)
-        loop = Loop(config, folder, Knobs(config, script, record_script=False))
-        _go_back(loop)
-    except BaseException as error:
-        _driven.discard(folder.path.resolve())
-        folder.set_status("failed", now["step"], f"{type(error).__name__}: {error}")
-        raise
-    return _drive(loop, on_step)
+        return folder.status()
+    except ValueError:
+        rows = folder.rows("metrics.jsonl")
+        return {"state": "idle", "step": rows[-1]["step"] if rows else 0}
 
 
 def _go_back(loop: Loop) -> None:
@@ -112,14 +133,24 @@ def _go_back(loop: Loop) -> None:
     folder = loop.folder
     rows = folder.rows("metrics.jsonl")
     last = rows[-1]["step"] if rows else 0
-    checkpoints = [path for path in folder.checkpoints() if int(path.name[5:]) <= last]  # never one that the rows do not reach
-    if checkpoints:
-        loop.load_checkpoint(checkpoints[-1])
+    checkpoints.sweep_up(folder)
+    reached = [path for path in folder.checkpoints() if checkpoints.step_of(path) <= last]  # never one that the rows do not reach
+    spoilt = []
+    for path in reversed(reached):
+        try:
+            loop.load_checkpoint(path)
+            break
+        except checkpoints.Damaged as error:
+            spoilt.append(str(error))
+            warnings.warn(f"{error}: the run goes on from an earlier one", stacklevel=3)
     loop.room = Room.of(loop.config, folder.rows("events.jsonl"), loop.step)
     processes.from_all(None)  # have read
     folder.truncate("metrics.jsonl", loop.step)
     # moves made by hand hold in the recomputed steps too, as do halved micro-batches, and what was answered is not asked again
     folder.truncate("events.jsonl", loop.step, keep=("knob", "micro_batch", "sample_at_once", "asked", "refused", "replaced"))
+    for text in spoilt:
+        folder.append("events.jsonl", {"event": "warning", "step": loop.step, "text": text, "time": time.time()})
+    loop.guards.remember(row for row in rows if row["step"] <= loop.step)
 
 
 def load_or_train(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:
@@ -189,7 +220,7 @@ def create(config: RunConfig, out: str | Path) -> RunFolder:
 def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder:
     folder, config = loop.folder, loop.config
     held, before = dict(loop.knobs.held), None
-    _driven.add(folder.path.resolve())
+    control: Control | None = None
     twins: Twins | None = None
     try:
         control, twins = Control(loop), Twins(loop)
@@ -222,27 +253,34 @@ def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder
                 control.listen()
             if due:
                 twins.save()
+            loop.guards.after(row)
             control.after_step()
             loop.stopping = processes.from_first(loop.stopping)
     except (Stopped, KeyboardInterrupt) as error:
-        if not loop.whole and before is not None:
-            loop.restore(before)
-        if loop.whole:  # nothing is lost but the step that was cut
-            loop.knobs.held = held
-            _leave(loop, twins)
-        folder.set_status("idle", loop.step, STOPPED)
-        if twins is not None:
-            twins.end("idle")
+        if control is not None and control.trouble is not None:
+            control.given_up = True
+        try:
+            if not loop.whole and before is not None:
+                loop.restore(before)
+            if loop.whole:  # nothing is lost but the step that was cut
+                loop.knobs.held = held
+                _leave(loop, twins)
+            folder.set_status("idle", loop.step, STOPPED)
+            if twins is not None:
+                twins.end("idle")
+        except OSError as refused:
+            folder.say_over("idle", loop.step, f"{STOPPED} from the last checkpoint; another could not be written: {refused.strerror}")
         if isinstance(error, KeyboardInterrupt):
             raise
         return folder
     except BaseException as error:
-        folder.set_status("failed", loop.step, f"{type(error).__name__}: {error}")
-        if twins is not None:
-            twins.end("failed", RUN_FAILED)
+        if control is not None:
+            control.given_up = True
+        with contextlib.suppress(OSError):  # what failed may be the disk
+            folder.set_status("failed", loop.step, f"{type(error).__name__}: {error}")
+            if twins is not None:
+                twins.end("failed", RUN_FAILED)
         raise
-    finally:
-        _driven.discard(folder.path.resolve())
     if loop.step == config.steps:
         control.end()
         folder.set_status("done", loop.step)

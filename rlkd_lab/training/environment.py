@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+SILENT = 900
 PACKAGES = ("rlkd_lab", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "numpy")
 
 
@@ -73,10 +77,13 @@ def peak_memory_gib(device: torch.device) -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def alive(pid: int, since: float) -> bool:
-    """Whether a process with this number is there that is older than ``since`` (seconds since the epoch): a later one only has the number."""
+def alive(status: Mapping[str, Any]) -> bool:
+    """Whether the process that a run's status names is there: one with its ``pid`` that is older than ``updated`` (seconds since the epoch), for a later one
+    only has the number. Of another ``host`` nothing is known but when it last wrote: it counts as alive for :data:`SILENT` seconds."""
+    if status.get("host", socket.gethostname()) != socket.gethostname():
+        return time.time() - status["updated"] < SILENT
     try:
-        process = psutil.Process(pid)
-        return process.create_time() <= since and process.status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(status["pid"])
+        return process.create_time() <= status["updated"] and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False

@@ -12,11 +12,11 @@ it.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
-import json
 import math
-import shutil
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -49,11 +49,13 @@ from rlkd_lab.models import (
 from rlkd_lab.objectives import METHODS, TokenBatch, idle_rows, k1, k2, k3, needs_of, prepare, resolve_options, token_loss
 from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.rollouts import Completions, DenseTwin, Prompts, Sampling, check_length, find_engine, sample, sequences_of, teacher_traces
-from rlkd_lab.runs import RunFolder
+from rlkd_lab.runs import RunFolder, checkpoints
+from rlkd_lab.runs.checkpoints import Damaged
 from rlkd_lab.tasks import Example, Task, Verdict, check_weights, find_task, judge
 from rlkd_lab.training.config import LOOP_KNOBS, RunConfig
 from rlkd_lab.training.environment import peak_memory_gib
 from rlkd_lab.training.evaluation import SEED, evaluate
+from rlkd_lab.training.guards import Watch
 from rlkd_lab.training.interference import interference
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.rollout import PROBES, Rollout, joined, write_samples
@@ -74,6 +76,9 @@ PASS_COST = 192
 """Tokens of padding that take about as long as another forward and backward pass."""
 CHECKED_STEPS = 2
 """Steps of a process in which they are compared: in a run's first the adapter is still 0."""
+ODD = "losses that are not finite"
+WHOLE = ("loss/", ODD)
+"""Statistics of a micro-batch that add up to the rollout's; the others are means over its tokens."""
 KL_METRICS: dict[Divergence, str] = {"reverse": "kl_teacher_rev", "forward": "kl_teacher_fwd"}
 
 
@@ -96,6 +101,8 @@ class Loop:
         """Called between generated tokens; may set ``stopping``."""
         self.stream = ""
         """Part of the seed of every sampling: another word, other completions of the same prompts."""
+        self.accuracy: float | None = None
+        """Of the evaluation after ``step``, if there was one."""
         self.whole = True
         """Whether the weights are those of ``step``: a step stopped before its update has changed nothing."""
         self.checked = 0
@@ -133,6 +140,7 @@ class Loop:
         self.reference_lm = self.frozen["reference"].lm if dense else self.reference
         self.sizes = {"student": Size.of(self.policy)} | ({} if self.teacher is None else {"teacher": Size.of(self.teacher)})
         self.chunk = chunk_of(config.logits_mib, vocabulary(self.policy))
+        self.guards = Watch(config.guards, lambda event: self.folder.append("events.jsonl", event))
         self.optimizer = torch.optim.AdamW(self.policy.trainable(), lr=1.0, betas=(0.9, 0.95), weight_decay=config.weight_decay)
         self.traces: list[dict[str, Any]] | None = None
         self.trace_examples: dict[str, Example] = {}
@@ -162,7 +170,7 @@ class Loop:
 
         Raises:
             Stopped: the stop flag was set; the step is discarded, and ``resume`` starts from the last checkpoint.
-            FloatingPointError: loss or gradient is not finite.
+            FloatingPointError: a guard ends the run.
         """
         step, began = self.step + 1, time.perf_counter()
         values, moves = processes.from_first(self.knobs.snapshot(step))
@@ -196,8 +204,9 @@ class Loop:
         if records:
             path = self.folder.path / "samples" / f"step_{step:06d}.parquet"
             with apart("samples"), self._teacher_here():
-                write_samples(path, self.policy, self.teacher_lm, work.seen.fill(batch), rollout, verdicts, work.seen.measured(), temperature)
+                write_samples(self.folder, path, self.policy, self.teacher_lm, work.seen.fill(batch), rollout, verdicts, work.seen.measured(), temperature)
                 self._probe(step)
+            self.folder.thin_samples(self.config.keep_samples)
         self.whole = False
         row |= self._update(work, batch, float(values["learning_rate"] or 0.0))
         row |= self._observed(rollout, work)
@@ -209,6 +218,7 @@ class Loop:
         if self.config.eval_every and (step % self.config.eval_every == 0 or step == self.config.steps):
             with apart("evaluation"):
                 row |= self.evaluate()
+        self.accuracy = row.get("eval/accuracy")
         row |= {f"coef/{name}": value for name, value in values.items() if name != "learning_rate"}
         row |= {"learning_rate": values["learning_rate"], "num_tokens": self.tokens, "on_policy": rollout.on_policy}
         row |= {f"time/{name}": seconds for name, seconds in clock.seconds.items()}
@@ -332,6 +342,7 @@ class Loop:
                     stop=self.stop_asked,
                     twin=self.frozen.get("teacher"),
                     at_once=self.room.sample_at_once,
+                    written=self.folder.written,
                 )
             self.traces = table.to_pylist()
             # a verifier may need more of an example than the table holds
@@ -406,7 +417,7 @@ class Loop:
         batch = seen.fill(TokenBatch(torch.zeros(mask.shape, device=mask.device), mask))
         rollout = Rollout(examples, drawn.texts, drawn.sequences, None, drawn.finished, on_policy=True)
         path = self.folder.path / "samples" / f"probe_{step:06d}.parquet"
-        write_samples(path, self.policy, self.teacher_lm, batch, rollout, verdicts, seen.measured(), 1.0)
+        write_samples(self.folder, path, self.policy, self.teacher_lm, batch, rollout, verdicts, seen.measured(), 1.0)
 
     def _everybody(self) -> set[str]:
         """All the models that can be asked about tokens."""
@@ -579,6 +590,7 @@ class Loop:
         shuffle = self._generator(step, "minibatches")
         totals: dict[str, float] = {}
         norms: list[float] = []
+        skipped = 0
         parameters = self.policy.trainable()
         for update in range(config.updates_per_rollout):
             order = torch.randperm(len(batch.logps), generator=shuffle) if config.minibatches > 1 else torch.arange(len(batch.logps))
@@ -590,16 +602,40 @@ class Loop:
                 done = functools.partial(self._gradients, work, prepared, chosen, idle[chosen], parts, looking)
                 for found in processes.from_all(self._within_memory(step, f"update {update * parts + number + 1}", done)):
                     for name, value in found.items():
-                        totals[name] = totals.get(name, 0.0) + value
+                        totals[name] = _joined(name, totals.get(name, 0.0), value)
                 _add_up_gradients(parameters)
                 if looking:
                     work.seen.share_out()
                 norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
                 norms.append(float(norm))
-                if not math.isfinite(norms[-1]):
-                    raise FloatingPointError(f"the gradient of step {step} is not finite: lower learning_rate, or bound the ratio (ratio_cap, trrd_gap_bound)")
-                self.optimizer.step()
-        return {name: value / config.updates_per_rollout for name, value in totals.items()} | {"grad_norm": sum(norms) / len(norms)}
+                if self.guards.update(step, self._wrong(work, batch, norms[-1], totals)):
+                    self.optimizer.step()
+                else:
+                    skipped += 1
+        row = {name: value if name.endswith("/max") else value / config.updates_per_rollout for name, value in totals.items() if name != ODD}
+        return row | {"grad_norm": sum(norms) / len(norms)} | ({"guard/skipped": float(skipped)} if skipped else {})
+
+    def _wrong(self, work: Work, batch: TokenBatch, norm: float, totals: dict[str, float]) -> dict[str, str | None]:
+        """By guard, what is wrong before an update, in words; ``None`` where nothing is."""
+        counts = batch.completion_mask.bool()
+
+        def odd(values: Tensor | None, what: str, where: Tensor = counts) -> str | None:
+            number = 0 if values is None else int((~values.isfinite() & where).sum())
+            return f"{what} of {number} token{'s' * (number > 1)} is −∞ or not a number" if number else None
+
+        theirs = None
+        if "teacher" in needs_of(self.method, work.coefs, self.options):
+            speaks = counts if batch.kd_weight is None else counts & (batch.kd_weight != 0)
+            theirs = odd(work.seen.values.get("teacher_logps"), "the teacher's log-probability", speaks)
+        broken = None
+        if totals.get(ODD) or not math.isfinite(norm):
+            assert batch.rewards is not None
+            rewards = None if bool(batch.rewards.isfinite().all()) else "a reward is not finite"
+            unlikely = odd(work.seen.values.get("old_logps"), "the policy's log-probability")
+            broken = unlikely or rewards or ("the loss is not finite" if totals.get(ODD) else "the gradient is not finite")
+        ratio = totals.get("ratio/max", 0.0)
+        exploded = f"the largest probability ratio is {ratio:.3g}" if self.guards.over("ratio", ratio) else None
+        return {"teacher": theirs, "loss": broken, "ratio": exploded}
 
     def _gradients(self, work: Work, prepared: TokenBatch, chosen: Tensor, idle: Tensor, parts: int, looking: bool) -> dict[str, float]:
         """The passes before one optimizer step: gradients of a minibatch, one of ``parts``, and its share of the metrics."""
@@ -621,11 +657,10 @@ class Loop:
                 (loss * parts * scale).backward()
             # backwards through frozen weights is as much as forwards
             work.clock.flops += self.sizes["student"].forward(*tokens(part)) * (1 + (not looking) + self.config.gradient_checkpointing)
-            if not math.isfinite(loss.item()):
-                raise FloatingPointError(f"the loss of step {work.step} is {loss.item()}: lower learning_rate, or bound the ratio (ratio_cap, trrd_gap_bound)")
             share = float(live.mask.sum() / max(float(prepared.mask.sum()), 1.0))
+            stats[ODD] = float(not math.isfinite(loss.item()))
             for name, value in stats.items():
-                found[name] = found.get(name, 0.0) + value * (1.0 if name.startswith("loss/") else share)
+                found[name] = _joined(name, found.get(name, 0.0), value * (1.0 if name.startswith(WHOLE) or name.endswith("/max") else share))
         for parameter in self.policy.trainable() if scale != 1 else ():
             if parameter.grad is not None:
                 parameter.grad /= scale
@@ -654,7 +689,7 @@ class Loop:
     def snapshot(self) -> State:
         """Weights, optimizer and counters, copied."""
         moments = {i: {key: value.clone() for key, value in entry.items()} for i, entry in self.optimizer.state_dict()["state"].items()}
-        return State([p.detach().clone() for p in self.policy.trainable()], moments, self.step, self.tokens)
+        return State([p.detach().clone() for p in self.policy.trainable()], moments, self.step, self.tokens, self.accuracy)
 
     def restore(self, state: State) -> None:
         """Go back to a snapshot; everything computed from there is the same to the last bit."""
@@ -663,41 +698,41 @@ class Loop:
                 parameter.copy_(value)
         moments = {i: {key: value.clone() for key, value in entry.items()} for i, entry in state.moments.items()}  # the optimizer writes in place
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.step, self.tokens, self.whole = state.step, state.tokens, True
+        self.step, self.tokens, self.accuracy, self.whole = state.step, state.tokens, state.accuracy, True
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> Path:
-        """Adapter, optimizer, step and knobs, written beside and renamed."""
-        target = self.folder.path / "checkpoints" / f"step_{self.step:06d}"
-        if not processes.first():
-            return target
-        beside = target.with_suffix(".tmp")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        assert isinstance(self.policy.model, PeftModel)
-        self.policy.model.save_pretrained(str(beside), selected_adapters=["default"])
-        state = self.optimizer.state_dict()["state"]
-        save_file({f"{i}.{key}": value.contiguous() for i, entry in state.items() for key, value in entry.items()}, beside / "optimizer.safetensors")
-        held = {"step": self.step, "tokens": self.tokens, "seed": self.config.seed, "held": self.knobs.held, "config": fingerprint(self.config)}
-        (beside / "state.json").write_text(json.dumps(held))
-        shutil.rmtree(target, ignore_errors=True)
-        beside.rename(target)
-        return target
+        """Adapter, optimizer, step and knobs; older ones are removed, as ``keep_checkpoints`` says."""
+
+        def fill(beside: Path) -> None:
+            try:
+                self.policy.model.save_pretrained(str(beside), selected_adapters=["default"])
+                moments = self.optimizer.state_dict()["state"]
+                save_file({f"{i}.{key}": value.contiguous() for i, entry in moments.items() for key, value in entry.items()}, beside / "optimizer.safetensors")
+            except SafetensorError as error:  # its text is all that is left of the system's error
+                number = re.search(r"os error (\d+)", str(error))
+                raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+
+        of = {"seed": self.config.seed, "config": fingerprint(self.config)}
+        state = {"step": self.step, "tokens": self.tokens, "accuracy": self.accuracy, "held": self.knobs.held, **of}
+        path = checkpoints.save(self.folder, self.step, fill, state)
+        checkpoints.prune(self.folder, self.config.keep_checkpoints)
+        return path
 
     def load_checkpoint(self, path: Path) -> None:
         """Go back to a checkpoint.
 
         Raises:
-            ValueError: it belongs to another config, or its files are damaged.
+            Damaged: its files are. ValueError: it belongs to another config.
         """
+        held = checkpoints.read(path)
         try:
-            held = json.loads((path / "state.json").read_text())
             made_with, step, tokens, knobs = held["config"], held["step"], held["tokens"], held["held"]
             adapter = load_file(path / "adapter_model.safetensors")
             flat = load_file(path / "optimizer.safetensors")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ValueError(f"the checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
+            raise Damaged(f"the checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
         if made_with != fingerprint(self.config):
             raise ValueError(f"the checkpoint {path} does not match the run's config.json: it was made with other settings")
         weights = get_peft_model_state_dict(self.policy.model, adapter_name="default")
@@ -705,14 +740,14 @@ class Loop:
         moments = {f"{i}.{key}" for i in range(len(self.policy.trainable())) for key in ("step", "exp_avg", "exp_avg_sq")}
         if shapes != {name: value.shape for name, value in adapter.items()} or moments != set(flat):
             odd = sorted(set(shapes) ^ set(adapter) | moments ^ set(flat))
-            raise ValueError(f"the checkpoint {path} is damaged: " + (f"missing or odd tensors, such as {odd[0]}" if odd else "tensors of other shapes"))
+            raise Damaged(f"the checkpoint {path} is damaged: " + (f"missing or odd tensors, such as {odd[0]}" if odd else "tensors of other shapes"))
         set_peft_model_state_dict(self.policy.model, adapter, adapter_name="default")
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in flat.items():
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.step, self.tokens, self.knobs.held = step, tokens, knobs
+        self.step, self.tokens, self.knobs.held, self.accuracy = step, tokens, knobs, held.get("accuracy")
 
 
 @dataclass(frozen=True)
@@ -723,6 +758,7 @@ class State:
     moments: dict[int, dict[str, Tensor]]
     step: int
     tokens: int
+    accuracy: float | None
 
 
 class Seen:
@@ -795,7 +831,7 @@ class Clock:
 
 def fingerprint(config: RunConfig) -> str:
     """Changes with any setting that a checkpoint depends on (how often things are written is none), and with how completions are drawn."""
-    free = {"eval_every", "eval_prompts", "checkpoint_every", "samples_every", "interference_every", "plan"}
+    free = {"eval_every", "eval_prompts", "checkpoint_every", "keep_checkpoints", "samples_every", "keep_samples", "interference_every", "plan", "guards"}
     return hashlib.sha256((DRAWS + config.model_dump_json(exclude=free)).encode()).hexdigest()[:16]
 
 
@@ -825,6 +861,11 @@ def _check_gap(gaps: Tensor, wrong: str, instead: str, exact: bool = True, limit
     gap, limit = (float(gaps.max()), limit) if exact else (float(gaps.mean()), MAX_GAP_16)
     if gap > limit:  # a NaN is the loss's to report
         raise ValueError(f"{wrong}; log-probabilities differ by {gap:.2g} nats; {instead}")
+
+
+def _joined(name: str, one: float, other: float) -> float:
+    """A statistic over two parts of a rollout: the larger or the sum."""
+    return max(one, other) if name.endswith("/max") else one + other
 
 
 def _mean(values: Tensor) -> float:

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_tensor
 
-from rlkd_lab.models import LanguageModel, Sequences, hidden_states, processes, top_alternatives
+from rlkd_lab.models import LanguageModel, Sequences, hidden_states, top_alternatives
 from rlkd_lab.objectives import TokenBatch
+from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import Example, Verdict
 
 PROBES = 4
@@ -62,13 +63,14 @@ def joined(rollouts: Sequence[Rollout], rows: Tensor, pad: int) -> Rollout:
 
 @torch.no_grad()
 def write_samples(
-    path: Path, policy: LanguageModel, teacher: LanguageModel | None, batch: TokenBatch, rollout: Rollout, verdicts: Sequence[Verdict],
+    folder: RunFolder, path: Path, policy: LanguageModel, teacher: LanguageModel | None, batch: TokenBatch, rollout: Rollout, verdicts: Sequence[Verdict],
     measured: Mapping[str, Tensor], temperature: float,
 ) -> None:  # fmt: skip
     """Write the rollout of a step, beside and renamed.
 
     Args:
-        path: the parquet file.
+        folder: of the run.
+        path: the parquet file in it.
         policy: asked for its alternatives, as is ``teacher``.
         teacher: or ``None``.
         batch: log-probabilities and rewards.
@@ -77,7 +79,7 @@ def write_samples(
         measured: further values per token, (B, T) each, by column name.
         temperature: at which the alternatives are asked for.
     """
-    if not processes.first():
+    if not folder.writes:
         return
     sequences = rollout.sequences
     per_token = {"logps": batch.old_logps, "teacher_logps": batch.teacher_logps, "ref_logps": batch.ref_logps}
@@ -107,7 +109,11 @@ def write_samples(
             likeliest, logps = top_alternatives(lm, hidden_states(lm, sequences.select(torch.tensor([i]))), ALTERNATIVES, temperature)
             rows[i][f"{prefix}top_ids"], rows[i][f"{prefix}top_logps"] = likeliest.tolist(), logps.tolist()
             rows[i][f"{prefix}top_tokens"] = [policy.tokenizer.convert_ids_to_tokens(place) for place in likeliest.tolist()]
-    path.parent.mkdir(exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    pd.DataFrame(rows).to_parquet(beside)
-    beside.replace(path)
+    beside, frame = path.with_suffix(".tmp"), pd.DataFrame(rows)
+
+    def write() -> None:
+        path.parent.mkdir(exist_ok=True)
+        frame.to_parquet(beside)
+        beside.replace(path)
+
+    folder.written(write)

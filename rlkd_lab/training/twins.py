@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import RunFolder
+from rlkd_lab.training.guards import Watch
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.loop import Loop, Row, State
 from rlkd_lab.training.room import Room
@@ -27,21 +28,23 @@ RUN_FAILED = "its run failed"
 class Twin:
     """One fork: its folder, knobs and weights, while it is not its turn. What it made smaller for memory is its own, since its record is."""
 
-    def __init__(self, folder: RunFolder, knobs: Knobs, state: State, stream: str, room: Room) -> None:
-        self.folder, self.knobs, self.state, self.stream, self.room = folder, knobs, state, stream, room
+    def __init__(self, loop: Loop, folder: RunFolder, state: State, stream: str, room: Room) -> None:
+        self.folder, self.knobs, self.state, self.stream, self.room = folder, Knobs(loop.config), state, stream, room
+        self.guards = Watch(loop.config.guards, loop.guards.tell)  # which writes into the folder whose turn it is
 
     @contextmanager
     def turn(self, loop: Loop) -> Iterator[None]:
         """Inside, the loop trains the twin. A step that is cut short leaves the twin as it was."""
-        state, own = loop.snapshot(), (loop.folder, loop.knobs, loop.stream, loop.room)
+        state, own = loop.snapshot(), (loop.folder, loop.knobs, loop.stream, loop.room, loop.guards)
+        self.folder.wait = loop.folder.wait
         loop.restore(self.state)
-        loop.folder, loop.knobs, loop.stream, loop.room = self.folder, self.knobs, self.stream, self.room
+        loop.folder, loop.knobs, loop.stream, loop.room, loop.guards = self.folder, self.knobs, self.stream, self.room, self.guards
         try:
             yield
             self.state = loop.snapshot()
         finally:
             loop.restore(state)
-            loop.folder, loop.knobs, loop.stream, loop.room = own
+            loop.folder, loop.knobs, loop.stream, loop.room, loop.guards = own
 
 
 def fork(loop: Loop, kind: Literal["untouched", "noise"], number: int = 1) -> Twin:
@@ -57,9 +60,8 @@ def fork(loop: Loop, kind: Literal["untouched", "noise"], number: int = 1) -> Tw
         folder.append("metrics.jsonl", row)
     for row in loop.folder.rows("events.jsonl"):
         folder.append("events.jsonl", row)
-    knobs = Knobs(loop.config)
-    knobs.held = dict(loop.knobs.held)
-    twin = Twin(folder, knobs, loop.snapshot(), stream, loop.room.copy())
+    twin = Twin(loop, folder, loop.snapshot(), stream, loop.room.copy())
+    twin.knobs.held = dict(loop.knobs.held)
     with twin.turn(loop):
         loop.save_checkpoint()
         folder.set_status("running", loop.step)
@@ -80,7 +82,7 @@ def load(loop: Loop) -> list[Twin]:
         ended = folder.status()
         if ended["state"] == "done" or (ended["state"] == "failed" and ended["why"] != RUN_FAILED) or not reached:
             continue
-        twin = Twin(folder, Knobs(loop.config), loop.snapshot(), about["stream"], Room.of(loop.config, folder.rows("events.jsonl"), int(reached[-1].name[5:])))
+        twin = Twin(loop, folder, loop.snapshot(), about["stream"], Room.of(loop.config, folder.rows("events.jsonl"), int(reached[-1].name[5:])))
         with twin.turn(loop):
             loop.load_checkpoint(reached[-1])
             folder.truncate("metrics.jsonl", loop.step)

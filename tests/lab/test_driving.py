@@ -11,7 +11,7 @@ import pytest
 
 from rlkd_lab.lab import RunFailed, launch, open_run, panel, start
 from rlkd_lab.runs import RunFolder, Tail, first_difference
-from rlkd_lab.training import create, drive, load_or_train, make_config, run, schedule_from
+from rlkd_lab.training import create, load_or_train, make_config, run, schedule_from
 
 FIELDS = {
     "steps": 3, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 24, "difficulty": (2, 2),
@@ -223,8 +223,8 @@ def test_two_runs_that_start_at_once_load_one_after_the_other(tmp_path):
 @pytest.mark.slow
 def test_a_second_loop_is_refused_while_the_first_one_loads(tmp_path):
     handle = start(config(), tmp_path / "run", twin="off")
-    until(lambda: handle.path in drive._driven)
-    with pytest.raises(ValueError, match="two loops in one folder"):
+    until(lambda: (handle.path / "lock").exists())
+    with pytest.raises(ValueError, match="by this process already: two at once"):
         load_or_train(config(), tmp_path / "run")
     assert len(handle.wait().rows()) == 3
 

@@ -23,7 +23,7 @@ def make(tmp_path):
 
 @pytest.fixture
 def table(tmp_path):
-    return lambda alive=lambda pid, since: True: overview(tmp_path, alive).set_index("run")
+    return lambda alive=lambda status: True: overview(tmp_path, alive).set_index("run")
 
 
 def test_runs_are_found_at_any_depth_and_by_their_path(make, table, tmp_path):
@@ -67,8 +67,8 @@ def test_a_run_whose_process_is_gone_is_lost(make, table):
     make("c", 1, state="paused")
     asked = []
 
-    def gone(pid, since):
-        asked.append(pid)
+    def gone(status):
+        asked.append(status["pid"])
         return False
 
     assert table(gone)["state"].tolist() == ["lost", "done", "lost"]

@@ -184,8 +184,14 @@ def test_step_pressed_twice_takes_two_steps(watched):
 
 
 def test_a_process_that_only_has_the_number_of_one_that_is_gone_is_not_alive():
-    assert alive(os.getpid(), time.time())
-    assert not alive(os.getpid(), psutil.Process().create_time() - 1)
+    assert alive({"pid": os.getpid(), "updated": time.time()})
+    assert not alive({"pid": os.getpid(), "updated": psutil.Process().create_time() - 1})
+
+
+def test_of_a_process_on_another_host_only_its_silence_is_known():
+    there = {"pid": os.getpid(), "host": "another"}
+    assert alive({**there, "updated": time.time() - 60})
+    assert not alive({**there, "updated": time.time() - 3600})
 
 
 @pytest.mark.slow
@@ -282,14 +288,19 @@ def test_requests_from_many_threads_are_all_there(tmp_path, tiny):
     assert len(set(ids)) == len(ids) == 400
 
 
-def test_a_run_that_another_process_trains_is_not_resumed(tiny, tmp_path):
+def test_a_run_that_another_process_trains_is_not_resumed(tiny, tmp_path, another):
     folder = create(tiny(steps=1), tmp_path / "run")
-    status = folder.status()
-    folder.write_json("status.json", {**status, "state": "running", "pid": os.getppid(), "updated": time.time()})
-    with pytest.raises(ValueError, match=f"is being trained by process {os.getppid()}"):
+    before = folder.status()
+    with another(folder.path) as pid, pytest.raises(ValueError, match=f"is being trained by process {pid}: two at once"):
         resume(folder.path)
-    assert folder.status()["state"] == "running"
-    folder.write_json("status.json", {**status, "state": "running", "pid": 2**22 + 1, "updated": time.time()})  # one that is gone
+    assert folder.status() == before
+    folder.set_status("running", 0, pid=2**22 + 1)  # one that is gone
+    assert resume(folder.path).status()["state"] == "done"
+
+
+def test_a_damaged_status_does_not_keep_a_run_from_going_on(tiny, tmp_path):
+    folder = create(tiny(steps=1), tmp_path / "run")
+    (folder.path / "status.json").write_text('{"state": "runn')
     assert resume(folder.path).status()["state"] == "done"
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlkd_lab.rollouts import Decoder, DenseTwin
-from rlkd_lab.runs import RunFolder, first_difference
+from rlkd_lab.runs import RunFolder, checkpoints, first_difference
 from rlkd_lab.training import replay, resume, run
 from rlkd_lab.training.loop import Loop
 
@@ -241,29 +241,44 @@ def test_a_config_that_was_edited_badly_is_refused_in_words(copy, values, says):
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("keep", [0, 200])
-def test_a_damaged_checkpoint_is_refused(copy, name, keep):
+def test_from_a_damaged_checkpoint_the_run_goes_back_further(trained, copy, name, keep):
     path = copy.checkpoints()[-1] / name
     path.write_bytes(path.read_bytes()[: min(keep, path.stat().st_size - 3)])
-    before = (copy.path / "metrics.jsonl").read_bytes()
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.warns(UserWarning, match="is damaged: .*: the run goes on from an earlier one"):
         resume(copy.path)
-    assert (copy.path / "metrics.jsonl").read_bytes() == before
+    (warning,) = [event for event in copy.rows("events.jsonl") if event["event"] == "warning"]
+    assert "step_000002 is damaged" in warning["text"]
+    assert first_difference(copy.rows(), trained("kdrl").rows()) == (None, 0.0)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors"])
-def test_a_checkpoint_without_some_of_its_tensors_is_refused(copy, name):
+def test_a_checkpoint_without_some_of_its_tensors_is_damaged(copy, name):
+    """Also where no digest says so."""
     path = copy.checkpoints()[-1] / name
     tensors = load_file(path)
     tensors.pop(sorted(tensors)[0])
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="checkpoint"):
+    with pytest.raises(checkpoints.Damaged, match="is not what was written"):
+        checkpoints.read(path.parent)
+    state = json.loads((path.parent / "state.json").read_text())
+    (path.parent / "state.json").write_text(json.dumps({**state, "sha256": {}}))
+    with pytest.warns(UserWarning, match="is damaged: missing or odd tensors"):
         resume(copy.path)
 
 
 def test_a_missing_file_of_a_checkpoint_is_damage(copy):
     (copy.checkpoints()[-1] / "optimizer.safetensors").unlink()
-    with pytest.raises(ValueError, match="is damaged"):
-        resume(copy.path)
+    with pytest.raises(checkpoints.Damaged, match="is not what was written"):
+        checkpoints.read(copy.checkpoints()[-1])
+
+
+def test_a_digest_of_something_elsewhere_is_not_looked_at(copy):
+    """The name in a state.json from elsewhere leads out of the folder, to a file that never ends."""
+    path = copy.checkpoints()[-1]
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**state, "sha256": {"/dev/zero": "0" * 64}}))
+    with pytest.raises(checkpoints.Damaged, match="/dev/zero is not what was written"):
+        checkpoints.read(path)
 
 
 def test_a_checkpoint_holds_weights_as_safetensors_alone(copy):

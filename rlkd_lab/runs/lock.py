@@ -1,0 +1,54 @@
+"""One at a time in a folder: a lock that the system gives back when its holder is gone, however it went."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK = "lock"
+"""The file: who holds it, or held it last. It stays; what counts is the lock on it."""
+
+
+@contextmanager
+def alone(folder: str | Path, doing: str) -> Iterator[None]:
+    """Inside, nobody else is: no other process, and no other thread of this one.
+
+    Args:
+        folder: it must exist.
+        doing: what is done there, for the message: ``trained``.
+
+    Raises:
+        ValueError: somebody is there; says who. PermissionError: the folder cannot be written.
+    """
+    file = Path(folder) / LOCK
+    lock = FileLock(file, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except (Timeout, RuntimeError):  # the latter: by this thread
+        raise ValueError(f"{folder} is being {doing} by {_holder(file)}: two at once would mix what they write. Stop that one first") from None
+    except PermissionError as error:
+        raise PermissionError(f"no permission to write {folder}: {error.strerror}") from error
+    try:
+        with suppress(OSError):  # a full disk, or a system that lets nobody write what is locked: only the name of the holder is lost
+            file.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}) + "\n")
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(file: Path) -> str:
+    try:
+        held = json.loads(file.read_text())
+        pid, host = int(held["pid"]), str(held["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+    if host != socket.gethostname():
+        return f"process {pid} of {host}"
+    return "this process already" if pid == os.getpid() else f"process {pid}"
