@@ -269,11 +269,12 @@ class RunFolder:
             raise ValueError(f"{file} is damaged: {error}") from error
 
     def thin_samples(self, keep: int) -> None:
-        """Keep ``keep`` recorded steps at most, the first and the last among them: where there are more, every other one between them goes. 0 keeps all."""
+        """Keep ``keep`` recorded steps at most, the first and the last among them; of the others those go whose neighbours are nearest. 0 keeps all."""
         for kind in get_args(Kind) if keep and self.writes else ():
             steps = self.sample_steps(kind)
-            for step in steps[1:-1:2] if len(steps) > max(keep, 2) else ():
-                self._sample_file(kind, step).unlink(missing_ok=True)
+            while len(steps) > max(keep, 2):
+                between = min(range(1, len(steps) - 1), key=lambda i: steps[i + 1] - steps[i - 1])
+                self._sample_file(kind, steps.pop(between)).unlink(missing_ok=True)
 
     def _sample_file(self, kind: Kind, step: int) -> Path:
         return self.path / "samples" / f"{kind}_{step:06d}.parquet"
