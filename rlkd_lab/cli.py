@@ -1,4 +1,4 @@
-"""The command line: doctor, plan, presets, train, resume, replay, runs, compare, eval, export, sweep, study, zoo, methods."""
+"""The command line: doctor, plan, presets, train, resume, replay, ask, runs, compare, eval, export, sweep, study, zoo, methods."""
 
 from __future__ import annotations
 
@@ -613,6 +613,42 @@ def _with_half_width(value: float, half: float) -> str:
     return "–" if value != value else f"{value:.{digits}f}" + ("" if half != half else f" ± {half:.{digits}f}")
 
 
+@app.command()
+def ask(
+    run_path: RunPath,
+    what: Annotated[str, typer.Argument(help="pause, go_on, step, stop, checkpoint, or a knob: NAME=VALUE, NAME=off, NAME=schedule to give it back")],
+    at: Annotated[int | None, typer.Option(help="of a knob: the step from which it is wanted; the next one by default")] = None,
+) -> None:
+    """Ask something of a run that goes on, wherever it was started."""
+    with plain_errors():
+        from rlkd_lab.lab import open_run
+
+        handle = open_run(run_path)
+        buttons = {name: getattr(handle, name) for name in ("pause", "go_on", "step", "stop", "checkpoint")}
+        knob, equals, value = what.partition("=")
+        if at is not None and (not equals or value == "schedule"):
+            raise ValueError("--at is for a knob's value: NAME=VALUE")
+        try:
+            if not equals:
+                if what not in buttons:
+                    raise ValueError(f"{what!r} is none of {', '.join(buttons)}, and no knob's NAME=VALUE")
+                buttons[what]()
+            elif value == "schedule":
+                handle.release(knob, source="command line")
+            else:
+                handle.request(knob, _value(value), at, source="command line")
+        except RuntimeError as error:  # it is done, or nothing runs
+            raise ValueError(str(error)) from None
+        typer.echo(f"asked; the answer stands in {run_path / 'events.jsonl'}")
+
+
+def _value(text: str) -> float | None:
+    try:
+        return None if text == "off" else float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no value of a knob: a number, off, or schedule to give it back") from None
+
+
 @app.command("runs")
 def list_runs(
     folder: Annotated[Path, typer.Argument(help="searched with everything below it")] = Path("runs"),
@@ -645,7 +681,7 @@ def list_runs(
         for row in rows:
             differs = [f"{name.removeprefix('knobs.').removeprefix('options.')}={value}" for name, value in row["settings"].items()]
             said = [", ".join(differs)] if differs else []
-            said += [row["problem"]] if row["state"] in ("torn", "failed") else []
+            said += [row["problem"]] if row["problem"] and row["state"] in ("torn", "failed", "paused") else []
             if said:
                 console.print(escape(f"{row['run']}: {'; '.join(said)}"))
         if any(row["state"] == "lost" for row in rows):

@@ -1,5 +1,8 @@
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -436,6 +439,61 @@ def test_export_into_a_folder_in_use_and_stopped_by_hand(rlkd, runs, tmp_path, m
     assert result.exit_code == 130
     assert "stopped; nothing was written" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# --- from another terminal --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_is_steered_and_ended_from_outside(rlkd, tmp_path):
+    """By requests, and by SIGTERM as a batch system sends it."""
+    path = tmp_path / "run"
+    small = ["--set", "prompts_per_step=2", "--set", "group_size=2", "--set", "max_new_tokens=24", "--set", "eval_every=0", "--set", "checkpoint_every=0"]
+    command = [sys.executable, "-m", "rlkd_lab", "train", "--method", "kdrl", "--steps", "400", "--out", str(path), *small]
+
+    def until(holds):
+        deadline = time.monotonic() + 120
+        while not holds():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        until(lambda: (path / "metrics.jsonl").exists() and RunFolder.open(path).rows())
+        for asked in ("kd_coef=0.4", "pause"):
+            assert rlkd("ask", path, asked).exit_code == 0
+        folder = RunFolder.open(path)
+        until(lambda: folder.status()["state"] == "paused")
+        assert rlkd("ask", path, "go_on").exit_code == 0
+        paused_at = len(folder.rows())
+        until(lambda: len(folder.rows()) > paused_at + 1)
+        process.terminate()
+        said = process.stderr.read().decode()
+        assert process.wait() == 130
+    assert "rlkd: stopped; `rlkd resume` goes on from the last checkpoint" in said
+    status = folder.status()
+    assert (status["state"], status["step"]) == ("idle", len(folder.rows()))
+    assert [int(point.name[5:]) for point in folder.checkpoints()] in ([status["step"]], [])  # none where it was cut within an update
+    assert folder.rows()[-1]["coef/kd_coef"] == 0.4
+    (event,) = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
+    assert event["source"] == "command line"
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (["paws"], "'paws' is none of pause, go_on, step, stop, checkpoint"),
+        (["kd_coef=much"], "'much' is no value of a knob"),
+        (["kd_coef=11"], "kd_coef"),
+        (["kd_cof=1"], "did you mean 'kd_coef'"),
+        (["pause"], "is done"),
+        (["pause", "--at", "3"], "--at is for a knob's value"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_a_line(rlkd, runs, asked, says):
+    result = rlkd("ask", runs / "kdrl", *asked)
+    assert result.exit_code == 2
+    assert says in result.stderr.replace("cannot pause: the run is done", "is done")
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 # --- runs, zoo --------------------------------------------------------------------------------------------------------

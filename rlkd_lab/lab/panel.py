@@ -32,6 +32,8 @@ LOOK_EVERY = 0.25
 """Seconds between two looks at the run folder."""
 SHARE_BESIDE = 50
 """Drawing times between two drawings where the run is not in this kernel: there the panel may cost it 2 %, not 5."""
+SAID = ("warning", "guard", "verifier")
+"""Events of which the last two stand below the state."""
 LIVE = ("running", "paused", "stopping")
 OVER = ("idle", "done", "failed", "lost")
 WHERE = {"thread": "in a thread of this kernel", "process": "in a process of its own", "elsewhere": "driven from elsewhere", "nowhere": ""}
@@ -242,6 +244,8 @@ class Panel:
         if now.state == "failed":
             remedy = "Finished steps are kept. Start goes on from the last checkpoint; if it fails again, change what the reason names and start a new run."
             found.append(("error", f"<b>The run failed:</b> {html.escape(now.why or 'no reason given')}. {remedy}"))
+        elif now.state == "paused" and now.why:
+            found.append(("error", f"<b>The run waits:</b> {html.escape(now.why)}."))
         elif now.state == "lost":
             remedy = "Start (or <code>rlkd resume</code>) goes on from the last checkpoint; the steps after it are computed again."
             found.append(("error", f"<b>The run is lost:</b> the process that drove it is gone. What it wrote is kept in {place}. {remedy}"))
@@ -251,7 +255,7 @@ class Panel:
             found.append(("warn", f"{self.history.damaged} damaged lines in {place} are left out."))
         if self.notice:
             found.append(("warn", html.escape(self.notice)))
-        found += [("warn", html.escape(str(event.get("text", "")))) for event in self.history.events if event.get("event") == "warning"][-2:]
+        found += [("warn", html.escape(str(event.get("text", "")))) for event in self.history.events if event.get("event") in SAID][-2:]
         style = "border-left:4px solid var(--jp-{0}-color1, {1});padding:4px 10px;margin:2px 0;line-height:1.4"
         colours = {"error": "#b00020", "warn": "#c77700"}
         return "".join(f"<div role='alert' style='{style.format(kind, colours[kind])}'>{text}</div>" for kind, text in found)

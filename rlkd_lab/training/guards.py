@@ -185,7 +185,8 @@ class Watch:
         if name in self._spoken and not again:
             return
         self._spoken.add(name)
-        self.tell({"event": "guard", "step": step, "guard": name, "action": guard.action, "why": why, "remedy": guard.remedy, "time": time.time()})
+        said = {"why": why, "remedy": guard.remedy, "text": f"{why}: {guard.remedy}"}
+        self.tell({"event": "guard", "step": step, "guard": name, "action": guard.action, **said, "time": time.time()})
         if guard.action == "pause":
             self.pause = f"{why}: {guard.remedy}; then let it go on"
         if guard.action == "stop":

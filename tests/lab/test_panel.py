@@ -280,7 +280,8 @@ ENABLED = {
 def test_every_state_has_its_words_and_buttons(make, state):
     run = make()
     run.advance(3)
-    run.state, run.why = state, "FloatingPointError: lower learning_rate" if state == "failed" else None
+    run.state = state
+    run.why = {"failed": "FloatingPointError: lower learning_rate", "paused": "the disk is <full>"}.get(state)
     watched = Panel(run)
     assert "step 3 of 60" in watched.state.value
     assert {"idle": "Start goes on"}.get(state, state) in watched.state.value
@@ -290,6 +291,8 @@ def test_every_state_has_its_words_and_buttons(make, state):
     if state == "failed":
         assert "lower learning_rate" in watched.banner.value
         assert "Start goes on from the last checkpoint" in watched.banner.value
+    if state == "paused":
+        assert "<b>The run waits:</b> the disk is &lt;full&gt;." in watched.banner.value
     if state == "lost":
         assert "the process that drove it is gone" in watched.banner.value
     assert ("in a thread of this kernel" in watched.state.value) == (state in ("running", "paused", "stopping"))
