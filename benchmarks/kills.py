@@ -59,8 +59,8 @@ def config_of(method: str) -> RunConfig:
 
 
 def hand(folder: RunFolder, row: Row) -> None:
-    """Who moves a knob: temperature at step 3, asked for after step 1; again if the request was lost with the process."""
-    if row["step"] == 1 and not any(request.get("request") == "knob" for request in Tail(folder.path / "requests.jsonl").read()):
+    """Who moves a knob: temperature at step 3, asked for after step 1; after step 2 if the request was lost with the process."""
+    if row["step"] <= 2 and not any(request.get("request") == "knob" for request in Tail(folder.path / "requests.jsonl").read()):
         folder.ask("knob", knob="temperature", value=0.9, at=3)
 
 

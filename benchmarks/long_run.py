@@ -51,12 +51,12 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl")
 
 
-def long_run(place: Path, steps: int, looks: int = LOOKS) -> list[dict[str, Any]]:
-    """Train for so many steps and look at the process every ``steps / looks`` of them."""
+def long_run(place: Path, steps: int, looks: int = LOOKS, **writes: int) -> list[dict[str, Any]]:
+    """Train for so many steps and look at the process every ``steps / looks`` of them; ``writes`` are settings other than :data:`WRITES`."""
     model = stub(place / "model")
     config = make_config(
         "kdrl", steps=steps, student=model, teacher=model, quant="none", teacher_quant="none", lora_rank=2, prompts_per_step=1, group_size=2,
-        max_new_tokens=2, updates_per_rollout=1, difficulty=(1, 1), guards={"rewards": "off"}, **WRITES,
+        max_new_tokens=2, updates_per_rollout=1, difficulty=(1, 1), guards={"rewards": "off"}, **{**WRITES, **writes},
     )  # fmt: skip
     process, found = psutil.Process(), list[dict[str, Any]]()
     times, gaps, last = list[float](), list[float](), [0.0]
