@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -40,6 +40,7 @@ from rlkd_lab.models import (
     measured_divergences,
     processes,
     reference_of,
+    save_adapter,
     targets,
     token_divergence,
     token_logps,
@@ -675,8 +676,7 @@ class Loop:
         beside = target.with_suffix(".tmp")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        assert isinstance(self.policy.model, PeftModel)
-        self.policy.model.save_pretrained(str(beside), selected_adapters=["default"])
+        save_adapter(self.policy, beside)
         state = self.optimizer.state_dict()["state"]
         save_file({f"{i}.{key}": value.contiguous() for i, entry in state.items() for key, value in entry.items()}, beside / "optimizer.safetensors")
         held = {"step": self.step, "tokens": self.tokens, "seed": self.config.seed, "held": self.knobs.held, "config": fingerprint(self.config)}
@@ -693,7 +693,9 @@ class Loop:
         """
         try:
             held = json.loads((path / "state.json").read_text())
-            made_with, step, tokens, knobs = held["config"], held["step"], held["tokens"], held["held"]
+            made_with, step, tokens, knobs = held["config"], int(held["step"]), int(held["tokens"]), dict(held["held"])
+            if path.name != f"step_{step:06d}":
+                raise ValueError(f"it says that it is of step {step}")
             adapter = load_file(path / "adapter_model.safetensors")
             flat = load_file(path / "optimizer.safetensors")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -821,8 +823,13 @@ def _spread(batch: TokenBatch, group_size: int) -> Tensor:
     return grouped.amax(1) > grouped.amin(1)
 
 
+def gap_and_limit(gaps: Tensor, exact: bool = True, limit: float = MAX_GAP) -> tuple[float, float]:
+    """How far apart log-probabilities of the same tokens are, in nats, and how far they may be: at worst in float32, in the mean in 16 bit."""
+    return (float(gaps.max()), limit) if exact else (float(gaps.mean()), MAX_GAP_16)
+
+
 def _check_gap(gaps: Tensor, wrong: str, instead: str, exact: bool = True, limit: float = MAX_GAP) -> None:
-    gap, limit = (float(gaps.max()), limit) if exact else (float(gaps.mean()), MAX_GAP_16)
+    gap, limit = gap_and_limit(gaps, exact, limit)
     if gap > limit:  # a NaN is the loss's to report
         raise ValueError(f"{wrong}; log-probabilities differ by {gap:.2g} nats; {instead}")
 
