@@ -157,7 +157,7 @@ def config_of(folder: RunFolder) -> RunConfig:
     config = validated(stored)
     for what, name in (("task", config.task), ("engine", config.engine)):
         file = Path(name.rpartition(":")[0])
-        places = {*file.absolute().parents, *file.resolve().parents} if file.suffix == ".py" else set()
+        places = file.resolve().parents if file.suffix == ".py" else ()
         if any((place / "metrics.jsonl").exists() and (place / "config.json").exists() for place in places):
             raise ValueError(
                 f"{folder.path} names {file} as its {what}, which lies in a run folder: such a folder is data, and no code in it is run. Read the file and,"
