@@ -223,8 +223,8 @@ def test_a_checkpoint_that_lies_about_itself_is_refused(trained, tiny, tmp_path,
 def test_a_recorded_move_that_nobody_could_have_asked_for_is_refused(trained, tmp_path):
     folder = copy(trained("kdrl").path, tmp_path / "theirs")
     for move, says in (
-        ({"knob": "kd_coef", "value": 1e30}, "out of range"),
-        ({"knob": "kd_coef", "value": "1"}, "no value"),
+        ({"knob": "learning_rate", "value": 1e9}, "out of range"),  # kd_coef would be refused by the objective too
+        ({"knob": "temperature", "value": "1"}, "no value"),
         ({"knob": "x", "value": 1}, "knob"),
     ):
         (folder / "events.jsonl").write_text(json.dumps({"event": "knob", "step": 1, **move}) + "\n")
