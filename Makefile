@@ -7,7 +7,7 @@ DEMO := opd grpo kdrl trrd
 # A process a core, one thread each.
 TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4
 
-.PHONY: help setup demo lab notebooks test test-fast bench figures lint midsize clean
+.PHONY: help setup demo lab notebooks test test-fast bench figures lint audit midsize clean
 help:
 	@echo "make setup      make .venv with everything (the other targets do it by themselves)"
 	@echo "make demo       train KD, GRPO, KDRL and TRRD on the embedded pair; figures/demo.png"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench      a step against TRL's, our sampler against generate, KDRL and TRRD against GRPO; a sweep with one worker and with all (20 minutes)"
 	@echo "make midsize    on a GPU: pre-train the mid-size pair, run the main methods on it, tables and figures (not measured); WORKERS=4: runs at a time"
 	@echo "make figures    draw the committed figures again; make lint: ruff and mypy"
+	@echo "make audit      known faults of the versions in constraints.txt; needs a network to pypi.org"
 
 setup: .venv/installed
 
@@ -39,7 +40,7 @@ notebooks: .venv/installed
 	$(PY) notebooks/execute.py
 
 lab: .venv/installed
-	.venv/bin/jupyter lab --notebook-dir=notebooks
+	.venv/bin/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
 
 test: lint
 	$(TEST) --dist loadfile
@@ -49,6 +50,11 @@ test-fast: .venv/installed
 
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+# In an environment of its own; --strict: what cannot be looked up is a failure.
+audit:
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 bench: .venv/installed
 	$(PY) benchmarks/step.py

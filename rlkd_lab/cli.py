@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from rlkd_lab.terminal import escape, say
 
 app = typer.Typer(help="Knowledge distillation and reinforcement learning on a 4-bit LoRA student.", no_args_is_help=True)
 console = Console(highlight=False)
@@ -29,7 +30,7 @@ def print_json(value: Any) -> None:
     """One JSON value on stdout."""
     from rlkd_lab.study.report import plain
 
-    typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    say(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _method_names() -> list[str]:
@@ -62,20 +63,20 @@ def plain_errors(stopped: str = "`rlkd resume` goes on from the last checkpoint"
     """Mistakes of the user end in one sentence and status 2, failures of a run in one sentence and status 1; a warning is one sentence too."""
     try:
         with _ended_like_ctrl_c(), warnings.catch_warnings():  # puts the process's own way of showing them back
-            warnings.showwarning = lambda message, *_, **__: typer.echo(f"rlkd: warning: {message}", err=True)
+            warnings.showwarning = lambda message, *_, **__: say(f"rlkd: warning: {message}", err=True)
             yield
     except (ValueError, OSError) as error:
-        typer.echo(f"rlkd: {error}", err=True)
+        say(f"rlkd: {error}", err=True)
         raise typer.Exit(2) from None
     except (FloatingPointError, MemoryError, RuntimeError) as error:
         import torch
 
         if not isinstance(error, FloatingPointError | MemoryError | torch.OutOfMemoryError):
             raise
-        typer.echo(f"rlkd: the run failed: {error}", err=True)
+        say(f"rlkd: the run failed: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo(f"rlkd: stopped; {stopped}", err=True)
+        say(f"rlkd: stopped; {stopped}", err=True)
         raise typer.Exit(130) from None
 
 
@@ -136,7 +137,7 @@ def _say_end(path: Path) -> None:
     if not _first():
         return
     status = RunFolder.open(path).status()
-    typer.echo(f"done: {path}" if status["state"] == "done" else f"stopped at step {status['step']}; `rlkd resume {path}` goes on")
+    say(f"done: {path}" if status["state"] == "done" else f"stopped at step {status['step']}; `rlkd resume {path}` goes on")
 
 
 @app.command()
@@ -152,7 +153,7 @@ def resume(run_path: RunPath) -> None:
         config = config_of(folder)
         with progress(config.steps, config.method) as show:
             if not folder.checkpoints() and folder.rows() and folder.status()["state"] != "done":
-                typer.echo("no checkpoint yet: the run starts again from step 1", err=True)
+                say("no checkpoint yet: the run starts again from step 1", err=True)
             resume_run(run_path, on_step=show if _first() else None)
         _say_end(run_path)
 
@@ -174,13 +175,13 @@ def replay(
         with progress(len(original.rows()), "replay") as show:
             result = replay_run(run_path, target, tolerance=tolerance, on_step=show)
     if result.difference is None:
-        typer.echo(f"the same: {len(original.rows())} steps, largest difference {result.largest:g}")
+        say(f"the same: {len(original.rows())} steps, largest difference {result.largest:g}")
         return
     theirs, ours = original.env(), result.folder.env()
     changed = [key for key in ("versions", "device", "threads") if theirs.get(key) != ours.get(key)]
-    typer.echo(f"different: {result.difference} (largest difference {result.largest:g})")
+    say(f"different: {result.difference} (largest difference {result.largest:g})")
     if changed:
-        typer.echo(f"the two runs had different {', '.join(changed)}: equality to the last bit is not to be expected; see --tolerance")
+        say(f"the two runs had different {', '.join(changed)}: equality to the last bit is not to be expected; see --tolerance")
     raise typer.Exit(1)
 
 
@@ -221,11 +222,11 @@ def compare(
         frame = rows.set_index("run").T  # a column a run: metric names are longer than run names
         table.add_column("")
         for title in frame:
-            table.add_column(str(title), justify="right", overflow="fold")
+            table.add_column(escape(title), justify="right", overflow="fold")
         for metric, values in frame.iterrows():
-            table.add_row(str(metric), *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values))
+            table.add_row(escape(metric), *(f"{value:.3g}" if isinstance(value, float) else escape(value) for value in values))
         console.print(table)
-        typer.echo(f"mean of the last 10 steps at most; eval/… is the last evaluation. Figure: {figure}")
+        say(f"mean of the last 10 steps at most; eval/… is the last evaluation. Figure: {figure}")
 
 
 @app.command()
@@ -266,9 +267,9 @@ def plan(
         console.print(table, "")
         changed = [f"{name}={new} instead of {old}" for name, (old, new) in asked.items() if old != new]
         where = f"{there / GIB:.1f} GiB of {'GPU' if gpu else 'host'} memory, models in {'16 bit' if gpu else 'float32'}"
-        typer.echo(f"{where}: {_memory(least.peak)} at the highest" + (f", with {', '.join(changed)}" if changed else ", as asked"))
+        say(f"{where}: {_memory(least.peak)} at the highest" + (f", with {', '.join(changed)}" if changed else ", as asked"))
         held_back = f"{MARGIN - 1:.0%} more" + (f" and {CONTEXT / GIB:g} GiB for CUDA" if gpu else "")
-        typer.echo(f"a prediction for completions that all run to the limit; {held_back} are kept free")
+        say(f"a prediction for completions that all run to the limit; {held_back} are kept free")
 
 
 def _memory(size: float) -> str:
@@ -458,15 +459,17 @@ def evaluate(
             pairs = {} if differences is None else {"against": found[1], "differences": differences.to_dict("records")}
             print_json({**found[0], **pairs, "out": [str(path) for path in written]})
             return
-        console.print(f"[bold]{escape(ours.label)}[/] ({ours.quant}), {asked.name}, split {split}, T = {temperature:g}; shares in %, lengths in tokens\n")
+        console.print(
+            f"[bold]{escape(ours.label)}[/] ({ours.quant}), {escape(asked.name)}, split {split}, T = {temperature:g}; shares in %, lengths in tokens\n"
+        )
         for name in dict.fromkeys(summaries[0]["set"]):
             console.print(report.summary_table(summaries[0], name), "")
         if differences is not None and theirs is not None:
             for name in dict.fromkeys(differences["set"]):
                 console.print(report.difference_table(differences, name, ours.label, theirs.label, samples), "")
-        typer.echo(report.chance_note(asked.name, estimated))
-        typer.echo(report.interval_note(theirs is not None))
-        typer.echo(f"every completion: {', '.join(map(str, written))}" if written else "completions were not kept: name a file with --out")
+        say(report.chance_note(asked.name, estimated))
+        say(report.interval_note(theirs is not None))
+        say(f"every completion: {', '.join(map(str, written))}" if written else "completions were not kept: name a file with --out")
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -502,8 +505,8 @@ def export(
 
         found = export_run(run_path, out, checkpoint=checkpoint, merged=merge, into=into, dtype=dtype)
         if found is not None:
-            typer.echo("\n".join(merge_note(found)))
-        typer.echo(f"written: {out}")
+            say("\n".join(merge_note(found)))
+        say(f"written: {out}")
 
 
 @app.command()
@@ -528,9 +531,9 @@ def sweep(
             known = ([(wanted.tuning(), out / "tuning")] if wanted.tune else []) + ([(count, out)] if count else [])
             for stage, folder in known:
                 for job in stage.jobs():
-                    typer.echo(f"{'over' if over(job.folder(folder)) else 'to do':6} {job.folder(folder)}")
+                    say(f"{'over' if over(job.folder(folder)) else 'to do':6} {job.folder(folder)}")
             if count is None:
-                typer.echo(f"then, with the settings chosen, {len(wanted.arms)} arms × {len(wanted.all_seeds)} seeds")
+                say(f"then, with the settings chosen, {len(wanted.arms)} arms × {len(wanted.all_seeds)} seeds")
             return
         stage, folder, failed = run_watched(wanted, out, workers=workers, engine=engine, address=address)
         runs = collect(stage, folder)
@@ -547,9 +550,9 @@ def sweep(
                 seeds = f"{row['runs']}" + (f" ({row['left_out']} left out)" if row["left_out"] else "")
                 table.add_row(escape(str(row["arm"])), seeds, *(_with_half_width(row[name], row[f"{name} ±"]) for name in measures))
             console.print(table, "")
-            typer.echo(f"mean over seeds ± half of its 95 % interval (Student's t); every run: {folder / 'runs.csv'}")
+            say(f"mean over seeds ± half of its 95 % interval (Student's t); every run: {folder / 'runs.csv'}")
         for sentence in failed:
-            typer.echo(f"rlkd: failed: {sentence}", err=True)
+            say(f"rlkd: failed: {sentence}", err=True)
         if failed:
             raise typer.Exit(1)
 
@@ -579,7 +582,7 @@ def study(
             title = f"{name} ({PARTS[name]})"
             failed += run_watched(sweep_of(name, preset), out / name, title, workers=workers, engine=engine, address=address)[2]
         for sentence in failed:
-            typer.echo(f"rlkd: failed: {sentence}", err=True)
+            say(f"rlkd: failed: {sentence}", err=True)
         path = write_scorecard(out)
         if keep is not None:
             copy_tables(out, keep)
@@ -598,7 +601,7 @@ def study(
             for claim, verdict in zip(CLAIMS, verdicts, strict=True):
                 table.add_row(str(claim.number), claim.source, escape(claim.text), verdict.outcome)
             console.print(table, "")
-            typer.echo(f"effects, intervals, seeds, settings and cost: {path}")
+            say(f"effects, intervals, seeds, settings and cost: {path}")
         if failed:
             raise typer.Exit(1)
 
@@ -664,7 +667,7 @@ def list_runs(
             print_json(rows)
             return
         if not rows:
-            console.print(f"no runs in {folder}")
+            console.print(f"no runs in {escape(folder)}")
             return
         table = Table(box=None, pad_edge=False)
         for heading in ("run", "method", "state", "step", "seed", "touched", "reward", "accuracy"):
@@ -675,7 +678,7 @@ def list_runs(
                 continue
             last = ["–" if row[name] is None else f"{row[name]:.3g}" for name in ("reward", "accuracy")]
             step, touched = f"{row['step']}/{row['steps']}", "yes" if row["touched"] else ""
-            table.add_row(escape(row["run"]), row["method"], row["state"], step, str(row["seed"]), touched, *last)
+            table.add_row(*map(escape, (row["run"], row["method"], row["state"], step, row["seed"], touched, *last)))
         console.print(table)
         # below the table: beside it they would wrap in the middle of words
         for row in rows:
@@ -718,19 +721,27 @@ def zoo(name: Annotated[str | None, typer.Argument(help="one model, with its rec
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    deep: Annotated[bool, typer.Option("--deep", help="load models and check what they compute: gradients, sampler, adapter off, padding")] = False,
+    student: Annotated[str | None, typer.Option(help="with --deep: a model of your own; the embedded pair by default")] = None,
+    quant: Annotated[Literal["nf4", "none"], typer.Option(help="of that model")] = "nf4",
+    as_json: Json = False,
+) -> None:
     """Say in plain words what this machine can do."""
-    from rlkd_lab.doctor import examine
+    with plain_errors("nothing was written"):
+        from rlkd_lab.doctor import examine, examine_deep
 
-    found = []
-    for good, sentence in examine():
-        found.append({"ok": good, "text": sentence})
-        if not as_json:
-            typer.echo(f"{'ok  ' if good else 'FAIL'}  {sentence}")
-    if as_json:
-        print_json(found)
-    if not all(line["ok"] for line in found):
-        sys.exit(1)
+        if student is not None and not deep:
+            raise ValueError("--student is for --deep: without it no model is loaded")
+        found = []
+        for good, sentence in itertools.chain(examine(), examine_deep(student, quant) if deep else ()):
+            found.append({"ok": good, "text": sentence})
+            if not as_json:
+                say(f"{'ok  ' if good else 'FAIL'}  {sentence}")
+        if as_json:
+            print_json(found)
+        if not all(line["ok"] for line in found):
+            raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What this machine can do, found by doing it: versions, device, memory, and a 4-bit layer that decodes and learns."""
+"""What this machine can do, found by doing it: versions, device, memory, a 4-bit layer that decodes and learns; with ``--deep`` whole models."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Iterator
 import psutil
 import torch
 
-from rlkd_lab.models.loading import compute_dtype, default_device, zoo_names
+from rlkd_lab.models.loading import Quant, compute_dtype, default_device, zoo_names
+from rlkd_lab.training import make_config
+from rlkd_lab.training.drive import within_memory
 from rlkd_lab.training.environment import PACKAGES, cpu_name, version_of
+from rlkd_lab.training.selfcheck import examine_models
 
 
 def examine() -> Iterator[tuple[bool, str]]:
@@ -33,6 +36,18 @@ def examine() -> Iterator[tuple[bool, str]]:
     yield _four_bit(device)
     names = zoo_names()
     yield bool(names), f"embedded models: {', '.join(names) or 'none; rebuild them with python -m rlkd_lab.zoo.build'}"
+
+
+def examine_deep(student: str | None = None, quant: Quant = "nf4") -> Iterator[tuple[bool, str]]:
+    """(good or not, a sentence with what was measured) for each self-check of the embedded pair, or of a model of one's own.
+
+    Raises:
+        FileNotFoundError, ValueError: the model cannot be loaded, or does not fit.
+    """
+    for name in ["student", "teacher"] if student is None else [student]:
+        config = within_memory(make_config("grpo", settings={"student": name, "quant": quant, "teacher": "off"}))
+        for one in examine_models(config):
+            yield one.ok, f"{name} ({quant}): {one.text}"
 
 
 def _four_bit(device: torch.device) -> tuple[bool, str]:

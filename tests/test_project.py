@@ -75,12 +75,13 @@ BELOW = {
     "models": {"objectives"},
     "rollouts": {"objectives", "models", "tasks"},
     "training": {"objectives", "models", "rollouts", "tasks", "runs"},
-    "study": {"objectives", "models", "rollouts", "tasks", "runs", "training"},
+    "study": {"objectives", "models", "rollouts", "tasks", "runs", "training", "terminal"},
     "zoo": {"objectives", "models", "rollouts", "tasks", "runs", "training"},
     "lab": {"objectives", "models", "rollouts", "tasks", "runs", "training", "study"},
     "doctor": {"models", "training"},
+    "terminal": set(),
     "__main__": {"cli"},
-    "cli": {"objectives", "runs", "training", "study", "lab", "doctor", "models", "tasks"},
+    "cli": {"objectives", "runs", "training", "study", "lab", "doctor", "models", "tasks", "terminal"},
 }
 """Which of our packages each of them may import, itself aside. None but the command line may import the lab."""
 

@@ -63,6 +63,8 @@ class LanguageModel:
     """Prompts are put into the tokenizer's chat template, as the user's turn."""
     system_prompt: str | None = None
     """The system's turn before it, with ``chat``."""
+    base_said: torch.Tensor | None = None
+    """Of a policy: log-probabilities that its base gave :func:`probe_logps` before an adapter was attached, (N,), in nats."""
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -344,6 +346,15 @@ def verify_head(lm: LanguageModel) -> None:
         raise ValueError(f"{lm.source}: the logits are not the output head's alone (relative gap {gap:.2g}); such models are not supported")
 
 
+@torch.no_grad()
+def probe_logps(lm: LanguageModel) -> torch.Tensor:
+    """Log-probabilities that a view of a model gives a few fixed tokens, (7,), nats."""
+    ids = torch.arange(3, 11, device=lm.device) % int(lm.causal_lm.config.vocab_size)
+    with lm.active():
+        logits = lm.head(lm.backbone(input_ids=ids[None], use_cache=False).last_hidden_state)[0, :-1].float()
+    return torch.log_softmax(logits, dim=-1).gather(-1, ids[1:, None])[:, 0]
+
+
 @one_at_a_time
 def load_policy(
     name: str,
@@ -371,6 +382,7 @@ def load_policy(
         device: GPU if there is one.
     """
     model, tokenizer = load_base(name, quant, device)
+    base_said = probe_logps(LanguageModel(model, tokenizer, name, quant))
     if gradient_checkpointing:
         checkpoint_activations(model)
     peft_model: PeftModel
@@ -396,7 +408,7 @@ def load_policy(
             if "lora_A" in weight_name:
                 start_a = nn.init.kaiming_uniform_(torch.empty(weight.shape), a=math.sqrt(5), generator=generator)
                 weight.data.copy_(start_a)
-    policy = LanguageModel(peft_model, tokenizer, name, quant, "default", None if adapter is None else str(adapter))
+    policy = LanguageModel(peft_model, tokenizer, name, quant, "default", None if adapter is None else str(adapter), base_said=base_said)
     verify_head(policy)
     return policy
 
@@ -416,6 +428,8 @@ def check_architecture(name: str, config: PreTrainedConfig) -> None:
     Raises:
         ValueError: in one sentence.
     """
+    if "/" in str(config._attn_implementation):
+        raise ValueError(f"the config of {name!r} asks for the attention kernel {config._attn_implementation}, which is code from the hub: remove that line")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{name!r} is of type {config.model_type}, which is no causal language model of transformers")
     # in another dtype transformers would change the default dtype of the whole process for a moment, under the feet of a run in another thread
@@ -435,10 +449,32 @@ def check_architecture(name: str, config: PreTrainedConfig) -> None:
 
 
 def adapter_folder(path: str | Path) -> str:
-    """``path``, if it holds an adapter in safetensors; a FileNotFoundError otherwise, since peft would read a pickle too."""
-    if not (Path(path) / "adapter_model.safetensors").exists():
+    """``path``, if it holds an adapter in safetensors that names no code.
+
+    Raises:
+        FileNotFoundError: it does not, and peft would read a pickle too.
+        ValueError: its config names a module that peft would import.
+    """
+    folder = Path(path)
+    if not (folder / "adapter_model.safetensors").exists():
         raise FileNotFoundError(f"{str(path)!r} holds no adapter_model.safetensors")
+    try:
+        named = json.loads((folder / "adapter_config.json").read_text()).get("megatron_config")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"the adapter {str(path)!r} has no adapter_config.json that can be read: {error}") from None
+    if named is not None:
+        raise ValueError(f"the adapter {str(path)!r} is one for Megatron, whose config names code to be run: such adapters are not supported")
     return str(path)
+
+
+def save_adapter(policy: LanguageModel, folder: Path) -> None:
+    """The policy's adapter in PEFT's format. It names its base as the policy was asked for it, not the place where that lies on this machine, and has no
+    blank model card."""
+    assert isinstance(policy.model, PeftModel)
+    policy.model.save_pretrained(str(folder), selected_adapters=["default"])
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": policy.source}, indent=2) + "\n")
 
 
 def reference_of(policy: LanguageModel) -> LanguageModel:

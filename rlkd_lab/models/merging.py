@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlkd_lab.models.loading import LanguageModel, dequantised, locate, one_at_a_time, quantised_layers
+from rlkd_lab.models.loading import LanguageModel, adapter_folder, dequantised, locate, one_at_a_time, quantised_layers
 from rlkd_lab.models.logprobs import Sequences, hidden_states, token_divergence
 
 INTO = ("nf4", "full")
@@ -79,7 +79,7 @@ def merge(policy: LanguageModel, into: str, dtype: torch.dtype) -> tuple[PreTrai
             dense: Any = model.get_submodule(path.removesuffix(".base_layer"))
             dense.weight.copy_(dequantised(layer))
     assert policy.adapter_source is not None
-    adapted = PeftModel.from_pretrained(model, policy.adapter_source)
+    adapted = PeftModel.from_pretrained(model, adapter_folder(policy.adapter_source))
     along = error = size = 0.0
     for layer in _adapted_layers(adapted):
         before = layer.get_base_layer().weight.clone()

@@ -103,7 +103,7 @@ def _checked(answer: Any, shape: torch.Size, lm: LanguageModel) -> tuple[Tensor,
     size = lm.head.out_features
     if ((ids < 0) | (ids >= size)).any():
         raise ValueError(f"the engine gave the tokens {int(ids.min())} to {int(ids.max())}; the model has 0 to {size - 1}")  # type: ignore[operator]
-    if logps is not None and not (logps.to(ids.device)[_counts(ids, lm)[0]] < 1e-3).all():  # a NaN is neither
+    if logps is not None and not (logps.to(ids.device)[counted(ids, lm)[0]] < 1e-3).all():  # a NaN is neither
         raise ValueError("the engine gave log-probabilities that are above 0 or no numbers")
     return ids, logps
 
@@ -181,14 +181,14 @@ def check_length(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int)
         )
 
 
-def _counts(ids: Tensor, lm: LanguageModel) -> tuple[Tensor, Tensor]:
+def counted(ids: Tensor, lm: LanguageModel) -> tuple[Tensor, Tensor]:
     """Which tokens count, up to and including the first end of sequence, and which are one; (B, T) of bool each."""
     ended = torch.isin(ids, torch.tensor(sorted(lm.eos_ids), device=ids.device))
     return (ended.cumsum(1) - ended.long()) == 0, ended
 
 
 def _completions(lm: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int, ids: Tensor, logps: Tensor | None, at_once: int) -> Completions:
-    counts, ended = _counts(ids, lm)
+    counts, ended = counted(ids, lm)
     mask = counts.long()
     width = int(mask.sum(1).max())
     ids, mask = ids[:, :width] * mask[:, :width], mask[:, :width]

@@ -38,7 +38,7 @@ def compare(runs: Sequence[RunFolder], window: int = 10) -> pd.DataFrame:
         row |= {key: config.get(key, "default") for key in names}
         for name in COLUMNS:
             if name in frame:
-                values = frame[name].dropna()
+                values = pd.to_numeric(frame[name], errors="coerce").dropna()
                 row[name] = values.iloc[-1] if name.startswith("eval/") and len(values) else values.tail(window).mean()
         rows.append(row)
     return pd.DataFrame(rows)

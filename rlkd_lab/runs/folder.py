@@ -20,7 +20,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -105,7 +105,7 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: no run there.
-            ValueError: a torn folder, or one of a newer format.
+            ValueError: a torn folder, one of a newer format, or one with links that lead out of it.
         """
         folder = cls(path)
         if not (folder.path / "config.json").exists():
@@ -117,6 +117,8 @@ class RunFolder:
             raise ValueError(f"{folder.path}/config.json is torn: it cannot be read ({error})") from error
         if not isinstance(written, int) or written > FORMAT:
             raise ValueError(f"{folder.path} has format {written}, this version of rlkd_lab reads up to {FORMAT}: update rlkd_lab")
+        for link in _links_out(str(folder.path), os.path.realpath(folder.path)):
+            raise ValueError(f"{folder.path} holds a link that leads out of it, {link}: a run folder is data; put what is meant in the place of the link")
         for name in ("env.json", "status.json", "metrics.jsonl", "events.jsonl"):
             if not (folder.path / name).exists():
                 raise FileNotFoundError(f"{folder.path} is torn: it has no {name}")
@@ -287,6 +289,20 @@ class RunFolder:
     def touched(self) -> bool:
         """Whether a knob was moved by hand: such a run stays out of seed aggregates."""
         return any(row["event"] == "knob" for row in self.rows("events.jsonl"))
+
+
+def _links_out(place: str, root: str) -> Iterator[str]:
+    """Links below a folder that lead out of ``root``, none of which is followed. Names come and go while a run is trained."""
+    try:
+        entries = list(os.scandir(place))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_symlink():
+            if not os.path.realpath(entry.path).startswith(os.path.join(root, "")):
+                yield entry.path
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _links_out(entry.path, root)
 
 
 def first_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], tolerance: float = 0.0) -> tuple[str | None, float]:

@@ -73,8 +73,9 @@ def _row(run: RunFolder, alive: Callable[[dict[str, Any]], bool]) -> tuple[dict[
     if state in WITH_A_PROCESS and not alive(status):
         state = "lost"
 
-    def last(name: str) -> Any:
-        return next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
+    def last(name: str) -> float | None:
+        value = next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
+        return None if value is None else float(value)
 
     found = {
         "method": config["method"], "state": state, "step": rows[-1]["step"] if rows else 0, "steps": config["steps"], "seed": config["seed"],

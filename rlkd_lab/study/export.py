@@ -113,7 +113,7 @@ def _write_merged(target: Target, folder: Path, prompts: list[str], into: str, d
     model, rounding = merge(policy, into, DTYPES[dtype])
     model.save_pretrained(folder)
     del model  # what counts is what was saved
-    again = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map={"": policy.device})
+    again = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype="auto", device_map={"": policy.device})
     generator = torch.Generator(device=policy.device).manual_seed(SEED)
     completions = sample(policy, prompts, 1, Sampling(1.0, min(LONGEST, target.config.max_new_tokens)), generator).sequences
     shift = kl_per_token(policy, LanguageModel(again, policy.tokenizer, str(folder), "none"), completions)

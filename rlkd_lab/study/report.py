@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import pandas as pd
-from rich.markup import escape
 from rich.table import Table
 
 from rlkd_lab.study.evaluation import SETS
+from rlkd_lab.terminal import escape
 
 TOKENS = ("length", "length_correct", "length_wrong")
 COUNTS = ("prompts", "samples")

@@ -211,7 +211,7 @@ def _on_ray(jobs: list[Job], out: Path, workers: int | None, address: str | None
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, ValueError) as error:
             raise ValueError(f"no Ray cluster at {address}: {error}") from None
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+    ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
     try:
         gpus = ray.cluster_resources().get("GPU", 0.0)
 

@@ -24,6 +24,7 @@ from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.loop import Loop, Row, fingerprint
 from rlkd_lab.training.plan import GIB, fitted
 from rlkd_lab.training.room import Room
+from rlkd_lab.training.selfcheck import check_start
 from rlkd_lab.training.twins import RUN_FAILED, Twins
 
 LOADING = "loading the models"
@@ -171,7 +172,8 @@ def config_of(folder: RunFolder) -> RunConfig:
     """The validated config of a run on disk.
 
     Raises:
-        ValueError: a run of an older format, or of a method that this process does not have; its curves can still be read.
+        ValueError: a run of an older format, of a method that this process does not have, or with code of its own in a run folder; its curves can still be
+            read.
     """
     stored = folder.config()
     if stored.pop("format") < FORMAT:
@@ -183,7 +185,16 @@ def config_of(folder: RunFolder) -> RunConfig:
             f"{folder.path} was trained with {stored['method']!r}, a method that this process does not have{hint}: its curves can be read and compared;"
             " to resume it, call add_method with the same code and name first, in the same process"
         )
-    return validated(stored)
+    config = validated(stored)
+    for what, name in (("task", config.task), ("engine", config.engine)):
+        file = Path(name.rpartition(":")[0])
+        places = file.resolve().parents if file.suffix == ".py" else ()
+        if any((place / "metrics.jsonl").exists() and (place / "config.json").exists() for place in places):
+            raise ValueError(
+                f"{folder.path} names {file} as its {what}, which lies in a run folder: such a folder is data, and no code in it is run. Read the file and,"
+                f" if you would run it, copy it elsewhere and start a new run with --set {what}=PATH.py:NAME"
+            )
+    return config
 
 
 def schedule_from(folder: RunFolder, seed: int) -> RunConfig:
@@ -225,6 +236,7 @@ def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder
     try:
         control, twins = Control(loop), Twins(loop)
         folder.set_status("running", loop.step)
+        check_start(loop)
         for _ in twins.follow():  # where the run was stopped in their turn
             control.listen()
         while loop.step < config.steps and not loop.stopping:

@@ -18,7 +18,11 @@ Values = dict[str, float | None]
 
 
 class Knobs:
-    """The live knobs of one run; ``request`` may be called from any thread."""
+    """The live knobs of one run; ``request`` may be called from any thread.
+
+    Raises:
+        ValueError: ``script`` has a move that nobody could have asked for.
+    """
 
     def __init__(self, config: RunConfig, script: list[dict[str, Any]] | None = None, record_script: bool = True) -> None:
         self.config = config
@@ -26,6 +30,11 @@ class Knobs:
         self.schedules: Mapping[str, Schedule] = config.schedules()
         self.held: Values = {}
         self.script = script or []
+        for move in self.script:  # a record from elsewhere is no better than a request
+            if move.get("release"):
+                nearest(str(move["knob"]), self.schedules, f"knob of {config.method}")
+            else:
+                check_knob(config.method, str(move["knob"]), move.get("value"))
         self._lock = threading.Lock()
         self._requests: list[dict[str, Any]] = []
 

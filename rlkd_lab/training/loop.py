@@ -40,6 +40,7 @@ from rlkd_lab.models import (
     measured_divergences,
     processes,
     reference_of,
+    save_adapter,
     targets,
     token_divergence,
     token_logps,
@@ -707,7 +708,7 @@ class Loop:
 
         def fill(beside: Path) -> None:
             try:
-                self.policy.model.save_pretrained(str(beside), selected_adapters=["default"])
+                save_adapter(self.policy, beside)
                 moments = self.optimizer.state_dict()["state"]
                 save_file({f"{i}.{key}": value.contiguous() for i, entry in moments.items() for key, value in entry.items()}, beside / "optimizer.safetensors")
             except SafetensorError as error:  # its text is all that is left of the system's error
@@ -728,7 +729,9 @@ class Loop:
         """
         held = checkpoints.read(path)
         try:
-            made_with, step, tokens, knobs = held["config"], held["step"], held["tokens"], held["held"]
+            made_with, step, tokens, knobs = held["config"], int(held["step"]), int(held["tokens"]), dict(held["held"])
+            if path.name != f"step_{step:06d}":
+                raise ValueError(f"it says that it is of step {step}")
             adapter = load_file(path / "adapter_model.safetensors")
             flat = load_file(path / "optimizer.safetensors")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -857,8 +860,13 @@ def _spread(batch: TokenBatch, group_size: int) -> Tensor:
     return grouped.amax(1) > grouped.amin(1)
 
 
+def gap_and_limit(gaps: Tensor, exact: bool = True, limit: float = MAX_GAP) -> tuple[float, float]:
+    """How far apart log-probabilities of the same tokens are, in nats, and how far they may be: at worst in float32, in the mean in 16 bit."""
+    return (float(gaps.max()), limit) if exact else (float(gaps.mean()), MAX_GAP_16)
+
+
 def _check_gap(gaps: Tensor, wrong: str, instead: str, exact: bool = True, limit: float = MAX_GAP) -> None:
-    gap, limit = (float(gaps.max()), limit) if exact else (float(gaps.mean()), MAX_GAP_16)
+    gap, limit = gap_and_limit(gaps, exact, limit)
     if gap > limit:  # a NaN is the loss's to report
         raise ValueError(f"{wrong}; log-probabilities differ by {gap:.2g} nats; {instead}")
 

@@ -73,6 +73,8 @@ def load(loop: Loop) -> list[Twin]:
     it will come again."""
     found = []
     for path in sorted((loop.folder.path / "twins").glob("step_*")):
+        if not path.is_dir():
+            continue
         about = _about(path)
         if about is None or about["step"] >= loop.step:
             shutil.rmtree(path)
@@ -92,8 +94,9 @@ def load(loop: Loop) -> list[Twin]:
 
 def _about(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((path / "fork.json").read_text())
-    except (OSError, ValueError):
+        about = json.loads((path / "fork.json").read_text())
+        return {"step": int(about["step"]), "stream": str(about["stream"])}
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -104,7 +104,7 @@ def learn_tokenizer(texts: int, folder: Path) -> PreTrainedTokenizerBase:
         rng = random.Random(TEXT_SEED)
         found = examples_of(RECIPES["teacher"], texts, rng)
         byte_pair_tokenizer(example.prompt + worked(example, "checked", rng) for example in found).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def batch_for(step: int, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[Part]:

@@ -637,7 +637,7 @@ def test_stopping_from_a_callback_ends_after_the_step(tiny, tmp_path):
 def test_likely_mistakes_are_events_and_warnings(tiny, tmp_path):
     with pytest.warns(UserWarning, match="top_p"):
         folder = run(tiny("kdrl", steps=1, top_p=0.9), tmp_path / "run")
-    assert [(row["event"], row["step"]) for row in folder.rows("events.jsonl")] == [("warning", 0)]
+    assert [(row["event"], row["step"]) for row in folder.rows("events.jsonl")] == [("warning", 0), ("selfcheck", 0)]
     assert not folder.touched
 
 
