@@ -189,7 +189,9 @@ class RunFolder:
         """
         number = time.time_ns()
         with contextlib.suppress(OSError, ValueError):
-            what = {"after": self.status()["step"], **what}  # a run that is killed before it has read this does not act on it any earlier
+            now = self.status()
+            if now["state"] in ("running", "paused"):  # killed before it has read this, it does not act on it in steps that are computed again
+                what = {"after": now["step"], **what}
         line = json.dumps({"id": number, "request": request, **what}) + "\n"
         with (self.path / "requests.jsonl").open("ab+") as file:
             if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":  # somebody's line was torn

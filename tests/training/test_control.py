@@ -370,7 +370,7 @@ def test_two_loops_of_one_process_do_not_share_a_folder(watched):
 
     def ask(folder, row):
         if row["step"] == 1:
-            with pytest.raises(ValueError, match="in this process already") as error:
+            with pytest.raises(ValueError, match="by this process already") as error:
                 resume(folder.path)
             refused.append(error)
 
