@@ -37,6 +37,8 @@ class Score:
     """Each in [0, 1]; ``accuracy`` is correctness. The same names for every completion."""
     answer: str | None = None
     """The final answer as it was read, in a form in which equal answers are equal texts (majority@k counts them); ``None``: none could be read."""
+    why: str | None = None
+    """Why the verifier could not judge; every part is 0 then. Set where it is called, not by a verifier."""
 
     @property
     def correct(self) -> bool:

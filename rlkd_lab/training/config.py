@@ -83,6 +83,14 @@ class RunConfig(BaseModel):
         "format": 0.1,
     }
 
+    verifier_seconds: Annotated[
+        float,
+        Field(
+            ge=0, allow_inf_nan=False,
+            description="time limit of judging one completion, for verifiers that are not arithmetic's or knights'; 0: in the run's process, without limits",
+        ),
+    ] = 10.0  # fmt: skip
+
     prompts_per_step: Annotated[int, Field(ge=1, description="prompts of a rollout")] = 6
     group_size: Annotated[int, Field(ge=1, description="completions per prompt")] = 8
     max_new_tokens: Annotated[int, Field(ge=1, description="length limit of a completion")] = 96

@@ -119,7 +119,7 @@ def _go_back(loop: Loop) -> None:
     processes.from_all(None)  # have read
     folder.truncate("metrics.jsonl", loop.step)
     # moves made by hand hold in the recomputed steps too, as do halved micro-batches, and what was answered is not asked again
-    folder.truncate("events.jsonl", loop.step, keep=("knob", "micro_batch", "sample_at_once", "asked", "refused", "replaced"))
+    folder.truncate("events.jsonl", loop.step, keep=("knob", "micro_batch", "sample_at_once", "verifier", "asked", "refused", "replaced"))
 
 
 def load_or_train(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:
@@ -242,6 +242,7 @@ def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder
             twins.end("failed", RUN_FAILED)
         raise
     finally:
+        loop.task.close()
         _driven.discard(folder.path.resolve())
     if loop.step == config.steps:
         control.end()
