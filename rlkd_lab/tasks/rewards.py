@@ -8,14 +8,12 @@ parts of :data:`SHARED` see length and group too.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlkd_lab.tasks.base import Example, Score, Task
 from rlkd_lab.tasks.verifier import GuardedTask
 
-_THOUGHT = re.compile(r"\s*<think>(?:(?!</?think>).)*</think>(?:(?!</?think>).)*\S\s*", re.DOTALL)
 OVERLONG_SHARE = 0.2
 """Share of the length limit over which the overlong penalty grows: DAPO's 4,096 of 20,480 tokens."""
 
@@ -69,7 +67,15 @@ def think_format(group: Sequence[Sample]) -> list[float]:
     >>> think_format([Sample(text, 1, 9, True) for text in ("<think>2+2</think>4", "4", "<think>4</think>")])
     [1.0, 0.0, 0.0]
     """
-    return [float(_THOUGHT.fullmatch(one.text) is not None) for one in group]
+    return [float(_thinks(one.text)) for one in group]
+
+
+def _thinks(text: str) -> bool:
+    thought, closing, answer = text.strip().partition("</think>")
+    return bool(
+        thought.startswith("<think>") and closing and answer.strip()
+        and thought.count("<think>") == 1 and "<think>" not in answer and "</think>" not in answer
+    )  # fmt: skip
 
 
 SHARED: Mapping[str, Callable[[Sequence[Sample]], list[float]]] = {"overlong": overlong, "brevity": brevity, "think_format": think_format}
