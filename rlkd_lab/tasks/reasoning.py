@@ -45,12 +45,14 @@ SAFE: Mapping[str, re.Pattern[str]] = {
     **dict.fromkeys(("intermediate_integration", "polynomial_multiplication", "simple_integration"), _FORMULA),
     # Fraction("1e999999999") takes all memory
     "coin_flip": _FRACTION,
+    # how near a number is to the right one: to a NaN every number is near
+    "complex_arithmetic": re.compile(r"[0-9.eEiIjJ+\-()\s]*", re.ASCII),
     # a move is made as often as its number says, or for ever
     **dict.fromkeys(("rubiks_cube", "rush_hour"), re.compile(r"(?:\D|(?<!\d)\d(?!\d))*")),
     # quadratic and worse in the depth of a formula
     "propositional_logic": re.compile(r".{0,300}", re.DOTALL),
 }
-"""What an answer may consist of, for the verifiers that would run it or take for ever on it."""
+"""What an answer may consist of, for the verifiers that would run it, take for ever on it or be fooled by it."""
 COMPARED = ("game_of_life_halting",)
 """Sets whose verifier accepts any text; here the answer is compared with the reference."""
 TOP_LEVEL = {"countdown": 0, "jugs": 1, "puzzle24": 0}
@@ -135,7 +137,8 @@ class ReasoningGymTask:
         if self.name in SAFE and not SAFE[self.name].fullmatch(answer):
             return 0.0
         try:
-            return min(max(float(self._set(example.difficulty).score_answer(answer, example.meta)), 0.0), 1.0)
+            # in this order a NaN is 0
+            return min(max(0.0, float(self._set(example.difficulty).score_answer(answer, example.meta))), 1.0)
         except Exception:
             return 0.0
 

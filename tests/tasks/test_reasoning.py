@@ -42,6 +42,9 @@ HOSTILE = [
     "lambda: 0",
     "1,2;3|4\n" * 200,
     # moves that are made so often, or for ever; formulas that are read in quadratic time
+    "nan",
+    "nan+nanj",
+    "-Infinity",
     "R99999999",
     "R999 " * 400,
     "R٩٩٩٩٩٩٩٩",
