@@ -2,7 +2,8 @@ r"""Mathematical answers read and compared by math-verify.
 
 math-verify bounds its time by signals, which no thread but the main one has, and a limit in seconds would make a reward depend on the machine. So it runs
 without them here, and what it is shown is bounded instead (:func:`harmless`): an answer that is longer, deeper or larger than any final answer needs to be
-is not read. Left out: sums, products, integrals and limits, which sympy would set about computing.
+is not read. Left out: sums, products, integrals and limits, which sympy would set about computing. What sympy does with the rest is bounded by no proof: in a
+run all of this happens in a process of its own, within a time limit that hardly any answer comes near (:mod:`rlkd_lab.tasks.verifier`).
 """
 
 from __future__ import annotations

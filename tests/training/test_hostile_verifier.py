@@ -112,6 +112,25 @@ def test_a_verifier_that_judges_nothing_is_refused_in_one_sentence(tiny, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_the_process_of_the_verifier_ends_with_the_run(tiny, tmp_path):
+    import psutil
+
+    (tmp_path / "mine.py").write_text("from rlkd_lab.tasks import ArithmeticTask\n\nclass Mine(ArithmeticTask):\n    name = 'mine'\n", encoding="utf-8")
+    loops, during = [], []
+
+    def look(loop, row):
+        loops.append(loop)  # held, so that nothing but the end of the run can end it
+        during.extend(alive())
+
+    def alive():
+        return [child.pid for child in psutil.Process().children() if any("rlkd_lab.tasks.apart" in word for word in child.cmdline())]
+
+    run(tiny("grpo", {"task": f"{tmp_path / 'mine.py'}:Mine"}, teacher=None), tmp_path / "run", on_step=look)
+    assert len(during) == 2
+    assert during[0] == during[1]
+    assert during[0] not in alive()
+
+
 def test_without_a_limit_the_verifier_is_called_in_the_run(tiny, tmp_path, monkeypatch):
     from rlkd_lab.tasks import apart
 
