@@ -40,6 +40,7 @@ class Odd(ArithmeticTask):
         if text == "print": print("noise"); sys.stdout.flush(); os.write(1, b"more noise\\n")
         if text == "other": raise KeyboardInterrupt
         if text == "calls": return Score({"accuracy": 1.0}, str(self.calls))
+        if text == "folder": return Score({"accuracy": 1.0}, os.getcwd())
         if text == "pid": return Score({"accuracy": 1.0}, str(os.getpid()))
         return Score({"accuracy": float(text in ("right", "print"))}, text)
     def checking(self, text):
@@ -315,7 +316,7 @@ def test_a_folder_that_is_left_is_the_folder_of_the_task(path, tmp_path, monkeyp
     monkeypatch.chdir(path.parent)
     task = guarded("odd.py:Odd")
     monkeypatch.chdir(tmp_path)
-    assert task.score("right", FORTY_FOUR).correct
+    assert task.score("folder", FORTY_FOUR).answer == str(path.parent.resolve())
     task.close()
 
 
