@@ -67,6 +67,8 @@ ANSWERS = st.lists(MARKED, max_size=12).map("".join)
 @given(changed(ANSWERS) | ANY_TEXT)
 @example("\\boxed{" * 3)
 @example("#### ")
+@example("\\boxed{" + "9" * 5000 + "}")
+@example("<answer>" + "9" * 5000 + "</answer>")
 def test_a_final_answer_is_a_part_of_the_text(text):
     answer, marked = final_answer(text)
     assert answer in text
@@ -262,6 +264,9 @@ trials = [{kl_coef = 0.0}, {kl_coef = 0.01}]
 """
 
 
+WHOLE = ("group_size", "lora_rank", "lora_alpha", "micro_batch", "prompts_per_step", "max_new_tokens", "minibatches", "logits_mib")
+
+
 def all_of(sweep):
     if sweep.tune is not None:
         sweep.tuning().jobs()
@@ -275,7 +280,7 @@ def all_of(sweep):
 @given(changed(st.just(SWEEP)) | changed(st.just(SWEEP)).map(lambda text: text.replace("[tune]", "[other]")) | ANY_TEXT)
 @example(SWEEP.replace("seeds = 2", "seeds = 1000000000000"))
 @example(SWEEP.replace("seeds = 2", "seeds = -1"))
-@example("[[arms]]\nname='a'\nmethod='grpo'\ngrid={" + ",".join(f"x{i}=[1,2,3,4,5,6,7,8]" for i in range(12)) + "}")
+@example("[[arms]]\nname='a'\nmethod='grpo'\ngrid={" + ",".join(f"{name}=[1,2,3,4,5,6,7,8]" for name in WHOLE) + "}")
 @example("x = " + "[" * 5000)
 @example("[[arms]]\nname='a'\nmethod='grpo'\nsettings={kl_coef=1979-05-27}")
 @example("[[arms]]\nname='a\n'\nmethod='grpo'")
