@@ -96,12 +96,15 @@ def teacher_traces(
     for start in range(0, n, batch):
         part = examples[start : start + batch]
         drawn = sample(teacher, [e.prompt for e in part], 1, sampling, generator, stop, twin=twin, at_once=at_once)
-        for example, text, ids, mask, finished in zip(
-            part, drawn.texts, drawn.sequences.completion_ids, drawn.sequences.completion_mask, drawn.finished.tolist(), strict=True
+        whole = drawn.finished.tolist()
+        asked = zip(part, drawn.texts, whole, strict=True)
+        right = processes.from_first([finished and task.score(text, example).correct for example, text, finished in asked] if processes.first() else [])
+        for example, text, ids, mask, finished, correct in zip(
+            part, drawn.texts, drawn.sequences.completion_ids, drawn.sequences.completion_mask, whole, right, strict=True
         ):
             rows.append(
                 {"example_id": example.id, "prompt": example.prompt, "answer": example.answer, "completion": text,
-                 "completion_ids": ids[mask.bool()].tolist(), "correct": task.score(text, example).correct and finished, "finished": finished}
+                 "completion_ids": ids[mask.bool()].tolist(), "correct": correct, "finished": finished}
             )  # fmt: skip
     kept = [row for row in rows if keep == "all" or row[keep]]
     if not kept:

@@ -113,7 +113,7 @@ class RunFolder:
             raise FileNotFoundError(f"{folder.path} {what}")
         try:
             written = folder.config()["format"]
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{folder.path}/config.json is torn: it cannot be read ({error})") from error
         if not isinstance(written, int) or written > FORMAT:
             raise ValueError(f"{folder.path} has format {written}, this version of rlkd_lab reads up to {FORMAT}: update rlkd_lab")
@@ -140,9 +140,10 @@ class RunFolder:
         """
         try:
             status = json.loads((self.path / "status.json").read_text())
-            if status["state"] not in get_args(State) or not {"step", *(("pid", "updated") if status["state"] in ("running", "paused") else ())} <= set(status):
+            needed = {"step": int, **({"pid": int, "updated": int | float} if status["state"] in ("running", "paused") else {})}
+            if status["state"] not in get_args(State) or not all(isinstance(status[name], kind) for name, kind in needed.items()):
                 raise KeyError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             idle = '{"state": "idle", "step": 0}'
             raise ValueError(f"{self.path / 'status.json'} is damaged: write {idle} into it, and `rlkd resume` goes on from the last checkpoint") from None
         return status
@@ -227,10 +228,10 @@ class RunFolder:
                 continue
             try:
                 row = json.loads(line)
-                if "step" not in row:
+                if not isinstance(row, dict) or not isinstance(row.get("step"), int):
                     raise ValueError("a row without its step")
                 found.append(row)
-            except (ValueError, TypeError):
+            except (ValueError, RecursionError):
                 if number == len(lines):  # no newline after it: the write was cut
                     break
                 raise ValueError(f"{self.path}/{name} is damaged in line {number}") from None

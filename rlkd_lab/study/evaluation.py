@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from tqdm import tqdm
 from rlkd_lab.models import LanguageModel
 from rlkd_lab.rollouts import DenseTwin, Sampling, check_length, sample
 from rlkd_lab.study.statistics import avg_at_k, bootstrap, chance_pass_at_k, check_k, majority_at_k, paired_bootstrap, pass_at_k, pass_at_k_of_counts
-from rlkd_lab.tasks import Example, Split, Task, judge
+from rlkd_lab.tasks import Example, GuardedTask, Split, Task, check_verifier, judge
 from rlkd_lab.training import RunConfig
 from rlkd_lab.training.evaluation import SEED
 
@@ -103,9 +104,14 @@ def evaluate_target(lm: LanguageModel, task: Task, settings: Settings, *, progre
         progress: a bar on stderr.
 
     Raises:
-        ValueError: a prompt that does not fit the context, a split without prompts; before anything is sampled.
+        ValueError: a prompt that does not fit the context, a split without prompts, before anything is sampled; a verifier that fails on everything.
+
+    Warns:
+        UserWarning: how many completions could not be judged and count as wrong.
     """
     lm.use_chat(settings.chat, settings.system_prompt)
+    task = GuardedTask.of(task)
+    task.begin(0, task.given_up)
     sets = _prompt_sets(lm, task, settings)
     twin = DenseTwin(lm)
     frames = []
@@ -123,6 +129,8 @@ def evaluate_target(lm: LanguageModel, task: Task, settings: Settings, *, progre
             frame = pd.DataFrame(rows)
             chances = chance_of(task, examples, frame, max(GUESSES, settings.samples), settings.seed)
             frames.append(frame.join(chances, on="prompt_id"))
+    if (event := task.told()) is not None:
+        warnings.warn(event["text"], stacklevel=2)
     columns = ["prompt_id", "prompt", "answer", "set", "difficulty", "mode", "sample", "completion", "extracted", "correct", "formatted", "finished", "length"]
     return pd.concat(frames, ignore_index=True)[[*columns, "chance", "guesses"]]
 
@@ -175,6 +183,7 @@ def _complete(
     repeated = [example for example in examples for _ in range(size)]
     lengths, finished = drawn.sequences.completion_mask.sum(1).tolist(), drawn.finished.tolist()
     verdicts = judge(task, {}, drawn.texts, repeated, finished, lengths, sampling.max_new_tokens, size)
+    check_verifier(task, verdicts)
     for row, (example, text, verdict, whole, length) in enumerate(zip(repeated, drawn.texts, verdicts, finished, lengths, strict=True)):
         formatted = verdict.parts["format"] > 0 if "format" in verdict.parts else verdict.answer is not None
         yield {

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterator
@@ -48,6 +49,10 @@ from rlkd_lab.training.loop import fingerprint
 Setting = str | int | float | bool | None
 CHOSEN = "tuned.json"
 """In a sweep's folder: what its trials led to."""
+
+
+MOST = 10_000
+"""Seeds, and arms of a grid: a sweep of more is a slip of the pen."""
 
 
 class _Strict(BaseModel):
@@ -88,7 +93,7 @@ class Sweep(_Strict):
 
     preset: str = "tiny"
     steps: Annotated[int, Field(ge=1)] = 60
-    seeds: int | list[int] = 5
+    seeds: Annotated[int, Field(le=MOST)] | list[int] = 5
     settings: dict[str, Setting] = {}
     evaluate: Evaluation | None = None
     tune: Tuning | None = None
@@ -151,6 +156,8 @@ class Sweep(_Strict):
         arms: dict[str, RunConfig] = {}
         same: dict[str, str] = {}
         for arm in self.arms:
+            if math.prod(len(values) for values in arm.grid.values()) > MOST:
+                raise ValueError(f"arm {arm.name}: its grid has more than {MOST} combinations")
             for name, settings in _combinations(arm):
                 if name in arms:
                     raise ValueError(f"two arms are called {name}: their runs would lie in one folder")
@@ -194,8 +201,8 @@ def read_sweep(path: str | Path) -> Sweep:
         FileNotFoundError; ValueError: no TOML, or a field that a sweep does not have, in one sentence.
     """
     try:
-        return Sweep(**tomllib.loads(Path(path).read_text()))
-    except tomllib.TOMLDecodeError as error:
+        return Sweep(**tomllib.loads(Path(path).read_text(encoding="utf-8")))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no TOML file: {error}") from None
     except ValidationError as error:
         raise ValueError(f"{path}: {in_words(error)}") from None
@@ -221,7 +228,11 @@ def settled(sweep: Sweep, out: Path) -> Sweep | None:
         return sweep
     if not (out / CHOSEN).exists():
         return None
-    chosen = json.loads((out / CHOSEN).read_text())
-    if chosen["tuning"] != json.loads(sweep.tuning().model_dump_json()):
+    try:
+        chosen = json.loads((out / CHOSEN).read_text())
+        tuning, best = chosen["tuning"], {name: entry["best"] for name, entry in chosen["arms"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{out / CHOSEN} is damaged: delete it, and the trials that are there are judged again") from None
+    if tuning != json.loads(sweep.tuning().model_dump_json()):
         raise ValueError(f"{out / CHOSEN} was chosen from other trials than this sweep's: choose another --out, or delete it")
-    return sweep.tuned({name: entry["best"] for name, entry in chosen["arms"].items()})
+    return sweep.tuned(best)

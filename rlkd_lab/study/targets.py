@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from rlkd_lab.models import LanguageModel, load_teacher, locate, zoo_names
 from rlkd_lab.models.loading import Quant
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.tasks import Task, find_task
+from rlkd_lab.tasks import GuardedTask, guarded
 from rlkd_lab.training import RunConfig, config_of
 
 
@@ -121,8 +121,8 @@ def _base_of(adapter: Path) -> str:
     return str(named)
 
 
-def task_of(config: RunConfig | None, name: str | None = None) -> Task:
+def task_of(config: RunConfig | None, name: str | None = None) -> GuardedTask:
     """The task to evaluate on: ``name``, otherwise the run's with its settings, otherwise arithmetic. The one place that turns settings into a task."""
     if config is None or (name is not None and name != config.task):
-        return find_task(name or "arithmetic")
-    return find_task(config.task, config.task_settings, config.prompt_template)
+        return guarded(name or "arithmetic")
+    return guarded(config.task, config.task_settings, config.prompt_template, config.verifier_seconds)

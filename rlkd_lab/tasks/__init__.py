@@ -6,12 +6,14 @@ from rlkd_lab.tasks.find import find_task, from_file
 from rlkd_lab.tasks.knights import KnightsTask
 from rlkd_lab.tasks.questions import QuestionTask
 from rlkd_lab.tasks.reasoning import ReasoningGymTask
-from rlkd_lab.tasks.rewards import SHARED, Verdict, check_weights, judge
+from rlkd_lab.tasks.rewards import SHARED, Verdict, check_verifier, check_weights, judge
+from rlkd_lab.tasks.verifier import GuardedTask, guarded
 
 __all__ = [
     "SHARED",
     "ArithmeticTask",
     "Example",
+    "GuardedTask",
     "KnightsTask",
     "QuestionTask",
     "ReasoningGymTask",
@@ -19,8 +21,10 @@ __all__ = [
     "Split",
     "Task",
     "Verdict",
+    "check_verifier",
     "check_weights",
     "find_task",
     "from_file",
+    "guarded",
     "judge",
 ]

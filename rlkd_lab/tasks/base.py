@@ -1,7 +1,8 @@
 """The Task protocol: where prompts come from and how a completion is judged.
 
 A task is a source of :class:`Example` and a rule-based verifier. A verifier is given text that a model made up: it never raises on it and never
-evaluates it as code. What its parts are worth is not its business: the weights are the config's (:mod:`rlkd_lab.tasks.rewards`).
+evaluates it as code; what one does all the same cannot hurt a run (:mod:`rlkd_lab.tasks.verifier`). What its parts are worth is not its business: the weights
+are the config's (:mod:`rlkd_lab.tasks.rewards`).
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Score:
     """Each in [0, 1]; ``accuracy`` is correctness. The same names for every completion."""
     answer: str | None = None
     """The final answer as it was read, in a form in which equal answers are equal texts (majority@k counts them); ``None``: none could be read."""
+    why: str | None = None
+    """Why the verifier could not judge; every part is 0 then. Set where it is called, not by a verifier."""
 
     @property
     def correct(self) -> bool:

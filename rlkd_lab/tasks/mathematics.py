@@ -2,12 +2,14 @@ r"""Mathematical answers read and compared by math-verify.
 
 math-verify bounds its time by signals, which no thread but the main one has, and a limit in seconds would make a reward depend on the machine. So it runs
 without them here, and what it is shown is bounded instead (:func:`harmless`): an answer that is longer, deeper or larger than any final answer needs to be
-is not read. Left out: sums, products, integrals and limits, which sympy would set about computing.
+is not read. Left out: sums, products, integrals and limits, which sympy would set about computing. What sympy does with the rest is bounded by no proof: in a
+run all of this happens in a process of its own, within a time limit that hardly any answer comes near (:mod:`rlkd_lab.tasks.verifier`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 from decimal import Decimal
 from functools import lru_cache
@@ -23,10 +25,11 @@ _WORDS = re.compile(r"[^\W\d_]{3,}(?:[\s'-]+[^\W\d_]+)*\.?")
 _UNIT = re.compile(r"(-?[$€£]?\s?-?\d[\d,]*(?:\.\d+)?)\s+[A-Za-z]{3,}(?:[\s-]+[A-Za-z]+)*\.?", re.ASCII)
 _PERCENT = re.compile(r"\s*\\?%\s*\Z")
 _SCIENTIFIC = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?[eE][+-]?\d{1,2}", re.ASCII)
-_POWER = re.compile(r"(?:\^|\*\*)\s*(\{[^{}]*\}|\([^()]*\)|[+-]?\w+|\\\w+|.)")
-_AFTER_BRACKET = re.compile(r"[)}\]]\s*(?:\^|\*\*)")
+_GROWS = re.compile(r"\^|\*\*|(?:exp|exponentialE|sinh|cosh|tanh|[Gg]amma)(?![A-Za-z])")
+_OPENING = re.compile(r"\s*(?:\\left\s*)?(?:\\[A-Za-z]+\s*)?([({\[])")
+_TOKEN = re.compile(r"\s*(?:[+-]?\w+|\\\w+|.)?", re.DOTALL)
 _NEVER = re.compile(
-    r"\\(?:sum|prod|int|iint|oint|lim|det|gcd|lcm|operatorname)\b|[)}\]!]\s*!|\d{5,}\s*!|\d{4}\s*!|\\end\{[a-z]*matrix\}\s*\^"
+    r"\\(?:sum|prod|int|iint|oint|lim|det|gcd|lcm|operatorname)\b|[)}\]!]\s*!|\d{4,}\s*!|\\end\{[a-z]*matrix\}\s*\^"
     r"|\\d?t?binom\D*\d{4,}|\d{50,}|\\(?:input|def|newcommand)\b"
 )
 
@@ -82,17 +85,33 @@ def harmless(answer: str) -> bool:
         deepest = max(deepest, depth)
     if deepest > 8:
         return False
-    size = 1
-    for match in _POWER.finditer(answer):
-        exponent = match.group(1)
-        if "!" in exponent or "^" in exponent or "**" in exponent or re.match(r"\s*(?:\^|\*\*)", answer[match.end() :]):
+    size, largest = 1, 1
+    for match in _GROWS.finditer(answer):
+        argument, end = _argument(answer, match.end())
+        if "!" in argument or _GROWS.search(argument) or re.match(r"\s*(?:\^|\*\*)", answer[end:]):
             return False
-        numbers = [int(digits) for digits in re.findall(r"\d{1,5}", exponent)]
-        for number in numbers:
-            size *= max(number, 1) if len(numbers) > 1 or _AFTER_BRACKET.match(answer, max(match.start() - 1, 0)) else 1
-        if any(number > 1000 for number in numbers) or size > 1000:
+        numbers = [int(digits) for digits in re.findall(r"\d{1,5}", argument)]
+        if len(numbers) > 1 or match.group() not in ("^", "**") or answer[: match.start()].rstrip().endswith((")", "}", "]")):
+            size *= math.prod(max(number, 1) for number in numbers)
+        else:
+            largest = max([largest, *numbers])
+        if size * largest > 1000:
             return False
     return True
+
+
+def _argument(answer: str, start: int) -> tuple[str, int]:
+    """What is raised to, or what a function is of, and where it ends: a bracket, all those after a command (``\\frac{1}{2}``), or a word."""
+    opening = _OPENING.match(answer, start)
+    if opening is None:
+        token = _TOKEN.match(answer, start)
+        assert token is not None
+        return token.group(), token.end()
+    end, depth = opening.start(1), 0
+    while end < len(answer) and (depth or answer[end] in "({["):
+        depth += (answer[end] in "({[") - (answer[end] in ")}]")
+        end += 1
+    return answer[start:end], end
 
 
 @lru_cache(maxsize=4096)
@@ -144,6 +163,8 @@ def _equal(gold: Any, found: Any) -> bool:
         if len(left) != len(gold.args) or len(left) > 20:
             return False
         return all(any(_equal(one, other) for other in left) for one in gold.args) and all(any(_equal(one, other) for one in gold.args) for other in left)
+    if getattr(gold, "free_symbols", None) != getattr(found, "free_symbols", None):
+        return False
     powers = [power.exp for power in found.atoms(sympy.Pow) if power.exp.is_Integer]
     if _operations(found) > 2 * _operations(gold) + 10 or any(abs(int(power)) > 10 for power in powers):
         return False

@@ -78,6 +78,13 @@ class QuestionTask:
         levels = [example.difficulty for example in self._rows["train"]]
         self.train_difficulty = (min(levels), max(levels))
 
+    @classmethod
+    def without_rows(cls, name: str) -> QuestionTask:
+        """One that judges and asks nothing."""
+        task = cls.__new__(cls)
+        task.name, task.train_difficulty = name, (0, 0)
+        return task
+
     def _keep_apart(self) -> None:
         """Drop training rows whose question is asked in validation or test too, and validation rows that are asked in test, and say how many."""
         asked: set[str] = set()

@@ -4,8 +4,9 @@ Difficulty is the level of the set's curriculum: level k takes the k-th segment 
 0–1 are for training, 2–3 out of distribution; a set without a curriculum, or with one that does not work, has its default config and level 0 alone.
 ``knights_knaves`` counts people instead: 2–4 in training, 5–6 out of distribution.
 
-Some verifiers hand the answer to Python's ``eval``, or to sympy's parser, which calls it. Such an answer must be made of the characters that a right answer
-has (:data:`SAFE`); any other is wrong and never gets there. codeio runs the programs of reasoning-gym's own data to make its prompts.
+Some verifiers hand the answer to Python's ``eval``, or to sympy's parser, which calls it; some repeat a move as often as the answer says. Such an answer must
+look like a right one (:data:`SAFE`); any other is wrong and never gets there. How long the others take is not ours to bound: a run calls them in a process of
+its own (:mod:`rlkd_lab.tasks.verifier`). codeio runs the programs of reasoning-gym's own data to make its prompts.
 """
 
 from __future__ import annotations
@@ -44,8 +45,14 @@ SAFE: Mapping[str, re.Pattern[str]] = {
     **dict.fromkeys(("intermediate_integration", "polynomial_multiplication", "simple_integration"), _FORMULA),
     # Fraction("1e999999999") takes all memory
     "coin_flip": _FRACTION,
+    # how near a number is to the right one: to a NaN every number is near
+    "complex_arithmetic": re.compile(r"[0-9.eEiIjJ+\-()\s]*", re.ASCII),
+    # a move is made as often as its number says, or for ever
+    **dict.fromkeys(("rubiks_cube", "rush_hour"), re.compile(r"(?:\D|(?<!\d)\d(?!\d))*")),
+    # quadratic and worse in the depth of a formula
+    "propositional_logic": re.compile(r".{0,300}", re.DOTALL),
 }
-"""What an answer may consist of, for the verifiers that would run it."""
+"""What an answer may consist of, for the verifiers that would run it, take for ever on it or be fooled by it."""
 COMPARED = ("game_of_life_halting",)
 """Sets whose verifier accepts any text; here the answer is compared with the reference."""
 TOP_LEVEL = {"countdown": 0, "jugs": 1, "puzzle24": 0}
@@ -130,7 +137,8 @@ class ReasoningGymTask:
         if self.name in SAFE and not SAFE[self.name].fullmatch(answer):
             return 0.0
         try:
-            return min(max(float(self._set(example.difficulty).score_answer(answer, example.meta)), 0.0), 1.0)
+            # in this order a NaN is 0
+            return min(max(0.0, float(self._set(example.difficulty).score_answer(answer, example.meta))), 1.0)
         except Exception:
             return 0.0
 

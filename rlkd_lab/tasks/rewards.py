@@ -8,13 +8,12 @@ parts of :data:`SHARED` see length and group too.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlkd_lab.tasks.base import Example, Score, Task
+from rlkd_lab.tasks.verifier import GuardedTask
 
-_THOUGHT = re.compile(r"\s*<think>(?:(?!</?think>).)*</think>(?:(?!</?think>).)*\S\s*", re.DOTALL)
 OVERLONG_SHARE = 0.2
 """Share of the length limit over which the overlong penalty grows: DAPO's 4,096 of 20,480 tokens."""
 
@@ -31,12 +30,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a completion is worth: the reward, the parts it is made of, the answer that was read, whether it is right."""
+    """What a completion is worth: the reward, the parts it is made of, the answer that was read, whether it is right; where it could not be judged, why."""
 
     reward: float
     parts: dict[str, float]
     answer: str | None
     correct: bool
+    why: str | None = None
 
 
 def overlong(group: Sequence[Sample]) -> list[float]:
@@ -67,7 +67,15 @@ def think_format(group: Sequence[Sample]) -> list[float]:
     >>> think_format([Sample(text, 1, 9, True) for text in ("<think>2+2</think>4", "4", "<think>4</think>")])
     [1.0, 0.0, 0.0]
     """
-    return [float(_THOUGHT.fullmatch(one.text) is not None) for one in group]
+    return [float(_thinks(one.text)) for one in group]
+
+
+def _thinks(text: str) -> bool:
+    thought, closing, answer = text.strip().partition("</think>")
+    return bool(
+        thought.startswith("<think>") and closing and answer.strip()
+        and thought.count("<think>") == 1 and "<think>" not in answer and "</think>" not in answer
+    )  # fmt: skip
 
 
 SHARED: Mapping[str, Callable[[Sequence[Sample]], list[float]]] = {"overlong": overlong, "brevity": brevity, "think_format": think_format}
@@ -84,7 +92,7 @@ def judge(
     limit: int,
     group_size: int = 1,
 ) -> list[Verdict]:
-    """Score completions and weigh their parts.
+    """Score completions and weigh their parts. A completion that the verifier cannot judge has 0 in each of the task's parts, and the reason in its verdict.
 
     Args:
         task: the verifier.
@@ -96,8 +104,11 @@ def judge(
         limit: length limit in tokens.
         group_size: completions a prompt.
     """
-    scores = [_score(task, text, example) for text, example in zip(texts, examples, strict=True)]
-    scores = [s if whole else Score(dict.fromkeys(s.parts, 0.0)) for s, whole in zip(scores, finished, strict=True)]
+    task = GuardedTask.of(task)
+    # what the length limit cut is worth nothing, and is not shown to the verifier
+    judged = [task.score(text, example) if whole else None for text, example, whole in zip(texts, examples, finished, strict=True)]
+    nothing = dict.fromkeys(_parts(task, examples, weights), 0.0)
+    scores = [Score(nothing, None, None if score is None else score.why) if score is None or score.why else score for score in judged]
     parts = [dict(score.parts) for score in scores]
     for name in weights:
         if name in SHARED:
@@ -106,29 +117,31 @@ def judge(
                 for offset, value in enumerate(SHARED[name](samples[start : start + group_size])):
                     parts[start + offset][name] = value
     return [
-        Verdict(sum(weight * own[name] for name, weight in weights.items() if weight), own, score.answer, score.correct)
+        Verdict(sum(weight * own[name] for name, weight in weights.items() if weight), own, score.answer, score.correct, score.why)
         for own, score in zip(parts, scores, strict=True)
     ]
 
 
-def _score(task: Task, text: str, example: Example) -> Score:
-    """``task.score``, with a sentence where a task breaks its promises: it does not raise, and its parts are finite numbers in [0, 1]."""
-    try:
-        score = task.score(text, example)
-    except Exception as error:
-        raise ValueError(f"the task {task.name}: score raised {type(error).__name__}: {error}, on {text[:40]!r}; it must not raise on any text") from error
-    if not isinstance(score, Score):
-        raise ValueError(f"the task {task.name}: score returned a {type(score).__name__}; it returns Score({{'accuracy': …}}, answer)")
-    odd = next((name for name, value in score.parts.items() if not 0 <= value <= 1), None)  # a NaN is odd too
-    if odd is not None or "accuracy" not in score.parts:
-        wrong = "has no part accuracy" if odd is None else f"gave {odd}={score.parts[odd]}, which is not in 0–1"
-        raise ValueError(f"the task {task.name}: score {wrong}, on {text[:40]!r}")
-    return score
+def _parts(task: GuardedTask, examples: Sequence[Example], weights: Mapping[str, float]) -> Sequence[str]:
+    """The names of the task's parts, also where no completion has shown them."""
+    if not task.parts and examples:
+        task.score("", examples[0])
+    return task.parts or ("accuracy", *(name for name in weights if name not in SHARED))
+
+
+def check_verifier(task: Task, verdicts: Sequence[Verdict]) -> None:
+    """Raise ValueError where a verifier failed on every one of several completions: it is broken, and rewards of 0 would hide it."""
+    failed = [verdict.why for verdict in verdicts if verdict.why]
+    if len(verdicts) == len(failed) > 1:
+        raise ValueError(f"the task {task.name}: {failed[0]}; so it went with all {len(failed)} completions")
 
 
 def check_weights(task: Task, weights: Mapping[str, float], example: Example) -> None:
-    """Raise ValueError for a weighted part that neither the task nor :data:`SHARED` has."""
-    own = _score(task, "", example).parts
+    """Raise ValueError for a verifier that cannot judge the empty completion, and for a weighted part that neither the task nor :data:`SHARED` has."""
+    score = GuardedTask.of(task).score("", example)
+    if score.why:
+        raise ValueError(f"the task {task.name}: {score.why}, on the empty completion; score must take any text")
+    own = score.parts
     unknown = [name for name, weight in weights.items() if weight and name not in own and name not in SHARED]
     if unknown:
         raise ValueError(f"unknown reward part {unknown[0]!r}: the task {task.name} has {', '.join(own)}; every task can have {', '.join(SHARED)}")

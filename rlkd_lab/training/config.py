@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -83,6 +84,14 @@ class RunConfig(BaseModel):
         "accuracy": 1.0,
         "format": 0.1,
     }
+
+    verifier_seconds: Annotated[
+        float,
+        Field(
+            ge=0, allow_inf_nan=False,
+            description="time limit of judging one completion, for verifiers that are not arithmetic's or knights'; 0: in the run's process, without limits",
+        ),
+    ] = 10.0  # fmt: skip
 
     prompts_per_step: Annotated[int, Field(ge=1, description="prompts of a rollout")] = 6
     group_size: Annotated[int, Field(ge=1, description="completions per prompt")] = 8
@@ -172,6 +181,10 @@ class RunConfig(BaseModel):
             raise ValueError(f"{self.method} needs the teacher's whole distribution beside every update: teacher_home=host cannot be")
         if "groups" in method.needs and self.group_size < 2:
             raise ValueError(f"{self.method} compares completions of one prompt: a group of {self.group_size} has no spread; set group_size to 2 or more")
+        try:
+            json.dumps(self.model_dump(), allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"the run could not write its config.json: a setting is infinite, too deep, or half a character ({error})") from None
         return self
 
     def schedules(self) -> dict[str, Schedule]:
@@ -202,6 +215,9 @@ def make_config(method: str, preset: str = "tiny", settings: dict[str, str] | No
     nearest(method, METHODS, "method")
     start = PRESETS[nearest(preset, PRESETS, "preset")].settings
     values: dict[str, Any] = {**start, "preset": preset, "method": method, **fields}
+    for name in ("knobs", "options", "reward", "task_settings"):
+        if not isinstance(values.get(name, {}), Mapping):
+            raise ValueError(f"{name} maps names to values; {values[name]!r:.80} does not")
     # a preset's coefficients are for the methods that have them, and do not replace a schedule that makes a method what it is
     listens = METHODS[method].coefs.keys() - METHODS[method].schedules.keys() | LOOP_KNOBS.keys()
     preset_knobs = {name: value for name, value in start.get("knobs", {}).items() if name in listens}
@@ -245,7 +261,7 @@ def _literal(text: str) -> Any:
     """A number, true, false, null or a list as JSON has them; any other text is itself."""
     try:
         return json.loads(text.lower() if text in ("True", "False") else text, parse_constant=str)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, lists a thousand deep
         return text
 
 
@@ -263,8 +279,8 @@ def in_words(error: ValidationError) -> str:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         text = item["msg"].removeprefix("Value error, ")
-        problems.append(f"{where}={item['input']!r}: {text}" if where else text)
-    return "; ".join(problems)
+        problems.append(f"{where}={item['input']!r:.200}: {text}" if where else text)
+    return " ".join("; ".join(problems).split())
 
 
 def likely_mistakes(config: RunConfig) -> list[str]:

@@ -226,6 +226,7 @@ class Control:
 
     def _refuse(self, request: dict[str, Any], why: str) -> None:
         asked = {key: request[key] for key in ("knob", "value", "id") if key in request}
+        asked = {key: value if isinstance(value, str | int | float | None) else f"a {type(value).__name__}" for key, value in asked.items()}
         self._event("refused", why=f"{why}; nothing was changed", **asked)
 
     def _event(self, event: str, **what: Any) -> None:

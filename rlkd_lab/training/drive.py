@@ -148,7 +148,7 @@ def _go_back(loop: Loop) -> None:
     processes.from_all(None)  # have read
     folder.truncate("metrics.jsonl", loop.step)
     # moves made by hand hold in the recomputed steps too, as do halved micro-batches, and what was answered is not asked again
-    folder.truncate("events.jsonl", loop.step, keep=("knob", "micro_batch", "sample_at_once", "asked", "refused", "replaced"))
+    folder.truncate("events.jsonl", loop.step, keep=("knob", "micro_batch", "sample_at_once", "verifier", "asked", "refused", "replaced"))
     for text in spoilt:
         folder.append("events.jsonl", {"event": "warning", "step": loop.step, "text": text, "time": time.time()})
     loop.guards.remember(row for row in rows if row["step"] <= loop.step)
@@ -293,6 +293,8 @@ def _drive(loop: Loop, on_step: Callable[[Loop, Row], None] | None) -> RunFolder
             if twins is not None:
                 twins.end("failed", RUN_FAILED)
         raise
+    finally:
+        loop.task.close()
     if loop.step == config.steps:
         control.end()
         folder.set_status("done", loop.step)

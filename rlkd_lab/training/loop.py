@@ -52,7 +52,7 @@ from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.rollouts import Completions, DenseTwin, Prompts, Sampling, check_length, find_engine, sample, sequences_of, teacher_traces
 from rlkd_lab.runs import RunFolder, checkpoints
 from rlkd_lab.runs.checkpoints import Damaged
-from rlkd_lab.tasks import Example, Task, Verdict, check_weights, find_task, judge
+from rlkd_lab.tasks import Example, Verdict, check_verifier, check_weights, guarded, judge
 from rlkd_lab.training.config import LOOP_KNOBS, RunConfig
 from rlkd_lab.training.environment import peak_memory_gib
 from rlkd_lab.training.evaluation import SEED, evaluate
@@ -93,7 +93,7 @@ class Loop:
         self.knobs = knobs or Knobs(config)
         self.method = METHODS[config.method]
         self.options = resolve_options(self.method, {"constant_length": config.max_new_tokens, **config.options})
-        self.task: Task = find_task(config.task, config.task_settings, config.prompt_template)
+        self.task = guarded(config.task, config.task_settings, config.prompt_template, config.verifier_seconds)
         self.engine = find_engine(config.engine)
         self.step = 0
         self.tokens = 0
@@ -182,6 +182,7 @@ class Loop:
         if self.twin is not None:
             self.twin.sync()
         self.room.before_sampling(step, self.knobs.record_script)
+        self.task.begin(step, self.room.given_up)
         with clock("rollout"):
             rollout, row = self._rollout(step, temperature)
         with clock("reward"):
@@ -235,6 +236,8 @@ class Loop:
         computed, peak = (sum(each) for each in zip(*found, strict=True))
         speed = computed / sum(clock.seconds.values())
         row |= {"speed/tflops": speed / 1e12, "speed/utilisation": speed / peak}
+        if (failures := self.room.unjudged(self.task.told(), self.knobs.record_script)) is not None:
+            self.folder.append("events.jsonl", {**failures, "time": time.time()})
         self.whole = True
         return {"step": step, **row}
 
@@ -355,10 +358,12 @@ class Loop:
         """Rewards and what can be said of the completions before any model looks at them."""
         sequences, device = rollout.sequences, self.policy.device
         lengths = sequences.completion_mask.sum(1)
-        judged = judge(
-            self.task, self.config.reward, rollout.texts, rollout.examples, rollout.finished.tolist(), lengths.tolist(),
+        asked = functools.partial(
+            judge, self.task, self.config.reward, rollout.texts, rollout.examples, rollout.finished.tolist(), lengths.tolist(),
             self.config.max_new_tokens, self.config.group_size,
         )  # fmt: skip
+        judged = processes.from_first(asked() if processes.first() else [])  # time limits may pass in one process and not in another
+        check_verifier(self.task, judged)
         rewards = torch.tensor([verdict.reward for verdict in judged], device=device)
         correct = torch.tensor([float(verdict.correct) for verdict in judged], device=device)
         groups = torch.arange(len(judged), device=device) // self.config.group_size
@@ -385,6 +390,8 @@ class Loop:
             grouped = rewards.view(-1, self.config.group_size)
             row |= {"reward": rewards.mean().item(), "accuracy": correct.mean().item()}
             row |= {f"reward/{name}": sum(verdict.parts[name] for verdict in judged) / len(judged) for name in judged[0].parts}
+            if any(verdict.why for verdict in judged):
+                row["reward/unjudged"] = sum(bool(verdict.why) for verdict in judged) / len(judged)
             if self.config.group_size > 1:
                 row |= {"reward_std": grouped.std(1).mean().item(), "frac_reward_zero_std": (grouped.std(1) == 0).float().mean().item()}
         return batch, row, judged
@@ -834,7 +841,8 @@ class Clock:
 
 def fingerprint(config: RunConfig) -> str:
     """Changes with any setting that a checkpoint depends on (how often things are written is none), and with how completions are drawn."""
-    free = {"eval_every", "eval_prompts", "checkpoint_every", "keep_checkpoints", "samples_every", "keep_samples", "interference_every", "plan", "guards"}
+    often = {"eval_every", "eval_prompts", "checkpoint_every", "keep_checkpoints", "samples_every", "keep_samples", "interference_every"}
+    free = {*often, "plan", "guards", "verifier_seconds"}
     return hashlib.sha256((DRAWS + config.model_dump_json(exclude=free)).encode()).hexdigest()[:16]
 
 

@@ -1,9 +1,10 @@
 """Rollouts: what a step trains on, and how it is recorded, with what each model thought of each token.
 
 One parquet file a step, a row a completion: ``prompt``, ``answer``, ``completion``, ``reward``, ``parts`` (the reward's, unweighted, as JSON), ``correct``,
-``group``, ``finished``, and per-token lists ``ids``, ``tokens``, ``logps``, ``teacher_logps``, ``ref_logps``, ``entropy``, ``kl_teacher_rev``,
-``kl_teacher_fwd`` (at the sampling temperature; None where nobody was asked). The first completion of the first :data:`DETAILED` prompts also has both models'
-likeliest tokens there: ``top_tokens``, ``top_logps``, ``teacher_top_tokens``, ``teacher_top_logps`` (lists of :data:`ALTERNATIVES`, ids in ``…top_ids``).
+``why`` (where it could not be judged), ``group``, ``finished``, and per-token lists ``ids``, ``tokens``, ``logps``, ``teacher_logps``, ``ref_logps``,
+``entropy``, ``kl_teacher_rev``, ``kl_teacher_fwd`` (at the sampling temperature; None where nobody was asked). The first completion of the first
+:data:`DETAILED` prompts also has both models' likeliest tokens there: ``top_tokens``, ``top_logps``, ``teacher_top_tokens``, ``teacher_top_logps`` (lists of
+:data:`ALTERNATIVES`, ids in ``…top_ids``).
 
 Beside it lies a probe: the same for :data:`PROBES` fixed validation prompts at T = 1, with the same random stream every time, so that what changes from one
 probe to the next is the policy. There every row has the alternatives.
@@ -95,6 +96,7 @@ def write_samples(
             "reward": verdict.reward,
             "parts": json.dumps(verdict.parts),
             "correct": verdict.correct,
+            "why": verdict.why,
             "group": int(batch.group_ids[i]) if batch.group_ids is not None else i,
             "finished": bool(rollout.finished[i]),
             "ids": ids,

@@ -240,6 +240,18 @@ HOSTILE = [
     "1e999999999",
     "9^{99*99*99*99*99}",
     "9^{(99)(99)(99)(99)}",
+    # a search for what takes long found these
+    r"9^{\frac{999999999}{1}}",
+    "9^{({999999999})}",
+    r"9^\frac{999999999}{1}",
+    r"\sqrt{2}^{\left(999999998\right)}",
+    r"\exp(e^{(\tan(\exp(\exp(9+9))))(x+1)})",
+    r"\tan(\exp(\exp(18)))",
+    r"\sin(\exp(1000000))",
+    r"\lfloor \sinh(\sinh(18)) \rfloor",
+    r"\Gamma(99999)",
+    r"\Gamma(10^{9})",
+    r"\pi=|x+yyy+xx+y|\\pii",
 ]
 
 

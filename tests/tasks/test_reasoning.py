@@ -41,6 +41,16 @@ HOSTILE = [
     "exec('1')",
     "lambda: 0",
     "1,2;3|4\n" * 200,
+    # moves that are made so often, or for ever; formulas that are read in quadratic time
+    "nan",
+    "nan+nanj",
+    "-Infinity",
+    "R99999999",
+    "R999 " * 400,
+    "R٩٩٩٩٩٩٩٩",
+    "A+999999999",
+    "¬" * 1900 + "P",
+    "P∧" * 900 + "P",
 ]
 
 

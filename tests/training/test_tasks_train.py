@@ -41,6 +41,7 @@ def test_a_reasoning_gym_set_with_settings_and_a_template_trains(tiny, tmp_path,
     score, seen = ReasoningGymTask.score, []
     monkeypatch.setattr(ReasoningGymTask, "score", lambda self, text, example: seen.append(example) or score(self, text, example))
     settings = {"task": "chain_sum", "task.max_terms": "3", "prompt_template": "{question}\n<answer>", "keep_traces": "all"}
+    settings["verifier_seconds"] = "0"  # in this process, where it can be watched
     folder = run(tiny(method, settings, difficulty=(0, 1)), tmp_path / "run")
     rows = folder.rows()
     assert len(rows) == 2
