@@ -32,13 +32,13 @@ def times(value: dict[str, float] | None) -> str:
     return NOT if not value else f"**{value['median']:.1f}×** ({value['min']:.1f}–{value['max']:.1f})"
 
 
-def of_kernels(found: dict[str, Any], quantity: str, measure: str) -> str:
-    """Ours over TRL's kernel at the largest number of tokens at which both ran."""
-    entries = [entry for entry in found.get("results", []) if entry["quantity"] == quantity and "ours_over_trl" in entry]
+def of_kernels(found: dict[str, Any], quantity: str, measure: str, other: str = "ours_over_trl") -> str:
+    """Ours over TRL's kernel, or over another way, at the largest number of tokens at which both ran."""
+    entries = [entry for entry in found.get("results", []) if entry["quantity"] == quantity and other in entry]
     if not entries:
         return NOT
     largest = max(entries, key=lambda entry: entry["tokens"])
-    value = largest["ours_over_trl"][measure]
+    value = largest[other][measure]
     return f"{value['median']:.2f} ({value['min']:.2f}–{value['max']:.2f}), {largest['tokens']:,} tokens"
 
 
@@ -63,6 +63,10 @@ def column(suffix: str, found: dict[str, Any], whole: str, lean: str, sampled: d
         "the same, memory": of_kernels(logprobs, "logps", "peak_gib"),
         "exact reverse KL likewise, time": of_kernels(logprobs, "reverse_kl", "seconds"),
         "the same, memory ": of_kernels(logprobs, "reverse_kl", "peak_gib"),
+        "log p and entropy: ours over the dense way, time": of_kernels(logprobs, "logps", "seconds", "ours_over_dense"),
+        "the same, memory  ": of_kernels(logprobs, "logps", "peak_gib", "ours_over_dense"),
+        "exact reverse KL likewise, time ": of_kernels(logprobs, "reverse_kl", "seconds", "ours_over_dense"),
+        "the same, memory   ": of_kernels(logprobs, "reverse_kl", "peak_gib", "ours_over_dense"),
         "planned against measured peak memory, largest error": f"{memory['largest_error']:.1%} of {len(memory['rows'])} cases" if memory else NOT,
     }
 

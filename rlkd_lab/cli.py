@@ -242,12 +242,13 @@ def plan(
         from rlkd_lab.models import default_device
         from rlkd_lab.training import make_config
         from rlkd_lab.training.environment import free_memory
-        from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, fitted
+        from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, check_pair, fitted
         from rlkd_lab.training.plan import plan as planned
 
         gpu = memory is not None or default_device().type == "cuda"
         there = memory * GIB if memory is not None else free_memory(default_device())
         config = make_config(method, preset, _settings(set_))
+        check_pair(config)
         whole = planned(config, gpu)
         fits, least = fitted(config, there, gpu)
         asked = {
@@ -265,9 +266,10 @@ def plan(
             for name, size in some.items():
                 table.add_row(title if name == next(iter(some)) else "", name, _memory(size))
         console.print(table, "")
-        changed = [f"{name}={new} instead of {old}" for name, (old, new) in asked.items() if old != new]
+        changed = [f"{name}={new} instead of {'all' if name == 'sample_at_once' and not old else old}" for name, (old, new) in asked.items() if old != new]
         where = f"{there / GIB:.1f} GiB of {'GPU' if gpu else 'host'} memory, models in {'16 bit' if gpu else 'float32'}"
-        say(f"{where}: {_memory(least.peak)} at the highest" + (f", with {', '.join(changed)}" if changed else ", as asked"))
+        instead = f", with {', '.join(changed)}; as asked it would be {_memory(whole.peak)}" if changed else ", as asked"
+        say(f"{where}: {_memory(least.peak)} at the highest{instead}")
         held_back = f"{MARGIN - 1:.0%} more" + (f" and {CONTEXT / GIB:g} GiB for CUDA" if gpu else "")
         say(f"a prediction for completions that all run to the limit; {held_back} are kept free")
 
@@ -293,11 +295,13 @@ def presets(name: Annotated[str | None, typer.Argument(help="one preset, in full
             if name is None:
                 table.add_row(f"[bold]{key}[/]", escape(one.title))
                 continue
+            width = max(map(len, one.sources), default=0)
             nested = {**one.settings, **one.settings.get("knobs", {}), **{f"task.{k}": v for k, v in one.settings.get("task_settings", {}).items()}}
             console.print(escape(one.title), "")
-            for setting, source in one.sources.items():
-                table.add_row(setting, escape(str(nested[setting])), escape(source))
-        console.print(table)
+            for setting, source in one.sources.items():  # no table, which would cut the ids that one copies
+                say(f"{setting:<{width}}  {nested[setting]}  ({source})")
+        if name is None:
+            console.print(table)
 
 
 @app.command()

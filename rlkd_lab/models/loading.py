@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import json
 import math
 import threading
@@ -39,6 +40,8 @@ R = TypeVar("R")
 _loading = threading.RLock()
 MAX_QUANT_ERROR = 0.12
 """Largest relative error (Frobenius) of a 4-bit layer against its source. NF4 itself costs about .09; a layer decoded wrongly .24 and more."""
+BEHIND_THE_HEAD = {"final_logit_softcapping": None, "logits_scaling": 1, "logit_scale": 1}
+"""What configs call a change of the logits behind the output head (Gemma 2, Granite, Cohere), and the value that changes nothing."""
 ZOO = Path(__file__).parent.parent / "zoo"
 MADE_BY = {"models/midsize/": "python -m rlkd_lab.zoo.midsize"}
 """Folders that a preset names and a command makes."""
@@ -176,6 +179,8 @@ def locate(name: str, weights: bool = True) -> Path:
     if name in zoo_names():
         return ZOO / name
     folder = Path(name)
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith((".", "~"))):
+        raise FileNotFoundError(f"there is no folder {name!r}, where a model should lie")
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise FileNotFoundError(f"{name!r} is a folder without a config.json: it holds no transformers model")
@@ -430,6 +435,12 @@ def check_architecture(name: str, config: PreTrainedConfig) -> None:
     """
     if "/" in str(config._attn_implementation):
         raise ValueError(f"the config of {name!r} asks for the attention kernel {config._attn_implementation}, which is code from the hub: remove that line")
+    for field, neutral in BEHIND_THE_HEAD.items():
+        if getattr(config, field, None) not in (None, neutral):
+            raise ValueError(
+                f"{name!r} is of type {config.model_type}, which changes its logits behind the output head ({field}, a soft cap or scale of"
+                f" {getattr(config, field)}): the log-probabilities that are computed in chunks would be wrong; such models are not supported"
+            )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{name!r} is of type {config.model_type}, which is no causal language model of transformers")
     # in another dtype transformers would change the default dtype of the whole process for a moment, under the feet of a run in another thread
@@ -437,6 +448,8 @@ def check_architecture(name: str, config: PreTrainedConfig) -> None:
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if getattr(model, "_is_stateful", False) or getattr(config, "num_attention_heads", None) is None:
         raise ValueError(f"{name!r} is of type {config.model_type}, which keeps a state instead of keys and values; such models are not supported")
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        raise ValueError(f"{name!r} is of type {config.model_type}, which takes no position ids, so that padding would shift it; such models are not supported")
     embeddings = {id(p) for part in (model.get_input_embeddings(), model.get_output_embeddings()) for p in part.parameters()}
     inside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     sizes = {id(p): p.numel() for p in model.parameters() if id(p) not in embeddings}
@@ -531,14 +544,19 @@ def check_same_tokenizer(student: LanguageModel, teacher: LanguageModel) -> None
     Raises:
         ValueError: with the first token that differs.
     """
-    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    same_tokenizer((student.source, student.tokenizer), (teacher.source, teacher.tokenizer))
+
+
+def same_tokenizer(student: tuple[str, PreTrainedTokenizerBase], teacher: tuple[str, PreTrainedTokenizerBase]) -> None:
+    """:func:`check_same_tokenizer` for names and tokenizers, without models."""
+    ours, theirs = student[1].get_vocab(), teacher[1].get_vocab()
     odd = next((token for token in sorted(set(ours) | set(theirs)) if ours.get(token) != theirs.get(token)), None)
     probe = "49-7+4-2? So x² = 4;\n  a saint, a sinner."
-    same_text = student.tokenizer(probe)["input_ids"] == teacher.tokenizer(probe)["input_ids"]
+    same_text = student[1](probe)["input_ids"] == teacher[1](probe)["input_ids"]
     if odd is None and same_text:
         return
     detail = f"{odd!r} is {ours.get(odd)} for the student and {theirs.get(odd)} for the teacher" if odd is not None else "the same text splits differently"
     raise ValueError(
-        f"student ({student.source}) and teacher ({teacher.source}) have different tokenizers: {detail}. Distillation token by token needs the same one;"
+        f"student ({student[0]}) and teacher ({teacher[0]}) have different tokenizers: {detail}. Distillation token by token needs the same one;"
         " take a teacher of the student's family"
     )

@@ -52,10 +52,11 @@ class Decoder:
     def suits(model: Any) -> bool:
         """Whether the model is one of :data:`FAMILIES`, dense, with plain causal attention."""
         config = model.config
-        layers = getattr(model.get_submodule("model"), "layers", [])
+        if config.model_type not in FAMILIES:
+            return False
+        layers = model.get_submodule("model").layers
         return (
-            config.model_type in FAMILIES
-            and config.hidden_act == "silu"
+            config.hidden_act == "silu"
             and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
             and getattr(config, "sliding_window", None) is None
             and (config.rope_parameters or {}).get("rope_type", "default") in ROTATIONS

@@ -106,7 +106,7 @@ class QuestionTask:
             raise ValueError(f"{self.name} has no {split} row of difficulty {low}–{high}; it has {have or 'none at all'}")
         if split != "train" and n > len(rows) and not self._warned:
             self._warned = True
-            warnings.warn(f"{self.name} has {len(rows)} {split} rows: {n} prompts repeat them; --set eval_prompts={len(rows)} asks each once", stacklevel=2)
+            warnings.warn(f"{self.name} has {len(rows)} {split} rows: {n} prompts repeat them; eval_prompts={len(rows)} asks each once", stacklevel=2)
         rng = seeded(self.name, seed, split, low, high)
         found: list[Example] = []
         while len(found) < n:

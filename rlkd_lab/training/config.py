@@ -283,6 +283,13 @@ def in_words(error: ValidationError) -> str:
     return " ".join("; ".join(problems).split())
 
 
+def of_teacher(config: RunConfig, problem: object) -> str:
+    """What is wrong with the teacher, and that a method which needs none does without."""
+    if METHODS[config.method].needs & {"teacher", "traces", "divergence"}:
+        return str(problem)
+    return f"{problem}. {config.method} needs no teacher, which only adds the KL curves: --set teacher=off"
+
+
 def likely_mistakes(config: RunConfig) -> list[str]:
     """Sentences about settings that are allowed and probably not meant."""
     found = []

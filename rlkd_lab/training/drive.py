@@ -22,7 +22,7 @@ from rlkd_lab.training.control import Control
 from rlkd_lab.training.environment import describe_environment, free_memory
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.loop import Loop, Row, fingerprint
-from rlkd_lab.training.plan import GIB, fitted
+from rlkd_lab.training.plan import GIB, check_pair, fitted
 from rlkd_lab.training.room import Room
 from rlkd_lab.training.selfcheck import check_start
 from rlkd_lab.training.twins import RUN_FAILED, Twins
@@ -67,6 +67,7 @@ def within_memory(config: RunConfig) -> RunConfig:
     """
     if config.plan == "off" or {config.student, config.teacher or config.student} <= set(zoo_names()):
         return config
+    check_pair(config)
     device = default_device()
     free = free_memory(device)
     fits, _ = fitted(config, free, device.type == "cuda")

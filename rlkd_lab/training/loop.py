@@ -53,7 +53,7 @@ from rlkd_lab.rollouts import Completions, DenseTwin, Prompts, Sampling, check_l
 from rlkd_lab.runs import RunFolder, checkpoints
 from rlkd_lab.runs.checkpoints import Damaged
 from rlkd_lab.tasks import Example, Verdict, check_verifier, check_weights, guarded, judge
-from rlkd_lab.training.config import LOOP_KNOBS, RunConfig
+from rlkd_lab.training.config import LOOP_KNOBS, RunConfig, of_teacher
 from rlkd_lab.training.environment import peak_memory_gib
 from rlkd_lab.training.evaluation import SEED, evaluate
 from rlkd_lab.training.guards import Watch
@@ -124,9 +124,7 @@ class Loop:
             try:
                 self.teacher = load_teacher(config.teacher, config.teacher_quant, policy=self.policy, adapter=config.teacher_adapter)
             except ValueError as error:
-                if "teacher" in self.method.needs or "traces" in self.method.needs:
-                    raise
-                raise ValueError(f"{error}. {config.method} needs no teacher, which only adds the KL curves: --set teacher=off") from error
+                raise ValueError(of_teacher(config, error)) from error
             self.teacher.use_chat(config.chat, config.system_prompt)
             with self._teacher_here():
                 pass  # from here on away, if its home is the host
@@ -161,7 +159,13 @@ class Loop:
                 raise ValueError(f"the task {self.task.name}: examples raised {type(error).__name__}: {error}") from error
             if not examples:
                 raise ValueError(f"the task {self.config.task} has no training prompts")
-            check_length(self.policy, [example.prompt for example in examples], room)
+            prompts = [example.prompt for example in examples]
+            check_length(self.policy, prompts, room)
+            if self.teacher is not None and difficulty == self.config.difficulty:
+                try:
+                    check_length(self.teacher, prompts, self.config.max_new_tokens)
+                except ValueError as error:
+                    raise ValueError(of_teacher(self.config, error)) from None
             check_weights(self.task, self.config.reward, examples[0])
 
     # --- one step -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import functools
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,12 +26,12 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from rlkd_lab.models import LanguageModel, chunk_of, locate, measured_divergences, token_logps
-from rlkd_lab.models.loading import check_architecture, checkpoint_activations, load_tokenizer
+from rlkd_lab.models.loading import check_architecture, checkpoint_activations, load_tokenizer, same_tokenizer
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.rollouts import traces
 from rlkd_lab.tasks import find_task
 from rlkd_lab.training import evaluation
-from rlkd_lab.training.config import RunConfig
+from rlkd_lab.training.config import RunConfig, of_teacher
 
 GIB = 2**30
 MARGIN = 1.1
@@ -75,10 +76,10 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
     teacher = None if config.teacher is None else Shape.of(config.teacher)
     prompt = longest_prompt(config) if prompt_tokens is None else prompt_tokens
     width = prompt + config.max_new_tokens
-    if width > student.context:
-        raise ValueError(
-            f"prompts of {prompt} tokens and completions of {config.max_new_tokens} do not fit the context of {student.context} of {config.student}"
-        )
+    for name, model in ((config.student, student), (config.teacher, teacher)):
+        if model is not None and width > model.context:
+            problem = f"prompts of {prompt} tokens and completions of {config.max_new_tokens} do not fit the context of {model.context} of {name}"
+            raise ValueError(problem if model is student else of_teacher(config, problem))
     own_base = teacher is not None and not (config.teacher == config.student and config.teacher_quant == config.quant)
     dense = config.dense_twin and not gpu
     adapter = student.adapter(config)
@@ -185,6 +186,22 @@ def _would_fit(config: RunConfig, memory: float, gpu: bool, prompt: int) -> str:
         if not any(way.startswith(kind) for way in ways) and plan(config.model_copy(update=change), gpu, prompt).fits(memory, gpu):
             ways.append(name)
     return f"What would fit: {' or '.join(ways)}" if ways else "A smaller model would be needed, or a larger card"
+
+
+def check_pair(config: RunConfig) -> None:
+    """Refuse, before anything is loaded, what their configs and tokenizers say of student and teacher: an architecture that is not supported, weights that
+    are no safetensors, tokenizers that differ.
+
+    Raises:
+        FileNotFoundError, ValueError: in one sentence.
+    """
+    for name in {config.student, config.teacher or config.student}:
+        check_architecture(name, AutoConfig.from_pretrained(locate(name, weights=Path(name).is_dir()), trust_remote_code=False))
+    if config.teacher is not None and config.teacher != config.student:
+        try:
+            same_tokenizer(*((name, load_tokenizer(name, weights=False)) for name in (config.student, config.teacher)))
+        except ValueError as error:
+            raise ValueError(of_teacher(config, error)) from None
 
 
 def _halves(value: int, lowest: int) -> list[int]:

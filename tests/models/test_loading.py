@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import GPT2Config, MambaConfig, MixtralConfig, T5Config
+from transformers import BloomConfig, Gemma2Config, GPT2Config, GraniteConfig, MambaConfig, MixtralConfig, T5Config
 
 from rlkd_lab.models import (
     Sequences,
@@ -350,6 +350,13 @@ UNSUPPORTED = {
         r"of type mixtral: LoRA and 4 bit reach \d+% of its weights.*not supported",
     ),
     "mamba": (MambaConfig, {"hidden_size": 64, "num_hidden_layers": 2}, "of type mamba, which keeps a state"),
+    "gemma2": (Gemma2Config, {"hidden_size": 64, "num_hidden_layers": 2}, r"of type gemma2, which changes its logits .*final_logit_softcapping.* 30"),
+    "granite": (
+        GraniteConfig,
+        {"hidden_size": 64, "num_hidden_layers": 2, "logits_scaling": 8.0},
+        "of type granite, which changes its logits .*logits_scaling",
+    ),
+    "bloom": (BloomConfig, {"hidden_size": 64, "n_layer": 2, "n_head": 2}, "of type bloom, which takes no position ids"),
     "t5": (T5Config, {"d_model": 64, "num_layers": 1}, "of type t5, which is no causal language model"),
 }
 
