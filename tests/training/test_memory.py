@@ -93,6 +93,8 @@ def test_sampling_that_does_not_fit_goes_on_with_fewer_at_once_and_the_same_comp
     taken, steps = fast._sample, []
 
     def with_little_memory(request):
+        if request.rows == 2:  # the self-check's
+            return taken(request)
         steps.append(request.rows)
         if request.rows > 4 and len(steps) > 1:  # from the second rollout on
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

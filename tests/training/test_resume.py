@@ -399,6 +399,7 @@ def test_a_checkpoint_that_the_rows_do_not_reach_is_not_used(tiny, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("broken", "says"), [(DenseTwin, "what is trained through it is not the policy"), (Decoder, "it does not sample the policy")])
 def test_a_twin_that_computes_something_else_stops_the_run_at_its_first_step(tiny, tmp_path, monkeypatch, broken, says):
+    monkeypatch.setattr("rlkd_lab.training.drive.check_start", lambda loop: None)  # which would find it before
     made = broken.__init__
 
     def spoil(self, source):
