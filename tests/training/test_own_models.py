@@ -78,8 +78,7 @@ def test_a_pair_that_cannot_be_is_refused_before_anything_is_loaded(pairs, tmp_p
 
 
 def test_a_teachers_context_is_looked_at_without_a_plan_too(tiny, tmp_path, make_model):
+    models = {"student": make_model(), "teacher": make_model(max_position_embeddings=16)}
     with pytest.raises(ValueError, match="do not fit the context of 16 tokens"):
-        run(
-            tiny("kdrl", plan="off", quant="none", teacher_quant="none", student=make_model(), teacher=make_model(max_position_embeddings=16)), tmp_path / "run"
-        )
+        run(tiny("kdrl", plan="off", quant="none", teacher_quant="none", **models), tmp_path / "run")
     assert not (tmp_path / "run").exists()
