@@ -280,7 +280,7 @@ def all_of(sweep):
 @given(changed(st.just(SWEEP)) | changed(st.just(SWEEP)).map(lambda text: text.replace("[tune]", "[other]")) | ANY_TEXT)
 @example(SWEEP.replace("seeds = 2", "seeds = 1000000000000"))
 @example(SWEEP.replace("seeds = 2", "seeds = -1"))
-@example("[[arms]]\nname='a'\nmethod='grpo'\ngrid={" + ",".join(f"{name}=[1,2,3,4,5,6,7,8]" for name in WHOLE) + "}")
+@example("[[arms]]\nname='a'\nmethod='grpo'\ngrid={" + ",".join(f"{name}=[2,3,4,5,6,7,8,9]" for name in WHOLE) + "}")
 @example("x = " + "[" * 5000)
 @example("[[arms]]\nname='a'\nmethod='grpo'\nsettings={kl_coef=1979-05-27}")
 @example("[[arms]]\nname='a\n'\nmethod='grpo'")
