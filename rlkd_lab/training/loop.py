@@ -197,6 +197,8 @@ class Loop:
         records = bool(self.config.samples_every) and (step % self.config.samples_every == 0 or step == 1)
         if measures or records:
             wanted |= self._everybody()
+        if "teacher" in wanted:
+            self._check_rows(rollout.sequences)
         work = Work(step, rollout.sequences, temperature, coefs, wanted, Seen(rollout.sequences), clock)
         if measures or records or self.config.minibatches > 1 or self.config.teacher_home == "host":
             with self._teacher_here("teacher" in wanted):
@@ -441,6 +443,16 @@ class Loop:
             return None
         ours_alone = torch.tensor(sorted(self.policy.eos_ids - self.teacher.eos_ids), device=sequences.completion_ids.device)
         return (~torch.isin(sequences.completion_ids, ours_alone)).float()
+
+    def _check_rows(self, sequences: Sequences) -> None:
+        """A student whose vocabulary is padded further than the teacher's can write a token that the teacher has no row for."""
+        assert self.teacher is not None
+        ours, theirs = vocabulary(self.policy), vocabulary(self.teacher)
+        if ours > theirs and int(sequences.completion_ids.max()) >= theirs:
+            raise ValueError(
+                f"{self.config.student} has written a token of its padding ({ours} rows), which {self.config.teacher} has no row for ({theirs}):"
+                " a student whose weights mean anything gives padding no probability"
+            )
 
     def _wanted(self, step: int, coefs: dict[str, float | None]) -> set[str]:
         """Whom to ask about the sampled tokens: those that the method needs, and every ``kl_every`` steps the others too, for the curves."""

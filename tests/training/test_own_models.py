@@ -77,6 +77,13 @@ def test_a_pair_that_cannot_be_is_refused_before_anything_is_loaded(pairs, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_token_that_the_teacher_has_no_row_for_is_said(tiny, tmp_path, make_model):
+    """With random weights a student's padding is as likely as the rest."""
+    models = {"student": make_model(vocabulary=640), "teacher": make_model()}
+    with pytest.raises(ValueError, match=r"a token of its padding \(640 rows\), which .* has no row for \(128\)"):
+        run(tiny("kdrl", quant="none", teacher_quant="none", **models), tmp_path / "run")
+
+
 def test_a_teachers_context_is_looked_at_without_a_plan_too(tiny, tmp_path, make_model):
     models = {"student": make_model(), "teacher": make_model(max_position_embeddings=16)}
     with pytest.raises(ValueError, match="do not fit the context of 16 tokens"):
