@@ -85,7 +85,7 @@ def test_every_row_once_before_any_comes_again_and_by_the_seed(tmp_path):
     assert len(set(drawn[:20])) == len(set(drawn[20:])) == 20
     assert drawn[:20] != drawn[20:]
     assert drawn == [e.id for e in task.examples(40, 3)] != [e.id for e in task.examples(40, 4)]
-    with pytest.warns(UserWarning, match=r"4 validation rows: 9 prompts repeat them; --set eval_prompts=4"):
+    with pytest.warns(UserWarning, match=r"4 validation rows: 9 prompts repeat them; eval_prompts=4"):
         task.examples(9, 0, "validation")
     with pytest.raises(ValueError, match="no test row"):
         task.examples(1, 0, "test")
