@@ -285,8 +285,9 @@ class RunFolder:
         return self.path / "samples" / f"{kind}_{step:06d}.parquet"
 
     def checkpoints(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
-        return sorted(path for path in (self.path / "checkpoints").glob("step_*") if path.suffix == "" and (path / "state.json").exists())
+        """Whole checkpoints, oldest first; what others have put beside them is none."""
+        found = [path for path in (self.path / "checkpoints").glob("step_*") if path.name[5:].isdecimal() and (path / "state.json").exists()]
+        return sorted(found, key=lambda path: int(path.name[5:]))
 
     @property
     def touched(self) -> bool:

@@ -183,7 +183,7 @@ def _complete(
     repeated = [example for example in examples for _ in range(size)]
     lengths, finished = drawn.sequences.completion_mask.sum(1).tolist(), drawn.finished.tolist()
     verdicts = judge(task, {}, drawn.texts, repeated, finished, lengths, sampling.max_new_tokens, size)
-    check_verifier(task, verdicts)
+    check_verifier(task, verdicts, finished)
     for row, (example, text, verdict, whole, length) in enumerate(zip(repeated, drawn.texts, verdicts, finished, lengths, strict=True)):
         formatted = verdict.parts["format"] > 0 if "format" in verdict.parts else verdict.answer is not None
         yield {

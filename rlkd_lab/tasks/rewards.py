@@ -129,11 +129,11 @@ def _parts(task: GuardedTask, examples: Sequence[Example], weights: Mapping[str,
     return task.parts or ("accuracy", *(name for name in weights if name not in SHARED))
 
 
-def check_verifier(task: Task, verdicts: Sequence[Verdict]) -> None:
-    """Raise ValueError where a verifier failed on every one of several completions: it is broken, and rewards of 0 would hide it."""
-    failed = [verdict.why for verdict in verdicts if verdict.why]
-    if len(verdicts) == len(failed) > 1:
-        raise ValueError(f"the task {task.name}: {failed[0]}; so it went with all {len(failed)} completions")
+def check_verifier(task: Task, verdicts: Sequence[Verdict], finished: Sequence[bool]) -> None:
+    """Raise ValueError where a verifier failed on every one of several completions that it was shown: it is broken, and rewards of 0 would hide it."""
+    shown = [verdict.why for verdict, whole in zip(verdicts, finished, strict=True) if whole]
+    if len(shown) > 1 and all(shown):
+        raise ValueError(f"the task {task.name}: {shown[0]}; so it went with all {len(shown)} completions that it was shown")
 
 
 def check_weights(task: Task, weights: Mapping[str, float], example: Example) -> None:

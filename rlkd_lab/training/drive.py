@@ -99,6 +99,9 @@ def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = No
             folder.set_status("running", now["step"], LOADING)
             loop = Loop(config, folder, Knobs(config, script, record_script=False))
             _go_back(loop)
+        except KeyboardInterrupt:
+            folder.set_status("idle", now["step"], STOPPED)
+            raise
         except BaseException as error:
             folder.set_status("failed", now["step"], f"{type(error).__name__}: {error}")
             raise

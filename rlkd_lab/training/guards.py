@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -187,6 +188,8 @@ class Watch:
             return
         self._spoken.add(name)
         said = {"why": why, "remedy": guard.remedy, "text": f"{why}: {guard.remedy}"}
+        if guard.action in ("warn", "skip"):  # the others are said where the run waits or ends
+            warnings.warn(f"{why}: {guard.remedy}", stacklevel=2)
         self.tell({"event": "guard", "step": step, "guard": name, "action": guard.action, **said, "time": time.time()})
         if guard.action == "pause":
             self.pause = f"{why}: {guard.remedy}; then let it go on"

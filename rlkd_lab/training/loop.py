@@ -369,7 +369,7 @@ class Loop:
             self.config.max_new_tokens, self.config.group_size,
         )  # fmt: skip
         judged = processes.from_first(asked() if processes.first() else [])  # time limits may pass in one process and not in another
-        check_verifier(self.task, judged)
+        check_verifier(self.task, judged, rollout.finished.tolist())
         rewards = torch.tensor([verdict.reward for verdict in judged], device=device)
         correct = torch.tensor([float(verdict.correct) for verdict in judged], device=device)
         groups = torch.arange(len(judged), device=device) // self.config.group_size
@@ -764,6 +764,7 @@ class Loop:
         weights = get_peft_model_state_dict(self.policy.model, adapter_name="default")
         shapes = {name: value.shape for name, value in weights.items()}
         moments = {f"{i}.{key}" for i in range(len(self.policy.trainable())) for key in ("step", "exp_avg", "exp_avg_sq")}
+        moments = moments if flat else set()  # before the first update there are none
         if shapes != {name: value.shape for name, value in adapter.items()} or moments != set(flat):
             odd = sorted(set(shapes) ^ set(adapter) | moments ^ set(flat))
             raise Damaged(f"the checkpoint {path} is damaged: " + (f"missing or odd tensors, such as {odd[0]}" if odd else "tensors of other shapes"))

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rlkd_lab.tasks import ArithmeticTask, Example, GuardedTask, KnightsTask, QuestionTask, Score, Task, check_verifier, guarded, judge
+from rlkd_lab.tasks import ArithmeticTask, Example, GuardedTask, KnightsTask, QuestionTask, Score, Task, Verdict, check_verifier, guarded, judge
 from rlkd_lab.tasks.verifier import LONGEST, key_of
 
 FORTY_FOUR = Example("49-7+4-2?", "44", 3, "x")
@@ -280,10 +280,13 @@ def test_a_completion_that_is_too_long_is_not_judged():
 
 def test_a_verifier_that_fails_on_everything_is_broken():
     found = judge(Says(None, None), {"accuracy": 1.0}, ["", ""], [FORTY_FOUR] * 2, [True] * 2, [1] * 2, 9)
-    with pytest.raises(ValueError, match=r"the task arithmetic: score returned a NoneType.*; so it went with all 2 completions"):
-        check_verifier(ArithmeticTask(), found)
-    check_verifier(ArithmeticTask(), found[:1])  # one alone says nothing of the verifier
-    check_verifier(ArithmeticTask(), [])
+    with pytest.raises(ValueError, match=r"the task arithmetic: score returned a NoneType.*; so it went with all 2 completions that it was shown"):
+        check_verifier(ArithmeticTask(), found, [True] * len(found))
+    check_verifier(ArithmeticTask(), found[:1], [True])  # one alone says nothing of the verifier
+    check_verifier(ArithmeticTask(), [], [])
+    cut = Verdict(0.0, {"accuracy": 0.0}, None, False)
+    with pytest.raises(ValueError, match="all 2 completions that it was shown"):  # what was cut it has not seen
+        check_verifier(ArithmeticTask(), [*found, cut], [True] * len(found) + [False])
 
 
 # --- who judges where -------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_a_verifier_that_judges_nothing_is_refused_in_one_sentence(tiny, tmp_pat
         encoding="utf-8",
     )
     config = tiny("grpo", {"task": f"{tmp_path / 'picky.py'}:Picky", "max_new_tokens": "96"}, teacher=None)
-    with pytest.raises(ValueError, match=r"^the task picky: score raised IndexError: string index out of range; so it went with all 4 completions$"):
+    with pytest.raises(ValueError, match=r"^the task picky: score raised IndexError: string index out of range; .* all 4 completions that it was shown$"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -215,6 +215,16 @@ def test_half_removed_checkpoints_are_none_and_are_swept_up(folder, monkeypatch)
     assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["step_000003"]
 
 
+def test_what_others_put_beside_them_is_no_checkpoint_and_stays(folder):
+    for step in (1, 2, 3):
+        checkpoint(folder, step)
+    for name in ("step_keepme", "step_000001_backup"):
+        shutil.copytree(folder.path / "checkpoints" / "step_000001", folder.path / "checkpoints" / name)
+    checkpoints.prune(folder, 1)
+    assert steps(folder) == [3]
+    assert {path.name for path in (folder.path / "checkpoints").iterdir()} == {"step_000003", "step_keepme", "step_000001_backup"}
+
+
 def test_recorded_rollouts_are_thinned_over_the_whole_run(folder):
     most = 0
     for step in range(10, 5010, 10):
