@@ -15,8 +15,7 @@ from rlkd_lab.tasks.base import Example, Score, Split, check_split, seeded, spli
 Style = Literal["direct", "steps", "checked"]
 
 _STEP = r"\d{1,3}[+-]\d{1,3}=-?\d{1,3};"
-# nothing is tried again (++): what could be is kept, a hundred bytes a character
-_WELL_FORMED = re.compile(rf"(?:(?:{_STEP})++(?:!(?:{_STEP})++)?)?#(-?\d{{1,6}})", re.ASCII)
+_WELL_FORMED = re.compile(rf"(?:(?:{_STEP})+(?:!(?:{_STEP})+)?)?#(-?\d{{1,6}})", re.ASCII)
 _ANSWER = re.compile(r"#(-?\d{1,6})\Z", re.ASCII)
 _OPERATION = re.compile(r"([+-])(\d+)")
 

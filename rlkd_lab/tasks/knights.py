@@ -21,9 +21,8 @@ from rlkd_lab.tasks.base import Example, Score, Split, check_split, seeded, spli
 Style = Literal["direct", "steps", "checked"]
 NAMES = "ABCDE"
 
-# nothing is tried again (++, *+): what could be is kept, a hundred bytes a character
-_TRIED = r"[A-Ea-e]{2,5}:(?:[A-Ea-e](?:[01]{2})?[tf])++"
-_WELL_FORMED = re.compile(rf"(?:{_TRIED}(?:;{_TRIED})*+(?:!(?:{_TRIED}(?:;{_TRIED})*+)?)?)?#[A-Ea-e]{{2,5}}", re.ASCII)
+_TRIED = r"[A-Ea-e]{2,5}:(?:[A-Ea-e](?:[01]{2})?[tf])+"
+_WELL_FORMED = re.compile(rf"(?:{_TRIED}(?:;{_TRIED})*(?:!(?:{_TRIED}(?:;{_TRIED})*)?)?)?#[A-Ea-e]{{2,5}}", re.ASCII)
 _ANSWER = re.compile(r"#([A-Ea-e]{1,8})\Z", re.ASCII)
 _STATEMENT = re.compile(r"[A-E]:([+-])?([A-E])(?:([&|=/])([+-])?([A-E]))?")
 

@@ -195,7 +195,7 @@ def check_pair(config: RunConfig) -> None:
     Raises:
         FileNotFoundError, ValueError: in one sentence.
     """
-    for name in {config.student, config.teacher or config.student}:
+    for name in dict.fromkeys((config.student, config.teacher or config.student)):
         check_architecture(name, AutoConfig.from_pretrained(locate(name, weights=Path(name).is_dir()), trust_remote_code=False))
     if config.teacher is not None and config.teacher != config.student:
         try:

@@ -172,6 +172,7 @@ class Steps:
         self.folder, self.step, self.stopping = folder, 2, False
         self.knobs = Knobs(make_config("kdrl", steps=5))
         self.room = Room(4, 0)
+        self.guards = SimpleNamespace(pause=None)
 
     def save_checkpoint(self):
         return SimpleNamespace(name="step_000002")

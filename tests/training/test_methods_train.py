@@ -20,7 +20,7 @@ ON_POLICY = {
     "reward", "reward_std", "frac_reward_zero_std", "accuracy", "reward/format", "reward/accuracy",
     "sampling/logp_difference_mean", "sampling/logp_difference_max", "speed/sampled_tokens_per_second",
 }  # fmt: skip
-OF_METHOD = {"clip_ratio/low", "clip_ratio/high", "loss/kd", "trrd/dead_frac", "trrd/bound_frac"}
+OF_METHOD = {"ratio/max", "clip_ratio/low", "clip_ratio/high", "loss/kd", "trrd/dead_frac", "trrd/bound_frac"}
 TRL = {
     "reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio", "entropy", "clip_ratio/low", "clip_ratio/high",
     "grad_norm", "learning_rate", "num_tokens", "step_time",
@@ -35,7 +35,8 @@ def own(method):
     """The metrics that depend on the method's rules."""
     rules = METHODS[method]
     return (
-        ({"clip_ratio/low", "clip_ratio/high"} if rules.ratio != "none" and rules.surrogate == "clipped" else set())
+        {"ratio/max"}
+        | ({"clip_ratio/low", "clip_ratio/high"} if rules.ratio != "none" and rules.surrogate == "clipped" else set())
         | ({"loss/kd"} if rules.penalty is not None else set())
         | ({"trrd/dead_frac", "trrd/bound_frac"} if rules.ratio == "trrd" else set())
         | (DYNAMIC if rules.options.get("zero_spread") == "resample" else set())
