@@ -121,7 +121,10 @@ def _alone(folder: RunFolder) -> Iterator[None]:
         refused = processes.from_first(refused)
         if refused is not None:
             raise refused
-        yield
+        try:
+            yield
+        finally:
+            folder.wait = None  # whoever keeps the folder does not keep the models
 
 
 def _last_status(folder: RunFolder) -> dict[str, Any]:
