@@ -646,7 +646,7 @@ def ask(
                 handle.request(knob, _value(value), at, source="command line")
         except RuntimeError as error:  # it is done, or nothing runs
             raise ValueError(str(error)) from None
-        typer.echo(f"asked; the answer stands in {run_path / 'events.jsonl'}")
+        say(f"asked; the answer stands in {run_path / 'events.jsonl'}")
 
 
 def _value(text: str) -> float | None:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from rlkd_lab.models import LanguageModel, load_teacher, locate, zoo_names
 from rlkd_lab.models.loading import Quant
 from rlkd_lab.runs import RunFolder
+from rlkd_lab.runs.checkpoints import step_of
 from rlkd_lab.tasks import GuardedTask, guarded
 from rlkd_lab.training import RunConfig, config_of
 
@@ -93,7 +94,7 @@ def find_target(name: str, *, checkpoint: int | None = None, base: str | None = 
 
 
 def _checkpoint(run: RunFolder, step: int | None) -> Path:
-    found = {int(path.name[5:]): path for path in run.checkpoints()}
+    found = {step_of(path): path for path in run.checkpoints()}
     if not found:
         raise FileNotFoundError(
             f"{run.path} has no checkpoint yet, so there is no adapter; its student as it was before training is {run.config()['student']!r}"

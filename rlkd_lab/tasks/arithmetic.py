@@ -10,12 +10,11 @@ import random
 import re
 from typing import Literal
 
-from rlkd_lab.tasks.base import Example, Score, Split, check_split, seeded, split_of
+from rlkd_lab.tasks.base import Example, Score, Split, check_split, made_of, seeded, split_of
 
 Style = Literal["direct", "steps", "checked"]
 
-_STEP = r"\d{1,3}[+-]\d{1,3}=-?\d{1,3};"
-_WELL_FORMED = re.compile(rf"(?:(?:{_STEP})+(?:!(?:{_STEP})+)?)?#(-?\d{{1,6}})", re.ASCII)
+_STEP = re.compile(r"\d{1,3}[+-]\d{1,3}=-?\d{1,3};", re.ASCII)
 _ANSWER = re.compile(r"#(-?\d{1,6})\Z", re.ASCII)
 _OPERATION = re.compile(r"([+-])(\d+)")
 
@@ -46,7 +45,7 @@ class ArithmeticTask:
     def score(self, completion: str, example: Example) -> Score:
         found = _ANSWER.search(completion[-16:])
         answer = None if found is None else str(int(found.group(1)))
-        return Score({"accuracy": float(answer == example.answer), "format": float(_WELL_FORMED.fullmatch(completion) is not None)}, answer)
+        return Score({"accuracy": float(answer == example.answer), "format": float(well_formed(completion))}, answer)
 
     def checking(self, completion: str) -> str:
         """The part of a completion that repeats the steps as a check, from the ``!`` up to the answer."""
@@ -55,6 +54,18 @@ class ArithmeticTask:
     def chance(self, example: Example) -> float:
         """Probability that a blind guess is right: every result is one of 0–99."""
         return 0.01
+
+
+def well_formed(completion: str) -> bool:
+    """Whether it is an answer alone, one after steps, or one after steps and steps that check them.
+
+    >>> [well_formed(text) for text in ("#4", "2+2=4;#4", "2+2=4;!2+2=4;#4", "2+2=4;!#4", "2+2=4#4")]
+    [True, True, True, False, False]
+    """
+    worked, mark, answer = completion.partition("#")
+    steps, again, check = worked.partition("!")
+    before = not worked or (made_of(_STEP, steps) and (not again or made_of(_STEP, check)))
+    return before and _ANSWER.fullmatch(mark + answer) is not None
 
 
 def _draw(operations: int, rng: random.Random) -> Example:

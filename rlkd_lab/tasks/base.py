@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -93,3 +94,16 @@ def check_template(template: str | None) -> None:
 def seeded(*parts: object) -> random.Random:
     """A random stream of its own for a tuple of labels; the global stream is never touched."""
     return random.Random(hashlib.sha256(repr(parts).encode()).hexdigest())
+
+
+def made_of(piece: re.Pattern[str], text: str) -> bool:
+    """Whether the text is one match of ``piece`` after another, at least one and nothing else. ``+`` around the pattern says the same wherever no match begins
+    with another, and keeps a place to come back to for each, which a long completion fills the memory with.
+
+    >>> made_of(re.compile("a;"), "a;a;"), made_of(re.compile("a;"), "a;a"), made_of(re.compile("a;"), "")
+    (True, False, False)
+    """
+    at = 0
+    while found := piece.match(text, at):
+        at = found.end()
+    return 0 < at == len(text)

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from itertools import combinations, product
 from typing import Literal
 
-from rlkd_lab.tasks.base import Example, Score, Split, check_split, seeded, split_of
+from rlkd_lab.tasks.base import Example, Score, Split, check_split, made_of, seeded, split_of
 
 Style = Literal["direct", "steps", "checked"]
 NAMES = "ABCDE"
 
-_TRIED = r"[A-Ea-e]{2,5}:(?:[A-Ea-e](?:[01]{2})?[tf])+"
-_WELL_FORMED = re.compile(rf"(?:{_TRIED}(?:;{_TRIED})*(?:!(?:{_TRIED}(?:;{_TRIED})*)?)?)?#[A-Ea-e]{{2,5}}", re.ASCII)
+_PEOPLE = re.compile(r"[A-Ea-e]{2,5}", re.ASCII)
+_JUDGED = re.compile(r"[A-Ea-e](?:[01]{2})?[tf]", re.ASCII)
 _ANSWER = re.compile(r"#([A-Ea-e]{1,8})\Z", re.ASCII)
 _STATEMENT = re.compile(r"[A-E]:([+-])?([A-E])(?:([&|=/])([+-])?([A-E]))?")
 
@@ -55,7 +55,7 @@ class KnightsTask:
     def score(self, completion: str, example: Example) -> Score:
         found = _ANSWER.search(completion[-16:])
         answer = None if found is None else found.group(1)
-        return Score({"accuracy": float(answer == example.answer), "format": float(_WELL_FORMED.fullmatch(completion) is not None)}, answer)
+        return Score({"accuracy": float(answer == example.answer), "format": float(well_formed(completion))}, answer)
 
     def checking(self, completion: str) -> str:
         """The part of a completion that tries the remaining assignments, from the ``!`` up to the answer."""
@@ -64,6 +64,23 @@ class KnightsTask:
     def chance(self, example: Example) -> float:
         """Probability that a blind guess is right: 2^-people."""
         return 0.5**example.difficulty
+
+
+def well_formed(completion: str) -> bool:
+    """Whether it is an answer alone, or one after tries, which may be followed by ``!`` and the other tries.
+
+    >>> [well_formed(text) for text in ("#aB", "AB:Af;Ab:Atb10t#aB", "AB:Af!#aB", "AB:Af!ab:at#aB", "AB:#aB", "#a")]
+    [True, True, True, True, False, False]
+    """
+    worked, mark, answer = completion.partition("#")
+    tries, _, others = worked.partition("!")
+    before = not worked or (_all_tries(tries) and (not others or _all_tries(others)))
+    return before and bool(mark) and _PEOPLE.fullmatch(answer) is not None
+
+
+def _all_tries(text: str) -> bool:
+    tries = (one.partition(":") for one in text.split(";"))
+    return all(_PEOPLE.fullmatch(people) and made_of(_JUDGED, judged) for people, _, judged in tries)
 
 
 def _draw(people: int, rng: random.Random) -> str:

@@ -154,8 +154,7 @@ class Watch:
         Raises:
             FloatingPointError: a guard stops the run.
         """
-        for name, why in self._held_in(row).items():
-            self._held[name] = 0 if why is None else self._held.get(name, 0) + 1
+        for name, why in self._counted(row).items():
             if why is None:
                 self._spoken.discard(name)
             elif self._held[name] >= self.guards[name].steps and self.guards[name].action != "off":
@@ -164,9 +163,15 @@ class Watch:
     def remember(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """The rows of an earlier life: what held at its end still counts, and is not said again."""
         for row in rows:
-            for name, why in self._held_in(row).items():
-                self._held[name] = 0 if why is None else self._held.get(name, 0) + 1
+            self._counted(row)
         self._spoken = {name for name, count in self._held.items() if count >= self.guards[name].steps}
+
+    def _counted(self, row: Mapping[str, Any]) -> dict[str, str | None]:
+        """What the row shows, added to how long it has lasted."""
+        found = self._held_in(row)
+        for name, why in found.items():
+            self._held[name] = 0 if why is None else self._held.get(name, 0) + 1
+        return found
 
     def _held_in(self, row: Mapping[str, Any]) -> dict[str, str | None]:
         """By guard what the row shows, or ``None``; a guard is left out where the row has nothing to say of it."""

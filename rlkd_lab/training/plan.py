@@ -196,7 +196,8 @@ def check_pair(config: RunConfig) -> None:
         FileNotFoundError, ValueError: in one sentence.
     """
     for name in dict.fromkeys((config.student, config.teacher or config.student)):
-        check_architecture(name, AutoConfig.from_pretrained(locate(name, weights=Path(name).is_dir()), trust_remote_code=False))
+        locate(name, weights=Path(name).is_dir())
+        Shape.of(name)
     if config.teacher is not None and config.teacher != config.student:
         try:
             same_tokenizer(*((name, load_tokenizer(name, weights=False)) for name in (config.student, config.teacher)))

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import RunFolder
+from rlkd_lab.runs.checkpoints import step_of
 from rlkd_lab.training.guards import Watch
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.loop import Loop, Row, State
@@ -80,11 +81,11 @@ def load(loop: Loop) -> list[Twin]:
             shutil.rmtree(path)
             continue
         folder = RunFolder.open(path)
-        reached = [point for point in folder.checkpoints() if int(point.name[5:]) <= loop.step]
+        reached = [point for point in folder.checkpoints() if step_of(point) <= loop.step]
         ended = folder.status()
         if ended["state"] == "done" or (ended["state"] == "failed" and ended["why"] != RUN_FAILED) or not reached:
             continue
-        twin = Twin(loop, folder, loop.snapshot(), about["stream"], Room.of(loop.config, folder.rows("events.jsonl"), int(reached[-1].name[5:])))
+        twin = Twin(loop, folder, loop.snapshot(), about["stream"], Room.of(loop.config, folder.rows("events.jsonl"), step_of(reached[-1])))
         with twin.turn(loop):
             loop.load_checkpoint(reached[-1])
             folder.truncate("metrics.jsonl", loop.step)

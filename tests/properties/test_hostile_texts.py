@@ -177,7 +177,7 @@ def test_a_megabyte_takes_no_more_than_a_few(name):
             SHARED["think_format"]([Sample(long, 1, 9, True)])
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
-            assert peak < 100 * 2**20, (kind, peak)
+            assert peak < 30 * 2**20, (kind, peak)
 
 
 GROWING = [

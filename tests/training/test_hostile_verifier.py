@@ -1,5 +1,6 @@
 """Runs whose verifier raises and hangs: they go on, say so, and come out the same when they are resumed and replayed."""
 
+import contextlib
 import json
 import shutil
 
@@ -116,15 +117,20 @@ def test_the_process_of_the_verifier_ends_with_the_run(tiny, tmp_path):
     import psutil
 
     (tmp_path / "mine.py").write_text("from rlkd_lab.tasks import ArithmeticTask\n\nclass Mine(ArithmeticTask):\n    name = 'mine'\n", encoding="utf-8")
-    loops, during = [], []
+    loops, during, others = [], [], []
 
     def look(loop, row):
         loops.append(loop)  # held, so that nothing but the end of the run can end it
         during.extend(alive())
 
     def alive():
-        return [child.pid for child in psutil.Process().children() if any("rlkd_lab.tasks.apart" in word for word in child.cmdline())]
+        found = []
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # another test's, which ends at this moment
+                found += [child.pid] if child.pid not in others and any("rlkd_lab.tasks.apart" in word for word in child.cmdline()) else []
+        return found
 
+    others.extend(alive())
     run(tiny("grpo", {"task": f"{tmp_path / 'mine.py'}:Mine"}, teacher=None), tmp_path / "run", on_step=look)
     assert len(during) == 2
     assert during[0] == during[1]
