@@ -45,6 +45,8 @@ def _ended_like_ctrl_c() -> Iterator[None]:
     """Who ends the process (a batch system, say) or closes its terminal stops it as Ctrl-C does: what is finished is kept."""
 
     def interrupt(number: int, frame: object) -> None:
+        for one in ours:
+            signal.signal(one, signal.SIG_IGN)  # another one must not cut the last checkpoint
         raise KeyboardInterrupt
 
     ours = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -152,8 +154,6 @@ def resume(run_path: RunPath) -> None:
         folder = RunFolder.open(run_path)
         config = config_of(folder)
         with progress(config.steps, config.method) as show:
-            if not folder.checkpoints() and folder.rows() and folder.status()["state"] != "done":
-                say("no checkpoint yet: the run starts again from step 1", err=True)
             resume_run(run_path, on_step=show if _first() else None)
         _say_end(run_path)
 
@@ -646,7 +646,8 @@ def ask(
                 handle.request(knob, _value(value), at, source="command line")
         except RuntimeError as error:  # it is done, or nothing runs
             raise ValueError(str(error)) from None
-        say(f"asked; the answer stands in {run_path / 'events.jsonl'}")
+        late = f"; step {at} is over, so it acts in the next one" if at is not None and at <= handle.status().step else ""
+        say(f"asked{late}; the answer stands in {run_path / 'events.jsonl'}")
 
 
 def _value(text: str) -> float | None:

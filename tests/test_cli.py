@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from rlkd_lab import cli
 from rlkd_lab.cli import app
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
@@ -476,6 +478,22 @@ def test_a_run_is_steered_and_ended_from_outside(rlkd, tmp_path):
     assert folder.rows()[-1]["coef/kd_coef"] == 0.4
     (event,) = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
     assert event["source"] == "command line"
+
+
+def test_who_is_ending_is_not_cut_by_a_second_signal():
+    before = signal.getsignal(signal.SIGTERM)
+    with cli._ended_like_ctrl_c():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # while the last checkpoint is written
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_knob_for_a_step_that_is_over_is_taken_and_said(rlkd, runs, tmp_path):
+    shutil.copytree(runs / "kdrl", tmp_path / "run")
+    RunFolder.open(tmp_path / "run").set_status("idle", 2)
+    assert "; step 1 is over, so it acts in the next one;" in rlkd("ask", tmp_path / "run", "kd_coef=0.4", "--at", "1").stdout
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ class Handle:
     def step(self) -> None:
         """One step, then pause. A run that is not running is started for it."""
         if self.status().state in ("idle", "failed", "lost"):
-            raise RuntimeError("the run is not running: press Start, then Pause, then Step")
+            raise RuntimeError("the run is not running: start it, pause it, then let it take a step")
         self._check_live("step")
         self.folder.ask("step")
 

@@ -138,7 +138,7 @@ def _lists(frame: pd.DataFrame, column: str, lengths: list[int]) -> list[Values]
 
 def _credit(folder: RunFolder, step: int, frame: pd.DataFrame, lengths: list[int]) -> tuple[dict[str, Tensor], dict[str, str] | str]:
     """Advantage, ratio, gradient and marks, (B, T) each, of the first update on a rollout; and why some, or all, cannot be had."""
-    row = next((row for row in reversed(folder.rows("metrics.jsonl")) if row["step"] == step), None)
+    row = next((row for row in folder.rows("metrics.jsonl") if row["step"] == step), None)
     if row is None:
         return {}, f"step {step} is still being trained, or was cut: its coefficients are not in metrics.jsonl yet"
     config = folder.config()

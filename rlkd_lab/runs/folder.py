@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -115,13 +116,14 @@ class RunFolder:
             written = folder.config()["format"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{folder.path}/config.json is torn: it cannot be read ({error})") from error
-        if not isinstance(written, int) or written > FORMAT:
-            raise ValueError(f"{folder.path} has format {written}, this version of rlkd_lab reads up to {FORMAT}: update rlkd_lab")
+        if type(written) is not int or not 1 <= written <= FORMAT:
+            newer = ": update rlkd_lab" if type(written) is int and written > FORMAT else ""
+            raise ValueError(f"{folder.path} has format {written!r:.40}, this version of rlkd_lab reads 1 to {FORMAT}{newer}")
         for link in _links_out(str(folder.path), os.path.realpath(folder.path)):
             raise ValueError(f"{folder.path} holds a link that leads out of it, {link}: a run folder is data; put what is meant in the place of the link")
         for name in ("env.json", "status.json", "metrics.jsonl", "events.jsonl"):
             if not (folder.path / name).exists():
-                raise FileNotFoundError(f"{folder.path} is torn: it has no {name}")
+                raise FileNotFoundError(f"{folder.path} is torn: it has no {name}; put it back from a copy, or train anew in another folder")
         return folder
 
     def config(self) -> dict[str, Any]:
@@ -144,8 +146,7 @@ class RunFolder:
             if status["state"] not in get_args(State) or not all(isinstance(status[name], kind) for name, kind in needed.items()):
                 raise KeyError
         except (ValueError, KeyError, TypeError, RecursionError):
-            idle = '{"state": "idle", "step": 0}'
-            raise ValueError(f"{self.path / 'status.json'} is damaged: write {idle} into it, and `rlkd resume` goes on from the last checkpoint") from None
+            raise ValueError(f"{self.path / 'status.json'} is damaged: `rlkd resume {self.path}` goes on from the last checkpoint and writes it anew") from None
         return status
 
     def set_status(self, state: State, step: int, why: str | None = None, pid: int | None = None) -> None:
@@ -187,17 +188,24 @@ class RunFolder:
 
         Returns:
             the id, unique in the run.
+
+        Raises:
+            OSError: it cannot be written; nothing of it stays there.
         """
         number = time.time_ns()
         with contextlib.suppress(OSError, ValueError):
             now = self.status()
             if now["state"] in ("running", "paused"):  # killed before it has read this, it does not act on it in steps that are computed again
                 what = {"after": now["step"], **what}
-        line = json.dumps({"id": number, "request": request, **what}) + "\n"
-        with (self.path / "requests.jsonl").open("ab+") as file:
-            if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":  # somebody's line was torn
-                line = "\n" + line
-            file.write(line.encode())
+        line = (json.dumps({"id": number, "request": request, **what}) + "\n").encode()
+        path = self.path / "requests.jsonl"
+        try:
+            with path.open("ab+", buffering=0) as file:
+                if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":  # somebody's line was torn
+                    line = b"\n" + line
+                _add(file, line)
+        except OSError as error:
+            raise OSError(error.errno, f"nothing was asked, for {path} cannot be written: {error.strerror}") from error
         return number
 
     def append(self, name: Literal["metrics.jsonl", "events.jsonl"], row: dict[str, Any]) -> None:
@@ -209,20 +217,15 @@ class RunFolder:
 
         def write() -> None:
             with (self.path / name).open("r+b", buffering=0) as file:  # never made anew: a folder that was removed is an error
-                end = file.seek(0, os.SEEK_END)
-                try:
-                    if file.write(line) != len(line):
-                        raise OSError(errno.ENOSPC, "no space left on device")
-                except OSError:
-                    file.truncate(end)
-                    raise
+                _add(file, line)
 
         self.written(write)
 
     def rows(self, name: Literal["metrics.jsonl", "events.jsonl"] = "metrics.jsonl") -> list[dict[str, Any]]:
-        """All whole lines. A torn last line is left out; a broken line elsewhere is an error."""
+        """All whole lines. A torn last line is left out; a broken line elsewhere is an error, and so are metrics that miss a step or have one twice."""
         lines = (self.path / name).read_bytes().split(b"\n")
-        found = []
+        mend = f"put the file back from a copy, or cut it before that line, and `rlkd resume {self.path}` computes the rest again"
+        found: list[dict[str, Any]] = []
         for number, line in enumerate(lines, 1):
             if not line:
                 continue
@@ -230,11 +233,13 @@ class RunFolder:
                 row = json.loads(line)
                 if not isinstance(row, dict) or not isinstance(row.get("step"), int):
                     raise ValueError("a row without its step")
-                found.append(row)
             except (ValueError, RecursionError):
                 if number == len(lines):  # no newline after it: the write was cut
                     break
-                raise ValueError(f"{self.path}/{name} is damaged in line {number}") from None
+                raise ValueError(f"{self.path}/{name} is damaged in line {number}: {mend}") from None
+            if name == "metrics.jsonl" and found and row["step"] != found[-1]["step"] + 1:
+                raise ValueError(f"{self.path}/{name} is damaged in line {number}, step {row['step']} after step {found[-1]['step']}: {mend}")
+            found.append(row)
         return found
 
     def truncate(self, name: Literal["metrics.jsonl", "events.jsonl"], step: int, keep: tuple[str, ...] = ()) -> None:
@@ -293,6 +298,17 @@ class RunFolder:
     def touched(self) -> bool:
         """Whether a knob was moved by hand: such a run stays out of seed aggregates."""
         return any(row["event"] == "knob" for row in self.rows("events.jsonl"))
+
+
+def _add(file: io.FileIO, line: bytes) -> None:
+    """All of a line at the end of a file, or nothing."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, "no space left on device")
+    except OSError:
+        file.truncate(end)
+        raise
 
 
 def _links_out(place: str, root: str) -> Iterator[str]:

@@ -89,7 +89,7 @@ def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = No
     folder.writes = processes.first()
     config = config_of(folder)
     now = processes.from_first(_last_status(folder))
-    if now["state"] == "done" and now["step"] >= config.steps:
+    if now["state"] == "done" and now["step"] >= config.steps and processes.from_first(_last_step(folder)) >= config.steps:
         return folder
     with _alone(folder):
         if processes.first() and not (now.get("pid") == os.getpid() and now.get("why") == LOADING):
@@ -132,15 +132,25 @@ def _last_status(folder: RunFolder) -> dict[str, Any]:
     try:
         return folder.status()
     except ValueError:
-        rows = folder.rows("metrics.jsonl")
-        return {"state": "idle", "step": rows[-1]["step"] if rows else 0}
+        return {"state": "idle", "step": _last_step(folder)}
+
+
+def _last_step(folder: RunFolder) -> int:
+    rows = folder.rows("metrics.jsonl")
+    return rows[-1]["step"] if rows else 0
 
 
 def _go_back(loop: Loop) -> None:
-    """To the last whole checkpoint; later rows are dropped."""
+    """To the last whole checkpoint; later rows are dropped.
+
+    Raises:
+        ValueError: there are checkpoints, and none is whole; or the first rows are missing.
+    """
     folder = loop.folder
     rows = folder.rows("metrics.jsonl")
     last = rows[-1]["step"] if rows else 0
+    if rows and rows[0]["step"] != 1:
+        raise ValueError(f"{folder.path}/metrics.jsonl is damaged: it begins with step {rows[0]['step']}; put it back from a copy")
     checkpoints.sweep_up(folder)
     reached = [path for path in folder.checkpoints() if checkpoints.step_of(path) <= last]  # never one that the rows do not reach
     spoilt = []
@@ -150,7 +160,13 @@ def _go_back(loop: Loop) -> None:
             break
         except checkpoints.Damaged as error:
             spoilt.append(str(error))
+            if path == reached[0]:
+                raise ValueError(
+                    f"{error}, and no other is whole: put one back from a copy; or remove {path.parent}, and the run begins again from step 1"
+                ) from error
             warnings.warn(f"{error}: the run goes on from an earlier one", stacklevel=3)
+    if rows and not loop.step:
+        warnings.warn(f"{folder.path} has no checkpoint to go on from: the run begins again from step 1", stacklevel=3)
     loop.room = Room.of(loop.config, folder.rows("events.jsonl"), loop.step)
     processes.from_all(None)  # have read
     folder.truncate("metrics.jsonl", loop.step)
@@ -172,7 +188,7 @@ def load_or_train(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop
     folder = RunFolder.open(out)
     if fingerprint(config_of(folder)) != fingerprint(config):
         raise ValueError(f"{out} holds a run with other settings: delete it, or choose another folder")
-    return folder if folder.status()["state"] == "done" else resume(out, on_step=on_step)
+    return resume(out, on_step=on_step)
 
 
 def config_of(folder: RunFolder) -> RunConfig:

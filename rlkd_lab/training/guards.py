@@ -98,9 +98,9 @@ def declared(settings: Mapping[str, str]) -> dict[str, Guard]:
             steps = int(numbers[1]) if len(numbers) > 1 else guard.steps
         except ValueError:
             raise ValueError(f"guard.{name}={text}: write ACTION, ACTION:LIMIT or ACTION:LIMIT:STEPS") from None
-        if len(numbers) > 2 or steps < 1 or (limit is not None and not math.isfinite(limit)) or (numbers and numbers[0] and guard.limit is None):
+        if len(numbers) > 2 or steps < 1 or (limit is not None and not 0 <= limit < math.inf) or (numbers and numbers[0] and guard.limit is None):
             has = "" if guard.limit is not None else f"; {name} has no limit: {name}=ACTION or ACTION::STEPS"
-            raise ValueError(f"guard.{name}={text}: a finite limit, and 1 step or more{has}")
+            raise ValueError(f"guard.{name}={text}: a finite limit of 0 or more, and 1 step or more{has}")
         found[name] = replace(guard, action=action, limit=limit, steps=steps)  # type: ignore[arg-type]
     return found
 
@@ -199,4 +199,4 @@ class Watch:
         if guard.action == "pause":
             self.pause = f"{why}: {guard.remedy}; then let it go on"
         if guard.action == "stop":
-            raise FloatingPointError(f"{why}: {guard.remedy}")
+            raise FloatingPointError(f"{why}: {guard.remedy} (a knob that is asked for now, `rlkd ask RUN NAME=VALUE`, holds when the run goes on)")

@@ -18,6 +18,7 @@ import hashlib
 import math
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -139,6 +140,8 @@ class Loop:
         self.reference_lm = self.frozen["reference"].lm if dense else self.reference
         self.sizes = {"student": Size.of(self.policy)} | ({} if self.teacher is None else {"teacher": Size.of(self.teacher)})
         self.chunk = chunk_of(config.logits_mib, vocabulary(self.policy))
+        self.failures_told = False
+        """Whether somebody was warned that calls of the verifier fail."""
         self.guards = Watch(config.guards, lambda event: self.folder.append("events.jsonl", event))
         self.optimizer = torch.optim.AdamW(self.policy.trainable(), lr=1.0, betas=(0.9, 0.95), weight_decay=config.weight_decay)
         self.traces: list[dict[str, Any]] | None = None
@@ -244,6 +247,9 @@ class Loop:
         row |= {"speed/tflops": speed / 1e12, "speed/utilisation": speed / peak}
         if (failures := self.room.unjudged(self.task.told(), self.knobs.record_script)) is not None:
             self.folder.append("events.jsonl", {**failures, "time": time.time()})
+            if not self.failures_told:
+                self.failures_told = True
+                warnings.warn(f"step {step}: {failures['text']} (what fails later stands in events.jsonl alone)", stacklevel=2)
         self.whole = True
         return {"step": step, **row}
 

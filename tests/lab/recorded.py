@@ -40,6 +40,6 @@ def run_folder(path, method="trrd", frames=None, probes=None, coefs=None, writte
             frame.to_parquet(folder.path / "samples" / f"{kind}_{step:06d}.parquet")
     values = {name: schedule.at(1, 10) for name, schedule in schedules_for(method).items()} | (coefs or {})
     assert set(values) == set(METHODS[method].coefs)
-    for step in sorted(set(frames or {1: 0}) | set(probes or {})) if written else []:
+    for step in range(1, max({1} | set(frames or {}) | set(probes or {})) + 1) if written else []:
         folder.append("metrics.jsonl", {"step": step, "coef/temperature": 1.0, **{f"coef/{name}": value for name, value in values.items()}})
     return folder

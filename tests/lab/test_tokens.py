@@ -183,14 +183,6 @@ def test_errors_say_what_to_do(tmp_path):
     assert token_arrays(folder, 1).step == 1
 
 
-def test_the_newest_row_of_a_step_counts(tmp_path):
-    folder = run_folder(tmp_path / "run", "grpo")
-    before = token_arrays(folder).arrays["gradient_weight"][0]
-    row = folder.rows()[-1]
-    folder.append("metrics.jsonl", {**row, "coef/rl_coef": 2.0})
-    np.testing.assert_allclose(token_arrays(folder).arrays["gradient_weight"][0], 2 * before)
-
-
 def test_tokens_are_made_visible():
     assert visible(["É", "▁a\n", "\t", ""]) == ["É", "␣a⏎", "⇥", "⟨empty⟩"]  # no byte-level vocabulary: É is a letter
     assert visible(["Ã©", "Ġ", "ĉ"]) == ["é", "␣", "⇥"]

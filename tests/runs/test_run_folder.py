@@ -91,10 +91,10 @@ def test_no_run_there(tmp_path):
         RunFolder.open(tmp_path)
 
 
-@pytest.mark.parametrize("written", [FORMAT + 1, "two", None])
-def test_a_newer_format_is_refused(folder, written):
+@pytest.mark.parametrize(("written", "says"), [(FORMAT + 1, "update rlkd_lab$"), ("two", "'two', .* reads 1 to"), (None, "None"), (True, "True"), (-1, "-1")])
+def test_another_format_is_refused(folder, written, says):
     folder.write_json("config.json", {"format": written, **CONFIG})
-    with pytest.raises(ValueError, match="update rlkd_lab"):
+    with pytest.raises(ValueError, match=says):
         RunFolder.open(folder.path)
 
 
@@ -294,3 +294,33 @@ def test_a_row_without_its_step_is_damage(tmp_path):
     (folder.path / "metrics.jsonl").write_text('{"reward": 1.0}\n{"step": 1}\n')
     with pytest.raises(ValueError, match="damaged in line 1"):
         folder.rows()
+
+
+def test_what_cannot_be_asked_leaves_nothing(folder, monkeypatch):
+    from rlkd_lab.runs import folder as module
+
+    folder.ask("pause")
+    before = (folder.path / "requests.jsonl").read_bytes()
+
+    class Full:
+        """A disk with room for five bytes."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, line):
+            return self.file.write(line[:5])
+
+    add = module._add
+    monkeypatch.setattr(module, "_add", lambda file, line: add(Full(file), line))
+    with pytest.raises(OSError, match=r"nothing was asked, for .*requests\.jsonl cannot be written: no space left"):
+        folder.ask("stop")
+    assert (folder.path / "requests.jsonl").read_bytes() == before
+    monkeypatch.undo()
+    (folder.path / "requests.jsonl").unlink()
+    (folder.path / "requests.jsonl").mkdir()
+    with pytest.raises(OSError, match=r"nothing was asked, for .*: Is a directory"):
+        folder.ask("stop")

@@ -547,5 +547,5 @@ def test_a_damaged_status_is_said_in_words(watched):
     folder = watched(lambda folder, row: None, steps=1)
     for text in ('{"state": "run', "", "[]", "{}", '{"state": "foo", "step": 1}', '{"state": "running", "step": 1}'):
         (folder.path / "status.json").write_text(text)
-        with pytest.raises(ValueError, match=r"status\.json is damaged: write"):
+        with pytest.raises(ValueError, match=r"status\.json is damaged: `rlkd resume .*` goes on"):
             folder.status()

@@ -274,6 +274,7 @@ def test_a_kl_that_runs_away_stops_the_run_after_its_row(tiny, tmp_path):
         ("kl", "skip", "there is no update to skip"),
         ("kl", "warn:many", "write ACTION, ACTION:LIMIT"),
         ("kl", "warn:nan", "a finite limit"),
+        ("kl", "stop:-1", "of 0 or more"),
         ("kl", "warn:1:0", "1 step or more"),
         ("kl", "warn:1:2:3", "1 step or more"),
         ("loss", "stop:3", "loss has no limit"),

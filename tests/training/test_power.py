@@ -122,11 +122,52 @@ def test_a_tensor_file_that_ends_early_is_seen_without_its_digest_too(cut, name)
 
 
 @pytest.mark.slow
-def test_with_all_checkpoints_spoilt_the_run_begins_again(whole, cut):
+def test_from_a_damaged_checkpoint_the_run_goes_back_further(whole, cut):
+    path = cut.checkpoints()[-1] / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.warns(UserWarning, match="is damaged: .*: the run goes on from an earlier one"):
+        resume(cut.path)
+    (warning,) = [event for event in cut.rows("events.jsonl") if event["event"] == "warning"]
+    assert "step_000005 is damaged" in warning["text"]
+    assert first_difference(cut.rows(), whole.rows()) == (None, 0.0)
+
+
+@pytest.mark.slow
+def test_with_all_checkpoints_spoilt_nothing_is_dropped_before_they_are_removed(whole, cut):
     for path in cut.checkpoints():
         (path / "optimizer.safetensors").write_bytes(b"")
-    with pytest.warns(UserWarning, match="the run goes on from an earlier one"):
+    rows = (cut.path / "metrics.jsonl").read_bytes()
+    earlier = pytest.warns(UserWarning, match="the run goes on from an earlier one")
+    with earlier, pytest.raises(ValueError, match=r"no other is whole: .*or remove .*/checkpoints"):
         resume(cut.path)
+    assert (cut.path / "metrics.jsonl").read_bytes() == rows
+    assert cut.status()["state"] == "failed"
+    shutil.rmtree(cut.path / "checkpoints")
+    with pytest.warns(UserWarning, match="no checkpoint to go on from: the run begins again from step 1"):
+        resume(cut.path)
+    assert first_difference(cut.rows(), whole.rows()) == (None, 0.0)
+
+
+@pytest.mark.parametrize(("without", "says"), [(2, "line 3, step 4 after step 2"), (0, "begins with step 2")])
+def test_a_row_that_is_missing_is_seen(cut, without, says):
+    lines = (cut.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (cut.path / "metrics.jsonl").write_bytes(b"".join(lines[:without] + lines[without + 1 :]))
+    with pytest.raises(ValueError, match=says):
+        resume(cut.path)
+
+
+def test_a_row_that_is_there_twice_is_seen(cut):
+    lines = (cut.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (cut.path / "metrics.jsonl").write_bytes(b"".join(lines[:2] + lines[1:]))
+    with pytest.raises(ValueError, match=r"line 3, step 2 after step 2: put the file back from a copy, or cut it before that line, and `rlkd resume"):
+        cut.rows()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_done_and_has_lost_its_last_rows_computes_them_again(whole, cut):
+    cut.set_status("done", 5)
+    cut.truncate("metrics.jsonl", 3)
+    resume(cut.path)
     assert first_difference(cut.rows(), whole.rows()) == (None, 0.0)
 
 
