@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -175,7 +176,7 @@ def _smaller(config: RunConfig) -> Iterator[RunConfig]:
 
 
 def _would_fit(config: RunConfig, memory: float, gpu: bool, prompt: int) -> str:
-    """What else could be given up, each tried alone on top of all that was."""
+    """What else could be given up on top of all that was: each alone, or else the first two or three of them together."""
     ways: list[str] = []
     tries: dict[str, dict[str, Any]] = {f"max_new_tokens={n}": {"max_new_tokens": n} for n in _halves(config.max_new_tokens, 64)}
     tries |= {f"prompts_per_step={n}": {"prompts_per_step": n} for n in _halves(config.prompts_per_step, 1)}
@@ -185,6 +186,12 @@ def _would_fit(config: RunConfig, memory: float, gpu: bool, prompt: int) -> str:
         kind = name.partition("=")[0]
         if not any(way.startswith(kind) for way in ways) and plan(config.model_copy(update=change), gpu, prompt).fits(memory, gpu):
             ways.append(name)
+    least = {setting: value for change in tries.values() for setting, value in change.items()}
+    if not ways and plan(config.model_copy(update=least), gpu, prompt).fits(memory, gpu):
+        for names in itertools.chain(itertools.combinations(tries, 2), itertools.combinations(tries, 3)):
+            together = {setting: value for name in names for setting, value in tries[name].items()}
+            if len(together) == len(names) and plan(config.model_copy(update=together), gpu, prompt).fits(memory, gpu):
+                return f"What would fit: {', '.join(names)} together"
     return f"What would fit: {' or '.join(ways)}" if ways else "A smaller model would be needed, or a larger card"
 
 

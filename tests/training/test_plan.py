@@ -9,6 +9,7 @@ from rlkd_lab.models import load_policy, loading
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training import Loop, create, make_config, run
 from rlkd_lab.training import drive as drive_module
+from rlkd_lab.training import plan as plan_module
 from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, NF4_BYTES, Live, Plan, Shape, fitted, plan
 
 MIB = 2**20
@@ -152,6 +153,29 @@ def test_what_cannot_be_made_to_fit_says_what_would(make_model):
         fitted(config, room, True, 10)
     with pytest.raises(ValueError, match="A smaller model would be needed"):
         fitted(config, CONTEXT, True, 10)
+
+
+@pytest.mark.parametrize(
+    ("needed", "says"),
+    [
+        ({"max_new_tokens": 128, "teacher_home": "host"}, "max_new_tokens=128, teacher_home=host together"),
+        ({"max_new_tokens": 64, "prompts_per_step": 3, "teacher_home": "host"}, "max_new_tokens=64, prompts_per_step=3, teacher_home=host together"),
+        ({"prompts_per_step": 3}, "prompts_per_step=3"),
+        ({"max_new_tokens": 32}, "A smaller model would be needed, or a larger card"),
+    ],
+)
+def test_what_fits_together_only_is_said_together(monkeypatch, needed, says):
+    class Found:
+        def __init__(self, config):
+            numbers = {name: value for name, value in needed.items() if name != "teacher_home"}
+            self.good = all(getattr(config, name) <= value for name, value in numbers.items()) and needed.get("teacher_home") in (None, config.teacher_home)
+
+        def fits(self, memory, gpu):
+            return self.good
+
+    monkeypatch.setattr(plan_module, "plan", lambda config, gpu, prompt: Found(config))
+    config = make_config("kdrl", settings={"max_new_tokens": "256"})
+    assert plan_module._would_fit(config, GIB, True, 10).removeprefix("What would fit: ") == says
 
 
 def test_a_run_is_made_to_fit_before_anything_is_loaded(make_model, tmp_path, tiny, monkeypatch):
