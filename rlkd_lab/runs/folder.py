@@ -151,16 +151,12 @@ class RunFolder:
 
     def set_status(self, state: State, step: int, why: str | None = None, pid: int | None = None) -> None:
         """Replace status.json; ``pid`` is this process's by default."""
-        now = {"state": state, "step": step, "why": why, "updated": time.time()}
-        at = {"pid": pid or os.getpid(), "host": socket.gethostname()} if state in ("running", "paused") else {}
-        self.write_json("status.json", now | at)
+        self.write_json("status.json", _status(state, step, why, pid))
 
     def say_over(self, state: State, step: int, why: str) -> None:
         """:meth:`set_status` on a disk that may have no room for another file: over the old one, in its place. Whether it worked is not said."""
-        at = {"pid": os.getpid(), "host": socket.gethostname()}
-        text = json.dumps({"state": state, "step": step, "why": why, "updated": time.time(), **at}, ensure_ascii=False)
         with contextlib.suppress(OSError), (self.path / "status.json").open("r+b") as file:
-            file.write(text.encode())
+            file.write(json.dumps(_status(state, step, why), ensure_ascii=False).encode())
             file.truncate()
 
     def write_json(self, name: str, value: Any) -> None:
@@ -298,6 +294,11 @@ class RunFolder:
     def touched(self) -> bool:
         """Whether a knob was moved by hand: such a run stays out of seed aggregates."""
         return any(row["event"] == "knob" for row in self.rows("events.jsonl"))
+
+
+def _status(state: State, step: int, why: str | None, pid: int | None = None) -> dict[str, Any]:
+    at = {"pid": pid or os.getpid(), "host": socket.gethostname()} if state in ("running", "paused") else {}
+    return {"state": state, "step": step, "why": why, "updated": time.time(), **at}
 
 
 def _add(file: io.FileIO, line: bytes) -> None:
