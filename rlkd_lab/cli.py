@@ -68,7 +68,8 @@ def plain_errors(stopped: str = "`rlkd resume` goes on from the last checkpoint"
             warnings.showwarning = lambda message, *_, **__: say(f"rlkd: warning: {message}", err=True)
             yield
     except (ValueError, OSError) as error:
-        say(f"rlkd: {error}", err=True)
+        words = [part for part in (getattr(error, "strerror", None), getattr(error, "filename", None)) if part]  # without the number of the error
+        say(f"rlkd: {': '.join(map(str, words)) or error}", err=True)
         raise typer.Exit(2) from None
     except (FloatingPointError, MemoryError, RuntimeError) as error:
         import torch

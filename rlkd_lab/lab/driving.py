@@ -91,6 +91,8 @@ class Handle:
             written = self.folder.status()
         except FileNotFoundError:
             raise FileNotFoundError(f"the run folder {self.path} is gone: deleted or moved; open_run(its new place) attaches to a run that was moved") from None
+        except ValueError as error:  # a crash has spoilt it: whoever starts the run writes it anew
+            return Status("lost", self.folder.last_step(), self.config.steps, str(error), "nowhere")
         state, where = written["state"], "nowhere"
         if state in ("running", "paused"):
             where = self._where(written)

@@ -1,7 +1,7 @@
 """Checkpoints on disk: whole or not there, checked when they are read, and no more of them than asked for.
 
-A checkpoint is a folder ``checkpoints/step_000010`` with ``state.json``, which holds a SHA-256 of every other file. It is written beside and renamed, and it
-and the rows up to it have reached the disk before older ones are removed.
+A checkpoint is a folder ``checkpoints/step_000010`` with ``state.json``, which holds a SHA-256 of every other file and one of itself. It is
+written beside and renamed, and it and the rows up to it have reached the disk before older ones are removed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 from rlkd_lab.runs.folder import RunFolder
 
 DIGESTS = "sha256"
+OWN = "sha256_of_this"
+"""Of the state's own text without this entry, as json.dumps writes it."""
 STATE = "state.json"
 
 
@@ -44,7 +46,8 @@ def save(folder: RunFolder, step: int, fill: Callable[[Path], None], state: Mapp
         fill(beside)
         files = sorted(path for path in beside.rglob("*") if path.is_file())
         digests = {str(path.relative_to(beside)): _digest(path) for path in files}
-        (beside / STATE).write_text(json.dumps({**state, DIGESTS: digests}))
+        whole = {**state, DIGESTS: digests}
+        (beside / STATE).write_text(json.dumps({**whole, OWN: _digest_of_text(whole)}))
         for path in (*files, beside / STATE, beside, folder.path / "metrics.jsonl", folder.path / "events.jsonl"):
             _to_disk(path)
         _remove(target)  # of a life that came as far and was cut
@@ -63,6 +66,9 @@ def read(checkpoint: Path) -> dict[str, Any]:
     """
     try:
         state = json.loads((checkpoint / STATE).read_text())
+        own = state.pop(OWN, None)  # versions before wrote none
+        if own is not None and own != _digest_of_text(state):
+            raise ValueError(f"{STATE} is not what was written")
         present = {str(path.relative_to(checkpoint)): path for path in checkpoint.rglob("*") if path.is_file()}  # no name leads out of the folder
         wrong = [name for name, digest in state.get(DIGESTS, {}).items() if name not in present or _digest(present[name]) != digest]
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -70,6 +76,13 @@ def read(checkpoint: Path) -> dict[str, Any]:
     if wrong:
         raise Damaged(f"the checkpoint {checkpoint} is damaged: {wrong[0]} is not what was written")
     return dict(state)
+
+
+def check(folder: Path) -> None:
+    """Raise :class:`Damaged` if a folder is a run's checkpoint whose files are not as they were written; any other passes, a copy elsewhere too."""
+    place = folder.resolve()
+    if place.parent.name == "checkpoints" and (place / STATE).exists():
+        read(folder)
 
 
 def prune(folder: RunFolder, keep: int) -> None:
@@ -103,6 +116,10 @@ def _remove(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         path.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def _digest_of_text(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -149,6 +149,18 @@ class RunFolder:
             raise ValueError(f"{self.path / 'status.json'} is damaged: `rlkd resume {self.path}` goes on from the last checkpoint and writes it anew") from None
         return status
 
+    def last_status(self) -> dict[str, Any]:
+        """:meth:`status`; of one that a crash has spoilt, that nothing runs: who may train is the lock's to say."""
+        try:
+            return self.status()
+        except ValueError:
+            return {"state": "idle", "step": self.last_step()}
+
+    def last_step(self) -> int:
+        """Of the last row; 0 before the first."""
+        rows = self.rows("metrics.jsonl")
+        return rows[-1]["step"] if rows else 0
+
     def set_status(self, state: State, step: int, why: str | None = None, pid: int | None = None) -> None:
         """Replace status.json; ``pid`` is this process's by default."""
         self.write_json("status.json", _status(state, step, why, pid))
@@ -233,8 +245,9 @@ class RunFolder:
                 if number == len(lines):  # no newline after it: the write was cut
                     break
                 raise ValueError(f"{self.path}/{name} is damaged in line {number}: {mend}") from None
-            if name == "metrics.jsonl" and found and row["step"] != found[-1]["step"] + 1:
-                raise ValueError(f"{self.path}/{name} is damaged in line {number}, step {row['step']} after step {found[-1]['step']}: {mend}")
+            before = found[-1]["step"] if found else 0
+            if name == "metrics.jsonl" and row["step"] != before + 1:
+                raise ValueError(f"{self.path}/{name} is damaged in line {number}, step {row['step']} after step {before}: {mend}")
             found.append(row)
         return found
 

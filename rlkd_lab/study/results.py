@@ -30,14 +30,29 @@ def over(path: Path) -> bool:
     return (path / OVER).exists()
 
 
+def outcome_of(path: Path) -> dict[str, Any]:
+    """What became of a run that is over: ``diverged`` (why, or None), ``seconds``, ``worker_gib``, ``node``.
+
+    Raises:
+        ValueError: that is damaged.
+    """
+    try:
+        outcome = json.loads((path / OVER).read_text())
+        return {"diverged": outcome["diverged"], "worker_gib": outcome["worker_gib"], **outcome}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{path / OVER} is damaged: delete it, and the sweep evaluates that run again") from None
+
+
 def collect(sweep: Sweep, out: str | Path, window: int = 10) -> pd.DataFrame:
     """A row a run that is over: :func:`table_of` with the arm's name, whether it diverged, and the memory of its worker."""
     rows, configs = [], []
     for job in sweep.jobs():
         path = job.folder(Path(out))
         if over(path):
-            outcome = json.loads((path / OVER).read_text())
+            outcome = outcome_of(path)
             row = {"arm": job.arm, **_row(RunFolder.open(path), job.config, window)}
+            if outcome["diverged"] is None and row["steps"] < job.config.steps:
+                raise ValueError(f"{path} has lost rows, {row['steps']} of {job.config.steps} are there: start the sweep again, and it computes the others")
             needed = {"worker_seconds": outcome.get("seconds"), "worker_gib": outcome["worker_gib"]}
             rows.append(row | {"diverged": outcome["diverged"] is not None} | needed)
             configs.append(job.config)

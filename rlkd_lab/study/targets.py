@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from rlkd_lab.models import LanguageModel, load_teacher, locate, zoo_names
 from rlkd_lab.models.loading import Quant
-from rlkd_lab.runs import RunFolder
+from rlkd_lab.runs import RunFolder, checkpoints
 from rlkd_lab.runs.checkpoints import step_of
 from rlkd_lab.tasks import GuardedTask, guarded
 from rlkd_lab.training import RunConfig, config_of
@@ -74,7 +74,7 @@ def find_target(name: str, *, checkpoint: int | None = None, base: str | None = 
 
     Raises:
         FileNotFoundError: nothing there, a run without a checkpoint, an adapter whose base cannot be found.
-        ValueError: a damaged run, or an option that this target has no use for.
+        ValueError: a damaged run or checkpoint, or an option that this target has no use for.
     """
     folder = Path(name)
     if name not in zoo_names():
@@ -97,7 +97,7 @@ def _checkpoint(run: RunFolder, step: int | None) -> Path:
     found = {step_of(path): path for path in run.checkpoints()}
     if not found:
         raise FileNotFoundError(
-            f"{run.path} has no checkpoint yet, so there is no adapter; its student as it was before training is {run.config()['student']!r}"
+            f"{run.path} has no whole checkpoint, so there is no adapter; its student as it was before training is {run.config()['student']!r}"
         )
     if step is not None and step not in found:
         raise FileNotFoundError(f"{run.path} has no checkpoint of step {step}; it has {', '.join(map(str, found))}")
@@ -105,6 +105,7 @@ def _checkpoint(run: RunFolder, step: int | None) -> Path:
 
 
 def _adapter(name: str, adapter: Path, base: str | None, quant: Quant | None) -> Target:
+    checkpoints.check(adapter)
     run, place = Path(os.path.normpath(adapter / ".." / "..")), adapter.resolve()  # RUN/checkpoints/step_000010
     if place.parent.name == "checkpoints" and (run / "config.json").exists():
         config = config_of(RunFolder.open(run))

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from rlkd_lab.models import default_device
 from rlkd_lab.runs import RunFolder, alone
 from rlkd_lab.study.evaluation import about, check_splits, evaluate_target, settings_of, summarise, write_table
-from rlkd_lab.study.results import OVER, SESSIONS, collect, left_out, over, write_tables
+from rlkd_lab.study.results import OVER, SESSIONS, collect, left_out, outcome_of, over, write_tables
 from rlkd_lab.study.sweep import CHOSEN, Job, Sweep, settled
 from rlkd_lab.study.targets import find_target, task_of
 from rlkd_lab.training import config_of, load_or_train
@@ -137,6 +137,10 @@ def run_sweep(
     target.mkdir(parents=True, exist_ok=True)
     with alone(target, "run"):
         (target / "sweep.json").write_text(sweep.model_dump_json(indent=2) + "\n")
+        for job in jobs:
+            path = job.folder(target)
+            if over(path) and outcome_of(path)["diverged"] is None and RunFolder.open(path).last_step() < job.config.steps:
+                (path / OVER).unlink()  # it has lost rows since, and computes them again
         left = [job for job in jobs if not over(job.folder(target))]
         began = time.time()
 

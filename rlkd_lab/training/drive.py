@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from rlkd_lab.training.loop import Loop, Row, fingerprint
 from rlkd_lab.training.plan import GIB, check_pair, fitted
 from rlkd_lab.training.room import Room
 from rlkd_lab.training.selfcheck import check_start
-from rlkd_lab.training.twins import RUN_FAILED, Twins
+from rlkd_lab.training.twins import FORK, RUN_FAILED, Twins
 
 LOADING = "loading the models"
 STOPPED = "stopped by hand; `rlkd resume` goes on"
@@ -52,6 +52,7 @@ def run(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], No
     loop.folder = create(config, out)
     try:
         with _alone(loop.folder):
+            _declare_guards(loop, script or [])
             return _drive(loop, on_step)
     except ValueError:
         if loop.step == 0 and processes.first():  # a mistake that only the first step could find leaves no half of a run
@@ -86,10 +87,12 @@ def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = No
     """
     processes.join()
     folder = RunFolder.open(path)
+    if (folder.path / FORK).exists():
+        raise ValueError(f"{folder.path} is a twin, which is trained with its run: `rlkd resume {folder.path.parent.parent}` goes on with both")
     folder.writes = processes.first()
     config = config_of(folder)
-    now = processes.from_first(_last_status(folder))
-    if now["state"] == "done" and now["step"] >= config.steps and processes.from_first(_last_step(folder)) >= config.steps:
+    now = processes.from_first(folder.last_status())
+    if now["state"] == "done" and now["step"] >= config.steps and processes.from_first(folder.last_step()) >= config.steps:
         return folder
     with _alone(folder):
         if processes.first() and not (now.get("pid") == os.getpid() and now.get("why") == LOADING):
@@ -127,30 +130,14 @@ def _alone(folder: RunFolder) -> Iterator[None]:
             folder.wait = None  # whoever keeps the folder does not keep the models
 
 
-def _last_status(folder: RunFolder) -> dict[str, Any]:
-    """What status.json says; of one that a crash has spoilt, that nothing runs: who may train is the lock's to say."""
-    try:
-        return folder.status()
-    except ValueError:
-        return {"state": "idle", "step": _last_step(folder)}
-
-
-def _last_step(folder: RunFolder) -> int:
-    rows = folder.rows("metrics.jsonl")
-    return rows[-1]["step"] if rows else 0
-
-
 def _go_back(loop: Loop) -> None:
     """To the last whole checkpoint; later rows are dropped.
 
     Raises:
-        ValueError: there are checkpoints, and none is whole; or the first rows are missing.
+        ValueError: there are checkpoints, and none is whole.
     """
     folder = loop.folder
-    rows = folder.rows("metrics.jsonl")
-    last = rows[-1]["step"] if rows else 0
-    if rows and rows[0]["step"] != 1:
-        raise ValueError(f"{folder.path}/metrics.jsonl is damaged: it begins with step {rows[0]['step']}; put it back from a copy")
+    rows, last = folder.rows("metrics.jsonl"), folder.last_step()
     checkpoints.sweep_up(folder)
     reached = [path for path in folder.checkpoints() if checkpoints.step_of(path) <= last]  # never one that the rows do not reach
     spoilt = []
@@ -172,9 +159,35 @@ def _go_back(loop: Loop) -> None:
     folder.truncate("metrics.jsonl", loop.step)
     # moves made by hand hold in the recomputed steps too, as do halved micro-batches, and what was answered is not asked again
     folder.truncate("events.jsonl", loop.step, keep=("knob", "micro_batch", "sample_at_once", "verifier", "asked", "refused", "replaced"))
-    for text in spoilt:
+    for text in spoilt + _elsewhere(folder):
         folder.append("events.jsonl", {"event": "warning", "step": loop.step, "text": text, "time": time.time()})
+    _declare_guards(loop)
     loop.guards.remember(row for row in rows if row["step"] <= loop.step)
+
+
+def _elsewhere(folder: RunFolder) -> list[str]:
+    """What is another here than where the run was begun, as far as it may change the last bits of its numbers; somebody is warned of it."""
+    try:
+        before = folder.env()
+        now = describe_environment(default_device())
+        changed = [f"{name} {now[name]} (before: {before[name]})" for name in ("device", "threads", "system", "versions") if now[name] != before[name]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # of a version that wrote less
+    text = f"the run goes on elsewhere than it began, {'; '.join(changed)}: what follows may differ in the last bits from what would have been"
+    if changed:
+        warnings.warn(text, stacklevel=4)
+    return [text] if changed else []
+
+
+def _declare_guards(loop: Loop, script: Sequence[dict[str, Any]] = ()) -> None:
+    """Write down as of which step the guards are declared as they are, if that is new; in a replay, what the record says of it."""
+    changes = [event for event in script if event["event"] == "guards"]
+    loop.guards.follow(changes)
+    declared = [event for event in loop.folder.rows("events.jsonl") if event["event"] == "guards"]
+    if not changes and loop.config.guards != (declared[-1].get("settings") if declared else {}):
+        changes = [{"event": "guards", "step": loop.step, "settings": loop.config.guards, "time": time.time()}]
+    for event in changes:
+        loop.folder.append("events.jsonl", event)
 
 
 def load_or_train(config: RunConfig, out: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:

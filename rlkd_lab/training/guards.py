@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -109,12 +109,31 @@ class Watch:
     """The guards of one run. ``tell`` gets every event."""
 
     def __init__(self, settings: Mapping[str, str], tell: Callable[[dict[str, Any]], object]) -> None:
-        self.guards, self.tell = declared(settings), tell
+        self.guards: Mapping[str, Guard] = declared(settings)
+        self.tell = tell
         self.pause: str | None = None
         """Why the run should wait after this step."""
+        self._changes: dict[int, Mapping[str, Guard]] = {}
         self._spoken: set[str] = set()
         self._held: dict[str, int] = {}
         self._skipped = 0
+
+    def follow(self, changes: Sequence[Mapping[str, Any]]) -> None:
+        """In a replay: the events that say as of which step the guards were declared otherwise.
+
+        Raises:
+            ValueError: what stands there is no declaration.
+        """
+        try:
+            self._changes = {int(event["step"]): declared(dict(event["settings"])) for event in changes}
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"an event of the guards is damaged: {type(error).__name__}: {error}") from None
+        if self._changes:
+            self.guards = self._changes.get(0, declared({}))
+
+    def begin(self, step: int) -> None:
+        """A step that is about to be taken."""
+        self.guards = self._changes.get(step - 1, self.guards)
 
     # --- before an update ---------------------------------------------------------------------------------------------
 

@@ -109,6 +109,8 @@ class Loop:
         """Whether the weights are those of ``step``: a step stopped before its update has changed nothing."""
         self.checked = 0
         self.room = Room.of(config)
+        for start in filter(None, (config.adapter, config.teacher_adapter)):
+            checkpoints.check(Path(start))
         self.policy = load_policy(
             config.student,
             config.quant,
@@ -182,6 +184,7 @@ class Loop:
         """
         step, began = self.step + 1, time.perf_counter()
         values, moves = processes.from_first(self.knobs.snapshot(step))
+        self.guards.begin(step)
         coefs = {name: value for name, value in values.items() if name not in LOOP_KNOBS}
         temperature = float(values["temperature"] or 1.0)
         clock, apart = Clock(), Clock()

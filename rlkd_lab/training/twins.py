@@ -7,6 +7,7 @@ trains run and twins in turns, by exchanging weights and optimizer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -17,13 +18,15 @@ from typing import Any, Literal
 
 from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.runs.checkpoints import step_of
+from rlkd_lab.runs.checkpoints import Damaged, step_of
 from rlkd_lab.training.guards import Watch
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.loop import Loop, Row, State
 from rlkd_lab.training.room import Room
 
 RUN_FAILED = "its run failed"
+FORK = "fork.json"
+"""In the folder of a twin alone."""
 
 
 class Twin:
@@ -56,7 +59,7 @@ def fork(loop: Loop, kind: Literal["untouched", "noise"], number: int = 1) -> Tw
     path.parent.mkdir(exist_ok=True)
     folder = RunFolder.create(path, {k: v for k, v in loop.folder.config().items() if k != "format"}, loop.folder.env())
     stream = f", chance {number}" if kind == "noise" else ""
-    folder.write_json("fork.json", {"step": loop.step, "kind": kind, "stream": stream})
+    folder.write_json(FORK, {"step": loop.step, "kind": kind, "stream": stream})
     for row in loop.folder.rows("metrics.jsonl"):
         folder.append("metrics.jsonl", row)
     for row in loop.folder.rows("events.jsonl"):
@@ -70,35 +73,48 @@ def fork(loop: Loop, kind: Literal["untouched", "noise"], number: int = 1) -> Tw
 
 
 def load(loop: Loop) -> list[Twin]:
-    """The twins of a run that is resumed, each from its last checkpoint that the run has reached. One that was forked later is dropped: the move that made
-    it will come again."""
+    """The twins of a run that is resumed, each from its last whole checkpoint that the run and its own rows have reached. One that was forked later is
+    dropped: the move that made it will come again. One that is damaged has failed, and the run goes on without it."""
     found = []
     for path in sorted((loop.folder.path / "twins").glob("step_*")):
         if not path.is_dir():
             continue
-        about = _about(path)
-        if about is None or about["step"] >= loop.step:
-            shutil.rmtree(path)
-            continue
-        folder = RunFolder.open(path)
-        reached = [point for point in folder.checkpoints() if step_of(point) <= loop.step]
-        ended = folder.status()
-        if ended["state"] == "done" or (ended["state"] == "failed" and ended["why"] != RUN_FAILED) or not reached:
-            continue
-        twin = Twin(loop, folder, loop.snapshot(), about["stream"], Room.of(loop.config, folder.rows("events.jsonl"), step_of(reached[-1])))
-        with twin.turn(loop):
-            loop.load_checkpoint(reached[-1])
-            folder.truncate("metrics.jsonl", loop.step)
-        found.append(twin)
+        try:
+            about = _about(path)
+            if about["step"] >= loop.step:
+                shutil.rmtree(path)
+                continue
+            twin = _taken_up(loop, RunFolder.open(path), about["stream"])
+        except (OSError, ValueError) as error:
+            RunFolder(path).set_status("failed", 0, f"{type(error).__name__}: {error}")
+            text = f"the twin {path.name} cannot go on ({error}); the run does"
+            loop.folder.append("events.jsonl", {"event": "warning", "step": loop.step, "text": text, "time": time.time()})
+        else:
+            found += [twin] if twin is not None else []
     return found
 
 
-def _about(path: Path) -> dict[str, Any] | None:
+def _taken_up(loop: Loop, folder: RunFolder, stream: str) -> Twin | None:
+    """A twin as it was at its last whole checkpoint; None if it has ended."""
+    ended, last = folder.last_status(), folder.last_step()
+    if ended["state"] == "done" or (ended["state"] == "failed" and ended["why"] != RUN_FAILED):
+        return None
+    reached = [point for point in folder.checkpoints() if step_of(point) <= min(loop.step, last)]
+    for point in reversed(reached):
+        twin = Twin(loop, folder, loop.snapshot(), stream, Room.of(loop.config, folder.rows("events.jsonl"), step_of(point)))
+        with contextlib.suppress(Damaged), twin.turn(loop):
+            loop.load_checkpoint(point)
+            folder.truncate("metrics.jsonl", loop.step)
+            return twin
+    raise ValueError(f"it has no whole checkpoint that its {last} rows reach")
+
+
+def _about(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads((path / "fork.json").read_text())
+        about = json.loads((path / FORK).read_text())
         return {"step": int(about["step"]), "stream": str(about["stream"])}
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        raise ValueError(f"{FORK}, which says where it was forked, is missing or damaged") from None
 
 
 class Twins:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,24 @@ def test_started_again_it_runs_nothing_and_what_is_missing_is_taken_up(done, mon
     assert run_sweep(more, out, workers=2) == []
     assert len(collect(more, out)) == 6
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.slow
+def test_a_run_that_has_lost_rows_since_is_not_in_the_table_and_computes_them_again(done, tmp_path):
+    sweep, out, _ = done
+    shutil.copytree(out, tmp_path / "out")
+    path = sweep.jobs()[0].folder(tmp_path / "out")
+    before, table = RunFolder.open(path).rows(), collect(sweep, out)
+    RunFolder.open(path).truncate("metrics.jsonl", 1)
+    with pytest.raises(ValueError, match=r"has lost rows, 1 of \d+ are there: start the sweep again"):
+        collect(sweep, tmp_path / "out")
+    assert run_sweep(sweep, tmp_path / "out", workers=1) == []
+    assert first_difference(RunFolder.open(path).rows(), before) == (None, 0.0)
+    same = ["arm", "seed", "steps", "reward", "id avg", "ood avg", "tokens"]
+    pd.testing.assert_frame_equal(collect(sweep, tmp_path / "out")[same], table[same])
+    (path / "outcome.json").write_text("{")
+    with pytest.raises(ValueError, match=r"outcome\.json is damaged: delete it, and the sweep evaluates that run again"):
+        run_sweep(sweep, tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -304,6 +323,8 @@ def trial_folders(sweep, out, scores):
     for job, score in zip(sweep.tuning().jobs(), scores, strict=True):
         folder = RunFolder.create(job.folder(out / "tuning"), job.config.model_dump(mode="json"), {})
         folder.write_json(OVER, {"diverged": None if score is not None else "it blew up", "worker_gib": 1.0})
+        for step in range(1, job.config.steps + 1):
+            folder.append("metrics.jsonl", {"step": step, "num_tokens": 1, "step_time": 1.0})
         (folder.path / "eval").mkdir()
         if score is not None:
             pd.DataFrame([{"set": "id", "difficulty": "all", "measure": "avg", "value": score, "low": 0, "high": 1}]).to_csv(

@@ -41,7 +41,7 @@ def test_an_earlier_checkpoint(trained):
 
 def test_a_run_without_a_checkpoint(trained, tmp_path):
     RunFolder.create(tmp_path / "new", config_of(trained).model_dump(), {})
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint yet.*'student'"):
+    with pytest.raises(FileNotFoundError, match=r"no whole checkpoint.*'student'"):
         find_target(str(tmp_path / "new"))
 
 

@@ -111,6 +111,23 @@ def test_a_skipped_update_is_skipped_in_a_replay_and_after_a_resume(tiny, tmp_pa
 
 
 @pytest.mark.slow
+def test_guards_that_are_declared_otherwise_before_a_run_goes_on_hold_from_there_in_a_replay_too(tiny, tmp_path):
+    cut = run(tiny(steps=4, checkpoint_every=1), tmp_path / "cut", on_step=lambda loop, row: setattr(loop, "stopping", row["step"] == 2))
+    cut.write_json("config.json", cut.config() | {"guards": {"ratio": "skip:0"}})
+    resume(cut.path)
+    assert [row.get("guard/skipped") for row in cut.rows()] == [None, None, 2.0, 2.0]
+    assert [(event["step"], event["settings"]) for event in cut.rows("events.jsonl") if event["event"] == "guards"] == [(2, {"ratio": "skip:0"})]
+    assert replay(cut.path, tmp_path / "again").difference is None
+    assert replay(tmp_path / "again", tmp_path / "and again").difference is None
+
+
+@pytest.mark.parametrize("event", [{}, {"step": "x"}, {"settings": 3, "step": 0}, {"settings": {"kl": 3}, "step": 0}, {"settings": {"kl": "jump"}, "step": 0}])
+def test_an_event_of_the_guards_that_declares_nothing_is_a_sentence(event):
+    with pytest.raises(ValueError, match="an event of the guards is damaged"):
+        Watch({}, print).follow([event])
+
+
+@pytest.mark.slow
 def test_skipping_does_not_go_on_for_ever(tiny, tmp_path, gradients_say):
     gradients_say(NAN, set(range(1, 99)))
     with pytest.raises(FloatingPointError, match=f"{MANY} updates in a row were left out"):

@@ -70,12 +70,10 @@ def test_the_run_goes_on_from_there_as_if_nothing_had_happened(whole, cut, name,
 
 
 def test_a_status_that_ends_anywhere_keeps_no_run_from_going_on(cut):
-    from rlkd_lab.training.drive import _last_status
-
     data = (cut.path / "status.json").read_bytes()
     for end in range(len(data)):
         (cut.path / "status.json").write_bytes(data[:end])
-        assert _last_status(cut)["step"] == 5
+        assert cut.last_status()["step"] == 5
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors", "state.json"])
@@ -103,6 +101,30 @@ def test_one_bit_that_fell_over_is_seen(cut, name):
             checkpoints.read(path.parent)
 
 
+@pytest.mark.parametrize("change", [{"tokens": 205}, {"held": {"kd_coef": 0.9}}, {"sha256": {}}])
+def test_a_state_that_was_changed_is_seen(cut, change):
+    path = cut.checkpoints()[-1] / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(checkpoints.Damaged, match=r"state\.json is not what was written"):
+        checkpoints.read(path.parent)
+
+
+def test_whoever_measures_or_hands_over_a_damaged_checkpoint_is_told(cut, tmp_path, tiny):
+    from rlkd_lab.study.export import export_run
+    from rlkd_lab.study.targets import find_target
+
+    path = cut.checkpoints()[-1] / "adapter_model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-4] + bytes([data[-4] ^ 1]) + data[-3:])
+    starts_there = tiny("grpo", {"adapter": str(path.parent)})
+    for use in (lambda: find_target(str(cut.path)), lambda: export_run(cut.path, tmp_path / "out"), lambda: run(starts_there, tmp_path / "new")):
+        with pytest.raises(checkpoints.Damaged, match=r"adapter_model\.safetensors is not what was written"):
+            use()
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "new").exists()
+    assert find_target(str(cut.path), checkpoint=4).step == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors"])
 def test_a_tensor_file_that_ends_early_is_seen_without_its_digest_too(cut, name):
@@ -110,7 +132,7 @@ def test_a_tensor_file_that_ends_early_is_seen_without_its_digest_too(cut, name)
     loop = Loop(config_of(cut), cut)
     path = cut.checkpoints()[-1] / name
     state = json.loads((path.parent / "state.json").read_text())
-    del state["sha256"]
+    del state["sha256"], state["sha256_of_this"]
     (path.parent / "state.json").write_text(json.dumps(state))
     loop.load_checkpoint(path.parent)
     data = path.read_bytes()
@@ -148,7 +170,7 @@ def test_with_all_checkpoints_spoilt_nothing_is_dropped_before_they_are_removed(
     assert first_difference(cut.rows(), whole.rows()) == (None, 0.0)
 
 
-@pytest.mark.parametrize(("without", "says"), [(2, "line 3, step 4 after step 2"), (0, "begins with step 2")])
+@pytest.mark.parametrize(("without", "says"), [(2, "line 3, step 4 after step 2"), (0, "line 1, step 2 after step 0")])
 def test_a_row_that_is_missing_is_seen(cut, without, says):
     lines = (cut.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (cut.path / "metrics.jsonl").write_bytes(b"".join(lines[:without] + lines[without + 1 :]))
@@ -161,6 +183,15 @@ def test_a_row_that_is_there_twice_is_seen(cut):
     (cut.path / "metrics.jsonl").write_bytes(b"".join(lines[:2] + lines[1:]))
     with pytest.raises(ValueError, match=r"line 3, step 2 after step 2: put the file back from a copy, or cut it before that line, and `rlkd resume"):
         cut.rows()
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_elsewhere_says_so(cut):
+    cut.write_json("env.json", cut.env() | {"threads": 64})
+    with pytest.warns(UserWarning, match=r"goes on elsewhere than it began, threads \d+ \(before: 64\)"):
+        resume(cut.path)
+    (warning,) = [event for event in cut.rows("events.jsonl") if event["event"] == "warning"]
+    assert "may differ in the last bits" in warning["text"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The untouched twin: the same run without the change."""
 
+import shutil
+
 import pytest
 
 from rlkd_lab.runs import RunFolder, first_difference
@@ -160,3 +162,80 @@ def test_switched_off_while_nothing_runs_it_is_not_taken_up_again(forked):
     resume(folder.path)
     (twin,) = twins(folder).values()
     assert (twin.status()["why"], len(twin.rows())) == ("switched off", 4)
+
+
+# --- what happens to the folder of a twin -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny, tmp_path_factory):
+    """Four of six steps with a noise twin and checkpoints; and the run that was never stopped, with its twins."""
+    folders = []
+    for name, stop_at in (("cut", 4), ("whole", 0)):
+        folder = create(tiny("kdrl", steps=6, group_size=4, checkpoint_every=1), tmp_path_factory.mktemp("stopped") / name)
+        folder.ask("twin", kind="noise")
+
+        def ask(loop, row, folder=folder, stop_at=stop_at):
+            moved(folder, row, at=1)
+            if row["step"] == stop_at:
+                folder.ask("stop")
+
+        folders.append(resume(folder.path, on_step=ask))
+    return folders
+
+
+def spoil(name, change):
+    return lambda twin: (twin / name).write_bytes(change((twin / name).read_bytes()))
+
+
+def every_checkpoint(twin):
+    for path in twin.glob("checkpoints/step_*/adapter_model.safetensors"):
+        path.write_bytes(b"")
+
+
+def without_line(number):
+    return lambda data: b"".join(line for at, line in enumerate(data.splitlines(keepends=True), 1) if at != number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (spoil("checkpoints/step_000003/adapter_model.safetensors", lambda data: data[:100]), None),
+        (spoil("status.json", lambda data: data[:10]), None),
+        (spoil("metrics.jsonl", lambda data: b"".join(data.splitlines(keepends=True)[:2])), None),
+        (every_checkpoint, "no whole checkpoint that its 3 rows reach"),
+        (lambda twin: shutil.rmtree(twin / "checkpoints"), "no whole checkpoint"),
+        (spoil("metrics.jsonl", without_line(1)), "line 1, step 2 after step 0"),
+        (spoil("metrics.jsonl", without_line(2)), "line 2, step 3 after step 1"),
+        (spoil("config.json", lambda data: data[:50]), "config.json is torn"),
+        (spoil("fork.json", lambda data: data[:5]), "fork.json, which says where it was forked, is missing or damaged"),
+    ],
+)
+def test_a_damaged_twin_does_not_keep_the_run_from_going_on(stopped, tmp_path, damage, says):
+    whole = stopped[1]
+    shutil.copytree(stopped[0].path, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    damage(tmp_path / "run" / "twins" / "step_000001")
+    resume(folder.path)
+    assert folder.status()["state"] == "done"
+    assert first_difference(folder.rows(), whole.rows()) == (None, 0.0)
+    for name, twin in twins(folder).items():
+        if says is None or "noise" in name:
+            assert twin.status()["state"] == "done"
+            assert first_difference(twin.rows(), twins(whole)[name].rows()) == (None, 0.0)
+    warnings = [event["text"] for event in folder.rows("events.jsonl") if event["event"] == "warning" and "twin" in event["text"]]
+    if says is None:
+        assert not warnings
+    else:
+        assert RunFolder(tmp_path / "run" / "twins" / "step_000001").status()["state"] == "failed"
+        (warning,) = warnings
+        assert warning.startswith("the twin step_000001 cannot go on (") and says in warning
+
+
+def test_a_twin_is_not_trained_alone(stopped):
+    (path, _) = (twin.path for twin in twins(stopped[0]).values())
+    before = (path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"is a twin, which is trained with its run: `rlkd resume .*/cut` goes on with both"):
+        resume(path)
+    assert (path / "metrics.jsonl").read_bytes() == before
