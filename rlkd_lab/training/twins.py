@@ -77,7 +77,7 @@ def load(loop: Loop) -> list[Twin]:
     dropped: the move that made it will come again. One that is damaged has failed, and the run goes on without it."""
     found = []
     for path in sorted((loop.folder.path / "twins").glob("step_*")):
-        if not path.is_dir():
+        if path.is_symlink() or not path.is_dir():
             continue
         try:
             about = _about(path)
@@ -86,7 +86,8 @@ def load(loop: Loop) -> list[Twin]:
                 continue
             twin = _taken_up(loop, RunFolder.open(path), about["stream"])
         except (OSError, ValueError) as error:
-            RunFolder(path).set_status("failed", 0, f"{type(error).__name__}: {error}")
+            if (path / "config.json").exists():  # otherwise it is nobody's run
+                RunFolder(path).set_status("failed", 0, f"{type(error).__name__}: {error}")
             text = f"the twin {path.name} cannot go on ({error}); the run does"
             loop.folder.append("events.jsonl", {"event": "warning", "step": loop.step, "text": text, "time": time.time()})
         else:

@@ -137,6 +137,8 @@ class FakeHandle:
         step = self.at if step is None else step
         folder = RunFolder.create(self.folder.path / "twins" / f"{kind}-{step}", self.config.model_dump(), {})
         folder.write_json("fork.json", {"step": step, "kind": kind})
+        for row in self.folder.rows()[:step]:
+            folder.append("metrics.jsonl", row)
         rng = np.random.default_rng(seed)
         for t in range(step + 1, step + 1 + count):
             folder.append("metrics.jsonl", fake_row(t, rng, 0.35 + 0.3 * (1 - np.exp(-t / 25))))

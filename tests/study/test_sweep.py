@@ -318,13 +318,19 @@ def test_unfair_trials_are_refused(arms, tune, says):
         (sweep.tuning() if tune else sweep).jobs()
 
 
+def leave_behind(job, out, outcome):
+    """A run that is over, without training."""
+    folder = RunFolder.create(job.folder(out), job.config.model_dump(mode="json"), {})
+    folder.write_json(OVER, outcome)
+    for step in range(1, job.config.steps + 1):
+        folder.append("metrics.jsonl", {"step": step, "num_tokens": 1, "step_time": 1.0})
+    return folder
+
+
 def trial_folders(sweep, out, scores):
     """What trials leave behind, without training: one accuracy each, ``None`` for one that diverged."""
     for job, score in zip(sweep.tuning().jobs(), scores, strict=True):
-        folder = RunFolder.create(job.folder(out / "tuning"), job.config.model_dump(mode="json"), {})
-        folder.write_json(OVER, {"diverged": None if score is not None else "it blew up", "worker_gib": 1.0})
-        for step in range(1, job.config.steps + 1):
-            folder.append("metrics.jsonl", {"step": step, "num_tokens": 1, "step_time": 1.0})
+        folder = leave_behind(job, out / "tuning", {"diverged": None if score is not None else "it blew up", "worker_gib": 1.0})
         (folder.path / "eval").mkdir()
         if score is not None:
             pd.DataFrame([{"set": "id", "difficulty": "all", "measure": "avg", "value": score, "low": 0, "high": 1}]).to_csv(
@@ -390,7 +396,7 @@ def die(job, out, threads):
     """A worker that is killed in the run of seed 0, and works in the others."""
     if job.seed == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    RunFolder.create(job.folder(out), job.config.model_dump(mode="json"), {}).write_json(OVER, {"diverged": None, "worker_gib": 1.0})
+    leave_behind(job, out, {"diverged": None, "worker_gib": 1.0})
 
 
 def test_a_worker_that_is_killed_takes_only_its_own_run_with_it(tmp_path, monkeypatch):

@@ -261,7 +261,7 @@ def test_a_checkpoint_without_some_of_its_tensors_is_damaged(copy, name):
     with pytest.raises(checkpoints.Damaged, match="is not what was written"):
         checkpoints.read(path.parent)
     state = json.loads((path.parent / "state.json").read_text())
-    (path.parent / "state.json").write_text(json.dumps({**state, "sha256": {}}))
+    (path.parent / "state.json").write_text(json.dumps({**state, "sha256": {}, "sha256_of_this": None}))
     with pytest.raises(ValueError, match="is damaged: missing or odd tensors"):
         resume(copy.path)
 
@@ -276,7 +276,7 @@ def test_a_digest_of_something_elsewhere_is_not_looked_at(copy):
     """The name in a state.json from elsewhere leads out of the folder, to a file that never ends."""
     path = copy.checkpoints()[-1]
     state = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(json.dumps({**state, "sha256": {"/dev/zero": "0" * 64}}))
+    (path / "state.json").write_text(json.dumps({**state, "sha256": {"/dev/zero": "0" * 64}, "sha256_of_this": None}))
     with pytest.raises(checkpoints.Damaged, match="/dev/zero is not what was written"):
         checkpoints.read(path)
 

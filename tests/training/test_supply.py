@@ -205,16 +205,21 @@ def test_twins_of_a_run_from_elsewhere_delete_nothing_outside(trained, tmp_path)
     for number, about in enumerate(["[]", '{"step": "../../x"}', '{"step": {}, "stream": ""}', '{"step": 9, "stream": 1}'], 3):
         (folder / "twins" / f"step_{number:06d}").mkdir()
         (folder / "twins" / f"step_{number:06d}" / "fork.json").write_text(about)
+    (folder / "twins" / "step_000007").symlink_to(outside)
+    (outside / "config.json").touch()
     loop = SimpleNamespace(folder=RunFolder(folder), step=2)
     assert Twins(loop).alive == []
-    assert (outside / "precious").exists()
-    assert [path.name for path in (folder / "twins").iterdir()] == ["step_000002"]
+    assert sorted(path.name for path in outside.iterdir()) == ["config.json", "precious"]
+    assert sorted(path.name for path in (folder / "twins").iterdir()) == [f"step_{number:06d}" for number in (1, 2, 3, 4, 5, 7)]  # 6 is of a later step
+    assert [path.name for path in (folder / "twins" / "step_000003").iterdir()] == ["fork.json"]
+    warned = [event["text"] for event in loop.folder.rows("events.jsonl") if event["event"] == "warning"]
+    assert [text.partition(" (")[0] for text in warned] == [f"the twin step_{number:06d} cannot go on" for number in (1, 3, 4, 5)]
 
 
 @pytest.mark.parametrize(("change", "says"), [({"step": 7}, "it says that it is of step 7"), ({"step": "../../x"}, "ValueError"), ({"held": 3}, "TypeError")])
 def test_a_checkpoint_that_lies_about_itself_is_refused(trained, tiny, tmp_path, change, says):
     folder = copy(trained("kdrl").path, tmp_path / "theirs")
-    edit(folder / "checkpoints" / "step_000002" / "state.json", **change)
+    edit(folder / "checkpoints" / "step_000002" / "state.json", sha256_of_this=None, **change)
     loop = Loop(tiny("kdrl"), RunFolder(folder))
     with pytest.raises(ValueError, match=f"the checkpoint .* is damaged.*{says}"):
         loop.load_checkpoint(folder / "checkpoints" / "step_000002")
