@@ -157,9 +157,8 @@ class RunFolder:
             return {"state": "idle", "step": self.last_step()}
 
     def last_step(self) -> int:
-        """Of the last row; 0 before the first."""
-        rows = self.rows("metrics.jsonl")
-        return rows[-1]["step"] if rows else 0
+        """Of the last row, of which there is one a step; 0 before the first."""
+        return len(self.rows("metrics.jsonl"))
 
     def set_status(self, state: State, step: int, why: str | None = None, pid: int | None = None) -> None:
         """Replace status.json; ``pid`` is this process's by default."""

@@ -31,15 +31,15 @@ def over(path: Path) -> bool:
 
 
 def outcome_of(path: Path) -> dict[str, Any]:
-    """What became of a run that is over: ``diverged`` (why, or None), ``seconds``, ``worker_gib``, ``node``.
+    """What became of a run that is over: ``diverged`` (why, or None), and ``worker_seconds`` and ``worker_gib`` that it needed.
 
     Raises:
         ValueError: that is damaged.
     """
     try:
         outcome = json.loads((path / OVER).read_text())
-        return {"diverged": outcome["diverged"], "worker_gib": outcome["worker_gib"], **outcome}
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return {"diverged": outcome["diverged"], "worker_seconds": outcome.get("seconds"), "worker_gib": outcome["worker_gib"]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path / OVER} is damaged: delete it, and the sweep evaluates that run again") from None
 
 
@@ -53,8 +53,7 @@ def collect(sweep: Sweep, out: str | Path, window: int = 10) -> pd.DataFrame:
             row = {"arm": job.arm, **_row(RunFolder.open(path), job.config, window)}
             if outcome["diverged"] is None and row["steps"] < job.config.steps:
                 raise ValueError(f"{path} has lost rows, {row['steps']} of {job.config.steps} are there: start the sweep again, and it computes the others")
-            needed = {"worker_seconds": outcome.get("seconds"), "worker_gib": outcome["worker_gib"]}
-            rows.append(row | {"diverged": outcome["diverged"] is not None} | needed)
+            rows.append(row | outcome | {"diverged": outcome["diverged"] is not None})
             configs.append(job.config)
     return _table(rows, configs)
 

@@ -13,7 +13,6 @@ from safetensors import SafetensorError
 from rlkd_lab.models import LanguageModel, load_teacher, locate, zoo_names
 from rlkd_lab.models.loading import Quant
 from rlkd_lab.runs import RunFolder, checkpoints
-from rlkd_lab.runs.checkpoints import step_of
 from rlkd_lab.tasks import GuardedTask, guarded
 from rlkd_lab.training import RunConfig, config_of
 
@@ -94,7 +93,7 @@ def find_target(name: str, *, checkpoint: int | None = None, base: str | None = 
 
 
 def _checkpoint(run: RunFolder, step: int | None) -> Path:
-    found = {step_of(path): path for path in run.checkpoints()}
+    found = {checkpoints.step_of(path): path for path in run.checkpoints()}
     if not found:
         raise FileNotFoundError(
             f"{run.path} has no whole checkpoint, so there is no adapter; its student as it was before training is {run.config()['student']!r}"
@@ -109,7 +108,7 @@ def _adapter(name: str, adapter: Path, base: str | None, quant: Quant | None) ->
     run, place = Path(os.path.normpath(adapter / ".." / "..")), adapter.resolve()  # RUN/checkpoints/step_000010
     if place.parent.name == "checkpoints" and (run / "config.json").exists():
         config = config_of(RunFolder.open(run))
-        return Target(name, base or config.student, quant or config.quant, adapter, config, run, int(place.name[5:]))
+        return Target(name, base or config.student, quant or config.quant, adapter, config, run, checkpoints.step_of(place))
     return Target(name, base or _base_of(adapter), quant or "nf4", adapter)
 
 

@@ -137,9 +137,9 @@ def _go_back(loop: Loop) -> None:
         ValueError: there are checkpoints, and none is whole.
     """
     folder = loop.folder
-    rows, last = folder.rows("metrics.jsonl"), folder.last_step()
+    rows = folder.rows("metrics.jsonl")
     checkpoints.sweep_up(folder)
-    reached = [path for path in folder.checkpoints() if checkpoints.step_of(path) <= last]  # never one that the rows do not reach
+    reached = [path for path in folder.checkpoints() if checkpoints.step_of(path) <= len(rows)]  # never one that the rows do not reach
     spoilt = []
     for path in reversed(reached):
         try:
