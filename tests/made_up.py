@@ -113,3 +113,9 @@ TRUE = {
     "knights": knights(),
 }
 """A study in which every claim holds."""
+
+PAIRS = TRUE | {
+    "concise": part({"opd": 0.9, "kdrl": 0.85, "trrd": 0.7, "opd_then_rl": 0.8, "sft": {"id avg": 0.8, "id length": 42.0}}),
+    "weak": part({"grpo": 0.1, "opd": 0.4, "kdrl": 0.3, "trrd": 0.2, "opd_then_rl": 0.5, "sft": 0.6}),
+}
+"""The same with three of the four pairs of student and teacher."""

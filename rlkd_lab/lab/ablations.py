@@ -91,7 +91,7 @@ def draw_arms(axes: Axes, runs: pd.DataFrame, measure: str, names: Mapping[str, 
     for place, arm in enumerate(arms):
         rows = runs[runs["arm"] == arm]
         spread(axes, place, rows[measure], *dot(str(rows["method"].iloc[0])))
-    _tick(axes, [(names or {}).get(arm, arm) for arm in arms])
+    tick(axes, [(names or {}).get(arm, arm) for arm in arms])
     axes.set_ylabel(NAMES.get(measure, measure))
     axes.grid(axis="y", alpha=0.25)
 
@@ -151,7 +151,7 @@ def draw_knob(axes: Axes, runs: pd.DataFrame, knob: str, measure: str) -> None:
         texts = list(dict.fromkeys(runs[knob].astype(str)))
         places = {text: float(place) for place, text in enumerate(texts)}
         groups = {text: runs.loc[runs[knob].astype(str) == text, measure] for text in texts}
-        _tick(axes, texts)
+        tick(axes, texts)
     for value, place in places.items():
         spread(axes, place, groups[value], colour, marker)
     axes.set_xlabel(knob)
@@ -249,7 +249,7 @@ def plot_heat(runs: pd.DataFrame, across: str, up: str, measure: str = "id avg",
     return _finished(figure, title, f"mean and half of the 95 % interval over {seeds}")
 
 
-def _tick(axes: Axes, texts: Sequence[str]) -> None:
+def tick(axes: Axes, texts: Sequence[str]) -> None:
     """Names along the bottom, turned where there are many."""
     axes.set_xticks(range(len(texts)), texts, rotation=30 if len(texts) > 3 else 0, ha="right" if len(texts) > 3 else "center")
     axes.set_xlim(-0.6, len(texts) - 0.4)

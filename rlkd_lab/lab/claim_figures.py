@@ -1,7 +1,8 @@
-"""A figure for each claim of the scorecard, from the same tables as its verdict."""
+"""A figure for each claim of the scorecard, from the same tables as its verdict, and one of what the teachers do for the students."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import textwrap
 from collections.abc import Callable, Sequence
@@ -12,11 +13,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlkd_lab.lab.ablations import NAMES, draw_arms, draw_knob, new_figure, spread
+from rlkd_lab.lab.ablations import NAMES, dot, draw_arms, draw_knob, new_figure, spread, tick
 from rlkd_lab.lab.plots import STYLES, save_figure
 from rlkd_lab.study.claims import ACCURACY, CHANCE, CLAIMS, LENGTH, WINDOW, Study, Verdict, judge_claims
 from rlkd_lab.study.results import Part
-from rlkd_lab.study.study import comparisons, number
+from rlkd_lab.study.study import WITH_TEACHER, by_teacher, comparisons, number
 
 Draw = Callable[[Study], Figure]
 LETTERS = 10
@@ -244,8 +245,39 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     return figure
 
 
+def teachers_figure(study: Study) -> Figure:
+    """Every method minus GRPO on the same student, in accuracy and in length: with the teacher that checks its work (round) and the one that does not (square).
+
+    Raises:
+        ValueError: one pair at most was run.
+    """
+    table = by_teacher(study)
+    if table.empty:
+        raise ValueError("the figure compares pairs of student and teacher, and one at most was run")
+    students, teachers = (list(dict.fromkeys(table[name])) for name in ("student", "teacher"))
+    figure, panels = new_figure(2 * len(students), width=4.8, columns=len(students))
+    measures = {"accuracy": "accuracy − GRPO's, test prompts", "length": "length − GRPO's, tokens"}
+    for index, axes in enumerate(panels):
+        student, (measure, label) = students[index % len(students)], list(measures.items())[index // len(students)]
+        axes.axhline(0, color="#888888", linewidth=0.8)
+        for (place, arm), (side, teacher) in itertools.product(enumerate(WITH_TEACHER), enumerate(teachers)):
+            rows = table[(table["student"] == student) & (table["teacher"] == teacher) & (table["arm"] == arm)]
+            spread(axes, place + 0.24 * side - 0.12, rows[measure], dot(arm)[0], "os"[side])
+        tick(axes, WITH_TEACHER)
+        axes.set_ylabel(label)
+        axes.set_title(student if index < len(students) else "", fontsize=10)
+        axes.grid(axis="y", alpha=0.25)
+    for marker, teacher in zip("os", teachers, strict=False):
+        panels[0].plot([], [], marker, color="#555555", label=teacher)
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.suptitle("What a teacher adds to reward alone", fontsize=11)
+    seeds = table.groupby(["student", "teacher", "arm"])["seed"].nunique()
+    figure.supxlabel(f"faint dots: seeds; markers and bars: mean and 95 % interval over {seeds.min()} seeds, paired", fontsize=8, color="#555555")
+    return figure
+
+
 def draw_claims(study: Study, folder: str | Path) -> list[Path]:
-    """``claim_01.png`` … for every claim whose parts were run, each with a sidecar: verdict, comparisons, runs."""
+    """``claim_01.png`` … for every claim whose parts were run, each with a sidecar: verdict, comparisons, runs. ``teachers.png`` where several pairs were."""
     drawn = []
     for verdict in judge_claims(study):
         claim = CLAIMS[verdict.number - 1]
@@ -256,5 +288,10 @@ def draw_claims(study: Study, folder: str | Path) -> list[Path]:
         path = Path(folder) / f"claim_{claim.number:02d}.png"
         said = {"claim": claim.text, "verdict": verdict.outcome, "comparisons": json.loads(effects.to_json(orient="records")), "runs_of_part": runs}
         save_figure(claim_figure(study, verdict), path, [], **said)
+        drawn.append(path)
+    if not (table := by_teacher(study)).empty:
+        path = Path(folder) / "teachers.png"
+        means = table.groupby(["student", "teacher", "arm"], sort=False)[["accuracy", "ood", "length"]].mean().reset_index()
+        save_figure(teachers_figure(study), path, [], means=json.loads(means.to_json(orient="records")), seeds=sorted(set(table["seed"].tolist())))
         drawn.append(path)
     return drawn

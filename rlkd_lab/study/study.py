@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from rlkd_lab.study.claims import CLAIMS, SEEDS, Check, Study, Verdict, judge_claims
+from rlkd_lab.study.claims import ACCURACY, CLAIMS, LENGTH, SEEDS, Check, Study, Verdict, effect_of, judge_claims
 from rlkd_lab.study.results import SESSIONS, TABLES, by_arm, read_part
 from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep
 
@@ -32,6 +32,15 @@ PARTS: dict[str, str] = {
     "knights_betas": "KDRL's coefficient on Knights and Knaves",
 }
 """Parts and what each is about, in the order in which they are run."""
+PAIRS: dict[str, tuple[str, str, str]] = {
+    "core": ("student", "checking teacher", "core"),
+    "concise": ("student", "concise teacher", "core"),
+    "weak": ("weak student", "checking teacher", "weak"),
+    "weak_concise": ("weak student", "concise teacher", "weak"),
+}
+"""Parts that train both embedded students with both teachers: student, teacher, and the part with GRPO, which asks no teacher, on that student."""
+WITH_TEACHER = ("sft", "opd", "opd_then_rl", "kdrl", "trrd")
+"""Arms that all of these parts have."""
 FOLDER = Path(__file__).parent / "sweeps"
 KEPT = (*TABLES, "sweep.json", SESSIONS, CHOSEN)
 """What is copied of a part's folder."""
@@ -96,6 +105,21 @@ def copy_tables(out: str | Path, target: str | Path) -> None:
                 shutil.copy(file, Path(target) / inner / file.name)
 
 
+def by_teacher(study: Study) -> pd.DataFrame:
+    """Where a teacher helps and what it costs: a row for each student, teacher, arm and seed, with ``accuracy``, ``ood`` and ``length`` of the arm minus those
+    of GRPO on that student and seed. No row where no pair but the core's was run, which may be that of another preset."""
+    measures = {"accuracy": ACCURACY, "ood": "ood avg", "length": LENGTH}
+    there = {part: pair for part, pair in PAIRS.items() if part in study and pair[2] in study}
+    frames = [
+        pd.DataFrame({name: study[part].of(arm, measure) - study[alone].of("grpo", measure) for name, measure in measures.items()})
+        .rename_axis("seed").reset_index().assign(student=student, teacher=teacher, arm=arm)
+        for part, (student, teacher, alone) in there.items() if there.keys() - {"core"}
+        for arm in WITH_TEACHER
+    ]  # fmt: skip
+    columns = ["student", "teacher", "arm", "seed", *measures]
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+
+
 # --- the scorecard ----------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +150,8 @@ def scorecard(study: Study, out: str | Path) -> str:
     """The scorecard of a study as Markdown: claims, comparisons, how settings were chosen, what it cost."""
     verdicts = judge_claims(study)
     lines = ["# Scorecard", "", *_claims(verdicts), "", "## Comparisons", "", *_comparisons(verdicts)]
+    if rows := _by_teacher(study):
+        lines += ["", "## Where a teacher helps", "", *rows]
     lines += ["", "## Settings and their choice", "", *_tuning(study, Path(out)), "", "## Methods, means over seeds", ""]
     for name, part in study.items():
         lines += [f"### {name}: {PARTS[name]}", "", *_means(part.runs), ""]
@@ -158,6 +184,16 @@ def _comparisons(verdicts: Sequence[Verdict]) -> list[str]:
                 f"| {verdict.number} | {check.text} | {number(effect.mean)} | [{number(effect.low)}, {number(effect.high)}] | {effect.seeds} | {said(check)} |"
             )
     return lines
+
+
+def _by_teacher(study: Study) -> list[str]:
+    lines = ["Each arm minus GRPO on the same student, which asks no teacher; mean and 95 % interval over seeds (Student's t, paired by seed).", ""]
+    lines += ["| student | teacher | arm | accuracy | accuracy, ood | length |", "|---|---|---|---|---|---|"]
+    for (student, teacher, arm), rows in by_teacher(study).groupby(["student", "teacher", "arm"], sort=False):
+        effects = [effect_of(rows[name]) for name in ("accuracy", "ood", "length")]
+        cells = [f"{number(effect.mean)} [{number(effect.low)}, {number(effect.high)}]" for effect in effects]
+        lines.append(f"| {student} | {teacher} | {arm} | {' | '.join(cells)} |")
+    return lines if len(lines) > 4 else []
 
 
 def said(check: Check) -> str:

@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import TRUE, core, part
+from made_up import PAIRS, TRUE, core, part
 from matplotlib.collections import PathCollection
 from scipy import stats
 
 from rlkd_lab.lab import STYLES
 from rlkd_lab.lab.ablations import at_budget, plot_arms, plot_budget, plot_frontier, plot_heat, plot_knob, shared_budget
-from rlkd_lab.lab.claim_figures import DRAW, claim_figure, draw_claims
+from rlkd_lab.lab.claim_figures import DRAW, claim_figure, draw_claims, teachers_figure
 from rlkd_lab.lab.plots import png
 from rlkd_lab.study.claims import CLAIMS, judge_claims
 
@@ -155,6 +155,19 @@ def test_figures_are_written_with_their_numbers_for_what_was_run(tmp_path):
     assert side["verdict"] == "supported" and side["comparisons"][0]["seeds"] == 5 and side["runs_of_part"] == {"core": 40}
     with pytest.raises(ValueError, match="not run: estimators"):
         claim_figure({"core": TRUE["core"]}, judge_claims(TRUE)[3])
+
+
+def test_the_figure_of_the_teachers_shows_each_pair_beside_grpo_and_every_seed(tmp_path):
+    written = draw_claims(PAIRS, tmp_path)
+    assert written[-1].name == "teachers.png" and json.loads((tmp_path / "teachers.json").read_text())["seeds"] == [0, 1, 2, 3, 4]
+    figure = teachers_figure(PAIRS)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels[:2]] == ["student", "weak student"]
+    assert [len(axes.containers) for axes in panels] == [10, 5, 10, 5]  # two teachers, one teacher
+    assert all(len(dots.get_offsets()) == 5 for dots in panels[0].collections if len(dots.get_offsets()) > 2)
+    assert "5 seeds" in figure._supxlabel.get_text()
+    with pytest.raises(ValueError, match="one at most was run"):
+        teachers_figure(TRUE)
 
 
 @pytest.mark.slow

@@ -5,12 +5,24 @@ import re
 
 import pandas as pd
 import pytest
-from made_up import TRUE, core
+from made_up import PAIRS, TRUE, core
 
 from rlkd_lab.study import study as module
 from rlkd_lab.study.claims import CLAIMS, judge_claims
 from rlkd_lab.study.results import read_part
-from rlkd_lab.study.study import PARTS, comparisons, copy_tables, is_general, parts_of, read_study, scorecard, sweep_of, write_scorecard
+from rlkd_lab.study.study import (
+    PARTS,
+    WITH_TEACHER,
+    by_teacher,
+    comparisons,
+    copy_tables,
+    is_general,
+    parts_of,
+    read_study,
+    scorecard,
+    sweep_of,
+    write_scorecard,
+)
 from rlkd_lab.training.presets import PRESETS, Preset
 
 
@@ -117,6 +129,38 @@ def test_the_budget_of_the_choice_stands_in_the_scorecard(out):
     chosen = {"best": 2, "trials": [{"settings": {"learning_rate": 0.001}, "accuracy": 0.5}, {"settings": {"learning_rate": 0.002}, "accuracy": 0.61}]}
     (out / "core" / "tuned.json").write_text(json.dumps({"tuning": {}, "arms": {"grpo": chosen}}))
     assert "| core | grpo | 2 | learning_rate = 0.002 | 0.500, 0.610 |" in write_scorecard(out).read_text()
+
+
+def test_every_method_is_held_against_grpo_on_the_same_student():
+    """GRPO asks no teacher, so the core's stands beside the concise teacher's arms, and the weak student's beside its own."""
+    table = by_teacher(PAIRS)
+    assert list(table.groupby(["student", "teacher"], sort=False).groups) == [
+        ("student", "checking teacher"), ("student", "concise teacher"), ("weak student", "checking teacher"),
+    ]  # fmt: skip
+    means = table.groupby(["student", "teacher", "arm"])[["accuracy", "length"]].mean()
+    assert means.loc[("student", "checking teacher", "opd"), "accuracy"] == pytest.approx(0.75 - 0.70, abs=0.01)
+    assert means.loc[("student", "concise teacher", "sft"), "length"] == pytest.approx(42 - 40, abs=0.5)
+    assert means.loc[("weak student", "checking teacher", "sft"), "accuracy"] == pytest.approx(0.6 - 0.1, abs=0.01)
+    assert table.groupby(["student", "teacher", "arm"])["seed"].nunique().eq(5).all() and set(table["arm"]) == set(WITH_TEACHER)
+    seeds = PAIRS["weak"].of("opd", "id avg") - PAIRS["weak"].of("grpo", "id avg")
+    rows = table[(table["student"] == "weak student") & (table["arm"] == "opd")].set_index("seed")["accuracy"]
+    assert rows.tolist() == seeds.tolist()
+    assert "| weak student | checking teacher | opd | +0.300 [" in "\n".join(module._by_teacher(PAIRS))
+
+
+def test_the_core_alone_says_nothing_about_teachers(out):
+    """With another preset it is another pair, and no other part can be run."""
+    assert by_teacher(TRUE).empty and "Where a teacher helps" not in write_scorecard(out).read_text()
+    written(out / "weak", PAIRS["weak"])
+    assert "## Where a teacher helps\n\nEach arm minus GRPO" in write_scorecard(out).read_text()
+
+
+def test_the_parts_of_the_pairs_train_these_students_with_these_teachers():
+    for name, (student, teacher, alone) in module.PAIRS.items():
+        jobs = sweep_of(name).tuning().jobs()
+        assert {job.config.student for job in jobs} == {"student-weak" if student.startswith("weak") else "student"}
+        assert {job.config.teacher for job in jobs} == {"teacher" if teacher.startswith("checking") else "teacher-concise"}
+        assert set(WITH_TEACHER) <= {arm.name for arm in sweep_of(name).arms} and "grpo" in {arm.name for arm in sweep_of(alone).arms}
 
 
 def test_what_is_kept_is_enough_to_judge(out, tmp_path):
