@@ -28,6 +28,8 @@ PARTS: dict[str, str] = {
     "weak_concise": "a weaker student, a teacher that does not check",
     "teacher16": "the teacher in 16 bits instead of NF4",
     "rates": "KDRL's coefficient by learning rate",
+    "masks": "KDRL's mask at fixed coefficients",
+    "aggregation": "GRPO's loss averaged over tokens",
     "knights": "Knights and Knaves",
     "knights_betas": "KDRL's coefficient on Knights and Knaves",
 }

@@ -72,7 +72,7 @@ def test_the_arms_that_claims_ask_for_are_in_their_parts():
 def test_another_preset_goes_only_where_the_pair_is_the_presets(monkeypatch):
     monkeypatch.setitem(PRESETS, "mine", Preset("mine", {"group_size": 6}))
     general = parts_of(False, [], "mine")
-    assert general == ["core", "estimators", "betas", "alphas", "teacher16", "rates"]
+    assert general == ["core", "estimators", "betas", "alphas", "teacher16", "rates", "masks", "aggregation"]
     assert all(is_general(sweep_of(name)) for name in general)
     assert {job.config.group_size for job in sweep_of("core", "mine").tuning().jobs()} == {6}
     with pytest.raises(ValueError, match="part concise is about an embedded pair"):
