@@ -579,7 +579,7 @@ def study(
     """The claims of the papers, tested: runs the sweeps that they need and writes OUT/scorecard.md."""
     with plain_errors("the same command goes on"):
         from rlkd_lab.study.claims import CLAIMS, judge_claims
-        from rlkd_lab.study.study import PARTS, comparisons, copy_tables, parts_of, read_study, sweep_of, write_scorecard
+        from rlkd_lab.study.study import EDGE, PARTS, comparisons, copy_tables, parts_of, read_study, sweep_of, write_scorecard
         from rlkd_lab.study.watch import run_watched
 
         failed: list[str] = []
@@ -604,7 +604,7 @@ def study(
             for heading in ("", "paper", "claim", "here"):
                 table.add_column(heading, overflow="fold")
             for claim, verdict in zip(CLAIMS, verdicts, strict=True):
-                table.add_row(str(claim.number), claim.source, escape(claim.text), verdict.outcome)
+                table.add_row(str(claim.number), claim.source, escape(claim.text), verdict.outcome + EDGE * verdict.edge)
             console.print(table, "")
             say(f"effects, intervals, seeds, settings and cost: {path}")
         if failed:

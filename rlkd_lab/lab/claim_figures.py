@@ -17,7 +17,7 @@ from rlkd_lab.lab.ablations import NAMES, dot, draw_arms, draw_knob, new_figure,
 from rlkd_lab.lab.plots import STYLES, save_figure
 from rlkd_lab.study.claims import ACCURACY, CHANCE, CLAIMS, LENGTH, WINDOW, Study, Verdict, judge_claims
 from rlkd_lab.study.results import Part
-from rlkd_lab.study.study import WITH_TEACHER, by_teacher, comparisons, number
+from rlkd_lab.study.study import EDGE, WITH_TEACHER, by_teacher, comparisons, number
 
 Draw = Callable[[Study], Figure]
 LETTERS = 10
@@ -234,7 +234,7 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     if missing:
         raise ValueError(f"claim {claim.number} needs parts that were not run: {', '.join(missing)}")
     figure = DRAW[claim.number](study)
-    title = f"Claim {claim.number} ({claim.source}): {claim.text} — {verdict.outcome} here"
+    title = f"Claim {claim.number} ({claim.source}): {claim.text} — {verdict.outcome} here{EDGE * verdict.edge}"
     figure.suptitle("\n".join(textwrap.wrap(title, int(LETTERS * figure.get_figwidth()))), fontsize=10)
     seeds = sorted({check.effect.seeds for check in verdict.checks})
     lines = [
@@ -283,10 +283,16 @@ def draw_claims(study: Study, folder: str | Path) -> list[Path]:
         claim = CLAIMS[verdict.number - 1]
         if any(name not in study for name in claim.needs):
             continue
-        effects = comparisons([verdict]).drop(columns=["claim", "source", "text", "verdict", "note"])
+        effects = comparisons([verdict]).drop(columns=["claim", "source", "text", "verdict", "on_the_edge", "note"])
         runs = {name: len(study[name].runs) for name in claim.needs}
         path = Path(folder) / f"claim_{claim.number:02d}.png"
-        said = {"claim": claim.text, "verdict": verdict.outcome, "comparisons": json.loads(effects.to_json(orient="records")), "runs_of_part": runs}
+        said = {
+            "claim": claim.text,
+            "verdict": verdict.outcome,
+            "on_the_edge": verdict.edge,
+            "comparisons": json.loads(effects.to_json(orient="records")),
+            "runs_of_part": runs,
+        }
         save_figure(claim_figure(study, verdict), path, [], **said)
         drawn.append(path)
     if not (table := by_teacher(study)).empty:

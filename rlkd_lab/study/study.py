@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from rlkd_lab.study.claims import ACCURACY, CLAIMS, LENGTH, SEEDS, Check, Study, Verdict, effect_of, judge_claims
+from rlkd_lab.study.claims import ACCURACY, CLAIMS, LENGTH, Check, Study, Verdict, effect_of, judge_claims, strict
 from rlkd_lab.study.results import SESSIONS, TABLES, by_arm, read_part
 from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep
 
@@ -44,6 +44,9 @@ PAIRS: dict[str, tuple[str, str, str]] = {
 WITH_TEACHER = ("sft", "opd", "opd_then_rl", "kdrl", "trrd")
 """Arms that all of these parts have."""
 FOLDER = Path(__file__).parent / "sweeps"
+EDGE = ", on the edge"
+MANY = 50
+"""Seeds that nobody will run: how many more is not said."""
 KEPT = (*TABLES, "sweep.json", SESSIONS, CHOSEN)
 """What is copied of a part's folder."""
 
@@ -128,9 +131,10 @@ def by_teacher(study: Study) -> pd.DataFrame:
 def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """A row a comparison, with its claim: what stands in ``scorecard.csv``."""
     rows: list[dict[str, Any]] = []
+    total = sum(len(verdict.checks) for verdict in verdicts)
     for verdict in verdicts:
         claim = CLAIMS[verdict.number - 1]
-        shared = {"claim": claim.number, "source": claim.source, "text": claim.text, "verdict": verdict.outcome}
+        shared = {"claim": claim.number, "source": claim.source, "text": claim.text, "verdict": verdict.outcome, "on_the_edge": verdict.edge}
         for check in verdict.checks or (None,):
             row: dict[str, Any] = dict(shared)
             if check is not None:
@@ -143,7 +147,7 @@ def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
                     "seeds": effect.seeds,
                     "outcome": check.outcome,
                 }
-                row |= {"seeds_needed": check.needed}
+                row |= {"outcome_of_all": strict(check, total), "seeds_needed": check.needed}
             rows.append(row | {"note": verdict.note})
     return pd.DataFrame(rows).astype({"seeds": "Int64", "seeds_needed": "Int64"}) if any(v.checks for v in verdicts) else pd.DataFrame(rows)
 
@@ -172,19 +176,25 @@ def write_scorecard(out: str | Path) -> Path:
 
 def _claims(verdicts: Sequence[Verdict]) -> list[str]:
     lines = ["| | source | claim | here | note |", "|---|---|---|---|---|"]
-    lines += [f"| {c.number} | {c.source} | {c.text} | **{v.outcome}** | {v.note} |" for c, v in zip(CLAIMS, verdicts, strict=True)]
+    lines += [f"| {c.number} | {c.source} | {c.text} | **{v.outcome}**{EDGE * v.edge} | {v.note} |" for c, v in zip(CLAIMS, verdicts, strict=True)]
     return lines
 
 
 def _comparisons(verdicts: Sequence[Verdict]) -> list[str]:
-    lines = ["Effect and 95 % interval over seeds (Student's t, paired by seed).", ""]
-    lines += ["| claim | comparison | effect | interval | seeds | here |", "|---|---|---|---|---|---|"]
+    total = sum(len(verdict.checks) for verdict in verdicts)
+    lines = [
+        f"Effect and 95 % interval over seeds (Student's t, paired by seed; all runs answer the same test prompts). Last column: the outcome if the intervals"
+        f" were so wide that all {total} hold at once with 95 % (Bonferroni); a verdict that would not be the same is on the edge.",
+        "",
+        "| claim | comparison | effect | interval | seeds | here | of all |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for verdict in verdicts:
         for check in verdict.checks:
             effect = check.effect
-            lines.append(
-                f"| {verdict.number} | {check.text} | {number(effect.mean)} | [{number(effect.low)}, {number(effect.high)}] | {effect.seeds} | {said(check)} |"
-            )
+            interval = f"[{number(effect.low)}, {number(effect.high)}]"
+            cells = (verdict.number, check.text, number(effect.mean), interval, effect.seeds, said(check), strict(check, total))
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
 
@@ -199,11 +209,10 @@ def _by_teacher(study: Study) -> list[str]:
 
 
 def said(check: Check) -> str:
-    """``supported``, or ``undecided (12 seeds would do)``."""
-    if check.outcome != "undecided":
+    """``supported``, or ``undecided (12 seeds like these would say supported)``."""
+    if check.outcome != "undecided" or check.needed is None:
         return check.outcome
-    enough = check.needed if check.needed is None else max(check.needed, SEEDS)
-    return "undecided" if enough is None else f"undecided ({enough} seeds like these would do)"
+    return f"undecided ({check.needed if check.needed <= MANY else f'more than {MANY}'} seeds like these would say {check.leans})"
 
 
 def number(value: float) -> str:

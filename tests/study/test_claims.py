@@ -19,7 +19,7 @@ KNOWN = {claim.number: claim for claim in CLAIMS}
 
 FALSE = {
     1: {"core": core(arms={"opd": {"id avg": 0.85}})},
-    2: {"core": core(curves={"kdrl": {"accuracy": rising(0.01)}})},
+    2: {"core": core(curves={"grpo": {"accuracy": rising(0.03)}, "kdrl": {"accuracy": rising(0.01)}})},
     3: {"core": core(arms={"grpo": {"id length": 70.0}})},
     4: {"estimators": part({"kdrl_k3": 0.9})},
     5: {"betas": betas(0.01, annealed=0.6)},
@@ -85,6 +85,40 @@ def test_what_chance_could_do_is_undecided():
     assert only_one.outcome == "undecided" and len(only_one.checks) == 1
 
 
+def test_a_lead_that_hangs_on_how_curves_are_smoothed_decides_nothing():
+    """GRPO ends at .6; KDRL touches that for nine steps early on, and for good where GRPO does: only a window of nine or less sees the touch."""
+
+    def touches(step):
+        return 0.6 if 20 <= step < 29 else min(0.6, 0.012 * step) - 0.2 * (step < 50)
+
+    verdict = verdicts(TRUE | {"core": core(curves={"grpo": {"accuracy": rising(0.012, 0.6)}, "kdrl": {"accuracy": touches}}, noise=1e-12)})[2]
+    assert verdict.checks[0].outcome == "supported" and verdict.outcome == "undecided"
+    assert "hangs on the window of the trailing mean" in verdict.note and "13: −" in verdict.note
+
+
+@pytest.mark.parametrize(("masked", "outcome"), [(0.8, "supported"), (0.7, "contradicted")])
+def test_masking_is_held_against_the_same_coefficients_where_these_were_run(masked, outcome):
+    values = (0.03, 0.1, 0.3)
+    rates = part({f"kdrl,kd_coef={beta},learning_rate=0.0005": {"id avg": 0.75, "id length": 60.0} for beta in values})
+    masks = part({f"kdrl_masked,kd_coef={beta}": {"id avg": masked if beta == 0.3 else 0.8, "id length": 50.0} for beta in values})
+    assert len(verdicts(TRUE | {"masks": masks})[6].checks) == 2
+    verdict = verdicts(TRUE | {"masks": masks, "rates": rates})[6]
+    assert len(verdict.checks) == 8 and verdict.outcome == outcome
+
+
+def test_a_verdict_that_would_not_stand_among_so_many_is_on_the_edge():
+    def lead_of_k2(gaps):
+        made = core()
+        made.runs.loc[made.runs["arm"] == "kdrl", "id avg"] = 0.6 + np.array(gaps)
+        verdict = verdicts(TRUE | {"core": made, "estimators": part({"kdrl_k3": 0.6}, noise=0)})[4]
+        return verdict.outcome, verdict.edge
+
+    assert lead_of_k2([0.09, 0.10, 0.10, 0.10, 0.11]) == ("supported", False)
+    assert lead_of_k2([0.01, 0.03, 0.06, 0.08, 0.10]) == ("supported", True)  # p = .03, one of some twenty
+    assert lead_of_k2([-0.10, 0.03, 0.06, 0.08, 0.10]) == ("undecided", False)
+    assert not any(verdict.edge for verdict in verdicts({}).values())
+
+
 def test_interference_that_is_noise_or_was_not_measured_is_undecided():
     noisy = verdicts(TRUE | {"core": core(curves=conflicts(0.45, 0.3, 0.2, floor=0.48))})[14]
     assert noisy.outcome == "undecided" and "the noise floor: 0.480: the signs are mostly noise" in noisy.note and len(noisy.checks) == 2
@@ -104,6 +138,26 @@ def test_the_interval_is_students(values):
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (effect.low, effect.high) == pytest.approx((low, high))
     assert effect.mean == pytest.approx(np.mean(values)) and effect.seeds == len(values)
+
+
+@given(VALUES, st.integers(1, 50))
+def test_an_interval_that_holds_with_others_is_bonferronis(values, comparisons):
+    effect = effect_of(pd.Series(values)).of_many(comparisons)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(1 - 0.05 / comparisons)
+    assert (effect.low, effect.high) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize("effect", [Effect(0.5, math.nan, math.nan, 1), Effect(math.nan, math.nan, math.nan, 0)])
+def test_what_has_no_interval_has_none_among_others(effect):
+    assert effect.of_many(20) is effect
+
+
+def test_the_seeds_that_would_decide_may_decide_against_the_claim():
+    against = Check("", Effect(-0.01, -0.03, 0.01, 5))
+    assert against.outcome == "undecided" and against.needed > 5 and against.leans == "contradicted"
+    assert Check("", Effect(0.01, -0.01, 0.03, 5)).leans == "supported"
+    assert Check("", Effect(0.01, -0.02, 0.04, 5), POINTS, equal=True).leans == "supported"
+    assert Check("", Effect(0.03, -0.02, 0.08, 5), POINTS, equal=True).leans == "contradicted"
 
 
 def test_differences_are_taken_seed_by_seed_over_the_seeds_that_both_have():
@@ -139,13 +193,13 @@ def test_the_seeds_needed_are_the_fewest_that_decide(mean, spread, had):
     ],
 )
 def test_orders_and_equalities(effect, order, same):
-    assert Check.order("", effect).outcome == order
-    assert Check.same("", effect, POINTS).outcome == same
+    assert Check("", effect).outcome == order
+    assert Check("", effect, POINTS, equal=True).outcome == same
 
 
 def test_not_worse_is_an_order_with_a_margin():
-    assert Check.order("", Effect(0.0, -0.01, 0.01, 5), -POINTS).outcome == "supported"
-    assert Check.order("", Effect(-0.05, -0.06, -0.04, 5), -POINTS).outcome == "contradicted"
+    assert Check("", Effect(0.0, -0.01, 0.01, 5), -POINTS).outcome == "supported"
+    assert Check("", Effect(-0.05, -0.06, -0.04, 5), -POINTS).outcome == "contradicted"
 
 
 def test_one_contradicted_comparison_contradicts_the_claim():

@@ -118,6 +118,17 @@ def test_the_scorecard_has_every_claim_and_every_comparison(out):
     assert "| core | 40 | 2.00 | 2 | 0.50 | CPU (made up) |" in text
 
 
+def test_the_scorecard_says_what_is_on_the_edge_and_where_more_seeds_would_lead():
+    few = {"core": core(noise=0.03)}
+    judged = judge_claims(few)
+    text = "\n".join(module._claims(judged) + module._comparisons(judged))
+    table = comparisons(judged)
+    assert set(table["outcome_of_all"].dropna()) <= {"supported", "contradicted", "undecided"}
+    for verdict in judged:
+        assert ("**, on the edge |" in text.splitlines()[verdict.number + 1]) == verdict.edge
+    assert {verdict.edge for verdict in judged} == {True, False} and "seeds like these would say" in text
+
+
 def test_a_part_that_is_missing_leaves_its_claims_undecided(out):
     (out / "knights" / "curves.parquet").unlink()  # a sweep that was stopped
     table = comparisons(judge_claims(read_study(out))).set_index("claim")
