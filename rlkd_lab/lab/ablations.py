@@ -1,7 +1,7 @@
 """Ablation plots from tables: a row a run (``runs.csv`` of a sweep, or :func:`rlkd_lab.study.results.table_of` for runs of your own) or a row a step.
 
-Every seed is drawn, faint or as a dot; means carry a 95 % interval over seeds (Student's t). Runs that diverged or that somebody moved are left out, and the
-figure says how many.
+Every seed is drawn, faint or as a dot beside its mean; means carry a 95 % interval over seeds (Student's t). Runs that diverged or that somebody moved are
+left out, and the figure says how many.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from matplotlib.transforms import offset_copy
 
 from rlkd_lab.lab.plots import PANELS, STYLES, looks
 from rlkd_lab.study.results import left_out
@@ -76,11 +77,13 @@ def counted(runs: pd.DataFrame, *columns: str) -> tuple[pd.DataFrame, str]:
 
 
 def spread(axes: Axes, x: float, values: pd.Series, colour: str, marker: str = "o") -> None:
-    """Each seed as a faint dot, their mean with its interval."""
+    """The mean with its interval, and left of it each seed as a faint dot."""
     known = values.dropna().to_numpy(dtype=float)
     if not len(known):
         return
-    axes.scatter(np.full(len(known), x), known, s=14, color=colour, alpha=0.35, linewidths=0)
+    for number, value in enumerate(known):
+        left = offset_copy(axes.transData, axes.get_figure(root=True), x=-5 - 2.2 * number, units="points")
+        axes.scatter([x], [value], s=14, color=colour, alpha=0.4, linewidths=0, transform=left)
     half = half_width(known)
     axes.errorbar([x], [known.mean()], yerr=None if math.isnan(half) else [[half], [half]], color=colour, marker=marker, capsize=3, markersize=6, linewidth=1.6)
 
@@ -173,18 +176,19 @@ def plot_frontier(runs: pd.DataFrame, cost: str = "id length", gain: str = "id a
     beaten = [((means[cost] <= x) & (means[gain] >= y) & ((means[cost] < x) | (means[gain] > y))).any() for x, y in means.to_numpy()]
     best = means[~np.array(beaten)].sort_values(cost)
     axes.plot(best[cost], best[gain], color="#888888", linewidth=1, linestyle="--", zorder=0)
+    joined = "dashed: arms that no other beats in both" if len(best) > 1 else f"{best.index[0]} beats every other in both"
     axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel(NAMES.get(cost, cost))
     axes.set_ylabel(NAMES.get(gain, gain))
     axes.grid(alpha=0.25)
-    return _finished(figure, title, f"small dots: seeds; large: means over {seeds}; dashed: arms that no other beats in both")
+    return _finished(figure, title, f"small dots: seeds; large: means over {seeds}; {joined}")
 
 
 def plot_budget(
     curves: pd.DataFrame, budgets: Sequence[Budget] = ("sampled_tokens", "train_seconds"), metric: str = "eval/accuracy", title: str | None = None
 ) -> Figure:
     """A metric against what was spent: tokens sampled or seconds of training, the teacher's share included in both. Each seed faint, and the mean of each
-    evaluation over seeds; the vertical line is the largest budget that every run reached."""
+    evaluation over seeds; the vertical line is :func:`shared_budget`."""
     figure, panels = new_figure(len(budgets), width=5.6, columns=2)
     arms = list(dict.fromkeys(curves["arm"]))
     styles = looks({arm: str(curves.loc[curves["arm"] == arm, "method"].iloc[0]) for arm in arms})
@@ -202,16 +206,17 @@ def plot_budget(
         axes.set_ylabel(NAMES.get(metric, metric))
         axes.grid(alpha=0.25)
     panels[-1].legend(frameon=False, fontsize=8)
-    return _finished(figure, title, f"each seed faint, mean over {curves['seed'].nunique()} seeds; dashed: what every run has spent")
+    return _finished(figure, title, f"each seed faint, mean over {curves['seed'].nunique()} seeds; dashed: what the cheapest arm spends")
 
 
 def shared_budget(curves: pd.DataFrame, budget: Budget) -> float:
-    """The largest budget that every run reached."""
-    return float(curves.groupby(["arm", "seed"])[budget].max().min())
+    """What the cheapest arm spends, in its dearest seed: of no arm more than a part of the run is left out for another's sake."""
+    return float(curves.groupby(["arm", "seed"])[budget].max().groupby("arm").max().min())
 
 
 def at_budget(curves: pd.DataFrame, budget: Budget, metric: str = "eval/accuracy", spent: float | None = None) -> pd.DataFrame:
-    """A row a run: arm, seed, method and its last value of the metric at or before ``spent``, by default :func:`shared_budget`; NaN where there is none yet.
+    """A row a run: arm, seed, method and the metric where ``spent`` was spent, by default :func:`shared_budget`: between two evaluations on the line that joins
+    them, after the last one that. NaN for every seed of an arm of which one has not been evaluated yet by then.
 
     Raises:
         ValueError: no such column.
@@ -222,9 +227,12 @@ def at_budget(curves: pd.DataFrame, budget: Budget, metric: str = "eval/accuracy
     limit = shared_budget(curves, budget) if spent is None else spent
     rows = []
     for (arm, seed), one in curves.groupby(["arm", "seed"], sort=False):
-        values = one.loc[(one[budget] <= limit) & one[metric].notna(), metric]
-        rows.append({"arm": arm, "seed": seed, "method": one["method"].iloc[0], metric: float(values.iloc[-1]) if len(values) else math.nan})
-    return pd.DataFrame(rows).assign(diverged=False, touched=False)
+        known = one[one[metric].notna()]
+        value = np.interp(limit, known[budget].to_numpy(float), known[metric].to_numpy(float), left=math.nan) if len(known) else math.nan
+        rows.append({"arm": arm, "seed": seed, "method": one["method"].iloc[0], metric: float(value)})
+    found = pd.DataFrame(rows)
+    too_early = found.groupby("arm")[metric].transform(lambda values: values.isna().any())
+    return found.assign(**{metric: found[metric].mask(too_early)}, diverged=False, touched=False)
 
 
 def plot_heat(runs: pd.DataFrame, across: str, up: str, measure: str = "id avg", title: str | None = None) -> Figure:

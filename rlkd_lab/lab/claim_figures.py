@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from rlkd_lab.lab.ablations import NAMES, dot, draw_arms, draw_knob, new_figure, spread, tick
 from rlkd_lab.lab.plots import STYLES, save_figure
-from rlkd_lab.study.claims import ACCURACY, CHANCE, CLAIMS, LENGTH, WINDOW, Study, Verdict, judge_claims
+from rlkd_lab.study.claims import ACCURACY, CHANCE, CLAIMS, LENGTH, WINDOW, WINDOWS, Study, Verdict, judge_claims, steps_ahead
 from rlkd_lab.study.results import Part
 from rlkd_lab.study.study import EDGE, WITH_TEACHER, by_teacher, comparisons, number
 
@@ -60,11 +60,16 @@ def _order_of_methods(study: Study) -> Figure:
 
 
 def _fewer_steps(study: Study) -> Figure:
-    figure, (axes,) = new_figure(1, width=6.4)
-    _curves(axes, study["core"], ("grpo", "kdrl"), "accuracy", f"accuracy in training, mean of {WINDOW} steps")
-    ends = [curve.tail(WINDOW).mean() for curve in study["core"].curve("grpo", "accuracy").values()]
-    if ends:
-        axes.axhline(float(np.mean(ends)), color="#888888", linestyle="--", linewidth=0.8)
+    figure, (left, right) = new_figure(2, width=5.2)
+    part = study["core"]
+    _curves(left, part, ("grpo", "kdrl"), "accuracy", f"accuracy in training, mean of {WINDOW} steps")
+    for window in WINDOWS:
+        spread(right, window, steps_ahead(part, window), STYLES["kdrl"][0])
+    right.axhline(0, color="#888888", linewidth=0.8)
+    right.set_xlabel("steps of the trailing mean")
+    right.set_xticks(WINDOWS)
+    right.set_ylabel("steps by which KDRL reaches GRPO's end earlier")
+    right.grid(alpha=0.25)
     return figure
 
 
@@ -107,7 +112,7 @@ def _sizes(study: Study) -> Figure:
     styles = {arm: STYLES[arm] for arm in ("grpo", "kdrl", "trrd")}
     for place, (arm, (colour, _)) in enumerate(styles.items()):
         for size in ("2", "3", "4"):
-            spread(right, int(size) + 0.12 * (place - 1), part.level(arm, size), colour)
+            spread(right, int(size) + 0.2 * (place - 1), part.level(arm, size), colour)
         right.plot([], [], "o", color=colour, label=arm)
     right.set_xlabel("people in the puzzle")
     right.set_ylabel(NAMES[ACCURACY])
@@ -152,6 +157,7 @@ def _passes(study: Study) -> Figure:
         axes.plot(ks, table.mean(), color=colour, linestyle=style, linewidth=2, marker="o", label=arm)
     axes.plot(ks, [part.runs[f"id chance@{k}"].mean() for k in ks], color="#888888", linestyle="--", label="guesses")
     axes.axhline(CHANCE, color="#888888", linewidth=0.5)
+    axes.set_ylim(bottom=-0.02)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.set_xlabel("k")
@@ -196,9 +202,9 @@ def _interference(study: Study) -> Figure:
                 mean = pd.concat(found.values(), axis=1).mean(axis=1)
                 right.plot(mean.index, mean, color=colour, linestyle=style, marker="o", markersize=3, label=arm if kind == "teacher_method" else None)
     left.set_xticks(range(3), arms)
-    left.set_ylabel("sign conflict with on-policy KD's gradient\n(grey: two halves of a batch)")
+    left.set_ylabel("sign conflict with OPD's gradient\n(grey: two halves of a batch)")
     right.set_xlabel("step")
-    right.set_ylabel("the same over training (dotted: halves)")
+    right.set_ylabel("the same over training\n(dotted: halves)")
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         axes.grid(alpha=0.25)
@@ -240,8 +246,8 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     lines = [
         f"{check.text}: {number(check.effect.mean)} [{number(check.effect.low)}, {number(check.effect.high)}], {check.outcome}" for check in verdict.checks
     ]
-    over = f"dots or faint lines: seeds; bars and brackets: 95 % interval over {' or '.join(map(str, seeds))} seeds" if seeds else ""
-    figure.supxlabel("\n".join([*lines, over]), fontsize=8, color="#444444")
+    over = f"dots or faint lines: seeds; bars: an arm's 95 % interval; brackets: that of the difference by seed, over {' or '.join(map(str, seeds))} seeds"
+    figure.supxlabel("\n".join([*lines, over] if seeds else lines), fontsize=8, color="#444444")
     return figure
 
 
@@ -262,7 +268,7 @@ def teachers_figure(study: Study) -> Figure:
         axes.axhline(0, color="#888888", linewidth=0.8)
         for (place, arm), (side, teacher) in itertools.product(enumerate(WITH_TEACHER), enumerate(teachers)):
             rows = table[(table["student"] == student) & (table["teacher"] == teacher) & (table["arm"] == arm)]
-            spread(axes, place + 0.24 * side - 0.12, rows[measure], dot(arm)[0], "os"[side])
+            spread(axes, place + 0.36 * side - 0.18, rows[measure], dot(arm)[0], "os"[side])
         tick(axes, WITH_TEACHER)
         axes.set_ylabel(label)
         axes.set_title(student if index < len(students) else "", fontsize=10)
@@ -284,14 +290,14 @@ def draw_claims(study: Study, folder: str | Path) -> list[Path]:
         if any(name not in study for name in claim.needs):
             continue
         effects = comparisons([verdict]).drop(columns=["claim", "source", "text", "verdict", "on_the_edge", "note"])
-        runs = {name: len(study[name].runs) for name in claim.needs}
+        runs = {name: {str(arm): sorted(rows["seed"].tolist()) for arm, rows in study[name].runs.groupby("arm")} for name in claim.needs}
         path = Path(folder) / f"claim_{claim.number:02d}.png"
         said = {
             "claim": claim.text,
             "verdict": verdict.outcome,
             "on_the_edge": verdict.edge,
             "comparisons": json.loads(effects.to_json(orient="records")),
-            "runs_of_part": runs,
+            "seeds_of": runs,
         }
         save_figure(claim_figure(study, verdict), path, [], **said)
         drawn.append(path)
