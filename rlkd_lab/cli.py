@@ -582,6 +582,8 @@ def study(
         from rlkd_lab.study.study import EDGE, PARTS, comparisons, copy_tables, parts_of, read_study, sweep_of, write_scorecard
         from rlkd_lab.study.watch import run_watched
 
+        if judge and (core or part or preset or workers or address):
+            raise ValueError("--judge runs nothing: give it --out alone, with --keep or --figures")
         failed: list[str] = []
         for name in [] if judge else parts_of(core, part or [], preset):
             title = f"{name} ({PARTS[name]})"

@@ -100,7 +100,7 @@ def core(**changes):
 def knights(order=("trrd", "kdrl", "grpo", "opd"), lead_grows=True):
     accuracy = dict(zip(order, (0.9, 0.8, 0.7, 0.6), strict=True))
     small, large = (0.05, 0.3) if lead_grows else (0.3, 0.05)
-    levels = {"grpo": {"2": 0.5, "4": 0.5}, "trrd": {"2": 0.5 + small, "4": 0.5 + large}}
+    levels = {"grpo": {"3": 0.5, "4": 0.5}, "trrd": {"3": 0.5 + small, "4": 0.5 + large}}
     return part(accuracy, levels=levels)
 
 

@@ -76,6 +76,12 @@ def counted(runs: pd.DataFrame, *columns: str) -> tuple[pd.DataFrame, str]:
     return kept, text + (f"; {int(bad.sum())} runs left out (diverged or moved by hand)" if bad.any() else "")
 
 
+def _pooled(runs: pd.DataFrame, *columns: str) -> str:
+    """What a figure says where one of its points holds several runs of a seed: they are no further seeds."""
+    most = runs.groupby([*columns, "seed"]).size().max()
+    return f"; a point has up to {most} runs of a seed, which differ in other settings" if most > 1 else ""
+
+
 def spread(axes: Axes, x: float, values: pd.Series, colour: str, marker: str = "o") -> None:
     """The mean with its interval, and left of it each seed as a faint dot."""
     known = values.dropna().to_numpy(dtype=float)
@@ -101,6 +107,8 @@ def draw_arms(axes: Axes, runs: pd.DataFrame, measure: str, names: Mapping[str, 
 
 def plot_arms(runs: pd.DataFrame, measures: Sequence[str] = ("id avg", "id length"), title: str | None = None) -> Figure:
     """Small multiples, a panel a measure: every arm with its seeds, mean and interval."""
+    if not measures:
+        raise ValueError("no measure is named: give columns of the table")
     kept, seeds = counted(runs, *measures)
     figure, panels = new_figure(len(measures), width=max(3.4, 0.6 * kept["arm"].nunique() + 1.5), columns=2)
     for axes, measure in zip(panels, measures, strict=True):
@@ -124,6 +132,7 @@ def plot_knob(runs: pd.DataFrame, knob: str, measure: str = "id avg", title: str
     kept = kept.dropna(subset=[knob, measure])
     if kept.empty:
         raise ValueError(f"no run has both {knob} and {measure}")
+    seeds += _pooled(kept, "method", knob)
     methods = list(dict.fromkeys(kept["method"]))
     figure, panels = new_figure(len(methods))
     for axes, method in zip(panels, methods, strict=True):
@@ -188,7 +197,12 @@ def plot_budget(
     curves: pd.DataFrame, budgets: Sequence[Budget] = ("sampled_tokens", "train_seconds"), metric: str = "eval/accuracy", title: str | None = None
 ) -> Figure:
     """A metric against what was spent: tokens sampled or seconds of training, the teacher's share included in both. Each seed faint, and the mean of each
-    evaluation over seeds; the vertical line is :func:`shared_budget`."""
+    evaluation over seeds; the vertical line is :func:`shared_budget`.
+
+    Raises:
+        ValueError: no such column.
+    """
+    _check_steps(curves, *budgets, metric)
     figure, panels = new_figure(len(budgets), width=5.6, columns=2)
     arms = list(dict.fromkeys(curves["arm"]))
     styles = looks({arm: str(curves.loc[curves["arm"] == arm, "method"].iloc[0]) for arm in arms})
@@ -209,6 +223,12 @@ def plot_budget(
     return _finished(figure, title, f"each seed faint, mean over {curves['seed'].nunique()} seeds; dashed: what the cheapest arm spends")
 
 
+def _check_steps(curves: pd.DataFrame, *columns: str) -> None:
+    for name in columns:
+        if name not in curves:
+            raise ValueError(f"the table has no column {name!r}: give a row a step (curves.parquet, or curves_of a run), with evaluations on the way")
+
+
 def shared_budget(curves: pd.DataFrame, budget: Budget) -> float:
     """What the cheapest arm spends, in its dearest seed: of no arm more than a part of the run is left out for another's sake."""
     return float(curves.groupby(["arm", "seed"])[budget].max().groupby("arm").max().min())
@@ -221,9 +241,7 @@ def at_budget(curves: pd.DataFrame, budget: Budget, metric: str = "eval/accuracy
     Raises:
         ValueError: no such column.
     """
-    for name in (budget, metric):
-        if name not in curves:
-            raise ValueError(f"the table has no column {name!r}: it is one of the steps (curves), not of the runs")
+    _check_steps(curves, budget, metric)
     limit = shared_budget(curves, budget) if spent is None else spent
     rows = []
     for (arm, seed), one in curves.groupby(["arm", "seed"], sort=False):
@@ -239,6 +257,7 @@ def plot_heat(runs: pd.DataFrame, across: str, up: str, measure: str = "id avg",
     """A heat map over two knobs: the mean over seeds in each cell, with half of its 95 % interval; an empty cell was not run."""
     kept, seeds = counted(runs, across, up, measure)
     kept = kept.dropna(subset=[across, up])
+    seeds += _pooled(kept, across, up)
     table = kept.groupby([up, across])[measure]
     means, halves = table.mean().unstack(), table.agg(half_width).unstack()
     figure, (axes,) = new_figure(1, width=1.1 * len(means.columns) + 2.4, height=0.8 * len(means.index) + 1.4)

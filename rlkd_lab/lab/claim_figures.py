@@ -68,7 +68,7 @@ def _fewer_steps(study: Study) -> Figure:
     right.axhline(0, color="#888888", linewidth=0.8)
     right.set_xlabel("steps of the trailing mean")
     right.set_xticks(WINDOWS)
-    right.set_ylabel("steps by which KDRL reaches GRPO's end earlier")
+    right.set_ylabel("steps earlier at GRPO's end")
     right.grid(alpha=0.25)
     return figure
 
@@ -202,6 +202,7 @@ def _interference(study: Study) -> Figure:
                 mean = pd.concat(found.values(), axis=1).mean(axis=1)
                 right.plot(mean.index, mean, color=colour, linestyle=style, marker="o", markersize=3, label=arm if kind == "teacher_method" else None)
     left.set_xticks(range(3), arms)
+    left.set_xlim(-0.4, 2.6)
     left.set_ylabel("sign conflict with OPD's gradient\n(grey: two halves of a batch)")
     right.set_xlabel("step")
     right.set_ylabel("the same over training\n(dotted: halves)")
@@ -287,7 +288,7 @@ def draw_claims(study: Study, folder: str | Path) -> list[Path]:
     drawn = []
     for verdict in judge_claims(study):
         claim = CLAIMS[verdict.number - 1]
-        if any(name not in study for name in claim.needs):
+        if not any(check.effect.seeds for check in verdict.checks):  # not run, or no run that counts
             continue
         effects = comparisons([verdict]).drop(columns=["claim", "source", "text", "verdict", "on_the_edge", "note"])
         runs = {name: {str(arm): sorted(rows["seed"].tolist()) for arm, rows in study[name].runs.groupby("arm")} for name in claim.needs}

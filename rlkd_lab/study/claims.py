@@ -182,7 +182,11 @@ def judge_claims(study: Study) -> list[Verdict]:
         few = [check for check in checks if check.effect.seeds < SEEDS]
         if few:
             had = min(check.effect.seeds for check in few)
-            note = f"{had} seeds where at least {SEEDS} are needed. {note}".strip()
+            note = f"{had} seed{'s' * (had != 1)} where at least {SEEDS} are needed. {note}".strip()
+        gone = {name: len(study[name].left_out) for name in claim.needs if study[name].left_out}
+        if gone:
+            told = ", ".join(f"{name} {count}" for name, count in gone.items())
+            note = f"{note}{'; ' * bool(note)}runs that do not count, named below: {told}"
         outcome = all_of([check.outcome for check in checks]) if decides else "undecided"
         verdicts.append(Verdict(claim.number, outcome, tuple(checks), note))
     total = sum(len(verdict.checks) for verdict in verdicts)
@@ -220,7 +224,8 @@ def steps_to_reach(curve: pd.Series, level: float, window: int = WINDOW) -> floa
 
 
 def fewer_steps(study: Study) -> Found:
-    """2: steps until the training accuracy reaches what GRPO's ends with, seed by seed; decided where it does not hang on how the curves are smoothed."""
+    """2: steps until the training accuracy reaches what GRPO's ends with, seed by seed; decided where it does not hang on how the curves are smoothed. That
+    level favours the other side, who may pass it by luck long before GRPO may; so the accuracy in the mean over the run, which favours nobody, is asked too."""
     part = study["core"]
     checks = {window: Check("steps that GRPO needs − steps that KDRL needs", effect_of(steps_ahead(part, window))) for window in WINDOWS}
     grpo, kdrl = part.curve("grpo", "accuracy"), part.curve("kdrl", "accuracy")
@@ -231,7 +236,8 @@ def fewer_steps(study: Study) -> Found:
     if not agree:
         each = ", ".join(f"{window}: {c.effect.mean:+.1f} [{c.effect.low:+.1f}, {c.effect.high:+.1f}]" for window, c in checks.items())
         notes.append(f"the outcome hangs on the window of the trailing mean, in steps, so it decides nothing ({each.replace('-', '−')})")
-    return [checks[WINDOW]], "; ".join(notes), agree
+    whole = {arm: pd.Series({seed: curve.mean() for seed, curve in curves.items()}, dtype=float) for arm, curves in (("kdrl", kdrl), ("grpo", grpo))}
+    return [checks[WINDOW], Check("kdrl > grpo: mean accuracy in training", paired(whole["kdrl"], whole["grpo"]))], "; ".join(notes), agree
 
 
 def steps_ahead(part: Part, window: int) -> pd.Series:
@@ -256,17 +262,26 @@ def k2_against_k3(study: Study) -> Found:
     return [Check("k2 > k3: accuracy", gap)], "", True
 
 
-def _best(part: Part, method: str) -> str:
-    """The arm of a method with the highest mean accuracy at the end of training, on validation prompts."""
-    last = part.curves[(part.curves["method"] == method) & part.curves["eval/accuracy"].notna()]
-    last = last.loc[last.groupby(["arm", "seed"])["step"].idxmax()]
-    return str(last.groupby("arm", sort=False)["eval/accuracy"].mean().idxmax())
+def _ends(part: Part, method: str) -> pd.DataFrame:
+    """The last evaluation on validation prompts of each run of a method, as rows of the curves."""
+    if "eval/accuracy" not in part.curves:
+        return part.curves.iloc[:0]
+    rows = part.curves[(part.curves["method"] == method) & part.curves["eval/accuracy"].notna()]
+    return rows.loc[rows.groupby(["arm", "seed"])["step"].idxmax()]
+
+
+def _best(part: Part, method: str) -> str | None:
+    """The arm of a method with the highest mean accuracy at the end of training, on validation prompts; ``None`` where none has one."""
+    ends = _ends(part, method)
+    return None if ends.empty else str(ends.groupby("arm", sort=False)["eval/accuracy"].mean().idxmax())
 
 
 def annealed_against_fixed(study: Study) -> Found:
     """5: the best annealed against the best fixed coefficient, each chosen on validation prompts, compared on test prompts."""
     part = study["betas"]
     annealed, fixed = _best(part, "kdrl_annealed"), _best(part, "kdrl")
+    if annealed is None or fixed is None:
+        return [], f"no run of {'kdrl_annealed' if annealed is None else 'kdrl'} in the part betas counts and was evaluated on the way", False
     gap = paired(part.of(annealed, ACCURACY), part.of(fixed, ACCURACY))
     return [Check(f"{annealed} > {fixed}: accuracy", gap)], "", True
 
@@ -285,11 +300,12 @@ def masking(study: Study) -> Found:
 
 
 def trrd_on_knights(study: Study) -> Found:
-    """7: the order on Knights and Knaves, and a larger lead over GRPO on the largest puzzles than on the smallest."""
+    """7: the order on Knights and Knaves, and a larger lead over GRPO on the largest puzzles than on smaller ones. Of two people there are too few puzzles: 72
+    in all, eight of them among the test prompts."""
     part = study["knights"]
     checks = _chain(part, ("trrd", "kdrl", "grpo"), ACCURACY, "accuracy")
-    lead = {size: part.level("trrd", size) - part.level("grpo", size) for size in ("2", "4")}
-    checks.append(Check("lead of trrd over grpo: 4 people > 2 people", paired(lead["4"], lead["2"])))
+    lead = {size: part.level("trrd", size) - part.level("grpo", size) for size in ("3", "4")}
+    checks.append(Check("lead of trrd over grpo: 4 people > 3 people", paired(lead["4"], lead["3"])))
     return checks, "short contexts were not varied", True
 
 
@@ -338,8 +354,9 @@ def passes(study: Study) -> Found:
         checks.append(Check(f"trrd ≈ opd: pass@{large}", paired(part.of("trrd", f"id pass@{large}"), part.of("opd", f"id pass@{large}")), POINTS, equal=True))
     if large >= 32:
         return checks, "", True
-    why = "" if 32 in ks else "it was not measured, and "
-    return checks, f"pass@32 is not decided here: {why}guesses alone reach {CHANCE:.0%} from k = {large + 1} or so on; k = {large} is shown instead", False
+    why = [] if 32 in ks else [f"only {max(ks, default=0)} completions a prompt were taken"]
+    why += [f"guesses alone reach {CHANCE:.0%} from k = {large + 1} or so on"] if large < max(ks, default=0) else []
+    return checks, f"pass@32 is not decided here: {', and '.join(why)}; k = {large} is shown instead", False
 
 
 def sequential_or_joint(study: Study) -> Found:
@@ -349,8 +366,10 @@ def sequential_or_joint(study: Study) -> Found:
 
 def best_beta(part: Part) -> pd.Series:
     """log₁₀ of the fixed coefficient with the best end on validation prompts, by seed; of equals the smallest."""
-    rows = part.curves[(part.curves["method"] == "kdrl") & part.curves["eval/accuracy"].notna()]
-    rows = rows.loc[rows.groupby(["arm", "seed"])["step"].idxmax()].sort_values("coef/kd_coef", kind="stable")
+    rows = _ends(part, "kdrl")
+    if rows.empty:
+        return pd.Series(dtype=float)
+    rows = rows.sort_values("coef/kd_coef", kind="stable")
     best = rows.loc[rows.groupby("seed")["eval/accuracy"].idxmax()].set_index("seed")["coef/kd_coef"]
     return pd.Series(np.log10(best.to_numpy(dtype=float)), index=best.index)
 
@@ -364,11 +383,13 @@ def ends_of_grid(part: Part) -> list[float]:
 def betas_of_tasks(study: Study) -> Found:
     """13: decades between the best coefficients of the two tasks, seed by seed; a difference of one decade or more supports it."""
     best = {task: best_beta(study[part]) for task, part in (("arithmetic", "betas"), ("knights", "knights_betas"))}
-    gap = paired(*best.values())
+    if any(found.empty for found in best.values()):
+        return [], "no run of kdrl counts and was evaluated on the way, on one of the tasks", False
+    gap = paired(best["arithmetic"], best["knights"])
     size = Effect(abs(gap.mean), *((gap.low, gap.high) if gap.mean >= 0 else (-gap.high, -gap.low)), gap.seeds)
     grid = ends_of_grid(study["betas"])
     ends = "best at an end of the grid: " + ", ".join(f"{task} {int(found.isin(grid).sum())} of {len(found)} seeds" for task, found in best.items())
-    return [Check("decades between the best kd_coef on arithmetic and on knights ≥ 1", size, 1.0)], f"the paper says up to two decades; {ends}", True
+    return [Check("decades between the best kd_coef on arithmetic and on knights ≥ 1", size, 1 - 1e-9)], f"the paper says up to two decades; {ends}", True
 
 
 def interference(study: Study) -> Found:

@@ -380,13 +380,19 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         FileNotFoundError: no file there.
         ValueError: no table of an evaluation, or one of a newer format.
     """
+    record = read_record(path)
+    return pq.read_table(path).to_pandas(), record
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """A table's record alone: model, task and settings. Raises what :func:`read_table` does."""
     try:
-        table = pq.read_table(path)
+        schema = pq.read_schema(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    record = json.loads((table.schema.metadata or {}).get(b"rlkd_eval", b"{}"))
+    record = json.loads((schema.metadata or {}).get(b"rlkd_eval", b"{}"))
     if "version" not in record:
         raise ValueError(f"{path} is no table of `rlkd eval`")
     if record["version"] > VERSION:
         raise ValueError(f"{path} has format {record['version']}, this version of rlkd_lab reads up to {VERSION}: update rlkd_lab")
-    return table.to_pandas(), record
+    return record

@@ -199,20 +199,49 @@ def read_part(folder: str | Path) -> Part:
 
     Raises:
         FileNotFoundError: a table is missing: the sweep has not come to its end once.
+        ValueError: one is damaged, or has a run twice.
     """
     path = Path(folder)
     missing = [name for name in TABLES if not (path / name).exists()]
     if missing:
         raise FileNotFoundError(f"{path} has no {missing[0]}: run the sweep first (what is over already is not run again)")
-    runs, steps, numbers = pd.read_csv(path / TABLES[0]), pd.read_parquet(path / TABLES[1]), pd.read_csv(path / TABLES[2], dtype={"difficulty": str})
+    runs = _read(path / TABLES[0], "arm", "seed", "method", "diverged", "touched")
+    steps = _read(path / TABLES[1], "arm", "seed", "method", "step")
+    numbers = _read(path / TABLES[2], "arm", "seed", "set", "difficulty", "measure", "value")
+    twice = runs[runs.duplicated(["arm", "seed"])]
+    if len(twice):
+        raise ValueError(f"{path / TABLES[0]} has {twice['arm'].iloc[0]}, seed {twice['seed'].iloc[0]} twice: a run counts once")
     bad = left_out(runs)
-    why = tuple(f"{row.arm}, seed {row.seed}: {'diverged' if row.diverged else 'moved by hand'}" for row in runs[bad].itertuples())
+    why = [f"{row.arm}, seed {row.seed}: {'diverged' if row.diverged else 'moved by hand'}" for row in runs[bad].itertuples()]
     keep = pd.MultiIndex.from_frame(runs.loc[~bad, ["arm", "seed"]])
 
     def kept(frame: pd.DataFrame) -> pd.DataFrame:
         return frame[pd.MultiIndex.from_frame(frame[["arm", "seed"]]).isin(keep)].reset_index(drop=True)
 
-    return Part(kept(runs), kept(steps), kept(numbers), why)
+    return Part(kept(runs), kept(steps), kept(numbers), (*why, *_not_there(path, runs)))
+
+
+def _read(path: Path, *columns: str) -> pd.DataFrame:
+    """A table that has these columns."""
+    try:
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype={"difficulty": str})
+    except (ValueError, OSError) as error:  # of pandas, pyarrow and decoders alike
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}; start the sweep again, and it is written anew") from None
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise ValueError(f"{path} is damaged: it has no column {missing[0]!r}; start the sweep again, and it is written anew")
+    return table
+
+
+def _not_there(path: Path, runs: pd.DataFrame) -> list[str]:
+    """Runs of the sweep that its table does not have, in words: those that failed, or a table that was cut."""
+    try:
+        sweep = Sweep(**json.loads((path / "sweep.json").read_text()))
+        asked = {(job.arm, job.seed) for job in sweep.jobs()}
+    except (OSError, ValueError, TypeError):  # a copy without it, or one with settings that this version does not know
+        return []
+    there = set(zip(runs["arm"], runs["seed"], strict=True))
+    return [f"{arm}, seed {seed}: not run" for arm, seed in sorted(asked - there)]
 
 
 def _on_policy(frame: pd.DataFrame) -> pd.Series:

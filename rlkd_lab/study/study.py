@@ -91,16 +91,23 @@ def read_study(out: str | Path) -> Study:
     """The parts of a study whose tables are there, in the order of :data:`PARTS`.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none, or a part lacks one of its tables.
+        ValueError: a table is damaged.
     """
-    found = {name: read_part(Path(out) / name) for name in PARTS if all((Path(out) / name / table).exists() for table in TABLES)}
+    found = {name: read_part(Path(out) / name) for name in PARTS if any((Path(out) / name / table).exists() for table in TABLES)}
     if not found:
         raise FileNotFoundError(f"{out} has no part with its tables ({', '.join(TABLES)}): run `rlkd study` first")
     return found
 
 
 def copy_tables(out: str | Path, target: str | Path) -> None:
-    """Copy the tables of every part, and of its trials, without the run folders: small enough for a repository."""
+    """Copy the tables of every part, and of its trials, without the run folders: small enough for a repository.
+
+    Raises:
+        ValueError: the target is the study's own folder.
+    """
+    if Path(target).resolve() == Path(out).resolve():
+        raise ValueError(f"--keep {target} is the study's own folder: its tables are there")
     for name in PARTS:
         for inner in (Path(name), Path(name) / "tuning"):
             found = [Path(out) / inner / each for each in KEPT if (Path(out) / inner / each).exists()]
@@ -226,7 +233,11 @@ def _tuning(study: Study, out: Path) -> list[str]:
         if not (out / name / CHOSEN).exists():
             lines.append(f"| {name} | all | 0 | nothing was chosen: the grid is the question | |")
             continue
-        for arm, found in json.loads((out / name / CHOSEN).read_text())["arms"].items():
+        try:
+            arms = json.loads((out / name / CHOSEN).read_text())["arms"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{out / name / CHOSEN} is damaged: delete it, and start the study again") from None
+        for arm, found in arms.items():
             best = found["trials"][found["best"] - 1]["settings"]
             scores = ", ".join("diverged" if trial["accuracy"] is None else f"{trial['accuracy']:.3f}" for trial in found["trials"])
             lines.append(f"| {name} | {arm} | {len(found['trials'])} | {', '.join(f'{key} = {value}' for key, value in best.items())} | {scores} |")
@@ -257,13 +268,22 @@ def plain(value: float) -> str:
     return "–" if value != value else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
+def _sessions(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError:
+        raise ValueError(f"{path} is damaged: delete the line that is no JSON") from None
+
+
 def _cost(study: Study, out: Path) -> list[str]:
     """Hours of workers from the runs themselves, trials included: a sweep that was killed still shows them."""
     lines = ["| part | runs and trials | worker hours | workers | memory of a worker, GiB | where |", "|---|---|---|---|---|---|"]
     for name in study:
         folders = [out / name / "tuning", out / name]
         runs = pd.concat([pd.read_csv(folder / TABLES[0]) for folder in folders if (folder / TABLES[0]).exists()])
-        sessions = [json.loads(line) for folder in folders if (folder / SESSIONS).exists() for line in (folder / SESSIONS).read_text().splitlines()]
+        sessions = [session for folder in folders for session in _sessions(folder / SESSIONS)]
         workers, places = (sorted({str(one[key]) for one in sessions}) for key in ("workers", "device"))
         hours = runs["worker_seconds"].sum() / 3600
         lines.append(f"| {name} | {len(runs)} | {hours:.2f} | {', '.join(workers)} | {runs['worker_gib'].max():.2f} | {', '.join(places)} |")

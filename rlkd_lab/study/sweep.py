@@ -65,7 +65,7 @@ class Evaluation(_Strict):
     prompts: Annotated[int, Field(ge=1)] = 256
     samples: Annotated[int, Field(ge=1)] = 8
     split: Literal["test", "validation"] = "test"
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     greedy: bool = False
     ood: bool = True
 
@@ -84,7 +84,7 @@ class Arm(_Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
     method: str
     settings: dict[str, Setting] = {}
-    grid: dict[str, list[Setting]] = {}
+    grid: dict[str, Annotated[list[Setting], Field(min_length=1)]] = {}
     trials: list[dict[str, Setting]] = []
 
 
@@ -101,8 +101,15 @@ class Sweep(_Strict):
 
     @property
     def all_seeds(self) -> list[int]:
-        """The seeds, listed."""
-        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+        """The seeds, listed.
+
+        Raises:
+            ValueError: none, or one twice.
+        """
+        seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds={self.seeds}: a sweep needs seeds, each once")
+        return seeds
 
     def tuning(self) -> Sweep:
         """The trials, as a sweep of their own.
@@ -148,19 +155,20 @@ class Sweep(_Strict):
         if self.tune is not None:
             raise ValueError("the settings of this sweep are not chosen yet: run its trials first")
         seeds = self.all_seeds
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds={self.seeds}: a sweep needs seeds, each once")
         for arm in self.arms:
             if arm.trials:
                 raise ValueError(f"arm {arm.name} has trials, and the file no [tune] that would choose among them")
         arms: dict[str, RunConfig] = {}
-        same: dict[str, str] = {}
+        same, places = dict[str, str](), dict[str, str]()
         for arm in self.arms:
             if math.prod(len(values) for values in arm.grid.values()) > MOST:
                 raise ValueError(f"arm {arm.name}: its grid has more than {MOST} combinations")
             for name, settings in _combinations(arm):
                 if name in arms:
                     raise ValueError(f"two arms are called {name}: their runs would lie in one folder")
+                beside = places.setdefault(_place(name).casefold(), name)  # some systems take a and A for one
+                if beside != name:
+                    raise ValueError(f"arms {beside} and {name} would lie in one folder, {_place(name)}: give them names that differ in more")
                 try:
                     texts = {key: _text(value) for key, value in (self.settings | settings).items()}
                     arms[name] = make_config(arm.method, self.preset, texts, steps=self.steps)
@@ -191,7 +199,12 @@ class Job:
 
     def folder(self, out: Path) -> Path:
         """Where it lies in the sweep's folder."""
-        return out / "runs" / re.sub(r"[^\w .,=+-]", "_", self.arm) / f"seed_{self.seed}"
+        return out / "runs" / _place(self.arm) / f"seed_{self.seed}"
+
+
+def _place(arm: str) -> str:
+    """The name of an arm's folder."""
+    return re.sub(r"[^\w .,=+-]", "_", arm)
 
 
 def read_sweep(path: str | Path) -> Sweep:
@@ -201,7 +214,7 @@ def read_sweep(path: str | Path) -> Sweep:
         FileNotFoundError; ValueError: no TOML, or a field that a sweep does not have, in one sentence.
     """
     try:
-        return Sweep(**tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        return Sweep(**tomllib.loads(Path(path).read_text(encoding="utf-8-sig")))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no TOML file: {error}") from None
     except ValidationError as error:

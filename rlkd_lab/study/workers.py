@@ -18,12 +18,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from rlkd_lab.models import default_device
+import pandas as pd
+
+from rlkd_lab.models import default_device, locate
 from rlkd_lab.runs import RunFolder, alone
-from rlkd_lab.study.evaluation import about, check_splits, evaluate_target, settings_of, summarise, write_table
+from rlkd_lab.study.evaluation import about, check_splits, evaluate_target, read_record, settings_of, summarise, write_table
 from rlkd_lab.study.results import OVER, SESSIONS, collect, left_out, outcome_of, over, write_tables
 from rlkd_lab.study.sweep import CHOSEN, Job, Sweep, settled
 from rlkd_lab.study.targets import find_target, task_of
@@ -66,6 +69,19 @@ def _evaluate(job: Job, path: Path) -> None:
     assert target.table is not None
     write_table(target.table, frame, about({**target.describe(), "name": job.arm}, asked, settings))
     summarise(frame).to_csv(target.table.with_suffix(".csv"), index=False)
+
+
+def _evaluated(job: Job, path: Path) -> bool:
+    """Whether the evaluation that a job asks for is in its run folder, whole and with these settings."""
+    if job.evaluate is None:
+        return True
+    table = path / "eval" / f"step_{job.config.steps:06d}.parquet"
+    try:
+        record, numbers = read_record(table), pd.read_csv(table.with_suffix(".csv"))
+    except (OSError, ValueError):
+        return False
+    asked = json.loads(json.dumps(asdict(settings_of(job.config, **job.evaluate.model_dump()))))
+    return {"set", "difficulty", "measure", "value"} <= set(numbers) and all(record[name] == value for name, value in asked.items() if name in record)
 
 
 def stages(sweep: Sweep, out: str | Path) -> Iterator[tuple[Sweep, Path]]:
@@ -125,6 +141,7 @@ def run_sweep(
 
     Raises:
         ValueError: a bad sweep, a run in ``out`` with other settings, another process that runs it, or no cluster at ``address``; before anything is trained.
+        FileNotFoundError: a model that is not there.
         ModuleNotFoundError: the engine is ray, and Ray is not installed.
     """
     target, jobs = Path(out), sweep.jobs()
@@ -132,6 +149,9 @@ def run_sweep(
         path = job.folder(target)
         if (path / "config.json").exists() and fingerprint(config_of(RunFolder.open(path))) != fingerprint(job.config):
             raise ValueError(f"{path} holds a run with other settings than this sweep's: choose another --out, or delete that run")
+    if engine == "local":
+        for name in sorted({name for job in jobs if not over(job.folder(target)) for name in (job.config.student, job.config.teacher) if name}):
+            locate(name, weights=False)
     for config, asked in {job.questions: (job.config, job.evaluate) for job in jobs if job.evaluate is not None}.values():
         check_splits(task_of(config), settings_of(config, **asked.model_dump()))
     target.mkdir(parents=True, exist_ok=True)
@@ -139,8 +159,8 @@ def run_sweep(
         (target / "sweep.json").write_text(sweep.model_dump_json(indent=2) + "\n")
         for job in jobs:
             path = job.folder(target)
-            if over(path) and outcome_of(path)["diverged"] is None and RunFolder.open(path).last_step() < job.config.steps:
-                (path / OVER).unlink()  # it has lost rows since, and computes them again
+            if over(path) and outcome_of(path)["diverged"] is None and (RunFolder.open(path).last_step() < job.config.steps or not _evaluated(job, path)):
+                (path / OVER).unlink()  # it has lost rows since, or other questions are asked: what is missing is computed
         left = [job for job in jobs if not over(job.folder(target))]
         began = time.time()
 

@@ -107,7 +107,7 @@ def test_equal_budgets_are_what_the_cheapest_arm_spends():
     assert early.isna().tolist() == [True, True, False, False] and early.iloc[2] == pytest.approx(0.375)  # step 3.75
     figure = plot_budget(curves)
     assert figure.axes[0].get_lines()[-1].get_xdata()[0] == 400
-    with pytest.raises(ValueError, match="one of the steps"):
+    with pytest.raises(ValueError, match="give a row a step"):
         at_budget(curves.drop(columns="train_seconds"), "train_seconds")
 
 
@@ -133,6 +133,20 @@ def test_a_heat_map_has_the_mean_of_each_cell_and_leaves_empty_ones_empty():
     assert float(image[0, 0]) == pytest.approx(table.loc[table["arm"] == "kdrl,kd_coef=0.1,learning_rate=0.3", "id avg"].mean())
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert len(texts) == 3 and all("±" in text for text in texts)
+
+
+def test_a_point_that_pools_other_settings_says_so():
+    table = runs(part({f"kdrl,kd_coef={a},learning_rate={b}": a + b for a in (0.1, 0.2) for b in (0.3, 0.4)}))
+    assert "a point has up to 2 runs of a seed, which differ in other settings" in plot_knob(table, "kd_coef")._supxlabel.get_text()
+    assert "runs of a seed" not in plot_heat(table, "kd_coef", "learning_rate")._supxlabel.get_text()
+    assert "up to 2 runs of a seed" in plot_heat(pd.concat([table, table.assign(method="opd")]), "kd_coef", "learning_rate")._supxlabel.get_text()
+
+
+def test_a_plot_of_no_measure_and_a_budget_of_no_steps_are_a_sentence(grid):
+    with pytest.raises(ValueError, match="no measure is named"):
+        plot_arms(grid, [])
+    with pytest.raises(ValueError, match="give a row a step"):
+        plot_budget(grid)
 
 
 def test_arms_keep_the_colour_of_their_method():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pandas as pd
 import pytest
@@ -130,7 +131,7 @@ def test_the_scorecard_says_what_is_on_the_edge_and_where_more_seeds_would_lead(
 
 
 def test_a_part_that_is_missing_leaves_its_claims_undecided(out):
-    (out / "knights" / "curves.parquet").unlink()  # a sweep that was stopped
+    shutil.rmtree(out / "knights")
     table = comparisons(judge_claims(read_study(out))).set_index("claim")
     assert table.loc[10, "verdict"] == "undecided" and "not run: knights" in table.loc[10, "note"]
     assert table.loc[12, "verdict"].tolist() == ["supported", "supported"]
@@ -187,6 +188,64 @@ def test_a_folder_without_tables_is_named(tmp_path):
     (tmp_path / "core").mkdir()
     with pytest.raises(FileNotFoundError, match=r"has no runs\.csv: run the sweep first"):
         read_part(tmp_path / "core")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("runs.csv", "", "runs.csv is damaged: No columns"),
+        ("runs.csv", "a,b\n1,2\n", "runs.csv is damaged: it has no column 'arm'"),
+        ("levels.csv", "a,b\n1,2\n", "levels.csv is damaged: it has no column 'arm'"),
+        ("curves.parquet", "no parquet", "curves.parquet is damaged"),
+        ("runs.csv", None, r"core has no runs\.csv"),
+        ("levels.csv", None, r"core has no levels\.csv"),
+        ("tuned.json", "{}", "tuned.json is damaged"),
+        ("sessions.jsonl", "{]\n", "sessions.jsonl is damaged"),
+    ],
+)
+def test_what_is_damaged_is_named_and_leaves_the_scorecard_alone(out, name, content, says):
+    write_scorecard(out)
+    before = (out / "scorecard.md").read_text()
+    if content is None:
+        (out / "core" / name).unlink()
+    else:
+        (out / "core" / name).write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as raised:
+        write_scorecard(out)
+    assert "\n" not in str(raised.value) and (out / "scorecard.md").read_text() == before
+
+
+def test_a_run_counts_once(out):
+    runs = pd.read_csv(out / "core" / "runs.csv")
+    pd.concat([runs, runs.tail(1)]).to_csv(out / "core" / "runs.csv", index=False)
+    with pytest.raises(ValueError, match=r"runs\.csv has opd_then_rl, seed 4 twice"):
+        read_study(out)
+
+
+def test_runs_that_the_sweep_asks_for_and_the_table_lacks_are_named(out):
+    """As after a run that failed, or a table that was cut."""
+    (out / "knights_betas" / "sweep.json").write_text(
+        json.dumps({"seeds": 6, "arms": [{"name": "kdrl", "method": "kdrl", "grid": {"kd_coef": [0.01, 0.1, 1.0]}}]})
+    )
+    found = read_study(out)
+    assert found["knights_betas"].left_out == tuple(f"kdrl,kd_coef={beta}, seed 5: not run" for beta in ("0.01", "0.1", "1.0"))
+    assert "runs that do not count, named below: knights_betas 3" in judge_claims(found)[12].note
+    assert judge_claims(found)[0].note == ""
+
+
+def test_a_method_all_of_whose_runs_diverged_leaves_its_claims_undecided_and_no_other(out):
+    runs = pd.read_csv(out / "betas" / "runs.csv")
+    runs.assign(diverged=runs["method"] == "kdrl_annealed").to_csv(out / "betas" / "runs.csv", index=False)
+    verdicts = judge_claims(read_study(out))
+    assert verdicts[4].outcome == "undecided" and "no run of kdrl_annealed in the part betas counts" in verdicts[4].note
+    assert {verdict.outcome for verdict in verdicts if verdict.number != 5} == {"supported"}
+    runs.assign(diverged=True).to_csv(out / "betas" / "runs.csv", index=False)
+    assert judge_claims(read_study(out))[12].outcome == "undecided" and write_scorecard(out).exists()
+
+
+def test_tables_are_not_copied_onto_themselves(out):
+    with pytest.raises(ValueError, match="is the study's own folder"):
+        copy_tables(out, out / "." / "core" / "..")
 
 
 def test_numbers_are_written_with_a_sign_and_a_dash_for_what_is_unknown():

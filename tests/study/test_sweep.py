@@ -16,6 +16,7 @@ import torch
 
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.study import workers as module
+from rlkd_lab.study.evaluation import read_table
 from rlkd_lab.study.results import OVER, by_arm, collect, curves, levels, over
 from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep, settled
 from rlkd_lab.study.watch import run_watched
@@ -85,10 +86,13 @@ def test_a_file_becomes_jobs(tmp_path):
         ({"arms": [{"name": "a", "method": "grpo"}], "seeds": []}, "needs seeds, each once"),
         ({"arms": [{"name": "a", "method": "grpo"}], "seeds": 0}, "needs seeds, each once"),
         ({"arms": [{"name": "a", "method": "grpo"}], "seeds": [1, 1]}, "needs seeds, each once"),
+        ({"arms": [{"name": "a", "method": "kdrl"}, {"name": "A", "method": "grpo"}]}, "arms a and A would lie in one folder"),
+        ({"arms": [{"name": "a", "method": "kdrl", "grid": {"teacher": ["./x/y", "./x_y"]}}]}, "would lie in one folder, a,teacher=._x_y"),
+        ({"arms": [{"name": "a", "method": "kdrl", "settings": {"teacher": "./teecher"}}]}, "there is no folder './teecher', where a model should lie"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_anything_is_trained(tmp_path, fields, says):
-    with pytest.raises(ValueError, match=says) as raised:
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as raised:
         run_sweep(Sweep(**{"seeds": 2, **fields}), tmp_path / "out")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
@@ -103,6 +107,8 @@ def test_a_mistake_is_one_sentence_before_anything_is_trained(tmp_path, fields, 
         ("[[arms]]\nname = 'a'\nmethod = 'grpo'\nsetings = {}", "setings"),
         ("[[arms]]\nname = '../a'\nmethod = 'grpo'", "name='../a'"),
         ("[[arms]]\nname = 'a'\nmethod = 'grpo'\n[evaluate]\nsplit = 'train'", "split='train'"),
+        ("[[arms]]\nname = 'a'\nmethod = 'grpo'\ngrid = {learning_rate = []}", "grid.learning_rate"),
+        ("[[arms]]\nname = 'a'\nmethod = 'grpo'\n[evaluate]\ntemperature = inf", "temperature"),
         ("steps = 0\n[[arms]]\nname = 'a'\nmethod = 'grpo'", "steps=0"),
     ],
 )
@@ -111,6 +117,19 @@ def test_a_bad_file_is_one_sentence(tmp_path, text, says):
     with pytest.raises(ValueError, match=says) as raised:
         read_sweep(tmp_path / "sweep.toml")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("seeds", [0, [1, 1]])
+def test_seeds_are_looked_at_before_any_trial(tmp_path, seeds):
+    sweep = small([{"name": "a", "method": "grpo", "trials": [{"learning_rate": 0.001}]}], seeds=seeds, tune={})
+    with pytest.raises(ValueError, match="needs seeds, each once"):
+        list(stages(sweep, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_from_windows_may_begin_with_its_mark(tmp_path):
+    (tmp_path / "sweep.toml").write_bytes(b"\xef\xbb\xbf[[arms]]\nname = 'a'\nmethod = 'grpo'\n")
+    assert read_sweep(tmp_path / "sweep.toml").arms[0].name == "a"
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +152,27 @@ def test_a_sweep_runs_everything_once_and_its_runs_are_those_of_rlkd_train(done,
     assert list(zip(table["arm"], table["seed"], strict=True)) == [("grpo", 0), ("kdrl", 0), ("grpo", 1), ("kdrl", 1)]
     assert {"reward", "id avg", "ood avg", "id pass@2", "id length", "tokens", "seconds", "worker_gib"} <= set(table)
     assert not table["diverged"].any()
+
+
+@pytest.mark.slow
+def test_other_questions_are_asked_of_what_is_over(done, tmp_path):
+    """Neither kept from another split nor trained again; nor is one whose numbers are gone taken for evaluated."""
+    sweep, made, _ = done
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    fewer = sweep.model_copy(update={"seeds": 1, "arms": sweep.arms[:1]})
+    (job,) = fewer.jobs()
+    trained = (job.folder(out) / "metrics.jsonl").stat().st_mtime_ns
+    assert module._evaluated(job, job.folder(out))
+    (job.folder(out) / "eval" / "step_000002.csv").write_text("nothing")
+    assert not module._evaluated(job, job.folder(out))
+    other = fewer.model_copy(update={"evaluate": fewer.evaluate.model_copy(update={"split": "validation"})})
+    assert run_sweep(other, out, workers=1) == []
+    table, record = read_table(job.folder(out) / "eval" / "step_000002.parquet")
+    assert record["split"] == "validation" and len(pd.read_csv(out / "runs.csv")["id avg"]) == 1
+    assert set(table["prompt"]).isdisjoint(read_table(job.folder(made) / "eval" / "step_000002.parquet")[0]["prompt"])
+    assert (job.folder(out) / "metrics.jsonl").stat().st_mtime_ns == trained
+    assert module._evaluated(other.jobs()[0], job.folder(out)) and not module._evaluated(job, job.folder(out))
 
 
 @pytest.mark.slow
