@@ -185,7 +185,7 @@ def plot_frontier(runs: pd.DataFrame, cost: str = "id length", gain: str = "id a
     beaten = [((means[cost] <= x) & (means[gain] >= y) & ((means[cost] < x) | (means[gain] > y))).any() for x, y in means.to_numpy()]
     best = means[~np.array(beaten)].sort_values(cost)
     axes.plot(best[cost], best[gain], color="#888888", linewidth=1, linestyle="--", zorder=0)
-    joined = "dashed: arms that no other beats in both" if len(best) > 1 else f"{best.index[0]} beats every other in both"
+    joined = "dashed: arms that no other beats in both" if len(best) > 1 else f"no arm is shorter or more accurate in the mean than {best.index[0]}"
     axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel(NAMES.get(cost, cost))
     axes.set_ylabel(NAMES.get(gain, gain))
