@@ -301,7 +301,7 @@ def masking(study: Study) -> Found:
 
 def trrd_on_knights(study: Study) -> Found:
     """7: the order on Knights and Knaves, and a larger lead over GRPO on the largest puzzles than on smaller ones. Of two people there are too few puzzles: 72
-    in all, eight of them among the test prompts."""
+    in all, a dozen of them in the test split."""
     part = study["knights"]
     checks = _chain(part, ("trrd", "kdrl", "grpo"), ACCURACY, "accuracy")
     lead = {size: part.level("trrd", size) - part.level("grpo", size) for size in ("3", "4")}
