@@ -90,6 +90,7 @@ def spread(axes: Axes, x: float, values: pd.Series, colour: str, marker: str = "
     for number, value in enumerate(known):
         left = offset_copy(axes.transData, axes.get_figure(root=True), x=-5 - 2.2 * number, units="points")
         axes.scatter([x], [value], s=14, color=colour, alpha=0.4, linewidths=0, transform=left)
+    axes.update_datalim(np.column_stack([np.full(len(known), x), known]))  # what is shifted does not count by itself
     half = half_width(known)
     axes.errorbar([x], [known.mean()], yerr=None if math.isnan(half) else [[half], [half]], color=colour, marker=marker, capsize=3, markersize=6, linewidth=1.6)
 
@@ -164,6 +165,7 @@ def draw_knob(axes: Axes, runs: pd.DataFrame, knob: str, measure: str) -> None:
         places = {text: float(place) for place, text in enumerate(texts)}
         groups = {text: runs.loc[runs[knob].astype(str) == text, measure] for text in texts}
         tick(axes, texts)
+    axes.margins(x=0.1)  # room for the dots
     for value, place in places.items():
         spread(axes, place, groups[value], colour, marker)
     axes.set_xlabel(knob)

@@ -102,7 +102,19 @@ def _annealing(study: Study) -> Figure:
 
 
 def _masking(study: Study) -> Figure:
-    return _arms(study["core"], ("kdrl", "kdrl_masked"), (ACCURACY, LENGTH))
+    """At equal coefficients where those parts were run, else each with its own settings."""
+    if not {"rates", "masks"} <= study.keys():
+        return _arms(study["core"], ("kdrl", "kdrl_masked"), (ACCURACY, LENGTH))
+    figure, panels = new_figure(2)
+    rates = study["rates"].runs
+    unmasked = rates[pd.to_numeric(rates["learning_rate"]) == 0.0005]
+    for axes, measure in zip(panels, (ACCURACY, LENGTH), strict=True):
+        for runs in (unmasked, study["masks"].runs):
+            draw_knob(axes, runs, "kd_coef", measure)
+            method = str(runs["method"].iloc[0])
+            axes.plot([], [], dot(method)[1], color=dot(method)[0], label=method)
+        axes.legend(frameon=False, fontsize=8)
+    return figure
 
 
 def _sizes(study: Study) -> Figure:
@@ -114,6 +126,8 @@ def _sizes(study: Study) -> Figure:
         for size in ("2", "3", "4"):
             spread(right, int(size) + 0.2 * (place - 1), part.level(arm, size), colour)
         right.plot([], [], "o", color=colour, label=arm)
+    right.margins(x=0.1)
+    right.set_xticks((2, 3, 4))
     right.set_xlabel("people in the puzzle")
     right.set_ylabel(NAMES[ACCURACY])
     right.legend(frameon=False, fontsize=8)
@@ -248,6 +262,7 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
         f"{check.text}: {number(check.effect.mean)} [{number(check.effect.low)}, {number(check.effect.high)}], {check.outcome}" for check in verdict.checks
     ]
     over = f"dots or faint lines: seeds; bars: an arm's 95 % interval; brackets: that of the difference by seed, over {' or '.join(map(str, seeds))} seeds"
+    figure.set_figheight(figure.get_figheight() + 0.16 * max(len(lines) - 3, 0))
     figure.supxlabel("\n".join([*lines, over] if seeds else lines), fontsize=8, color="#444444")
     return figure
 

@@ -194,6 +194,9 @@ def test_the_figure_of_the_teachers_shows_each_pair_beside_grpo_and_every_seed(t
     assert [axes.get_title() for axes in panels[:2]] == ["student", "weak student"]
     assert [len(axes.containers) for axes in panels] == [10, 5, 10, 5]  # two teachers, one teacher
     assert [len(dots(axes)) for axes in panels] == [50, 25, 50, 25]
+    for axes in panels:
+        low, high = axes.get_ylim()
+        assert low < dots(axes)[:, 1].min() and dots(axes)[:, 1].max() < high  # no seed is cut off
     assert "5 seeds" in figure._supxlabel.get_text()
     with pytest.raises(ValueError, match="one at most was run"):
         teachers_figure(TRUE)
