@@ -303,7 +303,7 @@ def draw_claims(study: Study, folder: str | Path) -> list[Path]:
     drawn = []
     for verdict in judge_claims(study):
         claim = CLAIMS[verdict.number - 1]
-        if not any(check.effect.seeds for check in verdict.checks):  # not run, or no run that counts
+        if any(name not in study for name in claim.needs) or not verdict.checks:  # not run, or no run that counts
             continue
         effects = comparisons([verdict]).drop(columns=["claim", "source", "text", "verdict", "on_the_edge", "note"])
         runs = {name: {str(arm): sorted(rows["seed"].tolist()) for arm, rows in study[name].runs.groupby("arm")} for name in claim.needs}
