@@ -146,8 +146,13 @@ class Verdict:
     checks: tuple[Check, ...]
     note: str = ""
     """Why it is undecided whatever the numbers say, or what to know beside them."""
-    edge: bool = False
-    """Whether it would be another one if the intervals were corrected for the number of comparisons."""
+    among: int = 1
+    """Comparisons of all the claims that were judged with it."""
+
+    @property
+    def edge(self) -> bool:
+        """Whether it would be another one if the intervals were corrected for the number of comparisons."""
+        return self.outcome not in ("undecided", all_of([strict(check, self.among) for check in self.checks]))
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ def judge_claims(study: Study) -> list[Verdict]:
         outcome = all_of([check.outcome for check in checks]) if decides else "undecided"
         verdicts.append(Verdict(claim.number, outcome, tuple(checks), note))
     total = sum(len(verdict.checks) for verdict in verdicts)
-    return [replace(verdict, edge=verdict.outcome not in ("undecided", all_of([strict(check, total) for check in verdict.checks]))) for verdict in verdicts]
+    return [replace(verdict, among=total) for verdict in verdicts]
 
 
 def strict(check: Check, comparisons: int) -> Outcome:

@@ -380,8 +380,11 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         FileNotFoundError: no file there.
         ValueError: no table of an evaluation, or one of a newer format.
     """
-    record = read_record(path)
-    return pq.read_table(path).to_pandas(), record
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return table.to_pandas(), _record(table.schema, path)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -390,6 +393,10 @@ def read_record(path: str | Path) -> dict[str, Any]:
         schema = pq.read_schema(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    return _record(schema, path)
+
+
+def _record(schema: pa.Schema, path: str | Path) -> dict[str, Any]:
     record = json.loads((schema.metadata or {}).get(b"rlkd_eval", b"{}"))
     if "version" not in record:
         raise ValueError(f"{path} is no table of `rlkd eval`")

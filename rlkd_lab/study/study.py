@@ -138,7 +138,6 @@ def by_teacher(study: Study) -> pd.DataFrame:
 def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """A row a comparison, with its claim: what stands in ``scorecard.csv``."""
     rows: list[dict[str, Any]] = []
-    total = sum(len(verdict.checks) for verdict in verdicts)
     for verdict in verdicts:
         claim = CLAIMS[verdict.number - 1]
         shared = {"claim": claim.number, "source": claim.source, "text": claim.text, "verdict": verdict.outcome, "on_the_edge": verdict.edge}
@@ -154,7 +153,7 @@ def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
                     "seeds": effect.seeds,
                     "outcome": check.outcome,
                 }
-                row |= {"outcome_of_all": strict(check, total), "seeds_needed": check.needed}
+                row |= {"outcome_of_all": strict(check, verdict.among), "seeds_needed": check.needed}
             rows.append(row | {"note": verdict.note})
     return pd.DataFrame(rows).astype({"seeds": "Int64", "seeds_needed": "Int64"}) if any(v.checks for v in verdicts) else pd.DataFrame(rows)
 
@@ -188,10 +187,10 @@ def _claims(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _comparisons(verdicts: Sequence[Verdict]) -> list[str]:
-    total = sum(len(verdict.checks) for verdict in verdicts)
+    among = max(verdict.among for verdict in verdicts)
     lines = [
         f"Effect and 95 % interval over seeds (Student's t, paired by seed; all runs answer the same test prompts). Last column: the outcome if the intervals"
-        f" were so wide that all {total} hold at once with 95 % (Bonferroni); a verdict that would not be the same is on the edge.",
+        f" were so wide that all {among} hold at once with 95 % (Bonferroni); a verdict that would not be the same is on the edge.",
         "",
         "| claim | comparison | effect | interval | seeds | here | of all |",
         "|---|---|---|---|---|---|---|",
@@ -200,7 +199,7 @@ def _comparisons(verdicts: Sequence[Verdict]) -> list[str]:
         for check in verdict.checks:
             effect = check.effect
             interval = f"[{number(effect.low)}, {number(effect.high)}]"
-            cells = (verdict.number, check.text, number(effect.mean), interval, effect.seeds, said(check), strict(check, total))
+            cells = (verdict.number, check.text, number(effect.mean), interval, effect.seeds, said(check), strict(check, verdict.among))
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 

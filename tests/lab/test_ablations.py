@@ -15,6 +15,7 @@ from rlkd_lab.lab.ablations import at_budget, plot_arms, plot_budget, plot_front
 from rlkd_lab.lab.claim_figures import DRAW, claim_figure, draw_claims, teachers_figure
 from rlkd_lab.lab.plots import png
 from rlkd_lab.study.claims import CLAIMS, judge_claims
+from rlkd_lab.study.study import comparisons
 
 
 def runs(part_, **columns):
@@ -182,6 +183,9 @@ def test_figures_are_written_with_their_numbers_for_what_was_run(tmp_path):
     assert [path.name for path in written] == [f"claim_{number:02d}.png" for number in (1, 2, 3, 6, 9, 11, 12, 14)]
     side = json.loads((tmp_path / "claim_01.json").read_text())
     assert side["verdict"] == "supported" and side["comparisons"][0]["seeds"] == 5 and side["seeds_of"]["core"]["grpo"] == [0, 1, 2, 3, 4]
+    counted = {row["comparison"]: row["outcome_of_all"] for row in side["comparisons"]}  # among those of every claim, as in the scorecard
+    whole = comparisons(judge_claims({"core": TRUE["core"]})).set_index("comparison")["outcome_of_all"]
+    assert counted == {text: whole[text] for text in counted}
     with pytest.raises(ValueError, match="not run: estimators"):
         claim_figure({"core": TRUE["core"]}, judge_claims(TRUE)[3])
 
