@@ -274,7 +274,8 @@ def test_log_probabilities_and_gradients_through_the_copy_are_the_policys(make_m
     prompts = [example.prompt for example in ArithmeticTask().examples(3, 0)]
     drawn = sample(policy, prompts, 8, Sampling(max_new_tokens=24), generator(), twin=twin)
     own, through = rewarded(policy, drawn, teacher), rewarded(twin.lm, drawn, teacher)
-    torch.testing.assert_close(through.logps, own.logps, rtol=0.0, atol=1e-5)
+    # in 32 bits each of them is up to 2.3e-5 from a computation in 64, by the CPU and the draw
+    torch.testing.assert_close(through.logps, own.logps, rtol=0.0, atol=5e-5)
     # both read the frozen log-probabilities of one of them, or the ratios would differ by rounding
     through = replace(through, old_logps=own.old)
     expected, found = (gradients(policy, token_loss("kdrl", batch)[0]) for batch in (own, through))
