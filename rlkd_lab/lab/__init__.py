@@ -1,6 +1,6 @@
 """What a notebook shows: runs driven and watched, curves, tokens, pictures that ask for a prediction first, exercises, figures with their sidecars."""
 
-from rlkd_lab.lab.ablations import at_budget, plot_arms, plot_budget, plot_frontier, plot_heat, plot_knob
+from rlkd_lab.lab.ablations import at_budget, plot_arms, plot_budget, plot_differences, plot_frontier, plot_heat, plot_knob
 from rlkd_lab.lab.curves import watch_curves
 from rlkd_lab.lab.driving import Handle, RunFailed, Status, launch, open_run, start
 from rlkd_lab.lab.estimate import gpu_hours, memory_table, release
@@ -67,6 +67,7 @@ __all__ = [
     "play",
     "plot_arms",
     "plot_budget",
+    "plot_differences",
     "plot_frontier",
     "plot_groups",
     "plot_heat",

@@ -71,9 +71,12 @@ def counted(runs: pd.DataFrame, *columns: str) -> tuple[pd.DataFrame, str]:
     kept = runs[~bad]
     if kept.empty:
         raise ValueError("no run is left to draw: all of them diverged or were moved by hand")
-    seeds = kept.groupby("arm")["seed"].nunique()
-    text = f"{seeds.min()} seeds" if seeds.min() == seeds.max() else f"{seeds.min()}–{seeds.max()} seeds"
-    return kept, text + (f"; {int(bad.sum())} runs left out (diverged or moved by hand)" if bad.any() else "")
+    return kept, _seeds_of(kept) + (f"; {int(bad.sum())} runs left out (diverged or moved by hand)" if bad.any() else "")
+
+
+def _seeds_of(runs: pd.DataFrame) -> str:
+    seeds = runs.groupby("arm")["seed"].nunique()
+    return f"{seeds.min()} seeds" if seeds.min() == seeds.max() else f"{seeds.min()}–{seeds.max()} seeds"
 
 
 def _pooled(runs: pd.DataFrame, *columns: str) -> str:
@@ -115,6 +118,34 @@ def plot_arms(runs: pd.DataFrame, measures: Sequence[str] = ("id avg", "id lengt
     for axes, measure in zip(panels, measures, strict=True):
         draw_arms(axes, kept, measure)
     return _finished(figure, title, f"dots: seeds; mean and 95 % interval over {seeds}")
+
+
+def plot_differences(runs: pd.DataFrame, against: str, measures: Sequence[str] = ("id avg", "id length"), title: str | None = None) -> Figure:
+    """Small multiples, a panel a measure: every other arm minus ``against``, seed by seed. An interval that leaves out 0 is a difference beyond the seeds.
+
+    Raises:
+        ValueError: no such column or arm, an arm that shares no seed with it, or one that has a seed twice.
+    """
+    if not measures:
+        raise ValueError("no measure is named: give columns of the table")
+    kept, said = counted(runs, *measures)
+    arms = list(dict.fromkeys(kept["arm"]))
+    if against not in arms or len(arms) < 2:
+        raise ValueError(f"there is no difference to {against!r} to draw: the arms with runs that count are {', '.join(map(str, arms))}")
+    for arm, rows in kept.groupby("arm"):
+        if rows["seed"].duplicated().any():
+            raise ValueError(f"arm {arm} has a seed twice: runs that differ in a setting are arms of their own (table_of takes labels)")
+    base = kept[kept["arm"] == against].set_index("seed")
+    rest = kept[kept["arm"].ne(against) & kept["seed"].isin(base.index)]
+    if alone := [str(arm) for arm in arms if arm != against and not (rest["arm"] == arm).any()]:
+        raise ValueError(f"{alone[0]} and {against} have no seed in common")
+    figure, panels = new_figure(len(measures), width=max(3.4, 0.6 * len(arms) + 0.9), columns=2)
+    for axes, measure in zip(panels, measures, strict=True):
+        axes.axhline(0, color="#888888", linewidth=0.8)
+        draw_arms(axes, rest.assign(**{measure: rest[measure] - rest["seed"].map(base[measure])}), measure)
+        axes.set_ylabel(f"{NAMES.get(measure, measure)}\nminus that of {against}")
+    seeds = _seeds_of(rest) + said.removeprefix(_seeds_of(kept))
+    return _finished(figure, title, f"dots: seeds; mean and 95 % interval of the difference by seed, over {seeds}")
 
 
 def plot_knob(runs: pd.DataFrame, knob: str, measure: str = "id avg", title: str | None = None) -> Figure:

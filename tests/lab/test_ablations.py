@@ -11,7 +11,7 @@ from matplotlib.collections import PathCollection
 from scipy import stats
 
 from rlkd_lab.lab import STYLES
-from rlkd_lab.lab.ablations import at_budget, plot_arms, plot_budget, plot_frontier, plot_heat, plot_knob, shared_budget
+from rlkd_lab.lab.ablations import at_budget, plot_arms, plot_budget, plot_differences, plot_frontier, plot_heat, plot_knob, shared_budget
 from rlkd_lab.lab.claim_figures import DRAW, claim_figure, draw_claims, teachers_figure
 from rlkd_lab.lab.plots import png
 from rlkd_lab.study.claims import CLAIMS, judge_claims
@@ -157,6 +157,34 @@ def test_arms_keep_the_colour_of_their_method():
     assert drawn[arms.index("grpo")] == STYLES["grpo"][0] and drawn == [STYLES[arm][0] for arm in arms]
     markers = [container.lines[0].get_marker() for container in figure.axes[0].containers]
     assert len(set(zip(drawn, markers, strict=True))) == len(arms)
+
+
+def test_differences_are_taken_by_seed():
+    """Two arms that differ by exactly .1 in every seed, though seeds differ by more than that: the interval has no width."""
+    rows = [{"arm": arm, "method": arm, "seed": seed, "id avg": 0.2 * seed + gain} for arm, gain in (("grpo", 0.0), ("kdrl", 0.1)) for seed in range(4)]
+    rows.append({"arm": "kdrl", "method": "kdrl", "seed": 9, "id avg": 0.9})  # no run of the other arm has that seed
+    table = pd.DataFrame(rows).assign(diverged=False, touched=False)
+    figure = plot_differences(table, "grpo", ["id avg"])
+    (axes,) = [one for one in figure.axes if one.get_visible()]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["kdrl"] and axes.get_ylabel().endswith("minus that of grpo")
+    assert np.allclose(dots(axes)[:, 1], 0.1) and len(dots(axes)) == 4
+    ((_, mean, half),) = bars(axes)
+    assert mean == pytest.approx(0.1) and half == pytest.approx(0, abs=1e-9)
+    assert "over 4 seeds" in figure._supxlabel.get_text()
+    bad = plot_differences(table.assign(diverged=(table["arm"] == "grpo") & (table["seed"] == 2)), "grpo", ["id avg"])
+    assert "over 3 seeds; 1 runs left out" in bad._supxlabel.get_text()
+
+
+def test_differences_that_cannot_be_taken_are_a_sentence(grid):
+    with pytest.raises(ValueError, match="no difference to 'sft' to draw: the arms with runs that count are kdrl"):
+        plot_differences(grid, "sft")
+    first = grid["arm"].iloc[0]
+    with pytest.raises(ValueError, match="have no seed in common"):
+        plot_differences(grid.assign(seed=grid["seed"] + 100 * (grid["arm"] == first)), first)
+    with pytest.raises(ValueError, match="has a seed twice"):
+        plot_differences(pd.concat([grid, grid]), first)
+    with pytest.raises(ValueError, match="no measure is named"):
+        plot_differences(grid, first, [])
 
 
 # --- figures of the claims --------------------------------------------------------------------------------------------
