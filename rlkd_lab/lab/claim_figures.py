@@ -150,7 +150,7 @@ def _cost(study: Study) -> Figure:
     medians = steps.groupby(["arm", "seed"], sort=False)["train_time"].median().reset_index().assign(method=lambda rows: rows["arm"])
     order = pd.concat([medians[medians["arm"] == arm] for arm in arms])
     draw_arms(axes, order, "train_time")
-    axes.set_ylabel("seconds of a step, median of steps 2–11")
+    axes.set_ylabel("seconds of a step,\nmedian of steps 2–11")
     axes.set_ylim(bottom=0)
     return figure
 

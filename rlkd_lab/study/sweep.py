@@ -40,19 +40,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from rlkd_lab.training import RunConfig, make_config
 from rlkd_lab.training.config import in_words, validated
 from rlkd_lab.training.loop import fingerprint
 
-Setting = str | int | float | bool | None
-CHOSEN = "tuned.json"
-"""In a sweep's folder: what its trials led to."""
-
-
 MOST = 10_000
 """Seeds, and arms of a grid: a sweep of more is a slip of the pen."""
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ValueError("a setting is a text, a number, true or false")
+
+
+def _whole(value: object) -> object:
+    """One error where pydantic has one for each branch of a union."""
+    if (type(value) is int and value <= MOST) or (isinstance(value, list) and all(type(one) is int for one in value)):
+        return value
+    raise ValueError(f"how many seeds, at most {MOST}, or a list of them")
+
+
+Setting = Annotated[str | int | float | bool | None, PlainValidator(_plain)]
+CHOSEN = "tuned.json"
+"""In a sweep's folder: what its trials led to."""
 
 
 class _Strict(BaseModel):
@@ -81,7 +94,7 @@ class Tuning(_Strict):
 class Arm(_Strict):
     """One line of the comparison, or with a grid several."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9 ._-]*[A-Za-z0-9_-])?$")]
     method: str
     settings: dict[str, Setting] = {}
     grid: dict[str, Annotated[list[Setting], Field(min_length=1)]] = {}
@@ -93,7 +106,7 @@ class Sweep(_Strict):
 
     preset: str = "tiny"
     steps: Annotated[int, Field(ge=1)] = 60
-    seeds: Annotated[int, Field(le=MOST)] | list[int] = 5
+    seeds: Annotated[int | list[int], PlainValidator(_whole)] = 5
     settings: dict[str, Setting] = {}
     evaluate: Evaluation | None = None
     tune: Tuning | None = None

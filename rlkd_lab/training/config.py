@@ -273,13 +273,20 @@ def validated(values: dict[str, Any]) -> RunConfig:
         raise ValueError(in_words(error)) from None
 
 
+WITHOUT_VALUE = {"missing": "it has to be given", "extra_forbidden": "there is no such field"}
+"""pydantic's reports that are not about a value."""
+
+
 def in_words(error: ValidationError) -> str:
     """pydantic's report as one line: a sentence a problem."""
     problems = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         text = item["msg"].removeprefix("Value error, ")
-        problems.append(f"{where}={item['input']!r:.200}: {text}" if where else text)
+        if item["type"] in WITHOUT_VALUE:
+            problems.append(f"{where}: {WITHOUT_VALUE[item['type']]}")
+        else:
+            problems.append(f"{where}={item['input']!r:.200}: {text}" if where else text)
     return " ".join("; ".join(problems).split())
 
 
