@@ -101,14 +101,14 @@ def read_study(out: str | Path) -> Study:
 
 
 def copy_tables(out: str | Path, target: str | Path) -> None:
-    """Copy the tables of every part, and of its trials, without the run folders: small enough for a repository.
+    """Copy the tables of every part that has come to its end, and of its trials, without the run folders: small enough for a repository.
 
     Raises:
         ValueError: the target is the study's own folder.
     """
     if Path(target).resolve() == Path(out).resolve():
         raise ValueError(f"--keep {target} is the study's own folder: its tables are there")
-    for name in PARTS:
+    for name in read_study(out):
         for inner in (Path(name), Path(name) / "tuning"):
             found = [Path(out) / inner / each for each in KEPT if (Path(out) / inner / each).exists()]
             if found:

@@ -177,8 +177,10 @@ def test_the_parts_of_the_pairs_train_these_students_with_these_teachers():
 
 def test_what_is_kept_is_enough_to_judge(out, tmp_path):
     (out / "core" / "runs" / "grpo" / "seed_0").mkdir(parents=True)
+    (out / "weak" / "tuning").mkdir(parents=True)  # its trials have just begun
+    (out / "weak" / "tuning" / "sweep.json").write_text("{}")
     copy_tables(out, tmp_path / "kept")
-    assert not (tmp_path / "kept" / "core" / "runs").exists()
+    assert not (tmp_path / "kept" / "core" / "runs").exists() and not (tmp_path / "kept" / "weak").exists()
     assert write_scorecard(tmp_path / "kept").read_text() == write_scorecard(out).read_text()
 
 
