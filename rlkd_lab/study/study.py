@@ -26,6 +26,7 @@ PARTS: dict[str, str] = {
     "concise": "a teacher that does not check its work",
     "weak": "a weaker student",
     "weak_concise": "a weaker student, a teacher that does not check",
+    "weak_grpo": "a weaker student: GRPO at a lower rate, and averaged over tokens",
     "teacher16": "the teacher in 16 bits instead of NF4",
     "rates": "KDRL's coefficient by learning rate",
     "masks": "KDRL's mask at fixed coefficients",
