@@ -24,8 +24,6 @@ STEPS = 60
 MAIN = {name: (name, {}) for name in ("opd", "grpo", "kdrl", "trrd")}
 OTHERS = {
     "opd-concise": ("opd", {"teacher": "teacher-concise"}),
-    "kdrl-concise": ("kdrl", {"teacher": "teacher-concise"}),
-    "trrd-concise": ("trrd", {"teacher": "teacher-concise"}),
     "kdrl-k3": ("kdrl", {"estimator": "k3"}),
     "kdrl-exact": ("kdrl", {"estimator": "exact"}),
     "kdrl_annealed": ("kdrl_annealed", {}),
