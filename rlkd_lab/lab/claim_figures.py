@@ -292,7 +292,7 @@ def teachers_figure(study: Study) -> Figure:
     for marker, teacher in zip("os", teachers, strict=False):
         panels[0].plot([], [], marker, color="#555555", label=teacher)
     panels[0].legend(frameon=False, fontsize=8)
-    figure.suptitle("What a teacher adds to reward alone", fontsize=11)
+    figure.suptitle("Each method minus GRPO, which learns from reward alone", fontsize=11)
     seeds = table.groupby(["student", "teacher", "arm"])["seed"].nunique()
     figure.supxlabel(f"faint dots: seeds; markers and bars: mean and 95 % interval over {seeds.min()} seeds, paired", fontsize=8, color="#555555")
     return figure

@@ -206,7 +206,7 @@ def _comparisons(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _by_teacher(study: Study) -> list[str]:
-    lines = ["Each arm minus GRPO on the same student, which asks no teacher; mean and 95 % interval over seeds (Student's t, paired by seed).", ""]
+    lines = ["Each arm minus GRPO, which asks no teacher, on the same student; mean and 95 % interval over seeds (Student's t, paired by seed).", ""]
     lines += ["| student | teacher | arm | accuracy | accuracy, ood | length |", "|---|---|---|---|---|---|"]
     for (student, teacher, arm), rows in by_teacher(study).groupby(["student", "teacher", "arm"], sort=False):
         effects = [effect_of(rows[name]) for name in ("accuracy", "ood", "length")]
