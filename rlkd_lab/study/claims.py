@@ -386,15 +386,20 @@ def ends_of_grid(part: Part) -> list[float]:
 
 
 def betas_of_tasks(study: Study) -> Found:
-    """13: decades between the best coefficients of the two tasks, seed by seed; a difference of one decade or more supports it."""
+    """13: decades between the best coefficients of the two tasks, seed by seed; a difference of one decade or more supports it. A smaller one contradicts it
+    only where the grid holds the best: one that lies at its end, in most seeds of a task, may lie beyond, and then the difference is not known."""
     best = {task: best_beta(study[part]) for task, part in (("arithmetic", "betas"), ("knights", "knights_betas"))}
     if any(found.empty for found in best.values()):
         return [], "no run of kdrl counts and was evaluated on the way, on one of the tasks", False
     gap = paired(best["arithmetic"], best["knights"])
     size = Effect(abs(gap.mean), *((gap.low, gap.high) if gap.mean >= 0 else (-gap.high, -gap.low)), gap.seeds)
     grid = ends_of_grid(study["betas"])
-    ends = "best at an end of the grid: " + ", ".join(f"{task} {int(found.isin(grid).sum())} of {len(found)} seeds" for task, found in best.items())
-    return [Check("decades between the best kd_coef on arithmetic and on knights ≥ 1", size, 1 - 1e-9)], f"the paper says up to two decades; {ends}", True
+    at_end = {task: int(np.isclose(found.to_numpy()[:, None], grid, atol=1e-3).any(axis=1).sum()) for task, found in best.items()}
+    note = "the paper says up to two decades; best at an end of the grid: " + ", ".join(f"{task} {at_end[task]} of {len(best[task])} seeds" for task in best)
+    check = Check("decades between the best kd_coef on arithmetic and on knights ≥ 1", size, 1 - 1e-9)
+    if check.outcome == "contradicted" and any(at_end[task] > len(best[task]) / 2 for task in best):
+        return [check], f"{note}: the grid ends too early, and a larger difference is not ruled out", False
+    return [check], note, True
 
 
 def interference(study: Study) -> Found:

@@ -30,7 +30,7 @@ FALSE = {
     10: {"knights": knights(("trrd", "opd", "kdrl", "grpo"))},
     11: {"core": core(arms={"kdrl": {"id pass@32": 0.99, "id pass@4": 0.99}})},
     12: {"core": core(arms={"opd_then_rl": {"id avg": 0.7}})},
-    13: {"knights_betas": betas(0.01)},
+    13: {"betas": betas(0.1), "knights_betas": betas(0.1)},
     14: {"core": core(curves=conflicts(0.3, 0.45, 0.2))},
 }
 
@@ -215,6 +215,14 @@ def test_reaching_a_level_needs_a_whole_window():
     assert steps_to_reach(curve, 0.2, window=5) == 21
     assert steps_to_reach(curve, 0.0, window=5) == 5
     assert steps_to_reach(curve, 1.1, window=5) == 41
+
+
+def test_best_coefficients_at_the_end_of_the_grid_do_not_contradict_that_they_differ():
+    """Both tasks do best with the smallest: they may differ by any factor below it. Where one is at each end, the difference is at least what it seems."""
+    verdict = verdicts(TRUE | {"betas": betas(0.01), "knights_betas": betas(0.01)})[13]
+    assert verdict.outcome == "undecided" and verdict.checks[0].outcome == "contradicted"
+    assert "arithmetic 5 of 5 seeds, knights 5 of 5 seeds: the grid ends too early" in verdict.note
+    assert verdicts(TRUE)[13].outcome == "supported" and "too early" not in verdicts(TRUE)[13].note
 
 
 def test_the_best_coefficient_is_chosen_on_validation_prompts_alone():
