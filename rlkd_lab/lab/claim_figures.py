@@ -261,6 +261,8 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     lines = [
         f"{check.text}: {number(check.effect.mean)} [{number(check.effect.low)}, {number(check.effect.high)}], {check.outcome}" for check in verdict.checks
     ]
+    if verdict.outcome == "undecided" and any(check.outcome != "undecided" for check in verdict.checks):  # why what is decided by itself does not decide it
+        lines += textwrap.wrap(verdict.note, int(1.3 * LETTERS * figure.get_figwidth()))
     over = f"dots or faint lines: seeds; bars: an arm's 95 % interval; brackets: that of the difference by seed, over {' or '.join(map(str, seeds))} seeds"
     figure.set_figheight(figure.get_figheight() + 0.16 * max(len(lines) - 3, 0))
     figure.supxlabel("\n".join([*lines, over] if seeds else lines), fontsize=8, color="#444444")

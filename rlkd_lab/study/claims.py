@@ -187,7 +187,7 @@ def judge_claims(study: Study) -> list[Verdict]:
         few = [check for check in checks if check.effect.seeds < SEEDS]
         if few:
             had = min(check.effect.seeds for check in few)
-            note = f"{had} seed{'s' * (had != 1)} where at least {SEEDS} are needed. {note}".strip()
+            note = f"{had} seed{'s' * (had != 1)} where at least {SEEDS} are needed{'; ' * bool(note)}{note}"
         gone = {name: len(study[name].left_out) for name in claim.needs if study[name].left_out}
         if gone:
             told = ", ".join(f"{name} {count}" for name, count in gone.items())
@@ -388,13 +388,13 @@ def ends_of_grid(part: Part) -> list[float]:
 def betas_of_tasks(study: Study) -> Found:
     """13: decades between the best coefficients of the two tasks, seed by seed; a difference of one decade or more supports it. A smaller one contradicts it
     only where the grid holds the best: one that lies at its end, in most seeds of a task, may lie beyond, and then the difference is not known."""
-    best = {task: best_beta(study[part]) for task, part in (("arithmetic", "betas"), ("knights", "knights_betas"))}
+    parts = {"arithmetic": study["betas"], "knights": study["knights_betas"]}
+    best = {task: best_beta(part) for task, part in parts.items()}
     if any(found.empty for found in best.values()):
         return [], "no run of kdrl counts and was evaluated on the way, on one of the tasks", False
     gap = paired(best["arithmetic"], best["knights"])
     size = Effect(abs(gap.mean), *((gap.low, gap.high) if gap.mean >= 0 else (-gap.high, -gap.low)), gap.seeds)
-    grid = ends_of_grid(study["betas"])
-    at_end = {task: int(np.isclose(found.to_numpy()[:, None], grid, atol=1e-3).any(axis=1).sum()) for task, found in best.items()}
+    at_end = {task: int(np.isclose(found.to_numpy()[:, None], ends_of_grid(parts[task]), atol=1e-3).any(axis=1).sum()) for task, found in best.items()}
     note = "the paper says up to two decades; best at an end of the grid: " + ", ".join(f"{task} {at_end[task]} of {len(best[task])} seeds" for task in best)
     check = Check("decades between the best kd_coef on arithmetic and on knights ≥ 1", size, 1 - 1e-9)
     if check.outcome == "contradicted" and any(at_end[task] > len(best[task]) / 2 for task in best):

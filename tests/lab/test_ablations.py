@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import PAIRS, TRUE, core, part
+from made_up import PAIRS, TRUE, betas, core, part
 from matplotlib.collections import PathCollection
 from scipy import stats
 
@@ -144,10 +144,43 @@ def test_a_point_that_pools_other_settings_says_so():
 
 
 def test_a_plot_of_no_measure_and_a_budget_of_no_steps_are_a_sentence(grid):
-    with pytest.raises(ValueError, match="no measure is named"):
-        plot_arms(grid, [])
+    for none in ([], "id avg"):
+        with pytest.raises(ValueError, match="no measure is named"):
+            plot_arms(grid, none)
+    with pytest.raises(ValueError, match="no budget is named"):
+        plot_budget(grid, [])
     with pytest.raises(ValueError, match="give a row a step"):
         plot_budget(grid)
+
+
+def test_a_seed_without_a_value_is_no_seed(grid):
+    first, other = grid["arm"].unique()[:2]
+    hole = (grid["arm"] == first) & (grid["seed"] == 0)
+    holed = grid.assign(**{"id avg": grid["id avg"].mask(hole)})
+    for figure in (plot_arms(holed), plot_frontier(holed), plot_differences(holed, other), plot_knob(holed, "kd_coef")):
+        assert "over 4–5 seeds" in figure._supxlabel.get_text()
+    assert "over 4 seeds" in plot_differences(holed, first)._supxlabel.get_text()
+    with pytest.raises(ValueError, match="no run that counts has a value of id avg"):
+        plot_arms(grid.assign(**{"id avg": np.nan}), ["id avg"])
+
+
+def test_runs_of_one_arm_that_differ_are_no_further_seeds(grid):
+    pooled = grid[grid["method"] == "kdrl"].assign(arm="kdrl")
+    for figure in (plot_arms(pooled), plot_frontier(pooled)):
+        assert "over 5 seeds; a point has up to 3 runs of a seed" in figure._supxlabel.get_text()
+
+
+@pytest.mark.parametrize(
+    "draw", [plot_arms, plot_frontier, lambda table: plot_knob(table, "kd_coef"), lambda table: plot_heat(table, "kd_coef", "learning_rate")]
+)
+def test_tables_that_cannot_be_drawn_are_a_sentence(grid, draw):
+    table = grid.assign(learning_rate=0.001)
+    with pytest.raises(ValueError, match="column 'id avg' holds no numbers"):
+        draw(table.assign(**{"id avg": "good"}))
+    with pytest.raises(ValueError, match="has no column 'seed'"):
+        draw(table.drop(columns="seed"))
+    with pytest.raises(ValueError, match="the table has no runs"):
+        draw(table.iloc[:0])
 
 
 def test_arms_keep_the_colour_of_their_method():
@@ -204,6 +237,12 @@ def test_the_figure_of_a_claim_says_verdict_effects_and_seeds(number):
     caption = figure._supxlabel.get_text()
     assert all(check.text in caption for check in verdict.checks) and "5 seeds" in caption
     assert len(png(figure)) > 5000
+
+
+def test_a_figure_says_why_what_is_decided_by_itself_decides_nothing():
+    study = TRUE | {"betas": betas(0.01), "knights_betas": betas(0.01)}
+    caption = " ".join(claim_figure(study, judge_claims(study)[12])._supxlabel.get_text().split())
+    assert "contradicted the paper says" in caption and "the grid ends too early" in caption
 
 
 def test_figures_are_written_with_their_numbers_for_what_was_run(tmp_path):
