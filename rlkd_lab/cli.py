@@ -594,11 +594,12 @@ def study(
         if keep is not None:
             copy_tables(out, keep)
             write_scorecard(keep)
+        found = read_study(out)
         if figures is not None:
             from rlkd_lab.lab.claim_figures import draw_claims
 
-            draw_claims(read_study(out), figures)
-        verdicts = judge_claims(read_study(out))
+            draw_claims(found, figures)
+        verdicts = judge_claims(found)
         if as_json:
             print_json({"comparisons": comparisons(verdicts).to_dict("records"), "failed": failed, "scorecard": str(path)})
         else:

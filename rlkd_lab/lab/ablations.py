@@ -58,8 +58,8 @@ def new_figure(panels: int, width: float = 4.4, height: float = 3.4, columns: in
     return figure, axes[:panels]
 
 
-def counted(runs: pd.DataFrame, *measures: str, knobs: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
-    """The runs that count, and what the figure says of seeds and of those left out. A seed counts where its run has a value in every column.
+def counted(runs: pd.DataFrame, *measures: str, knobs: Sequence[str] = ()) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """The runs that count, those of them with a value in every column, whose seeds the figure states, and what it says of those left out.
 
     Raises:
         ValueError: a column that the table does not have, a measure that is no number, or no run that counts.
@@ -78,7 +78,12 @@ def counted(runs: pd.DataFrame, *measures: str, knobs: Sequence[str] = ()) -> tu
     known = kept.dropna(subset=[*measures, *knobs])
     if known.empty:
         raise ValueError(f"no run that counts has a value of {' and of '.join([*measures, *knobs])}")
-    return kept, _seeds_of(known) + (f"; {int(bad.sum())} runs left out (diverged or moved by hand)" if bad.any() else "")
+    return kept, known, f"; {int(bad.sum())} runs left out (diverged or moved by hand)" if bad.any() else ""
+
+
+def _listed(columns: Sequence[str], what: str) -> None:
+    if not columns or isinstance(columns, str):
+        raise ValueError(f"no {what} is named: give a list of columns of the table")
 
 
 def _seeds_of(runs: pd.DataFrame) -> str:
@@ -118,10 +123,9 @@ def draw_arms(axes: Axes, runs: pd.DataFrame, measure: str, names: Mapping[str, 
 
 def plot_arms(runs: pd.DataFrame, measures: Sequence[str] = ("id avg", "id length"), title: str | None = None) -> Figure:
     """Small multiples, a panel a measure: every arm with its seeds, mean and interval."""
-    if not measures or isinstance(measures, str):
-        raise ValueError("no measure is named: give a list of columns of the table")
-    kept, seeds = counted(runs, *measures)
-    seeds += _pooled(kept, "arm")
+    _listed(measures, "measure")
+    kept, known, omitted = counted(runs, *measures)
+    seeds = _seeds_of(known) + omitted + _pooled(kept, "arm")
     figure, panels = new_figure(len(measures), width=max(3.4, 0.6 * kept["arm"].nunique() + 1.5), columns=2)
     for axes, measure in zip(panels, measures, strict=True):
         draw_arms(axes, kept, measure)
@@ -134,16 +138,14 @@ def plot_differences(runs: pd.DataFrame, against: str, measures: Sequence[str] =
     Raises:
         ValueError: no such column or arm, an arm that shares no seed with it, or one that has a seed twice.
     """
-    if not measures or isinstance(measures, str):
-        raise ValueError("no measure is named: give a list of columns of the table")
-    kept, said = counted(runs, *measures)
+    _listed(measures, "measure")
+    kept, whole, omitted = counted(runs, *measures)
     arms = list(dict.fromkeys(kept["arm"]))
     if against not in arms or len(arms) < 2:
         raise ValueError(f"there is no difference to {against!r} to draw: the arms with runs that count are {', '.join(map(str, arms))}")
     for arm, rows in kept.groupby("arm"):
         if rows["seed"].duplicated().any():
             raise ValueError(f"arm {arm} has a seed twice: runs that differ in a setting are arms of their own (table_of takes labels)")
-    whole = kept.dropna(subset=list(measures))
     base = whole[whole["arm"] == against].set_index("seed")
     rest = whole[whole["arm"].ne(against) & whole["seed"].isin(base.index)]
     if alone := [str(arm) for arm in arms if arm != against and not (rest["arm"] == arm).any()]:
@@ -153,8 +155,7 @@ def plot_differences(runs: pd.DataFrame, against: str, measures: Sequence[str] =
         axes.axhline(0, color="#888888", linewidth=0.8)
         draw_arms(axes, rest.assign(**{measure: rest[measure] - rest["seed"].map(base[measure])}), measure)
         axes.set_ylabel(f"{NAMES.get(measure, measure)}\nminus that of {against}")
-    seeds = _seeds_of(rest) + said.removeprefix(_seeds_of(whole))
-    return _finished(figure, title, f"dots: seeds; mean and 95 % interval of the difference by seed, over {seeds}")
+    return _finished(figure, title, f"dots: seeds; mean and 95 % interval of the difference by seed, over {_seeds_of(rest)}{omitted}")
 
 
 def plot_knob(runs: pd.DataFrame, knob: str, measure: str = "id avg", title: str | None = None) -> Figure:
@@ -169,9 +170,8 @@ def plot_knob(runs: pd.DataFrame, knob: str, measure: str = "id avg", title: str
     Raises:
         ValueError: no such column, or no run has both.
     """
-    kept, seeds = counted(runs, measure, knobs=[knob])
-    kept = kept.dropna(subset=[knob, measure])
-    seeds += _pooled(kept, "method", knob)
+    _, kept, omitted = counted(runs, measure, knobs=[knob])
+    seeds = _seeds_of(kept) + omitted + _pooled(kept, "method", knob)
     methods = list(dict.fromkeys(kept["method"]))
     figure, panels = new_figure(len(methods))
     for axes, method in zip(panels, methods, strict=True):
@@ -213,9 +213,8 @@ def draw_knob(axes: Axes, runs: pd.DataFrame, knob: str, measure: str) -> None:
 
 def plot_frontier(runs: pd.DataFrame, cost: str = "id length", gain: str = "id avg", title: str | None = None) -> Figure:
     """Accuracy against length: every run a dot, every arm's mean a marker; the line joins the arms that no other beats in both."""
-    kept, seeds = counted(runs, cost, gain)
-    kept = kept.dropna(subset=[cost, gain])
-    seeds += _pooled(kept, "arm")
+    _, kept, omitted = counted(runs, cost, gain)
+    seeds = _seeds_of(kept) + omitted + _pooled(kept, "arm")
     figure, (axes,) = new_figure(1, width=6.4, height=4.2)
     arms = list(dict.fromkeys(kept["arm"]))
     means = kept.groupby("arm", sort=False)[[cost, gain]].mean()
@@ -244,8 +243,7 @@ def plot_budget(
     Raises:
         ValueError: no such column.
     """
-    if not budgets or isinstance(budgets, str):
-        raise ValueError("no budget is named: give a list of columns of the table")
+    _listed(budgets, "budget")
     _check_steps(curves, *budgets, metric)
     figure, panels = new_figure(len(budgets), width=5.6, columns=2)
     arms = list(dict.fromkeys(curves["arm"]))
@@ -271,7 +269,7 @@ def _check_steps(curves: pd.DataFrame, *columns: str) -> None:
     for name in ("arm", "seed", "method", *columns):
         if name not in curves or curves[name].isna().all():
             raise ValueError(
-                f"the table has no column {name!r}: or nothing in it: give a row a step (curves.parquet, or curves_of a run), with evaluations on the way"
+                f"the table has no column {name!r}, or nothing in it: give a row a step (curves.parquet, or curves_of a run), with evaluations on the way"
             )
 
 
@@ -301,9 +299,8 @@ def at_budget(curves: pd.DataFrame, budget: Budget, metric: str = "eval/accuracy
 
 def plot_heat(runs: pd.DataFrame, across: str, up: str, measure: str = "id avg", title: str | None = None) -> Figure:
     """A heat map over two knobs: the mean over seeds in each cell, with half of its 95 % interval; an empty cell was not run."""
-    kept, seeds = counted(runs, measure, knobs=[across, up])
-    kept = kept.dropna(subset=[across, up, measure])
-    seeds += _pooled(kept, across, up)
+    _, kept, omitted = counted(runs, measure, knobs=[across, up])
+    seeds = _seeds_of(kept) + omitted + _pooled(kept, across, up)
     table = kept.groupby([up, across])[measure]
     means, halves = table.mean().unstack(), table.agg(half_width).unstack()
     figure, (axes,) = new_figure(1, width=1.1 * len(means.columns) + 2.4, height=0.8 * len(means.index) + 1.4)

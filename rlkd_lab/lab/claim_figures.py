@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from rlkd_lab.lab.ablations import NAMES, dot, draw_arms, draw_knob, new_figure, spread, tick
 from rlkd_lab.lab.plots import STYLES, save_figure
-from rlkd_lab.study.claims import ACCURACY, CHANCE, CLAIMS, LENGTH, WINDOW, WINDOWS, Study, Verdict, judge_claims, steps_ahead
+from rlkd_lab.study.claims import ACCURACY, CHANCE, CLAIMS, LENGTH, MASKS_RATE, WINDOW, WINDOWS, Study, Verdict, judge_claims, steps_ahead
 from rlkd_lab.study.results import Part
 from rlkd_lab.study.study import EDGE, WITH_TEACHER, by_teacher, comparisons, number
 
@@ -107,7 +107,7 @@ def _masking(study: Study) -> Figure:
         return _arms(study["core"], ("kdrl", "kdrl_masked"), (ACCURACY, LENGTH))
     figure, panels = new_figure(2)
     rates = study["rates"].runs
-    unmasked = rates[pd.to_numeric(rates["learning_rate"]) == 0.0005]
+    unmasked = rates[pd.to_numeric(rates["learning_rate"]) == MASKS_RATE]
     for axes, measure in zip(panels, (ACCURACY, LENGTH), strict=True):
         for runs in (unmasked, study["masks"].runs):
             draw_knob(axes, runs, "kd_coef", measure)
@@ -251,8 +251,7 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
         ValueError: its parts were not run.
     """
     claim = CLAIMS[verdict.number - 1]
-    missing = [name for name in claim.needs if name not in study]
-    if missing:
+    if missing := claim.missing(study):
         raise ValueError(f"claim {claim.number} needs parts that were not run: {', '.join(missing)}")
     figure = DRAW[claim.number](study)
     title = f"Claim {claim.number} ({claim.source}): {claim.text} — {verdict.outcome} here{EDGE * verdict.edge}"
@@ -305,7 +304,7 @@ def draw_claims(study: Study, folder: str | Path) -> list[Path]:
     drawn = []
     for verdict in judge_claims(study):
         claim = CLAIMS[verdict.number - 1]
-        if any(name not in study for name in claim.needs) or not verdict.checks:  # not run, or no run that counts
+        if claim.missing(study) or not verdict.checks:  # not run, or no run that counts
             continue
         effects = comparisons([verdict]).drop(columns=["claim", "source", "text", "verdict", "on_the_edge", "note"])
         runs = {name: {str(arm): sorted(rows["seed"].tolist()) for arm, rows in study[name].runs.groupby("arm")} for name in claim.needs}

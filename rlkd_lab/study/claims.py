@@ -40,6 +40,8 @@ WINDOW = 9
 """Steps of the trailing mean of a training curve."""
 WINDOWS = (5, 7, 9, 11, 13)
 """Others, with which a verdict about a curve has to be the same."""
+MASKS_RATE = 0.0005
+"""The learning rate of part masks, and of those runs of part rates that it is held against."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,10 @@ class Claim:
     checks: Callable[[Study], tuple[list[Check], str, bool]]
     """Comparisons, a note, and whether they may decide."""
 
+    def missing(self, study: Study) -> list[str]:
+        """Parts that it needs and that were not run."""
+        return [name for name in self.needs if name not in study]
+
 
 def all_of(outcomes: Sequence[Outcome]) -> Outcome:
     """Of a claim with several comparisons."""
@@ -179,8 +185,7 @@ def judge_claims(study: Study) -> list[Verdict]:
     """A verdict for every claim; one whose parts were not run is undecided and says so."""
     verdicts: list[Verdict] = []
     for claim in CLAIMS:
-        missing = [name for name in claim.needs if name not in study]
-        if missing:
+        if missing := claim.missing(study):
             verdicts.append(Verdict(claim.number, "undecided", (), f"not run: {', '.join(missing)}"))
             continue
         checks, note, decides = claim.checks(study)
@@ -296,7 +301,8 @@ def masking(study: Study) -> Found:
     core = study["core"]
     pairs = [("kdrl_masked", "kdrl", core, core)]
     if {"rates", "masks"} <= study.keys():
-        pairs += [(f"kdrl_masked,kd_coef={beta}", f"kdrl,kd_coef={beta},learning_rate=0.0005", study["masks"], study["rates"]) for beta in (0.03, 0.1, 0.3)]
+        at = f"learning_rate={MASKS_RATE}"
+        pairs += [(f"kdrl_masked,kd_coef={beta}", f"kdrl,kd_coef={beta},{at}", study["masks"], study["rates"]) for beta in (0.03, 0.1, 0.3)]
     checks = []
     for masked, kdrl, of_masked, of_kdrl in pairs:
         checks.append(Check(f"{masked} ≥ {kdrl}: accuracy", paired(of_masked.of(masked, ACCURACY), of_kdrl.of(kdrl, ACCURACY)), -POINTS))
@@ -379,10 +385,10 @@ def best_beta(part: Part) -> pd.Series:
     return pd.Series(np.log10(best.to_numpy(dtype=float)), index=best.index)
 
 
-def ends_of_grid(part: Part) -> list[float]:
-    """log₁₀ of the smallest and the largest fixed coefficient."""
-    fixed = part.curves.loc[part.curves["method"] == "kdrl", "coef/kd_coef"].astype(float)
-    return [math.log10(fixed.min()), math.log10(fixed.max())]
+def best_at_end(part: Part, best: pd.Series) -> int:
+    """Seeds whose best coefficient is the smallest or the largest fixed one that was tried."""
+    tried = np.log10(part.curves.loc[part.curves["method"] == "kdrl", "coef/kd_coef"].astype(float))
+    return int((np.isclose(best, tried.min(), atol=1e-3) | np.isclose(best, tried.max(), atol=1e-3)).sum())
 
 
 def betas_of_tasks(study: Study) -> Found:
@@ -394,7 +400,7 @@ def betas_of_tasks(study: Study) -> Found:
         return [], "no run of kdrl counts and was evaluated on the way, on one of the tasks", False
     gap = paired(best["arithmetic"], best["knights"])
     size = Effect(abs(gap.mean), *((gap.low, gap.high) if gap.mean >= 0 else (-gap.high, -gap.low)), gap.seeds)
-    at_end = {task: int(np.isclose(found.to_numpy()[:, None], ends_of_grid(parts[task]), atol=1e-3).any(axis=1).sum()) for task, found in best.items()}
+    at_end = {task: best_at_end(part, best[task]) for task, part in parts.items()}
     note = "the paper says up to two decades; best at an end of the grid: " + ", ".join(f"{task} {at_end[task]} of {len(best[task])} seeds" for task in best)
     check = Check("decades between the best kd_coef on arithmetic and on knights ≥ 1", size, 1 - 1e-9)
     if check.outcome == "contradicted" and any(at_end[task] > len(best[task]) / 2 for task in best):

@@ -20,7 +20,7 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -380,20 +380,20 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         FileNotFoundError: no file there.
         ValueError: no table of an evaluation, or one of a newer format.
     """
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    table = _readable(pq.read_table, path)
     return table.to_pandas(), _record(table.schema, path)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """A table's record alone: model, task and settings. Raises what :func:`read_table` does."""
+    return _record(_readable(pq.read_schema, path), path)
+
+
+def _readable(read: Callable[[str | Path], Any], path: str | Path) -> Any:
     try:
-        schema = pq.read_schema(path)
+        return read(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    return _record(schema, path)
 
 
 def _record(schema: pa.Schema, path: str | Path) -> dict[str, Any]:

@@ -95,10 +95,15 @@ def read_study(out: str | Path) -> Study:
         FileNotFoundError: there is none, or a part lacks one of its tables.
         ValueError: a table is damaged.
     """
-    found = {name: read_part(Path(out) / name) for name in PARTS if any((Path(out) / name / table).exists() for table in TABLES)}
+    found = {name: read_part(Path(out) / name) for name in _over(out)}
     if not found:
         raise FileNotFoundError(f"{out} has no part with its tables ({', '.join(TABLES)}): run `rlkd study` first")
     return found
+
+
+def _over(out: str | Path) -> list[str]:
+    """The parts of a study that have come to their end, by their tables."""
+    return [name for name in PARTS if any((Path(out) / name / table).exists() for table in TABLES)]
 
 
 def copy_tables(out: str | Path, target: str | Path) -> None:
@@ -109,7 +114,7 @@ def copy_tables(out: str | Path, target: str | Path) -> None:
     """
     if Path(target).resolve() == Path(out).resolve():
         raise ValueError(f"--keep {target} is the study's own folder: its tables are there")
-    for name in read_study(out):
+    for name in _over(out):
         for inner in (Path(name), Path(name) / "tuning"):
             found = [Path(out) / inner / each for each in KEPT if (Path(out) / inner / each).exists()]
             if found:
