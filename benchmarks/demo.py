@@ -1,4 +1,5 @@
-"""What the demo costs: time of each method's training and the split of a step, read from the runs that `make demo` left.
+"""What the demo costs: time of each method's training and the split of a step, read from the runs
+that `make demo` left.
 
 make demo && python benchmarks/demo.py        # writes benchmarks/results/demo.json
 """
@@ -11,7 +12,15 @@ from pathlib import Path
 from rlkd_lab.runs import RunFolder
 
 METHODS = ("opd", "grpo", "kdrl", "trrd")
-PARTS = ("time/rollout", "time/reward", "time/old", "time/teacher", "time/divergences", "time/reference", "time/update")
+PARTS = (
+    "time/rollout",
+    "time/reward",
+    "time/old",
+    "time/teacher",
+    "time/divergences",
+    "time/reference",
+    "time/update",
+)
 
 
 def main() -> None:
@@ -24,11 +33,17 @@ def main() -> None:
             "steps": len(frame),
             "seconds": round(float(frame["step_time"].sum()), 1),
             "step_seconds_median": round(float(plain["step_time"].median()), 3),
-            "split_seconds_median": {part.removeprefix("time/"): round(float(plain[part].median()), 3) for part in PARTS},
+            "split_seconds_median": {
+                part.removeprefix("time/"): round(float(plain[part].median()), 3) for part in PARTS
+            },
             "peak_gib": round(float(frame["memory/peak_gib"].max()), 2),
         }
-    result = {"command": "make demo && python benchmarks/demo.py", "total_seconds": round(sum(m["seconds"] for m in methods.values()), 1), "methods": methods,
-              "environment": env}  # fmt: skip
+    result = {
+        "command": "make demo && python benchmarks/demo.py",
+        "total_seconds": round(sum(m["seconds"] for m in methods.values()), 1),
+        "methods": methods,
+        "environment": env,
+    }
     target = Path(__file__).parent / "results" / "demo.json"
     target.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps({"total_seconds": result["total_seconds"], "methods": methods}, indent=2))

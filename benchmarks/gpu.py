@@ -1,11 +1,14 @@
-"""A KDRL step and sampling at real sizes on one GPU: ours, fast and lean, against TRL's GRPOTrainer and transformers' `generate`.
+"""A KDRL step and sampling at real sizes on one GPU: ours, fast and lean, against TRL's GRPOTrainer
+and transformers' `generate`.
 
     python benchmarks/gpu.py             # writes benchmarks/results/gpu.json
     python benchmarks/gpu.py --tiny      # the same code on small models, also on a CPU; writes nothing
 
-Models of random weights in the shapes of Qwen2.5-1.5B (student, NF4 with LoRA) and Qwen2.5-7B (teacher, NF4): all completions run to their limit, so that
-every side has the same tokens. TRL takes a GRPO step without a teacher on the same 4-bit student and samples with `generate`; ours takes a KDRL step with the
-teacher. Each side is a process of its own that takes a step when told to; they take turns, and what counts is the median of the ratios of neighbours.
+Models of random weights in the shapes of Qwen2.5-1.5B (student, NF4 with LoRA) and Qwen2.5-7B
+(teacher, NF4): all completions run to their limit, so that every side has the same tokens. TRL
+takes a GRPO step without a teacher on the same 4-bit student and samples with `generate`; ours
+takes a KDRL step with the teacher. Each side is a process of its own that takes a step when told
+to; they take turns, and what counts is the median of the ratios of neighbours.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ BATCHES = (8,) if TINY else (64, 256)
 REPEATS = 2 if TINY else 7
 SHAPES = {
     "student": (256, 768, 2, 4, 2, 8000, True) if TINY else (1536, 8960, 28, 12, 2, 151_936, True),
-    "teacher": (384, 1152, 2, 6, 3, 8064, False) if TINY else (3584, 18_944, 28, 28, 4, 152_064, False),
+    "teacher": (384, 1152, 2, 6, 3, 8064, False)
+    if TINY
+    else (3584, 18_944, 28, 28, 4, 152_064, False),
 }
 """Hidden size, feed-forward, layers, heads, key-value heads, vocabulary, tied embeddings."""
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -44,9 +49,18 @@ def make_models(folder: Path) -> None:
 
     for name, (hidden, feed_forward, layers, heads, key_heads, vocabulary, tied) in SHAPES.items():
         config = Qwen2Config(
-            vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed_forward, num_hidden_layers=layers, num_attention_heads=heads,
-            num_key_value_heads=key_heads, tie_word_embeddings=tied, max_position_embeddings=32_768, bos_token_id=None, eos_token_id=1, pad_token_id=0,
-        )  # fmt: skip
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=feed_forward,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=key_heads,
+            tie_word_embeddings=tied,
+            max_position_embeddings=32_768,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
         torch.manual_seed(0)
         with torch.device(default_device()):
             model = Qwen2ForCausalLM._from_config(config, dtype=torch.bfloat16)
@@ -72,14 +86,33 @@ def serve_ours(folder: Path, mode: str) -> None:
     from rlkd_lab.training import Loop, make_config
 
     config = make_config(
-        "kdrl", student=str(folder / "student"), teacher=str(folder / "teacher"), steps=10_000, prompts_per_step=PROMPTS, group_size=GROUP,
-        max_new_tokens=LIMIT, updates_per_rollout=1, kl_every=0, eval_every=0, samples_every=0, checkpoint_every=0, logits_mib=256, difficulty=(2, 2),
-        knobs={"learning_rate": 0.0}, **SETTINGS[mode],
-    )  # fmt: skip
+        "kdrl",
+        student=str(folder / "student"),
+        teacher=str(folder / "teacher"),
+        steps=10_000,
+        prompts_per_step=PROMPTS,
+        group_size=GROUP,
+        max_new_tokens=LIMIT,
+        updates_per_rollout=1,
+        kl_every=0,
+        eval_every=0,
+        samples_every=0,
+        checkpoint_every=0,
+        logits_mib=256,
+        difficulty=(2, 2),
+        knobs={"learning_rate": 0.0},
+        **SETTINGS[mode],
+    )
     loop = Loop(config, RunFolder(tempfile.mkdtemp()))
     for _ in sys.stdin:
         row = loop.take_step()
-        steps.answer({key: row[key] for key in ("step_time", "num_tokens", *(k for k in row if k.startswith("time/")))} | memory())
+        steps.answer(
+            {
+                key: row[key]
+                for key in ("step_time", "num_tokens", *(k for k in row if k.startswith("time/")))
+            }
+            | memory()
+        )
 
 
 def serve_trl(folder: Path, batch: str) -> None:
@@ -97,7 +130,10 @@ def serve_trl(folder: Path, batch: str) -> None:
     warnings.simplefilter("ignore")
     policy = load_policy(str(folder / "student"), "nf4", gradient_checkpointing=True)
     count = steps.WARM_UP + REPEATS + 2
-    prompts = [example.prompt for example in ArithmeticTask().examples(PROMPTS * count, 0, difficulty=(2, 2))]
+    prompts = [
+        example.prompt
+        for example in ArithmeticTask().examples(PROMPTS * count, 0, difficulty=(2, 2))
+    ]
 
     class OnDemand(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -110,17 +146,36 @@ def serve_trl(folder: Path, batch: str) -> None:
             steps.answer({"step_time": time.perf_counter() - self.began} | memory())
 
     config = GRPOConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=int(batch), gradient_accumulation_steps=PROMPTS * GROUP // int(batch),
-        num_generations=GROUP, max_completion_length=LIMIT, max_steps=count, learning_rate=0.0, beta=0.0, temperature=1.0, loss_type="grpo",
-        bf16=torch.cuda.is_available(), gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False}, shuffle_dataset=False,
-        save_strategy="no", report_to=[], logging_steps=10_000, disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
-    )  # fmt: skip
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=int(batch),
+        gradient_accumulation_steps=PROMPTS * GROUP // int(batch),
+        num_generations=GROUP,
+        max_completion_length=LIMIT,
+        max_steps=count,
+        learning_rate=0.0,
+        beta=0.0,
+        temperature=1.0,
+        loss_type="grpo",
+        bf16=torch.cuda.is_available(),
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        shuffle_dataset=False,
+        save_strategy="no",
+        report_to=[],
+        logging_steps=10_000,
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+    )
     data = Dataset.from_list([{"prompt": prompt} for prompt in prompts])
     # a reward that differs inside every group
     trainer = GRPOTrainer(
-        policy.model, [lambda completions, **_: [float(i % 2) for i in range(len(completions))]], config, train_dataset=data,
-        processing_class=policy.tokenizer, callbacks=[OnDemand()],
-    )  # fmt: skip
+        policy.model,
+        [lambda completions, **_: [float(i % 2) for i in range(len(completions))]],
+        config,
+        train_dataset=data,
+        processing_class=policy.tokenizer,
+        callbacks=[OnDemand()],
+    )
     trainer.train()
 
 
@@ -136,10 +191,15 @@ def serve_sampling(folder: Path, what: str) -> None:
     policy = load_policy(str(folder / "student"), "nf4")
     twin = None if engine == "hf" else DenseTwin(policy)
     for turn, _ in enumerate(sys.stdin):
-        prompts = [example.prompt for example in ArithmeticTask().examples(int(rows) // GROUP, turn, difficulty=(2, 2))]
+        prompts = [
+            example.prompt
+            for example in ArithmeticTask().examples(int(rows) // GROUP, turn, difficulty=(2, 2))
+        ]
         generator = torch.Generator(policy.device).manual_seed(turn)
         began = time.perf_counter()
-        drawn = sample(policy, prompts, GROUP, Sampling(1.0, LIMIT), generator, engine=engine, twin=twin)
+        drawn = sample(
+            policy, prompts, GROUP, Sampling(1.0, LIMIT), generator, engine=engine, twin=twin
+        )
         tokens = float(drawn.sequences.completion_mask.sum())
         steps.answer({"step_time": time.perf_counter() - began, "num_tokens": tokens} | memory())
 
@@ -148,7 +208,9 @@ SERVE = {"ours": serve_ours, "trl": serve_trl, "sampling": serve_sampling}
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Median seconds of a step and its parts, highest peak, tokens per second where tokens are counted."""
+    """Median seconds of a step and its parts, highest peak, tokens per second where tokens are
+    counted.
+    """
     found = steps.split(rows)
     if "peak_gib" in rows[0]:
         found["peak_gib"] = round(max(row["peak_gib"] for row in rows), 2)
@@ -167,11 +229,30 @@ def main() -> None:
         def side(kind: str, what: str) -> steps.Side:
             return steps.Side(kind, what, script=__file__, further=[name, *flag])
 
-        taken = steps.alternate({"trl": side("trl", str(min(8, PROMPTS * GROUP))), **{mode: side("ours", mode) for mode in SETTINGS}}, REPEATS)
-        sampled = {rows: steps.alternate({engine: side("sampling", f"{engine}:{rows}") for engine in ENGINES}, REPEATS) for rows in BATCHES}
+        taken = steps.alternate(
+            {
+                "trl": side("trl", str(min(8, PROMPTS * GROUP))),
+                **{mode: side("ours", mode) for mode in SETTINGS},
+            },
+            REPEATS,
+        )
+        sampled = {
+            rows: steps.alternate(
+                {engine: side("sampling", f"{engine}:{rows}") for engine in ENGINES}, REPEATS
+            )
+            for rows in BATCHES
+        }
     result = {
         "command": "python benchmarks/gpu.py",
-        "setting": {"prompts": PROMPTS, "group_size": GROUP, "max_new_tokens": LIMIT, "repeats": REPEATS, "shapes": SHAPES, "modes": SETTINGS, "trl": "1.16.0"},
+        "setting": {
+            "prompts": PROMPTS,
+            "group_size": GROUP,
+            "max_new_tokens": LIMIT,
+            "repeats": REPEATS,
+            "shapes": SHAPES,
+            "modes": SETTINGS,
+            "trl": "1.16.0",
+        },
         "trl_over_fast": steps.ratio(taken["trl"], taken["fast"]),
         "trl_over_lean": steps.ratio(taken["trl"], taken["lean"]),
         "steps": {side: summary(rows) for side, rows in taken.items()},
@@ -179,16 +260,26 @@ def main() -> None:
             str(rows): {
                 "generate_over_ours": steps.ratio(found["hf"], found["fast"]),
                 "generate_over_continuous": steps.ratio(found["hf"], found["continuous"]),
-                **{engine: summary(each) | {"tokens_per_second": round(sum(r["num_tokens"] for r in each) / sum(r["step_time"] for r in each), 1)}
-                   for engine, each in found.items()},
+                **{
+                    engine: summary(each)
+                    | {
+                        "tokens_per_second": round(
+                            sum(r["num_tokens"] for r in each) / sum(r["step_time"] for r in each),
+                            1,
+                        )
+                    }
+                    for engine, each in found.items()
+                },
             }
             for rows, found in sampled.items()
         },
         "environment": describe_environment(default_device()),
-    }  # fmt: skip
+    }
     print(json.dumps(result, indent=2))
     if not TINY:
-        (Path(__file__).parent / "results" / "gpu.json").write_text(json.dumps(result, indent=2) + "\n")
+        (Path(__file__).parent / "results" / "gpu.json").write_text(
+            json.dumps(result, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The README's hardware table and figures/hardware.png, from the files in benchmarks/results/. What no file says is "not measured".
+"""The README's hardware table and figures/hardware.png, from the files in benchmarks/results/. What
+no file says is "not measured".
 
 python benchmarks/hardware.py        # writes the figure, and the table between its two marks in README.md
 """
@@ -17,8 +18,23 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MARKS = ("<!-- hardware -->\n", "<!-- /hardware -->\n")
 NOT = "not measured"
-COLOURS = {"ours": "#0072B2", "fast": "#0072B2", "lean": "#56B4E9", "continuous": "#009E73", "trl": "#D55E00", "hf": "#D55E00", "dense": "#999999"}
-PARTS = {"rollout": "#0072B2", "reward": "#F0E442", "teacher": "#009E73", "old": "#56B4E9", "update": "#E69F00", "the rest": "#CCCCCC"}
+COLOURS = {
+    "ours": "#0072B2",
+    "fast": "#0072B2",
+    "lean": "#56B4E9",
+    "continuous": "#009E73",
+    "trl": "#D55E00",
+    "hf": "#D55E00",
+    "dense": "#999999",
+}
+PARTS = {
+    "rollout": "#0072B2",
+    "reward": "#F0E442",
+    "teacher": "#009E73",
+    "old": "#56B4E9",
+    "update": "#E69F00",
+    "the rest": "#CCCCCC",
+}
 
 
 def load(name: str) -> dict[str, Any]:
@@ -29,56 +45,108 @@ def load(name: str) -> dict[str, Any]:
 
 def times(value: dict[str, float] | None) -> str:
     """A ratio with its range."""
-    return NOT if not value else f"**{value['median']:.1f}×** ({value['min']:.1f}–{value['max']:.1f})"
+    return (
+        NOT if not value else f"**{value['median']:.1f}×** ({value['min']:.1f}–{value['max']:.1f})"
+    )
 
 
-def of_kernels(found: dict[str, Any], quantity: str, measure: str, other: str = "ours_over_trl") -> str:
-    """Ours over TRL's kernel, or over another way, at the largest number of tokens at which both ran."""
-    entries = [entry for entry in found.get("results", []) if entry["quantity"] == quantity and other in entry]
+def of_kernels(
+    found: dict[str, Any], quantity: str, measure: str, other: str = "ours_over_trl"
+) -> str:
+    """Ours over TRL's kernel, or over another way, at the largest number of tokens at which
+    both ran.
+    """
+    entries = [
+        entry
+        for entry in found.get("results", [])
+        if entry["quantity"] == quantity and other in entry
+    ]
     if not entries:
         return NOT
     largest = max(entries, key=lambda entry: entry["tokens"])
     value = largest[other][measure]
-    return f"{value['median']:.2f} ({value['min']:.2f}–{value['max']:.2f}), {largest['tokens']:,} tokens"
+    return (
+        f"{value['median']:.2f} ({value['min']:.2f}–{value['max']:.2f}), {largest['tokens']:,}"
+        " tokens"
+    )
 
 
 def of_sampling(sampled: dict[str, dict[str, Any]], key: str) -> str:
     """`generate` over an engine, for each number of completions."""
-    return "; ".join(f"{times(found[key])} at {rows}" for rows, found in sampled.items() if key in found) or NOT
+    return (
+        "; ".join(
+            f"{times(found[key])} at {rows}" for rows, found in sampled.items() if key in found
+        )
+        or NOT
+    )
 
 
-def column(suffix: str, found: dict[str, Any], whole: str, lean: str, sampled: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """What is known of a device: ``found`` is its benchmark of steps, in which ``whole`` and ``lean`` are ratios to TRL's step."""
+def column(
+    suffix: str, found: dict[str, Any], whole: str, lean: str, sampled: dict[str, dict[str, Any]]
+) -> dict[str, str]:
+    """What is known of a device:
+
+    ``found`` is its benchmark of steps, in which ``whole`` and ``lean`` are ratios to TRL's step.
+    """
     logprobs, memory = load(f"logprobs{suffix}"), load(f"memory{suffix}")
     peaks = [side["peak_gib"] for side in found.get("steps", {}).values()]
     after = [times(found[key]) for key in ("kdrl_over_grpo", "trrd_over_grpo") if key in found]
     return {
         "a step of TRL's `GRPOTrainer` over ours, `fast`": times(found.get(whole)),
         "the same, `lean`": times(found.get(lean)),
-        "peak memory in GiB: TRL; ours with the teacher, `fast`, `lean`": "; ".join(f"{peak:.1f}" for peak in peaks) or NOT,
-        "sampling so many completions, `generate` over `fast`": of_sampling(sampled, "generate_over_ours"),
+        "peak memory in GiB: TRL; ours with the teacher, `fast`, `lean`": "; ".join(
+            f"{peak:.1f}" for peak in peaks
+        )
+        or NOT,
+        "sampling so many completions, `generate` over `fast`": of_sampling(
+            sampled, "generate_over_ours"
+        ),
         "the same over `continuous`": of_sampling(sampled, "generate_over_continuous"),
         "what follows the sampling, KDRL over GRPO; TRRD over GRPO": "; ".join(after) or NOT,
-        "log p and entropy over 151,936 tokens: ours over TRL's kernel, time": of_kernels(logprobs, "logps", "seconds"),
+        "log p and entropy over 151,936 tokens: ours over TRL's kernel, time": of_kernels(
+            logprobs, "logps", "seconds"
+        ),
         "the same, memory": of_kernels(logprobs, "logps", "peak_gib"),
         "exact reverse KL likewise, time": of_kernels(logprobs, "reverse_kl", "seconds"),
         "the same, memory ": of_kernels(logprobs, "reverse_kl", "peak_gib"),
-        "log p and entropy: ours over the dense way, time": of_kernels(logprobs, "logps", "seconds", "ours_over_dense"),
+        "log p and entropy: ours over the dense way, time": of_kernels(
+            logprobs, "logps", "seconds", "ours_over_dense"
+        ),
         "the same, memory  ": of_kernels(logprobs, "logps", "peak_gib", "ours_over_dense"),
-        "exact reverse KL likewise, time ": of_kernels(logprobs, "reverse_kl", "seconds", "ours_over_dense"),
+        "exact reverse KL likewise, time ": of_kernels(
+            logprobs, "reverse_kl", "seconds", "ours_over_dense"
+        ),
         "the same, memory   ": of_kernels(logprobs, "reverse_kl", "peak_gib", "ours_over_dense"),
-        "planned against measured peak memory, largest error": f"{memory['largest_error']:.1%} of {len(memory['rows'])} cases" if memory else NOT,
+        "planned against measured peak memory, largest error": f"{memory['largest_error']:.1%} of"
+        f" {len(memory['rows'])} cases"
+        if memory
+        else NOT,
     }
 
 
 def table() -> str:
     """Rows of measurements, columns of devices, in Markdown."""
     step, gpu = load("step"), load("gpu")
-    cpu = column("", step, "ratio_vs_trl", "", {"128": {"generate_over_ours": step["ratio_sampling_vs_generate"]}} if step else {})
+    cpu = column(
+        "",
+        step,
+        "ratio_vs_trl",
+        "",
+        {"128": {"generate_over_ours": step["ratio_sampling_vs_generate"]}} if step else {},
+    )
     card = column("-gpu", gpu, "trl_over_fast", "trl_over_lean", gpu.get("sampling", {}))
-    names = [f"{found['environment']['device'] if found else unknown}, {models}" for found, unknown, models in (
-        (step, "CPU", "two cores, embedded pair"), (gpu, "one NVIDIA GPU", "1.5B ← 7B shapes"))]  # fmt: skip
-    lines = [f"| | {' | '.join(names)} |", "|---|---|---|", *(f"| {name} | {cpu[name]} | {card[name]} |" for name in cpu)]
+    names = [
+        f"{found['environment']['device'] if found else unknown}, {models}"
+        for found, unknown, models in (
+            (step, "CPU", "two cores, embedded pair"),
+            (gpu, "one NVIDIA GPU", "1.5B ← 7B shapes"),
+        )
+    ]
+    lines = [
+        f"| | {' | '.join(names)} |",
+        "|---|---|---|",
+        *(f"| {name} | {cpu[name]} | {card[name]} |" for name in cpu),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -88,22 +156,44 @@ def draw_memory(axes: Axes, found: dict[str, Any]) -> None:
     measured, planned = ([row[key] / 2**30 for row in rows] for key in ("measured", "predicted"))
     axes.plot([0, max(measured) * 1.05], [0, max(measured) * 1.05], color="#999999", linewidth=1)
     axes.scatter(measured, planned, color=COLOURS["ours"], s=18)
-    axes.set(xlabel="measured peak, GiB", ylabel="planned, GiB", title=f"{len(rows)} models and settings", xlim=(0, None), ylim=(0, None))
+    axes.set(
+        xlabel="measured peak, GiB",
+        ylabel="planned, GiB",
+        title=f"{len(rows)} models and settings",
+        xlim=(0, None),
+        ylim=(0, None),
+    )
 
 
 def draw_lengths(axes: Axes, found: dict[str, Any]) -> None:
-    """Measured memory against the length of completions, a line for each micro-batch; crosses: planned."""
+    """Measured memory against the length of completions, a line for each micro-batch; crosses:
+    planned.
+    """
     base = found["base"]
     lines: dict[int, list[tuple[int, float, float]]] = {}
     for row in found["rows"]:
         if set(row["change"]) <= {"tokens", "micro_batch"}:
             case = base | row["change"]
-            lines.setdefault(case["micro_batch"], []).append((case["tokens"], row["measured"] / 2**30, row["predicted"] / 2**30))
+            lines.setdefault(case["micro_batch"], []).append(
+                (case["tokens"], row["measured"] / 2**30, row["predicted"] / 2**30)
+            )
     for (batch, points), style in zip(sorted(lines.items()), ("-", "--", ":"), strict=False):
         length, measured, planned = zip(*sorted(points), strict=True)
         axes.plot(length, measured, style, color=COLOURS["ours"], label=f"micro-batch {batch}")
-        axes.plot(length, planned, "x", color="black", markersize=5, label="planned" if batch == min(lines) else None)
-    axes.set(xlabel="tokens of a completion", ylabel="peak, GiB", title="memory and length", ylim=(0, None))
+        axes.plot(
+            length,
+            planned,
+            "x",
+            color="black",
+            markersize=5,
+            label="planned" if batch == min(lines) else None,
+        )
+    axes.set(
+        xlabel="tokens of a completion",
+        ylabel="peak, GiB",
+        title="memory and length",
+        ylim=(0, None),
+    )
     axes.legend(frameon=False)
 
 
@@ -114,7 +204,9 @@ def draw_split(axes: Axes, sides: dict[str, dict[str, float]]) -> None:
         parts["the rest"] = max(seconds["step_time"] - sum(parts.values()), 0.0)
         left = 0.0
         for part, length in parts.items():
-            axes.barh(place, length, left=left, color=PARTS[part], label=part if place == 0 else None)
+            axes.barh(
+                place, length, left=left, color=PARTS[part], label=part if place == 0 else None
+            )
             left += length
     axes.set_yticks(range(len(sides)), list(sides))
     axes.invert_yaxis()
@@ -126,9 +218,16 @@ def draw_speed(axes: Axes, sampling: dict[str, dict[str, Any]]) -> None:
     """Tokens per second by engine and number of completions."""
     engines = ("hf", "fast", "continuous")
     for shift, engine in enumerate(engines):
-        axes.bar([x + shift / 4 for x in range(len(sampling))], [found[engine]["tokens_per_second"] for found in sampling.values()], width=0.23,
-                 color=COLOURS[engine], label=engine)  # fmt: skip
-    axes.set_xticks([x + 0.25 for x in range(len(sampling))], [f"{rows} completions" for rows in sampling])
+        axes.bar(
+            [x + shift / 4 for x in range(len(sampling))],
+            [found[engine]["tokens_per_second"] for found in sampling.values()],
+            width=0.23,
+            color=COLOURS[engine],
+            label=engine,
+        )
+    axes.set_xticks(
+        [x + 0.25 for x in range(len(sampling))], [f"{rows} completions" for rows in sampling]
+    )
     axes.set(ylabel="tokens per second", title="sampling")
     axes.legend(frameon=False)
 
@@ -137,7 +236,11 @@ def draw_kernels(axes: Axes, found: dict[str, Any], measure: str, unit: str) -> 
     """Reverse KL against the number of tokens."""
     entries = [entry for entry in found["results"] if entry["quantity"] == "reverse_kl"]
     for way in ("ours", "trl", "dense"):
-        points = [(entry["tokens"], entry[way][measure]) for entry in entries if isinstance(entry[way], dict)]
+        points = [
+            (entry["tokens"], entry[way][measure])
+            for entry in entries
+            if isinstance(entry[way], dict)
+        ]
         axes.plot(*zip(*points, strict=True), marker="o", color=COLOURS[way], label=way)
     axes.set(xlabel="tokens", ylabel=unit, title="exact reverse KL, V = 151,936", ylim=(0, None))
     axes.legend(frameon=False)
@@ -151,23 +254,46 @@ def main() -> None:
     for suffix in ("", "-gpu"):
         memory, logprobs = load(f"memory{suffix}"), load(f"logprobs{suffix}")
         panels += [(draw_memory, (memory,)), (draw_lengths, (memory,))] if memory else []
-        panels += [(draw_kernels, (logprobs, "seconds", "seconds")), (draw_kernels, (logprobs, "peak_gib", "GiB"))] if logprobs.get("results") else []
+        panels += (
+            [
+                (draw_kernels, (logprobs, "seconds", "seconds")),
+                (draw_kernels, (logprobs, "peak_gib", "GiB")),
+            ]
+            if logprobs.get("results")
+            else []
+        )
     if step:
-        panels.append((draw_split, ({"TRL, GRPO": step["seconds"]["trl"], "ours, GRPO": step["seconds"]["grpo"]},)))
+        panels.append(
+            (
+                draw_split,
+                ({"TRL, GRPO": step["seconds"]["trl"], "ours, GRPO": step["seconds"]["grpo"]},),
+            )
+        )
     if gpu:
         panels += [(draw_split, (gpu["steps"],)), (draw_speed, (gpu["sampling"],))]
     columns = min(3, len(panels))
-    figure = Figure(figsize=(4.2 * columns, 3.2 * -(-len(panels) // columns)), facecolor="white", layout="constrained")
+    figure = Figure(
+        figsize=(4.2 * columns, 3.2 * -(-len(panels) // columns)),
+        facecolor="white",
+        layout="constrained",
+    )
     FigureCanvasAgg(figure)
     grid = list(figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat)
     for axes, (draw, arguments) in zip(grid, panels, strict=False):
         draw(axes, *arguments)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    save_figure(figure, ROOT / "figures" / "hardware.png", [], results=sorted(path.name for path in RESULTS.glob("*.json")))
+    save_figure(
+        figure,
+        ROOT / "figures" / "hardware.png",
+        [],
+        results=sorted(path.name for path in RESULTS.glob("*.json")),
+    )
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text().partition(MARKS[0])
-    readme.write_text(before + MARKS[0] + "\n" + table() + "\n" + MARKS[1] + rest.partition(MARKS[1])[2])
+    readme.write_text(
+        before + MARKS[0] + "\n" + table() + "\n" + MARKS[1] + rest.partition(MARKS[1])[2]
+    )
 
 
 if __name__ == "__main__":

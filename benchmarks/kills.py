@@ -1,16 +1,22 @@
-"""Runs that are killed again and again, until they are done: are their rows those of a run that was left alone?
+"""Runs that are killed again and again, until they are done: are their rows those of a run that was
+left alone?
 
     python benchmarks/kills.py [--kills 200]        # writes benchmarks/results/kills.json
 
-Every method is trained for a few steps with what makes resuming hard: several updates and minibatches, gradient accumulation, evaluation, a schedule, a knob
-moved by hand, samples, more checkpoints than are kept. Each life of a run is a process that goes on with it (``resume``) and comes to one of these ends:
+Every method is trained for a few steps with what makes resuming hard: several updates and
+minibatches, gradient accumulation, evaluation, a schedule, a knob moved by hand, samples, more
+checkpoints than are kept. Each life of a run is a process that goes on with it (``resume``) and
+comes to one of these ends:
 
 - ``instant``: SIGKILL at a random moment of it;
-- ``operation``: SIGKILL just before its n-th file is opened for writing, renamed or removed in the run folder, for a random n;
-- ``torn row``, ``torn event``, ``torn weights``, ``torn request``: SIGKILL with a part of a line, a tensor file or a knob request written;
+- ``operation``: SIGKILL just before its n-th file is opened for writing, renamed or removed in the
+  run folder, for a random n;
+- ``torn row``, ``torn event``, ``torn weights``, ``torn request``: SIGKILL with a part of a line, a
+  tensor file or a knob request written;
 - ``terminate``: SIGTERM at a random moment, as a batch system sends it.
 
-When the run is done, its rows and its last weights must be those of the run that was left alone, to the last bit (one thread, same machine).
+When the run is done, its rows and its last weights must be those of the run that was left alone, to
+the last bit (one thread, same machine).
 """
 
 from __future__ import annotations
@@ -42,25 +48,51 @@ from rlkd_lab.training import RunConfig, create, loop, make_config, resume
 from rlkd_lab.training.environment import describe_environment
 from rlkd_lab.training.loop import Row
 
-ENDS = ("instant", "operation", "torn row", "torn event", "torn weights", "torn request", "terminate")
+ENDS = (
+    "instant",
+    "operation",
+    "torn row",
+    "torn event",
+    "torn weights",
+    "torn request",
+    "terminate",
+)
 STEPS = 4
 LIVES = 30
 """After so many kills a run is left alone."""
 COMMON: dict[str, Any] = {
-    "steps": STEPS, "prompts_per_step": 2, "group_size": 4, "max_new_tokens": 24, "difficulty": (2, 2), "traces": 24, "micro_batch": 2, "minibatches": 2,
-    "eval_every": 2, "eval_prompts": 4, "samples_every": 2, "checkpoint_every": 1, "keep_checkpoints": 2, "resample_rounds": 2,
-}  # fmt: skip
+    "steps": STEPS,
+    "prompts_per_step": 2,
+    "group_size": 4,
+    "max_new_tokens": 24,
+    "difficulty": (2, 2),
+    "traces": 24,
+    "micro_batch": 2,
+    "minibatches": 2,
+    "eval_every": 2,
+    "eval_prompts": 4,
+    "samples_every": 2,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 2,
+    "resample_rounds": 2,
+}
 
 
 def config_of(method: str) -> RunConfig:
     """A run of a few steps with a schedule of the learning rate."""
-    own = {"teacher": "student"} if method == "rft" else {"options": {"keep_traces": "all"}}  # brief answers of the teacher are rarely right
+    own = (
+        {"teacher": "student"} if method == "rft" else {"options": {"keep_traces": "all"}}
+    )  # brief answers of the teacher are rarely right
     return make_config(method, settings={"learning_rate": "linear:0.002:0.001"}, **COMMON, **own)
 
 
 def hand(folder: RunFolder, row: Row) -> None:
-    """Who moves a knob: temperature at step 3, asked for after step 1; after step 2 if the request was lost with the process."""
-    if row["step"] <= 2 and not any(request.get("request") == "knob" for request in Tail(folder.path / "requests.jsonl").read()):
+    """Who moves a knob: temperature at step 3, asked for after step 1; after step 2 if the
+    request was lost with the process.
+    """
+    if row["step"] <= 2 and not any(
+        request.get("request") == "knob" for request in Tail(folder.path / "requests.jsonl").read()
+    ):
         folder.ask("knob", knob="temperature", value=0.9, at=3)
 
 
@@ -142,7 +174,10 @@ def within_a_request(draw: random.Random) -> None:
 
 
 def life(path: Path, end: str | None, number: int, seconds: float, draw: random.Random) -> bool:
-    """One process that goes on with the run; whether it came to its end by itself. ``seconds``: how long an undisturbed life takes."""
+    """One process that goes on with the run; whether it came to its end by itself.
+
+    ``seconds``: how long an undisturbed life takes.
+    """
     child = os.fork()
     if child == 0:
         try:
@@ -150,7 +185,9 @@ def life(path: Path, end: str | None, number: int, seconds: float, draw: random.
             if end == "operation":
                 before_operation(path, number)
             elif end in ("torn row", "torn event"):
-                within_a_line("metrics.jsonl" if end == "torn row" else "events.jsonl", number, draw)
+                within_a_line(
+                    "metrics.jsonl" if end == "torn row" else "events.jsonl", number, draw
+                )
             elif end == "torn weights":
                 within_the_weights(number, draw)
             elif end == "torn request":
@@ -174,11 +211,17 @@ def life(path: Path, end: str | None, number: int, seconds: float, draw: random.
 
 def weights(folder: RunFolder) -> str:
     """Digest of the last adapter."""
-    return str(json.loads((folder.checkpoints()[-1] / "state.json").read_text())["sha256"]["adapter_model.safetensors"])
+    return str(
+        json.loads((folder.checkpoints()[-1] / "state.json").read_text())["sha256"][
+            "adapter_model.safetensors"
+        ]
+    )
 
 
 def killed(place: Path, methods: list[str], kills: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """A row a run, until so many kills have struck: what befell it and how it differs from the one that was left alone."""
+    """A row a run, until so many kills have struck: what befell it and how it differs from the
+    one that was left alone.
+    """
     draw, left, turn = random.Random(seed), kills, 0
     alone: dict[str, tuple[RunFolder, float]] = {}
     while left > 0:
@@ -193,7 +236,9 @@ def killed(place: Path, methods: list[str], kills: int, seed: int = 0) -> Iterat
         struck: Counter[str] = Counter()
         for _ in range(LIVES):
             end = draw.choice(ENDS) if left > 0 else None
-            over = life(path, end, draw.randrange(1, 100 if end == "operation" else 3), seconds, draw)
+            over = life(
+                path, end, draw.randrange(1, 100 if end == "operation" else 3), seconds, draw
+            )
             if over:
                 break
             struck[str(end)] += 1
@@ -208,7 +253,11 @@ def killed(place: Path, methods: list[str], kills: int, seed: int = 0) -> Iterat
             "kills": dict(struck),
             "rows lost": len(set(range(1, STEPS + 1)) - set(steps)),
             "rows doubled": len(steps) - len(set(steps)),
-            "difference": difference if difference else None if weights(run) == weights(expected) else "other weights",
+            "difference": difference
+            if difference
+            else None
+            if weights(run) == weights(expected)
+            else "other weights",
             "largest": largest,
             "done": run.status()["state"] == "done",
         }
@@ -217,7 +266,9 @@ def killed(place: Path, methods: list[str], kills: int, seed: int = 0) -> Iterat
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
@@ -231,13 +282,23 @@ def main() -> None:
         ends.update(row["kills"])
     result = {
         "command": f"python benchmarks/kills.py --kills {asked.kills} --seed {asked.seed}",
-        "kills": sum(ends.values()), "by end": dict(ends), "runs": len(rows), "methods": len({row["method"] for row in rows}),
-        "rows lost": sum(row["rows lost"] for row in rows), "rows doubled": sum(row["rows doubled"] for row in rows),
-        "runs that differ": sum(row["difference"] is not None for row in rows), "not done": sum(not row["done"] for row in rows),
-        "seconds": time.time() - began, "environment": describe_environment(default_device()),
-    }  # fmt: skip
-    (Path(__file__).parent / "results" / "kills.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key != "environment"}, indent=2))
+        "kills": sum(ends.values()),
+        "by end": dict(ends),
+        "runs": len(rows),
+        "methods": len({row["method"] for row in rows}),
+        "rows lost": sum(row["rows lost"] for row in rows),
+        "rows doubled": sum(row["rows doubled"] for row in rows),
+        "runs that differ": sum(row["difference"] is not None for row in rows),
+        "not done": sum(not row["done"] for row in rows),
+        "seconds": time.time() - began,
+        "environment": describe_environment(default_device()),
+    }
+    (Path(__file__).parent / "results" / "kills.json").write_text(
+        json.dumps(result, indent=2) + "\n"
+    )
+    print(
+        json.dumps({key: value for key, value in result.items() if key != "environment"}, indent=2)
+    )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
     python benchmarks/lab.py          # about ten minutes on an idle machine; writes benchmarks/results/lab.json
 
-- Knob to effect: knobs moved at random moments of a running run; a move counts as in time if the first step that begins after the request has the value.
-- Overhead of an open panel, twin off: steps in a time slice with the panel open against its neighbours without, in a thread of the kernel and in a process of
-  its own, inside a real kernel, learning rate 0 (so that every step samples the same policy).
-- First curve: from the start of the kernel of notebook 00 to the first picture with a step on it, all cells run in order.
+- Knob to effect: knobs moved at random moments of a running run; a move counts as in time if the
+  first step that begins after the request has the value.
+- Overhead of an open panel, twin off: steps in a time slice with the panel open against its
+  neighbours without, in a thread of the kernel and in a process of its own, inside a real kernel,
+  learning rate 0 (so that every step samples the same policy).
+- First curve: from the start of the kernel of notebook 00 to the first picture with a step on it,
+  all cells run in order.
 """
 
 from __future__ import annotations
@@ -32,9 +35,16 @@ def knob_to_effect() -> dict[str, Any]:
     from rlkd_lab.training.knobs import Knobs
 
     config = make_config(
-        "kdrl", steps=100_000, prompts_per_step=2, group_size=4, max_new_tokens=48, eval_every=0, samples_every=0, checkpoint_every=0,
+        "kdrl",
+        steps=100_000,
+        prompts_per_step=2,
+        group_size=4,
+        max_new_tokens=48,
+        eval_every=0,
+        samples_every=0,
+        checkpoint_every=0,
         settings={"learning_rate": "0"},
-    )  # fmt: skip
+    )
     folder = create(config, Path(tempfile.mkdtemp()) / "run")
     began: list[tuple[float, int]] = []
     snapshot = Knobs.snapshot
@@ -53,7 +63,12 @@ def knob_to_effect() -> dict[str, Any]:
             time.sleep(0.1)
         for number in range(MOVES):
             time.sleep(rng.uniform(0.05, 0.6))
-            asked.append((time.time(), watcher.ask("knob", knob="kd_coef", value=round(0.001 * (number + 1), 3))))
+            asked.append(
+                (
+                    time.time(),
+                    watcher.ask("knob", knob="kd_coef", value=round(0.001 * (number + 1), 3)),
+                )
+            )
         time.sleep(2)
         watcher.ask("stop")
 
@@ -62,16 +77,30 @@ def knob_to_effect() -> dict[str, Any]:
     resume(folder.path)
     mover.join()
     Knobs.snapshot = snapshot  # type: ignore[method-assign]
-    applied = {event["id"]: event["step"] for event in folder.rows("events.jsonl") if event["event"] == "knob"}
+    applied = {
+        event["id"]: event["step"]
+        for event in folder.rows("events.jsonl")
+        if event["event"] == "knob"
+    }
     rows = {row["step"]: row["coef/kd_coef"] for row in folder.rows()}
     late, seconds = 0, []
     for number, (at, name) in enumerate(asked):
         following = next((start, step) for start, step in began if start >= at)
         in_time = applied.get(name) is not None and applied[name] <= following[1]
-        later = [value for when, (_, value) in enumerate(asked) if applied.get(value) == applied.get(name) and when > number]
-        late += not (in_time and (bool(later) or rows[applied[name]] == round(0.001 * (number + 1), 3)))
+        later = [
+            value
+            for when, (_, value) in enumerate(asked)
+            if applied.get(value) == applied.get(name) and when > number
+        ]
+        late += not (
+            in_time and (bool(later) or rows[applied[name]] == round(0.001 * (number + 1), 3))
+        )
         seconds.append(following[0] - at)
-    return {"moves": len(asked), "acted_on_the_next_step": len(asked) - late, "seconds_to_that_step_median": round(median(seconds), 3)}
+    return {
+        "moves": len(asked),
+        "acted_on_the_next_step": len(asked) - late,
+        "seconds_to_that_step_median": round(median(seconds), 3),
+    }
 
 
 def overhead(drive: str) -> dict[str, Any]:
@@ -79,8 +108,17 @@ def overhead(drive: str) -> dict[str, Any]:
     from rlkd_lab.lab import launch, panel, start
     from rlkd_lab.training import make_config
 
-    config = make_config("kdrl", steps=100_000, eval_every=0, samples_every=0, checkpoint_every=0, settings={"learning_rate": "0"})
-    run = {"thread": start, "process": launch}[drive](config, Path(tempfile.mkdtemp()) / "run", twin="off")
+    config = make_config(
+        "kdrl",
+        steps=100_000,
+        eval_every=0,
+        samples_every=0,
+        checkpoint_every=0,
+        settings={"learning_rate": "0"},
+    )
+    run = {"thread": start, "process": launch}[drive](
+        config, Path(tempfile.mkdtemp()) / "run", twin="off"
+    )
     while run.status().step < 10:
         time.sleep(0.2)
     rates = []
@@ -98,7 +136,11 @@ def overhead(drive: str) -> dict[str, Any]:
     run.stop()
     run.wait()
     ratios = [rates[i] / ((rates[i - 1] + rates[i + 1]) / 2) for i in range(1, SLICES - 1, 2)]
-    return {"step_seconds_without": round(median(rates[::2]), 4), "ratio_median": round(median(ratios), 4), "ratios": [round(r, 3) for r in ratios]}
+    return {
+        "step_seconds_without": round(median(rates[::2]), 4),
+        "ratio_median": round(median(ratios), 4),
+        "ratios": [round(r, 3) for r in ratios],
+    }
 
 
 def in_a_kernel(call: str, timeout: int = 900) -> Any:
@@ -106,11 +148,16 @@ def in_a_kernel(call: str, timeout: int = 900) -> Any:
     import nbformat
     from nbclient import NotebookClient
 
-    source = f"import sys, json\nsys.path.insert(0, {str(ROOT / 'benchmarks')!r})\nimport lab\nprint('@' + json.dumps(lab.{call}))"
+    source = (
+        f"import sys, json\nsys.path.insert(0, {str(ROOT / 'benchmarks')!r})\nimport"
+        f" lab\nprint('@' + json.dumps(lab.{call}))"
+    )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     NotebookClient(notebook, timeout=timeout).execute()
     texts = [output.get("text", "") for output in notebook.cells[0].outputs]
-    return json.loads(next(line for text in texts for line in text.splitlines() if line.startswith("@"))[1:])
+    return json.loads(
+        next(line for text in texts for line in text.splitlines() if line.startswith("@"))[1:]
+    )
 
 
 def first_curve() -> float:
@@ -151,7 +198,12 @@ def main() -> None:
         ("panel_overhead_process", lambda: in_a_kernel("overhead('process')")),
         ("first_curve_seconds_notebook_00", first_curve),
         ("knob_to_effect", knob_to_effect),
-        ("environment", lambda: describe_environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))),
+        (
+            "environment",
+            lambda: describe_environment(
+                torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            ),
+        ),
     ):
         result[name] = measure()
         target.write_text(json.dumps(result, indent=2) + "\n")

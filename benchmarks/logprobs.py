@@ -1,10 +1,12 @@
-"""Log-probabilities and reverse KL from hidden states at a vocabulary of 151,936: ours, TRL's kernels and the dense way, a forward and a backward pass.
+"""Log-probabilities and reverse KL from hidden states at a vocabulary of 151,936: ours, TRL's
+kernels and the dense way, a forward and a backward pass.
 
     python benchmarks/logprobs.py        # writes benchmarks/results/logprobs.json, or logprobs-gpu.json where there is a GPU
 
-Each measurement is a process of its own (so that peak memory is its own), the ways alternate, and the median of neighbours' ratios counts. On a GPU:
-bfloat16, a hidden size of 2048, up to 32k tokens (dense only as far as it fits). On a CPU: float32, 256 and 1,024 tokens. TRL's kernels are Triton on a GPU
-and plain PyTorch on a CPU.
+Each measurement is a process of its own (so that peak memory is its own), the ways alternate, and
+the median of neighbours' ratios counts. On a GPU: bfloat16, a hidden size of 2048, up to 32k tokens
+(dense only as far as it fits). On a CPU: float32, 256 and 1,024 tokens. TRL's kernels are Triton on
+a GPU and plain PyTorch on a CPU.
 """
 
 from __future__ import annotations
@@ -25,21 +27,38 @@ HIDDEN, TOKENS = (2048, (2048, 8192, 32768)) if GPU else (256, (1024,))
 WAYS, QUANTITIES = ("ours", "trl", "dense"), ("logps", "reverse_kl")
 
 
-def run_once(way: str, quantity: str, lms: list, hidden: torch.Tensor, theirs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def run_once(
+    way: str,
+    quantity: str,
+    lms: list,
+    hidden: torch.Tensor,
+    theirs: torch.Tensor,
+    ids: torch.Tensor,
+) -> torch.Tensor:
     """One value a token, (N,), differentiated with respect to ``hidden``."""
     from rlkd_lab.models import chunk_of, token_divergence, token_logps
 
     ours, teacher = lms
     if way == "ours":
-        chunk = chunk_of(256, VOCABULARY) if GPU else None  # the presets' logits_mib; on a CPU the default
-        return token_logps(ours, hidden, ids, chunk=chunk)[0] if quantity == "logps" else token_divergence(ours, hidden, teacher, theirs, chunk=chunk)
+        chunk = (
+            chunk_of(256, VOCABULARY) if GPU else None
+        )  # the presets' logits_mib; on a CPU the default
+        return (
+            token_logps(ours, hidden, ids, chunk=chunk)[0]
+            if quantity == "logps"
+            else token_divergence(ours, hidden, teacher, theirs, chunk=chunk)
+        )
     if way == "trl":
         from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
         from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
         if quantity == "logps":
-            return ChunkedLogProbFunction.apply(hidden, ours.head.weight, None, ids, 1.0, 8192, None, 1.0, ("entropy",))[0]
-        return ChunkedDivergenceFunction.apply(hidden, ours.head.weight, None, theirs, teacher.head.weight, None, 1.0)[0]
+            return ChunkedLogProbFunction.apply(
+                hidden, ours.head.weight, None, ids, 1.0, 8192, None, 1.0, ("entropy",)
+            )[0]
+        return ChunkedDivergenceFunction.apply(
+            hidden, ours.head.weight, None, theirs, teacher.head.weight, None, 1.0
+        )[0]
     log_p = torch.log_softmax(ours.head(hidden).float(), dim=-1)
     if quantity == "logps":
         with torch.no_grad():
@@ -58,13 +77,22 @@ def measure(way: str, quantity: str, tokens: int) -> dict[str, float]:
 
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4, head_dim=64
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=256,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=64,
     )
     dtype = torch.bfloat16 if GPU else torch.float32
     models = [Qwen3ForCausalLM(config).to(DEVICE, dtype).requires_grad_(False) for _ in range(2)]
     lms = [LanguageModel(model, None, "random", "none") for model in models]  # type: ignore[arg-type]
     hidden = torch.randn(tokens, HIDDEN, device=DEVICE, dtype=dtype, requires_grad=True)
-    theirs, ids = torch.randn(tokens, HIDDEN, device=DEVICE, dtype=dtype), torch.randint(VOCABULARY, (tokens,), device=DEVICE)
+    theirs, ids = (
+        torch.randn(tokens, HIDDEN, device=DEVICE, dtype=dtype),
+        torch.randint(VOCABULARY, (tokens,), device=DEVICE),
+    )
 
     def once(count: int) -> tuple[float, float]:
         began = time.perf_counter()
@@ -92,24 +120,49 @@ def main() -> None:
             rows: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
             for _ in range(REPEATS):
                 for way, found in rows.items():
-                    out = subprocess.run([sys.executable, __file__, way, quantity, str(tokens)], capture_output=True, text=True)
+                    out = subprocess.run(
+                        [sys.executable, __file__, way, quantity, str(tokens)],
+                        capture_output=True,
+                        text=True,
+                    )
                     if out.returncode and "OutOfMemory" in out.stderr:
                         continue
                     out.check_returncode()
                     found.append(json.loads(out.stdout.splitlines()[-1]))
-            assert all(abs(row["check"] - rows["ours"][0]["check"]) < 1e-2 * abs(row["check"]) for found in rows.values() for row in found)
+            assert all(
+                abs(row["check"] - rows["ours"][0]["check"]) < 1e-2 * abs(row["check"])
+                for found in rows.values()
+                for row in found
+            )
             entry: dict = {"quantity": quantity, "tokens": tokens}
             for way, found in rows.items():
-                entry[way] = {key: median(row[key] for row in found) for key in ("seconds", "peak_gib")} if len(found) == REPEATS else "does not fit"
+                entry[way] = (
+                    {key: median(row[key] for row in found) for key in ("seconds", "peak_gib")}
+                    if len(found) == REPEATS
+                    else "does not fit"
+                )
             for other in ("trl", "dense"):
                 if len(rows[other]) == REPEATS:
-                    ratios = {key: [a[key] / b[key] for a, b in zip(rows["ours"], rows[other], strict=True)] for key in ("seconds", "peak_gib")}
-                    entry[f"ours_over_{other}"] = {key: {"median": median(found), "min": min(found), "max": max(found)} for key, found in ratios.items()}
+                    ratios = {
+                        key: [
+                            a[key] / b[key] for a, b in zip(rows["ours"], rows[other], strict=True)
+                        ]
+                        for key in ("seconds", "peak_gib")
+                    }
+                    entry[f"ours_over_{other}"] = {
+                        key: {"median": median(found), "min": min(found), "max": max(found)}
+                        for key, found in ratios.items()
+                    }
             results.append(entry)
             print(json.dumps(entry, indent=2))
     result = {
         "command": "python benchmarks/logprobs.py",
-        "setting": {"vocabulary": VOCABULARY, "hidden": HIDDEN, "dtype": "bfloat16" if GPU else "float32", "repeats": REPEATS},
+        "setting": {
+            "vocabulary": VOCABULARY,
+            "hidden": HIDDEN,
+            "dtype": "bfloat16" if GPU else "float32",
+            "repeats": REPEATS,
+        },
         "results": results,
         "environment": describe_environment(DEVICE),
     }

@@ -1,9 +1,11 @@
-"""A long run: do memory, open files, the time of a step and the run folder stay as they are over 20,000 steps?
+"""A long run: do memory, open files, the time of a step and the run folder stay as they are over
+20,000 steps?
 
     python benchmarks/long_run.py [--steps 20000]        # writes benchmarks/results/long_run.json
 
-A random model of two layers is trained with everything that a run writes (rows, events, rollouts, checkpoints, evaluations, knobs moved by hand), so that what
-is measured is what the loop costs beside a model. ``overhead`` is what passes between two steps: rows, status, requests, retention.
+A random model of two layers is trained with everything that a run writes (rows, events, rollouts,
+checkpoints, evaluations, knobs moved by hand), so that what is measured is what the loop costs
+beside a model. ``overhead`` is what passes between two steps: rows, status, requests, retention.
 """
 
 from __future__ import annotations
@@ -30,7 +32,14 @@ from rlkd_lab.training.loop import Loop, Row
 from rlkd_lab.zoo.tokenizer import character_tokenizer
 
 LOOKS = 20
-WRITES = {"samples_every": 20, "checkpoint_every": 20, "eval_every": 200, "eval_prompts": 4, "keep_checkpoints": 5, "keep_samples": 100}
+WRITES = {
+    "samples_every": 20,
+    "checkpoint_every": 20,
+    "eval_every": 200,
+    "eval_prompts": 4,
+    "keep_checkpoints": 5,
+    "keep_samples": 100,
+}
 
 
 def stub(folder: Path) -> str:
@@ -38,9 +47,19 @@ def stub(folder: Path) -> str:
     torch.manual_seed(0)
     tokenizer = character_tokenizer()
     config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=1, num_key_value_heads=1, head_dim=16,
-        max_position_embeddings=128, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -48,16 +67,35 @@ def stub(folder: Path) -> str:
 
 def size(folder: Path) -> int:
     """Bytes of all files in a run folder but the rows and events, which are a line a step."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl")
+    return sum(
+        path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".jsonl"
+    )
 
 
 def long_run(place: Path, steps: int, looks: int = LOOKS, **writes: int) -> list[dict[str, Any]]:
-    """Train for so many steps and look at the process every ``steps / looks`` of them; ``writes`` are settings other than :data:`WRITES`."""
+    """Train for so many steps and look at the process every ``steps / looks`` of them;
+
+    ``writes`` are settings other than :data:`WRITES`.
+    """
     model = stub(place / "model")
     config = make_config(
-        "kdrl", steps=steps, student=model, teacher=model, quant="none", teacher_quant="none", lora_rank=2, prompts_per_step=1, group_size=2,
-        max_new_tokens=2, updates_per_rollout=1, difficulty=(1, 1), guards={"rewards": "off"}, **{**WRITES, **writes},
-    )  # fmt: skip
+        "kdrl",
+        steps=steps,
+        student=model,
+        teacher=model,
+        quant="none",
+        teacher_quant="none",
+        lora_rank=2,
+        prompts_per_step=1,
+        group_size=2,
+        max_new_tokens=2,
+        updates_per_rollout=1,
+        difficulty=(1, 1),
+        guards={"rewards": "off"},
+        **{**WRITES, **writes},
+    )
     process, found = psutil.Process(), list[dict[str, Any]]()
     times, gaps, last = list[float](), list[float](), [0.0]
 
@@ -68,9 +106,20 @@ def long_run(place: Path, steps: int, looks: int = LOOKS, **writes: int) -> list
         if row["step"] % 100 == 0:
             loop.folder.ask("knob", knob="kd_coef", value=0.1 + row["step"] % 300 / 1000)
         if row["step"] % (steps // looks) == 0:
-            at = {"step": row["step"], "memory_mib": process.memory_info().rss / 2**20, "open_files": process.num_fds(), "threads": process.num_threads()}
-            held = {"folder_mib": size(loop.folder.path) / 2**20, "checkpoints": len(loop.folder.checkpoints()), "samples": len(loop.folder.sample_steps())}
-            found.append(at | held | {"step_ms": 1000 * median(times), "overhead_ms": 1000 * median(gaps)})
+            at = {
+                "step": row["step"],
+                "memory_mib": process.memory_info().rss / 2**20,
+                "open_files": process.num_fds(),
+                "threads": process.num_threads(),
+            }
+            held = {
+                "folder_mib": size(loop.folder.path) / 2**20,
+                "checkpoints": len(loop.folder.checkpoints()),
+                "samples": len(loop.folder.sample_steps()),
+            }
+            found.append(
+                at | held | {"step_ms": 1000 * median(times), "overhead_ms": 1000 * median(gaps)}
+            )
             print(json.dumps(found[-1]), flush=True)
             times.clear()
             gaps.clear()
@@ -82,13 +131,22 @@ def long_run(place: Path, steps: int, looks: int = LOOKS, **writes: int) -> list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=20_000)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         rows = long_run(Path(place), asked.steps)
-    result = {"command": f"python benchmarks/long_run.py --steps {asked.steps}", **WRITES, "rows": rows, "environment": describe_environment(default_device())}
-    (Path(__file__).parent / "results" / "long_run.json").write_text(json.dumps(result, indent=2) + "\n")
+    result = {
+        "command": f"python benchmarks/long_run.py --steps {asked.steps}",
+        **WRITES,
+        "rows": rows,
+        "environment": describe_environment(default_device()),
+    }
+    (Path(__file__).parent / "results" / "long_run.json").write_text(
+        json.dumps(result, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""The main methods on the mid-size pair: two sweeps, their tables and figures. ``make midsize`` builds the pair first.
+"""The main methods on the mid-size pair: two sweeps, their tables and figures. ``make midsize``
+builds the pair first.
 
     python benchmarks/midsize.py                 # runs/midsize, results/midsize, figures/midsize_*.png; started again, it takes up what is missing
     python benchmarks/midsize.py --workers 4     # runs at a time on one GPU
     python benchmarks/midsize.py --only countdown
 
-The sweeps are midsize-knights.toml and midsize-countdown.toml. Not measured yet: no GPU has run them.
+The sweeps are midsize-knights.toml and midsize-countdown.toml. Not measured yet: no GPU has run
+them.
 """
 
 from __future__ import annotations
@@ -23,12 +25,23 @@ from rlkd_lab.study.sweep import Sweep, read_sweep
 from rlkd_lab.study.watch import run_watched
 
 ROOT = Path(__file__).parents[1]
-METRICS = ("reward", "kl_teacher_rev", "completions/mean_length", "entropy", "eval/accuracy", "eval/accuracy_ood")
+METRICS = (
+    "reward",
+    "kl_teacher_rev",
+    "completions/mean_length",
+    "entropy",
+    "eval/accuracy",
+    "eval/accuracy_ood",
+)
 
 
 def run(name: str, sweep: Sweep, base: Path, workers: int | None = None) -> list[str]:
-    """Run a sweep, copy its tables, draw its curves and its evaluation on test prompts; a sentence for every run that failed."""
-    out, results, figures = (base / folder for folder in (f"runs/midsize/{name}", f"results/midsize/{name}", "figures"))
+    """Run a sweep, copy its tables, draw its curves and its evaluation on test prompts; a
+    sentence for every run that failed.
+    """
+    out, results, figures = (
+        base / folder for folder in (f"runs/midsize/{name}", f"results/midsize/{name}", "figures")
+    )
     stage, folder, failed = run_watched(sweep, out, name, workers=workers)
     if folder != out:
         return failed
@@ -43,8 +56,18 @@ def run(name: str, sweep: Sweep, base: Path, workers: int | None = None) -> list
             groups.setdefault(job.arm, []).append(RunFolder.open(job.folder(out)))
     every = [one for runs in groups.values() for one in runs]
     metrics = [metric for metric in METRICS if any(metric in one.metrics() for one in every)]
-    save_figure(plot_groups(groups, metrics, title=name), figures / f"midsize_{name}_curves.png", every, smoothing="trailing mean, 9 steps")
-    save_figure(plot_arms(read_part(out).runs, title=name), figures / f"midsize_{name}.png", every, smoothing="none")
+    save_figure(
+        plot_groups(groups, metrics, title=name),
+        figures / f"midsize_{name}_curves.png",
+        every,
+        smoothing="trailing mean, 9 steps",
+    )
+    save_figure(
+        plot_arms(read_part(out).runs, title=name),
+        figures / f"midsize_{name}.png",
+        every,
+        smoothing="none",
+    )
     return failed
 
 
@@ -56,7 +79,9 @@ def main() -> int:
     given = parser.parse_args()
     failed: list[str] = []
     for name in [given.only] if given.only else ["knights", "countdown"]:
-        failed += run(name, read_sweep(ROOT / "benchmarks" / f"midsize-{name}.toml"), ROOT, given.workers)
+        failed += run(
+            name, read_sweep(ROOT / "benchmarks" / f"midsize-{name}.toml"), ROOT, given.workers
+        )
     for sentence in failed:
         print(f"failed: {sentence}", file=sys.stderr)
     return int(bool(failed))

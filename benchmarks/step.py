@@ -1,11 +1,14 @@
-"""What a step costs: one GRPO step against TRL's GRPOTrainer, our sampler against `generate`, KDRL and TRRD against GRPO.
+"""What a step costs: one GRPO step against TRL's GRPOTrainer, our sampler against `generate`, KDRL
+and TRRD against GRPO.
 
     make bench        # writes benchmarks/results/step.json
 
-The same 4-bit base and LoRA, the same prompts and sampling limits, float32, 16 prompts × 8 completions of at most 96 tokens, one update per rollout, learning
-rate 0 (so that every step samples the same policy). Each side is a process of its own that takes a step when told to; they take turns, and what counts is the
-median of the ratios of neighbours. TRL gets the model as our loader makes it: on CPUs with AVX512-BF16 the plain 4-bit layer loses gradients after a
-generation (with that kernel left on, TRL's step took as long).
+The same 4-bit base and LoRA, the same prompts and sampling limits, float32, 16 prompts × 8
+completions of at most 96 tokens, one update per rollout, learning rate 0 (so that every step
+samples the same policy). Each side is a process of its own that takes a step when told to; they
+take turns, and what counts is the median of the ratios of neighbours. TRL gets the model as our
+loader makes it: on CPUs with AVX512-BF16 the plain 4-bit layer loses gradients after a generation
+(with that kernel left on, TRL's step took as long).
 """
 
 from __future__ import annotations
@@ -42,14 +45,34 @@ def serve_ours(method: str) -> None:
     from rlkd_lab.training.loop import Loop
 
     config = make_config(
-        method, settings={"learning_rate": "0"}, steps=10_000, prompts_per_step=PROMPTS, group_size=GROUP, max_new_tokens=LIMIT, updates_per_rollout=1,
-        teacher=None if method == "grpo" else "teacher", kl_every=0, eval_every=0, samples_every=0, checkpoint_every=0,
-    )  # fmt: skip
+        method,
+        settings={"learning_rate": "0"},
+        steps=10_000,
+        prompts_per_step=PROMPTS,
+        group_size=GROUP,
+        max_new_tokens=LIMIT,
+        updates_per_rollout=1,
+        teacher=None if method == "grpo" else "teacher",
+        kl_every=0,
+        eval_every=0,
+        samples_every=0,
+        checkpoint_every=0,
+    )
     loop = Loop(config, RunFolder(tempfile.mkdtemp()))
     loop.task.examples = lambda n, seed, split="train", difficulty=None: examples(loop.step)  # type: ignore[method-assign]
     for _ in sys.stdin:
         row = loop.take_step()
-        answer({key: row[key] for key in ("step_time", "num_tokens", "reward", *(k for k in row if k.startswith("time/")))})
+        answer(
+            {
+                key: row[key]
+                for key in (
+                    "step_time",
+                    "num_tokens",
+                    "reward",
+                    *(k for k in row if k.startswith("time/")),
+                )
+            }
+        )
 
 
 def serve_trl(batch: int) -> None:
@@ -70,7 +93,10 @@ def serve_trl(batch: int) -> None:
     by_prompt = {example.prompt: example for example in listed}
 
     def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-        scores = [task.score(completion, by_prompt[prompt]) for prompt, completion in zip(prompts, completions, strict=True)]
+        scores = [
+            task.score(completion, by_prompt[prompt])
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
         return [score.parts["accuracy"] + 0.1 * score.parts["format"] for score in scores]
 
     plain = type(policy.model).generate
@@ -89,20 +115,45 @@ def serve_trl(batch: int) -> None:
             self.began = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            answer({"step_time": time.perf_counter() - self.began, "time/rollout": seconds["generate"]})
+            answer(
+                {"step_time": time.perf_counter() - self.began, "time/rollout": seconds["generate"]}
+            )
 
     config = GRPOConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch, gradient_accumulation_steps=PROMPTS * GROUP // batch, num_generations=GROUP,
-        max_completion_length=LIMIT, max_steps=WARM_UP + REPEATS, learning_rate=0.0, beta=0.0, temperature=1.0, loss_type="grpo", bf16=False,
-        gradient_checkpointing=False, shuffle_dataset=False, save_strategy="no", report_to=[], logging_steps=10_000, disable_tqdm=True,
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=PROMPTS * GROUP // batch,
+        num_generations=GROUP,
+        max_completion_length=LIMIT,
+        max_steps=WARM_UP + REPEATS,
+        learning_rate=0.0,
+        beta=0.0,
+        temperature=1.0,
+        loss_type="grpo",
+        bf16=False,
+        gradient_checkpointing=False,
+        shuffle_dataset=False,
+        save_strategy="no",
+        report_to=[],
+        logging_steps=10_000,
+        disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
-    )  # fmt: skip
+    )
     data = Dataset.from_list([{"prompt": example.prompt} for example in listed])
-    GRPOTrainer(policy.model, [reward], config, train_dataset=data, processing_class=policy.tokenizer, callbacks=[OnDemand()]).train()
+    GRPOTrainer(
+        policy.model,
+        [reward],
+        config,
+        train_dataset=data,
+        processing_class=policy.tokenizer,
+        callbacks=[OnDemand()],
+    ).train()
 
 
 def serve_sampling(engine: str) -> None:
-    """A rollout a line: transformers' `generate` on the 4-bit model with its adapter, or our sampler."""
+    """A rollout a line: transformers' `generate` on the 4-bit model with its adapter, or our
+    sampler.
+    """
     import torch
 
     from rlkd_lab.models import load_policy
@@ -114,8 +165,15 @@ def serve_sampling(engine: str) -> None:
         prompts = [example.prompt for example in examples(step)]
         generator = torch.Generator(policy.device).manual_seed(step)
         began = time.perf_counter()
-        drawn = sample(policy, prompts, GROUP, Sampling(1.0, LIMIT), generator, engine=engine, twin=twin)  # type: ignore[arg-type]
-        answer({"step_time": time.perf_counter() - began, "num_tokens": float(drawn.sequences.completion_mask.sum())})
+        drawn = sample(
+            policy, prompts, GROUP, Sampling(1.0, LIMIT), generator, engine=engine, twin=twin
+        )  # type: ignore[arg-type]
+        answer(
+            {
+                "step_time": time.perf_counter() - began,
+                "num_tokens": float(drawn.sequences.completion_mask.sum()),
+            }
+        )
 
 
 SERVE = {"ours": serve_ours, "trl": lambda batch: serve_trl(int(batch)), "sampling": serve_sampling}
@@ -124,9 +182,17 @@ SERVE = {"ours": serve_ours, "trl": lambda batch: serve_trl(int(batch)), "sampli
 class Side:
     """A process that takes a step when told to."""
 
-    def __init__(self, kind: str, name: str, script: str = __file__, further: Sequence[str] = ()) -> None:
+    def __init__(
+        self, kind: str, name: str, script: str = __file__, further: Sequence[str] = ()
+    ) -> None:
         command = [sys.executable, script, kind, name, *further]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
 
     def step(self) -> dict[str, float]:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -135,7 +201,9 @@ class Side:
         for line in self.process.stdout:
             if line.startswith("@"):
                 return json.loads(line[1:])
-        raise SystemExit(f"{' '.join(self.process.args)} ended without an answer; run it by itself to see why")  # type: ignore[arg-type]
+        raise SystemExit(
+            f"{' '.join(self.process.args)} ended without an answer; run it by itself to see why"
+        )  # type: ignore[arg-type]
 
 
 def alternate(sides: dict[str, Side], repeats: int = REPEATS) -> dict[str, list[dict[str, float]]]:
@@ -152,11 +220,20 @@ def alternate(sides: dict[str, Side], repeats: int = REPEATS) -> dict[str, list[
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    return {"median": round(median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
+    return {
+        "median": round(median(values), 3),
+        "min": round(min(values), 3),
+        "max": round(max(values), 3),
+    }
 
 
-def ratio(over: list[dict[str, float]], under: list[dict[str, float]], without: str | None = None) -> dict[str, float]:
-    """Median and range of the ratios of neighbours; ``without`` takes a part of the step out on both sides."""
+def ratio(
+    over: list[dict[str, float]], under: list[dict[str, float]], without: str | None = None
+) -> dict[str, float]:
+    """Median and range of the ratios of neighbours;
+
+    ``without`` takes a part of the step out on both sides.
+    """
 
     def cost(row: dict[str, float]) -> float:
         return row["step_time"] - (row[without] if without else 0.0)
@@ -166,7 +243,9 @@ def ratio(over: list[dict[str, float]], under: list[dict[str, float]], without: 
 
 def split(rows: list[dict[str, float]]) -> dict[str, float]:
     """Median seconds of a step and of its parts."""
-    names = sorted({name for row in rows for name in row if name.startswith(("step_time", "time/"))})
+    names = sorted(
+        {name for row in rows for name in row if name.startswith(("step_time", "time/"))}
+    )
     return {name: round(median(row.get(name, 0.0) for row in rows), 3) for name in names}
 
 
@@ -182,27 +261,57 @@ def main() -> None:
     sampling = alternate({name: Side("sampling", name) for name in ("hf", "fast")})
     methods = alternate({name: Side("ours", name) for name in OURS})
     for row, *others in zip(*methods.values(), strict=True):
-        assert all(other["num_tokens"] == row["num_tokens"] for other in others), "the methods did not see the same completions"
+        assert all(other["num_tokens"] == row["num_tokens"] for other in others), (
+            "the methods did not see the same completions"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result = {
         "command": "make bench",
-        "setting": {"prompts": PROMPTS, "group_size": GROUP, "max_new_tokens": LIMIT, "updates_per_rollout": 1, "student": "student (NF4, LoRA r 16)",
-                    "teacher": "teacher (NF4), for KDRL and TRRD; twice the student's parameters", "repeats": REPEATS,
-                    "trl": {"version": "1.16", "per_device_train_batch_size": int(batch), "tried": {name: split(rows) for name, rows in tried.items()}}},
+        "setting": {
+            "prompts": PROMPTS,
+            "group_size": GROUP,
+            "max_new_tokens": LIMIT,
+            "updates_per_rollout": 1,
+            "student": "student (NF4, LoRA r 16)",
+            "teacher": "teacher (NF4), for KDRL and TRRD; twice the student's parameters",
+            "repeats": REPEATS,
+            "trl": {
+                "version": "1.16",
+                "per_device_train_batch_size": int(batch),
+                "tried": {name: split(rows) for name, rows in tried.items()},
+            },
+        },
         "ratio_vs_trl": ratio(steps["trl"], steps["grpo"]),
         "ratio_sampling_vs_generate": ratio(sampling["hf"], sampling["fast"]),
         "kdrl_over_grpo": ratio(methods["kdrl"], methods["grpo"], without="time/rollout"),
         "trrd_over_grpo": ratio(methods["trrd"], methods["grpo"], without="time/rollout"),
         "kdrl_over_grpo_whole_step": ratio(methods["kdrl"], methods["grpo"]),
         "trrd_over_grpo_whole_step": ratio(methods["trrd"], methods["grpo"]),
-        "seconds": {"trl": split(steps["trl"]), "grpo": split(steps["grpo"]), "generate": split(sampling["hf"]), "sampler": split(sampling["fast"]),
-                    **{f"{name} on the same completions": split(methods[name]) for name in OURS}},
-        "meaning": {"kdrl_over_grpo": "what follows the sampling (rewards, teacher, update) on the same completions; _whole_step: with it"},
+        "seconds": {
+            "trl": split(steps["trl"]),
+            "grpo": split(steps["grpo"]),
+            "generate": split(sampling["hf"]),
+            "sampler": split(sampling["fast"]),
+            **{f"{name} on the same completions": split(methods[name]) for name in OURS},
+        },
+        "meaning": {
+            "kdrl_over_grpo": "what follows the sampling (rewards, teacher, update) on"
+            " the same completions; _whole_step: with it"
+        },
         "environment": describe_environment(device),
-    }  # fmt: skip
+    }
     target = Path(__file__).parent / "results" / "step.json"
     target.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({key: result[key] for key in result if "ratio" in key or "_over_" in key or key == "seconds"}, indent=2))
+    print(
+        json.dumps(
+            {
+                key: result[key]
+                for key in result
+                if "ratio" in key or "_over_" in key or key == "seconds"
+            },
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python benchmarks/sweep.py          # about twelve minutes on an idle machine; writes benchmarks/results/sweep.json
 
-- Workers: a sweep of four runs (KDRL, 24 steps, evaluated) with one worker and with one a core, alternating; the ratio of neighbouring wall times, its median
-  and range. Starting Python and loading libraries and models is in them.
-- Study: from the tables in results/embedded: worker hours by part, seconds of a training step by method in the core (the teacher's share included), peak memory
-  of a worker.
+- Workers: a sweep of four runs (KDRL, 24 steps, evaluated) with one worker and with one a core,
+  alternating; the ratio of neighbouring wall times, its median and range. Starting Python and
+  loading libraries and models is in them.
+- Study: from the tables in results/embedded: worker hours by part, seconds of a training step by
+  method in the core (the teacher's share included), peak memory of a worker.
 """
 
 from __future__ import annotations
@@ -53,9 +54,18 @@ def workers() -> dict[str, object]:
         order = (1, many) if number % 2 == 0 else (many, 1)
         took = {count: wall(count) for count in order}
         pairs.append((took[1], took[many]))
-        print(f"one worker {took[1]:.0f} s, {many} workers {took[many]:.0f} s: {took[1] / took[many]:.2f}×", flush=True)
+        print(
+            f"one worker {took[1]:.0f} s, {many} workers {took[many]:.0f} s:"
+            f" {took[1] / took[many]:.2f}×",
+            flush=True,
+        )
     ratios = [one / all_ for one, all_ in pairs]
-    return {"workers": many, "seconds": pairs, "ratio": median(ratios), "range": [min(ratios), max(ratios)]}
+    return {
+        "workers": many,
+        "seconds": pairs,
+        "ratio": median(ratios),
+        "range": [min(ratios), max(ratios)],
+    }
 
 
 def cost() -> dict[str, object]:
@@ -64,8 +74,15 @@ def cost() -> dict[str, object]:
     study = read_study(folder)
     hours, runs = {}, {}
     for name in study:
-        tables = [pd.read_csv(path) for path in (folder / name / "runs.csv", folder / name / "tuning" / "runs.csv") if path.exists()]
-        hours[name], runs[name] = sum(float(table["worker_seconds"].sum()) for table in tables) / 3600, sum(len(table) for table in tables)
+        tables = [
+            pd.read_csv(path)
+            for path in (folder / name / "runs.csv", folder / name / "tuning" / "runs.csv")
+            if path.exists()
+        ]
+        hours[name], runs[name] = (
+            sum(float(table["worker_seconds"].sum()) for table in tables) / 3600,
+            sum(len(table) for table in tables),
+        )
     core = study["core"].runs.assign(step=lambda table: table["train_seconds"] / table["steps"])
     means = by_arm(core, ["step", "sampled_tokens"]).set_index("arm")
     return {

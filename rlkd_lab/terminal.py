@@ -1,4 +1,7 @@
-"""Text for a terminal: what stands in a file is shown there and steers nothing. Run folders come from elsewhere, and completions from a model."""
+"""Text for a terminal: what stands in a file is shown there and steers nothing.
+
+Run folders come from elsewhere, and completions from a model.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,18 @@ TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def visible(text: object) -> str:
-    r"""The text with control characters, of which escape sequences are made, as JSON writes them; line feeds stay.
+    r"""The text with control characters, of which escape sequences are made, as JSON writes them;
+    line feeds stay.
 
     >>> visible("\x1b[31mred")
     '\\u001b[31mred'
     """
-    return "".join(f"\\u{ord(one):04x}" if one != "\n" and (unicodedata.category(one) == "Cc" or one in TURNS) else one for one in str(text))
+    return "".join(
+        f"\\u{ord(one):04x}"
+        if one != "\n" and (unicodedata.category(one) == "Cc" or one in TURNS)
+        else one
+        for one in str(text)
+    )
 
 
 def escape(text: object) -> str:

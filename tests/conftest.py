@@ -6,7 +6,9 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for a network
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before transformers is imported: no test may reach for a network
+)
 os.environ.pop("COLUMNS", None)  # rich reads it when the command line is imported
 
 import pytest
@@ -18,7 +20,9 @@ from rlkd_lab.rollouts import sequences_of
 # pytest looks for doctests in them, under one module name for all
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 FAMILIES = ("qwen3", "qwen2", "gemma2")
-"""No biases but norms on queries and keys; biases on the attention projections; soft caps, a sliding window and four norms a block."""
+"""No biases but norms on queries and keys; biases on the attention projections; soft caps, a
+sliding window and four norms a block.
+"""
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +31,13 @@ def another():
 
     @contextmanager
     def hold(folder):
-        code = "import sys; from rlkd_lab.runs import alone\nwith alone(sys.argv[1], 'held'): print(flush=True); sys.stdin.read()"
-        with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        code = (
+            "import sys; from rlkd_lab.runs import alone\nwith alone(sys.argv[1], 'held'):"
+            " print(flush=True); sys.stdin.read()"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
             process.stdout.readline()
             yield process.pid
             process.stdin.close()
@@ -38,30 +47,55 @@ def another():
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory):
-    """``make_model(family, hidden, vocabulary, **config)``: folder of a random float32 model with the character tokenizer, made once."""
+    """``make_model(family, hidden, vocabulary, **config)``: folder of a random float32 model
+    with the character tokenizer, made once.
+    """
     import transformers
 
     from rlkd_lab.zoo.tokenizer import character_tokenizer
 
     made: dict[str, str] = {}
 
-    def make(family: str = "qwen3", hidden: int = 64, vocabulary: int = 128, seed: int = 0, **config: object) -> str:
+    def make(
+        family: str = "qwen3",
+        hidden: int = 64,
+        vocabulary: int = 128,
+        seed: int = 0,
+        **config: object,
+    ) -> str:
         key = json.dumps([family, hidden, vocabulary, seed, config])
         if key in made:
             return made[key]
         names = {"qwen3": "Qwen3", "qwen2": "Qwen2", "gemma2": "Gemma2"}
         settings = {
-            "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 128, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
+            "vocab_size": vocabulary,
+            "hidden_size": hidden,
+            "intermediate_size": 2 * hidden,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "max_position_embeddings": 128,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
             "tie_word_embeddings": True,
-            # Ten times the usual spread: at .02 all tokens are about equally likely, and a wrong mask or position would hardly show.
+            # Ten times the usual spread: at .02 all tokens are about equally likely, and a wrong
+            # mask or position would hardly show.
             "initializer_range": 0.2,
-        }  # fmt: skip
+        }
         if family == "gemma2":
-            settings |= {"final_logit_softcapping": None, "sliding_window": 8, "query_pre_attn_scalar": 32, "attn_implementation": "eager"}
+            settings |= {
+                "final_logit_softcapping": None,
+                "sliding_window": 8,
+                "query_pre_attn_scalar": 32,
+                "attn_implementation": "eager",
+            }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = getattr(transformers, f"{names[family]}ForCausalLM")(getattr(transformers, f"{names[family]}Config")(**(settings | config)))
+            model = getattr(transformers, f"{names[family]}ForCausalLM")(
+                getattr(transformers, f"{names[family]}Config")(**(settings | config))
+            )
             for name, parameter in model.named_parameters():
                 if name.endswith("bias"):
                     torch.nn.init.normal_(parameter, std=0.5)
@@ -76,7 +110,9 @@ def make_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def stir():
-    """``stir(lm)``: give the active adapter a B that is not zero, as if it had been trained; another ``seed`` is another training."""
+    """``stir(lm)``: give the active adapter a B that is not zero, as if it had been trained;
+    another ``seed`` is another training.
+    """
 
     def fill(lm: LanguageModel, std: float = 0.05, seed: int = 0) -> LanguageModel:
         generator = torch.Generator().manual_seed(seed)
@@ -91,7 +127,9 @@ def stir():
 
 @pytest.fixture(scope="session")
 def make_adapter(tmp_path_factory, stir):
-    """``make_adapter(model, seed, **settings)``: folder of an adapter for that model with a B that is not zero."""
+    """``make_adapter(model, seed, **settings)``: folder of an adapter for that model with a B
+    that is not zero.
+    """
 
     def make(model: str, seed: int = 0, quant: str = "none", **settings: object) -> str:
         folder = tmp_path_factory.mktemp("adapter")
@@ -110,9 +148,13 @@ COMPLETIONS = ["49-7=42;#42", "#11", "8=8;#8;;#"]
 
 @pytest.fixture(scope="session")
 def ragged():
-    """``ragged(lm)``: three prompts and completions of three lengths each, so that both sides are padded."""
+    """``ragged(lm)``: three prompts and completions of three lengths each, so that both sides
+    are padded.
+    """
 
     def make(lm: LanguageModel, rows: slice = slice(None)) -> Sequences:
-        return sequences_of(lm, PROMPTS[rows], [lm.tokenizer(text)["input_ids"] + [1] for text in COMPLETIONS[rows]])
+        return sequences_of(
+            lm, PROMPTS[rows], [lm.tokenizer(text)["input_ids"] + [1] for text in COMPLETIONS[rows]]
+        )
 
     return make

@@ -26,18 +26,44 @@ def part(arms, seeds=5, noise=0.002, curves=None, levels=None, chances=None, ste
         given = {"id length": 50.0, "ood avg": 0.3, **given}
         for seed in range(seeds):
             wiggle = noise * rng.standard_normal()
-            row = {"arm": arm, "seed": seed, "method": method, **{name: value * (1 + wiggle) for name, value in given.items()}}
-            row |= {name: float(value) if value[0].isdigit() else value for name, value in knobs.items()}
+            row = {
+                "arm": arm,
+                "seed": seed,
+                "method": method,
+                **{name: value * (1 + wiggle) for name, value in given.items()},
+            }
+            row |= {
+                name: float(value) if value[0].isdigit() else value for name, value in knobs.items()
+            }
             rows.append(row | {f"id chance@{k}": chance for k, chance in (chances or {}).items()})
             for step in range(1, steps + 1):
                 line = {"arm": arm, "seed": seed, "method": method, "step": step}
-                lines.append(line | {name: f(step) * (1 + wiggle) for name, f in (curves or {}).get(arm, {}).items()})
+                lines.append(
+                    line
+                    | {
+                        name: f(step) * (1 + wiggle)
+                        for name, f in (curves or {}).get(arm, {}).items()
+                    }
+                )
             for difficulty, value in (levels or {}).get(arm, {}).items():
                 numbers.append(
-                    {"arm": arm, "seed": seed, "set": "id", "difficulty": difficulty, "measure": "avg", "value": value * (1 + wiggle), "low": 0, "high": 1}
+                    {
+                        "arm": arm,
+                        "seed": seed,
+                        "set": "id",
+                        "difficulty": difficulty,
+                        "measure": "avg",
+                        "value": value * (1 + wiggle),
+                        "low": 0,
+                        "high": 1,
+                    }
                 )
-    empty = pd.DataFrame(columns=["arm", "seed", "set", "difficulty", "measure", "value", "low", "high"])
-    return Part(pd.DataFrame(rows), pd.DataFrame(lines), pd.DataFrame(numbers) if numbers else empty)
+    empty = pd.DataFrame(
+        columns=["arm", "seed", "set", "difficulty", "measure", "value", "low", "high"]
+    )
+    return Part(
+        pd.DataFrame(rows), pd.DataFrame(lines), pd.DataFrame(numbers) if numbers else empty
+    )
 
 
 def constant(value):
@@ -59,9 +85,18 @@ def betas(best, annealed=0.8):
     names = {beta: f"kdrl,kd_coef={beta}" for beta in values}
     height = {beta: 0.7 if beta == best else 0.5 for beta in values}
     return part(
-        {names[beta]: height[beta] for beta in values} | {"kdrl_annealed,kd_coef=linear:0.1:0.001": annealed},
-        curves={names[beta]: {"eval/accuracy": at_end(height[beta]), "coef/kd_coef": constant(beta)} for beta in values}
-        | {"kdrl_annealed,kd_coef=linear:0.1:0.001": {"eval/accuracy": at_end(annealed), "coef/kd_coef": constant(0.001)}},
+        {names[beta]: height[beta] for beta in values}
+        | {"kdrl_annealed,kd_coef=linear:0.1:0.001": annealed},
+        curves={
+            names[beta]: {"eval/accuracy": at_end(height[beta]), "coef/kd_coef": constant(beta)}
+            for beta in values
+        }
+        | {
+            "kdrl_annealed,kd_coef=linear:0.1:0.001": {
+                "eval/accuracy": at_end(annealed),
+                "coef/kd_coef": constant(0.001),
+            }
+        },
         noise=1e-6,
     )
 
@@ -69,31 +104,67 @@ def betas(best, annealed=0.8):
 def conflicts(grpo, kdrl, trrd, floor=0.1):
     name = "interference/sign_conflict_"
     values = {"grpo": grpo, "kdrl": kdrl, "trrd": trrd}
-    return {arm: {f"{name}teacher_method": constant(value), f"{name}split_teacher": constant(floor)} for arm, value in values.items()}
+    return {
+        arm: {f"{name}teacher_method": constant(value), f"{name}split_teacher": constant(floor)}
+        for arm, value in values.items()
+    }
 
 
 def core(**changes):
-    """A core in which every claim about it holds, but for what is changed: accuracies and lengths by arm, or ``curves``, ``chances``."""
-    accuracy = {"kdrl": 0.80, "opd": 0.75, "grpo": 0.70, "sft": 0.60, "kdrl_annealed": 0.80, "kdrl_masked": 0.80, "trrd": 0.75, "opd_then_rl": 0.80}
-    length = {"kdrl": 60.0, "opd": 80.0, "grpo": 40.0, "sft": 60.0, "kdrl_annealed": 60.0, "kdrl_masked": 50.0, "trrd": 60.0, "opd_then_rl": 50.0}
+    """A core in which every claim about it holds, but for what is changed: accuracies and
+    lengths by arm, or ``curves``, ``chances``.
+    """
+    accuracy = {
+        "kdrl": 0.80,
+        "opd": 0.75,
+        "grpo": 0.70,
+        "sft": 0.60,
+        "kdrl_annealed": 0.80,
+        "kdrl_masked": 0.80,
+        "trrd": 0.75,
+        "opd_then_rl": 0.80,
+    }
+    length = {
+        "kdrl": 60.0,
+        "opd": 80.0,
+        "grpo": 40.0,
+        "sft": 60.0,
+        "kdrl_annealed": 60.0,
+        "kdrl_masked": 50.0,
+        "trrd": 60.0,
+        "opd_then_rl": 50.0,
+    }
     passes = {"kdrl": (0.8, 0.85), "opd": (0.75, 0.95), "trrd": (0.75, 0.95)}
-    arms = {arm: {"id avg": accuracy[arm], "ood avg": accuracy[arm] / 2, "id length": length[arm]} for arm in accuracy}
+    arms = {
+        arm: {"id avg": accuracy[arm], "ood avg": accuracy[arm] / 2, "id length": length[arm]}
+        for arm in accuracy
+    }
     for arm, (one, many) in passes.items():
         arms[arm] |= {"id pass@1": one, "id pass@4": many, "id pass@32": many}
     for arm, values in changes.get("arms", {}).items():
         arms[arm] |= values
     speed = {"grpo": rising(0.015), "kdrl": rising(0.03)}
     cost = {"grpo": 1.0, "kdrl": 1.15, "trrd": 1.15}
-    curves = {arm: {**conflicts(0.45, 0.3, 0.2).get(arm, {}), "train_time": constant(seconds)} for arm, seconds in cost.items()}
+    curves = {
+        arm: {**conflicts(0.45, 0.3, 0.2).get(arm, {}), "train_time": constant(seconds)}
+        for arm, seconds in cost.items()
+    }
     for arm, f in speed.items():
         curves[arm]["accuracy"] = f
     for arm in accuracy:
         curves.setdefault(arm, {})
-        curves[arm] |= {"eval/accuracy": at_end(accuracy[arm]), "completions/mean_length": constant(length[arm])}
+        curves[arm] |= {
+            "eval/accuracy": at_end(accuracy[arm]),
+            "completions/mean_length": constant(length[arm]),
+        }
     for arm, values in changes.get("curves", {}).items():
         curves[arm] |= values
     return part(
-        arms, curves=curves, chances=changes.get("chances", {1: 0.001, 4: 0.004, 32: 0.03}), noise=changes.get("noise", 0.002), seeds=changes.get("seeds", 5)
+        arms,
+        curves=curves,
+        chances=changes.get("chances", {1: 0.001, 4: 0.004, 32: 0.03}),
+        noise=changes.get("noise", 0.002),
+        seeds=changes.get("seeds", 5),
     )
 
 
@@ -115,7 +186,17 @@ TRUE = {
 """A study in which every claim holds."""
 
 PAIRS = TRUE | {
-    "concise": part({"opd": 0.9, "kdrl": 0.85, "trrd": 0.7, "opd_then_rl": 0.8, "sft": {"id avg": 0.8, "id length": 42.0}}),
-    "weak": part({"grpo": 0.1, "opd": 0.4, "kdrl": 0.3, "trrd": 0.2, "opd_then_rl": 0.5, "sft": 0.6}),
+    "concise": part(
+        {
+            "opd": 0.9,
+            "kdrl": 0.85,
+            "trrd": 0.7,
+            "opd_then_rl": 0.8,
+            "sft": {"id avg": 0.8, "id length": 42.0},
+        }
+    ),
+    "weak": part(
+        {"grpo": 0.1, "opd": 0.4, "kdrl": 0.3, "trrd": 0.2, "opd_then_rl": 0.5, "sft": 0.6}
+    ),
 }
 """The same with three of the four pairs of student and teacher."""

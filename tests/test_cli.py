@@ -16,7 +16,15 @@ from rlkd_lab.runs import RunFolder
 from rlkd_lab.study import read_table
 from rlkd_lab.training.presets import PRESETS
 
-SMALL = ("prompts_per_step=2", "group_size=2", "max_new_tokens=24", "difficulty=2-2", "eval_every=0", "eval_prompts=8", "samples_every=0")
+SMALL = (
+    "prompts_per_step=2",
+    "group_size=2",
+    "max_new_tokens=24",
+    "difficulty=2-2",
+    "eval_every=0",
+    "eval_prompts=8",
+    "samples_every=0",
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +38,16 @@ def rlkd():
 
 
 def train(method, out, *settings, steps=2):
-    return ("train", "--method", method, "--steps", steps, "--out", out, *(part for setting in (*SMALL, *settings) for part in ("--set", setting)))
+    return (
+        "train",
+        "--method",
+        method,
+        "--steps",
+        steps,
+        "--out",
+        out,
+        *(part for setting in (*SMALL, *settings) for part in ("--set", setting)),
+    )
 
 
 def assert_refused(result, *says):
@@ -56,12 +73,25 @@ def runs(rlkd, tmp_path_factory):
 
 
 def test_train_shows_progress_with_what_matters(rlkd, runs, tmp_path):
-    result = rlkd(*train("kdrl", tmp_path / "run", "kd_coef=linear:0.5:0.1", "aggregation=sequence", "lora_rank=4", steps=1))
+    result = rlkd(
+        *train(
+            "kdrl",
+            tmp_path / "run",
+            "kd_coef=linear:0.5:0.1",
+            "aggregation=sequence",
+            "lora_rank=4",
+            steps=1,
+        )
+    )
     assert result.exit_code == 0
     for words in ("reward", "KL", "length", "GiB"):
         assert words in result.stderr
     config = RunFolder.open(tmp_path / "run").config()
-    assert (config["knobs"], config["options"], config["lora_rank"]) == ({"kd_coef": "linear:0.5:0.1"}, {"aggregation": "sequence"}, 4)
+    assert (config["knobs"], config["options"], config["lora_rank"]) == (
+        {"kd_coef": "linear:0.5:0.1"},
+        {"aggregation": "sequence"},
+        4,
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,11 +109,19 @@ def test_train_shows_progress_with_what_matters(rlkd, runs, tmp_path):
         ("opd", ("teacher=off",), "needs a teacher"),
         ("kdrl", ("task=aritmetic",), "did you mean 'arithmetic'"),
         ("grpo", ("task=countdwn",), "did you mean 'countdown'"),
-        ("grpo", ("task=chain_sum", "difficulty=0-1", "task.max_term=3"), "did you mean 'max_terms'"),
+        (
+            "grpo",
+            ("task=chain_sum", "difficulty=0-1", "task.max_term=3"),
+            "did you mean 'max_terms'",
+        ),
         ("grpo", ("task=nothing.jsonl",), "no file or folder nothing.jsonl"),
         ("grpo", ("task=mine.py:Task",), "there is no file mine.py"),
         ("grpo", ("prompt_template=Solve",), "{question}"),
-        ("grpo", ("task=chain_sum", "difficulty=0-1", "reward.speed=1"), "unknown reward part 'speed'"),
+        (
+            "grpo",
+            ("task=chain_sum", "difficulty=0-1", "reward.speed=1"),
+            "unknown reward part 'speed'",
+        ),
         ("kdrl", ("max_new_tokens=0",), "greater than or equal to 1"),
         ("kdrl", ("student=nobody-has-this",), "no model 'nobody-has-this'"),
         ("kdrl", ("difficulty=5-2",), "difficulty"),
@@ -97,7 +135,10 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(rlkd, tmp_path, method, se
 
 
 def test_unknown_preset(rlkd, tmp_path):
-    assert_refused(rlkd("train", "--method", "grpo", "--preset", "tyni", "--out", tmp_path / "run"), "did you mean 'tiny'")
+    assert_refused(
+        rlkd("train", "--method", "grpo", "--preset", "tyni", "--out", tmp_path / "run"),
+        "did you mean 'tiny'",
+    )
 
 
 def test_a_teacher_of_another_tokenizer(rlkd, tmp_path, make_model):
@@ -109,7 +150,10 @@ def test_a_teacher_of_another_tokenizer(rlkd, tmp_path, make_model):
     a, b = [token for token in vocabulary if len(token) == 1][:2]
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     path.write_text(json.dumps(tokenizer))
-    assert_refused(rlkd(*train("kdrl", tmp_path / "run", f"teacher={other}", "teacher_quant=none")), "different tokenizers")
+    assert_refused(
+        rlkd(*train("kdrl", tmp_path / "run", f"teacher={other}", "teacher_quant=none")),
+        "different tokenizers",
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -135,7 +179,9 @@ def test_no_permission(rlkd, tmp_path, monkeypatch):
         mkdir(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    assert_refused(rlkd(*train("grpo", tmp_path / "run")), "no permission to write", "choose another --out")
+    assert_refused(
+        rlkd(*train("grpo", tmp_path / "run")), "no permission to write", "choose another --out"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,19 +245,38 @@ def test_replay_says_whether_it_was_the_same(rlkd, runs, tmp_path):
     result = rlkd("replay", tmp_path / "run", "--out", tmp_path / "second")
     assert result.exit_code == 1
     assert "different: step 1: entropy" in result.stdout
-    assert rlkd("replay", tmp_path / "run", "--out", tmp_path / "third", "--tolerance", "1").exit_code == 0
+    assert (
+        rlkd("replay", tmp_path / "run", "--out", tmp_path / "third", "--tolerance", "1").exit_code
+        == 0
+    )
 
 
 def test_compare_prints_a_table_and_writes_a_figure_with_its_sidecar(rlkd, runs, tmp_path):
     figure = tmp_path / "new" / "both.png"
-    result = rlkd("compare", runs / "kdrl", runs / "grpo", "--figure", figure, "--window", 3, "--x", "tokens", "--metrics", "reward,entropy")
+    result = rlkd(
+        "compare",
+        runs / "kdrl",
+        runs / "grpo",
+        "--figure",
+        figure,
+        "--window",
+        3,
+        "--x",
+        "tokens",
+        "--metrics",
+        "reward,entropy",
+    )
     assert result.exit_code == 0, result.output
     for words in ("kdrl", "grpo", "reward", "steps", "touched", str(figure)):
         assert words in result.stdout
     assert figure.stat().st_size > 5000
     side = json.loads(figure.with_suffix(".json").read_text())
     assert [run["method"] for run in side["runs"]] == ["kdrl", "grpo"]
-    assert (side["x"], side["smoothing"], side["metrics"]) == ("tokens", "trailing mean, 3 steps", ["reward", "entropy"])
+    assert (side["x"], side["smoothing"], side["metrics"]) == (
+        "tokens",
+        "trailing mean, 3 steps",
+        ["reward", "entropy"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,13 +297,17 @@ def test_compare_refuses_in_words_and_writes_nothing(rlkd, runs, tmp_path, optio
 
 def test_compare_of_a_run_without_a_step(rlkd, runs, tmp_path):
     RunFolder.create(tmp_path / "empty", RunFolder.open(runs / "kdrl").config(), {})
-    assert_refused(rlkd("compare", tmp_path / "empty", "--figure", tmp_path / "a.png"), "no finished step")
+    assert_refused(
+        rlkd("compare", tmp_path / "empty", "--figure", tmp_path / "a.png"), "no finished step"
+    )
 
 
 def test_methods_names_each_with_knobs_and_source(rlkd):
     result = rlkd("methods")
     assert result.exit_code == 0
-    names = [line.split()[0] for line in result.stdout.splitlines() if line and not line.startswith(" ")]
+    names = [
+        line.split()[0] for line in result.stdout.splitlines() if line and not line.startswith(" ")
+    ]
     assert [name for name in names if name in METHODS] == list(METHODS)
     blocks = "".join(result.stdout.split())  # lines are wrapped to the terminal
     for method in METHODS.values():
@@ -290,13 +359,25 @@ def test_doctor_as_json_says_the_same(rlkd):
 
 
 def test_compare_as_json_prints_the_rows_and_nothing_else(rlkd, runs, tmp_path):
-    result = rlkd("compare", runs / "kdrl", runs / "grpo", "--figure", tmp_path / "a.png", "--metrics", "reward", "--json")
+    result = rlkd(
+        "compare",
+        runs / "kdrl",
+        runs / "grpo",
+        "--figure",
+        tmp_path / "a.png",
+        "--metrics",
+        "reward",
+        "--json",
+    )
     rows = json.loads(result.stdout)
-    assert [(row["run"], row["method"], row["steps"]) for row in rows] == [("kdrl", "kdrl", 2), ("grpo", "grpo", 2)]
+    assert [(row["run"], row["method"], row["steps"]) for row in rows] == [
+        ("kdrl", "kdrl", 2),
+        ("grpo", "grpo", 2),
+    ]
     assert (tmp_path / "a.png").exists()
 
 
-# --- eval -------------------------------------------------------------------------------------------------------------
+# --- eval -----------------------------------------------------------------------------------------
 
 FEW = ("--prompts", 3, "--samples", 2)
 
@@ -305,16 +386,37 @@ FEW = ("--prompts", 3, "--samples", 2)
 def test_eval_of_a_run_against_the_model_that_it_started_from(rlkd, runs):
     result = rlkd("eval", runs / "grpo", "--against", "student", *FEW)
     assert result.exit_code == 0, result.output
-    for words in ("in distribution: 3 prompts, 2 samples each", "out of distribution", "avg@2", "greedy", "pass@2", "chance", "95 % interval", "correct ones",
-                  "truncated", "badly formatted", "grpo, step 2 − student", "blind guesses", "bootstrap over prompts, paired", "training seeds"):  # fmt: skip
+    for words in (
+        "in distribution: 3 prompts, 2 samples each",
+        "out of distribution",
+        "avg@2",
+        "greedy",
+        "pass@2",
+        "chance",
+        "95 % interval",
+        "correct ones",
+        "truncated",
+        "badly formatted",
+        "grpo, step 2 − student",
+        "blind guesses",
+        "bootstrap over prompts, paired",
+        "training seeds",
+    ):
         assert words in result.stdout, words
     written = runs / "grpo" / "eval" / "step_000002.parquet"
     assert str(written) in result.stdout
-    assert sorted(path.name for path in written.parent.iterdir()) == ["step_000002-against.parquet", "step_000002.parquet"]
+    assert sorted(path.name for path in written.parent.iterdir()) == [
+        "step_000002-against.parquet",
+        "step_000002.parquet",
+    ]
     frame, record = read_table(written)
     assert len(frame) == 2 * 3 * 3
     # the run's own settings
-    assert (record["max_new_tokens"], record["difficulty"], record["model"]["step"]) == (24, [2, 2], 2)
+    assert (record["max_new_tokens"], record["difficulty"], record["model"]["step"]) == (
+        24,
+        [2, 2],
+        2,
+    )
     other, record = read_table(written.with_name("step_000002-against.parquet"))
     assert record["model"]["name"] == "student"
     assert other["prompt_id"].tolist() == frame["prompt_id"].tolist()
@@ -323,14 +425,44 @@ def test_eval_of_a_run_against_the_model_that_it_started_from(rlkd, runs):
 def test_eval_as_json_is_one_object_and_nothing_else(rlkd, runs, tmp_path):
     out = tmp_path / "new" / "a.parquet"
     place = runs / "grpo" / "checkpoints" / "step_000002"
-    result = rlkd("eval", place, "--against", "student", *FEW, "--k", "2,1", "--no-ood", "--no-greedy", "--quant", "none", "--out", out, "--json")
+    result = rlkd(
+        "eval",
+        place,
+        "--against",
+        "student",
+        *FEW,
+        "--k",
+        "2,1",
+        "--no-ood",
+        "--no-greedy",
+        "--quant",
+        "none",
+        "--out",
+        out,
+        "--json",
+    )
     assert result.exit_code == 0, result.output
     assert "completions" not in result.stderr  # no bar
     found = json.loads(result.stdout)
-    assert set(found["results"]["id"]["all"]) >= {"avg", "avg_low", "avg_high", "pass@1", "pass@2", "chance@2", "length_correct", "length_wrong", "truncated"}
+    assert set(found["results"]["id"]["all"]) >= {
+        "avg",
+        "avg_low",
+        "avg_high",
+        "pass@1",
+        "pass@2",
+        "chance@2",
+        "length_correct",
+        "length_wrong",
+        "truncated",
+    }
     assert list(found["results"]) == ["id"]
     assert "greedy" not in found["results"]["id"]["all"]
-    assert (found["model"]["step"], found["against"]["model"]["quant"], found["samples"], found["chance"]) == (2, "none", 2, "task")
+    assert (
+        found["model"]["step"],
+        found["against"]["model"]["quant"],
+        found["samples"],
+        found["chance"],
+    ) == (2, "none", 2, "task")
     assert {row["measure"] for row in found["differences"]} >= {"avg", "pass@2", "length"}
     assert [path.rsplit("/")[-1] for path in found["out"]] == ["a.parquet", "a-against.parquet"]
     assert read_table(out)[1]["top_p"] == 1
@@ -338,7 +470,20 @@ def test_eval_as_json_is_one_object_and_nothing_else(rlkd, runs, tmp_path):
 
 def test_eval_writes_nothing_that_was_not_asked_for(rlkd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = rlkd("eval", "student-weak", *FEW, "--no-ood", "--temperature", 0.5, "--top-p", 0.9, "--top-k", 5, "--max-new-tokens", 20)
+    result = rlkd(
+        "eval",
+        "student-weak",
+        *FEW,
+        "--no-ood",
+        "--temperature",
+        0.5,
+        "--top-p",
+        0.9,
+        "--top-k",
+        5,
+        "--max-new-tokens",
+        20,
+    )
     assert result.exit_code == 0, result.output
     assert "completions were not kept: name a file with --out" in result.stdout
     assert list(tmp_path.iterdir()) == []
@@ -347,7 +492,10 @@ def test_eval_writes_nothing_that_was_not_asked_for(rlkd, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("student", "--k", "64", "--samples", "16"), "pass@64 needs 64 samples a prompt; 16 were taken: raise --samples"),
+        (
+            ("student", "--k", "64", "--samples", "16"),
+            "pass@64 needs 64 samples a prompt; 16 were taken: raise --samples",
+        ),
         (("student", "--k", "0"), "at least 1"),
         (("student", "--k", "1;2"), "such as 1,4,8"),
         (("student", "--samples", "0"), "at least one"),
@@ -363,7 +511,10 @@ def test_eval_writes_nothing_that_was_not_asked_for(rlkd, tmp_path, monkeypatch)
         (("student", "--out", "a.csv"), ".parquet"),
         (("student", "--against", "nobody-has-this"), "no model 'nobody-has-this'"),
         (("RUNS/grpo", "--checkpoint", "9"), "no checkpoint of step 9; it has 2"),
-        (("RUNS/grpo/checkpoints/step_000002", "--base", "teacher"), "does not fit the base 'teacher'"),
+        (
+            ("RUNS/grpo/checkpoints/step_000002", "--base", "teacher"),
+            "does not fit the base 'teacher'",
+        ),
     ],
 )
 def test_eval_refuses_in_words_and_writes_nothing(rlkd, runs, tmp_path, monkeypatch, words, says):
@@ -384,7 +535,7 @@ def test_eval_stopped_by_hand(rlkd, monkeypatch):
     assert "stopped; nothing was written" in result.stderr
 
 
-# --- export -----------------------------------------------------------------------------------------------------------
+# --- export ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -403,7 +554,9 @@ def test_what_is_exported_is_evaluated_as_the_run_is(rlkd, runs, tmp_path):
         assert words in result.stdout, words
     few = (*FEW, "--no-ood", "--max-new-tokens", 24, "--difficulty", "2-2")
     frames = []
-    for number, words in enumerate([(runs / "grpo",), (adapter, "--base", "student"), (adapter,), (merged, "--quant", "none")]):
+    for number, words in enumerate(
+        [(runs / "grpo",), (adapter, "--base", "student"), (adapter,), (merged, "--quant", "none")]
+    ):
         result = rlkd("eval", *words, *few, "--out", tmp_path / f"{number}.parquet")
         assert result.exit_code == 0, result.output
         frames.append(read_table(tmp_path / f"{number}.parquet")[0])
@@ -426,12 +579,18 @@ def test_what_is_exported_is_evaluated_as_the_run_is(rlkd, runs, tmp_path):
 )
 def test_export_refuses_in_words_and_writes_nothing(rlkd, runs, tmp_path, monkeypatch, words, says):
     monkeypatch.chdir(tmp_path)
-    assert_refused(rlkd("export", *(word.replace("RUNS", str(runs)) for word in words), "--out", "out"), says)
+    assert_refused(
+        rlkd("export", *(word.replace("RUNS", str(runs)) for word in words), "--out", "out"), says
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_export_into_a_folder_in_use_and_stopped_by_hand(rlkd, runs, tmp_path, monkeypatch):
-    assert_refused(rlkd("export", runs / "grpo", "--out", runs), "exists and is not empty", "choose another --out")
+    assert_refused(
+        rlkd("export", runs / "grpo", "--out", runs),
+        "exists and is not empty",
+        "choose another --out",
+    )
 
     def interrupt(*given, **more):
         raise KeyboardInterrupt
@@ -443,15 +602,38 @@ def test_export_into_a_folder_in_use_and_stopped_by_hand(rlkd, runs, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
-# --- from another terminal --------------------------------------------------------------------------------------------
+# --- from another terminal ------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_a_run_is_steered_and_ended_from_outside(rlkd, tmp_path):
     """By requests, and by SIGTERM as a batch system sends it."""
     path = tmp_path / "run"
-    small = ["--set", "prompts_per_step=2", "--set", "group_size=2", "--set", "max_new_tokens=24", "--set", "eval_every=0", "--set", "checkpoint_every=0"]
-    command = [sys.executable, "-m", "rlkd_lab", "train", "--method", "kdrl", "--steps", "400", "--out", str(path), *small]
+    small = [
+        "--set",
+        "prompts_per_step=2",
+        "--set",
+        "group_size=2",
+        "--set",
+        "max_new_tokens=24",
+        "--set",
+        "eval_every=0",
+        "--set",
+        "checkpoint_every=0",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "rlkd_lab",
+        "train",
+        "--method",
+        "kdrl",
+        "--steps",
+        "400",
+        "--out",
+        str(path),
+        *small,
+    ]
 
     def until(holds):
         deadline = time.monotonic() + 120
@@ -474,7 +656,10 @@ def test_a_run_is_steered_and_ended_from_outside(rlkd, tmp_path):
     assert "rlkd: stopped; `rlkd resume` goes on from the last checkpoint" in said
     status = folder.status()
     assert (status["state"], status["step"]) == ("idle", len(folder.rows()))
-    assert [int(point.name[5:]) for point in folder.checkpoints()] in ([status["step"]], [])  # none where it was cut within an update
+    assert [int(point.name[5:]) for point in folder.checkpoints()] in (
+        [status["step"]],
+        [],
+    )  # none where it was cut within an update
     assert folder.rows()[-1]["coef/kd_coef"] == 0.4
     (event,) = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
     assert event["source"] == "command line"
@@ -493,7 +678,10 @@ def test_who_is_ending_is_not_cut_by_a_second_signal():
 def test_a_knob_for_a_step_that_is_over_is_taken_and_said(rlkd, runs, tmp_path):
     shutil.copytree(runs / "kdrl", tmp_path / "run")
     RunFolder.open(tmp_path / "run").set_status("idle", 2)
-    assert "; step 1 is over, so it acts in the next one;" in rlkd("ask", tmp_path / "run", "kd_coef=0.4", "--at", "1").stdout
+    assert (
+        "; step 1 is over, so it acts in the next one;"
+        in rlkd("ask", tmp_path / "run", "kd_coef=0.4", "--at", "1").stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -514,7 +702,7 @@ def test_what_cannot_be_asked_is_refused_in_a_line(rlkd, runs, asked, says):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-# --- runs, zoo --------------------------------------------------------------------------------------------------------
+# --- runs, zoo ------------------------------------------------------------------------------------
 
 
 def test_runs_lists_every_run_and_what_is_wrong_with_torn_ones(rlkd, runs, tmp_path):
@@ -527,10 +715,23 @@ def test_runs_lists_every_run_and_what_is_wrong_with_torn_ones(rlkd, runs, tmp_p
     (tmp_path / "torn" / "metrics.jsonl").touch()
     result = rlkd("runs", tmp_path)
     assert result.exit_code == 0, result.output
-    for words in ("deep/kdrl", "deep/grpo", "running", "lost", "2/2", "torn", "no config.json", "`rlkd resume`"):
+    for words in (
+        "deep/kdrl",
+        "deep/grpo",
+        "running",
+        "lost",
+        "2/2",
+        "torn",
+        "no config.json",
+        "`rlkd resume`",
+    ):
         assert words in result.stdout, words
     rows = {row["run"]: row for row in json.loads(rlkd("runs", tmp_path, "--json").stdout)}
-    assert [rows[name]["state"] for name in ("deep/kdrl", "deep/grpo", "torn")] == ["running", "lost", "torn"]
+    assert [rows[name]["state"] for name in ("deep/kdrl", "deep/grpo", "torn")] == [
+        "running",
+        "lost",
+        "torn",
+    ]
     assert rows["deep/kdrl"]["accuracy"] is None  # never evaluated
     assert rows["deep/kdrl"]["touched"] is False
 
@@ -539,7 +740,9 @@ def test_a_process_that_has_the_number_of_one_that_is_gone(rlkd, runs, tmp_path)
     shutil.copytree(runs / "kdrl", tmp_path / "run")
     folder = RunFolder.open(tmp_path / "run")
     folder.set_status("running", 2)
-    folder.write_json("status.json", {**folder.status(), "updated": 1.0})  # long before this process began
+    folder.write_json(
+        "status.json", {**folder.status(), "updated": 1.0}
+    )  # long before this process began
     assert json.loads(rlkd("runs", tmp_path, "--json").stdout)[0]["state"] == "lost"
 
 
@@ -553,9 +756,12 @@ def test_runs_of_a_folder_without_any(rlkd, tmp_path):
 
 @pytest.mark.slow
 def test_sweep(rlkd, tmp_path):
-    settings = ", ".join(f'{name} = "{value}"' for name, _, value in (setting.partition("=") for setting in SMALL))
+    settings = ", ".join(
+        f'{name} = "{value}"' for name, _, value in (setting.partition("=") for setting in SMALL)
+    )
     (tmp_path / "sweep.toml").write_text(
-        f'steps = 2\nseeds = 2\nsettings = {{{settings}}}\n[[arms]]\nname = "grpo"\nmethod = "grpo"\n[[arms]]\nname = "kdrl"\nmethod = "kdrl"\n'
+        f'steps = 2\nseeds = 2\nsettings = {{{settings}}}\n[[arms]]\nname = "grpo"\nmethod ='
+        ' "grpo"\n[[arms]]\nname = "kdrl"\nmethod = "kdrl"\n'
     )
     where = ("sweep", tmp_path / "sweep.toml", "--out", tmp_path / "out")
     assert rlkd(*where, "--plan").stdout.count("to do") == 4
@@ -569,7 +775,9 @@ def test_sweep(rlkd, tmp_path):
     again = rlkd(*where, "--json")
     assert [arm["runs"] for arm in json.loads(again.stdout)["arms"]] == [2, 2]
     assert rlkd(*where, "--plan").stdout.count("over") == 4
-    (tmp_path / "sweep.toml").write_text('[[arms]]\nname = "a"\nmethod = "grpo"\nsettings = {kd_cof = 1}')
+    (tmp_path / "sweep.toml").write_text(
+        '[[arms]]\nname = "a"\nmethod = "grpo"\nsettings = {kd_cof = 1}'
+    )
     assert_refused(rlkd(*where), "arm a: unknown")
     assert_refused(rlkd("sweep", tmp_path / "none.toml", "--out", tmp_path / "out"), "none.toml")
 
@@ -598,37 +806,66 @@ def test_study(rlkd, tmp_path, monkeypatch):
     again = rlkd("study", "--judge", "--out", kept, "--json")
     assert again.exit_code == 0 and not (kept / "core" / "runs").exists()
     found = json.loads(again.stdout)
-    assert {row["claim"] for row in found["comparisons"]} == set(range(1, 15)) and {row["verdict"] for row in found["comparisons"]} == {"undecided"}
+    assert {row["claim"] for row in found["comparisons"]} == set(range(1, 15)) and {
+        row["verdict"] for row in found["comparisons"]
+    } == {"undecided"}
     assert (kept / "scorecard.md").read_text() == (out / "scorecard.md").read_text()
     drawn = rlkd("study", "--judge", "--out", kept, "--figures", tmp_path / "figures")
     assert drawn.exit_code == 0, drawn.output  # arms that this core does not have are left out
-    assert (tmp_path / "figures" / "claim_01.png").exists() and not (tmp_path / "figures" / "claim_04.png").exists()
-    assert_refused(rlkd("study", "--judge", "--out", tmp_path / "none"), "has no part with its tables")
-    assert_refused(rlkd("study", "--core", "--part", "betas", "--out", out), "give --part or --core")
+    assert (tmp_path / "figures" / "claim_01.png").exists() and not (
+        tmp_path / "figures" / "claim_04.png"
+    ).exists()
+    assert_refused(
+        rlkd("study", "--judge", "--out", tmp_path / "none"), "has no part with its tables"
+    )
+    assert_refused(
+        rlkd("study", "--core", "--part", "betas", "--out", out), "give --part or --core"
+    )
     assert_refused(rlkd("study", "--part", "bets", "--out", out), "unknown part 'bets'")
 
 
 def test_zoo_shows_the_cards(rlkd):
     result = rlkd("zoo")
     assert result.exit_code == 0, result.output
-    for words in ("teacher-concise", "student-weak", "knights-student", "0.80 M", "1.60 M", "NF4", "36.4%", "6–8", "2–4"):
+    for words in (
+        "teacher-concise",
+        "student-weak",
+        "knights-student",
+        "0.80 M",
+        "1.60 M",
+        "NF4",
+        "36.4%",
+        "6–8",
+        "2–4",
+    ):
         assert words in result.stdout, words
     one = rlkd("zoo", "student")
     assert "recipe: hidden 128" in one.stdout
     assert "teacher" not in one.stdout
-    assert json.loads(rlkd("zoo", "student", "--json").stdout)["table"]["nf4"]["accuracy"] == pytest.approx(0.364, abs=1e-3)
+    assert json.loads(rlkd("zoo", "student", "--json").stdout)["table"]["nf4"][
+        "accuracy"
+    ] == pytest.approx(0.364, abs=1e-3)
     four = {"student", "student-weak", "teacher", "teacher-concise"}
-    assert set(json.loads(rlkd("zoo", "--json").stdout)) == four | {f"knights-{name}" for name in four}
+    assert set(json.loads(rlkd("zoo", "--json").stdout)) == four | {
+        f"knights-{name}" for name in four
+    }
     assert_refused(rlkd("zoo", "studnet"), "did you mean 'student'")
 
 
 def test_plan_shows_the_parts_and_what_was_made_smaller(rlkd, make_model):
-    models = [word for name, seed in (("student", 0), ("teacher", 1)) for word in ("--set", f"{name}={make_model(vocabulary=8000, seed=seed)}")]
+    models = [
+        word
+        for name, seed in (("student", 0), ("teacher", 1))
+        for word in ("--set", f"{name}={make_model(vocabulary=8000, seed=seed)}")
+    ]
     whole = rlkd("plan", *models, "--memory", "24")
     assert whole.exit_code == 0, whole.output
     assert "24.0 GiB of GPU memory, models in 16 bit" in whole.stdout
     assert "as asked" in whole.stdout
-    assert all(part in whole.stdout for part in ("student", "teacher", "gradients and optimizer", "cache", "activations", "MiB"))
+    assert all(
+        part in whole.stdout
+        for part in ("student", "teacher", "gradients and optimizer", "cache", "activations", "MiB")
+    )
     asked = json.loads(rlkd("plan", *models, "--memory", "24", "--json").stdout)
     assert asked["peak"] == asked["as_asked"]
     tight = ["--memory", f"{1 + 1.1 * 0.6 * asked['peak'] / 2**30:.4f}"]
@@ -650,13 +887,18 @@ def test_presets_say_where_every_number_comes_from(rlkd):
     one = rlkd("presets", "s-zebra").stdout
     assert "task.num_people" in one
     assert "arXiv 2609.04108" in one
-    assert json.loads(rlkd("presets", "s-zebra", "--json").stdout)["s-zebra"]["settings"]["group_size"] == 8
+    assert (
+        json.loads(rlkd("presets", "s-zebra", "--json").stdout)["s-zebra"]["settings"]["group_size"]
+        == 8
+    )
     assert_refused(rlkd("presets", "s-zebre"), "did you mean 's-zebra'")
 
 
 def test_a_preset_says_how_many_steps(rlkd, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("rlkd_lab.training.run", lambda config, out, on_step: seen.append(config.steps))
+    monkeypatch.setattr(
+        "rlkd_lab.training.run", lambda config, out, on_step: seen.append(config.steps)
+    )
     monkeypatch.setattr("rlkd_lab.cli._say_end", lambda out: None)
     for words in (["--preset", "kdrl-math"], ["--preset", "kdrl-math", "--steps", "3"], []):
         assert rlkd("train", "--method", "kdrl", *words, "--out", tmp_path / "run").exit_code == 0
@@ -675,7 +917,19 @@ def test_out_of_memory_is_one_sentence(rlkd, tmp_path, monkeypatch):
 
 def test_help_names_every_command(rlkd):
     result = rlkd("--help")
-    for command in ("doctor", "train", "resume", "replay", "runs", "compare", "eval", "sweep", "study", "zoo", "methods"):
+    for command in (
+        "doctor",
+        "train",
+        "resume",
+        "replay",
+        "runs",
+        "compare",
+        "eval",
+        "sweep",
+        "study",
+        "zoo",
+        "methods",
+    ):
         assert command in result.output
 
 
@@ -684,7 +938,14 @@ def test_a_method_in_full(rlkd, name):
     result = rlkd("methods", name)
     assert result.exit_code == 0, result.output
     method = METHODS[name]
-    for words in (method.title, method.formula, method.source, *method.coefs, "temperature", "aggregation"):
+    for words in (
+        method.title,
+        method.formula,
+        method.source,
+        *method.coefs,
+        "temperature",
+        "aggregation",
+    ):
         assert words in result.stdout
     assert json.loads(rlkd("methods", name, "--json").stdout)[name]["formula"] == method.formula
 
@@ -694,8 +955,12 @@ def test_all_methods_for_a_script(rlkd):
     assert list(found) == list(METHODS)
     assert found["kdrl_annealed"]["knobs"]["kd_coef"]["default"] == "linear:0.2:0.002"
     assert found["trrd"]["knobs"]["trrd_gap_bound"] == {
-        "default": 1.0, "low": 0.01, "high": 20.0, "may_be_off": True, "help": METHODS["trrd"].knobs["trrd_gap_bound"].help,
-    }  # fmt: skip
+        "default": 1.0,
+        "low": 0.01,
+        "high": 20.0,
+        "may_be_off": True,
+        "help": METHODS["trrd"].knobs["trrd_gap_bound"].help,
+    }
     assert found["gspo"]["options"]["level"] == "sequence"
 
 
@@ -710,7 +975,7 @@ def test_the_shell_can_complete_method_names(rlkd):
     assert "--install-completion" in rlkd("--help").stdout
 
 
-# --- a schedule found by hand -----------------------------------------------------------------------------------------
+# --- a schedule found by hand ---------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -726,18 +991,29 @@ def test_schedule_from_takes_settings_and_moves_of_a_run_to_another_seed(rlkd, t
     run = RunFolder.open(tmp_path / "seed3")
     assert [row["coef/kd_coef"] for row in run.rows()] == [0.1, 0.5, 0.5]
     assert (run.config()["seed"], run.touched) == (3, False)
-    listed = {row["run"]: row["touched"] for row in json.loads(rlkd("runs", tmp_path, "--json").stdout)}
+    listed = {
+        row["run"]: row["touched"] for row in json.loads(rlkd("runs", tmp_path, "--json").stdout)
+    }
     assert listed == {"touched": True, "seed3": False}
 
 
-@pytest.mark.parametrize("further", [("--method", "grpo"), ("--steps", "5"), ("--preset", "tiny"), ("--set", "kd_coef=1")])
+@pytest.mark.parametrize(
+    "further",
+    [("--method", "grpo"), ("--steps", "5"), ("--preset", "tiny"), ("--set", "kd_coef=1")],
+)
 def test_schedule_from_stands_alone(rlkd, runs, tmp_path, further):
-    assert_refused(rlkd("train", "--schedule-from", runs / "kdrl", "--out", tmp_path / "x", *further), "give --seed and --out beside it")
+    assert_refused(
+        rlkd("train", "--schedule-from", runs / "kdrl", "--out", tmp_path / "x", *further),
+        "give --seed and --out beside it",
+    )
     assert not (tmp_path / "x").exists()
 
 
 def test_schedule_from_an_untouched_run_and_no_method_at_all_are_refused(rlkd, runs, tmp_path):
-    assert_refused(rlkd("train", "--schedule-from", runs / "kdrl", "--out", tmp_path / "x"), "no knob was moved")
+    assert_refused(
+        rlkd("train", "--schedule-from", runs / "kdrl", "--out", tmp_path / "x"),
+        "no knob was moved",
+    )
     assert_refused(rlkd("train", "--out", tmp_path / "x"), "which method?")
 
 

@@ -19,10 +19,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rlkd_lab"
 ZOO = sorted(path.parent for path in PACKAGE.glob("zoo/*/config.json"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-REQUIRED = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, PROJECT["dependencies"])}
+REQUIRED = {
+    canonicalize_name(requirement.name): requirement
+    for requirement in map(Requirement, PROJECT["dependencies"])
+}
 
 
-# --- dependencies -----------------------------------------------------------------------------------------------------
+# --- dependencies ---------------------------------------------------------------------------------
 
 
 def test_environment_yml_holds_the_dependencies_of_pyproject_and_no_others():
@@ -30,7 +33,9 @@ def test_environment_yml_holds_the_dependencies_of_pyproject_and_no_others():
     pip = [entry for section in listed if isinstance(section, dict) for entry in section["pip"]]
     assert [entry for entry in pip if entry.startswith("-")] == ["-e ."]
     # conda writes a specifier with or without a space before it, and knows no markers
-    entries = [Requirement(entry) for entry in listed if isinstance(entry, str)] + [Requirement(entry) for entry in pip if entry != "-e ."]
+    entries = [Requirement(entry) for entry in listed if isinstance(entry, str)] + [
+        Requirement(entry) for entry in pip if entry != "-e ."
+    ]
     names = [canonicalize_name(entry.name) for entry in entries]
     assert len(names) == len(set(names)), "a package stands in both sections"
     assert set(names) == set(REQUIRED) | {"python", "pip"}
@@ -43,7 +48,9 @@ def test_environment_yml_holds_the_dependencies_of_pyproject_and_no_others():
 
 
 def test_constraints_pin_every_dependency_within_its_bounds():
-    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    lines = [
+        line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()
+    ]
     pins = {}
     for line in filter(None, lines):
         pin = Requirement(line)
@@ -52,7 +59,11 @@ def test_constraints_pin_every_dependency_within_its_bounds():
         assert "*" not in bound.version, line
         assert canonicalize_name(pin.name) not in pins, line
         pins[canonicalize_name(pin.name)] = bound.version
-    extras = [Requirement(text) for extra in ("trl", "test") for text in PROJECT["optional-dependencies"][extra]]
+    extras = [
+        Requirement(text)
+        for extra in ("trl", "test")
+        for text in PROJECT["optional-dependencies"][extra]
+    ]
     for requirement in [*REQUIRED.values(), *extras]:
         version = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} but {version}"
@@ -63,10 +74,12 @@ def test_everything_installed_takes_the_oldest_python_that_is_promised():
     """A pin that wants 3.11.5 makes `make setup` fail on Debian 12, which has 3.11.2."""
     oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
     for found in distributions():
-        assert SpecifierSet(found.metadata.get("Requires-Python") or "").contains(oldest), f"{found.name} {found.version}"
+        assert SpecifierSet(found.metadata.get("Requires-Python") or "").contains(oldest), (
+            f"{found.name} {found.version}"
+        )
 
 
-# --- imports point one way --------------------------------------------------------------------------------------------
+# --- imports point one way ------------------------------------------------------------------------
 
 BELOW = {
     "objectives": set(),
@@ -81,9 +94,22 @@ BELOW = {
     "doctor": {"models", "training"},
     "terminal": set(),
     "__main__": {"cli"},
-    "cli": {"objectives", "runs", "training", "study", "lab", "doctor", "models", "tasks", "terminal"},
+    "cli": {
+        "objectives",
+        "runs",
+        "training",
+        "study",
+        "lab",
+        "doctor",
+        "models",
+        "tasks",
+        "terminal",
+    },
 }
-"""Which of our packages each of them may import, itself aside. None but the command line may import the lab."""
+"""Which of our packages each of them may import, itself aside.
+
+None but the command line may import the lab.
+"""
 
 
 def imports(path):
@@ -115,7 +141,10 @@ def test_imports_point_one_way(part):
 
 
 def test_the_objectives_know_torch_and_the_run_folder_does_not():
-    allowed = {"objectives": {"torch", "rlkd_lab"}, "runs": {"filelock", "pandas", "pyarrow", "rlkd_lab"}}
+    allowed = {
+        "objectives": {"torch", "rlkd_lab"},
+        "runs": {"filelock", "pandas", "pyarrow", "rlkd_lab"},
+    }
     import sys
 
     for part, path in modules():
@@ -131,14 +160,18 @@ def test_the_hardware_table_is_what_the_benchmarks_files_say():
     assert readme.partition(MARKS[0])[2].partition(MARKS[1])[0].strip() == table().strip()
 
 
-# --- the embedded models ----------------------------------------------------------------------------------------------
+# --- the embedded models --------------------------------------------------------------------------
 
 
 def header(path):
     """Names, dtypes and shapes of a safetensors file, without loading it."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
-        return {name: entry for name, entry in json.loads(file.read(length)).items() if name != "__metadata__"}
+        return {
+            name: entry
+            for name, entry in json.loads(file.read(length)).items()
+            if name != "__metadata__"
+        }
 
 
 def count(folder):
@@ -155,8 +188,16 @@ def count(folder):
 def test_the_zoo_is_complete_and_small():
     four = ["student", "student-weak", "teacher", "teacher-concise"]
     assert [folder.name for folder in ZOO] == [f"knights-{name}" for name in four] + four
-    assert sum(path.stat().st_size for folder in ZOO for path in folder.rglob("*") if path.is_file()) < 25e6
-    assert not [path for folder in ZOO for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert (
+        sum(path.stat().st_size for folder in ZOO for path in folder.rglob("*") if path.is_file())
+        < 25e6
+    )
+    assert not [
+        path
+        for folder in ZOO
+        for path in folder.rglob("*")
+        if path.suffix in (".bin", ".pt", ".pth", ".pkl")
+    ]
 
 
 @pytest.mark.parametrize("folder", ZOO, ids=lambda folder: folder.name)
@@ -164,7 +205,12 @@ def test_an_embedded_model_is_qwen3_in_16_bit_with_widths_that_nf4_decodes(folde
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "qwen3"
     heads = config["head_dim"] * config["num_attention_heads"]
-    for width in (config["hidden_size"], config["intermediate_size"], heads, config["head_dim"] * config["num_key_value_heads"]):
+    for width in (
+        config["hidden_size"],
+        config["intermediate_size"],
+        heads,
+        config["head_dim"] * config["num_key_value_heads"],
+    ):
         assert width % 64 == 0
     for path in folder.glob("*.safetensors"):
         for name, entry in header(path).items():
@@ -180,24 +226,30 @@ def test_an_embedded_model_has_the_size_it_should(folder):
 
 
 def test_the_zoo_is_in_the_wheel():
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["rlkd_lab"]
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]["rlkd_lab"]
     packed = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
     assert {path for folder in ZOO for path in folder.iterdir() if path.is_file()} <= packed
 
 
-# --- notebooks, paths, README -----------------------------------------------------------------------------------------
+# --- notebooks, paths, README ---------------------------------------------------------------------
 
 
 def test_notebooks_carry_no_widget_state():
     for path in (ROOT / "notebooks").rglob("*.ipynb"):
         notebook = json.loads(path.read_text())
         assert "widgets" not in notebook["metadata"], path.name
-        assert all("widgets" not in cell.get("metadata", {}) for cell in notebook["cells"]), path.name
+        assert all("widgets" not in cell.get("metadata", {}) for cell in notebook["cells"]), (
+            path.name
+        )
 
 
 def test_no_file_names_a_place_on_one_machine():
     try:
-        tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+        tracked = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no git checkout")
     place = re.compile(rb"(?<![\w.])/(?:work|root|Users/\w+|home/\w+)/")
@@ -205,13 +257,19 @@ def test_no_file_names_a_place_on_one_machine():
     for name in filter(None, tracked):
         path = ROOT / name
         if path.is_file() and path.suffix not in (".png", ".pdf", ".safetensors", ".parquet"):
-            found += [f"{name}: {match.group().decode()}" for match in place.finditer(path.read_bytes())]
+            found += [
+                f"{name}: {match.group().decode()}" for match in place.finditer(path.read_bytes())
+            ]
     assert found == []
 
 
 def test_the_readme_names_every_file_of_the_package():
     readme = (ROOT / "README.md").read_text()
-    missing = [str(path.relative_to(ROOT)) for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py" and path.name not in readme]
+    missing = [
+        str(path.relative_to(ROOT))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.name != "__init__.py" and path.name not in readme
+    ]
     assert missing == []
 
 
@@ -224,4 +282,11 @@ def test_every_make_target_that_the_readme_names_exists():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"setup", "demo", "lab", "test", "test-fast", "figures", "lint"} <= targets
     # in code, not in prose
-    assert set(re.findall(r"(?:`|^ *)make ([a-z][\w-]*)", (ROOT / "README.md").read_text(), re.MULTILINE)) <= targets
+    assert (
+        set(
+            re.findall(
+                r"(?:`|^ *)make ([a-z][\w-]*)", (ROOT / "README.md").read_text(), re.MULTILINE
+            )
+        )
+        <= targets
+    )

@@ -1,6 +1,16 @@
-"""What a notebook shows: runs driven and watched, curves, tokens, pictures that ask for a prediction first, exercises, figures with their sidecars."""
+"""What a notebook shows: runs driven and watched, curves, tokens, pictures that ask for a
+prediction first, exercises, figures with their sidecars.
+"""
 
-from rlkd_lab.lab.ablations import at_budget, plot_arms, plot_budget, plot_differences, plot_frontier, plot_heat, plot_knob
+from rlkd_lab.lab.ablations import (
+    at_budget,
+    plot_arms,
+    plot_budget,
+    plot_differences,
+    plot_frontier,
+    plot_heat,
+    plot_knob,
+)
 from rlkd_lab.lab.curves import watch_curves
 from rlkd_lab.lab.driving import Handle, RunFailed, Status, launch, open_run, start
 from rlkd_lab.lab.estimate import gpu_hours, memory_table, release
@@ -27,7 +37,16 @@ from rlkd_lab.lab.pictures import (
     trust_region,
     two_humps,
 )
-from rlkd_lab.lab.plots import ALL, MAIN, STYLES, plot_groups, plot_runs, png, save_figure, seed_table
+from rlkd_lab.lab.plots import (
+    ALL,
+    MAIN,
+    STYLES,
+    plot_groups,
+    plot_runs,
+    png,
+    save_figure,
+    seed_table,
+)
 from rlkd_lab.lab.progress import progress
 from rlkd_lab.lab.stage import Stage
 from rlkd_lab.lab.tokens import token_arrays

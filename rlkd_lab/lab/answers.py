@@ -1,4 +1,6 @@
-"""Answers to exercises as readers give them: read with a sentence where they cannot be, and compared."""
+"""Answers to exercises as readers give them: read with a sentence where they cannot be, and
+compared.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +56,12 @@ def shown(answer: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def near(right: Callable[[], float | Sequence[float]], tolerance: float, hint: str, praise: str) -> Callable[..., Verdict]:
-    """A grade for a number, or for numbers in order, each within ``tolerance`` of what ``right`` computes."""
+def near(
+    right: Callable[[], float | Sequence[float]], tolerance: float, hint: str, praise: str
+) -> Callable[..., Verdict]:
+    """A grade for a number, or for numbers in order, each within ``tolerance`` of what
+    ``right`` computes.
+    """
 
     def grade(answer: Any) -> Verdict:
         truth = right()
@@ -67,7 +73,9 @@ def near(right: Callable[[], float | Sequence[float]], tolerance: float, hint: s
     return grade
 
 
-def named(right: Callable[[], str], valid: Sequence[str], hint: str, praise: str) -> Callable[..., Verdict]:
+def named(
+    right: Callable[[], str], valid: Sequence[str], hint: str, praise: str
+) -> Callable[..., Verdict]:
     """A grade for one word out of ``valid``, the one that ``right`` computes."""
 
     def grade(answer: Any) -> Verdict:

@@ -1,4 +1,6 @@
-"""A figure for each claim of the scorecard, from the same tables as its verdict, and one of what the teachers do for the students."""
+"""A figure for each claim of the scorecard, from the same tables as its verdict, and one of
+what the teachers do for the students.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,19 @@ from matplotlib.figure import Figure
 
 from rlkd_lab.lab.ablations import NAMES, dot, draw_arms, draw_knob, new_figure, spread, tick
 from rlkd_lab.lab.plots import STYLES, save_figure
-from rlkd_lab.study.claims import ACCURACY, CHANCE, CLAIMS, LENGTH, MASKS_RATE, WINDOW, WINDOWS, Study, Verdict, judge_claims, steps_ahead
+from rlkd_lab.study.claims import (
+    ACCURACY,
+    CHANCE,
+    CLAIMS,
+    LENGTH,
+    MASKS_RATE,
+    WINDOW,
+    WINDOWS,
+    Study,
+    Verdict,
+    judge_claims,
+    steps_ahead,
+)
 from rlkd_lab.study.results import Part
 from rlkd_lab.study.study import EDGE, WITH_TEACHER, by_teacher, comparisons, number
 
@@ -37,12 +51,22 @@ def _arms(part: Part, arms: Sequence[str], measures: Sequence[str]) -> Figure:
 
 
 def _curves(axes: Axes, part: Part, arms: Sequence[str], metric: str, label: str) -> None:
-    """Trailing means over a full window, each seed faint; points as they are where the metric is an evaluation."""
+    """Trailing means over a full window, each seed faint; points as they are where the metric
+    is an evaluation.
+    """
     there = [arm for arm in arms if (part.runs["arm"] == arm).any()]
-    styles = {arm: STYLES.get(str(part.runs.loc[part.runs["arm"] == arm, "method"].iloc[0]), ("#555555", "-")) for arm in there}
+    styles = {
+        arm: STYLES.get(
+            str(part.runs.loc[part.runs["arm"] == arm, "method"].iloc[0]), ("#555555", "-")
+        )
+        for arm in there
+    }
     for arm in there:
         found = part.curve(arm, metric)
-        whole = {seed: curve if metric.startswith("eval/") else curve.rolling(WINDOW).mean() for seed, curve in found.items()}
+        whole = {
+            seed: curve if metric.startswith("eval/") else curve.rolling(WINDOW).mean()
+            for seed, curve in found.items()
+        }
         colour, style = styles[arm]
         for curve in whole.values():
             axes.plot(curve.index, curve, color=colour, linestyle=style, alpha=0.25, linewidth=0.8)
@@ -56,13 +80,17 @@ def _curves(axes: Axes, part: Part, arms: Sequence[str], metric: str, label: str
 
 
 def _order_of_methods(study: Study) -> Figure:
-    return _arms(study["core"], ("sft", "grpo", "opd", "kdrl", "kdrl_annealed"), (ACCURACY, "ood avg"))
+    return _arms(
+        study["core"], ("sft", "grpo", "opd", "kdrl", "kdrl_annealed"), (ACCURACY, "ood avg")
+    )
 
 
 def _fewer_steps(study: Study) -> Figure:
     figure, (left, right) = new_figure(2, width=5.2)
     part = study["core"]
-    _curves(left, part, ("grpo", "kdrl"), "accuracy", f"accuracy in training, mean of {WINDOW} steps")
+    _curves(
+        left, part, ("grpo", "kdrl"), "accuracy", f"accuracy in training, mean of {WINDOW} steps"
+    )
     for window in WINDOWS:
         spread(right, window, steps_ahead(part, window), STYLES["kdrl"][0])
     right.axhline(0, color="#888888", linewidth=0.8)
@@ -76,13 +104,22 @@ def _fewer_steps(study: Study) -> Figure:
 def _lengths(study: Study) -> Figure:
     figure, (left, right) = new_figure(2)
     draw_arms(left, _pick(study["core"], ("grpo", "kdrl", "opd")), LENGTH)
-    _curves(right, study["core"], ("grpo", "kdrl", "opd"), "completions/mean_length", f"length in training, mean of {WINDOW} steps")
+    _curves(
+        right,
+        study["core"],
+        ("grpo", "kdrl", "opd"),
+        "completions/mean_length",
+        f"length in training, mean of {WINDOW} steps",
+    )
     return figure
 
 
 def _estimators(study: Study) -> Figure:
     figure, panels = new_figure(2)
-    rows = pd.concat([_pick(study["core"], ("kdrl",)), _pick(study["estimators"], ("kdrl_k3", "kdrl_exact"))], ignore_index=True)
+    rows = pd.concat(
+        [_pick(study["core"], ("kdrl",)), _pick(study["estimators"], ("kdrl_k3", "kdrl_exact"))],
+        ignore_index=True,
+    )
     for axes, measure in zip(panels, (ACCURACY, LENGTH), strict=True):
         draw_arms(axes, rows, measure, {"kdrl": "k2", "kdrl_k3": "k3", "kdrl_exact": "exact"})
     return figure
@@ -91,7 +128,12 @@ def _estimators(study: Study) -> Figure:
 def _annealing(study: Study) -> Figure:
     figure, (left, right) = new_figure(2)
     runs = study["betas"].runs
-    draw_knob(left, runs[runs["method"] == "kdrl"].assign(kd_coef=lambda rows: pd.to_numeric(rows["kd_coef"])), "kd_coef", ACCURACY)
+    draw_knob(
+        left,
+        runs[runs["method"] == "kdrl"].assign(kd_coef=lambda rows: pd.to_numeric(rows["kd_coef"])),
+        "kd_coef",
+        ACCURACY,
+    )
     left.set_title("fixed", fontsize=10)
     draw_knob(right, runs[runs["method"] == "kdrl_annealed"], "kd_coef", ACCURACY)
     right.set_title("annealed", fontsize=10)
@@ -147,7 +189,12 @@ def _cost(study: Study) -> Figure:
     arms = ("grpo", "kdrl", "trrd", "opd")
     part = study["core"]
     steps = part.curves[part.curves["step"].between(2, 11) & part.curves["arm"].isin(arms)]
-    medians = steps.groupby(["arm", "seed"], sort=False)["train_time"].median().reset_index().assign(method=lambda rows: rows["arm"])
+    medians = (
+        steps.groupby(["arm", "seed"], sort=False)["train_time"]
+        .median()
+        .reset_index()
+        .assign(method=lambda rows: rows["arm"])
+    )
     order = pd.concat([medians[medians["arm"] == arm] for arm in arms])
     draw_arms(axes, order, "train_time")
     axes.set_ylabel("seconds of a step,\nmedian of steps 2–11")
@@ -162,14 +209,26 @@ def _joint(study: Study) -> Figure:
 def _passes(study: Study) -> Figure:
     figure, (axes,) = new_figure(1, width=6.4)
     part = study["core"]
-    ks = sorted(int(str(name).removeprefix("id pass@")) for name in part.runs if str(name).startswith("id pass@"))
+    ks = sorted(
+        int(str(name).removeprefix("id pass@"))
+        for name in part.runs
+        if str(name).startswith("id pass@")
+    )
     styles = {arm: STYLES[arm] for arm in ("opd", "kdrl", "trrd", "grpo")}
     for arm, (colour, style) in styles.items():
         table = pd.DataFrame({k: part.of(arm, f"id pass@{k}") for k in ks})
         for _, row in table.iterrows():
             axes.plot(ks, row, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(ks, table.mean(), color=colour, linestyle=style, linewidth=2, marker="o", label=arm)
-    axes.plot(ks, [part.runs[f"id chance@{k}"].mean() for k in ks], color="#888888", linestyle="--", label="guesses")
+        axes.plot(
+            ks, table.mean(), color=colour, linestyle=style, linewidth=2, marker="o", label=arm
+        )
+    axes.plot(
+        ks,
+        [part.runs[f"id chance@{k}"].mean() for k in ks],
+        color="#888888",
+        linestyle="--",
+        label="guesses",
+    )
     axes.axhline(CHANCE, color="#888888", linewidth=0.5)
     axes.set_ylim(bottom=-0.02)
     axes.set_xscale("log", base=2)
@@ -191,9 +250,18 @@ def _sequential(study: Study) -> Figure:
 
 def _two_tasks(study: Study) -> Figure:
     figure, panels = new_figure(2)
-    for axes, (name, title) in zip(panels, (("betas", "arithmetic"), ("knights_betas", "Knights and Knaves")), strict=True):
+    for axes, (name, title) in zip(
+        panels, (("betas", "arithmetic"), ("knights_betas", "Knights and Knaves")), strict=True
+    ):
         runs = study[name].runs
-        draw_knob(axes, runs[runs["method"] == "kdrl"].assign(kd_coef=lambda rows: pd.to_numeric(rows["kd_coef"])), "kd_coef", ACCURACY)
+        draw_knob(
+            axes,
+            runs[runs["method"] == "kdrl"].assign(
+                kd_coef=lambda rows: pd.to_numeric(rows["kd_coef"])
+            ),
+            "kd_coef",
+            ACCURACY,
+        )
         axes.set_title(title, fontsize=10)
     return figure
 
@@ -206,7 +274,11 @@ def _interference(study: Study) -> Figure:
     for place, arm in enumerate(arms):
         colour = styles[arm][0]
         means, floors = (
-            pd.Series({seed: curve.mean() for seed, curve in part.curve(arm, name(kind)).items()}, dtype=float) for kind in ("teacher_method", "split_teacher")
+            pd.Series(
+                {seed: curve.mean() for seed, curve in part.curve(arm, name(kind)).items()},
+                dtype=float,
+            )
+            for kind in ("teacher_method", "split_teacher")
         )
         spread(left, place, means, colour)
         spread(left, place + 0.3, floors, "#888888", "_")
@@ -214,7 +286,15 @@ def _interference(study: Study) -> Figure:
             found = part.curve(arm, name(kind))
             if found:
                 mean = pd.concat(found.values(), axis=1).mean(axis=1)
-                right.plot(mean.index, mean, color=colour, linestyle=style, marker="o", markersize=3, label=arm if kind == "teacher_method" else None)
+                right.plot(
+                    mean.index,
+                    mean,
+                    color=colour,
+                    linestyle=style,
+                    marker="o",
+                    markersize=3,
+                    label=arm if kind == "teacher_method" else None,
+                )
     left.set_xticks(range(3), arms)
     left.set_xlim(-0.4, 2.6)
     left.set_ylabel("sign conflict with OPD's gradient\n(grey: two halves of a batch)")
@@ -252,39 +332,65 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     """
     claim = CLAIMS[verdict.number - 1]
     if missing := claim.missing(study):
-        raise ValueError(f"claim {claim.number} needs parts that were not run: {', '.join(missing)}")
+        raise ValueError(
+            f"claim {claim.number} needs parts that were not run: {', '.join(missing)}"
+        )
     figure = DRAW[claim.number](study)
-    title = f"Claim {claim.number} ({claim.source}): {claim.text} — {verdict.outcome} here{EDGE * verdict.edge}"
-    figure.suptitle("\n".join(textwrap.wrap(title, int(LETTERS * figure.get_figwidth()))), fontsize=10)
+    title = (
+        f"Claim {claim.number} ({claim.source}): {claim.text} — {verdict.outcome}"
+        f" here{EDGE * verdict.edge}"
+    )
+    figure.suptitle(
+        "\n".join(textwrap.wrap(title, int(LETTERS * figure.get_figwidth()))), fontsize=10
+    )
     seeds = sorted({check.effect.seeds for check in verdict.checks})
     lines = [
-        f"{check.text}: {number(check.effect.mean)} [{number(check.effect.low)}, {number(check.effect.high)}], {check.outcome}" for check in verdict.checks
+        f"{check.text}: {number(check.effect.mean)} [{number(check.effect.low)},"
+        f" {number(check.effect.high)}], {check.outcome}"
+        for check in verdict.checks
     ]
-    if verdict.outcome == "undecided" and any(check.outcome != "undecided" for check in verdict.checks):  # why what is decided by itself does not decide it
+    if verdict.outcome == "undecided" and any(
+        check.outcome != "undecided" for check in verdict.checks
+    ):  # why what is decided by itself does not decide it
         lines += textwrap.wrap(verdict.note, int(1.3 * LETTERS * figure.get_figwidth()))
-    over = f"dots or faint lines: seeds; bars: an arm's 95 % interval; brackets: that of the difference by seed, over {' or '.join(map(str, seeds))} seeds"
+    over = (
+        "dots or faint lines: seeds; bars: an arm's 95 % interval; brackets: that of the"
+        f" difference by seed, over {' or '.join(map(str, seeds))} seeds"
+    )
     figure.set_figheight(figure.get_figheight() + 0.16 * max(len(lines) - 3, 0))
     figure.supxlabel("\n".join([*lines, over] if seeds else lines), fontsize=8, color="#444444")
     return figure
 
 
 def teachers_figure(study: Study) -> Figure:
-    """Every method minus GRPO on the same student, in accuracy and in length: with the teacher that checks its work (round) and the one that does not (square).
+    """Every method minus GRPO on the same student, in accuracy and in length: with the teacher that
+    checks its work (round) and the one that does not (square).
 
     Raises:
         ValueError: one pair at most was run.
     """
     table = by_teacher(study)
     if table.empty:
-        raise ValueError("the figure compares pairs of student and teacher, and one at most was run")
+        raise ValueError(
+            "the figure compares pairs of student and teacher, and one at most was run"
+        )
     students, teachers = (list(dict.fromkeys(table[name])) for name in ("student", "teacher"))
     figure, panels = new_figure(2 * len(students), width=4.8, columns=len(students))
     measures = {"accuracy": "accuracy − GRPO's, test prompts", "length": "length − GRPO's, tokens"}
     for index, axes in enumerate(panels):
-        student, (measure, label) = students[index % len(students)], list(measures.items())[index // len(students)]
+        student, (measure, label) = (
+            students[index % len(students)],
+            list(measures.items())[index // len(students)],
+        )
         axes.axhline(0, color="#888888", linewidth=0.8)
-        for (place, arm), (side, teacher) in itertools.product(enumerate(WITH_TEACHER), enumerate(teachers)):
-            rows = table[(table["student"] == student) & (table["teacher"] == teacher) & (table["arm"] == arm)]
+        for (place, arm), (side, teacher) in itertools.product(
+            enumerate(WITH_TEACHER), enumerate(teachers)
+        ):
+            rows = table[
+                (table["student"] == student)
+                & (table["teacher"] == teacher)
+                & (table["arm"] == arm)
+            ]
             spread(axes, place + 0.36 * side - 0.18, rows[measure], dot(arm)[0], "os"[side])
         tick(axes, WITH_TEACHER)
         axes.set_ylabel(label)
@@ -295,19 +401,34 @@ def teachers_figure(study: Study) -> Figure:
     panels[0].legend(frameon=False, fontsize=8)
     figure.suptitle("Each method minus GRPO, which learns from reward alone", fontsize=11)
     seeds = table.groupby(["student", "teacher", "arm"])["seed"].nunique()
-    figure.supxlabel(f"faint dots: seeds; markers and bars: mean and 95 % interval over {seeds.min()} seeds, paired", fontsize=8, color="#555555")
+    figure.supxlabel(
+        f"faint dots: seeds; markers and bars: mean and 95 % interval over {seeds.min()}"
+        " seeds, paired",
+        fontsize=8,
+        color="#555555",
+    )
     return figure
 
 
 def draw_claims(study: Study, folder: str | Path) -> list[Path]:
-    """``claim_01.png`` … for every claim whose parts were run, each with a sidecar: verdict, comparisons, runs. ``teachers.png`` where several pairs were."""
+    """``claim_01.png`` … for every claim whose parts were run, each with a sidecar: verdict,
+    comparisons, runs. ``teachers.png`` where several pairs were.
+    """
     drawn = []
     for verdict in judge_claims(study):
         claim = CLAIMS[verdict.number - 1]
         if claim.missing(study) or not verdict.checks:  # not run, or no run that counts
             continue
-        effects = comparisons([verdict]).drop(columns=["claim", "source", "text", "verdict", "on_the_edge", "note"])
-        runs = {name: {str(arm): sorted(rows["seed"].tolist()) for arm, rows in study[name].runs.groupby("arm")} for name in claim.needs}
+        effects = comparisons([verdict]).drop(
+            columns=["claim", "source", "text", "verdict", "on_the_edge", "note"]
+        )
+        runs = {
+            name: {
+                str(arm): sorted(rows["seed"].tolist())
+                for arm, rows in study[name].runs.groupby("arm")
+            }
+            for name in claim.needs
+        }
         path = Path(folder) / f"claim_{claim.number:02d}.png"
         said = {
             "claim": claim.text,
@@ -320,7 +441,17 @@ def draw_claims(study: Study, folder: str | Path) -> list[Path]:
         drawn.append(path)
     if not (table := by_teacher(study)).empty:
         path = Path(folder) / "teachers.png"
-        means = table.groupby(["student", "teacher", "arm"], sort=False)[["accuracy", "ood", "length"]].mean().reset_index()
-        save_figure(teachers_figure(study), path, [], means=json.loads(means.to_json(orient="records")), seeds=sorted(set(table["seed"].tolist())))
+        means = (
+            table.groupby(["student", "teacher", "arm"], sort=False)[["accuracy", "ood", "length"]]
+            .mean()
+            .reset_index()
+        )
+        save_figure(
+            teachers_figure(study),
+            path,
+            [],
+            means=json.loads(means.to_json(orient="records")),
+            seeds=sorted(set(table["seed"].tolist())),
+        )
         drawn.append(path)
     return drawn

@@ -1,7 +1,8 @@
 """Live curves of one run beside its twins, and when to draw them again.
 
-Raw values are faint; the line is a trailing mean whose window stands in the legend; evaluations are never smoothed. A moved knob is a vertical line. The
-untouched twin is dotted, the twin with other samples thin, grey and dotted: what is smaller than it is chance.
+Raw values are faint; the line is a trailing mean whose window stands in the legend; evaluations are
+never smoothed. A moved knob is a vertical line. The untouched twin is dotted, the twin with other
+samples thin, grey and dotted: what is smaller than it is chance.
 """
 
 from __future__ import annotations
@@ -31,14 +32,34 @@ DOTS = (0, (1.0, 1.6))
 GROUPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "main": (("reward",), ("kl_teacher_rev",), ("completions/mean_length",)),
     "entropy": (("entropy",),),
-    "clipped and dead tokens": (("clip_ratio/low",), ("clip_ratio/high",), ("trrd/dead_frac", "trrd/bound_frac")),
-    "KL to the reference": (("kl_ref",),),
-    "KL estimates against exact": (("kl_teacher_rev", "kl_teacher_k1", "kl_teacher_k2", "kl_teacher_k3"),),
-    "interference": (
-        ("interference/cosine", "interference/cosine_split_reward", "interference/cosine_split_teacher"),
-        ("interference/sign_conflict", "interference/sign_conflict_split_reward", "interference/sign_conflict_split_teacher"),
+    "clipped and dead tokens": (
+        ("clip_ratio/low",),
+        ("clip_ratio/high",),
+        ("trrd/dead_frac", "trrd/bound_frac"),
     ),
-    "length in parts": (("completions/length_working", "completions/length_checking", "completions/length_truncated"),),
+    "KL to the reference": (("kl_ref",),),
+    "KL estimates against exact": (
+        ("kl_teacher_rev", "kl_teacher_k1", "kl_teacher_k2", "kl_teacher_k3"),
+    ),
+    "interference": (
+        (
+            "interference/cosine",
+            "interference/cosine_split_reward",
+            "interference/cosine_split_teacher",
+        ),
+        (
+            "interference/sign_conflict",
+            "interference/sign_conflict_split_reward",
+            "interference/sign_conflict_split_teacher",
+        ),
+    ),
+    "length in parts": (
+        (
+            "completions/length_working",
+            "completions/length_checking",
+            "completions/length_truncated",
+        ),
+    ),
     "accuracy": (("eval/accuracy",), ("eval/accuracy_ood",)),
 }
 """What can be looked at: small multiples, each of one metric or of several that belong together."""
@@ -73,9 +94,16 @@ LABELS: dict[str, str] = {
     "completions/length_checking": "checking",
     "completions/length_truncated": "truncated",
 }
-DIFFERENCE = {"reward": "reward", "kl_teacher_rev": "KL to the teacher", "completions/mean_length": "length"}
+DIFFERENCE = {
+    "reward": "reward",
+    "kl_teacher_rev": "KL to the teacher",
+    "completions/mean_length": "length",
+}
 FAINT = ("main", "entropy", "clipped and dead tokens", "KL to the reference")
-EXPLAINED = {"accuracy": "each evaluation, not smoothed", "interference": "each measurement, not smoothed"}
+EXPLAINED = {
+    "accuracy": "each evaluation, not smoothed",
+    "interference": "each measurement, not smoothed",
+}
 SEVERAL = (("#000000", "-"), ("#0072B2", "--"), ("#D55E00", "-."), ("#009E73", ":"))
 """Looks of metrics that share a panel."""
 AREAS = (("#56B4E9", ""), ("#E69F00", "//"), ("#999999", ".."))
@@ -91,15 +119,31 @@ def number(value: float | None) -> str:
 
 
 def move_labels(moves: list[dict[str, Any]], apart: float) -> list[tuple[int, str]]:
-    """(step, words) of moved knobs; moves within ``apart`` steps of the first of them share a label, which ends with the last value of each knob."""
+    """(step, words) of moved knobs; moves within ``apart`` steps of the first of them share a
+    label, which ends with the last value of each knob.
+    """
     groups: list[tuple[int, dict[str, str]]] = []
-    for move in {(move["step"], move["knob"]): move for move in moves}.values():  # within a step the last one acts
+    for move in {
+        (move["step"], move["knob"]): move for move in moves
+    }.values():  # within a step the last one acts
         text = "to its schedule" if move.get("release") else number(move.get("value"))
         if not groups or move["step"] - groups[-1][0] >= max(apart, 1):
             groups.append((move["step"], {}))
         named = groups[-1][1]
-        named[move["knob"]] = f"{named[move['knob']]} → {text}" if move["knob"] in named and len(named[move["knob"]]) < 16 else text
-    return [(step, textwrap.shorten(", ".join(f"{knob} {text}" for knob, text in named.items()), LABEL, placeholder=" …")) for step, named in groups]
+        named[move["knob"]] = (
+            f"{named[move['knob']]} → {text}"
+            if move["knob"] in named and len(named[move["knob"]]) < 16
+            else text
+        )
+    return [
+        (
+            step,
+            textwrap.shorten(
+                ", ".join(f"{knob} {text}" for knob, text in named.items()), LABEL, placeholder=" …"
+            ),
+        )
+        for step, named in groups
+    ]
 
 
 def draw(history: History, method: str, group: str = "main", *, steps: int | None = None) -> Figure:
@@ -108,20 +152,30 @@ def draw(history: History, method: str, group: str = "main", *, steps: int | Non
     Args:
         history: what was read of the run folder.
         method: a key of METHODS, for colour, style and name.
-        group: a key of :data:`GROUPS`; below ``main`` stands, where there is an untouched twin, the difference to it.
+        group: a key of :data:`GROUPS`; below ``main`` stands, where there is an untouched twin, the
+            difference to it.
         steps: length of the whole run.
     """
     panels = GROUPS[group]
     untouched, chance = history.fork()
     strip = group == "main" and untouched is not None and "reward" in history
-    figure = Figure(figsize=(10.5, 4.7 if strip else 3.2) if len(panels) > 1 else (7.0, 3.2), facecolor="white")
+    figure = Figure(
+        figsize=(10.5, 4.7 if strip else 3.2) if len(panels) > 1 else (7.0, 3.2), facecolor="white"
+    )
     FigureCanvasAgg(figure)
     height = figure.get_figheight()
     # Space is given in inches, by hand: a layout engine would draw everything twice.
     grid = figure.add_gridspec(
-        2 if strip else 1, len(panels), height_ratios=(2.3, 1) if strip else (1,), left=0.55 / figure.get_figwidth(), right=0.985,
-        top=1 - 0.36 / height, bottom=0.92 / height, wspace=0.2, hspace=0.42,
-    )  # fmt: skip
+        2 if strip else 1,
+        len(panels),
+        height_ratios=(2.3, 1) if strip else (1,),
+        left=0.55 / figure.get_figwidth(),
+        right=0.985,
+        top=1 - 0.36 / height,
+        bottom=0.92 / height,
+        wspace=0.2,
+        hspace=0.42,
+    )
     colour, style = STYLES.get(method, ("#555555", "-"))
     window = max([WINDOW, *(history[name].stride for names in panels for name in names)])
     found: dict[str, Any] = {}
@@ -134,51 +188,114 @@ def draw(history: History, method: str, group: str = "main", *, steps: int | Non
             _several(axes, history, names, window)
         else:
             # A style that is dotted by itself would read as the twin.
-            _one(axes, history, names[0], colour, "-" if style == ":" else style, METHODS[method].title if method in METHODS else method, window)
+            _one(
+                axes,
+                history,
+                names[0],
+                colour,
+                "-" if style == ":" else style,
+                METHODS[method].title if method in METHODS else method,
+                window,
+            )
             _twins(axes, history, names[0], colour, untouched, chance, window)
         _finish(axes, history, history.step)
         if names[0].startswith(("eval/", "clip_ratio", "trrd/", "interference/sign")):
-            axes.set_ylim(-0.03 if names[0].startswith("eval/") else 0, 1.03 if names[0].startswith("eval/") else None)
+            axes.set_ylim(
+                -0.03 if names[0].startswith("eval/") else 0,
+                1.03 if names[0].startswith("eval/") else None,
+            )
         if group == "KL estimates against exact":
-            axes.set_yscale("symlog", linthresh=0.1)  # k2 is many times the others; k1 can be negative
-            axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=0.1, subs=[1, 2, 5]))
+            axes.set_yscale(
+                "symlog", linthresh=0.1
+            )  # k2 is many times the others; k1 can be negative
+            axes.yaxis.set_major_locator(
+                SymmetricalLogLocator(base=10, linthresh=0.1, subs=[1, 2, 5])
+            )
             axes.yaxis.set_major_formatter("{x:g}")
         if not any(name in history for name in names):
-            axes.text(0.5, 0.5, "not recorded" if history.step else "waits for the first step", ha="center", va="center", transform=axes.transAxes, color=GREY)
+            axes.text(
+                0.5,
+                0.5,
+                "not recorded" if history.step else "waits for the first step",
+                ha="center",
+                va="center",
+                transform=axes.transAxes,
+                color=GREY,
+            )
         _collect(axes, found)
     if strip:
         assert untouched is not None
         for column, (name,) in enumerate(panels):
             if name in history and name in untouched.history:
                 axes = figure.add_subplot(grid[1, column])
-                axes.set_title(f"{DIFFERENCE[name]}: run − untouched twin", fontsize=9.5, loc="left")
+                axes.set_title(
+                    f"{DIFFERENCE[name]}: run − untouched twin", fontsize=9.5, loc="left"
+                )
                 _difference(axes, history, name, untouched, chance, colour, window)
                 _finish(axes, history, history.step, labels=False)
                 _collect(axes, found)
-    figure.text(0.55 / figure.get_figwidth(), 0.56 / height, _axis(history, steps), fontsize=8.5, va="top", color="#333333")
-    smoothed = f"faint: each step · line: trailing mean of {window} steps" if group in FAINT else EXPLAINED.get(group, f"trailing mean of {window} steps")
+    figure.text(
+        0.55 / figure.get_figwidth(),
+        0.56 / height,
+        _axis(history, steps),
+        fontsize=8.5,
+        va="top",
+        color="#333333",
+    )
+    smoothed = (
+        f"faint: each step · line: trailing mean of {window} steps"
+        if group in FAINT
+        else EXPLAINED.get(group, f"trailing mean of {window} steps")
+    )
     figure.text(0.985, 0.56 / height, smoothed, fontsize=8.5, ha="right", va="top", color="#333333")
     if found:
         columns = 5 if len(panels) > 1 else 3
         figure.legend(
-            found.values(), found.keys(), loc="lower left", bbox_to_anchor=(0.5 / figure.get_figwidth(), 0), ncols=columns, frameon=False, fontsize=8.5
+            found.values(),
+            found.keys(),
+            loc="lower left",
+            bbox_to_anchor=(0.5 / figure.get_figwidth(), 0),
+            ncols=columns,
+            frameon=False,
+            fontsize=8.5,
         )
     return figure
 
 
 def _axis(history: History, steps: int | None) -> str:
-    return f"step {history.step}" + (f" of {steps}" if steps else "") if history.step else "no step yet"
+    return (
+        f"step {history.step}" + (f" of {steps}" if steps else "")
+        if history.step
+        else "no step yet"
+    )
 
 
-def _one(axes: Axes, history: History, name: str, colour: str, style: str, label: str, window: int) -> None:
+def _one(
+    axes: Axes, history: History, name: str, colour: str, style: str, label: str, window: int
+) -> None:
     series = history[name]
     if not len(series):
         return
     if series.exact:
-        axes.plot(series.steps, series.values, color=colour, linestyle=style, marker="o", markersize=4, label=label)
+        axes.plot(
+            series.steps,
+            series.values,
+            color=colour,
+            linestyle=style,
+            marker="o",
+            markersize=4,
+            label=label,
+        )
     else:
         axes.plot(series.steps, series.values, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(series.steps, series.trailing_mean(window), color=colour, linestyle=style, linewidth=1.9, label=label)
+        axes.plot(
+            series.steps,
+            series.trailing_mean(window),
+            color=colour,
+            linestyle=style,
+            linewidth=1.9,
+            label=label,
+        )
 
 
 def _after(twin: Twin, history: History, name: str, window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -188,41 +305,98 @@ def _after(twin: Twin, history: History, name: str, window: int) -> tuple[np.nda
     return series.steps[series.steps >= twin.step], values[series.steps >= twin.step]
 
 
-def _twins(axes: Axes, history: History, name: str, colour: str, untouched: Twin | None, chance: list[Twin], window: int) -> None:
+def _twins(
+    axes: Axes,
+    history: History,
+    name: str,
+    colour: str,
+    untouched: Twin | None,
+    chance: list[Twin],
+    window: int,
+) -> None:
     if untouched is not None and name in untouched.history:
-        axes.plot(*_after(untouched, history, name, window), color=colour, linestyle=DOTS, linewidth=1.9, label="untouched twin")
+        axes.plot(
+            *_after(untouched, history, name, window),
+            color=colour,
+            linestyle=DOTS,
+            linewidth=1.9,
+            label="untouched twin",
+        )
     for twin in chance:
         if name in twin.history:
-            axes.plot(*_after(twin, history, name, window), color=GREY, linestyle=DOTS, linewidth=1.0, label="untouched, other samples")
+            axes.plot(
+                *_after(twin, history, name, window),
+                color=GREY,
+                linestyle=DOTS,
+                linewidth=1.0,
+                label="untouched, other samples",
+            )
 
 
 def _several(axes: Axes, history: History, names: tuple[str, ...], window: int) -> None:
     for name, (colour, style) in zip(names, SEVERAL, strict=False):
         series = history[name]
         if len(series):
-            sparse = len(series) < 0.5 * (series.steps[-1] - series.steps[0] + 1) / series.stride  # measured now and then: points, not smoothed
+            sparse = (
+                len(series) < 0.5 * (series.steps[-1] - series.steps[0] + 1) / series.stride
+            )  # measured now and then: points, not smoothed
             values = series.values if sparse else series.trailing_mean(window)
-            axes.plot(series.steps, values, color=colour, linestyle=style, linewidth=1.6, marker="o" if sparse else "", markersize=3.5, label=LABELS[name])
+            axes.plot(
+                series.steps,
+                values,
+                color=colour,
+                linestyle=style,
+                linewidth=1.6,
+                marker="o" if sparse else "",
+                markersize=3.5,
+                label=LABELS[name],
+            )
 
 
 def _stack(axes: Axes, history: History, names: tuple[str, ...], window: int) -> None:
     steps = history[names[0]].steps
-    parts = [np.interp(steps, history[name].steps, history[name].trailing_mean(window)) for name in names]
+    parts = [
+        np.interp(steps, history[name].steps, history[name].trailing_mean(window)) for name in names
+    ]
     below = np.zeros_like(steps)
     for part, name, (colour, hatch) in zip(parts, names, AREAS, strict=True):
-        axes.fill_between(steps, below, below + part, facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0.4, label=LABELS[name])
+        axes.fill_between(
+            steps,
+            below,
+            below + part,
+            facecolor=colour,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0.4,
+            label=LABELS[name],
+        )
         below = below + part
     axes.set_ylim(bottom=0)
 
 
-def _difference(axes: Axes, history: History, name: str, untouched: Twin, chance: list[Twin], colour: str, window: int) -> None:
-    """Run − untouched twin; and as a band what chance alone makes of two untouched runs: twice the root mean square of their smoothed difference."""
+def _difference(
+    axes: Axes,
+    history: History,
+    name: str,
+    untouched: Twin,
+    chance: list[Twin],
+    colour: str,
+    window: int,
+) -> None:
+    """Run − untouched twin; and as a band what chance alone makes of two untouched runs: twice
+    the root mean square of their smoothed difference.
+    """
     steps, twin = _after(untouched, history, name, window)
     series = history[name]
     own = series.trailing_mean(window)
     at = series.steps[(series.steps >= untouched.step) & (series.steps <= steps[-1])]
     axes.axhline(0, color=GREY, linewidth=0.8)
-    axes.plot(at, np.interp(at, series.steps, own) - np.interp(at, steps, twin), color=colour, linewidth=1.9)
+    axes.plot(
+        at,
+        np.interp(at, series.steps, own) - np.interp(at, steps, twin),
+        color=colour,
+        linewidth=1.9,
+    )
     squares = []
     for noise in chance:
         theirs, values = _after(noise, history, name, window)
@@ -233,7 +407,15 @@ def _difference(axes: Axes, history: History, name: str, untouched: Twin, chance
     if squares:
         spread = 2 * float(np.sqrt(np.mean(np.concatenate(squares))))
         ends = [untouched.step, max(series.steps[-1], steps[-1])]
-        axes.fill_between(ends, -spread, spread, color=GREY, alpha=0.18, linewidth=0, label="what chance alone does (±2 root mean squares)")
+        axes.fill_between(
+            ends,
+            -spread,
+            spread,
+            color=GREY,
+            alpha=0.18,
+            linewidth=0,
+            label="what chance alone does (±2 root mean squares)",
+        )
 
 
 def _finish(axes: Axes, history: History, last: int, labels: bool = True) -> None:
@@ -253,10 +435,20 @@ def _finish(axes: Axes, history: History, last: int, labels: bool = True) -> Non
         return
     for step, words in move_labels(moves, right * (0.03 if wide else 0.07))[-8:]:
         axes.annotate(
-            words, (step, 0.985), xycoords=("data", "axes fraction"), xytext=(2 if step < 0.95 * right else -2, 0), textcoords="offset points", rotation=90,
-            ha="left" if step < 0.95 * right else "right", va="top",
-            fontsize=7.5, color="#333333", annotation_clip=True, clip_on=True, bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5},
-        )  # fmt: skip
+            words,
+            (step, 0.985),
+            xycoords=("data", "axes fraction"),
+            xytext=(2 if step < 0.95 * right else -2, 0),
+            textcoords="offset points",
+            rotation=90,
+            ha="left" if step < 0.95 * right else "right",
+            va="top",
+            fontsize=7.5,
+            color="#333333",
+            annotation_clip=True,
+            clip_on=True,
+            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5},
+        )
 
 
 def _collect(axes: Axes, found: dict[str, Any]) -> None:
@@ -265,7 +457,8 @@ def _collect(axes: Axes, found: dict[str, Any]) -> None:
 
 
 class Redraw:
-    """When to draw again: something is new, and at least a second and twenty drawing times have gone by since; or the run has ended.
+    """When to draw again: something is new, and at least a second and twenty drawing times have
+    gone by since; or the run has ended.
 
     >>> redraw = Redraw()
     >>> redraw.due("step 1", now=0.0)
@@ -284,13 +477,19 @@ class Redraw:
         self.final = False
 
     def due(self, what: object, now: float, ended: bool = False) -> bool:
-        """Whether to draw ``what``, anything that differs when there is something new, at ``now`` seconds; the end is drawn once, at once."""
+        """Whether to draw ``what``, anything that differs when there is something new, at
+        ``now`` seconds; the end is drawn once, at once.
+        """
         if what == self.seen:
             return False
         return now >= self.next or (ended and not self.final)
 
-    def drawn(self, what: object, now: float, took: float, ended: bool = False, share: float = SHARE) -> None:
-        """It was drawn, which ended at ``now`` and took ``took`` seconds; the next drawing is ``share`` times as long away."""
+    def drawn(
+        self, what: object, now: float, took: float, ended: bool = False, share: float = SHARE
+    ) -> None:
+        """It was drawn, which ended at ``now`` and took ``took`` seconds; the next drawing is
+        ``share`` times as long away.
+        """
         self.seen, self.final = what, ended
         self.next = now + max(self.LEAST, share * took)
 
@@ -306,21 +505,40 @@ def say(history: History, method: str, steps: int | None = None, state: str | No
         return f"{title}: no step yet{f', {state}' if state else ''}."
     values = [
         f"{label} {number(float(history[name].values[-1]))}"
-        for label, name in (("reward", "reward"), ("KL to the teacher", "kl_teacher_rev"), ("length", "completions/mean_length"), ("accuracy", "eval/accuracy"))
+        for label, name in (
+            ("reward", "reward"),
+            ("KL to the teacher", "kl_teacher_rev"),
+            ("length", "completions/mean_length"),
+            ("accuracy", "eval/accuracy"),
+        )
         if name in history
     ]
     moved = sorted({move["knob"] for move in history.moves})
     touched = f"; moved by hand: {', '.join(moved)}" if moved else ""
-    return f"{title}: step {history.step}{f' of {steps}' if steps else ''}{f', {state}' if state else ''}. {', '.join(values)}{touched}."
+    return (
+        f"{title}: step"
+        f" {history.step}{f' of {steps}' if steps else ''}{f', {state}' if state else ''}."
+        f" {', '.join(values)}{touched}."
+    )
 
 
 def picture(figure: Figure, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A figure as data and metadata for ``display(…, raw=True)``: PNG, and the sentence where no picture can be shown."""
-    return {"image/png": base64.b64encode(png(figure)).decode(), "text/plain": text}, {"image/png": {"alt": text}}
+    """A figure as data and metadata for ``display(…, raw=True)``:
+
+    PNG, and the sentence where no picture can be shown.
+    """
+    return {"image/png": base64.b64encode(png(figure)).decode(), "text/plain": text}, {
+        "image/png": {"alt": text}
+    }
 
 
-def watch_curves(group: str = "main", clock: Callable[[], float] = time.monotonic) -> Callable[[Any, dict[str, Any]], None]:
-    """An ``on_step`` that draws the curves of a run in the foreground, where a panel cannot be: ``run(config, out, on_step=watch_curves())``."""
+def watch_curves(
+    group: str = "main", clock: Callable[[], float] = time.monotonic
+) -> Callable[[Any, dict[str, Any]], None]:
+    """An ``on_step`` that draws the curves of a run in the foreground, where a panel cannot be:
+
+    ``run(config, out, on_step=watch_curves())``.
+    """
     from IPython.display import display
 
     followed: list[tuple[History, Any]] = []
@@ -335,7 +553,10 @@ def watch_curves(group: str = "main", clock: Callable[[], float] = time.monotoni
             followed.append((History(loop.folder.path), None))
         history, handle = followed[0]
         history.read()
-        data, metadata = picture(draw(history, config.method, group, steps=config.steps), say(history, config.method, config.steps))
+        data, metadata = picture(
+            draw(history, config.method, group, steps=config.steps),
+            say(history, config.method, config.steps),
+        )
         if handle is None:
             followed[0] = (history, display(data, metadata=metadata, raw=True, display_id=True))
         else:

@@ -1,6 +1,8 @@
-"""Three ways to drive a run, one handle: a thread of this kernel, a process of its own, or attached to what runs already.
+"""Three ways to drive a run, one handle: a thread of this kernel, a process of its own, or attached
+to what runs already.
 
-The handle holds no state of the run: it reads the run folder and writes requests into it. So it does not matter who drives, and a new kernel can take over.
+The handle holds no state of the run: it reads the run folder and writes requests into it. So it
+does not matter who drives, and a new kernel can take over.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ STATES = {
 
 @dataclass(frozen=True)
 class Status:
-    """What a run is doing. ``where``: a thread of this kernel, a process started by it, elsewhere, or nowhere."""
+    """What a run is doing.
+
+    ``where``: a thread of this kernel, a process started by it, elsewhere, or nowhere.
+    """
 
     state: Literal["idle", "running", "paused", "stopping", "done", "failed", "lost"]
     step: int
@@ -53,7 +58,9 @@ class _Worker:
 
     def __init__(self, path: Path) -> None:
         self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._work, args=(path,), name=f"run {path.name}", daemon=True)
+        self.thread = threading.Thread(
+            target=self._work, args=(path,), name=f"run {path.name}", daemon=True
+        )
         self.thread.start()
 
     def _work(self, path: Path) -> None:
@@ -79,7 +86,10 @@ class Handle:
 
     def __repr__(self) -> str:
         now = self.status()
-        return f"Run {self.path.name}: {self.config.method}, {STATES[now.state]}, step {now.step} of {now.steps}" + (f" ({now.why})" if now.why else "")
+        return (
+            f"Run {self.path.name}: {self.config.method}, {STATES[now.state]}, step"
+            f" {now.step} of {now.steps}" + (f" ({now.why})" if now.why else "")
+        )
 
     def status(self) -> Status:
         """State in one word, step, reason, and where it runs.
@@ -90,7 +100,10 @@ class Handle:
         try:
             written = self.folder.status()
         except FileNotFoundError:
-            raise FileNotFoundError(f"the run folder {self.path} is gone: deleted or moved; open_run(its new place) attaches to a run that was moved") from None
+            raise FileNotFoundError(
+                f"the run folder {self.path} is gone: deleted or moved; open_run(its new"
+                " place) attaches to a run that was moved"
+            ) from None
         except ValueError as error:  # a crash has spoilt it: whoever starts the run writes it anew
             return Status("lost", self.folder.last_step(), self.config.steps, str(error), "nowhere")
         state, where = written["state"], "nowhere"
@@ -114,22 +127,33 @@ class Handle:
             return "nowhere"
         return "elsewhere" if alive(written) else "nowhere"
 
-    # --- knobs --------------------------------------------------------------------------------------------------------
+    # --- knobs ------------------------------------------------------------------------------------
 
-    def request(self, knob: str, value: float | None, at: int | None = None, source: str = "panel") -> int:
-        """Ask for a knob's value, from the next step on or from step ``at`` on; ``None`` is off. A run that is idle takes it when it goes on.
+    def request(
+        self, knob: str, value: float | None, at: int | None = None, source: str = "panel"
+    ) -> int:
+        """Ask for a knob's value, from the next step on or from step ``at`` on; ``None`` is off. A
+        run that is idle takes it when it goes on.
 
         Returns:
             the id with which events.jsonl answers.
 
         Raises:
-            ValueError: unknown knob, value out of range; RuntimeError: the run is done. Nothing is changed.
+            ValueError: unknown knob, value out of range; RuntimeError: the run is done. Nothing is
+                changed.
         """
         checked = check_knob(self.config.method, knob, value)
-        if at is not None and (isinstance(at, bool) or not isinstance(at, int) or not 1 <= at <= self.config.steps):
-            raise ValueError(f"at={at!r} is no step of this run: it has steps 1–{self.config.steps}. Nothing was changed")
+        if at is not None and (
+            isinstance(at, bool) or not isinstance(at, int) or not 1 <= at <= self.config.steps
+        ):
+            raise ValueError(
+                f"at={at!r} is no step of this run: it has steps 1–{self.config.steps}."
+                " Nothing was changed"
+            )
         self._check_not_over()
-        return self.folder.ask("knob", knob=knob, value=checked, source=source, **({} if at is None else {"at": at}))
+        return self.folder.ask(
+            "knob", knob=knob, value=checked, source=source, **({} if at is None else {"at": at})
+        )
 
     def release(self, knob: str, source: str = "panel") -> int:
         """Give a knob back to its schedule."""
@@ -138,7 +162,9 @@ class Handle:
         return self.folder.ask("release", knob=knob, source=source)
 
     def twin(self, kind: TwinKind, chances: int = 1) -> None:
-        """What a moved knob forks: nothing, an untouched twin, or that and ``chances`` twins that show what chance alone does."""
+        """What a moved knob forks: nothing, an untouched twin, or that and ``chances`` twins
+        that show what chance alone does.
+        """
         nearest(kind, ("off", "untouched", "noise"), "twin")
         if isinstance(chances, bool) or not isinstance(chances, int) or not 1 <= chances <= 16:
             raise ValueError(f"chances={chances!r}: a whole number of noise twins, 1–16")
@@ -147,9 +173,11 @@ class Handle:
 
     def _check_not_over(self) -> None:
         if self.status().state == "done":
-            raise RuntimeError("the run is done: nothing was changed. Start another one to move its knobs")
+            raise RuntimeError(
+                "the run is done: nothing was changed. Start another one to move its knobs"
+            )
 
-    # --- buttons ------------------------------------------------------------------------------------------------------
+    # --- buttons ----------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Start, or go on from the last checkpoint.
@@ -170,9 +198,13 @@ class Handle:
         else:
             _workers.pop(self.path, None)  # what it raised is history
             command = [sys.executable, "-m", "rlkd_lab.cli", "resume", str(self.path)]
-            away: dict[str, Any] = {"creationflags": 0x8} if sys.platform == "win32" else {"start_new_session": True}  # DETACHED_PROCESS
+            away: dict[str, Any] = (
+                {"creationflags": 0x8} if sys.platform == "win32" else {"start_new_session": True}
+            )  # DETACHED_PROCESS
             with (self.path / "log.txt").open("ab") as log:
-                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **away)
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **away
+                )
             _processes[self.path] = process
             self.folder.set_status("running", now.step, "loading the models", process.pid)
         return None
@@ -190,7 +222,9 @@ class Handle:
     def step(self) -> None:
         """One step, then pause. A run that is not running is started for it."""
         if self.status().state in ("idle", "failed", "lost"):
-            raise RuntimeError("the run is not running: start it, pause it, then let it take a step")
+            raise RuntimeError(
+                "the run is not running: start it, pause it, then let it take a step"
+            )
         self._check_live("step")
         self.folder.ask("step")
 
@@ -210,10 +244,11 @@ class Handle:
         if state not in ("running", "paused", "stopping"):
             raise RuntimeError(f"cannot {what}: the run is {STATES[state]}")
 
-    # --- the end ------------------------------------------------------------------------------------------------------
+    # --- the end ----------------------------------------------------------------------------------
 
     def wait(self, timeout: float | None = None) -> RunFolder:
-        """Wait until nothing drives the run any more, and raise what it raised. Widgets do not answer while a cell waits.
+        """Wait until nothing drives the run any more, and raise what it raised. Widgets do not
+        answer while a cell waits.
 
         Raises:
             what the loop raised (thread), RunFailed (elsewhere), TimeoutError.
@@ -221,7 +256,9 @@ class Handle:
         began = time.monotonic()
         while (now := self.status()).state in ("running", "paused", "stopping"):
             if timeout is not None and time.monotonic() - began > timeout:
-                raise TimeoutError(f"still {now.state} at step {now.step} of {now.steps} after {timeout:g} s")
+                raise TimeoutError(
+                    f"still {now.state} at step {now.step} of {now.steps} after {timeout:g} s"
+                )
             time.sleep(0.05)
         worker = _workers.get(self.path)
         if worker is not None:
@@ -231,13 +268,21 @@ class Handle:
         if now.state == "failed":
             raise RunFailed(now.why or "no reason given")
         if now.state == "lost":
-            raise RunFailed(f"the process that drove {self.path.name} is gone" + _last_words(self.path))
+            raise RunFailed(
+                f"the process that drove {self.path.name} is gone" + _last_words(self.path)
+            )
         return self.folder
 
     def settle(self) -> None:
-        """For the end of a notebook: wait where nobody can press a button (``RLKD_WAIT`` or ``RLKD_SHORT`` is set); with a reader, say how far it is and do
-        not block the widgets. Raises what the loop raised."""
-        if os.environ.get("RLKD_WAIT") or os.environ.get("RLKD_SHORT") or self.status().state not in ("running", "paused", "stopping"):
+        """For the end of a notebook: wait where nobody can press a button (``RLKD_WAIT`` or
+        ``RLKD_SHORT`` is set); with a reader, say how far it is and do not block the widgets.
+        Raises what the loop raised.
+        """
+        if (
+            os.environ.get("RLKD_WAIT")
+            or os.environ.get("RLKD_SHORT")
+            or self.status().state not in ("running", "paused", "stopping")
+        ):
             self.wait()
             from rlkd_lab.lab.panel import draw_now  # it imports this module for its types
 
@@ -245,13 +290,20 @@ class Handle:
         print(self)
 
 
-def start(config: RunConfig, out: str | Path, twin: TwinKind | Literal["auto"] = "auto", begin: bool = True) -> Handle:
-    """Drive a run in a thread of this kernel. What is in ``out`` already is attached to: a done run is loaded, an interrupted one goes on.
+def start(
+    config: RunConfig,
+    out: str | Path,
+    twin: TwinKind | Literal["auto"] = "auto",
+    begin: bool = True,
+) -> Handle:
+    """Drive a run in a thread of this kernel. What is in ``out`` already is attached to: a done run
+    is loaded, an interrupted one goes on.
 
     Args:
         config: of the run.
         out: its folder.
-        twin: ``off``, ``untouched`` or ``noise``; ``auto`` is untouched on a CPU and off on a GPU. What was chosen in a panel since stays.
+        twin: ``off``, ``untouched`` or ``noise``; ``auto`` is untouched on a CPU and off on a GPU.
+            What was chosen in a panel since stays.
         begin: False leaves it idle, for the panel's Start button.
 
     Raises:
@@ -260,14 +312,24 @@ def start(config: RunConfig, out: str | Path, twin: TwinKind | Literal["auto"] =
     return _open_or_create(config, out, "thread", twin, begin)
 
 
-def launch(config: RunConfig, out: str | Path, twin: TwinKind | Literal["auto"] = "auto", begin: bool = True) -> Handle:
-    """Drive a run in a process of its own, which outlives the kernel; its output is in ``OUT/log.txt``. Otherwise as :func:`start`.
+def launch(
+    config: RunConfig,
+    out: str | Path,
+    twin: TwinKind | Literal["auto"] = "auto",
+    begin: bool = True,
+) -> Handle:
+    """Drive a run in a process of its own, which outlives the kernel; its output is in
+    ``OUT/log.txt``. Otherwise as :func:`start`.
 
     Raises:
-        ValueError: also for a method of :func:`~rlkd_lab.objectives.add_method`, which another process does not have.
+        ValueError: also for a method of :func:`~rlkd_lab.objectives.add_method`, which another
+            process does not have.
     """
     if is_added(config.method):
-        raise ValueError(f"{config.method} was added in this process, and a process of its own does not have it: drive the run with start()")
+        raise ValueError(
+            f"{config.method} was added in this process, and a process of its own does not"
+            " have it: drive the run with start()"
+        )
     return _open_or_create(config, out, "process", twin, begin)
 
 
@@ -280,7 +342,13 @@ def open_run(path: str | Path, drive: Literal["thread", "process"] = "thread") -
     return Handle(path, drive)
 
 
-def _open_or_create(config: RunConfig, out: str | Path, drive: Literal["thread", "process"], twin: TwinKind | Literal["auto"], begin: bool) -> Handle:
+def _open_or_create(
+    config: RunConfig,
+    out: str | Path,
+    drive: Literal["thread", "process"],
+    twin: TwinKind | Literal["auto"],
+    begin: bool,
+) -> Handle:
     from rlkd_lab.models import default_device
     from rlkd_lab.training.loop import fingerprint
 
@@ -288,10 +356,23 @@ def _open_or_create(config: RunConfig, out: str | Path, drive: Literal["thread",
     new = not (Path(out) / "config.json").exists()
     handle = Handle(create(config, out).path if new else out, drive)
     if not new and fingerprint(handle.config) != fingerprint(config):
-        raise ValueError(f"{out} holds a run with other settings: delete it, or choose another folder")
-    kind: TwinKind = ("off" if default_device().type == "cuda" else "untouched") if twin == "auto" else twin
-    first = next((request.get("kind") for request in Tail(handle.path / "requests.jsonl").read() if request.get("request") == "twin"), kind)
-    if new or (twin != "auto" and kind != first and handle.status().state != "done"):  # what was chosen since, in a panel, outlives a cell that is run again
+        raise ValueError(
+            f"{out} holds a run with other settings: delete it, or choose another folder"
+        )
+    kind: TwinKind = (
+        ("off" if default_device().type == "cuda" else "untouched") if twin == "auto" else twin
+    )
+    first = next(
+        (
+            request.get("kind")
+            for request in Tail(handle.path / "requests.jsonl").read()
+            if request.get("request") == "twin"
+        ),
+        kind,
+    )
+    if new or (
+        twin != "auto" and kind != first and handle.status().state != "done"
+    ):  # what was chosen since, in a panel, outlives a cell that is run again
         handle.twin(kind)
     if begin and handle.status().state in ("idle", "failed", "lost"):
         handle.begin()

@@ -1,6 +1,8 @@
-"""Exercises of the notebooks: :func:`check` says whether an answer is right, in a sentence, and hints without giving it away.
+"""Exercises of the notebooks: :func:`check` says whether an answer is right, in a sentence, and
+hints without giving it away.
 
-The right answers are computed, mostly by the functions that the trainer calls. A line an exercise in :data:`EXERCISES`; the numbers are the notebooks'.
+The right answers are computed, mostly by the functions that the trainer calls. A line an exercise
+in :data:`EXERCISES`; the numbers are the notebooks'.
 """
 
 from __future__ import annotations
@@ -34,13 +36,16 @@ PROMPT = "49-7+4-2?"
 
 @dataclass(frozen=True)
 class Exercise:
-    """A question and what judges the answer: ``grade(answer, **given)`` → right or not, and what to say."""
+    """A question and what judges the answer:
+
+    ``grade(answer, **given)`` → right or not, and what to say.
+    """
 
     question: str
     grade: Callable[..., Verdict]
 
 
-# --- right answers ----------------------------------------------------------------------------------------------------
+# --- right answers --------------------------------------------------------------------------------
 
 
 def no_spread(size: int, success: float) -> float:
@@ -54,7 +59,9 @@ def smallest_group(success: float = 0.13, below: float = 0.1) -> int:
 
 
 def reversal_threshold(kd_coef: float = 0.1, credit: float = 0.866) -> float:
-    """The gap d below which KDRL's advantage form pushes a token down although Â > 0: where Â + kd_coef·d crosses 0, by bisection on the method's own rule."""
+    """The gap d below which KDRL's advantage form pushes a token down although Â > 0: where Â +
+    kd_coef·d crosses 0, by bisection on the method's own rule.
+    """
     low, high = -1000.0, 0.0
     for _ in range(80):
         middle = (low + high) / 2
@@ -65,7 +72,12 @@ def reversal_threshold(kd_coef: float = 0.1, credit: float = 0.866) -> float:
 def joint(kd_coef: float, credit: float, gaps: Sequence[float]) -> list[float]:
     """A of ``kdrl_advantage`` for tokens of one completion, whose teacher gaps are ``gaps``."""
     gap = torch.tensor([list(gaps)], dtype=torch.float64)
-    batch = TokenBatch(torch.zeros_like(gap), torch.ones_like(gap), teacher_logps=gap, advantages=torch.tensor([credit], dtype=torch.float64))
+    batch = TokenBatch(
+        torch.zeros_like(gap),
+        torch.ones_like(gap),
+        teacher_logps=gap,
+        advantages=torch.tensor([credit], dtype=torch.float64),
+    )
     return advantage("kdrl_advantage", batch, {"kd_coef": kd_coef})[0].tolist()
 
 
@@ -90,13 +102,17 @@ def without_teacher() -> str:
     kdrl = {name: getattr(METHODS["kdrl"], name) for name in parts}
     kdrl["coefs"] = {name: value for name, value in kdrl["coefs"].items() if name != "kd_coef"}
     return next(
-        name for name, method in METHODS.items() if not method.needs & {"teacher", "traces"} and {part: getattr(method, part) for part in parts} == kdrl
+        name
+        for name, method in METHODS.items()
+        if not method.needs & {"teacher", "traces"}
+        and {part: getattr(method, part) for part in parts} == kdrl
     )
 
 
 def nf4_gib(parameters: float = 1.5e9, double: bool = False) -> float:
-    """GiB of NF4 weights: half a byte each, and a 4-byte scale for every block of 64; with double quantisation the scales have one byte, and a 4-byte scale of
-    their own for every 256."""
+    """GiB of NF4 weights: half a byte each, and a 4-byte scale for every block of 64; with double
+    quantisation the scales have one byte, and a 4-byte scale of their own for every 256.
+    """
     return parameters * (0.5 + (1 + 4 / 256 if double else 4) / 64) / 2**30
 
 
@@ -109,7 +125,7 @@ def weak_verifier(completion: str, answer: str) -> bool:
     return isinstance(completion, str) and answer in re.findall(r"\d+", completion)
 
 
-# --- grades with words of their own -----------------------------------------------------------------------------------
+# --- grades with words of their own ---------------------------------------------------------------
 
 
 def _fool(answer: Any, prompt: str = PROMPT) -> Verdict:
@@ -118,10 +134,22 @@ def _fool(answer: Any, prompt: str = PROMPT) -> Verdict:
     example = _example(prompt)
     fooled, score = weak_verifier(answer, example.answer), ArithmeticTask().score(answer, example)
     if fooled and not score.correct:
-        return True, "The weak verifier takes it and the real one gives 0. A policy that is paid by the weak one would find this too."
+        return (
+            True,
+            "The weak verifier takes it and the real one gives 0. A policy that is paid by"
+            " the weak one would find this too.",
+        )
     if score.correct:
-        return False, "The real verifier accepts this as well: it is simply right. Look for a text that only mentions the number."
-    return False, "The weak verifier does not take it: the right number must stand somewhere in it, by itself."
+        return (
+            False,
+            "The real verifier accepts this as well: it is simply right. Look for a text that"
+            " only mentions the number.",
+        )
+    return (
+        False,
+        "The weak verifier does not take it: the right number must stand somewhere in it, by"
+        " itself.",
+    )
 
 
 def _example(prompt: str) -> Example:
@@ -132,19 +160,26 @@ def _reverse(answer: Any) -> Verdict:
     fits = binomial_fits("reverse", HUMPS)
     if any(abs(number(answer) - fit) <= 0.006 for fit in fits):
         return True, "Either hump will do, and reverse KL is content with one."
-    return False, "Reverse KL punishes what the teacher would not say: try a student that leaves one of the humps alone, and look closely near the edge."
+    return (
+        False,
+        "Reverse KL punishes what the teacher would not say: try a student that leaves one of"
+        " the humps alone, and look closely near the edge.",
+    )
 
 
 def _one_wrong_step(answer: Any, measured: float | None = None) -> Verdict:
     if measured is None:
-        raise Unreadable('give what you measured too: check("02.one_wrong_step", guess, measured=…)')
+        raise Unreadable(
+            'give what you measured too: check("02.one_wrong_step", guess, measured=…)'
+        )
     guess, truth = number(answer), number(measured)
     if not 0 <= guess <= 1:
         raise Unreadable(f"I expected an accuracy from 0 to 1 and got {shown(answer)}")
     good = abs(guess - truth) <= 0.15
     return (
         good,
-        f"Measured: {truth:.2f}. Your prediction was {'within' if good else 'more than'} 0.15 {'of it' if good else 'away: look at a few continuations'}.",
+        f"Measured: {truth:.2f}. Your prediction was {'within' if good else 'more than'} 0.15"
+        f" {'of it' if good else 'away: look at a few continuations'}.",
     )
 
 
@@ -154,15 +189,25 @@ def _alive(answer: Any) -> Verdict:
         raise Unreadable(f"I expected .5 or 2 and got {shown(answer)}")
     (push,) = surrogate_at([given], -1.0)[1]
     if push != 0:
-        return True, "It has moved the wrong way, up, and the minimum keeps the unclipped branch, so it is pushed down."
-    return False, "For A < 0 the aim is a smaller ρ. Which of the two has got there already, and needs no further push?"
+        return (
+            True,
+            "It has moved the wrong way, up, and the minimum keeps the unclipped branch, so"
+            " it is pushed down.",
+        )
+    return (
+        False,
+        "For A < 0 the aim is a smaller ρ. Which of the two has got there already, and needs"
+        " no further push?",
+    )
 
 
 def _estimators(answer: Any) -> Verdict:
     names = list(ESTIMATORS)
     if isinstance(answer, Mapping):
         if set(answer) != set(names):
-            raise Unreadable(f"I expected the keys {', '.join(names)} and got {shown(list(answer))}")
+            raise Unreadable(
+                f"I expected the keys {', '.join(names)} and got {shown(list(answer))}"
+            )
         given = [word(answer[name]) for name in names]
     elif isinstance(answer, list | tuple) and len(answer) == len(names):
         given = [word(part) for part in answer]
@@ -173,8 +218,16 @@ def _estimators(answer: Any) -> Verdict:
         raise Unreadable(f"the words are 'zero', 'reverse' and 'forward'; I got {shown(answer)}")
     wrong = [name for name, said in zip(names, given, strict=True) if said != followed(name)]
     if not wrong:
-        return True, "Enumerated over the tokens: k1's teacher drops out, k2 is the reverse KL's gradient, k3 the forward KL's."
-    return False, f"{' and '.join(wrong)}: write the gradient as (a factor)·∇log π_θ and take the mean over π_θ; a constant factor gives 0."
+        return (
+            True,
+            "Enumerated over the tokens: k1's teacher drops out, k2 is the reverse KL's"
+            " gradient, k3 the forward KL's.",
+        )
+    return (
+        False,
+        f"{' and '.join(wrong)}: write the gradient as (a factor)·∇log π_θ and take the mean"
+        " over π_θ; a constant factor gives 0.",
+    )
 
 
 def _reversed(answer: Any, gaps: Sequence[float] = GAPS) -> Verdict:
@@ -183,25 +236,49 @@ def _reversed(answer: Any, gaps: Sequence[float] = GAPS) -> Verdict:
         raise Unreadable(f"I expected an index from 0 to {len(gaps) - 1} and got {shown(answer)}")
     credit = joint(0.1, 0.866, gaps)
     if credit[int(index)] < 0:
-        return True, f"Its advantage is {credit[int(index)]:+.3f}, although the completion is right."
-    return False, f"Token {int(index)} has the advantage {credit[int(index)]:+.3f}, which is not below 0: compare kd_coef·d with Â."
+        return (
+            True,
+            f"Its advantage is {credit[int(index)]:+.3f}, although the completion is right.",
+        )
+    return (
+        False,
+        f"Token {int(index)} has the advantage {credit[int(index)]:+.3f}, which is not below"
+        " 0: compare kd_coef·d with Â.",
+    )
 
 
 def _interval(answer: Any) -> Verdict:
     given = numbers(answer, 2)
     for name, bounds in intervals().items():
         if all(abs(a - b) <= 0.003 for a, b in zip(given, bounds, strict=True)):
-            other = ", ".join(f"{key} {low:+.3f} to {high:+.3f}" for key, (low, high) in intervals().items() if key != name)
-            return True, f"That is the {name}. The other way gives another one ({other}): with five seeds the bootstrap is too narrow."
+            other = ", ".join(
+                f"{key} {low:+.3f} to {high:+.3f}"
+                for key, (low, high) in intervals().items()
+                if key != name
+            )
+            return (
+                True,
+                f"That is the {name}. The other way gives another one ({other}): with five"
+                " seeds the bootstrap is too narrow.",
+            )
     if given[0] > given[1]:
         return False, "The lower bound comes first."
-    return False, "Mean ± t·s/√5 with the t of 4 degrees of freedom, or rlkd_lab.study.statistics.bootstrap; answer [low, high]."
+    return (
+        False,
+        "Mean ± t·s/√5 with the t of 4 degrees of freedom, or"
+        " rlkd_lab.study.statistics.bootstrap; answer [low, high].",
+    )
 
 
 def _gpu_hours(answer: Any, steps: float = 300, seconds: float = 45.0) -> Verdict:
     right = number(steps) * number(seconds) / 3600
     good = abs(number(answer) - right) <= 0.01 * abs(right) + 1e-9
-    return good, "Measure the seconds of a few steps first, on your own card." if good else "Steps times seconds a step are seconds; an hour has 3600 of them."
+    return (
+        good,
+        "Measure the seconds of a few steps first, on your own card."
+        if good
+        else "Steps times seconds a step are seconds; an hour has 3600 of them.",
+    )
 
 
 _FOUR = ("opd", "grpo", "kdrl", "trrd")
@@ -234,7 +311,10 @@ EXERCISES: dict[str, Exercise] = {
             "Hard prompts need large groups, or most steps teach nothing.",
         ),
     ),
-    "01.fool": Exercise(f"A completion of {PROMPT} that weak_verifier accepts and the real verifier does not.", _fool),
+    "01.fool": Exercise(
+        f"A completion of {PROMPT} that weak_verifier accepts and the real verifier does not.",
+        _fool,
+    ),
     "02.forward": Exercise(
         "Fit Binomial(2, q) to (.49, .02, .49) by forward KL: q.",
         near(
@@ -245,7 +325,11 @@ EXERCISES: dict[str, Exercise] = {
         ),
     ),
     "02.reverse": Exercise("The same by reverse KL: q, to two decimals or better.", _reverse),
-    "02.one_wrong_step": Exercise("The teacher's accuracy, 0 to 1, when it goes on after one wrong step (give measured=… as well).", _one_wrong_step),
+    "02.one_wrong_step": Exercise(
+        "The teacher's accuracy, 0 to 1, when it goes on after one wrong step (give"
+        " measured=… as well).",
+        _one_wrong_step,
+    ),
     "03.advantages": Exercise(
         "Rewards 1, 1, 0, 0: GRPO's four advantages, with the sample std.",
         near(
@@ -264,24 +348,42 @@ EXERCISES: dict[str, Exercise] = {
             "The reward minus the group's mean, and nothing else.",
         ),
     ),
-    "03.alive": Exercise("A = −1, ε = .2: at which of ρ = .5 and ρ = 2 is there a gradient?", _alive),
-    "04.estimators": Exercise("Expected gradient of k1, k2, k3 as losses on the student's samples: 'zero', 'reverse' or 'forward' each.", _estimators),
+    "03.alive": Exercise(
+        "A = −1, ε = .2: at which of ρ = .5 and ρ = 2 is there a gradient?", _alive
+    ),
+    "04.estimators": Exercise(
+        "Expected gradient of k1, k2, k3 as losses on the student's samples: 'zero',"
+        " 'reverse' or 'forward' each.",
+        _estimators,
+    ),
     "04.threshold": Exercise(
-        "kd_coef = .1, Â = .866, advantage form: the d below which the teacher turns the reward's push around.",
+        "kd_coef = .1, Â = .866, advantage form: the d below which the teacher turns the"
+        " reward's push around.",
         near(
             reversal_threshold,
             0.02,
             "Where is Â + kd_coef·d equal to 0?",
-            "That is a token the teacher finds thousands of times less likely; the smaller the coefficient, the rarer.",
+            "That is a token the teacher finds thousands of times less likely; the smaller"
+            " the coefficient, the rarer.",
         ),
     ),
-    "04.reversed": Exercise(f"The same: which token is pushed down, counting from 0, if d is {', '.join(f'{gap:g}' for gap in GAPS)}?", _reversed),
+    "04.reversed": Exercise(
+        "The same: which token is pushed down, counting from 0, if d is"
+        f" {', '.join(f'{gap:g}' for gap in GAPS)}?",
+        _reversed,
+    ),
     "05.dead": Exercise(
         "TRRD, α = .5, A > 0, π_old = .30, step 0: the π_T below which the token is dead.",
-        near(lambda: 0.30 / dead_threshold(0.5, 1.0), 0.001, "Dead is (π_old/π_T)^(1−α) > 1.2; solve for π_T.", "The teacher need not even disagree much."),
+        near(
+            lambda: 0.30 / dead_threshold(0.5, 1.0),
+            0.001,
+            "Dead is (π_old/π_T)^(1−α) > 1.2; solve for π_T.",
+            "The teacher need not even disagree much.",
+        ),
     ),
     "05.thresholds": Exercise(
-        "TRRD, α = .75, step 0: the ratios [π_old/π_T for A > 0, π_T/π_old for A < 0] above which a token is dead.",
+        "TRRD, α = .75, step 0: the ratios [π_old/π_T for A > 0, π_T/π_old for A < 0] above"
+        " which a token is dead.",
         near(
             lambda: [dead_threshold(0.75, 1.0), dead_threshold(0.75, -1.0)],
             0.02,
@@ -289,7 +391,11 @@ EXERCISES: dict[str, Exercise] = {
             "The closer α is to 1, the later a token dies.",
         ),
     ),
-    "06.interval": Exercise("Differences .04, .01, −.02, .05, .03 over five seeds: the 95 % interval of the mean, [low, high].", _interval),
+    "06.interval": Exercise(
+        "Differences .04, .01, −.02, .05, .03 over five seeds: the 95 % interval of the mean,"
+        " [low, high].",
+        _interval,
+    ),
     "06.verdict": Exercise(
         "And the verdict: 'better', 'worse' or 'undecided'?",
         named(
@@ -300,17 +406,22 @@ EXERCISES: dict[str, Exercise] = {
         ),
     ),
     "07.memory": Exercise(
-        "GiB of the NF4 weights of 1.5e9 parameters: 4 bits each, a 4-byte scale per block of 64, no double quantisation.",
+        "GiB of the NF4 weights of 1.5e9 parameters: 4 bits each, a 4-byte scale per block of"
+        " 64, no double quantisation.",
         near(
             nf4_gib,
             0.006,
             "Bytes per parameter: a half, and 4/64 for the scales. A GiB is 2^30 bytes.",
-            f"rlkd_lab quantises the scales as well, which leaves {nf4_gib(double=True):.2f} GiB. Embeddings, activations, cache and adapter come on top.",
+            f"rlkd_lab quantises the scales as well, which leaves {nf4_gib(double=True):.2f}"
+            " GiB. Embeddings, activations, cache and adapter come on top.",
         ),
     ),
-    "07.gpu_hours": Exercise("GPU-hours of 300 steps at 45 seconds (or give steps=…, seconds=…).", _gpu_hours),
+    "07.gpu_hours": Exercise(
+        "GPU-hours of 300 steps at 45 seconds (or give steps=…, seconds=…).", _gpu_hours
+    ),
     "08.limits": Exercise(
-        "Your new method adds a teacher term with a coefficient to the reward's: which known method must it be at coefficient 0?",
+        "Your new method adds a teacher term with a coefficient to the reward's: which known"
+        " method must it be at coefficient 0?",
         named(
             without_teacher,
             tuple(METHODS),
@@ -327,9 +438,10 @@ def check(name: str, answer: Any, **given: Any) -> bool:
 
     Args:
         name: of an exercise, see :func:`exercises`.
-        answer: number, list, word or text, as the question says; anything else gets a sentence and False.
-        given: what some exercises take besides: ``measured`` (02.one_wrong_step), ``prompt`` (01.fool), ``gaps`` (04.reversed), ``steps`` and ``seconds``
-            (07.gpu_hours).
+        answer: number, list, word or text, as the question says; anything else gets a sentence and
+            False.
+        given: what some exercises take besides: ``measured`` (02.one_wrong_step), ``prompt``
+            (01.fool), ``gaps`` (04.reversed), ``steps`` and ``seconds`` (07.gpu_hours).
 
     Raises:
         ValueError: an unknown name.
@@ -341,7 +453,10 @@ def check(name: str, answer: Any, **given: Any) -> bool:
     """
     if name not in EXERCISES:
         close = difflib.get_close_matches(str(name), EXERCISES, n=1, cutoff=0.0)
-        raise ValueError(f"unknown exercise {name!r}: did you mean {close[0]!r}? The exercises are {', '.join(EXERCISES)}")
+        raise ValueError(
+            f"unknown exercise {name!r}: did you mean {close[0]!r}? The exercises are"
+            f" {', '.join(EXERCISES)}"
+        )
     try:
         right, words = EXERCISES[name].grade(answer, **given)
         print(f"{'Right.' if right else 'Not yet.'} {words}")
@@ -353,4 +468,6 @@ def check(name: str, answer: Any, **given: Any) -> bool:
 
 def exercises() -> pd.DataFrame:
     """All exercises: ``name`` and ``question``."""
-    return pd.DataFrame([{"name": name, "question": exercise.question} for name, exercise in EXERCISES.items()])
+    return pd.DataFrame(
+        [{"name": name, "question": exercise.question} for name, exercise in EXERCISES.items()]
+    )

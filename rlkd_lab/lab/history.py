@@ -1,7 +1,8 @@
 """The rows and events of a run, read as they come, in memory that stays flat.
 
-Only what was appended since the last look is read. Of each metric about a thousand points are kept: the last rows exactly, older ones as means of neighbours.
-Evaluations are never averaged: where there are too many, every second is left out.
+Only what was appended since the last look is read. Of each metric about a thousand points are kept:
+the last rows exactly, older ones as means of neighbours. Evaluations are never averaged: where
+there are too many, every second is left out.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ EXACT = 200
 """Last points that are kept as they are."""
 CHUNK = 1 << 20
 SAME = 256
-"""Bytes before the place reached that must still be the same, or the file was cut and written anew."""
+"""Bytes before the place reached that must still be the same, or the file was cut and written
+anew.
+"""
 
 
 class Series:
-    """One metric: (step, value) pairs in the order of the steps, and of how many rows each is the mean."""
+    """One metric: (step, value) pairs in the order of the steps, and of how many rows each is
+    the mean.
+    """
 
     def __init__(self, exact: bool = False) -> None:
         self.exact = exact
@@ -51,35 +56,57 @@ class Series:
         return np.array(self._values)
 
     def _thin(self) -> None:
-        steps, values, weights = (np.array(part) for part in (self._steps, self._values, self._weights))
+        steps, values, weights = (
+            np.array(part) for part in (self._steps, self._values, self._weights)
+        )
         if self.exact:  # the newest stays, whatever the number
             keep = np.arange(len(steps))[::-2][::-1]
             steps, values, weights = steps[keep], values[keep], weights[keep]
         else:
             old = len(steps) - EXACT
-            # The same grid of steps for every metric and for a twin, so that what is averaged can still be compared.
-            while len(starts := np.unique((steps[:old] - 1) // self.stride, return_index=True)[1]) > POINTS // 2:
+            # The same grid of steps for every metric and for a twin, so that what is averaged can
+            # still be compared.
+            while (
+                len(starts := np.unique((steps[:old] - 1) // self.stride, return_index=True)[1])
+                > POINTS // 2
+            ):
                 self.stride *= 2
             weight = np.add.reduceat(weights[:old], starts)
-            thinned = [np.add.reduceat((part * weights)[:old], starts) / weight for part in (steps, values)]
-            steps, values = np.concatenate([thinned[0], steps[old:]]), np.concatenate([thinned[1], values[old:]])
+            thinned = [
+                np.add.reduceat((part * weights)[:old], starts) / weight for part in (steps, values)
+            ]
+            steps, values = (
+                np.concatenate([thinned[0], steps[old:]]),
+                np.concatenate([thinned[1], values[old:]]),
+            )
             weights = np.concatenate([weight, weights[old:]])
-        self._steps, self._values, self._weights = array("d", steps), array("d", values), array("d", weights)
+        self._steps, self._values, self._weights = (
+            array("d", steps),
+            array("d", values),
+            array("d", weights),
+        )
 
     def trailing_mean(self, window: int) -> np.ndarray:
-        """Mean over the last ``window`` steps at each point, (N,); over the point's own rows where it is the mean of more."""
+        """Mean over the last ``window`` steps at each point, (N,); over the point's own rows
+        where it is the mean of more.
+        """
         steps, weights = self.steps, np.array(self._weights)
         if not len(steps):
             return steps
         sums = np.concatenate([[0.0], np.cumsum(self.values * weights)])
         counts = np.concatenate([[0.0], np.cumsum(weights)])
-        first = np.minimum(np.searchsorted(steps, steps - window, side="right"), np.arange(len(steps)))
+        first = np.minimum(
+            np.searchsorted(steps, steps - window, side="right"), np.arange(len(steps))
+        )
         ends = np.arange(1, len(steps) + 1)
         return (sums[ends] - sums[first]) / (counts[ends] - counts[first])
 
 
 class Lines:
-    """The whole lines that were appended to a file since the last look. A torn last line waits until it is whole."""
+    """The whole lines that were appended to a file since the last look.
+
+    A torn last line waits until it is whole.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,7 +115,9 @@ class Lines:
         self.damaged = 0
 
     def changed(self) -> bool:
-        """Whether the file was cut, or written anew, before the place reached: then all that was read is void."""
+        """Whether the file was cut, or written anew, before the place reached: then all that
+        was read is void.
+        """
         try:
             if self.path.stat().st_size < self.offset:
                 return True
@@ -138,7 +167,10 @@ class History:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._metrics, self._events = Lines(self.path / "metrics.jsonl"), Lines(self.path / "events.jsonl")
+        self._metrics, self._events = (
+            Lines(self.path / "metrics.jsonl"),
+            Lines(self.path / "events.jsonl"),
+        )
         self._clear_metrics()
         self._clear_events()
         self.twins: dict[str, Twin] = {}
@@ -156,7 +188,10 @@ class History:
     def read(self) -> bool:
         """Read what is new, here and in the twins; whether there was anything."""
         new = False
-        for tail, clear in ((self._metrics, self._clear_metrics), (self._events, self._clear_events)):
+        for tail, clear in (
+            (self._metrics, self._clear_metrics),
+            (self._events, self._clear_events),
+        ):
             if tail.changed():
                 clear()
                 new = True
@@ -180,7 +215,9 @@ class History:
 
     def _read_twins(self) -> bool:
         new = False
-        for name in [name for name, twin in self.twins.items() if not (twin.path / "fork.json").exists()]:
+        for name in [
+            name for name, twin in self.twins.items() if not (twin.path / "fork.json").exists()
+        ]:
             del self.twins[name]  # a resumed run drops the twins that were forked later
             new = True
         for fork in sorted(self.path.glob("twins/*/fork.json")):
@@ -197,8 +234,16 @@ class History:
     def fork(self) -> tuple[Twin | None, list[Twin]]:
         """The latest untouched twin that has taken a step, and the noise twins of the same fork."""
         begun = [twin for twin in self.twins.values() if twin.history.step > twin.step]
-        untouched = max((twin for twin in begun if twin.kind == "untouched"), key=lambda twin: twin.step, default=None)
-        return untouched, [twin for twin in begun if twin.kind == "noise" and untouched is not None and twin.step == untouched.step]
+        untouched = max(
+            (twin for twin in begun if twin.kind == "untouched"),
+            key=lambda twin: twin.step,
+            default=None,
+        )
+        return untouched, [
+            twin
+            for twin in begun
+            if twin.kind == "noise" and untouched is not None and twin.step == untouched.step
+        ]
 
     def __contains__(self, name: str) -> bool:
         return name in self.series
@@ -214,19 +259,27 @@ class History:
 
     @property
     def moves(self) -> list[dict[str, Any]]:
-        """Knobs that were moved or given back, oldest first: ``step``, ``knob``, and ``value`` or ``release``."""
+        """Knobs that were moved or given back, oldest first:
+
+        ``step``, ``knob``, and ``value`` or ``release``.
+        """
         return [event for event in self.events if event.get("event") == "knob"]
 
 
 class Twin:
-    """The same run without the moves, from the fork on. ``kind``: ``untouched`` (the same random streams) or ``noise`` (others: what chance alone does)."""
+    """The same run without the moves, from the fork on.
+
+    ``kind``: ``untouched`` (the same random streams) or ``noise`` (others: what chance alone does).
+    """
 
     def __init__(self, path: Path, kind: str, step: int) -> None:
         self.path, self.kind, self.step = path, kind, step
         self.history = History(path)
 
     def joined(self, parent: History, name: str) -> Series:
-        """The parent's metric up to the fork, then the twin's: a trailing mean over it differs from the parent's only by what came after the fork."""
+        """The parent's metric up to the fork, then the twin's: a trailing mean over it differs
+        from the parent's only by what came after the fork.
+        """
         joined = Series(exact=name.startswith("eval/"))
         for series, own in ((parent[name], False), (self.history[name], True)):
             for step, value in zip(series.steps, series.values, strict=True):

@@ -1,10 +1,13 @@
 """The keyboard guard: with the focus in a panel, no key reaches the notebook's command mode.
 
-JupyterLab listens on the document before any widget hears a key, so that stopping the event comes too late: ``d d`` on a focused slider deletes the cell.
-But it leaves alone an element that carries ``data-lm-suppress-shortcuts``, and it asks the focused element first. So every element of a panel gets the mark
-when the focus enters it, which is before the key. Arrows, Tab, Enter and Space keep doing what they do in any page.
+JupyterLab listens on the document before any widget hears a key, so that stopping the event comes
+too late: ``d d`` on a focused slider deletes the cell. But it leaves alone an element that carries
+``data-lm-suppress-shortcuts``, and it asks the focused element first. So every element of a panel
+gets the mark when the focus enters it, which is before the key. Arrows, Tab, Enter and Space keep
+doing what they do in any page.
 
-The same few lines give slider handles a name and a value that a screen reader can say: without them a logarithmic slider reads its exponent.
+The same few lines give slider handles a name and a value that a screen reader can say: without them
+a logarithmic slider reads its exponent.
 """
 
 from __future__ import annotations
@@ -78,7 +81,10 @@ export default { render };
 
 
 class Guard(anywidget.AnyWidget):
-    """Invisible; stands in a box with the class ``rlkd-panel``. ``focused`` names the knob whose control has the focus, or is empty."""
+    """Invisible; stands in a box with the class ``rlkd-panel``.
+
+    ``focused`` names the knob whose control has the focus, or is empty.
+    """
 
     _esm = ESM
     focused = traitlets.Unicode("").tag(sync=True)

@@ -1,6 +1,8 @@
-"""The panel of a run: what it is doing in words, buttons, knobs, live curves. All it reads is the run folder; all it writes are requests.
+"""The panel of a run: what it is doing in words, buttons, knobs, live curves. All it reads is the
+run folder; all it writes are requests.
 
-Controls are widgets; curves are pictures in outputs of their own, so that they are still there in a saved notebook, beside a sentence and a small table.
+Controls are widgets; curves are pictures in outputs of their own, so that they are still there in a
+saved notebook, beside a sentence and a small table.
 """
 
 from __future__ import annotations
@@ -31,17 +33,26 @@ if TYPE_CHECKING:
 LOOK_EVERY = 0.25
 """Seconds between two looks at the run folder."""
 SHARE_BESIDE = 50
-"""Drawing times between two drawings where the run is not in this kernel: there the panel may cost it 2 %, not 5."""
+"""Drawing times between two drawings where the run is not in this kernel: there the panel may
+cost it 2 %, not 5.
+"""
 SAID = ("warning", "guard", "verifier")
 """Events of which the last two stand below the state."""
 LIVE = ("running", "paused", "stopping")
 OVER = ("idle", "done", "failed", "lost")
-WHERE = {"thread": "in a thread of this kernel", "process": "in a process of its own", "elsewhere": "driven from elsewhere", "nowhere": ""}
+WHERE = {
+    "thread": "in a thread of this kernel",
+    "process": "in a process of its own",
+    "elsewhere": "driven from elsewhere",
+    "nowhere": "",
+}
 TWINS = {"off": "off", "untouched": "untouched", "untouched and chance": "noise"}
 TWIN_HELP = {
     "off": "No twin: what a moved knob does cannot be told from what would have happened anyway.",
-    "untouched": "The first moved knob forks the run: the same weights, prompts and samples without the move, dotted. Their difference is the knob's.",
-    "noise": "Beside the untouched twin another one with other samples, grey: how far these two drift apart is what chance alone does.",
+    "untouched": "The first moved knob forks the run: the same weights, prompts and samples"
+    " without the move, dotted. Their difference is the knob's.",
+    "noise": "Beside the untouched twin another one with other samples, grey: how far these two"
+    " drift apart is what chance alone does.",
 }
 TABLE = (
     ("reward", "reward"),
@@ -59,11 +70,17 @@ class Top(widgets.VBox):
     """A box that is a sentence where widgets cannot be shown."""
 
     def __repr__(self) -> str:
-        return "The panel of this run is live in Jupyter: run the cell again. Curves and values stand below."
+        return (
+            "The panel of this run is live in Jupyter: run the cell again. Curves and values"
+            " stand below."
+        )
 
 
 class Panel:
-    """What :func:`panel` returns; displaying it shows controls, curves and values. ``close()`` ends its thread."""
+    """What :func:`panel` returns; displaying it shows controls, curves and values.
+
+    ``close()`` ends its thread.
+    """
 
     def __init__(self, run: Handle, clock: Callable[[], float] = time.monotonic) -> None:
         self.run, self.clock = run, clock
@@ -79,7 +96,9 @@ class Panel:
         self.taken: deque[tuple[float, int]] = deque(maxlen=21)
         """(time, step) as steps were seen to end: the rate, twins included."""
         self.asked: tuple[str, str, int, int] | None = None
-        """The button whose effect has not come yet, with the state, the step and the number of checkpoints asked for when it was pressed."""
+        """The button whose effect has not come yet, with the state, the step and the number of
+        checkpoints asked for when it was pressed.
+        """
         self._curves: Any = None
         self._more: Any = None
         self._values: Any = None
@@ -90,33 +109,55 @@ class Panel:
         self._build()
         self.refresh()
 
-    # --- widgets ------------------------------------------------------------------------------------------------------
+    # --- widgets ----------------------------------------------------------------------------------
 
     def _build(self) -> None:
         self.state = widgets.HTML()
         self.banner = widgets.HTML()
         self.buttons = {
-            name: widgets.Button(description=name, icon=icon, layout=widgets.Layout(width="auto", min_width="92px"))
-            for name, icon in (("Start", "play"), ("Pause", "pause"), ("Step", "step-forward"), ("Stop", "stop"), ("Checkpoint", "save"))
+            name: widgets.Button(
+                description=name, icon=icon, layout=widgets.Layout(width="auto", min_width="92px")
+            )
+            for name, icon in (
+                ("Start", "play"),
+                ("Pause", "pause"),
+                ("Step", "step-forward"),
+                ("Stop", "stop"),
+                ("Checkpoint", "save"),
+            )
         }
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self._press(name))
         self.twin = widgets.Dropdown(
-            options=list(TWINS.items()), value=self._twin_kind(), description="twin", tooltip="What a moved knob forks",
-            style={"description_width": "92px"}, layout=widgets.Layout(width="340px"),
-        )  # fmt: skip
+            options=list(TWINS.items()),
+            value=self._twin_kind(),
+            description="twin",
+            tooltip="What a moved knob forks",
+            style={"description_width": "92px"},
+            layout=widgets.Layout(width="340px"),
+        )
         self.twin_help = widgets.HTML()
         self.twin.observe(self._twin_chosen, "value")
         front = shown(self.method)
-        self.controls = {name: Control(self.run, name, self._tell, self._lock) for name in knobs_of(self.method)}
-        others = widgets.VBox([control.widget for name, control in self.controls.items() if name != front])
+        self.controls = {
+            name: Control(self.run, name, self._tell, self._lock) for name in knobs_of(self.method)
+        }
+        others = widgets.VBox(
+            [control.widget for name, control in self.controls.items() if name != front]
+        )
         self.folded = widgets.Accordion(
-            [others, widgets.HTML(chosen(self.run.config))], titles=(f"{len(self.controls) - 1} more knobs", "options"), selected_index=None
+            [others, widgets.HTML(chosen(self.run.config))],
+            titles=(f"{len(self.controls) - 1} more knobs", "options"),
+            selected_index=None,
         )
         self.more = widgets.Dropdown(
-            options=[("none", ""), *((name, name) for name in GROUPS if name != "main")], value="", description="more curves",
-            tooltip="A second picture below the main curves", style={"description_width": "92px"}, layout=widgets.Layout(width="340px"),
-        )  # fmt: skip
+            options=[("none", ""), *((name, name) for name in GROUPS if name != "main")],
+            value="",
+            description="more curves",
+            tooltip="A second picture below the main curves",
+            style={"description_width": "92px"},
+            layout=widgets.Layout(width="340px"),
+        )
         self.more.observe(lambda _: self._wake.set(), "value")
         self.inspector = widgets.HTML()
         self.guard = Guard()
@@ -137,10 +178,14 @@ class Panel:
 
     def _twin_kind(self) -> str:
         """What was asked for last, as it stands in the run folder."""
-        kinds = [request.get("kind") for request in _requests(self.history.path) if request.get("request") == "twin"]
+        kinds = [
+            request.get("kind")
+            for request in _requests(self.history.path)
+            if request.get("request") == "twin"
+        ]
         return str(kinds[-1]) if kinds and kinds[-1] in TWINS.values() else "off"
 
-    # --- what a person does -------------------------------------------------------------------------------------------
+    # --- what a person does -----------------------------------------------------------------------
 
     def _press(self, name: str) -> None:
         with self._lock:
@@ -153,7 +198,11 @@ class Panel:
                 "Checkpoint": self.run.checkpoint,
             }[name]
             now = self.run.status()
-            self.asked = (name.lower(), now.state, now.step, self._checkpoints()) if self._try(action, name) and name != "Start" else None
+            self.asked = (
+                (name.lower(), now.state, now.step, self._checkpoints())
+                if self._try(action, name) and name != "Start"
+                else None
+            )
             self._show()
 
     def _twin_chosen(self, change: Any) -> None:
@@ -172,12 +221,14 @@ class Panel:
         return not words
 
     def _tell(self, words: str) -> None:
-        """Something to say until something else is asked for, or the run is two steps on or in another state."""
+        """Something to say until something else is asked for, or the run is two steps on or in
+        another state.
+        """
         now = self.run.status()
         self.notice, self.noticed = words, (now.state, now.step)
         self._wake.set()
 
-    # --- what is shown ------------------------------------------------------------------------------------------------
+    # --- what is shown ----------------------------------------------------------------------------
 
     def refresh(self) -> None:
         """Read what is new and show it in words and controls; pictures are for :meth:`picture`."""
@@ -186,13 +237,21 @@ class Panel:
             self._read_plans()
             focused = self.guard.focused
             for name, control in self.controls.items():
-                control.planned = [(plan["at"], plan.get("value")) for plan in self.plans.values() if plan.get("knob") == name]
+                control.planned = [
+                    (plan["at"], plan.get("value"))
+                    for plan in self.plans.values()
+                    if plan.get("knob") == name
+                ]
                 control.follow(self.history, focused == name)
             self._show()
 
     def _read_plans(self) -> None:
         for request in self.requests.read():
-            if request.get("request") == "knob" and isinstance(request.get("id"), int) and isinstance(request.get("at"), int):
+            if (
+                request.get("request") == "knob"
+                and isinstance(request.get("id"), int)
+                and isinstance(request.get("at"), int)
+            ):
                 self.plans[request["id"]] = request
         if self.plans:
             for event in self.history.events:
@@ -207,7 +266,11 @@ class Panel:
                 self.taken.append((self.clock(), self.history.step))
         else:
             self.taken.clear()
-        _set(self.state, f"<div style='font-size:14px;line-height:1.5'><b>{METHODS[self.method].title}</b> · {html.escape(self.sentence(now))}</div>")
+        _set(
+            self.state,
+            f"<div style='font-size:14px;line-height:1.5'><b>{METHODS[self.method].title}</b>"
+            f" · {html.escape(self.sentence(now))}</div>",
+        )
         _set(self.banner, self._banner(now))
         _set(self.twin_help, f"<small>{TWIN_HELP[self.twin.value]}</small>")
         _set(self.inspector, self._inspector())
@@ -233,7 +296,10 @@ class Panel:
             (began, first), (ended, last) = self.taken[0], self.taken[-1]
             if last > first and ended > began:
                 each = (ended - began) / (last - first)
-                parts += [f"{each:.1f} s a step" if each >= 0.95 else f"{1 / each:.1f} steps a second", f"{_duration(each * (now.steps - now.step))} left"]
+                parts += [
+                    f"{each:.1f} s a step" if each >= 0.95 else f"{1 / each:.1f} steps a second",
+                    f"{_duration(each * (now.steps - now.step))} left",
+                ]
         if now.state in LIVE and WHERE[now.where]:
             parts.append(WHERE[now.where])
         return " · ".join(parts)
@@ -242,40 +308,83 @@ class Panel:
         place = html.escape(str(self.run.folder.path))
         found = []
         if now.state == "failed":
-            remedy = "Finished steps are kept. Start goes on from the last checkpoint; if it fails again, change what the reason names and start a new run."
-            found.append(("error", f"<b>The run failed:</b> {html.escape(now.why or 'no reason given')}. {remedy}"))
+            remedy = (
+                "Finished steps are kept. Start goes on from the last checkpoint; if it"
+                " fails again, change what the reason names and start a new run."
+            )
+            found.append(
+                (
+                    "error",
+                    f"<b>The run failed:</b> {html.escape(now.why or 'no reason given')}. {remedy}",
+                )
+            )
         elif now.state == "paused" and now.why:
             found.append(("error", f"<b>The run waits:</b> {html.escape(now.why)}."))
         elif now.state == "lost":
-            remedy = "Start (or <code>rlkd resume</code>) goes on from the last checkpoint; the steps after it are computed again."
-            found.append(("error", f"<b>The run is lost:</b> the process that drove it is gone. What it wrote is kept in {place}. {remedy}"))
+            remedy = (
+                "Start (or <code>rlkd resume</code>) goes on from the last checkpoint; the"
+                " steps after it are computed again."
+            )
+            found.append(
+                (
+                    "error",
+                    "<b>The run is lost:</b> the process that drove it is gone. What it"
+                    f" wrote is kept in {place}. {remedy}",
+                )
+            )
         if self.problem:
-            found.append(("error", f"<b>The panel could not draw:</b> {html.escape(self.problem)}. The run itself is not affected; run the cell again."))
+            found.append(
+                (
+                    "error",
+                    f"<b>The panel could not draw:</b> {html.escape(self.problem)}. The run"
+                    " itself is not affected; run the cell again.",
+                )
+            )
         if self.history.damaged:
             found.append(("warn", f"{self.history.damaged} damaged lines in {place} are left out."))
         if self.notice:
             found.append(("warn", html.escape(self.notice)))
-        found += [("warn", html.escape(str(event.get("text", "")))) for event in self.history.events if event.get("event") in SAID][-2:]
-        style = "border-left:4px solid var(--jp-{0}-color1, {1});padding:4px 10px;margin:2px 0;line-height:1.4"
+        found += [
+            ("warn", html.escape(str(event.get("text", ""))))
+            for event in self.history.events
+            if event.get("event") in SAID
+        ][-2:]
+        style = (
+            "border-left:4px solid var(--jp-{0}-color1, {1});padding:4px 10px;margin:2px"
+            " 0;line-height:1.4"
+        )
         colours = {"error": "#b00020", "warn": "#c77700"}
-        return "".join(f"<div role='alert' style='{style.format(kind, colours[kind])}'>{text}</div>" for kind, text in found)
+        return "".join(
+            f"<div role='alert' style='{style.format(kind, colours[kind])}'>{text}</div>"
+            for kind, text in found
+        )
 
     def _checkpoints(self) -> int:
         return sum(event.get("event") == "checkpoint" for event in self.history.events)
 
     def _inspector(self) -> str:
-        steps = [int(path.stem[5:]) for path in sorted((self.history.path / "samples").glob("step_*.parquet"))]
+        steps = [
+            int(path.stem[5:])
+            for path in sorted((self.history.path / "samples").glob("step_*.parquet"))
+        ]
         points = self.run.folder.checkpoints()
         words = [f"checkpoint at step {int(points[-1].name[5:])}"] if points else []
         if steps:
-            words.insert(0, f"completions recorded at {len(steps)} steps, last {steps[-1]}: <code>inspect_tokens(run)</code>")
+            words.insert(
+                0,
+                f"completions recorded at {len(steps)} steps, last {steps[-1]}:"
+                " <code>inspect_tokens(run)</code>",
+            )
         return f"<small>{' · '.join(words)}</small>"
 
     def _enable(self, now: Status) -> None:
         live, name = now.state in ("running", "paused"), now.state
         where = f"the run is {name}"
         may = {
-            "Start": (name in ("idle", "failed", "lost"), "start, or go on from the last checkpoint"),
+            "Start": (
+                name in ("idle", "failed", "lost"),
+                "start, or go on from the last checkpoint",
+            ),
             "Pause": (live, "go on" if name == "paused" else "wait after the step that is running"),
             "Step": (live, "one step, then pause"),
             "Stop": (live, "stop now; finished steps are kept"),
@@ -296,9 +405,12 @@ class Panel:
         head = "".join(f"<th>{label}</th>" for label, _ in cells)
         body = "".join(f"<td>{number(float(series.values[-1]))}</td>" for _, series in cells)
         text = say(self.history, self.method, self.steps, state)
-        return {"text/html": f"<table><tr>{head}</tr><tr>{body}</tr></table><small>{html.escape(text)}</small>", "text/plain": text}, {}
+        return {
+            "text/html": f"<table><tr>{head}</tr><tr>{body}</tr></table><small>{html.escape(text)}</small>",
+            "text/plain": text,
+        }, {}
 
-    # --- drawing ------------------------------------------------------------------------------------------------------
+    # --- drawing ----------------------------------------------------------------------------------
 
     def picture(self) -> bool:
         """Draw what is due into the outputs; whether anything was."""
@@ -309,9 +421,17 @@ class Panel:
             return False  # an empty picture more would only put the first curve off
         state, share = now.state, Redraw.SHARE if now.where == "thread" else SHARE_BESIDE
         ended = state in OVER
-        what = (self.history.step, len(self.history.events), state, tuple(twin.history.step for twin in self.history.twins.values()))
+        what = (
+            self.history.step,
+            len(self.history.events),
+            state,
+            tuple(twin.history.step for twin in self.history.twins.values()),
+        )
         drawn = False
-        for redraw, group, handle in ((self.redraw, "main", self._curves), (self.redraw_more, self.more.value, self._more)):
+        for redraw, group, handle in (
+            (self.redraw, "main", self._curves),
+            (self.redraw_more, self.more.value, self._more),
+        ):
             began = self.clock()
             if not redraw.due((group, *what), began, ended):
                 continue
@@ -327,13 +447,18 @@ class Panel:
     def _figure(self, group: str) -> tuple[dict[str, Any], dict[str, Any]]:
         if not group:
             return {"text/html": "", "text/plain": ""}, {}
-        return picture(draw(self.history, self.method, group, steps=self.steps), say(self.history, self.method, self.steps))
+        return picture(
+            draw(self.history, self.method, group, steps=self.steps),
+            say(self.history, self.method, self.steps),
+        )
 
     def _ipython_display_(self) -> None:
         display(self.top)
         data, metadata = self._figure("main")
         self._curves = display(data, metadata=metadata, raw=True, display_id=True)
-        self.redraw.next = self.clock() + Redraw.LEAST  # how long the first one took, fonts and all, says nothing of the next
+        self.redraw.next = (
+            self.clock() + Redraw.LEAST
+        )  # how long the first one took, fonts and all, says nothing of the next
         data, metadata = self._figure(self.more.value)
         self._more = display(data, metadata=metadata, raw=True, display_id=True)
         data, metadata = self.values()
@@ -343,11 +468,15 @@ class Panel:
     def _watch(self) -> None:
         self._closed.clear()
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._follow, name=f"panel of {self.history.path.name}", daemon=True)
+            self._thread = threading.Thread(
+                target=self._follow, name=f"panel of {self.history.path.name}", daemon=True
+            )
             self._thread.start()
 
     def _follow(self) -> None:
-        if hasattr(os, "setpriority") and self.run.status().where != "thread":  # beside a run of another process: let that one go first
+        if (
+            hasattr(os, "setpriority") and self.run.status().where != "thread"
+        ):  # beside a run of another process: let that one go first
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         while not self._closed.is_set():
@@ -356,21 +485,33 @@ class Panel:
             self._wake.clear()
 
     def look(self) -> None:
-        """What the panel's thread does at each look: words and controls, then the pictures that are due. An error is shown, and ends nothing."""
+        """What the panel's thread does at each look: words and controls, then the pictures that
+        are due. An error is shown, and ends nothing.
+        """
         try:
             self.refresh()
             self.picture()
             if self.problem:
                 self.problem = ""
                 self._show()
-        except Exception as error:  # whatever it is, the person must see it: there is no cell to raise it in
+        except (
+            Exception
+        ) as error:  # whatever it is, the person must see it: there is no cell to raise it in
             if not self.history.path.is_dir():
                 return self._gone()
             self.problem = f"{type(error).__name__}: {error}"
-            _set(self.banner, f"<div role='alert'><b>The panel could not draw:</b> {html.escape(self.problem)}. The run itself is not affected.</div>")
+            _set(
+                self.banner,
+                "<div role='alert'><b>The panel could not draw:</b>"
+                f" {html.escape(self.problem)}. The run itself is not affected.</div>",
+            )
 
     def _gone(self) -> None:
-        _set(self.banner, f"<div role='alert'><b>The run folder is gone</b>, deleted or moved: {html.escape(str(self.history.path))}.</div>")
+        _set(
+            self.banner,
+            "<div role='alert'><b>The run folder is gone</b>, deleted or moved:"
+            f" {html.escape(str(self.history.path))}.</div>",
+        )
         for control in (*self.buttons.values(), self.twin):
             _trait(control, "disabled", True)
         self._closed.set()
@@ -387,9 +528,11 @@ class Panel:
 
 
 def panel(run: Handle) -> Panel:
-    """Watch and steer a run: ``panel(start(config, out))``, ``panel(launch(config, out))`` or ``panel(open_run(path))``, as the last line of a cell.
+    """Watch and steer a run: ``panel(start(config, out))``, ``panel(launch(config, out))`` or
+    ``panel(open_run(path))``, as the last line of a cell.
 
-    The earlier panel of the same run in this kernel is closed: its pictures stay, its curves no longer move.
+    The earlier panel of the same run in this kernel is closed: its pictures stay, its curves no
+    longer move.
     """
     place = Path(run.folder.path).resolve()
     if place in _panels:
@@ -399,7 +542,9 @@ def panel(run: Handle) -> Panel:
 
 
 def draw_now(path: Path) -> None:
-    """Let the panel of a run that has ended in this kernel draw what is left to draw, before a notebook is saved."""
+    """Let the panel of a run that has ended in this kernel draw what is left to draw, before a
+    notebook is saved.
+    """
     if path in _panels:
         _panels[path].look()
 

@@ -1,7 +1,9 @@
-"""Figures: curves of one run or several, drawn without pyplot and saved with a sidecar that says what went in.
+"""Figures: curves of one run or several, drawn without pyplot and saved with a sidecar that says
+what went in.
 
-One fixed colour and line style per method (Okabe–Ito, safe for colour-blind readers). Raw values are faint; the line is a trailing mean whose window stands
-in the legend; evaluation points are never smoothed.
+One fixed colour and line style per method (Okabe–Ito, safe for colour-blind readers). Raw values
+are faint; the line is a trailing mean whose window stands in the legend; evaluation points are
+never smoothed.
 """
 
 from __future__ import annotations
@@ -67,7 +69,14 @@ PANELS: dict[str, str] = {
 """What the y-axes are called."""
 
 MAIN = ("reward", "kl_teacher_rev", "completions/mean_length")
-ALL = ("reward", "kl_teacher_rev", "completions/mean_length", "entropy", "clip_ratio/high", "eval/accuracy")
+ALL = (
+    "reward",
+    "kl_teacher_rev",
+    "completions/mean_length",
+    "entropy",
+    "clip_ratio/high",
+    "eval/accuracy",
+)
 
 
 def x_values(frame: pd.DataFrame, x: XAxis) -> pd.Series:
@@ -79,7 +88,9 @@ def x_values(frame: pd.DataFrame, x: XAxis) -> pd.Series:
     return frame.index.to_series()
 
 
-def draw_metric(axes: Axes, runs: Sequence[RunFolder], metric: str, *, x: XAxis = "steps", window: int = 9) -> None:
+def draw_metric(
+    axes: Axes, runs: Sequence[RunFolder], metric: str, *, x: XAxis = "steps", window: int = 9
+) -> None:
     """One metric of several runs; runs of one method share colour and style, one line a seed."""
     methods = [run.config()["method"] for run in runs]
     labelled: set[str] = set()
@@ -93,23 +104,49 @@ def draw_metric(axes: Axes, runs: Sequence[RunFolder], metric: str, *, x: XAxis 
         label = None
         if method not in labelled:
             seeds = methods.count(method)
-            label = (METHODS[method].title if method in METHODS else method) + (f", {seeds} runs" if seeds > 1 else "")
+            label = (METHODS[method].title if method in METHODS else method) + (
+                f", {seeds} runs" if seeds > 1 else ""
+            )
             labelled.add(method)
         if metric.startswith("eval/"):
-            axes.plot(at, values, color=colour, linestyle=style, marker="o", markersize=4, label=label)
+            axes.plot(
+                at, values, color=colour, linestyle=style, marker="o", markersize=4, label=label
+            )
         else:
             axes.plot(at, values, color=colour, alpha=0.25, linewidth=0.8)
-            axes.plot(at, values.rolling(window, min_periods=1).mean(), color=colour, linestyle=style, linewidth=1.8, label=label)
+            axes.plot(
+                at,
+                values.rolling(window, min_periods=1).mean(),
+                color=colour,
+                linestyle=style,
+                linewidth=1.8,
+                label=label,
+            )
     axes.set_ylabel(PANELS.get(metric, metric))
     axes.set_xlabel({"steps": "step", "tokens": "generated tokens", "seconds": "seconds"}[x])
     axes.grid(alpha=0.25)
     if metric.startswith("eval/accuracy"):
         axes.set_ylim(0, 1)
     if not labelled:
-        axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color="#777777")
+        axes.text(
+            0.5,
+            0.5,
+            "not recorded",
+            ha="center",
+            va="center",
+            transform=axes.transAxes,
+            color="#777777",
+        )
 
 
-def plot_runs(runs: Sequence[RunFolder], metrics: Sequence[str] = MAIN, *, x: XAxis = "steps", window: int = 9, title: str | None = None) -> Figure:
+def plot_runs(
+    runs: Sequence[RunFolder],
+    metrics: Sequence[str] = MAIN,
+    *,
+    x: XAxis = "steps",
+    window: int = 9,
+    title: str | None = None,
+) -> Figure:
     """Small multiples, a panel a metric, three in a row, with one legend.
 
     Args:
@@ -136,9 +173,20 @@ def plot_runs(runs: Sequence[RunFolder], metrics: Sequence[str] = MAIN, *, x: XA
         for label, handle in zip(labels, handles, strict=True):
             found.setdefault(label, handle)
     seeds = sorted({run.config()["seed"] for run in runs})
-    heading = f"trailing mean of {window} steps · " + (f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds")
+    heading = f"trailing mean of {window} steps · " + (
+        f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    )
     if found:
-        figure.legend(found.values(), found.keys(), loc="lower center", ncols=min(4, len(found)), title=heading, frameon=False, fontsize=9, title_fontsize=8)
+        figure.legend(
+            found.values(),
+            found.keys(),
+            loc="lower center",
+            ncols=min(4, len(found)),
+            title=heading,
+            frameon=False,
+            fontsize=9,
+            title_fontsize=8,
+        )
     if title:
         figure.suptitle(title)
     height = figure.get_figheight()
@@ -147,11 +195,18 @@ def plot_runs(runs: Sequence[RunFolder], metrics: Sequence[str] = MAIN, *, x: XA
     return figure
 
 
-def plot_groups(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str] = MAIN, *, window: int = 9, title: str | None = None) -> Figure:
-    """The same small multiples for runs that differ in their seed: a group's mean over its seeds, and each seed behind it, faint.
+def plot_groups(
+    groups: Mapping[str, Sequence[RunFolder]],
+    metrics: Sequence[str] = MAIN,
+    *,
+    window: int = 9,
+    title: str | None = None,
+) -> Figure:
+    """The same small multiples for runs that differ in their seed: a group's mean over its seeds,
+    and each seed behind it, faint.
 
-    Colours are the methods'; where several have one, shades and line styles tell them apart. Every curve is a trailing mean over ``window``
-    steps; evaluation points are not smoothed.
+    Colours are the methods'; where several have one, shades and line styles tell them apart. Every
+    curve is a trailing mean over ``window`` steps; evaluation points are not smoothed.
 
     Args:
         groups: by label.
@@ -174,35 +229,76 @@ def plot_groups(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str
         evaluated = metric.startswith("eval/")
         for label, of_seeds in frames.items():
             colour, style = styles[label]
-            curves = [frame[metric].dropna() for frame in of_seeds if metric in frame and frame[metric].notna().any()]
+            curves = [
+                frame[metric].dropna()
+                for frame in of_seeds
+                if metric in frame and frame[metric].notna().any()
+            ]
             if not curves:
                 continue
-            curves = curves if evaluated else [curve.rolling(window, min_periods=1).mean() for curve in curves]
+            curves = (
+                curves
+                if evaluated
+                else [curve.rolling(window, min_periods=1).mean() for curve in curves]
+            )
             for curve in curves:
-                axes.plot(curve.index, curve, color=colour, linestyle=style, alpha=0.25, linewidth=0.8)
-            mean = pd.concat(curves, axis=1, join="inner").mean(axis=1)  # where every seed has a value
-            (handles[label],) = axes.plot(mean.index, mean, color=colour, linestyle=style, linewidth=2, marker="o" if evaluated else None, markersize=4)
+                axes.plot(
+                    curve.index, curve, color=colour, linestyle=style, alpha=0.25, linewidth=0.8
+                )
+            mean = pd.concat(curves, axis=1, join="inner").mean(
+                axis=1
+            )  # where every seed has a value
+            (handles[label],) = axes.plot(
+                mean.index,
+                mean,
+                color=colour,
+                linestyle=style,
+                linewidth=2,
+                marker="o" if evaluated else None,
+                markersize=4,
+            )
         axes.set_ylabel(PANELS.get(metric, metric))
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
         if metric.startswith("eval/accuracy"):
             axes.set_ylim(0, 1)
         if not axes.lines:
-            axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color="#777777")
+            axes.text(
+                0.5,
+                0.5,
+                "not recorded",
+                ha="center",
+                va="center",
+                transform=axes.transAxes,
+                color="#777777",
+            )
     for axes in grid[len(metrics) :]:
         axes.set_visible(False)
     counts = {len(runs) for runs in groups.values()}
     seeds = f"{min(counts)} seeds" if len(counts) == 1 else f"{min(counts)}–{max(counts)} seeds"
     heading = f"mean over {seeds}, each seed faint · trailing mean of {window} steps"
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=min(4, len(handles)), title=heading, frameon=False, fontsize=9, title_fontsize=8)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="lower center",
+        ncols=min(4, len(handles)),
+        title=heading,
+        frameon=False,
+        fontsize=9,
+        title_fontsize=8,
+    )
     if title:
         figure.suptitle(title)
-    figure.tight_layout(rect=(0, (0.4 + 0.22 * -(-len(handles) // 4)) / figure.get_figheight(), 1, 1))
+    figure.tight_layout(
+        rect=(0, (0.4 + 0.22 * -(-len(handles) // 4)) / figure.get_figheight(), 1, 1)
+    )
     return figure
 
 
 def looks(methods: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Colour and line style of each label: the method's own, and darker shades and other styles for further labels of the same colour."""
+    """Colour and line style of each label: the method's own, and darker shades and other styles
+    for further labels of the same colour.
+    """
     taken: dict[str, int] = {}
     looks = {}
     for label, method in methods.items():
@@ -210,13 +306,19 @@ def looks(methods: Mapping[str, str]) -> dict[str, tuple[str, str]]:
         number = min(taken.get(colour, 0), 3)
         others = [each for each in ("-", "--", ":", "-.") if each != style]
         red, green, blue = (part * (1 - 0.27 * number) for part in to_rgb(colour))
-        looks[label] = (colour if number == 0 else to_hex((red, green, blue)), [style, *others][number])
+        looks[label] = (
+            colour if number == 0 else to_hex((red, green, blue)),
+            [style, *others][number],
+        )
         taken[colour] = taken.get(colour, 0) + 1
     return looks
 
 
-def seed_table(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str] = MAIN, last: int = 10) -> pd.DataFrame:
-    """Mean of the last steps of each run, then mean over seeds with a 95 % t-interval, as text; one seed has no interval.
+def seed_table(
+    groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str] = MAIN, last: int = 10
+) -> pd.DataFrame:
+    """Mean of the last steps of each run, then mean over seeds with a 95 % t-interval, as text; one
+    seed has no interval.
 
     Args:
         groups: by label.
@@ -231,16 +333,28 @@ def seed_table(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str]
         for metric in metrics:
             frames = [run.metrics() for run in runs]
             series = [frame[metric].dropna() for frame in frames if metric in frame]
-            values = np.array([one.iloc[-1 if metric.startswith("eval/") else -last :].mean() for one in series if len(one)])
+            values = np.array(
+                [
+                    one.iloc[-1 if metric.startswith("eval/") else -last :].mean()
+                    for one in series
+                    if len(one)
+                ]
+            )
             row[PANELS.get(metric, metric)] = _mean_and_interval(values)
         rows.append(row)
     return pd.DataFrame(rows).set_index("")
 
 
-def _seeds(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str]) -> dict[str, list[RunFolder]]:
-    """The runs that stand for seeds: each once, and none that was moved by hand unless it is alone."""
+def _seeds(
+    groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str]
+) -> dict[str, list[RunFolder]]:
+    """The runs that stand for seeds: each once, and none that was moved by hand unless it is
+    alone.
+    """
     if not groups or not metrics or not all(groups.values()):
-        raise ValueError("there is nothing to show: give at least one group with a run, and one metric")
+        raise ValueError(
+            "there is nothing to show: give at least one group with a run, and one metric"
+        )
     kept = {}
     for label, runs in groups.items():
         places = [run.path.resolve() for run in runs]
@@ -248,9 +362,16 @@ def _seeds(groups: Mapping[str, Sequence[RunFolder]], metrics: Sequence[str]) ->
             raise ValueError(f"{label}: a run is there twice; each seed counts once")
         untouched = [run for run in runs if len(runs) == 1 or not run.touched]
         if len(untouched) < len(runs):
-            warnings.warn(f"{label}: {len(runs) - len(untouched)} of {len(runs)} runs were moved by hand and are left out", stacklevel=3)
+            warnings.warn(
+                f"{label}: {len(runs) - len(untouched)} of {len(runs)} runs were moved by"
+                " hand and are left out",
+                stacklevel=3,
+            )
         if not untouched:
-            raise ValueError(f"{label}: every run was moved by hand, so there is no mean over seeds; `rlkd train --schedule-from` makes ordinary runs of them")
+            raise ValueError(
+                f"{label}: every run was moved by hand, so there is no mean over seeds; `rlkd"
+                " train --schedule-from` makes ordinary runs of them"
+            )
         kept[label] = untouched
     return kept
 
@@ -264,7 +385,9 @@ def _mean_and_interval(values: np.ndarray) -> str:
 
 
 def save_figure(figure: Figure, path: str | Path, runs: Sequence[RunFolder], **how: Any) -> Path:
-    """Write PNG, PDF or SVG, reproducibly, and beside it a JSON sidecar: runs, seeds, methods, commit, and whatever ``how`` says (smoothing, axes)."""
+    """Write PNG, PDF or SVG, reproducibly, and beside it a JSON sidecar: runs, seeds, methods,
+    commit, and whatever ``how`` says (smoothing, axes).
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata: dict[str, dict[str, Any]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
@@ -276,12 +399,19 @@ def save_figure(figure: Figure, path: str | Path, runs: Sequence[RunFolder], **h
         "figure": path.name,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "runs": [
-            {"run": run.path.name, "method": run.config()["method"], "seed": run.config()["seed"], "steps": len(run.metrics()), "touched": run.touched,
-             "commit": run.env().get("commit"), "device": run.env().get("device")}
+            {
+                "run": run.path.name,
+                "method": run.config()["method"],
+                "seed": run.config()["seed"],
+                "steps": len(run.metrics()),
+                "touched": run.touched,
+                "commit": run.env().get("commit"),
+                "device": run.env().get("device"),
+            }
             for run in runs
         ],
         **how,
-    }  # fmt: skip
+    }
     path.with_suffix(".json").write_text(json.dumps(sidecar, indent=2) + "\n")
     return path
 

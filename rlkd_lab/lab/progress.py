@@ -9,7 +9,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-SHOWN = {"reward": "reward", "KL": "kl_teacher_rev", "length": "completions/mean_length", "acc": "eval/accuracy", "GiB": "memory/peak_gib"}
+SHOWN = {
+    "reward": "reward",
+    "KL": "kl_teacher_rev",
+    "length": "completions/mean_length",
+    "acc": "eval/accuracy",
+    "GiB": "memory/peak_gib",
+}
 
 
 @contextmanager
@@ -28,9 +34,19 @@ def progress(total: int, label: str) -> Iterator[Callable[[Any, dict[str, Any]],
             if row.get(name) is not None:
                 current[key] = f"{row[name]:.3g}"
         if not bars:
-            # Made with the first step: a run that is only loaded shows no bar, and the rate of a resumed one is that of its new steps.
-            # At most one redraw a second: a notebook keeps every line that is printed.
-            bars.append(tqdm(total=total, desc=label, unit="step", dynamic_ncols=True, mininterval=1.0, initial=row["step"] - 1))
+            # Made with the first step: a run that is only loaded shows no bar, and the rate of a
+            # resumed one is that of its new steps. At most one redraw a second: a notebook keeps
+            # every line that is printed.
+            bars.append(
+                tqdm(
+                    total=total,
+                    desc=label,
+                    unit="step",
+                    dynamic_ncols=True,
+                    mininterval=1.0,
+                    initial=row["step"] - 1,
+                )
+            )
             bars[0].start_t = began
         bars[0].set_postfix(current, refresh=False)
         bars[0].update(row["step"] - bars[0].n)

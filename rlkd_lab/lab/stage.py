@@ -1,4 +1,6 @@
-"""What every notebook starts with: where its runs go, how long they are, and the runs that are shipped with it."""
+"""What every notebook starts with: where its runs go, how long they are, and the runs that are
+shipped with it.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,15 @@ from rlkd_lab.study.study import read_study
 class Stage:
     """``Stage("04")``: the stage that notebook 04 plays on.
 
-    The test suite runs notebooks with ``RLKD_SHORT=1``: a few steps into a folder that is thrown away. The curves then mean nothing.
+    The test suite runs notebooks with ``RLKD_SHORT=1``: a few steps into a folder that is thrown
+    away. The curves then mean nothing.
     """
 
     def __init__(self, number: str) -> None:
         self.short = bool(os.environ.get("RLKD_SHORT"))
-        self.runs = Path(tempfile.mkdtemp()) if self.short else Path("../runs") / f"notebook_{number}"
+        self.runs = (
+            Path(tempfile.mkdtemp()) if self.short else Path("../runs") / f"notebook_{number}"
+        )
         pd.set_option("display.max_colwidth", 110)
 
     def n(self, steps: int, short: int = 3) -> int:
@@ -29,7 +34,9 @@ class Stage:
         return short if self.short else steps
 
     def study(self, name: str = "embedded") -> Study:
-        """The tables of a study that is shipped, by part (``results/NAME``, made by ``rlkd study --keep``)."""
+        """The tables of a study that is shipped, by part (``results/NAME``, made by ``rlkd
+        study --keep``).
+        """
         return read_study(Path("../results") / name)
 
     def recorded(self, name: str) -> list[RunFolder]:
@@ -42,5 +49,8 @@ class Stage:
         found = [path for path in found if path.name.rpartition("-")[0] == name]
         if not found:
             names = sorted({path.name.rpartition("-")[0] for path in Path("recorded").glob("*-*")})
-            raise FileNotFoundError(f"no recorded run {name!r}; there are {', '.join(names) or 'none: open the notebook in its own folder'}")
+            raise FileNotFoundError(
+                f"no recorded run {name!r}; there are"
+                f" {', '.join(names) or 'none: open the notebook in its own folder'}"
+            )
         return [RunFolder.open(path) for path in found]

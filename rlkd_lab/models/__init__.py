@@ -1,4 +1,6 @@
-"""Models: 4-bit loading with verification, LoRA, teacher and reference as views, chunked per-token log-probabilities."""
+"""Models: 4-bit loading with verification, LoRA, teacher and reference as views, chunked
+per-token log-probabilities.
+"""
 
 from rlkd_lab.models import processes
 from rlkd_lab.models.loading import (

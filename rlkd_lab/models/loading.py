@@ -1,8 +1,11 @@
-"""Loading: a 4-bit base with a LoRA adapter (the policy), and a frozen teacher, each verified as it is loaded.
+"""Loading: a 4-bit base with a LoRA adapter (the policy), and a frozen teacher, each verified as it
+is loaded.
 
-Three silent faults are handled here. bitsandbytes on CPUs with AVX512-BF16 repacks a 4-bit weight in its first inference forward and loses gradients from
-then on: the path is switched off on every layer. NF4 on CPU decodes wrongly where in_features is no multiple of 64: every quantised layer is compared with
-its source. And a head that does more than a matrix product (soft caps, scales) would make the chunked log-probabilities wrong: logits are compared once.
+Three silent faults are handled here. bitsandbytes on CPUs with AVX512-BF16 repacks a 4-bit weight
+in its first inference forward and loses gradients from then on: the path is switched off on every
+layer. NF4 on CPU decodes wrongly where in_features is no multiple of 64: every quantised layer is
+compared with its source. And a head that does more than a matrix product (soft caps, scales) would
+make the chunked log-probabilities wrong: logits are compared once.
 """
 
 from __future__ import annotations
@@ -26,22 +29,38 @@ from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
 # peft 0.21 asks transformers 5 by a name that is on its way out.
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-disable_progress_bar()  # loading a shard in a tenth of a second needs no bar; the hub's download bar stays
+warnings.filterwarnings(
+    "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+)
+# loading a shard in a tenth of a second needs no bar; the hub's download bar stays
+disable_progress_bar()
 
 Quant = Literal["nf4", "none"]
 P = ParamSpec("P")
 R = TypeVar("R")
 _loading = threading.RLock()
 MAX_QUANT_ERROR = 0.12
-"""Largest relative error (Frobenius) of a 4-bit layer against its source. NF4 itself costs about .09; a layer decoded wrongly .24 and more."""
+"""Largest relative error (Frobenius) of a 4-bit layer against its source.
+
+NF4 itself costs about .09; a layer decoded wrongly .24 and more.
+"""
 BEHIND_THE_HEAD = {"final_logit_softcapping": None, "logits_scaling": 1, "logit_scale": 1}
-"""What configs call a change of the logits behind the output head (Gemma 2, Granite, Cohere), and the value that changes nothing."""
+"""What configs call a change of the logits behind the output head (Gemma 2, Granite, Cohere),
+and the value that changes nothing.
+"""
 ZOO = Path(__file__).parent.parent / "zoo"
 MADE_BY = {"models/midsize/": "python -m rlkd_lab.zoo.midsize"}
 """Folders that a preset names and a command makes."""
@@ -51,8 +70,8 @@ MADE_BY = {"models/midsize/": "python -m rlkd_lab.zoo.midsize"}
 class LanguageModel:
     """A causal LM with its tokenizer and the adapter that makes it who it is.
 
-    Policy, reference and teacher may be three views of one set of base weights: ``adapter`` names the adapter that is active in this view, ``None`` is
-    the bare base.
+    Policy, reference and teacher may be three views of one set of base weights: ``adapter`` names
+    the adapter that is active in this view, ``None`` is the bare base.
     """
 
     model: PreTrainedModel | PeftModel
@@ -67,7 +86,9 @@ class LanguageModel:
     system_prompt: str | None = None
     """The system's turn before it, with ``chat``."""
     base_said: torch.Tensor | None = None
-    """Of a policy: log-probabilities that its base gave :func:`probe_logps` before an adapter was attached, (N,), in nats."""
+    """Of a policy: log-probabilities that its base gave :func:`probe_logps` before an adapter
+    was attached, (N,), in nats.
+    """
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -90,8 +111,14 @@ class LanguageModel:
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """Every token that ends a completion: the tokenizer's and those of the generation config."""
-        listed = self.causal_lm.generation_config.eos_token_id if self.causal_lm.generation_config is not None else None
+        """Every token that ends a completion: the tokenizer's and those of the generation
+        config.
+        """
+        listed = (
+            self.causal_lm.generation_config.eos_token_id
+            if self.causal_lm.generation_config is not None
+            else None
+        )
         ids = listed if isinstance(listed, list) else [listed]
         return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
 
@@ -102,7 +129,10 @@ class LanguageModel:
 
     def use_chat(self, wanted: Literal["auto", "off"], system_prompt: str | None = None) -> None:
         """``auto``: prompts go into the chat template where the tokenizer has one."""
-        self.chat, self.system_prompt = wanted == "auto" and self.tokenizer.chat_template is not None, system_prompt
+        self.chat, self.system_prompt = (
+            wanted == "auto" and self.tokenizer.chat_template is not None,
+            system_prompt,
+        )
 
     def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of prompts, in the chat template where ``chat`` is set.
@@ -115,14 +145,23 @@ class LanguageModel:
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         turns = [[*system, {"role": "user", "content": prompt}] for prompt in prompts]
         try:
-            texts = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            texts = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
         except TemplateError as error:
-            raise ValueError(f"the chat template of {self.source} refuses the prompt: {error}; change system_prompt, or use --set chat=off") from error
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template writes its own
+            raise ValueError(
+                f"the chat template of {self.source} refuses the prompt: {error}; change"
+                " system_prompt, or use --set chat=off"
+            ) from error
+        return self.tokenizer(texts, add_special_tokens=False)[
+            "input_ids"
+        ]  # the template writes its own
 
     def encode(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """:meth:`prompt_ids` padded left, and their mask, (B, P) each."""
-        padded = self.tokenizer.pad({"input_ids": self.prompt_ids(prompts)}, padding_side="left", return_tensors="pt").to(self.device)
+        padded = self.tokenizer.pad(
+            {"input_ids": self.prompt_ids(prompts)}, padding_side="left", return_tensors="pt"
+        ).to(self.device)
         return padded["input_ids"], padded["attention_mask"]
 
     def trainable(self) -> list[nn.Parameter]:
@@ -155,10 +194,14 @@ def default_device() -> torch.device:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """float32 on CPU, bfloat16 on GPUs that have it, float16 on older ones (adapters stay float32 everywhere)."""
+    """float32 on CPU, bfloat16 on GPUs that have it, float16 on older ones (adapters stay
+    float32 everywhere).
+    """
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return (
+        torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    )
 
 
 def zoo_names() -> list[str]:
@@ -167,7 +210,8 @@ def zoo_names() -> list[str]:
 
 
 def locate(name: str, weights: bool = True) -> Path:
-    """The folder of a model: an embedded name (``student``), a local folder, or a hub id, which is downloaded (safetensors and text files alone).
+    """The folder of a model: an embedded name (``student``), a local folder, or a hub id, which is
+    downloaded (safetensors and text files alone).
 
     Args:
         name: of the model.
@@ -183,31 +227,60 @@ def locate(name: str, weights: bool = True) -> Path:
         raise FileNotFoundError(f"there is no folder {name!r}, where a model should lie")
     if folder.is_dir():
         if not (folder / "config.json").exists():
-            raise FileNotFoundError(f"{name!r} is a folder without a config.json: it holds no transformers model")
+            raise FileNotFoundError(
+                f"{name!r} is a folder without a config.json: it holds no transformers model"
+            )
         return _with_weights(folder, name) if weights else folder
     for start, command in MADE_BY.items():
         if name.startswith(start):
-            raise FileNotFoundError(f"no model {name!r} here yet: {command} makes it, in the folder that you start it from")
+            raise FileNotFoundError(
+                f"no model {name!r} here yet: {command} makes it, in the folder that you"
+                " start it from"
+            )
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.jinja", *(["*.safetensors"] if weights else [])]))
+        folder = Path(
+            snapshot_download(
+                name,
+                allow_patterns=[
+                    "*.json",
+                    "*.txt",
+                    "*.model",
+                    "*.jinja",
+                    *(["*.safetensors"] if weights else []),
+                ],
+            )
+        )
         return _with_weights(folder, name) if weights else folder
     except MissingWeights:
         raise
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ValueError, OSError) as error:
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        ValueError,
+        OSError,
+    ) as error:
         raise FileNotFoundError(
-            f"no model {name!r}: it is not embedded ({', '.join(zoo_names())}), not a folder here, and the model hub did not give it"
-            f" ({type(error).__name__}). Check the name, or download it on a machine with a network and give the folder"
+            f"no model {name!r}: it is not embedded ({', '.join(zoo_names())}), not a folder"
+            " here, and the model hub did not give it"
+            f" ({type(error).__name__}). Check the name, or download it on a machine with a"
+            " network and give the folder"
         ) from error
 
 
 def _with_weights(folder: Path, name: str) -> Path:
     if not list(folder.glob("*.safetensors")):
-        raise MissingWeights(f"{name!r} has no *.safetensors: weights are read from safetensors alone, since a pickle can run code when it is opened")
+        raise MissingWeights(
+            f"{name!r} has no *.safetensors: weights are read from safetensors alone, since a"
+            " pickle can run code when it is opened"
+        )
     return folder
 
 
 def one_at_a_time(load: Callable[P, R]) -> Callable[P, R]:
-    """transformers and peft change settings of the whole process while they load: two threads that load at once spoil each other's model."""
+    """transformers and peft change settings of the whole process while they load: two threads
+    that load at once spoil each other's model.
+    """
 
     @functools.wraps(load)
     def wait(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -217,12 +290,16 @@ def one_at_a_time(load: Callable[P, R]) -> Callable[P, R]:
     return wait
 
 
-def load_base(name: str, quant: Quant = "nf4", device: torch.device | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer from safetensors, quantised to NF4 with double quantisation if asked for, and verified.
+def load_base(
+    name: str, quant: Quant = "nf4", device: torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer from safetensors, quantised to NF4 with double quantisation if asked for,
+    and verified.
 
     Raises:
         FileNotFoundError: see :func:`locate`.
-        ValueError: a layer fails verification, or 4 bit is asked for where bitsandbytes is not installed.
+        ValueError: a layer fails verification, or 4 bit is asked for where bitsandbytes is not
+            installed.
     """
     if quant not in ("nf4", "none"):
         raise ValueError(f"quant is 'nf4' or 'none'; got {quant!r}")
@@ -233,19 +310,33 @@ def load_base(name: str, quant: Quant = "nf4", device: torch.device | None = Non
         try:
             import bitsandbytes  # noqa: F401
         except ImportError:
-            raise ValueError("4-bit loading needs bitsandbytes, which has no build for every system; use quant='none' here") from None
+            raise ValueError(
+                "4-bit loading needs bitsandbytes, which has no build for every system; use"
+                " quant='none' here"
+            ) from None
         settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
         )
     tokenizer = load_tokenizer(name)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     check_architecture(name, config)
     for field, value in vars(config).items():
         if field.endswith(("dropout", "pdrop")) and isinstance(value, float):
-            setattr(config, field, 0.0)  # with dropout the policy that is trained would not be the one that was sampled
+            setattr(
+                config, field, 0.0
+            )  # with dropout the policy that is trained would not be the one that was sampled
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, device_map={"": device}, **settings
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            device_map={"": device},
+            **settings,
         )
     except SafetensorError as error:
         raise ValueError(f"the weights of {name!r} are damaged: {error}") from error
@@ -265,8 +356,14 @@ def load_tokenizer(name: str, weights: bool = True) -> PreTrainedTokenizerBase:
         FileNotFoundError: see :func:`locate`; or the model has none.
     """
     folder = locate(name, weights)
-    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
-        raise FileNotFoundError(f"{name!r} has no tokenizer (tokenizer.json): save it beside the model with tokenizer.save_pretrained")
+    if not any(
+        (folder / file).exists()
+        for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    ):
+        raise FileNotFoundError(
+            f"{name!r} has no tokenizer (tokenizer.json): save it beside the model with"
+            " tokenizer.save_pretrained"
+        )
     # trust_remote_code is False in so many words: left out, transformers asks on the terminal
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
@@ -278,7 +375,9 @@ def quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every 4-bit linear layer by name."""
     from bitsandbytes.nn import Linear4bit
 
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, Linear4bit))
+    return (
+        (name, module) for name, module in model.named_modules() if isinstance(module, Linear4bit)
+    )
 
 
 def dequantised(layer: nn.Module) -> torch.Tensor:
@@ -307,16 +406,25 @@ def verify_quantised(model: nn.Module, folder: Path) -> float:
         # checkpoints saved from the bare backbone lack its prefix
         key = key if key in files else key.partition(".")[2]
         if key not in files:
-            raise ValueError(f"the 4-bit layer {name} cannot be verified: the checkpoint has no weight of that name. Load this model with quant='none'")
+            raise ValueError(
+                f"the 4-bit layer {name} cannot be verified: the checkpoint has no weight of"
+                " that name. Load this model with quant='none'"
+            )
         with safe_open(folder / files[key], "pt") as file:
             source = file.get_tensor(key).float()
         loaded = dequantised(layer).cpu()
-        error = float((loaded - source).norm() / source.norm()) if loaded.shape == source.shape else float("inf")
+        error = (
+            float((loaded - source).norm() / source.norm())
+            if loaded.shape == source.shape
+            else float("inf")
+        )
         worst = max(worst, error)
         if not error < MAX_QUANT_ERROR:
             raise ValueError(
-                f"the 4-bit layer {name} does not decode to its source: relative error {error:.2f}, where NF4 costs about .09."
-                f" Its in_features are {source.shape[1]}: on a CPU this must be a multiple of 64. Load this model with quant='none'"
+                f"the 4-bit layer {name} does not decode to its source: relative error"
+                f" {error:.2f}, where NF4 costs about .09."
+                f" Its in_features are {source.shape[1]}: on a CPU this must be a multiple of"
+                " 64. Load this model with quant='none'"
             )
     return worst
 
@@ -333,14 +441,16 @@ def _checkpoint_index(folder: Path) -> dict[str, str]:
 
 
 def verify_head(lm: LanguageModel) -> None:
-    """Check once that head(backbone(x)) are the model's logits, which the chunked log-probabilities rest on.
+    """Check once that head(backbone(x)) are the model's logits, which the chunked log-probabilities
+    rest on.
 
     Raises:
         ValueError: the model scales or caps its logits behind the head, or trains it.
     """
     if not isinstance(lm.head, nn.Linear) or lm.head.weight.requires_grad:
         raise ValueError(
-            f"{lm.source}: the output head is trained, or is no plain linear layer (an adapter with modules_to_save?); such heads are not supported"
+            f"{lm.source}: the output head is trained, or is no plain linear layer (an"
+            " adapter with modules_to_save?); such heads are not supported"
         )
     ids = torch.arange(3, 11, device=lm.device)[None] % int(lm.causal_lm.config.vocab_size)
     with torch.no_grad(), lm.active():
@@ -348,7 +458,10 @@ def verify_head(lm: LanguageModel) -> None:
         parts = lm.head(lm.backbone(input_ids=ids).last_hidden_state).float()
     gap = float((whole - parts).abs().max() / whole.abs().max())
     if not gap < 1e-4:
-        raise ValueError(f"{lm.source}: the logits are not the output head's alone (relative gap {gap:.2g}); such models are not supported")
+        raise ValueError(
+            f"{lm.source}: the logits are not the output head's alone (relative gap"
+            f" {gap:.2g}); such models are not supported"
+        )
 
 
 @torch.no_grad()
@@ -356,7 +469,9 @@ def probe_logps(lm: LanguageModel) -> torch.Tensor:
     """Log-probabilities that a view of a model gives a few fixed tokens, (7,), nats."""
     ids = torch.arange(3, 11, device=lm.device) % int(lm.causal_lm.config.vocab_size)
     with lm.active():
-        logits = lm.head(lm.backbone(input_ids=ids[None], use_cache=False).last_hidden_state)[0, :-1].float()
+        logits = lm.head(lm.backbone(input_ids=ids[None], use_cache=False).last_hidden_state)[
+            0, :-1
+        ].float()
     return torch.log_softmax(logits, dim=-1).gather(-1, ids[1:, None])[:, 0]
 
 
@@ -374,7 +489,8 @@ def load_policy(
 ) -> LanguageModel:
     """A trainable LoRA adapter (float32, no dropout) on all linear layers of a frozen base.
 
-    ``peft.prepare_model_for_kbit_training`` is not used: it casts every 16-bit parameter to float32.
+    ``peft.prepare_model_for_kbit_training`` is not used: it casts every 16-bit parameter to
+    float32.
 
     Args:
         name: embedded name, folder or hub id.
@@ -396,7 +512,10 @@ def load_policy(
         try:
             peft_model = PeftModel.from_pretrained(model, start, is_trainable=True)
         except RuntimeError as error:
-            raise ValueError(f"the adapter {start!r} does not fit the base {name!r}: it was trained on another one") from error
+            raise ValueError(
+                f"the adapter {start!r} does not fit the base {name!r}: it was trained on"
+                " another one"
+            ) from error
         # peft looks for the base's config there whenever it saves, on the hub if need be
         peft_model.peft_config["default"].base_model_name_or_path = model.name_or_path
         peft_model.load_adapter(start, "reference", is_trainable=False)
@@ -404,16 +523,33 @@ def load_policy(
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
     else:
-        config = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        config = LoraConfig(
+            r=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
         with torch.random.fork_rng(devices=[]):
             peft_model = get_peft_model(model, config)
-        # peft's own start for A (B starts at 0), drawn from a stream that no other thread can disturb
+        # peft's own start for A (B starts at 0), drawn from a stream that no other thread can
+        # disturb
         generator = torch.Generator().manual_seed(seed)
         for weight_name, weight in peft_model.named_parameters():
             if "lora_A" in weight_name:
-                start_a = nn.init.kaiming_uniform_(torch.empty(weight.shape), a=math.sqrt(5), generator=generator)
+                start_a = nn.init.kaiming_uniform_(
+                    torch.empty(weight.shape), a=math.sqrt(5), generator=generator
+                )
                 weight.data.copy_(start_a)
-    policy = LanguageModel(peft_model, tokenizer, name, quant, "default", None if adapter is None else str(adapter), base_said=base_said)
+    policy = LanguageModel(
+        peft_model,
+        tokenizer,
+        name,
+        quant,
+        "default",
+        None if adapter is None else str(adapter),
+        base_said=base_said,
+    )
     verify_head(policy)
     return policy
 
@@ -427,36 +563,62 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def check_architecture(name: str, config: PreTrainedConfig) -> None:
-    """Refuse, by its config alone, a model that is no causal language model with attention, and one of which most weights are not in linear layers (GPT-2's
-    transposed ones, experts in one tensor): neither LoRA nor 4 bit would reach them.
+    """Refuse, by its config alone, a model that is no causal language model with attention, and one
+    of which most weights are not in linear layers (GPT-2's transposed ones, experts in one tensor):
+    neither LoRA nor 4 bit would reach them.
 
     Raises:
         ValueError: in one sentence.
     """
     if "/" in str(config._attn_implementation):
-        raise ValueError(f"the config of {name!r} asks for the attention kernel {config._attn_implementation}, which is code from the hub: remove that line")
+        raise ValueError(
+            f"the config of {name!r} asks for the attention kernel"
+            f" {config._attn_implementation}, which is code from the hub: remove that line"
+        )
     for field, neutral in BEHIND_THE_HEAD.items():
         if getattr(config, field, None) not in (None, neutral):
             raise ValueError(
-                f"{name!r} is of type {config.model_type}, which changes its logits behind the output head ({field}, a soft cap or scale of"
-                f" {getattr(config, field)}): the log-probabilities that are computed in chunks would be wrong; such models are not supported"
+                f"{name!r} is of type {config.model_type}, which changes its logits behind"
+                f" the output head ({field}, a soft cap or scale of"
+                f" {getattr(config, field)}): the log-probabilities that are computed in"
+                " chunks would be wrong; such models are not supported"
             )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(f"{name!r} is of type {config.model_type}, which is no causal language model of transformers")
-    # in another dtype transformers would change the default dtype of the whole process for a moment, under the feet of a run in another thread
+        raise ValueError(
+            f"{name!r} is of type {config.model_type}, which is no causal language model of"
+            " transformers"
+        )
+    # in another dtype transformers would change the default dtype of the whole process for a
+    # moment, under the feet of a run in another thread
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if getattr(model, "_is_stateful", False) or getattr(config, "num_attention_heads", None) is None:
-        raise ValueError(f"{name!r} is of type {config.model_type}, which keeps a state instead of keys and values; such models are not supported")
+    if (
+        getattr(model, "_is_stateful", False)
+        or getattr(config, "num_attention_heads", None) is None
+    ):
+        raise ValueError(
+            f"{name!r} is of type {config.model_type}, which keeps a state instead of keys"
+            " and values; such models are not supported"
+        )
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
-        raise ValueError(f"{name!r} is of type {config.model_type}, which takes no position ids, so that padding would shift it; such models are not supported")
-    embeddings = {id(p) for part in (model.get_input_embeddings(), model.get_output_embeddings()) for p in part.parameters()}
+        raise ValueError(
+            f"{name!r} is of type {config.model_type}, which takes no position ids, so that"
+            " padding would shift it; such models are not supported"
+        )
+    embeddings = {
+        id(p)
+        for part in (model.get_input_embeddings(), model.get_output_embeddings())
+        for p in part.parameters()
+    }
     inside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     sizes = {id(p): p.numel() for p in model.parameters() if id(p) not in embeddings}
-    reached = sum(size for key, size in sizes.items() if key in inside) / max(sum(sizes.values()), 1)
+    reached = sum(size for key, size in sizes.items() if key in inside) / max(
+        sum(sizes.values()), 1
+    )
     if reached < 0.5:
         raise ValueError(
-            f"{name!r} is of type {config.model_type}: LoRA and 4 bit reach {reached:.0%} of its weights, since the others are not in linear layers (GPT-2's"
+            f"{name!r} is of type {config.model_type}: LoRA and 4 bit reach {reached:.0%} of"
+            " its weights, since the others are not in linear layers (GPT-2's"
             " transposed ones, experts kept as one tensor); such models are not supported"
         )
 
@@ -474,24 +636,37 @@ def adapter_folder(path: str | Path) -> str:
     try:
         named = json.loads((folder / "adapter_config.json").read_text()).get("megatron_config")
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"the adapter {str(path)!r} has no adapter_config.json that can be read: {error}") from None
+        raise ValueError(
+            f"the adapter {str(path)!r} has no adapter_config.json that can be read: {error}"
+        ) from None
     if named is not None:
-        raise ValueError(f"the adapter {str(path)!r} is one for Megatron, whose config names code to be run: such adapters are not supported")
+        raise ValueError(
+            f"the adapter {str(path)!r} is one for Megatron, whose config names code to be"
+            " run: such adapters are not supported"
+        )
     return str(path)
 
 
 def save_adapter(policy: LanguageModel, folder: Path) -> None:
-    """The policy's adapter in PEFT's format. It names its base as the policy was asked for it, not the place where that lies on this machine, and has no
-    blank model card."""
+    """The policy's adapter in PEFT's format. It names its base as the policy was asked for it, not
+    the place where that lies on this machine, and has no blank model card.
+    """
     assert isinstance(policy.model, PeftModel)
     policy.model.save_pretrained(str(folder), selected_adapters=["default"])
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": policy.source}, indent=2) + "\n")
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text()) | {"base_model_name_or_path": policy.source}, indent=2
+        )
+        + "\n"
+    )
 
 
 def reference_of(policy: LanguageModel) -> LanguageModel:
-    """The frozen reference: the policy's own base with the adapter off, or the frozen copy of the adapter it started from. No second model."""
+    """The frozen reference: the policy's own base with the adapter off, or the frozen copy of
+    the adapter it started from. No second model.
+    """
     assert isinstance(policy.model, PeftModel)
     start = "reference" if "reference" in policy.model.peft_config else None
     return LanguageModel(policy.model, policy.tokenizer, policy.source, policy.quant, start)
@@ -506,7 +681,8 @@ def load_teacher(
     adapter: str | Path | None = None,
     device: torch.device | None = None,
 ) -> LanguageModel:
-    """A frozen teacher. On the policy's own base it is another view of it: adapter off, or an adapter of its own.
+    """A frozen teacher. On the policy's own base it is another view of it: adapter off, or an
+    adapter of its own.
 
     Args:
         name: embedded name, folder or hub id.
@@ -527,7 +703,14 @@ def load_teacher(
         return LanguageModel(policy.model, policy.tokenizer, name, quant, title, str(adapter))
     model, tokenizer = load_base(name, quant, device)
     if adapter is not None:
-        teacher = LanguageModel(PeftModel.from_pretrained(model, adapter_folder(adapter)), tokenizer, name, quant, "default", str(adapter))
+        teacher = LanguageModel(
+            PeftModel.from_pretrained(model, adapter_folder(adapter)),
+            tokenizer,
+            name,
+            quant,
+            "default",
+            str(adapter),
+        )
     else:
         teacher = LanguageModel(model, tokenizer, name, quant)
     teacher.model.requires_grad_(False)
@@ -539,7 +722,8 @@ def load_teacher(
 
 
 def check_same_tokenizer(student: LanguageModel, teacher: LanguageModel) -> None:
-    """Per-token distillation compares the same token ids, so both must mean the same by them. Padding rows of the embedding may differ.
+    """Per-token distillation compares the same token ids, so both must mean the same by them.
+    Padding rows of the embedding may differ.
 
     Raises:
         ValueError: with the first token that differs.
@@ -547,16 +731,30 @@ def check_same_tokenizer(student: LanguageModel, teacher: LanguageModel) -> None
     same_tokenizer((student.source, student.tokenizer), (teacher.source, teacher.tokenizer))
 
 
-def same_tokenizer(student: tuple[str, PreTrainedTokenizerBase], teacher: tuple[str, PreTrainedTokenizerBase]) -> None:
+def same_tokenizer(
+    student: tuple[str, PreTrainedTokenizerBase], teacher: tuple[str, PreTrainedTokenizerBase]
+) -> None:
     """:func:`check_same_tokenizer` for names and tokenizers, without models."""
     ours, theirs = student[1].get_vocab(), teacher[1].get_vocab()
-    odd = next((token for token in sorted(set(ours) | set(theirs)) if ours.get(token) != theirs.get(token)), None)
+    odd = next(
+        (
+            token
+            for token in sorted(set(ours) | set(theirs))
+            if ours.get(token) != theirs.get(token)
+        ),
+        None,
+    )
     probe = "49-7+4-2? So x² = 4;\n  a saint, a sinner."
     same_text = student[1](probe)["input_ids"] == teacher[1](probe)["input_ids"]
     if odd is None and same_text:
         return
-    detail = f"{odd!r} is {ours.get(odd)} for the student and {theirs.get(odd)} for the teacher" if odd is not None else "the same text splits differently"
+    detail = (
+        f"{odd!r} is {ours.get(odd)} for the student and {theirs.get(odd)} for the teacher"
+        if odd is not None
+        else "the same text splits differently"
+    )
     raise ValueError(
-        f"student ({student[0]}) and teacher ({teacher[0]}) have different tokenizers: {detail}. Distillation token by token needs the same one;"
+        f"student ({student[0]}) and teacher ({teacher[0]}) have different tokenizers:"
+        f" {detail}. Distillation token by token needs the same one;"
         " take a teacher of the student's family"
     )

@@ -1,6 +1,8 @@
-"""Per-token log-probabilities, entropy and divergences from hidden states, in chunks: (B, T, V) logits are never held.
+"""Per-token log-probabilities, entropy and divergences from hidden states, in chunks: (B, T, V)
+logits are never held.
 
-Each chunk's logits are recomputed in the backward pass. Only positions that count are computed: padding never reaches the head.
+Each chunk's logits are recomputed in the backward pass. Only positions that count are computed:
+padding never reaches the head.
 """
 
 from __future__ import annotations
@@ -42,18 +44,27 @@ class Sequences:
         """Some rows, without columns that are padding in all of them."""
         prompt_mask, completion_mask = self.prompt_mask[rows], self.completion_mask[rows]
         first = self.prompt_mask.shape[1] - int(prompt_mask.sum(1).max())
-        return Sequences(self.prompt_ids[rows][:, first:], prompt_mask[:, first:], self.completion_ids[rows], completion_mask)
+        return Sequences(
+            self.prompt_ids[rows][:, first:],
+            prompt_mask[:, first:],
+            self.completion_ids[rows],
+            completion_mask,
+        )
 
 
 def hidden_states(lm: LanguageModel, sequences: Sequences) -> Tensor:
-    """Hidden states that predict the completion tokens that count, in row order: (N, H) with N = completion_mask.sum()."""
+    """Hidden states that predict the completion tokens that count, in row order: (N, H) with N
+    = completion_mask.sum().
+    """
     width = int(sequences.completion_mask.sum(1).max()) if sequences.completion_mask.any() else 0
     ids = torch.cat([sequences.prompt_ids, sequences.completion_ids[:, :width]], dim=1)
     mask = torch.cat([sequences.prompt_mask, sequences.completion_mask[:, :width]], dim=1)
     # Left padding must not shift the positions: the first real token has position 0 in every row.
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     with lm.active():
-        states = lm.backbone(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+        states = lm.backbone(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
     start = sequences.prompt_ids.shape[1] - 1
     return states[:, start : start + width][sequences.completion_mask[:, :width].bool()]
 
@@ -65,10 +76,18 @@ def targets(sequences: Sequences) -> Tensor:
 
 def unflatten(values: Tensor, mask: Tensor) -> Tensor:
     """(N,) back to (B, T), 0 where the mask is 0; keeps the graph."""
-    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask.bool(), values)
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(
+        mask.bool(), values
+    )
 
 
-def token_logps(lm: LanguageModel, hidden: Tensor, target_ids: Tensor, temperature: float = 1.0, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+def token_logps(
+    lm: LanguageModel,
+    hidden: Tensor,
+    target_ids: Tensor,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """log softmax(logits / temperature) of the target tokens and the entropy there.
 
     Args:
@@ -79,17 +98,25 @@ def token_logps(lm: LanguageModel, hidden: Tensor, target_ids: Tensor, temperatu
         chunk: tokens a chunk; by default what :data:`CHUNK_MIB` allows.
 
     Returns:
-        Log-probabilities with gradient, (N,), nats, ≤ 0; and entropies without, (N,), nats, ≥ 0. Both float32 at least.
+        Log-probabilities with gradient, (N,), nats, ≤ 0; and entropies without, (N,), nats, ≥ 0.
+        Both float32 at least.
     """
-    logps, entropy = _TokenLogps.apply(hidden, _head(lm), target_ids, temperature, _chunk(lm, chunk))
+    logps, entropy = _TokenLogps.apply(
+        hidden, _head(lm), target_ids, temperature, _chunk(lm, chunk)
+    )
     return logps, entropy
 
 
 class _TokenLogps(torch.autograd.Function):
-    """log p(y) and entropy of z = (W·h + b) / T. With p = softmax(z): ∂log p(y)/∂h = Wᵀ·(1_y − p) / T, from logits that are computed again."""
+    """log p(y) and entropy of z = (W·h + b) / T.
+
+    With p = softmax(z): ∂log p(y)/∂h = Wᵀ·(1_y − p) / T, from logits that are computed again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Head, ids: Tensor, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Head, ids: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
         kind = torch.promote_types(hidden.dtype, torch.float32)
         logps, entropy, normalizer = (hidden.new_empty(len(ids), dtype=kind) for _ in range(3))
         for rows in _chunks(len(ids), chunk):
@@ -110,19 +137,34 @@ class _TokenLogps(torch.autograd.Function):
         to_hidden = torch.empty_like(hidden)
         for rows in _chunks(len(ids), ctx.chunk):
             share = gradient[rows, None] / ctx.temperature
-            probs = _scaled(hidden[rows], ctx.head, ctx.temperature).sub_(normalizer[rows, None]).exp_()
+            probs = (
+                _scaled(hidden[rows], ctx.head, ctx.temperature).sub_(normalizer[rows, None]).exp_()
+            )
             to_logits = probs.mul_(-share).scatter_add_(-1, ids[rows, None], share)
             to_hidden[rows] = (to_logits.to(ctx.head[0].dtype) @ ctx.head[0]).to(hidden.dtype)
         return to_hidden, None, None, None, None
 
 
 class _TokenKL(torch.autograd.Function):
-    """KL between p = softmax((W·h + b) / T) and the teacher's q. Of KL(p‖q) = D the gradient by the logits is p·(log p − log q − D), of KL(q‖p) it is p − q;
-    both over T. The logits of both are computed again."""
+    """KL between p = softmax((W·h + b) / T) and the teacher's q. Of KL(p‖q) = D the gradient by the
+    logits is p·(log p − log q − D), of KL(q‖p) it is p − q; both over T. The logits of both are
+    computed again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Head, teacher_hidden: Tensor, teacher_head: Head, reverse: bool, temperature: float, chunk: int) -> Tensor:
-        found = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: Head,
+        teacher_hidden: Tensor,
+        teacher_head: Head,
+        reverse: bool,
+        temperature: float,
+        chunk: int,
+    ) -> Tensor:
+        found = hidden.new_empty(
+            len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32)
+        )
         size = min(len(head[0]), len(teacher_head[0]))
         for rows in _chunks(len(hidden), chunk):
             log_p = _log_softmax_(_scaled(hidden[rows], head, temperature, size))
@@ -169,7 +211,8 @@ def token_divergence(
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> Tensor:
-    """Divergence between the next-token distributions of policy and teacher, over the vocabulary or the teacher's top k with a tail bucket.
+    """Divergence between the next-token distributions of policy and teacher, over the vocabulary or
+    the teacher's top k with a tail bucket.
 
     Vocabularies padded to different sizes are compared on their common prefix.
 
@@ -177,7 +220,15 @@ def token_divergence(
         (N,), nats, ≥ 0, with gradient to ``hidden``.
     """
     if topk is None and kind in ("reverse", "forward"):
-        return _TokenKL.apply(hidden, _head(lm), teacher_hidden, _head(teacher), kind == "reverse", temperature, _chunk(lm, chunk))
+        return _TokenKL.apply(
+            hidden,
+            _head(lm),
+            teacher_hidden,
+            _head(teacher),
+            kind == "reverse",
+            temperature,
+            _chunk(lm, chunk),
+        )
     size = min(vocabulary(lm), vocabulary(teacher))
 
     def one(states: Tensor, teacher_states: Tensor) -> Tensor:
@@ -202,31 +253,58 @@ def measured_divergences(
     temperatures: Iterable[float],
     chunk: int | None = None,
 ) -> dict[tuple[Divergence, float], Tensor]:
-    """What :func:`token_divergence` gives, (N,) each, by kind and temperature and without gradient: the logits are computed once for all of them."""
+    """What :func:`token_divergence` gives, (N,) each, by kind and temperature and without
+    gradient: the logits are computed once for all of them.
+    """
     size = min(vocabulary(lm), vocabulary(teacher))
-    found = {(kind, temperature): hidden.new_empty(len(hidden), dtype=torch.float32) for temperature in temperatures for kind in kinds}
+    found = {
+        (kind, temperature): hidden.new_empty(len(hidden), dtype=torch.float32)
+        for temperature in temperatures
+        for kind in kinds
+    }
     for rows in _chunks(len(hidden), _chunk(lm, chunk)):
-        ours, theirs = (_logits(states[rows], _head(one), size) for one, states in ((lm, hidden), (teacher, teacher_hidden)))
+        ours, theirs = (
+            _logits(states[rows], _head(one), size)
+            for one, states in ((lm, hidden), (teacher, teacher_hidden))
+        )
         for temperature in temperatures:
-            log_p, log_q = torch.log_softmax(ours / temperature, dim=-1), torch.log_softmax(theirs / temperature, dim=-1)
+            log_p, log_q = (
+                torch.log_softmax(ours / temperature, dim=-1),
+                torch.log_softmax(theirs / temperature, dim=-1),
+            )
             for kind in kinds:
                 found[kind, temperature][rows] = divergence(kind, log_p, log_q).float()
     return found
 
 
-def top_alternatives(lm: LanguageModel, hidden: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def top_alternatives(
+    lm: LanguageModel, hidden: Tensor, k: int, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """The ``k`` likeliest next tokens: ids and log-probabilities, each (N, k)."""
     with torch.no_grad():
-        pieces = [_log_probs(lm, hidden[rows], temperature).topk(k, dim=-1) for rows in _chunks(len(hidden), _chunk(lm, None))]
+        pieces = [
+            _log_probs(lm, hidden[rows], temperature).topk(k, dim=-1)
+            for rows in _chunks(len(hidden), _chunk(lm, None))
+        ]
     if not pieces:
-        return torch.zeros(0, k, dtype=torch.long, device=hidden.device), torch.zeros(0, k, device=hidden.device)
+        return torch.zeros(0, k, dtype=torch.long, device=hidden.device), torch.zeros(
+            0, k, device=hidden.device
+        )
     return torch.cat([p.indices for p in pieces]), torch.cat([p.values for p in pieces])
 
 
-def policy_logps(lm: LanguageModel, sequences: Sequences, temperature: float = 1.0, chunk: int | None = None) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of the completion tokens, (B, T) each, 0 where the mask is 0."""
-    logps, entropy = token_logps(lm, hidden_states(lm, sequences), targets(sequences), temperature, chunk)
-    return unflatten(logps, sequences.completion_mask), unflatten(entropy, sequences.completion_mask)
+def policy_logps(
+    lm: LanguageModel, sequences: Sequences, temperature: float = 1.0, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of the completion tokens, (B, T) each, 0 where the mask
+    is 0.
+    """
+    logps, entropy = token_logps(
+        lm, hidden_states(lm, sequences), targets(sequences), temperature, chunk
+    )
+    return unflatten(logps, sequences.completion_mask), unflatten(
+        entropy, sequences.completion_mask
+    )
 
 
 def vocabulary(lm: LanguageModel) -> int:
@@ -248,7 +326,9 @@ def _logits(states: Tensor, head: Head, size: int | None = None) -> Tensor:
 
 
 def _scaled(states: Tensor, head: Head, temperature: float, size: int | None = None) -> Tensor:
-    return _logits(states, head, size).div_(temperature)  # nobody else holds what a product gives back
+    return _logits(states, head, size).div_(
+        temperature
+    )  # nobody else holds what a product gives back
 
 
 def _log_softmax_(logits: Tensor) -> Tensor:
@@ -256,7 +336,9 @@ def _log_softmax_(logits: Tensor) -> Tensor:
     return logits.sub_(torch.logsumexp(logits, dim=-1, keepdim=True))
 
 
-def _log_probs(lm: LanguageModel, states: Tensor, temperature: float, size: int | None = None) -> Tensor:
+def _log_probs(
+    lm: LanguageModel, states: Tensor, temperature: float, size: int | None = None
+) -> Tensor:
     return torch.log_softmax(_logits(states, _head(lm), size) / temperature, dim=-1)
 
 

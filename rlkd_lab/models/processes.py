@@ -1,7 +1,9 @@
-"""Several processes on one run: who this is, and what all of them know. With one process every function here does nothing.
+"""Several processes on one run: who this is, and what all of them know. With one process every
+function here does nothing.
 
-``accelerate launch -m rlkd_lab train …`` starts them, one a GPU. Each samples and differentiates its share; completions, gradients and measured values are
-added up over all, so that every process has the whole rollout, and all of them compute the same metrics as one process would.
+``accelerate launch -m rlkd_lab train …`` starts them, one a GPU. Each samples and differentiates
+its share; completions, gradients and measured values are added up over all, so that every process
+has the whole rollout, and all of them compute the same metrics as one process would.
 """
 
 from __future__ import annotations

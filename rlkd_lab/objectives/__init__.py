@@ -1,8 +1,20 @@
-"""The objectives: pure functions over per-token tensors. This package imports torch and nothing of ours."""
+"""The objectives: pure functions over per-token tensors.
+
+This package imports torch and nothing of ours.
+"""
 
 from rlkd_lab.objectives.advantages import group_advantages, reward_guided_mask, teacher_gap
 from rlkd_lab.objectives.batch import TokenBatch
-from rlkd_lab.objectives.estimators import divergence, forward_kl, jsd, k1, k2, k3, reverse_kl, topk_with_tail
+from rlkd_lab.objectives.estimators import (
+    divergence,
+    forward_kl,
+    jsd,
+    k1,
+    k2,
+    k3,
+    reverse_kl,
+    topk_with_tail,
+)
 from rlkd_lab.objectives.methods import (
     CHOICES,
     KNOBS,

@@ -11,7 +11,8 @@ KDMask = Literal["none", "wrong", "group_wrong"]
 
 
 def group_advantages(rewards: Tensor, group_ids: Tensor, scale: bool = True) -> Tensor:
-    """Â = (r − group mean) / (group std + 1e-4), with the unbiased std, as TRL; Dr.GRPO (arXiv 2503.20783) leaves the division out.
+    """Â = (r − group mean) / (group std + 1e-4), with the unbiased std, as TRL; Dr.GRPO (arXiv
+    2503.20783) leaves the division out.
 
     Args:
         rewards: (B,).
@@ -33,11 +34,13 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, scale: bool = True) -> 
     _, index, count = torch.unique(group_ids, return_inverse=True, return_counts=True)
     if int(count.min()) < 2:
         raise ValueError(
-            "a group of one completion has no spread, so it has no group-relative advantage: sample at least 2 completions a prompt, or give advantages"
+            "a group of one completion has no spread, so it has no group-relative advantage:"
+            " sample at least 2 completions a prompt, or give advantages"
         )
     zeros = torch.zeros(len(count), dtype=precise.dtype, device=precise.device)
     centred = precise - (zeros.index_add(0, index, precise) / count)[index]
-    # Rounding leaves ~1e-8 in a group of equal rewards, which the division by 1e-4 would turn into a gradient.
+    # Rounding leaves ~1e-8 in a group of equal rewards, which the division by 1e-4 would turn into
+    # a gradient.
     lowest = zeros.scatter_reduce(0, index, precise, "amin", include_self=False)
     highest = zeros.scatter_reduce(0, index, precise, "amax", include_self=False)
     centred = torch.where((lowest == highest)[index], 0.0, centred)
@@ -48,7 +51,10 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, scale: bool = True) -> 
 
 
 def teacher_gap(teacher_logps: Tensor, old_logps: Tensor) -> Tensor:
-    """d_t = log π_T − log π_old, detached, (B, T), nats. As an advantage its policy gradient is −∇KL(π_θ‖π_T) of the next token, on-policy."""
+    """d_t = log π_T − log π_old, detached, (B, T), nats.
+
+    As an advantage its policy gradient is −∇KL(π_θ‖π_T) of the next token, on-policy.
+    """
     return (teacher_logps - old_logps).detach()
 
 
@@ -56,7 +62,8 @@ def reward_guided_mask(kind: KDMask, correct: Tensor, group_ids: Tensor | None) 
     """M_i of KDRL (arXiv 2506.02208), §3.4: the teacher speaks only where the reward does not.
 
     Args:
-        kind: ``none`` (1 everywhere), ``wrong`` (1 where the completion is wrong) or ``group_wrong`` (1 where nobody in the group is right).
+        kind: ``none`` (1 everywhere), ``wrong`` (1 where the completion is wrong) or
+            ``group_wrong`` (1 where nobody in the group is right).
         correct: (B,), 0 or 1.
         group_ids: (B,), needed for ``group_wrong``.
 
@@ -70,5 +77,7 @@ def reward_guided_mask(kind: KDMask, correct: Tensor, group_ids: Tensor | None) 
     if group_ids is None:
         raise ValueError("kd_mask='group_wrong' needs group_ids: which completions share a prompt")
     _, index, count = torch.unique(group_ids, return_inverse=True, return_counts=True)
-    right = torch.zeros(len(count), dtype=correct.dtype, device=correct.device).index_add(0, index, correct)
+    right = torch.zeros(len(count), dtype=correct.dtype, device=correct.device).index_add(
+        0, index, correct
+    )
     return (right == 0).to(correct.dtype)[index]

@@ -8,15 +8,24 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-_PER_TOKEN = ("completion_mask", "old_logps", "sampler_logps", "teacher_logps", "ref_logps", "divergence")
+_PER_TOKEN = (
+    "completion_mask",
+    "old_logps",
+    "sampler_logps",
+    "teacher_logps",
+    "ref_logps",
+    "divergence",
+)
 _PER_ROW = ("rewards", "correct", "group_ids")
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Per-token tensors of a rollout (or of teacher traces), checked for shape once at construction.
+    """Per-token tensors of a rollout (or of teacher traces), checked for shape once at
+    construction.
 
-    ``logps`` (B, T) alone carries a gradient, and ``divergence`` where it is used. All log-probabilities are in nats at the sampling temperature.
+    ``logps`` (B, T) alone carries a gradient, and ``divergence`` where it is used. All
+    log-probabilities are in nats at the sampling temperature.
     """
 
     logps: Tensor
@@ -24,9 +33,13 @@ class TokenBatch:
     completion_mask: Tensor
     """(B, T): 1 on generated tokens up to and including the end-of-sequence token."""
     old_logps: Tensor | None = None
-    """log π_old, (B, T): the policy before the first update on this rollout, by the training forward. Missing: on-policy, ``logps.detach()``."""
+    """log π_old, (B, T): the policy before the first update on this rollout, by the training
+    forward. Missing: on-policy, ``logps.detach()``.
+    """
     sampler_logps: Tensor | None = None
-    """(B, T): what the sampling engine reported; feeds the importance correction (knob ``importance_cap``)."""
+    """(B, T): what the sampling engine reported; feeds the importance correction (knob
+    ``importance_cap``).
+    """
     teacher_logps: Tensor | None = None
     """log π_T on the same tokens, (B, T)."""
     ref_logps: Tensor | None = None
@@ -44,8 +57,9 @@ class TokenBatch:
     normalizer: float | None = None
     """Tokens or sequences of the whole rollout, by which sums are divided."""
     kd_weight: Tensor | None = None
-    """(B,) or (B, T): weight of the teacher term per token, e.g. 0 at an EOS that the teacher does not share. :func:`prepare` multiplies the
-    reward-guided mask M into it."""
+    """(B,) or (B, T): weight of the teacher term per token, e.g. 0 at an EOS that the teacher does
+    not share. :func:`prepare` multiplies the reward-guided mask M into it.
+    """
     prepared_for: str | None = None
     """Name of the method that :func:`prepare` made this batch ready for."""
     prepared_with: dict[str, str | int | bool | None] | None = None
@@ -62,7 +76,10 @@ class TokenBatch:
             value = getattr(self, name)
             if value is not None and tuple(value.shape) not in shapes:
                 expected = " or ".join(str(shape) for shape in shapes)
-                raise ValueError(f"{name} must be {expected} beside logps of {(rows, tokens)}; got {tuple(value.shape)}")
+                raise ValueError(
+                    f"{name} must be {expected} beside logps of {(rows, tokens)}; got"
+                    f" {tuple(value.shape)}"
+                )
 
     @property
     def mask(self) -> Tensor:
@@ -75,17 +92,30 @@ class TokenBatch:
         return self.logps.detach() if self.old_logps is None else self.old_logps
 
     def blank_padding(self) -> TokenBatch:
-        """0 in every per-token field where the mask is 0: padding may hold anything, and 0·inf is NaN in the backward pass."""
+        """0 in every per-token field where the mask is 0: padding may hold anything, and 0·inf
+        is NaN in the backward pass.
+        """
         padding = self.completion_mask == 0
         names = ("logps", *_PER_TOKEN[1:])
         given = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: value.masked_fill(padding, 0.0) for name, value in given.items() if value is not None})
+        return replace(
+            self,
+            **{
+                name: value.masked_fill(padding, 0.0)
+                for name, value in given.items()
+                if value is not None
+            },
+        )
 
     def select(self, rows: Tensor | slice) -> TokenBatch:
         """The same batch with some of its rows; the normaliser stays that of the whole rollout."""
         return replace(
             self,
-            **{f.name: getattr(self, f.name)[rows] for f in fields(self) if isinstance(getattr(self, f.name), Tensor)},
+            **{
+                f.name: getattr(self, f.name)[rows]
+                for f in fields(self)
+                if isinstance(getattr(self, f.name), Tensor)
+            },
         )
 
     def split(self, n: int) -> Iterator[TokenBatch]:

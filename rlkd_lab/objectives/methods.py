@@ -1,9 +1,10 @@
-"""The table: every method is a ratio rule, an advantage rule and a penalty, in a few lines; presets are a method with other numbers.
+"""The table: every method is a ratio rule, an advantage rule and a penalty, in a few lines; presets
+are a method with other numbers.
 
     loss = aggregate( −min(ρ·A, clip(ρ)·A) + P , mask ),   A = rl_coef·Â + kd_coef·M·d  wherever the teacher enters the advantage
 
-``prepare`` runs once on the whole rollout (group-relative advantages, masks and normalisers depend on all of a group), ``token_loss`` on it or on any
-micro-batch of it.
+``prepare`` runs once on the whole rollout (group-relative advantages, masks and normalisers depend
+on all of a group), ``token_loss`` on it or on any micro-batch of it.
 """
 
 from __future__ import annotations
@@ -53,14 +54,26 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
         "kd_coef": Knob(0.0, 10.0, "weight of the teacher term", log=True),
         "kl_coef": Knob(0.0, 10.0, "weight of the KL to the frozen reference", log=True),
         "trrd_alpha": Knob(0.0, 1.0, "anchor exponent: 1 is the old policy (GRPO), 0 the teacher"),
-        "trrd_gap_bound": Knob(0.01, 20.0, "bound in nats on log π_θ/π_T inside the ratio", optional=True),
-        "ratio_cap": Knob(1.0, 100.0, "dual clip: cap on the ratio where A < 0 (CISPO: everywhere)", optional=True),
+        "trrd_gap_bound": Knob(
+            0.01, 20.0, "bound in nats on log π_θ/π_T inside the ratio", optional=True
+        ),
+        "ratio_cap": Knob(
+            1.0, 100.0, "dual clip: cap on the ratio where A < 0 (CISPO: everywhere)", optional=True
+        ),
         "clip_low": Knob(0.0, 1.0, "ε_low: the ratio is clipped below 1 − ε_low"),
         "clip_high": Knob(0.0, 10.0, "ε_high: the ratio is clipped above 1 + ε_high"),
-        "gap_weight": Knob(0.0, 1.0, "RLSD's λ: how far the teacher decides the size of each token's update; 0 is GRPO"),
+        "gap_weight": Knob(
+            0.0,
+            1.0,
+            "RLSD's λ: how far the teacher decides the size of each token's update; 0 is GRPO",
+        ),
         "gap_clip": Knob(0.0, 1.0, "RLSD's ε_w: that size lies within 1 ± ε_w"),
-        "jsd_weight": Knob(0.0, 1.0, "weight of the teacher in the JSD mixture: 0 forward KL, 1 reverse KL"),
-        "importance_cap": Knob(1.0, 100.0, "cap of the importance weight π_old/π_sampler", optional=True),
+        "jsd_weight": Knob(
+            0.0, 1.0, "weight of the teacher in the JSD mixture: 0 forward KL, 1 reverse KL"
+        ),
+        "importance_cap": Knob(
+            1.0, 100.0, "cap of the importance weight π_old/π_sampler", optional=True
+        ),
     }
 )
 
@@ -79,10 +92,13 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "keep_traces": ("finished", "all", "correct"),
     }
 )
-"""Options and their values. ``kd_ratio``: multiply k2 and k3 by the detached ρ, which off-policy keeps the estimate right. ``kd_normalizer``: after
-masking, divide the teacher term like the reward term, or by the tokens (rows) it kept; KDRL does not say. ``zero_spread``: groups whose rewards are all
-equal stay in the rollout, or are drawn again (DAPO). ``keep_traces``: which teacher traces are trained on; ``correct`` is rejection sampling. Beside these,
-``constant_length`` (int) is the length limit of ``aggregation='constant'`` and ``topk`` (int) the support of a divergence."""
+"""Options and their values. ``kd_ratio``: multiply k2 and k3 by the detached ρ, which off-policy
+keeps the estimate right. ``kd_normalizer``: after masking, divide the teacher term like the reward
+term, or by the tokens (rows) it kept; KDRL does not say. ``zero_spread``: groups whose rewards are
+all equal stay in the rollout, or are drawn again (DAPO). ``keep_traces``: which teacher traces are
+trained on; ``correct`` is rejection sampling. Beside these, ``constant_length`` (int) is the length
+limit of ``aggregation='constant'`` and ``topk`` (int) the support of a divergence.
+"""
 
 
 @dataclass(frozen=True)
@@ -108,14 +124,16 @@ class Method:
         return {name: KNOBS[name] for name in self.coefs}
 
 
-# --- advantage rules: (batch, coefs, options) -> (B, T) ---------------------------------------------------------------
+# --- advantage rules: (batch, coefs, options) -> (B, T) -------------------------------------------
 
 
 def reward_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
     """rl_coef·Â, the same in every column."""
     assert batch.advantages is not None
     given = batch.advantages.to(batch.logps.dtype)
-    return _number(coefs, "rl_coef", 1.0) * (given if given.dim() == 2 else given[:, None].expand_as(batch.logps))
+    return _number(coefs, "rl_coef", 1.0) * (
+        given if given.dim() == 2 else given[:, None].expand_as(batch.logps)
+    )
 
 
 def teacher_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
@@ -130,14 +148,20 @@ def joint_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor
 
 
 def routed_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
-    """c·rl_coef·Â + kd_coef·M·d_t with c = 1 on right completions; with M = 1 − c (``kd_mask='wrong'``) each token listens to one of the two."""
+    """c·rl_coef·Â + kd_coef·M·d_t with c = 1 on right completions; with M = 1 − c
+    (``kd_mask='wrong'``) each token listens to one of the two.
+    """
     assert batch.correct is not None
     right = batch.correct.to(batch.logps.dtype)[:, None]
-    return right * reward_advantage(batch, coefs, options) + teacher_advantage(batch, coefs, options)
+    return right * reward_advantage(batch, coefs, options) + teacher_advantage(
+        batch, coefs, options
+    )
 
 
 def sized_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
-    """((1 − λ) + λ·clip(exp(sign(Â)·d_t), 1 ± ε_w))·Â: the reward says where to, the teacher how far, token by token. RLSD (arXiv 2604.03128)."""
+    """((1 − λ) + λ·clip(exp(sign(Â)·d_t), 1 ± ε_w))·Â: the reward says where to, the teacher
+    how far, token by token. RLSD (arXiv 2604.03128).
+    """
     assert batch.teacher_logps is not None
     reward = reward_advantage(batch, coefs, options)
     weight, width = _number(coefs, "gap_weight"), _number(coefs, "gap_clip")
@@ -150,7 +174,7 @@ REWARD_ALONE = (reward_advantage, sized_advantage)
 """Rules whose advantage is 0 where Â is."""
 
 
-# --- penalty rules: (batch, log π_θ/π_old, coefs, options) -> (B, T) --------------------------------------------------
+# --- penalty rules: (batch, log π_θ/π_old, coefs, options) -> (B, T) ------------------------------
 
 
 def teacher_penalty(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options) -> Tensor:
@@ -164,18 +188,24 @@ def teacher_penalty(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options:
     return _number(coefs, "kd_coef") * batch.kd_weight * weight * estimate
 
 
-def divergence_penalty(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options) -> Tensor:
+def divergence_penalty(
+    batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options
+) -> Tensor:
     """kd_coef·M·D(π_θ, π_T) over the vocabulary."""
     assert batch.divergence is not None and batch.kd_weight is not None
     return _number(coefs, "kd_coef", 1.0) * batch.kd_weight * batch.divergence
 
 
-def likelihood_penalty(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options) -> Tensor:
+def likelihood_penalty(
+    batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options
+) -> Tensor:
     """−log π_θ of the teacher's own tokens."""
     return -batch.logps
 
 
-def reference_penalty(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options) -> Tensor:
+def reference_penalty(
+    batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options
+) -> Tensor:
     """kl_coef·KL(π_θ‖π_ref) by k3·ρ (TRL's ``use_bias_correction_kl``), k3 or k2."""
     assert batch.ref_logps is not None
     kind = options["ref_estimator"]
@@ -183,9 +213,14 @@ def reference_penalty(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, option
     return _number(coefs, "kl_coef") * estimate * (log_ratio.exp() if kind == "k3_ratio" else 1.0)
 
 
-# --- the table --------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
-_CLIP: dict[str, float | None] = {"clip_low": 0.2, "clip_high": 0.2, "ratio_cap": None, "importance_cap": None}
+_CLIP: dict[str, float | None] = {
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "ratio_cap": None,
+    "importance_cap": None,
+}
 _GRPO: dict[str, float | None] = {"rl_coef": 1.0, "kl_coef": 0.0, **_CLIP}
 _KDRL: dict[str, float | None] = {"kd_coef": 0.1, **_GRPO}
 _REWARD = frozenset({"groups"})
@@ -229,7 +264,8 @@ _sft = Method(
     needs=frozenset({"traces"}),
     ratio="none",
     penalty=likelihood_penalty,
-    watch="reward and length move to the teacher's; prompts the student alone would meet are never seen",
+    watch="reward and length move to the teacher's; prompts the student alone would meet are"
+    " never seen",
 )
 
 _table: dict[str, Method] = {
@@ -256,7 +292,8 @@ _table: dict[str, Method] = {
     "gkd": Method(
         title="GKD",
         source="GKD (arXiv 2306.13649), Eq. 4",
-        formula="kd_coef·JSD_w(π_θ, π_T),  y from the student in a share on_policy_frac of the steps, else from the teacher",
+        formula="kd_coef·JSD_w(π_θ, π_T),  y from the student in a share on_policy_frac of the"
+        " steps, else from the teacher",
         needs=frozenset({"traces", "teacher", "divergence"}),
         ratio="none",
         penalty=divergence_penalty,
@@ -287,10 +324,12 @@ _table: dict[str, Method] = {
         _grpo,
         title="DAPO",
         source="DAPO (arXiv 2503.14476), Eq. 8",
-        formula="GRPO with ε_low .2, ε_high .28 and a mean over all tokens of the rollout; groups without spread are drawn again",
+        formula="GRPO with ε_low .2, ε_high .28 and a mean over all tokens of the rollout; groups"
+        " without spread are drawn again",
         coefs={**_GRPO, "clip_high": 0.28},
         options={"aggregation": "token", "zero_spread": "resample"},
-        watch="entropy should fall more slowly than GRPO's; sampling/rounds: what the full batch costs (reward.overlong=1 adds DAPO's length penalty)",
+        watch="entropy should fall more slowly than GRPO's; sampling/rounds: what the full batch"
+        " costs (reward.overlong=1 adds DAPO's length penalty)",
     ),
     "gspo": replace(
         _grpo,
@@ -299,7 +338,8 @@ _table: dict[str, Method] = {
         formula="−min(s·Â, clip(s)·Â),  s = (π_θ(y)/π_old(y))^(1/|y|)",
         coefs={**_GRPO, "clip_low": 3e-4, "clip_high": 4e-4},
         options={"aggregation": "sequence", "level": "sequence"},
-        watch="clip_ratio/low and /high are shares of whole completions, and large; with one update per rollout it is GRPO",
+        watch="clip_ratio/low and /high are shares of whole completions, and large; with one"
+        " update per rollout it is GRPO",
     ),
     "cispo": replace(
         _grpo,
@@ -321,7 +361,8 @@ _table: dict[str, Method] = {
         advantage=routed_advantage,
         coefs={**_KDRL, "kd_coef": 1.0},
         options={"aggregation": "token", "kd_mask": "wrong"},
-        watch="wrong completions learn from the teacher alone: what the reward would push down is not pushed. Left out: its entropy weights",
+        watch="wrong completions learn from the teacher alone: what the reward would push down is"
+        " not pushed. Left out: its entropy weights",
     ),
     "hdpo": replace(
         _kdrl_advantage,
@@ -329,7 +370,8 @@ _table: dict[str, Method] = {
         source="HDPO (arXiv 2603.23871); with an outside teacher as in arXiv 2609.04108",
         formula="A = Â + 1[nobody in the group is right]·kd_coef·d",
         options={"aggregation": "token", "kd_mask": "group_wrong"},
-        watch="the teacher speaks on prompts that are too hard, and falls silent as they are solved. Left out: its privileged rollouts",
+        watch="the teacher speaks on prompts that are too hard, and falls silent as they are"
+        " solved. Left out: its privileged rollouts",
     ),
     "rlsd": replace(
         _grpo,
@@ -340,7 +382,8 @@ _table: dict[str, Method] = {
         advantage=sized_advantage,
         coefs={**_GRPO, "gap_weight": 0.5, "gap_clip": 0.2},
         options={"aggregation": "token"},
-        watch="kl_teacher_rev need not fall: the teacher only decides which tokens move more. λ and ε_w are our choice",
+        watch="kl_teacher_rev need not fall: the teacher only decides which tokens move more. λ"
+        " and ε_w are our choice",
     ),
     "trrd": replace(
         _grpo,
@@ -351,7 +394,8 @@ _table: dict[str, Method] = {
         ratio="trrd",
         coefs={**_GRPO, "trrd_alpha": 0.5, "trrd_gap_bound": 1.0, "ratio_cap": 3.0},
         options={"aggregation": "token"},
-        watch="trrd/dead_frac: tokens without gradient from the first step on; trrd/bound_frac: how often the bound acts",
+        watch="trrd/dead_frac: tokens without gradient from the first step on; trrd/bound_frac:"
+        " how often the bound acts",
     ),
     "kdrl_annealed": replace(
         _kdrl,
@@ -365,7 +409,8 @@ _table: dict[str, Method] = {
         _kdrl,
         title="KDRL, response-masked (preset)",
         source="KDRL (arXiv 2506.02208), §3.4",
-        formula="KDRL with M = 1 on wrong completions alone (kd_mask=group_wrong: where nobody in the group is right)",
+        formula="KDRL with M = 1 on wrong completions alone (kd_mask=group_wrong: where nobody in"
+        " the group is right)",
         options={"aggregation": "token", "kd_mask": "wrong"},
         watch="completions should stay shorter than KDRL's at the same reward",
     ),
@@ -383,7 +428,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(_table)
 """Every method by name. Nobody writes into it; :func:`add_method` adds a row for this process."""
 _added: set[str] = set()
 
-DEFAULT_OPTIONS: Mapping[str, str] = MappingProxyType({name: values[0] for name, values in CHOICES.items()})
+DEFAULT_OPTIONS: Mapping[str, str] = MappingProxyType(
+    {name: values[0] for name, values in CHOICES.items()}
+)
 
 
 def nearest(name: str, valid: Mapping[str, object] | tuple[str, ...], kind: str) -> str:
@@ -392,7 +439,11 @@ def nearest(name: str, valid: Mapping[str, object] | tuple[str, ...], kind: str)
         return name
     close = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    listed = f"valid are {', '.join(valid)}" if len(valid) <= 20 else "`rlkd methods` and docs list the valid ones"
+    listed = (
+        f"valid are {', '.join(valid)}"
+        if len(valid) <= 20
+        else "`rlkd methods` and docs list the valid ones"
+    )
     raise ValueError(f"unknown {kind} {name!r}: {hint}{listed}")
 
 
@@ -402,24 +453,45 @@ def check_coef(name: str, value: float | None, knobs: Mapping[str, Knob] = KNOBS
     if value is None and knob.optional:
         return None
     if isinstance(value, bool) or not isinstance(value, Real | None):
-        raise ValueError(f"{name}={value!r} is no value of a knob: a number in {knob.low:g}–{knob.high:g}{', or None for off' if knob.optional else ''}")
+        raise ValueError(
+            f"{name}={value!r} is no value of a knob: a number in"
+            f" {knob.low:g}–{knob.high:g}{', or None for off' if knob.optional else ''}"
+        )
     if value is None or not knob.low <= value <= knob.high:  # a NaN fails the comparison too
         off = ", or off" if knob.optional else ""
-        shown = "off" if value is None else f"{value:g}" if isinstance(value, float) or abs(value) < 10**300 else "a huge number"
-        raise ValueError(f"{name}={shown} is out of range: {name} ({knob.help}) lies in {knob.low:g}–{knob.high:g}{off}")
+        shown = (
+            "off"
+            if value is None
+            else f"{value:g}"
+            if isinstance(value, float) or abs(value) < 10**300
+            else "a huge number"
+        )
+        raise ValueError(
+            f"{name}={shown} is out of range: {name} ({knob.help}) lies in"
+            f" {knob.low:g}–{knob.high:g}{off}"
+        )
     return float(value)
 
 
-def resolve_options(method: Method, options: Options | None = None) -> dict[str, str | int | bool | None]:
+def resolve_options(
+    method: Method, options: Options | None = None
+) -> dict[str, str | int | bool | None]:
     """The method's options with the caller's on top, checked.
 
     Raises:
         ValueError: for an unknown option or value; ``estimator='k1'`` is refused with the reason.
     """
-    resolved: dict[str, str | int | bool | None] = {**DEFAULT_OPTIONS, "constant_length": None, "topk": None, **method.options, **(options or {})}
+    resolved: dict[str, str | int | bool | None] = {
+        **DEFAULT_OPTIONS,
+        "constant_length": None,
+        "topk": None,
+        **method.options,
+        **(options or {}),
+    }
     if resolved["estimator"] == "k1":
         raise ValueError(
-            "k1 cannot be a loss: its expected gradient is 0, so the teacher would have no influence. Use 'k2' (the gradient of the reverse KL), or a method"
+            "k1 cannot be a loss: its expected gradient is 0, so the teacher would have no"
+            " influence. Use 'k2' (the gradient of the reverse KL), or a method"
             " that puts the teacher into the advantage (kdrl_advantage, opd)"
         )
     for name in ("constant_length", "topk"):
@@ -433,32 +505,43 @@ def resolve_options(method: Method, options: Options | None = None) -> dict[str,
 
 
 NEEDS = ("teacher", "groups", "traces", "divergence")
-RATIOS: Mapping[str, tuple[str, ...]] = MappingProxyType({"importance": (), "trrd": ("trrd_alpha", "trrd_gap_bound"), "none": ()})
+RATIOS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"importance": (), "trrd": ("trrd_alpha", "trrd_gap_bound"), "none": ()}
+)
 """Ratio rules and the coefficients that each reads."""
 SURROGATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"clipped": ("clip_low", "clip_high", "ratio_cap", "importance_cap"), "cispo": ("ratio_cap", "importance_cap")}
+    {
+        "clipped": ("clip_low", "clip_high", "ratio_cap", "importance_cap"),
+        "cispo": ("ratio_cap", "importance_cap"),
+    }
 )
 """Surrogates and the coefficients that each reads."""
 
 
 def add_method(name: str, method: Method) -> str:
-    """Put a method of your own into :data:`METHODS` for this process: it then works in ``token_loss``, ``make_config`` and a run.
+    """Put a method of your own into :data:`METHODS` for this process: it then works in
+    ``token_loss``, ``make_config`` and a run.
 
-    A run of it can only be resumed where it was added, under the same name. ``rlkd_lab.lab.check_method`` runs the exact tests on it.
+    A run of it can only be resumed where it was added, under the same name.
+    ``rlkd_lab.lab.check_method`` runs the exact tests on it.
 
     Args:
         name: letters, digits and ``_``. One that was added before is replaced.
         method: most easily ``dataclasses.replace`` of a row that is there.
 
     Returns:
-        eight hex digits that change with the row and the code of its rules (not with functions that those call): put them into the name of the run's
-        folder, and an old run is never taken for one of the new code.
+        eight hex digits that change with the row and the code of its rules (not with functions that
+        those call): put them into the name of the run's folder, and an old run is never taken for
+        one of the new code.
 
     Raises:
-        ValueError: the name belongs to the kit; a coefficient, option, schedule or need is unknown or out of range; a rule or coefficient is missing.
+        ValueError: the name belongs to the kit; a coefficient, option, schedule or need is unknown
+            or out of range; a rule or coefficient is missing.
     """
     if not name.isidentifier():
-        raise ValueError(f"{name!r} is no name for a method: use letters, digits and _, and begin with a letter")
+        raise ValueError(
+            f"{name!r} is no name for a method: use letters, digits and _, and begin with a letter"
+        )
     if name in _table and name not in _added:
         raise ValueError(f"{name!r} is a method of the kit already: choose another name")
     for need in method.needs:
@@ -470,17 +553,32 @@ def add_method(name: str, method: Method) -> str:
     if method.ratio == "none" and method.penalty is None:
         raise ValueError(f"{name} has neither a ratio nor a penalty: its loss would always be 0")
     if method.ratio != "none" and method.advantage is None:
-        raise ValueError(f"{name} needs an advantage rule beside its ratio, such as reward_advantage")
-    used = [] if method.ratio == "none" else [*RATIOS[method.ratio], *SURROGATES[nearest(method.surrogate, SURROGATES, "surrogate")]]
+        raise ValueError(
+            f"{name} needs an advantage rule beside its ratio, such as reward_advantage"
+        )
+    used = (
+        []
+        if method.ratio == "none"
+        else [
+            *RATIOS[method.ratio],
+            *SURROGATES[nearest(method.surrogate, SURROGATES, "surrogate")],
+        ]
+    )
     missing = [coef for coef in used if coef not in method.coefs]
     if missing:
-        raise ValueError(f"{name} needs a value for {', '.join(missing)} in coefs: its ratio or surrogate reads it (None is off where a knob may be off)")
+        raise ValueError(
+            f"{name} needs a value for {', '.join(missing)} in coefs: its ratio or surrogate"
+            " reads it (None is off where a knob may be off)"
+        )
     for coef, text in method.schedules.items():
         for end in values_of(parse_schedule(text)):
             check_coef(nearest(coef, method.coefs, f"knob of {name}"), end)
     _table[name] = method
     _added.add(name)
-    row = [str(value) if not callable(value) else _code_of(value) for value in (getattr(method, each.name) for each in fields(method) if each.name != "needs")]
+    row = [
+        str(value) if not callable(value) else _code_of(value)
+        for value in (getattr(method, each.name) for each in fields(method) if each.name != "needs")
+    ]
     return hashlib.sha256("\n".join([*row, *sorted(method.needs)]).encode()).hexdigest()[:8]
 
 
@@ -490,22 +588,32 @@ def is_added(name: str) -> bool:
 
 
 def _code_of(rule: Callable[..., Tensor]) -> str:
-    """What a function does, in words of the interpreter: the same for the same code, wherever it stands; with the numbers it takes from around it."""
+    """What a function does, in words of the interpreter: the same for the same code, wherever
+    it stands; with the numbers it takes from around it.
+    """
 
     def described(code: CodeType) -> list[str]:
-        consts = [described(each) if isinstance(each, CodeType) else each for each in code.co_consts]
+        consts = [
+            described(each) if isinstance(each, CodeType) else each for each in code.co_consts
+        ]
         return [code.co_code.hex(), str(code.co_names), str(code.co_varnames), str(consts)]
 
     code = getattr(rule, "__code__", None)
     if code is None:
         return str(getattr(rule, "__qualname__", type(rule).__qualname__))
     around = {**rule.__globals__, **inspect.getclosurevars(rule).nonlocals}
-    numbers = {name: around[name] for name in (*code.co_names, *code.co_freevars) if isinstance(around.get(name), int | float | str)}
+    numbers = {
+        name: around[name]
+        for name in (*code.co_names, *code.co_freevars)
+        if isinstance(around.get(name), int | float | str)
+    }
     return str([*described(code), numbers, getattr(rule, "__defaults__", None)])
 
 
 def needs_of(method: Method, coefs: Coefs, options: Options) -> set[str]:
-    """What a method needs with these coefficients: its own needs, a reference where kl_coef > 0, a divergence where an exact KL is asked for."""
+    """What a method needs with these coefficients: its own needs, a reference where kl_coef >
+    0, a divergence where an exact KL is asked for.
+    """
     needs = set(method.needs)
     if coefs.get("kl_coef"):
         needs.add("reference")
@@ -514,8 +622,12 @@ def needs_of(method: Method, coefs: Coefs, options: Options) -> set[str]:
     return needs
 
 
-def schedules_for(name: str, given: Mapping[str, str | float | None] | None = None) -> dict[str, Schedule]:
-    """A schedule for every coefficient of a method: the caller's, the preset's or the constant default, each within its knob's range."""
+def schedules_for(
+    name: str, given: Mapping[str, str | float | None] | None = None
+) -> dict[str, Schedule]:
+    """A schedule for every coefficient of a method: the caller's, the preset's or the constant
+    default, each within its knob's range.
+    """
     method = METHODS[nearest(name, METHODS, "method")]
     for knob in given or {}:
         nearest(knob, method.coefs or {"(none)": None}, f"knob of {name}")
@@ -527,8 +639,11 @@ def schedules_for(name: str, given: Mapping[str, str | float | None] | None = No
     return schedules
 
 
-def prepare(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None) -> TokenBatch:
-    """Advantages, teacher mask and normaliser of a whole rollout; ``old_logps`` is filled in where it was missing.
+def prepare(
+    name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None
+) -> TokenBatch:
+    """Advantages, teacher mask and normaliser of a whole rollout; ``old_logps`` is filled in where
+    it was missing.
 
     Args:
         name: a key of :data:`METHODS`.
@@ -537,43 +652,74 @@ def prepare(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: O
         options: choices that differ from the method's defaults, see :data:`CHOICES`.
 
     Returns:
-        A batch with Â in ``advantages``, the teacher's weight per token in ``kd_weight`` and the normaliser; what the coefficients weigh is left to
-        :func:`token_loss`.
+        A batch with Â in ``advantages``, the teacher's weight per token in ``kd_weight`` and the
+        normaliser; what the coefficients weigh is left to :func:`token_loss`.
 
     Raises:
-        ValueError: for an unknown name, a value out of range, or an input that the method needs and the batch lacks.
+        ValueError: for an unknown name, a value out of range, or an input that the method needs and
+            the batch lacks.
     """
     method, values, choices = _resolve(name, coefs, options)
     _require(name, method, batch, needs_of(method, values, choices), str(choices["kd_mask"]))
     if batch.prepared_for is not None:
-        raise ValueError(f"this batch is already prepared (for {batch.prepared_for!r}): prepare the unprepared batch")
+        raise ValueError(
+            f"this batch is already prepared (for {batch.prepared_for!r}): prepare the"
+            " unprepared batch"
+        )
     batch = replace(batch, old_logps=batch.old).blank_padding()
     mask, aggregation = batch.mask, choices["aggregation"]
     denominator = batch.normalizer
     if denominator is None:
         length = choices["constant_length"]
         denominator = normalizer(mask, aggregation, int(length) if length else None)  # type: ignore[arg-type]
-    if batch.teacher_logps is not None or batch.divergence is not None or "divergence" in method.needs:
-        weight = torch.ones_like(batch.logps) if batch.kd_weight is None else batch.kd_weight.to(batch.logps.dtype)
+    if (
+        batch.teacher_logps is not None
+        or batch.divergence is not None
+        or "divergence" in method.needs
+    ):
+        weight = (
+            torch.ones_like(batch.logps)
+            if batch.kd_weight is None
+            else batch.kd_weight.to(batch.logps.dtype)
+        )
         weight = (weight if weight.dim() == 2 else weight[:, None].expand_as(batch.logps)).detach()
         if choices["kd_mask"] != "none":
             assert batch.correct is not None
-            weight = weight * reward_guided_mask(choices["kd_mask"], batch.correct.to(weight.dtype), batch.group_ids)[:, None]  # type: ignore[arg-type]
+            weight = (
+                weight
+                * reward_guided_mask(
+                    choices["kd_mask"], batch.correct.to(weight.dtype), batch.group_ids
+                )[:, None]
+            )  # type: ignore[arg-type]
         if choices["kd_normalizer"] == "kept":
             kept = mask * (weight > 0)
-            total = normalizer(kept, aggregation) if aggregation == "token" else float((kept.sum(-1) > 0).sum())  # type: ignore[arg-type]
+            total = (
+                normalizer(kept, aggregation)
+                if aggregation == "token"
+                else float((kept.sum(-1) > 0).sum())
+            )  # type: ignore[arg-type]
             full = float(mask.sum()) if aggregation == "token" else float(mask.shape[0])
             weight = weight * (full / max(total, 1.0))
         batch = replace(batch, kd_weight=weight)
     advantages = batch.advantages
     if advantages is None and "groups" in method.needs:
         assert batch.rewards is not None and batch.group_ids is not None
-        advantages = group_advantages(batch.rewards, batch.group_ids, choices["scale_rewards"] == "group")
+        advantages = group_advantages(
+            batch.rewards, batch.group_ids, choices["scale_rewards"] == "group"
+        )
     advantages = None if advantages is None else advantages.detach()
-    return replace(batch, advantages=advantages, normalizer=denominator, prepared_for=name, prepared_with=_prepared_with(choices))
+    return replace(
+        batch,
+        advantages=advantages,
+        normalizer=denominator,
+        prepared_for=name,
+        prepared_with=_prepared_with(choices),
+    )
 
 
-def advantage(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None) -> Tensor:
+def advantage(
+    name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None
+) -> Tensor:
     """A, (B, T), detached: what the method credits each token of a batch with, prepared or not.
 
     Raises:
@@ -587,18 +733,27 @@ def advantage(name: str, batch: TokenBatch, coefs: Coefs | None = None, options:
     return method.advantage(_checked(name, batch, choices), values, choices).detach()
 
 
-def idle_rows(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None) -> Tensor:
+def idle_rows(
+    name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None
+) -> Tensor:
     """Rows of a prepared batch that have no gradient, whatever the model says: (B,) of bool.
 
     Where the reward alone speaks, these are the groups whose rewards are all equal.
     """
     method, values, _ = _resolve(name, coefs, options)
-    if method.advantage not in REWARD_ALONE or method.penalty is not None or values.get("kl_coef") or batch.advantages is None:
+    if (
+        method.advantage not in REWARD_ALONE
+        or method.penalty is not None
+        or values.get("kl_coef")
+        or batch.advantages is None
+    ):
         return torch.zeros(len(batch.logps), dtype=torch.bool, device=batch.logps.device)
     return batch.advantages.reshape(len(batch.logps), -1).eq(0).all(1)
 
 
-def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None) -> tuple[Tensor, dict[str, float]]:
+def token_loss(
+    name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None
+) -> tuple[Tensor, dict[str, float]]:
     """The loss of a method on a batch or micro-batch. Pure; prepares by itself a batch that is not.
 
         loss = ( Σ mask·(−min(ρ·A, clip(ρ)·A) + P) ) / normaliser
@@ -610,9 +765,10 @@ def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options
         options: choices that differ from the method's defaults.
 
     Returns:
-        The scalar loss with its graph, and detached statistics: ``loss/policy`` and ``loss/kd`` (shares of this batch in the rollout's loss, any sign and
-        ≥ 0 for k2), ``clip_ratio/low``, ``clip_ratio/high``, ``trrd/dead_frac``, ``trrd/bound_frac`` (shares of tokens in [0, 1]), ``ratio/max`` (the
-        largest ρ of new to old policy, ≥ 0), ``kl_ref`` (nats, ≥ 0).
+        The scalar loss with its graph, and detached statistics: ``loss/policy`` and ``loss/kd``
+        (shares of this batch in the rollout's loss, any sign and ≥ 0 for k2), ``clip_ratio/low``,
+        ``clip_ratio/high``, ``trrd/dead_frac``, ``trrd/bound_frac`` (shares of tokens in [0, 1]),
+        ``ratio/max`` (the largest ρ of new to old policy, ≥ 0), ``kl_ref`` (nats, ≥ 0).
 
     Raises:
         ValueError: as :func:`prepare`, and for a batch prepared for another method.
@@ -636,17 +792,29 @@ def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options
         advantages = method.advantage(batch, values, choices).detach()
         log_ratio, bound = importance, None
         if method.ratio == "trrd":
-            log_ratio, bound = trrd_log_ratio(batch, importance, _number(values, "trrd_alpha"), values["trrd_gap_bound"])
+            log_ratio, bound = trrd_log_ratio(
+                batch, importance, _number(values, "trrd_alpha"), values["trrd_gap_bound"]
+            )
         if method.surrogate == "cispo":
             policy = cispo_surrogate(log_ratio, advantages, batch.logps, values["ratio_cap"])
         else:
-            policy, cut = clipped_surrogate(log_ratio, advantages, _number(values, "clip_low"), _number(values, "clip_high"), values["ratio_cap"])
+            policy, cut = clipped_surrogate(
+                log_ratio,
+                advantages,
+                _number(values, "clip_low"),
+                _number(values, "clip_high"),
+                values["ratio_cap"],
+            )
             stats |= {"clip_ratio/low": share(cut["low"]), "clip_ratio/high": share(cut["high"])}
             if bound is not None:
                 stats["trrd/dead_frac"] = share(cut["low"] | cut["high"] | cut["cap"])
-                stats["trrd/bound_frac"] = share(bound & (advantages != 0))  # where there is something to bound
+                stats["trrd/bound_frac"] = share(
+                    bound & (advantages != 0)
+                )  # where there is something to bound
         if values["importance_cap"] is not None and batch.sampler_logps is not None:
-            policy = policy * (batch.old - batch.sampler_logps).exp().clamp(max=values["importance_cap"])
+            policy = policy * (batch.old - batch.sampler_logps).exp().clamp(
+                max=values["importance_cap"]
+            )
 
     def summed(per_token: Tensor) -> Tensor:
         return aggregate(per_token, mask, choices["aggregation"], batch.normalizer or 1.0)  # type: ignore[arg-type]
@@ -666,19 +834,33 @@ def token_loss(name: str, batch: TokenBatch, coefs: Coefs | None = None, options
 
 def _prepared_with(options: Options) -> dict[str, str | int | bool | None]:
     """What :func:`prepare` has already used and :func:`token_loss` can no longer change."""
-    return {name: options[name] for name in ("aggregation", "constant_length", "kd_mask", "kd_normalizer", "scale_rewards")}
+    return {
+        name: options[name]
+        for name in ("aggregation", "constant_length", "kd_mask", "kd_normalizer", "scale_rewards")
+    }
 
 
 def _checked(name: str, batch: TokenBatch, options: Options) -> TokenBatch:
-    """A prepared batch ready for the rules: the right method and options, padding blanked, the teacher silent where it has no say."""
+    """A prepared batch ready for the rules: the right method and options, padding blanked, the
+    teacher silent where it has no say.
+    """
     if batch.prepared_for != name or batch.normalizer is None:
-        raise ValueError(f"this batch was prepared for {batch.prepared_for!r}, not for {name!r}: prepare the unprepared batch again")
+        raise ValueError(
+            f"this batch was prepared for {batch.prepared_for!r}, not for {name!r}: prepare"
+            " the unprepared batch again"
+        )
     if batch.prepared_with != _prepared_with(options):
-        raise ValueError(f"this batch was prepared with {batch.prepared_with}, not with {_prepared_with(options)}: prepare it again")
+        raise ValueError(
+            f"this batch was prepared with {batch.prepared_with}, not with"
+            f" {_prepared_with(options)}: prepare it again"
+        )
     batch = batch.blank_padding()
     if batch.teacher_logps is not None and batch.kd_weight is not None:
-        # where the teacher has no say it repeats the old policy: no 0·inf, and TRRD's ratio falls back to GRPO's
-        batch = replace(batch, teacher_logps=torch.where(batch.kd_weight == 0, batch.old, batch.teacher_logps))
+        # where the teacher has no say it repeats the old policy: no 0·inf, and TRRD's ratio falls
+        # back to GRPO's
+        batch = replace(
+            batch, teacher_logps=torch.where(batch.kd_weight == 0, batch.old, batch.teacher_logps)
+        )
     return batch
 
 
@@ -689,7 +871,9 @@ def _number(coefs: Coefs, name: str, default: float | None = None) -> float:
     return value
 
 
-def _resolve(name: str, coefs: Coefs | None, options: Options | None) -> tuple[Method, Coefs, dict[str, str | int | bool | None]]:
+def _resolve(
+    name: str, coefs: Coefs | None, options: Options | None
+) -> tuple[Method, Coefs, dict[str, str | int | bool | None]]:
     method = METHODS[nearest(name, METHODS, "method")]
     for knob, value in (coefs or {}).items():
         check_coef(nearest(knob, method.coefs or {"(none)": None}, f"knob of {name}"), value)
@@ -702,10 +886,19 @@ def _require(name: str, method: Method, batch: TokenBatch, needs: set[str], kd_m
     if "divergence" in needs:  # the head that made the divergence has already seen the teacher
         needs = needs - {"teacher"}
     given = {
-        "teacher": (batch.teacher_logps is not None, "teacher_logps: the teacher's log-probabilities of the same tokens"),
-        "groups": (batch.rewards is not None and batch.group_ids is not None, "rewards and group_ids (or advantages)"),
+        "teacher": (
+            batch.teacher_logps is not None,
+            "teacher_logps: the teacher's log-probabilities of the same tokens",
+        ),
+        "groups": (
+            batch.rewards is not None and batch.group_ids is not None,
+            "rewards and group_ids (or advantages)",
+        ),
         "reference": (batch.ref_logps is not None, "ref_logps, because kl_coef is not 0"),
-        "divergence": (batch.divergence is not None, "divergence: the full-vocabulary divergence to the teacher"),
+        "divergence": (
+            batch.divergence is not None,
+            "divergence: the full-vocabulary divergence to the teacher",
+        ),
         "traces": (True, ""),
     }
     for need in sorted(needs):
@@ -713,4 +906,6 @@ def _require(name: str, method: Method, batch: TokenBatch, needs: set[str], kd_m
         if not present:
             raise ValueError(f"{name} needs {words}")
     if kd_mask != "none" and batch.correct is None:
-        raise ValueError(f"{name} with kd_mask={kd_mask!r} needs correct: which completions are right")
+        raise ValueError(
+            f"{name} with kd_mask={kd_mask!r} needs correct: which completions are right"
+        )

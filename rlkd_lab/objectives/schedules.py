@@ -1,4 +1,7 @@
-"""Schedules: how a coefficient moves over a run. Positions are shares of the run's length, so a schedule scales with it."""
+"""Schedules: how a coefficient moves over a run.
+
+Positions are shares of the run's length, so a schedule scales with it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ class Constant:
 
 @dataclass(frozen=True)
 class Linear:
-    """From ``start`` at step 1 to ``end`` at the last step of the first ``share`` of the run, then ``end``. Written ``linear:0.2:0.002``.
+    """From ``start`` at step 1 to ``end`` at the last step of the first ``share`` of the run, then
+    ``end``. Written ``linear:0.2:0.002``.
 
     KDRL's annealing, max(β_init − δ·t, β_min).
 
@@ -65,7 +69,8 @@ Schedule = Constant | Linear | Switch
 
 
 def parse_schedule(text: str | float | None) -> Schedule:
-    """Read a number, ``off``, ``linear:START:END[:SHARE]`` or ``switch:BEFORE:AFTER[:SHARE]``; steps count from 1.
+    """Read a number, ``off``, ``linear:START:END[:SHARE]`` or ``switch:BEFORE:AFTER[:SHARE]``;
+    steps count from 1.
 
     >>> parse_schedule("linear:0.2:0.002")
     Linear(start=0.2, end=0.002, share=1.0)
@@ -80,7 +85,10 @@ def parse_schedule(text: str | float | None) -> Schedule:
         values = [float(part) for part in rest.split(":")]
         moving = Linear(*values) if kind == "linear" else {"switch": Switch}[kind](*values)
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{text!r} is no schedule: write a number, 'off', 'linear:START:END[:SHARE]' or 'switch:BEFORE:AFTER[:SHARE]'") from None
+        raise ValueError(
+            f"{text!r} is no schedule: write a number, 'off', 'linear:START:END[:SHARE]' or"
+            " 'switch:BEFORE:AFTER[:SHARE]'"
+        ) from None
     if not 0 < moving.share <= 1:
         raise ValueError(f"the share of the run in {text!r} must lie in (0, 1]")
     return moving
@@ -90,4 +98,8 @@ def values_of(schedule: Schedule) -> tuple[float | None, ...]:
     """The extreme values a schedule takes, for checking it against a knob's range."""
     if isinstance(schedule, Constant):
         return (schedule.value,)
-    return (schedule.start, schedule.end) if isinstance(schedule, Linear) else (schedule.before, schedule.after)
+    return (
+        (schedule.start, schedule.end)
+        if isinstance(schedule, Linear)
+        else (schedule.before, schedule.after)
+    )

@@ -1,4 +1,5 @@
-"""Ratio rules, clipping and aggregation: the parts of the one template behind every on-policy method.
+"""Ratio rules, clipping and aggregation: the parts of the one template behind every on-policy
+method.
 
 loss = aggregate( −min(ρ·A, clip(ρ, 1−ε_low, 1+ε_high)·A) + P , mask )
 """
@@ -17,7 +18,11 @@ Level = Literal["token", "sequence"]
 
 
 def log_importance(batch: TokenBatch, level: Level = "token") -> Tensor:
-    """log π_θ/π_old, (B, T). At ``sequence`` level the length-normalised ratio of GSPO (arXiv 2507.18071), the same in every column of a row."""
+    """log π_θ/π_old, (B, T).
+
+    At ``sequence`` level the length-normalised ratio of GSPO (arXiv 2507.18071), the same in every
+    column of a row.
+    """
     log_ratio = (batch.logps - batch.old) * batch.mask
     if level == "token":
         return log_ratio
@@ -25,14 +30,18 @@ def log_importance(batch: TokenBatch, level: Level = "token") -> Tensor:
     return mean.expand_as(log_ratio)
 
 
-def trrd_log_ratio(batch: TokenBatch, log_ratio: Tensor, alpha: float, bound: float | None) -> tuple[Tensor, Tensor]:
-    """log r = α·log π_θ/π_old + (1−α)·log π_θ/π_T, the ratio of TRRD. RLAD (arXiv 2602.22495), Eq. 3–5.
+def trrd_log_ratio(
+    batch: TokenBatch, log_ratio: Tensor, alpha: float, bound: float | None
+) -> tuple[Tensor, Tensor]:
+    """log r = α·log π_θ/π_old + (1−α)·log π_θ/π_T, the ratio of TRRD. RLAD (arXiv 2602.22495), Eq.
+    3–5.
 
     Args:
         batch: with ``teacher_logps``.
         log_ratio: log π_θ/π_old, (B, T).
         alpha: α in [0, 1]; 1 is GRPO.
-        bound: the teacher's log-ratio is clamped to ±bound nats; ``None`` leaves it free. A clamp also removes the gradient through that branch.
+        bound: the teacher's log-ratio is clamped to ±bound nats; ``None`` leaves it free. A clamp
+            also removes the gradient through that branch.
 
     Returns:
         log r, (B, T), and where the bound acts, (B, T) of bool.
@@ -40,29 +49,44 @@ def trrd_log_ratio(batch: TokenBatch, log_ratio: Tensor, alpha: float, bound: fl
     assert batch.teacher_logps is not None
     to_teacher = batch.logps - batch.teacher_logps
     if bound is None:
-        return alpha * log_ratio + (1 - alpha) * to_teacher, torch.zeros_like(to_teacher, dtype=torch.bool)
-    return alpha * log_ratio + (1 - alpha) * to_teacher.clamp(-bound, bound), to_teacher.abs() > bound
+        return alpha * log_ratio + (1 - alpha) * to_teacher, torch.zeros_like(
+            to_teacher, dtype=torch.bool
+        )
+    return alpha * log_ratio + (1 - alpha) * to_teacher.clamp(
+        -bound, bound
+    ), to_teacher.abs() > bound
 
 
 def clipped_surrogate(
-    log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, ratio_cap: float | None = None
+    log_ratio: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+    ratio_cap: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """−min(ρ·A, clip(ρ, 1−ε_low, 1+ε_high)·A), with a dual clip −max(…, c·A) for A < 0 where ``ratio_cap`` c is given (arXiv 1912.09729).
+    """−min(ρ·A, clip(ρ, 1−ε_low, 1+ε_high)·A), with a dual clip −max(…, c·A) for A < 0 where
+    ``ratio_cap`` c is given (arXiv 1912.09729).
 
     Args:
         log_ratio: log ρ, (B, T).
         advantages: A, (B, T).
         clip_low: ε_low in [0, 1].
         clip_high: ε_high ≥ 0.
-        ratio_cap: c, or ``None``. Below 1 + ε_high it differs from TRL's ``delta``, which for A < 0 then leaves the value of the clipped branch.
+        ratio_cap: c, or ``None``. Below 1 + ε_high it differs from TRL's ``delta``, which for A < 0
+            then leaves the value of the clipped branch.
 
     Returns:
-        The per-token loss, (B, T), and where its gradient is cut, each (B, T) of bool: ``low`` (ρ < 1−ε_low and A < 0), ``high`` (ρ > 1+ε_high and
-        A > 0), ``cap`` (ρ > c and A < 0).
+        The per-token loss, (B, T), and where its gradient is cut, each (B, T) of bool: ``low`` (ρ <
+        1−ε_low and A < 0), ``high`` (ρ > 1+ε_high and A > 0), ``cap`` (ρ > c and A < 0).
     """
     ratio = log_ratio.exp()
-    objective = torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
-    cut = {"low": (ratio < 1 - clip_low) & (advantages < 0), "high": (ratio > 1 + clip_high) & (advantages > 0)}
+    objective = torch.minimum(
+        ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    )
+    cut = {
+        "low": (ratio < 1 - clip_low) & (advantages < 0),
+        "high": (ratio > 1 + clip_high) & (advantages > 0),
+    }
     cut["cap"] = torch.zeros_like(cut["low"])
     if ratio_cap is not None:
         cut["cap"] = (ratio > ratio_cap) & (advantages < 0)
@@ -70,8 +94,13 @@ def clipped_surrogate(
     return -objective, cut
 
 
-def cispo_surrogate(log_ratio: Tensor, advantages: Tensor, logps: Tensor, ratio_cap: float | None) -> Tensor:
-    """−stop-grad(min(ρ, c))·A·log π_θ: the ratio is cut, the gradient is not. CISPO (arXiv 2506.13585); c is absolute, as TRL's ``epsilon_high``."""
+def cispo_surrogate(
+    log_ratio: Tensor, advantages: Tensor, logps: Tensor, ratio_cap: float | None
+) -> Tensor:
+    """−stop-grad(min(ρ, c))·A·log π_θ: the ratio is cut, the gradient is not.
+
+    CISPO (arXiv 2506.13585); c is absolute, as TRL's ``epsilon_high``.
+    """
     weight = log_ratio.detach().exp()
     return -(weight if ratio_cap is None else weight.clamp(max=ratio_cap)) * advantages * logps
 
@@ -81,7 +110,8 @@ def normalizer(mask: Tensor, aggregation: Aggregation, constant_length: int | No
 
     Args:
         mask: (B, T) of the whole rollout.
-        aggregation: ``token`` (number of tokens that count; KDRL, DAPO), ``sequence`` (B; GRPO) or ``constant`` (B × length limit; Dr.GRPO).
+        aggregation: ``token`` (number of tokens that count; KDRL, DAPO), ``sequence`` (B; GRPO) or
+            ``constant`` (B × length limit; Dr.GRPO).
         constant_length: the length limit of ``constant``; the width T where it is not given.
     """
     rows, width = mask.shape
@@ -94,8 +124,11 @@ def normalizer(mask: Tensor, aggregation: Aggregation, constant_length: int | No
     raise ValueError(f"unknown aggregation {aggregation!r}: use 'token', 'sequence' or 'constant'")
 
 
-def aggregate(per_token: Tensor, mask: Tensor, aggregation: Aggregation, denominator: float) -> Tensor:
-    """(B, T) → scalar: the masked sum over ``denominator``; under ``sequence`` each row is first divided by its own length.
+def aggregate(
+    per_token: Tensor, mask: Tensor, aggregation: Aggregation, denominator: float
+) -> Tensor:
+    """(B, T) → scalar: the masked sum over ``denominator``; under ``sequence`` each row is first
+    divided by its own length.
 
     A row without tokens adds 0; an all-masked batch gives 0, never NaN.
     """

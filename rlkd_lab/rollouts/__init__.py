@@ -2,11 +2,31 @@
 
 from rlkd_lab.rollouts.decoder import Decoder, Prompts
 from rlkd_lab.rollouts.request import Engine, Request, Sampling, Stopped
-from rlkd_lab.rollouts.sampling import ENGINES, Completions, check_length, counted, find_engine, sample
+from rlkd_lab.rollouts.sampling import (
+    ENGINES,
+    Completions,
+    check_length,
+    counted,
+    find_engine,
+    sample,
+)
 from rlkd_lab.rollouts.traces import sequences_of, teacher_traces
 from rlkd_lab.rollouts.twin import DenseTwin
 
 __all__ = [
-    "ENGINES", "Completions", "Decoder", "DenseTwin", "Engine", "Prompts", "Request", "Sampling", "Stopped", "check_length", "counted", "find_engine", "sample",
-    "sequences_of", "teacher_traces",
-]  # fmt: skip
+    "ENGINES",
+    "Completions",
+    "Decoder",
+    "DenseTwin",
+    "Engine",
+    "Prompts",
+    "Request",
+    "Sampling",
+    "Stopped",
+    "check_length",
+    "counted",
+    "find_engine",
+    "sample",
+    "sequences_of",
+    "teacher_traces",
+]

@@ -1,9 +1,13 @@
-"""The forward of a Llama-shaped model (Llama, Mistral, Qwen2, Qwen3) without gradient and without the framework around it.
+"""The forward of a Llama-shaped model (Llama, Mistral, Qwen2, Qwen3) without gradient and without
+the framework around it.
 
-A tiny model's decoding step in transformers is nearly all overhead: masks, hooks, caches that grow by copying. Here the cache has its full length from the
-start, the projections of a layer that share their input are one matrix product, rotations are looked up, and a prompt is run once for all its completions.
-:meth:`Decoder.suits` decides by the model's configuration, and :meth:`Decoder.check` compares with the model's own forward before anything is sampled. Left
-out: sliding windows, soft caps, experts, rotations that change with the length; such models are run through their own forward.
+A tiny model's decoding step in transformers is nearly all overhead: masks, hooks, caches that grow
+by copying. Here the cache has its full length from the start, the projections of a layer that share
+their input are one matrix product, rotations are looked up, and a prompt is run once for all its
+completions. :meth:`Decoder.suits` decides by the model's configuration, and :meth:`Decoder.check`
+compares with the model's own forward before anything is sampled. Left
+out: sliding windows, soft caps, experts, rotations that change with the length; such models are run
+    through their own forward.
 """
 
 from __future__ import annotations
@@ -27,25 +31,37 @@ MAX_GAP_16 = 0.05
 
 
 class Decoder:
-    """The weights of a dense model, laid out for decoding; they stay the model's own, so a change of the model is a change of the decoder."""
+    """The weights of a dense model, laid out for decoding; they stay the model's own, so a
+    change of the model is a change of the decoder.
+    """
 
     def __init__(self, model: Any) -> None:
         config = model.config
         self.model = model
-        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.head_dim: int = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
         self.queries, self.keys = int(config.num_attention_heads), int(config.num_key_value_heads)
         self.eps: float = config.rms_norm_eps
         head = model.get_output_embeddings().weight
         device = head.device
         positions = torch.arange(config.max_position_embeddings, device=device)[None]
         with torch.no_grad():
-            cos, sin = model.model.rotary_emb(torch.zeros(1, device=device, dtype=head.dtype), positions)
+            cos, sin = model.model.rotary_emb(
+                torch.zeros(1, device=device, dtype=head.dtype), positions
+            )
         half = self.head_dim // 2
         self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
         self.layers = []
         for layer in model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
-            self.layers.append((layer, Fused(attention.q_proj, attention.k_proj, attention.v_proj), Fused(mlp.gate_proj, mlp.up_proj)))
+            self.layers.append(
+                (
+                    layer,
+                    Fused(attention.q_proj, attention.k_proj, attention.v_proj),
+                    Fused(mlp.gate_proj, mlp.up_proj),
+                )
+            )
         self.check()
 
     @staticmethod
@@ -57,10 +73,15 @@ class Decoder:
         layers = model.get_submodule("model").layers
         return (
             config.hidden_act == "silu"
-            and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+            and set(getattr(config, "layer_types", None) or ["full_attention"])
+            == {"full_attention"}
             and getattr(config, "sliding_window", None) is None
             and (config.rope_parameters or {}).get("rope_type", "default") in ROTATIONS
-            and all(type(module) is nn.Linear or isinstance(module, nn.Linear) for layer in layers for module in _projections(layer))
+            and all(
+                type(module) is nn.Linear or isinstance(module, nn.Linear)
+                for layer in layers
+                for module in _projections(layer)
+            )
         )
 
     @torch.no_grad()
@@ -75,25 +96,44 @@ class Decoder:
         mask = torch.ones_like(ids)
         mask[0, :5] = 0
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        whole = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        whole = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).logits
         cache, _ = self.prefill(ids[:, :8], mask[:, :8], 1, 4)
         for column in range(8, 12):
             logits = self.step(ids[:, column], positions[:, column], cache)
             gap = float((logits - whole[:, column]).abs().max() / whole[:, column].abs().max())
             if not gap < MAX_GAP.get(logits.dtype, MAX_GAP_16):
-                raise ValueError(f"the lean decoder does not compute what {self.model.config.model_type} computes: relative gap {gap:.2g}")
+                raise ValueError(
+                    f"the lean decoder does not compute what {self.model.config.model_type}"
+                    f" computes: relative gap {gap:.2g}"
+                )
 
     @torch.no_grad()
-    def prefill(self, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int, room: int) -> tuple[Cache, Tensor]:
-        """Run the prompts, (B, P), through the model itself: a cache of B·group_size rows with ``room`` more columns, and the logits, (B·group_size, V)."""
+    def prefill(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int, room: int
+    ) -> tuple[Cache, Tensor]:
+        """Run the prompts, (B, P), through the model itself: a cache of B·group_size rows with
+        ``room`` more columns, and the logits, (B·group_size, V).
+        """
         positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
-        out = self.model(input_ids=prompt_ids, attention_mask=prompt_mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-        cache = Cache(out.past_key_values, prompt_mask.repeat_interleave(group_size, 0), group_size, room)
+        out = self.model(
+            input_ids=prompt_ids,
+            attention_mask=prompt_mask,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = Cache(
+            out.past_key_values, prompt_mask.repeat_interleave(group_size, 0), group_size, room
+        )
         return cache, out.logits[:, -1].repeat_interleave(group_size, 0)
 
     @torch.no_grad()
     def step(self, token: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """Logits, (B, V), after one more token a row, (B,), at ``positions``, (B,), which are written into the cache."""
+        """Logits, (B, V), after one more token a row, (B,), at ``positions``, (B,), which are
+        written into the cache.
+        """
         column = cache.length
         cache.length += 1
         blocked = cache.blocked[:, None, None, : column + 1]
@@ -103,21 +143,40 @@ class Decoder:
             keys[:, :, column], values[:, :, column] = k, v
             # the query heads that share a key head take the place of query positions
             grouped = q.reshape(len(q), self.keys, -1, self.head_dim)
-            return scaled_dot_product_attention(grouped, keys[:, :, : column + 1], values[:, :, : column + 1], attn_mask=blocked).reshape(len(q), -1)
+            return scaled_dot_product_attention(
+                grouped, keys[:, :, : column + 1], values[:, :, : column + 1], attn_mask=blocked
+            ).reshape(len(q), -1)
 
-        return self.model.lm_head(self._run(self.model.model.embed_tokens(token), positions, attend))
+        return self.model.lm_head(
+            self._run(self.model.model.embed_tokens(token), positions, attend)
+        )
 
     @torch.no_grad()
     def read(self, sequences: Sequences) -> Prompts:
         """Run every prompt once, however many completions it has."""
-        unique, index = torch.cat([sequences.prompt_ids, sequences.prompt_mask], dim=1).unique(dim=0, return_inverse=True)
+        unique, index = torch.cat([sequences.prompt_ids, sequences.prompt_mask], dim=1).unique(
+            dim=0, return_inverse=True
+        )
         ids, mask = unique.chunk(2, dim=1)
-        out = self.model.model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True)
-        return Prompts(index, mask, out.last_hidden_state[:, -1], [(layer.keys, layer.values) for layer in out.past_key_values.layers])
+        out = self.model.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            use_cache=True,
+        )
+        return Prompts(
+            index,
+            mask,
+            out.last_hidden_state[:, -1],
+            [(layer.keys, layer.values) for layer in out.past_key_values.layers],
+        )
 
     @torch.no_grad()
-    def hidden_states(self, completion_ids: Tensor, completion_mask: Tensor, prompts: Prompts, rows: Tensor) -> Tensor:
-        """Hidden states that predict the completion tokens that count, as :func:`rlkd_lab.models.hidden_states` gives them, without gradient.
+    def hidden_states(
+        self, completion_ids: Tensor, completion_mask: Tensor, prompts: Prompts, rows: Tensor
+    ) -> Tensor:
+        """Hidden states that predict the completion tokens that count, as
+        :func:`rlkd_lab.models.hidden_states` gives them, without gradient.
 
         Args:
             completion_ids: (B, T).
@@ -133,26 +192,53 @@ class Decoder:
         last, seen = prompts.last[index][:, None], prompts.mask[index]
         if width <= 1:
             return last[:, :width][completion_mask[:, :width].bool()]
-        length, lowest = width - 1, torch.finfo(last.dtype).min  # the last token of a row predicts nothing that counts
-        future = torch.full((length, length), lowest, device=last.device, dtype=last.dtype).triu(1).expand(len(index), 1, -1, -1)
-        padding = torch.zeros(seen.shape, device=last.device, dtype=last.dtype).masked_fill(seen == 0, lowest)
+        length, lowest = (
+            width - 1,
+            torch.finfo(last.dtype).min,
+        )  # the last token of a row predicts nothing that counts
+        future = (
+            torch.full((length, length), lowest, device=last.device, dtype=last.dtype)
+            .triu(1)
+            .expand(len(index), 1, -1, -1)
+        )
+        padding = torch.zeros(seen.shape, device=last.device, dtype=last.dtype).masked_fill(
+            seen == 0, lowest
+        )
         blocked = torch.cat([padding[:, None, None].expand(-1, -1, length, -1), future], dim=-1)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = (torch.cat([before[index], now.transpose(1, 2)], dim=2) for before, now in zip(prompts.layers[layer], (k, v), strict=True))
-            out = scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=blocked, enable_gqa=self.queries != self.keys)
+            keys, values = (
+                torch.cat([before[index], now.transpose(1, 2)], dim=2)
+                for before, now in zip(prompts.layers[layer], (k, v), strict=True)
+            )
+            out = scaled_dot_product_attention(
+                q.transpose(1, 2),
+                keys,
+                values,
+                attn_mask=blocked,
+                enable_gqa=self.queries != self.keys,
+            )
             return out.transpose(1, 2).flatten(2)
 
         positions = seen.sum(1, keepdim=True) + torch.arange(length, device=last.device)
-        states = self._run(self.model.model.embed_tokens(completion_ids[:, :length]), positions, attend)
+        states = self._run(
+            self.model.model.embed_tokens(completion_ids[:, :length]), positions, attend
+        )
         return torch.cat([last, states], dim=1)[completion_mask[:, :width].bool()]
 
-    def _run(self, x: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """All layers and the last norm on embeddings (…, H) at ``positions`` (…); ``attend`` is given the layer and its rotated heads, (…, heads, D)."""
+    def _run(
+        self, x: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """All layers and the last norm on embeddings (…, H) at ``positions`` (…);
+
+        ``attend`` is given the layer and its rotated heads, (…, heads, D).
+        """
         cos, sin = self.cos[positions][..., None, :], self.sin[positions][..., None, :]
         for number, (layer, to_heads, gate_up) in enumerate(self.layers):
             attention = layer.self_attn
-            heads = to_heads(rms_norm(x, x.shape[-1:], layer.input_layernorm.weight, self.eps)).unflatten(-1, (-1, self.head_dim))
+            heads = to_heads(
+                rms_norm(x, x.shape[-1:], layer.input_layernorm.weight, self.eps)
+            ).unflatten(-1, (-1, self.head_dim))
             q, k, v = heads.split([self.queries, self.keys, self.keys], dim=-2)
             if hasattr(attention, "q_norm"):
                 q = rms_norm(q, (self.head_dim,), attention.q_norm.weight, self.eps)
@@ -161,7 +247,9 @@ class Decoder:
             qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin)
             q, k = qk.split([self.queries, self.keys], dim=-2)
             x = x + attention.o_proj(attend(number, q, k, v))
-            gate, up = gate_up(rms_norm(x, x.shape[-1:], layer.post_attention_layernorm.weight, self.eps)).chunk(2, dim=-1)
+            gate, up = gate_up(
+                rms_norm(x, x.shape[-1:], layer.post_attention_layernorm.weight, self.eps)
+            ).chunk(2, dim=-1)
             x = x + layer.mlp.down_proj(silu(gate) * up)
         return rms_norm(x, x.shape[-1:], self.model.model.norm.weight, self.eps)
 
@@ -181,7 +269,9 @@ class Prompts:
 
 
 class Cache:
-    """Keys and values of every layer, (B, heads, columns, D) each, with room for all columns from the start."""
+    """Keys and values of every layer, (B, heads, columns, D) each, with room for all columns
+    from the start.
+    """
 
     def __init__(self, prefilled: Any, prompt_mask: Tensor, group_size: int, room: int) -> None:
         rows, self.length = prompt_mask.shape
@@ -206,27 +296,51 @@ class Cache:
 
 def _projections(layer: Any) -> list[nn.Module]:
     attention, mlp = layer.self_attn, layer.mlp
-    return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    return [
+        attention.q_proj,
+        attention.k_proj,
+        attention.v_proj,
+        attention.o_proj,
+        mlp.gate_proj,
+        mlp.up_proj,
+        mlp.down_proj,
+    ]
 
 
 class Fused:
-    """One matrix of which the weights of several linear layers are views from now on; the same for their biases, and for adapters that lie beside them."""
+    """One matrix of which the weights of several linear layers are views from now on; the same
+    for their biases, and for adapters that lie beside them.
+    """
 
     def __init__(self, *modules: Any) -> None:
         self.weight = torch.cat([module.weight.data for module in modules])
-        for module, part in zip(modules, self.weight.split([module.weight.shape[0] for module in modules]), strict=True):
+        for module, part in zip(
+            modules, self.weight.split([module.weight.shape[0] for module in modules]), strict=True
+        ):
             module.weight.data = part
-        self.bias = None if modules[0].bias is None else torch.cat([module.bias.data for module in modules])
+        self.bias = (
+            None if modules[0].bias is None else torch.cat([module.bias.data for module in modules])
+        )
         self.a: Tensor | None = None
         if any(hasattr(module, "a") for module in modules):
             # one without an adapter has a block of no columns
             self.a = torch.cat([module.a for module in modules if hasattr(module, "a")])
-            self.b = torch.block_diag(*(module.b if hasattr(module, "b") else self.weight.new_zeros(len(module.weight), 0) for module in modules))
+            self.b = torch.block_diag(
+                *(
+                    module.b
+                    if hasattr(module, "b")
+                    else self.weight.new_zeros(len(module.weight), 0)
+                    for module in modules
+                )
+            )
             row = column = 0
             for module in modules:
                 width, rank = module.b.shape if hasattr(module, "b") else (len(module.weight), 0)
                 if rank:
-                    module.a, module.b = self.a[column : column + rank], self.b[row : row + width, column : column + rank]
+                    module.a, module.b = (
+                        self.a[column : column + rank],
+                        self.b[row : row + width, column : column + rank],
+                    )
                 row, column = row + width, column + rank
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """The engine ``fast``: a batched sampler of our own.
 
-Every prompt is prefilled once for its whole group, finished sequences leave the batch, and it may sample from a dequantised copy of the base, whose
-log-probabilities are checked against the training forward in the first steps of a run, through a lean decoder where the model has a known shape.
-Left out: paged caches and continuous batching, which are transformers' (:mod:`rlkd_lab.rollouts.library`).
+Every prompt is prefilled once for its whole group, finished sequences leave the batch, and it may
+sample from a dequantised copy of the base, whose log-probabilities are checked against the training
+forward in the first steps of a run, through a lean decoder where the model has a known shape. Left
+out: paged caches and continuous batching, which are transformers'
+(:mod:`rlkd_lab.rollouts.library`).
 """
 
 from __future__ import annotations
@@ -28,34 +30,57 @@ def _filtered(logits: Tensor, sampling: Sampling) -> Tensor:
         # the token that crosses the threshold stays
         cut = (ordered.cumsum(-1) - ordered) >= sampling.top_p
         log_probs = log_probs.masked_fill(torch.zeros_like(cut).scatter(-1, index, cut), -torch.inf)
-    return torch.log_softmax(log_probs, dim=-1) if sampling.top_k or sampling.top_p < 1 else log_probs
+    return (
+        torch.log_softmax(log_probs, dim=-1) if sampling.top_k or sampling.top_p < 1 else log_probs
+    )
 
 
 def _pick(log_probs: Tensor, noise: Tensor) -> Tensor:
-    """The token at which the cumulated probability passes the noise, uniform on [0, 1): (B, V), (B, 1) → (B, 1). It is never one with probability 0."""
+    """The token at which the cumulated probability passes the noise, uniform on [0, 1): (B, V),
+    (B, 1) → (B, 1). It is never one with probability 0.
+    """
     total = log_probs.exp().cumsum(-1)
-    last = torch.searchsorted(total, total[:, -1:].contiguous())  # the last token that adds anything
+    last = torch.searchsorted(
+        total, total[:, -1:].contiguous()
+    )  # the last token that adds anything
     return torch.minimum(torch.searchsorted(total, noise * total[:, -1:], right=True), last)
 
 
 class OwnForward:
-    """Decoding through the model's own forward: any architecture, 4-bit layers and adapters included. The same two methods as :class:`Decoder`."""
+    """Decoding through the model's own forward: any architecture, 4-bit layers and adapters
+    included. The same two methods as :class:`Decoder`.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def prefill(self, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int, room: int) -> tuple[GrowingCache, Tensor]:
+    def prefill(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int, room: int
+    ) -> tuple[GrowingCache, Tensor]:
         positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
-        cache = GrowingCache(DynamicCache(config=self.model.config), prompt_mask.repeat_interleave(group_size, 0))
+        cache = GrowingCache(
+            DynamicCache(config=self.model.config), prompt_mask.repeat_interleave(group_size, 0)
+        )
         out = self.model(
-            input_ids=prompt_ids, attention_mask=prompt_mask, position_ids=positions, past_key_values=cache.states, use_cache=True, logits_to_keep=1
+            input_ids=prompt_ids,
+            attention_mask=prompt_mask,
+            position_ids=positions,
+            past_key_values=cache.states,
+            use_cache=True,
+            logits_to_keep=1,
         )
         cache.states.batch_repeat_interleave(group_size)
         return cache, out.logits[:, -1].repeat_interleave(group_size, 0)
 
     def step(self, token: Tensor, positions: Tensor, cache: GrowingCache) -> Tensor:
         cache.mask = torch.cat([cache.mask, torch.ones_like(cache.mask[:, :1])], dim=1)
-        out = self.model(input_ids=token[:, None], attention_mask=cache.mask, position_ids=positions[:, None], past_key_values=cache.states, use_cache=True)
+        out = self.model(
+            input_ids=token[:, None],
+            attention_mask=cache.mask,
+            position_ids=positions[:, None],
+            past_key_values=cache.states,
+            use_cache=True,
+        )
         return out.logits[:, -1]
 
 
@@ -75,14 +100,21 @@ class GrowingCache:
 def fast(request: Request) -> tuple[Tensor, Tensor]:
     """Our own sampler, as an :class:`~rlkd_lab.rollouts.request.Engine`.
 
-    A completion follows from its noise and its prompt: how many are sampled at once, and by how many processes, changes nothing but rounding.
+    A completion follows from its noise and its prompt: how many are sampled at once, and by how
+    many processes, changes nothing but rounding.
     """
     ids, logps = zip(*map(_sample, request.parts()), strict=True)
     return torch.cat(ids), torch.cat(logps)
 
 
 def _sample(request: Request) -> tuple[Tensor, Tensor]:
-    lm, sampling, noise, rows, twin = request.lm, request.sampling, request.noise, request.rows, request.twin
+    lm, sampling, noise, rows, twin = (
+        request.lm,
+        request.sampling,
+        request.noise,
+        request.rows,
+        request.twin,
+    )
     ids = torch.full((rows, sampling.max_new_tokens), lm.tokenizer.pad_token_id, device=lm.device)
     logps = torch.zeros(rows, sampling.max_new_tokens, device=lm.device)
     eos = torch.tensor(sorted(lm.eos_ids), device=lm.device)
@@ -90,15 +122,22 @@ def _sample(request: Request) -> tuple[Tensor, Tensor]:
         decoder: Any = twin.decoder
     else:
         decoder = OwnForward(lm.causal_lm if twin is None else twin.model)
-    cache, logits = decoder.prefill(request.prompt_ids, request.prompt_mask, request.group_size, sampling.max_new_tokens)
+    cache, logits = decoder.prefill(
+        request.prompt_ids, request.prompt_mask, request.group_size, sampling.max_new_tokens
+    )
     positions = request.prompt_mask.sum(1).repeat_interleave(request.group_size, 0)
-    alive = torch.arange(rows, device=lm.device)  # which row of the result each row of the shrinking batch is
+    alive = torch.arange(
+        rows, device=lm.device
+    )  # which row of the result each row of the shrinking batch is
     running = torch.ones_like(alive, dtype=torch.bool)
     for column in range(sampling.max_new_tokens):
         if request.stop():
             raise Stopped("stopped between two tokens of a rollout")
         if not torch.isfinite(logits).all():
-            raise FloatingPointError(f"the logits of {lm.source} are not finite: training has diverged; lower learning_rate, or bound the ratio")
+            raise FloatingPointError(
+                f"the logits of {lm.source} are not finite: training has diverged; lower"
+                " learning_rate, or bound the ratio"
+            )
         log_probs = _filtered(logits, sampling)
         token = _pick(log_probs, noise[alive, column, None])
         ids[alive[running], column] = token[running, 0]
@@ -107,11 +146,17 @@ def _sample(request: Request) -> tuple[Tensor, Tensor]:
         left = int(running.sum())
         if left == 0:
             break
-        # Copying the cache costs about a decoding step, so it waits until an eighth of the batch is finished.
+        # Copying the cache costs about a decoding step, so it waits until an eighth of the batch is
+        # finished.
         if left <= len(running) * 7 // 8:
             keep = running.nonzero()[:, 0]
             cache.keep(keep)
-            alive, positions, token, running = alive[keep], positions[keep], token[keep], running[keep]
+            alive, positions, token, running = (
+                alive[keep],
+                positions[keep],
+                token[keep],
+                running[keep],
+            )
         logits = decoder.step(token[:, 0], positions, cache)
         positions = positions + 1
     return ids, logps

@@ -1,8 +1,9 @@
 """transformers' own engines: ``hf`` is its ``generate``, ``continuous`` its continuous batching.
 
-``continuous`` keeps keys and values in pages, of which the completions of a group share those of their prompt, and takes up a waiting completion where one has
-ended; on a GPU it captures CUDA graphs. It reports the log-probabilities that it drew with. Both have a random stream of their own: a completion depends on
-what is sampled beside it.
+``continuous`` keeps keys and values in pages, of which the completions of a group share those of
+their prompt, and takes up a waiting completion where one has ended; on a GPU it captures CUDA
+graphs. It reports the log-probabilities that it drew with. Both have a random stream of their own:
+a completion depends on what is sampled beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from rlkd_lab.rollouts.request import Request, Stopped
 PAGE = 32
 """Tokens in a page of the cache."""
 PREFILL = 1024
-"""Tokens in a forward pass of ``continuous``, unless more completions than that are decoded together."""
+"""Tokens in a forward pass of ``continuous``, unless more completions than that are decoded
+together.
+"""
 
 
 def hf(request: Request) -> tuple[Tensor, None]:
@@ -39,55 +42,87 @@ def _generate(request: Request) -> Tensor:
     lm, size = request.lm, request.group_size
     model: Any = lm.causal_lm
     own = model.generation_config
-    # The model's own defaults (a repetition penalty, min_p, …) would sample another distribution than the one that is trained.
+    # The model's own defaults (a repetition penalty, min_p, …) would sample another distribution
+    # than the one that is trained.
     model.generation_config = _settings(request)
     try:
         with _own_stream(request):
             ids = model.generate(
-                input_ids=request.prompt_ids.repeat_interleave(size, 0), attention_mask=request.prompt_mask.repeat_interleave(size, 0),
+                input_ids=request.prompt_ids.repeat_interleave(size, 0),
+                attention_mask=request.prompt_mask.repeat_interleave(size, 0),
                 stopping_criteria=[check],
-            )  # fmt: skip
+            )
     finally:
         model.generation_config = own
     drawn = ids[:, request.prompt_ids.shape[1] :]
-    return pad(drawn, (0, request.sampling.max_new_tokens - drawn.shape[1]), value=lm.tokenizer.pad_token_id)
+    return pad(
+        drawn,
+        (0, request.sampling.max_new_tokens - drawn.shape[1]),
+        value=lm.tokenizer.pad_token_id,
+    )
 
 
 def continuous(request: Request) -> tuple[Tensor, Tensor]:
-    """transformers' continuous batching, as an :class:`~rlkd_lab.rollouts.request.Engine`; the cache holds ``at_once`` completions at their limit."""
+    """transformers' continuous batching, as an :class:`~rlkd_lab.rollouts.request.Engine`; the
+    cache holds ``at_once`` completions at their limit.
+    """
     lm, size, limit = request.lm, request.group_size, request.sampling.max_new_tokens
     model: Any = lm.causal_lm if request.twin is None else request.twin.model
     if getattr(model.config, "attn_logit_softcapping", None) is not None:
         # its paged attention leaves them out (seen with transformers 5.23)
-        raise ValueError(f"transformers' continuous batching does not compute the soft caps of {lm.source}: use engine=fast")
+        raise ValueError(
+            "transformers' continuous batching does not compute the soft caps of"
+            f" {lm.source}: use engine=fast"
+        )
     prompts = request.unpadded()
     together = min(request.at_once or request.rows, request.rows)
     pages = -(-(max(map(len, prompts)) + limit) // PAGE)
     settings = ContinuousBatchingConfig(
-        page_size=PAGE, num_blocks=together * pages + 1, max_batch_tokens=max(together, PREFILL), max_requests_per_batch=together,
-        return_logprobs=True, seed=request.seed,
-    )  # fmt: skip
-    ids, logps = torch.full((request.rows, limit), lm.tokenizer.pad_token_id), torch.zeros(request.rows, limit)
+        page_size=PAGE,
+        num_blocks=together * pages + 1,
+        max_batch_tokens=max(together, PREFILL),
+        max_requests_per_batch=together,
+        return_logprobs=True,
+        seed=request.seed,
+    )
+    ids, logps = (
+        torch.full((request.rows, limit), lm.tokenizer.pad_token_id),
+        torch.zeros(request.rows, limit),
+    )
     with _own_stream(request):
-        manager = model.init_continuous_batching(_settings(request, num_return_sequences=size), settings)
-        names = manager.add_requests(prompts, max_new_tokens=limit)  # before its thread runs: who is decoded beside whom must not depend on the clock
+        manager = model.init_continuous_batching(
+            _settings(request, num_return_sequences=size), settings
+        )
+        names = manager.add_requests(
+            prompts, max_new_tokens=limit
+        )  # before its thread runs: who is decoded beside whom must not depend on the clock
         manager.start()
         stopped = True
         try:
             # a group's first completion has the request's name, the others are its children
-            children = [[name, *(f"{name}__child#{child}" for child in range(size - 1))] for name in names]
+            children = [
+                [name, *(f"{name}__child#{child}" for child in range(size - 1))] for name in names
+            ]
             rows = {name: row for row, name in enumerate(itertools.chain(*children))}
             while rows:
                 if request.stop():
                     raise Stopped("stopped between two tokens of a rollout")
                 found = manager.get_result(timeout=0.05)
                 if found is not None and found.error is not None:
-                    raise RuntimeError(f"transformers' continuous batching: {found.error}; use engine=fast")
+                    raise RuntimeError(
+                        f"transformers' continuous batching: {found.error}; use engine=fast"
+                    )
                 if found is not None and found.is_finished():
                     row, drawn = rows.pop(found.request_id), found.generated_tokens
-                    ids[row, : len(drawn)], logps[row, : len(drawn)] = torch.tensor(drawn), torch.tensor(found.logprobs)
+                    ids[row, : len(drawn)], logps[row, : len(drawn)] = (
+                        torch.tensor(drawn),
+                        torch.tensor(found.logprobs),
+                    )
                 elif found is None and not manager.is_running():
-                    raise RuntimeError(f"transformers' continuous batching ended early: {manager.background_thread_status.fatal_error}; use engine=fast")
+                    raise RuntimeError(
+                        "transformers' continuous batching ended early:"
+                        f" {manager.background_thread_status.fatal_error}; use engine=fast"
+                    )
             stopped = False
         finally:
             manager.stop(block=True, hard_stop=stopped)
@@ -97,7 +132,9 @@ def continuous(request: Request) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _own_stream(request: Request) -> Iterator[None]:
-    """transformers takes no generator: it draws from the global stream, which is seeded inside and put back afterwards."""
+    """transformers takes no generator: it draws from the global stream, which is seeded inside
+    and put back afterwards.
+    """
     device = request.lm.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(request.seed)
@@ -107,6 +144,13 @@ def _own_stream(request: Request) -> Iterator[None]:
 def _settings(request: Request, **further: Any) -> GenerationConfig:
     sampling = request.sampling
     return GenerationConfig(
-        do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=sorted(request.lm.eos_ids), pad_token_id=request.lm.tokenizer.pad_token_id, use_cache=True, **further,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=sorted(request.lm.eos_ids),
+        pad_token_id=request.lm.tokenizer.pad_token_id,
+        use_cache=True,
+        **further,
+    )

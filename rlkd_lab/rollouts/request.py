@@ -14,7 +14,10 @@ from rlkd_lab.rollouts.twin import DenseTwin
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. ``top_p`` and ``top_k`` bias the policy ratio by the mass they cut: leave them off for training."""
+    """How completions are drawn.
+
+    ``top_p`` and ``top_k`` bias the policy ratio by the mass they cut: leave them off for training.
+    """
 
     temperature: float = 1.0
     max_new_tokens: int = 96
@@ -22,8 +25,16 @@ class Sampling:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0 or self.max_new_tokens < 1 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ValueError(f"temperature > 0, max_new_tokens ≥ 1, 0 < top_p ≤ 1 and top_k ≥ 0 (0 is off) are needed; got {self}")
+        if (
+            not self.temperature > 0
+            or self.max_new_tokens < 1
+            or not 0 < self.top_p <= 1
+            or self.top_k < 0
+        ):
+            raise ValueError(
+                "temperature > 0, max_new_tokens ≥ 1, 0 < top_p ≤ 1 and top_k ≥ 0 (0 is off)"
+                f" are needed; got {self}"
+            )
 
 
 class Stopped(Exception):
@@ -35,7 +46,9 @@ class Request:
     """``group_size`` completions for each prompt; rows of the answer are grouped by prompt."""
 
     lm: LanguageModel
-    """The model, with the adapter that is to be sampled switched on, in evaluation mode, without gradients."""
+    """The model, with the adapter that is to be sampled switched on, in evaluation mode,
+    without gradients.
+    """
     prompt_ids: Tensor
     """(prompts, P), padded on the left."""
     prompt_mask: Tensor
@@ -43,8 +56,9 @@ class Request:
     group_size: int
     sampling: Sampling
     noise: Tensor
-    """(prompts · group_size, max_new_tokens), uniform on [0, 1): a number for each token. An engine that draws with them, or seeds itself with :attr:`seed`,
-    draws the same again on replay."""
+    """(prompts · group_size, max_new_tokens), uniform on [0, 1): a number for each token. An engine
+    that draws with them, or seeds itself with :attr:`seed`, draws the same again on replay.
+    """
     stop: Callable[[], bool] = lambda: False
     """To be asked as often as is cheap; where it says yes, raise :class:`Stopped`."""
     twin: DenseTwin | None = None
@@ -71,12 +85,23 @@ class Request:
         """The same in parts of at most ``at_once`` completions, whole groups each."""
         step = self.groups_at_once
         for start in range(0, len(self.prompt_ids), step):
-            some, place = slice(start, start + step), slice(start * self.group_size, (start + step) * self.group_size)
-            yield replace(self, prompt_ids=self.prompt_ids[some], prompt_mask=self.prompt_mask[some], noise=self.noise[place])
+            some, place = (
+                slice(start, start + step),
+                slice(start * self.group_size, (start + step) * self.group_size),
+            )
+            yield replace(
+                self,
+                prompt_ids=self.prompt_ids[some],
+                prompt_mask=self.prompt_mask[some],
+                noise=self.noise[place],
+            )
 
     def unpadded(self) -> list[list[int]]:
         """The prompts' tokens."""
-        return [ids[mask.bool()].tolist() for ids, mask in zip(self.prompt_ids, self.prompt_mask, strict=True)]
+        return [
+            ids[mask.bool()].tolist()
+            for ids, mask in zip(self.prompt_ids, self.prompt_mask, strict=True)
+        ]
 
 
 class Engine(Protocol):
@@ -86,7 +111,8 @@ class Engine(Protocol):
         """Draw completions.
 
         Returns:
-            Tokens, (rows, max_new_tokens): each row up to its first end of sequence, or full; what comes after does not matter. And the log-probability of
-            each token as it was drawn, after temperature and top-p/top-k, likewise, or ``None`` where the engine does not know.
+            Tokens, (rows, max_new_tokens): each row up to its first end of sequence, or full; what
+            comes after does not matter. And the log-probability of each token as it was drawn,
+            after temperature and top-p/top-k, likewise, or ``None`` where the engine does not know.
         """
         ...

@@ -1,9 +1,11 @@
 """Teacher traces: completions of the teacher on training prompts, for SFT, forward KL and GKD.
 
-File format (version 1): one parquet file, a row a trace, columns ``example_id`` (str), ``prompt`` (str), ``answer`` (str), ``completion`` (str),
-``completion_ids`` (list of int, with the end of sequence), ``correct`` (bool), ``finished`` (bool); schema metadata
-``rlkd_traces`` = ``{"version": 1, "teacher": …, "temperature": …, "seed": …, "sampled": number before filtering, "prompts": hash of
-prompts and answers, …}`` and ``rlkd_tokens`` = tokens that the teacher wrote, those of traces that were not kept included.
+File format (version 1): one parquet file, a row a trace, columns ``example_id`` (str), ``prompt``
+(str), ``answer`` (str), ``completion`` (str), ``completion_ids`` (list of int, with the end of
+sequence), ``correct`` (bool), ``finished`` (bool); schema metadata ``rlkd_traces`` = ``{"version":
+1, "teacher": …, "temperature": …, "seed": …, "sampled": number before filtering, "prompts": hash of
+prompts and answers, …}`` and ``rlkd_tokens`` = tokens that the teacher wrote, those of traces that
+were not kept included.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def teacher_traces(
     at_once: int = 0,
     written: Callable[[Callable[[], object]], object] = lambda write: write(),
 ) -> pa.Table:
-    """``n`` prompts of the training split answered by the teacher, filtered and cached; a cache that fits is read instead.
+    """``n`` prompts of the training split answered by the teacher, filtered and cached; a cache
+    that fits is read instead.
 
     Args:
         teacher: sampled at the temperature of ``sampling``.
@@ -56,7 +59,8 @@ def teacher_traces(
         seed: of prompts and sampling.
         cache: parquet file to read or write.
         difficulty: of the prompts; the task's own by default.
-        keep: ``all``, ``finished`` (not cut by the length limit) or ``correct`` (rejection sampling).
+        keep: ``all``, ``finished`` (not cut by the length limit) or ``correct`` (rejection
+            sampling).
         sampling: temperature and limits.
         batch: completions in a batch.
         at_once: of them sampled at a time; 0 is all.
@@ -81,36 +85,75 @@ def teacher_traces(
         "keep": keep,
     }
     examples = task.examples(n, seed, "train", difficulty)
-    # whatever changes the prompts or what is right (a template, a setting, a file's rows) makes other traces
-    key["prompts"] = hashlib.sha256(json.dumps([[example.prompt, example.answer] for example in examples]).encode()).hexdigest()
+    # whatever changes the prompts or what is right (a template, a setting, a file's rows) makes
+    # other traces
+    key["prompts"] = hashlib.sha256(
+        json.dumps([[example.prompt, example.answer] for example in examples]).encode()
+    ).hexdigest()
     if cache.exists():
         table = pq.read_table(cache)
         found = json.loads((table.schema.metadata or {}).get(b"rlkd_traces", b"{}"))
         if found != key:
-            raise ValueError(f"{cache} holds traces made with other settings ({found}); delete it, or name another file")
+            raise ValueError(
+                f"{cache} holds traces made with other settings ({found}); delete it, or name"
+                " another file"
+            )
         return table
     generator = torch.Generator(device=teacher.device).manual_seed(seed)
-    if twin is None and DenseTwin.suits(teacher):  # a teacher's copy in 16 bit may not fit beside the rest
+    if twin is None and DenseTwin.suits(
+        teacher
+    ):  # a teacher's copy in 16 bit may not fit beside the rest
         twin = DenseTwin(teacher)
     rows = []
     for start in range(0, n, batch):
         part = examples[start : start + batch]
-        drawn = sample(teacher, [e.prompt for e in part], 1, sampling, generator, stop, twin=twin, at_once=at_once)
+        drawn = sample(
+            teacher,
+            [e.prompt for e in part],
+            1,
+            sampling,
+            generator,
+            stop,
+            twin=twin,
+            at_once=at_once,
+        )
         whole = drawn.finished.tolist()
         asked = zip(part, drawn.texts, whole, strict=True)
-        right = processes.from_first([finished and task.score(text, example).correct for example, text, finished in asked] if processes.first() else [])
+        right = processes.from_first(
+            [finished and task.score(text, example).correct for example, text, finished in asked]
+            if processes.first()
+            else []
+        )
         for example, text, ids, mask, finished, correct in zip(
-            part, drawn.texts, drawn.sequences.completion_ids, drawn.sequences.completion_mask, whole, right, strict=True
+            part,
+            drawn.texts,
+            drawn.sequences.completion_ids,
+            drawn.sequences.completion_mask,
+            whole,
+            right,
+            strict=True,
         ):
             rows.append(
-                {"example_id": example.id, "prompt": example.prompt, "answer": example.answer, "completion": text,
-                 "completion_ids": ids[mask.bool()].tolist(), "correct": correct, "finished": finished}
-            )  # fmt: skip
+                {
+                    "example_id": example.id,
+                    "prompt": example.prompt,
+                    "answer": example.answer,
+                    "completion": text,
+                    "completion_ids": ids[mask.bool()].tolist(),
+                    "correct": correct,
+                    "finished": finished,
+                }
+            )
     kept = [row for row in rows if keep == "all" or row[keep]]
     if not kept:
-        raise ValueError(f"none of the teacher's {n} traces is {keep}: raise max_new_tokens, or take another teacher")
+        raise ValueError(
+            f"none of the teacher's {n} traces is {keep}: raise max_new_tokens, or take"
+            " another teacher"
+        )
     tokens = sum(len(row["completion_ids"]) for row in rows)
-    table = pa.Table.from_pylist(kept).replace_schema_metadata({"rlkd_traces": json.dumps(key), "rlkd_tokens": str(tokens)})
+    table = pa.Table.from_pylist(kept).replace_schema_metadata(
+        {"rlkd_traces": json.dumps(key), "rlkd_tokens": str(tokens)}
+    )
     if not processes.first():
         return table
 
@@ -123,10 +166,17 @@ def teacher_traces(
     return table
 
 
-def sequences_of(lm: LanguageModel, prompts: list[str], completion_ids: list[list[int]]) -> Sequences:
+def sequences_of(
+    lm: LanguageModel, prompts: list[str], completion_ids: list[list[int]]
+) -> Sequences:
     """Prompts and given completions as padded tensors."""
     prompt_ids, prompt_mask = lm.encode(prompts)
     width = max(len(ids) for ids in completion_ids)
-    ids = torch.tensor([row + [lm.tokenizer.pad_token_id] * (width - len(row)) for row in completion_ids], device=lm.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in completion_ids], device=lm.device)
+    ids = torch.tensor(
+        [row + [lm.tokenizer.pad_token_id] * (width - len(row)) for row in completion_ids],
+        device=lm.device,
+    )
+    mask = torch.tensor(
+        [[1] * len(row) + [0] * (width - len(row)) for row in completion_ids], device=lm.device
+    )
     return Sequences(prompt_ids, prompt_mask, ids, mask)

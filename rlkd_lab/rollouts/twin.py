@@ -1,7 +1,10 @@
-"""A dense copy of a 4-bit model: the same function, without unpacking 4-bit weights for every product.
+"""A dense copy of a 4-bit model: the same function, without unpacking 4-bit weights for every
+product.
 
-In float32 the adapter is merged into it (:class:`MergedLinear`), and it is sampled from and trained through: the gradients arrive at the policy's own
-parameters. In 16 bit a merge would round a small update away: there the adapter stays beside the weights (:class:`BesideLinear`), and the copy is for sampling.
+In float32 the adapter is merged into it (:class:`MergedLinear`), and it is sampled from and trained
+through: the gradients arrive at the policy's own parameters. In 16 bit a merge would round a small
+update away: there the adapter stays beside the weights (:class:`BesideLinear`), and the copy is for
+sampling.
 """
 
 from __future__ import annotations
@@ -20,10 +23,21 @@ from rlkd_lab.rollouts.decoder import Decoder
 
 
 class _Merged(torch.autograd.Function):
-    """x·(W + s·B·A)ᵀ with gradients for x, A and B. With y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ: ∂A = s·(g·B)ᵀ·x and ∂B = s·gᵀ·(x·Aᵀ)."""
+    """x·(W + s·B·A)ᵀ with gradients for x, A and B.
+
+    With y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ: ∂A = s·(g·B)ᵀ·x and ∂B = s·gᵀ·(x·Aᵀ).
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, merged: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        merged: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+    ) -> Tensor:
         ctx.save_for_backward(x, merged, a, b)
         ctx.scaling = scaling
         return linear(x, merged, bias)
@@ -40,7 +54,10 @@ class _Merged(torch.autograd.Function):
 
 
 class MergedLinear(nn.Linear):
-    """A linear layer W + scaling·B·A, kept merged; A and B are the parameters of the policy's LoRA layer."""
+    """A linear layer W + scaling·B·A, kept merged;
+
+    A and B are the parameters of the policy's LoRA layer.
+    """
 
     adapter: tuple[Tensor, Tensor, float]
 
@@ -52,7 +69,9 @@ class MergedLinear(nn.Linear):
 
 
 class BesideLinear(nn.Linear):
-    """A linear layer W·x + b·(a·x) with a copy of the adapter, a = A and b = scaling·B, in the precision of W. Without gradient."""
+    """A linear layer W·x + b·(a·x) with a copy of the adapter, a = A and b = scaling·B, in the
+    precision of W. Without gradient.
+    """
 
     a: Tensor
     b: Tensor
@@ -64,8 +83,8 @@ class BesideLinear(nn.Linear):
 class DenseTwin:
     """``twin.lm`` computes what the policy computes, to rounding, after :meth:`sync`.
 
-    In float32 it costs a merged copy of the linear layers, and of 4-bit ones a dequantised copy; in 16 bit the latter alone. All other weights are shared with
-    the policy.
+    In float32 it costs a merged copy of the linear layers, and of 4-bit ones a dequantised copy; in
+    16 bit the latter alone. All other weights are shared with the policy.
     """
 
     def __init__(self, policy: LanguageModel) -> None:
@@ -74,8 +93,14 @@ class DenseTwin:
         config = copy.deepcopy(source.config)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        with torch.device("meta"):  # every weight and buffer is given below; in another dtype the default of the whole process would change for a moment
-            self.model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+        with torch.device(
+            "meta"
+        ):  # every weight and buffer is given below; in another dtype the default of the whole process would change for a moment
+            self.model = (
+                AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+                .eval()
+                .requires_grad_(False)
+            )
         self.pairs: list[tuple[MergedLinear, Tensor]] = []
         self.beside: list[tuple[BesideLinear, Tensor, Tensor, float]] = []
         dtype: Any = policy.head.weight.dtype
@@ -91,19 +116,41 @@ class DenseTwin:
             if getattr(getattr(original, "weight", None), "quant_state", None) is not None:
                 module.weight = nn.Parameter(dequantised(original).to(dtype), requires_grad=False)
             if adapted and policy.adapter in twin_of.lora_A and not self.merges:
-                own = BesideLinear(module.in_features, module.out_features, module.bias is not None, device="meta")
+                own = BesideLinear(
+                    module.in_features, module.out_features, module.bias is not None, device="meta"
+                )
                 own.weight, own.bias = module.weight, module.bias
-                a, b, scaling = twin_of.lora_A[policy.adapter].weight, twin_of.lora_B[policy.adapter].weight, float(twin_of.scaling[policy.adapter])
+                a, b, scaling = (
+                    twin_of.lora_A[policy.adapter].weight,
+                    twin_of.lora_B[policy.adapter].weight,
+                    float(twin_of.scaling[policy.adapter]),
+                )
                 own.a, own.b = torch.empty_like(a, dtype=dtype), torch.empty_like(b, dtype=dtype)
                 self.model.set_submodule(path, own)
                 self.beside.append((own, a, b, scaling))
             elif adapted and policy.adapter in twin_of.lora_A:
-                merged = MergedLinear(module.in_features, module.out_features, module.bias is not None, device="meta")
-                merged.weight, merged.bias = nn.Parameter(torch.empty_like(module.weight), requires_grad=False), module.bias
-                merged.adapter = (twin_of.lora_A[policy.adapter].weight, twin_of.lora_B[policy.adapter].weight, float(twin_of.scaling[policy.adapter]))
+                merged = MergedLinear(
+                    module.in_features, module.out_features, module.bias is not None, device="meta"
+                )
+                merged.weight, merged.bias = (
+                    nn.Parameter(torch.empty_like(module.weight), requires_grad=False),
+                    module.bias,
+                )
+                merged.adapter = (
+                    twin_of.lora_A[policy.adapter].weight,
+                    twin_of.lora_B[policy.adapter].weight,
+                    float(twin_of.scaling[policy.adapter]),
+                )
                 self.model.set_submodule(path, merged)
                 self.pairs.append((merged, module.weight))
-        self.lm = LanguageModel(self.model, policy.tokenizer, policy.source, "none", chat=policy.chat, system_prompt=policy.system_prompt)
+        self.lm = LanguageModel(
+            self.model,
+            policy.tokenizer,
+            policy.source,
+            "none",
+            chat=policy.chat,
+            system_prompt=policy.system_prompt,
+        )
         self.model.eval()
         self.sync()
         self.decoder = Decoder(self.model) if Decoder.suits(self.model) else None

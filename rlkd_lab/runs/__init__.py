@@ -7,4 +7,15 @@ from rlkd_lab.runs.lock import alone
 from rlkd_lab.runs.overview import find_runs, overview
 from rlkd_lab.runs.tail import Tail
 
-__all__ = ["FORMAT", "TIMING", "RunFolder", "Tail", "alone", "checkpoints", "compare", "find_runs", "first_difference", "overview"]
+__all__ = [
+    "FORMAT",
+    "TIMING",
+    "RunFolder",
+    "Tail",
+    "alone",
+    "checkpoints",
+    "compare",
+    "find_runs",
+    "first_difference",
+    "overview",
+]

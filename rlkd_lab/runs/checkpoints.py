@@ -1,7 +1,9 @@
-"""Checkpoints on disk: whole or not there, checked when they are read, and no more of them than asked for.
+"""Checkpoints on disk: whole or not there, checked when they are read, and no more of them than
+asked for.
 
-A checkpoint is a folder ``checkpoints/step_000010`` with ``state.json``, which holds a SHA-256 of every other file and one of itself. It is
-written beside and renamed, and it and the rows up to it have reached the disk before older ones are removed.
+A checkpoint is a folder ``checkpoints/step_000010`` with ``state.json``, which holds a SHA-256 of
+every other file and one of itself. It is written beside and renamed, and it and the rows up to it
+have reached the disk before older ones are removed.
 """
 
 from __future__ import annotations
@@ -32,8 +34,12 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def save(folder: RunFolder, step: int, fill: Callable[[Path], None], state: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of a step: the files that ``fill`` puts into the folder it is given, and ``state``."""
+def save(
+    folder: RunFolder, step: int, fill: Callable[[Path], None], state: Mapping[str, Any]
+) -> Path:
+    """Write the checkpoint of a step: the files that ``fill`` puts into the folder it is given,
+    and ``state``.
+    """
     target = folder.path / "checkpoints" / f"step_{step:06d}"
     if not folder.writes:
         return target
@@ -48,7 +54,13 @@ def save(folder: RunFolder, step: int, fill: Callable[[Path], None], state: Mapp
         digests = {str(path.relative_to(beside)): _digest(path) for path in files}
         whole = {**state, DIGESTS: digests}
         (beside / STATE).write_text(json.dumps({**whole, OWN: _digest_of_text(whole)}))
-        for path in (*files, beside / STATE, beside, folder.path / "metrics.jsonl", folder.path / "events.jsonl"):
+        for path in (
+            *files,
+            beside / STATE,
+            beside,
+            folder.path / "metrics.jsonl",
+            folder.path / "events.jsonl",
+        ):
             _to_disk(path)
         _remove(target)  # of a life that came as far and was cut
         beside.rename(target)
@@ -69,24 +81,38 @@ def read(checkpoint: Path) -> dict[str, Any]:
         own = state.pop(OWN, None)  # versions before wrote none
         if own is not None and own != _digest_of_text(state):
             raise ValueError(f"{STATE} is not what was written")
-        present = {str(path.relative_to(checkpoint)): path for path in checkpoint.rglob("*") if path.is_file()}  # no name leads out of the folder
-        wrong = [name for name, digest in state.get(DIGESTS, {}).items() if name not in present or _digest(present[name]) != digest]
+        present = {
+            str(path.relative_to(checkpoint)): path
+            for path in checkpoint.rglob("*")
+            if path.is_file()
+        }  # no name leads out of the folder
+        wrong = [
+            name
+            for name, digest in state.get(DIGESTS, {}).items()
+            if name not in present or _digest(present[name]) != digest
+        ]
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise Damaged(f"the checkpoint {checkpoint} is damaged: {type(error).__name__}: {error}") from error
+        raise Damaged(
+            f"the checkpoint {checkpoint} is damaged: {type(error).__name__}: {error}"
+        ) from error
     if wrong:
         raise Damaged(f"the checkpoint {checkpoint} is damaged: {wrong[0]} is not what was written")
     return dict(state)
 
 
 def check(folder: Path) -> None:
-    """Raise :class:`Damaged` if a folder is a run's checkpoint whose files are not as they were written; any other passes, a copy elsewhere too."""
+    """Raise :class:`Damaged` if a folder is a run's checkpoint whose files are not as they were
+    written; any other passes, a copy elsewhere too.
+    """
     place = folder.resolve()
     if place.parent.name == "checkpoints" and (place / STATE).exists():
         read(folder)
 
 
 def prune(folder: RunFolder, keep: int) -> None:
-    """Remove all checkpoints but the newest ``keep`` and the best: the newest of those with the highest ``accuracy`` in their state. 0 keeps all."""
+    """Remove all checkpoints but the newest ``keep`` and the best: the newest of those with the
+    highest ``accuracy`` in their state. 0 keeps all.
+    """
     if not folder.writes or not keep:
         return
     found = folder.checkpoints()
@@ -128,7 +154,9 @@ def _digest(path: Path) -> str:
 
 
 def _to_disk(path: Path) -> None:
-    """Past the system's cache: what is renamed or removed after this cannot overtake it when the power goes."""
+    """Past the system's cache: what is renamed or removed after this cannot overtake it when
+    the power goes.
+    """
     if path.is_dir() and os.name == "nt":
         return  # where a folder cannot be opened
     handle = os.open(path, os.O_RDONLY)

@@ -1,4 +1,5 @@
-"""The run folder: the only thing between the loop and what a notebook shows. Plain files; nothing here knows of models.
+"""The run folder: the only thing between the loop and what a notebook shows. Plain files; nothing
+here knows of models.
 
     config.json      what was asked for                       events.jsonl   knob requests and outcomes, warnings
     env.json         versions, device, seed, commit           samples/       step_000010.parquet: completions with per-token arrays
@@ -6,8 +7,9 @@
     status.json      idle, running, paused, done, failed and why       requests.jsonl   what others ask of the loop; it answers in events.jsonl
     twins/           forks of the run without its moved knobs, run folders themselves       lock   held by the process that trains the run
 
-Appends are whole lines; replacements are written beside and renamed. A reader tolerates a torn last line. Where the disk is full or cannot be written, the
-run waits (``RunFolder.wait``) and writes again.
+Appends are whole lines; replacements are written beside and renamed. A reader tolerates a torn last
+line. Where the disk is full or cannot be written, the run waits (``RunFolder.wait``) and writes
+again.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ Kind = Literal["step", "probe"]
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """The disk is full, or what one user may have of it."""
 TIMING = ("step_time", "train_time", "time/", "memory/", "speed/")
-"""Names, or beginnings of names, of the metrics that differ between two runs of the same computation."""
+"""Names, or beginnings of names, of the metrics that differ between two runs of the same
+computation.
+"""
 
 
 class RunFolder:
@@ -43,12 +47,19 @@ class RunFolder:
     def __init__(self, path: str | Path, writes: bool = True) -> None:
         self.path = Path(path)
         self.writes = writes
-        """Off in all but one of several processes that train the run together: what they write is left out."""
+        """Off in all but one of several processes that train the run together: what they write
+        is left out.
+        """
         self.wait: Callable[[OSError], None] | None = None
-        """Called with what kept something from being written; when it returns, the same is written again. Without it, or where it raises, that is an error."""
+        """Called with what kept something from being written; when it returns, the same is
+        written again. Without it, or where it raises, that is an error.
+        """
 
     def written(self, write: Callable[[], Written]) -> Written:
-        """``write()``, again after :attr:`wait` for as long as the disk refuses. ``write`` leaves nothing half done."""
+        """``write()``, again after :attr:`wait` for as long as the disk refuses.
+
+        ``write`` leaves nothing half done.
+        """
         while True:
             try:
                 return write()
@@ -83,10 +94,16 @@ class RunFolder:
             beside.rename(target)
         except BaseException as error:
             shutil.rmtree(beside, ignore_errors=True)
-            if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
-                raise PermissionError(f"no permission to write {target}: choose another --out") from error
+            if isinstance(error, PermissionError) or (
+                isinstance(error, OSError) and error.errno == errno.EROFS
+            ):
+                raise PermissionError(
+                    f"no permission to write {target}: choose another --out"
+                ) from error
             if isinstance(error, OSError) and error.errno in FULL:
-                raise OSError(error.errno, f"no space left for {target}: free some, or choose another --out") from error
+                raise OSError(
+                    error.errno, f"no space left for {target}: free some, or choose another --out"
+                ) from error
             raise
         return cls(target)
 
@@ -95,8 +112,13 @@ class RunFolder:
         """Raise FileExistsError unless ``path`` is missing or an empty folder."""
         target = Path(path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise FileExistsError(f"{target} exists and is not empty: choose another --out, `rlkd resume {target}` it, or delete it")
-        file = next((parent for parent in target.parents if parent.exists() and not parent.is_dir()), None)
+            raise FileExistsError(
+                f"{target} exists and is not empty: choose another --out, `rlkd resume"
+                f" {target}` it, or delete it"
+            )
+        file = next(
+            (parent for parent in target.parents if parent.exists() and not parent.is_dir()), None
+        )
         if file is not None:
             raise FileExistsError(f"{target} cannot be made: {file} is a file")
 
@@ -110,20 +132,35 @@ class RunFolder:
         """
         folder = cls(path)
         if not (folder.path / "config.json").exists():
-            what = "has no config.json: it is no run folder, or a torn one" if folder.path.is_dir() else "does not exist"
+            what = (
+                "has no config.json: it is no run folder, or a torn one"
+                if folder.path.is_dir()
+                else "does not exist"
+            )
             raise FileNotFoundError(f"{folder.path} {what}")
         try:
             written = folder.config()["format"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{folder.path}/config.json is torn: it cannot be read ({error})") from error
+            raise ValueError(
+                f"{folder.path}/config.json is torn: it cannot be read ({error})"
+            ) from error
         if type(written) is not int or not 1 <= written <= FORMAT:
             newer = ": update rlkd_lab" if type(written) is int and written > FORMAT else ""
-            raise ValueError(f"{folder.path} has format {written!r:.40}, this version of rlkd_lab reads 1 to {FORMAT}{newer}")
+            raise ValueError(
+                f"{folder.path} has format {written!r:.40}, this version of rlkd_lab reads 1"
+                f" to {FORMAT}{newer}"
+            )
         for link in _links_out(str(folder.path), os.path.realpath(folder.path)):
-            raise ValueError(f"{folder.path} holds a link that leads out of it, {link}: a run folder is data; put what is meant in the place of the link")
+            raise ValueError(
+                f"{folder.path} holds a link that leads out of it, {link}: a run folder is"
+                " data; put what is meant in the place of the link"
+            )
         for name in ("env.json", "status.json", "metrics.jsonl", "events.jsonl"):
             if not (folder.path / name).exists():
-                raise FileNotFoundError(f"{folder.path} is torn: it has no {name}; put it back from a copy, or train anew in another folder")
+                raise FileNotFoundError(
+                    f"{folder.path} is torn: it has no {name}; put it back from a copy, or"
+                    " train anew in another folder"
+                )
         return folder
 
     def config(self) -> dict[str, Any]:
@@ -135,22 +172,37 @@ class RunFolder:
         return json.loads((self.path / "env.json").read_text())
 
     def status(self) -> dict[str, Any]:
-        """``state``, ``step``; for a failed or paused run ``why``; for a running one ``pid``, ``host`` and ``updated``.
+        """``state``, ``step``; for a failed or paused run ``why``; for a running one ``pid``,
+        ``host`` and ``updated``.
 
         Raises:
             FileNotFoundError: the folder is gone; ValueError: status.json is damaged.
         """
         try:
             status = json.loads((self.path / "status.json").read_text())
-            needed = {"step": int, **({"pid": int, "updated": int | float} if status["state"] in ("running", "paused") else {})}
-            if status["state"] not in get_args(State) or not all(isinstance(status[name], kind) for name, kind in needed.items()):
+            needed = {
+                "step": int,
+                **(
+                    {"pid": int, "updated": int | float}
+                    if status["state"] in ("running", "paused")
+                    else {}
+                ),
+            }
+            if status["state"] not in get_args(State) or not all(
+                isinstance(status[name], kind) for name, kind in needed.items()
+            ):
                 raise KeyError
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise ValueError(f"{self.path / 'status.json'} is damaged: `rlkd resume {self.path}` goes on from the last checkpoint and writes it anew") from None
+            raise ValueError(
+                f"{self.path / 'status.json'} is damaged: `rlkd resume {self.path}` goes on"
+                " from the last checkpoint and writes it anew"
+            ) from None
         return status
 
     def last_status(self) -> dict[str, Any]:
-        """:meth:`status`; of one that a crash has spoilt, that nothing runs: who may train is the lock's to say."""
+        """:meth:`status`; of one that a crash has spoilt, that nothing runs: who may train is
+        the lock's to say.
+        """
         try:
             return self.status()
         except ValueError:
@@ -160,12 +212,16 @@ class RunFolder:
         """Of the last row, of which there is one a step; 0 before the first."""
         return len(self.rows("metrics.jsonl"))
 
-    def set_status(self, state: State, step: int, why: str | None = None, pid: int | None = None) -> None:
+    def set_status(
+        self, state: State, step: int, why: str | None = None, pid: int | None = None
+    ) -> None:
         """Replace status.json; ``pid`` is this process's by default."""
         self.write_json("status.json", _status(state, step, why, pid))
 
     def say_over(self, state: State, step: int, why: str) -> None:
-        """:meth:`set_status` on a disk that may have no room for another file: over the old one, in its place. Whether it worked is not said."""
+        """:meth:`set_status` on a disk that may have no room for another file: over the old
+        one, in its place. Whether it worked is not said.
+        """
         with contextlib.suppress(OSError), (self.path / "status.json").open("r+b") as file:
             file.write(json.dumps(_status(state, step, why), ensure_ascii=False).encode())
             file.truncate()
@@ -186,11 +242,13 @@ class RunFolder:
         self.written(write)
 
     def ask(self, request: str, **what: Any) -> int:
-        """Append a request to requests.jsonl, from any thread or process. The loop answers in events.jsonl, with the same id.
+        """Append a request to requests.jsonl, from any thread or process. The loop answers in
+        events.jsonl, with the same id.
 
         Args:
-            request: ``knob`` (with ``knob`` and ``value``), ``release`` (with ``knob``), ``pause``, ``go_on``, ``step``, ``stop``, ``checkpoint``, ``twin``
-                (with ``kind``) or ``begin`` (a button pressed before it is forgotten).
+            request: ``knob`` (with ``knob`` and ``value``), ``release`` (with ``knob``), ``pause``,
+                ``go_on``, ``step``, ``stop``, ``checkpoint``, ``twin`` (with ``kind``) or ``begin``
+                (a button pressed before it is forgotten).
             what: the rest; ``at``: the step from which a knob is wanted, the next one by default.
 
         Returns:
@@ -202,36 +260,57 @@ class RunFolder:
         number = time.time_ns()
         with contextlib.suppress(OSError, ValueError):
             now = self.status()
-            if now["state"] in ("running", "paused"):  # killed before it has read this, it does not act on it in steps that are computed again
+            if (
+                now["state"] in ("running", "paused")
+            ):  # killed before it has read this, it does not act on it in steps that are computed again
                 what = {"after": now["step"], **what}
         line = (json.dumps({"id": number, "request": request, **what}) + "\n").encode()
         path = self.path / "requests.jsonl"
         try:
             with path.open("ab+", buffering=0) as file:
-                if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":  # somebody's line was torn
+                if (
+                    file.seek(0, os.SEEK_END)
+                    and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+                ):  # somebody's line was torn
                     line = b"\n" + line
                 _add(file, line)
         except OSError as error:
-            raise OSError(error.errno, f"nothing was asked, for {path} cannot be written: {error.strerror}") from error
+            raise OSError(
+                error.errno, f"nothing was asked, for {path} cannot be written: {error.strerror}"
+            ) from error
         return number
 
     def append(self, name: Literal["metrics.jsonl", "events.jsonl"], row: dict[str, Any]) -> None:
         """One line, in one write. NaN and infinities are written as null: JSON has none."""
         if not self.writes:
             return
-        clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()
+        }
         line = (json.dumps(clean, ensure_ascii=False) + "\n").encode("utf-8", errors="replace")
 
         def write() -> None:
-            with (self.path / name).open("r+b", buffering=0) as file:  # never made anew: a folder that was removed is an error
+            with (self.path / name).open(
+                "r+b", buffering=0
+            ) as file:  # never made anew: a folder that was removed is an error
                 _add(file, line)
 
         self.written(write)
 
-    def rows(self, name: Literal["metrics.jsonl", "events.jsonl"] = "metrics.jsonl") -> list[dict[str, Any]]:
-        """All whole lines. A torn last line is left out; a broken line elsewhere is an error, and so are metrics that miss a step or have one twice."""
+    def rows(
+        self, name: Literal["metrics.jsonl", "events.jsonl"] = "metrics.jsonl"
+    ) -> list[dict[str, Any]]:
+        """All whole lines.
+
+        A torn last line is left out; a broken line elsewhere is an error, and so are metrics that
+        miss a step or have one twice.
+        """
         lines = (self.path / name).read_bytes().split(b"\n")
-        mend = f"put the file back from a copy, or cut it before that line, and `rlkd resume {self.path}` computes the rest again"
+        mend = (
+            "put the file back from a copy, or cut it before that line, and `rlkd resume"
+            f" {self.path}` computes the rest again"
+        )
         found: list[dict[str, Any]] = []
         for number, line in enumerate(lines, 1):
             if not line:
@@ -243,22 +322,38 @@ class RunFolder:
             except (ValueError, RecursionError):
                 if number == len(lines):  # no newline after it: the write was cut
                     break
-                raise ValueError(f"{self.path}/{name} is damaged in line {number}: {mend}") from None
+                raise ValueError(
+                    f"{self.path}/{name} is damaged in line {number}: {mend}"
+                ) from None
             before = found[-1]["step"] if found else 0
             if name == "metrics.jsonl" and row["step"] != before + 1:
-                raise ValueError(f"{self.path}/{name} is damaged in line {number}, step {row['step']} after step {before}: {mend}")
+                raise ValueError(
+                    f"{self.path}/{name} is damaged in line {number}, step {row['step']}"
+                    f" after step {before}: {mend}"
+                )
             found.append(row)
         return found
 
-    def truncate(self, name: Literal["metrics.jsonl", "events.jsonl"], step: int, keep: tuple[str, ...] = ()) -> None:
-        """Keep the rows up to and including ``step``, and later events of the kinds ``keep``; drop the rest and any torn line."""
+    def truncate(
+        self, name: Literal["metrics.jsonl", "events.jsonl"], step: int, keep: tuple[str, ...] = ()
+    ) -> None:
+        """Keep the rows up to and including ``step``, and later events of the kinds ``keep``;
+        drop the rest and any torn line.
+        """
         self.rewrite(name, lambda row: row["step"] <= step or row.get("event") in keep)
 
-    def rewrite(self, name: Literal["metrics.jsonl", "events.jsonl"], keep: Callable[[dict[str, Any]], bool]) -> None:
+    def rewrite(
+        self, name: Literal["metrics.jsonl", "events.jsonl"], keep: Callable[[dict[str, Any]], bool]
+    ) -> None:
         """Keep some rows; written beside and renamed."""
         if not self.writes:
             return
-        self._replace(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows(name) if keep(row)))
+        self._replace(
+            name,
+            "".join(
+                json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows(name) if keep(row)
+            ),
+        )
 
     def metrics(self) -> pd.DataFrame:
         """A row a step, a column a metric, indexed by step."""
@@ -267,10 +362,14 @@ class RunFolder:
 
     def sample_steps(self, kind: Kind = "step") -> list[int]:
         """Steps whose rollouts (``step``) or fixed validation prompts (``probe``) were recorded."""
-        return sorted(int(file.stem.partition("_")[2]) for file in (self.path / "samples").glob(f"{kind}_*.parquet"))
+        return sorted(
+            int(file.stem.partition("_")[2])
+            for file in (self.path / "samples").glob(f"{kind}_*.parquet")
+        )
 
     def samples(self, step: int | None = None, kind: Kind = "step") -> pd.DataFrame:
-        """Recorded completions of a step, the last recorded one by default; with ``kind="probe"`` those of a few prompts that never change.
+        """Recorded completions of a step, the last recorded one by default; with ``kind="probe"``
+        those of a few prompts that never change.
 
         Raises:
             FileNotFoundError: nothing was recorded there.
@@ -279,7 +378,9 @@ class RunFolder:
         recorded = self.sample_steps(kind)
         if not recorded or (step is not None and step not in recorded):
             listed = ", ".join(map(str, recorded)) or "none"
-            raise FileNotFoundError(f"no samples of step {step} in {self.path}; recorded steps: {listed}")
+            raise FileNotFoundError(
+                f"no samples of step {step} in {self.path}; recorded steps: {listed}"
+            )
         file = self._sample_file(kind, recorded[-1] if step is None else int(step))
         try:
             return pd.read_parquet(file)
@@ -287,7 +388,9 @@ class RunFolder:
             raise ValueError(f"{file} is damaged: {error}") from error
 
     def thin_samples(self, keep: int) -> None:
-        """Keep ``keep`` recorded steps at most, the first and the last among them; of the others those go whose neighbours are nearest. 0 keeps all."""
+        """Keep ``keep`` recorded steps at most, the first and the last among them; of the
+        others those go whose neighbours are nearest. 0 keeps all.
+        """
         for kind in get_args(Kind) if keep and self.writes else ():
             steps = self.sample_steps(kind)
             while len(steps) > max(keep, 2):
@@ -299,7 +402,11 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first; what others have put beside them is none."""
-        found = [path for path in (self.path / "checkpoints").glob("step_*") if path.name[5:].isdecimal() and (path / "state.json").exists()]
+        found = [
+            path
+            for path in (self.path / "checkpoints").glob("step_*")
+            if path.name[5:].isdecimal() and (path / "state.json").exists()
+        ]
         return sorted(found, key=lambda path: int(path.name[5:]))
 
     @property
@@ -309,7 +416,11 @@ class RunFolder:
 
 
 def _status(state: State, step: int, why: str | None, pid: int | None = None) -> dict[str, Any]:
-    at = {"pid": pid or os.getpid(), "host": socket.gethostname()} if state in ("running", "paused") else {}
+    at = (
+        {"pid": pid or os.getpid(), "host": socket.gethostname()}
+        if state in ("running", "paused")
+        else {}
+    )
     return {"state": state, "step": step, "why": why, "updated": time.time(), **at}
 
 
@@ -325,7 +436,10 @@ def _add(file: io.FileIO, line: bytes) -> None:
 
 
 def _links_out(place: str, root: str) -> Iterator[str]:
-    """Links below a folder that lead out of ``root``, none of which is followed. Names come and go while a run is trained."""
+    """Links below a folder that lead out of ``root``, none of which is followed.
+
+    Names come and go while a run is trained.
+    """
     try:
         entries = list(os.scandir(place))
     except FileNotFoundError:
@@ -338,11 +452,14 @@ def _links_out(place: str, root: str) -> Iterator[str]:
             yield from _links_out(entry.path, root)
 
 
-def first_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], tolerance: float = 0.0) -> tuple[str | None, float]:
+def first_difference(
+    ours: list[dict[str, Any]], theirs: list[dict[str, Any]], tolerance: float = 0.0
+) -> tuple[str | None, float]:
     """Compare metrics rows, leaving out :data:`TIMING`.
 
     Returns:
-        What differs first, in words, or ``None``; and the largest absolute difference seen in any number.
+        What differs first, in words, or ``None``; and the largest absolute difference seen in any
+        number.
     """
     largest, found = 0.0, None
     if len(ours) != len(theirs):
@@ -350,7 +467,13 @@ def first_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], t
     for a, b in zip(ours, theirs, strict=False):
         for key in sorted(key for key in set(a) | set(b) if not key.startswith(TIMING)):
             x, y = a.get(key), b.get(key)
-            gap = abs(x - y) if isinstance(x, int | float) and isinstance(y, int | float) else float("inf") if x != y else 0.0
+            gap = (
+                abs(x - y)
+                if isinstance(x, int | float) and isinstance(y, int | float)
+                else float("inf")
+                if x != y
+                else 0.0
+            )
             largest = max(largest, gap)
             if gap > tolerance and found is None:
                 found = f"step {a['step']}: {key} is {x} against {y}"

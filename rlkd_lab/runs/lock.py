@@ -1,4 +1,6 @@
-"""One at a time in a folder: a lock that the system gives back when its holder is gone, however it went."""
+"""One at a time in a folder: a lock that the system gives back when its holder is gone, however
+it went.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,20 @@ def alone(folder: str | Path, doing: str) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except (Timeout, RuntimeError):  # the latter: by this thread
-        raise ValueError(f"{folder} is being {doing} by {_holder(file)}: two at once would mix what they write. Stop that one first") from None
+        raise ValueError(
+            f"{folder} is being {doing} by {_holder(file)}: two at once would mix what they"
+            " write. Stop that one first"
+        ) from None
     except PermissionError as error:
         raise PermissionError(f"no permission to write {folder}: {error.strerror}") from error
     try:
-        with suppress(OSError):  # a full disk, or a system that lets nobody write what is locked: only the name of the holder is lost
-            file.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}) + "\n")
+        with suppress(
+            OSError
+        ):  # a full disk, or a system that lets nobody write what is locked: only the name of the holder is lost
+            file.write_text(
+                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
+                + "\n"
+            )
         yield
     finally:
         lock.release()

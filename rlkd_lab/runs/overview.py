@@ -20,7 +20,8 @@ WITH_A_PROCESS = ("running", "paused", "stopping")
 
 
 def find_runs(folder: str | Path) -> list[Path]:
-    """Folders of runs at or below ``folder``, sorted; hidden ones (a run that is being made) are left out.
+    """Folders of runs at or below ``folder``, sorted; hidden ones (a run that is being made) are
+    left out.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -41,19 +42,26 @@ def overview(folder: str | Path, alive: Callable[[dict[str, Any]], bool]) -> pd.
 
     Args:
         folder: searched with all that is below it.
-        alive: a status → whether the process that it names is still there. A run that says it is running and whose process is gone is
-            "lost": it was killed, or it runs on another machine.
+        alive: a status → whether the process that it names is still there. A run that says it is
+            running and whose process is gone is "lost": it was killed, or it runs on another
+            machine.
 
     Returns:
-        columns ``run`` (path below ``folder``), ``method``, ``state``, ``step``, ``steps``, ``seed``, ``touched``, ``settings`` (those in which the runs
-        differ, by dotted name), ``reward`` and ``accuracy`` (the last ones), ``problem`` (of a torn or failed run, in words).
+        columns ``run`` (path below ``folder``), ``method``, ``state``, ``step``, ``steps``,
+        ``seed``, ``touched``, ``settings`` (those in which the runs differ, by dotted name),
+        ``reward`` and ``accuracy`` (the last ones), ``problem`` (of a torn or failed run, in
+        words).
 
     Raises:
         FileNotFoundError: no such folder.
     """
     rows, configs = [], []
     for path in find_runs(folder):
-        name = path.name or str(path.resolve().name) if path == Path(folder) else str(path.relative_to(folder))
+        name = (
+            path.name or str(path.resolve().name)
+            if path == Path(folder)
+            else str(path.relative_to(folder))
+        )
         try:
             row, config = _row(RunFolder.open(path), alive)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -63,11 +71,25 @@ def overview(folder: str | Path, alive: Callable[[dict[str, Any]], bool]) -> pd.
     names = differing([config for config in configs if config], besides=("seed", *HOW_OFTEN))
     for row, config in zip(rows, configs, strict=True):
         row["settings"] = {name: config[name] for name in names if name in config}
-    columns = ["run", "method", "state", "step", "steps", "seed", "touched", "settings", "reward", "accuracy", "problem"]
+    columns = [
+        "run",
+        "method",
+        "state",
+        "step",
+        "steps",
+        "seed",
+        "touched",
+        "settings",
+        "reward",
+        "accuracy",
+        "problem",
+    ]
     return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
-def _row(run: RunFolder, alive: Callable[[dict[str, Any]], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _row(
+    run: RunFolder, alive: Callable[[dict[str, Any]], bool]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     config, status, rows = run.config(), run.status(), run.rows()
     state = status["state"]
     if state in WITH_A_PROCESS and not alive(status):
@@ -78,7 +100,14 @@ def _row(run: RunFolder, alive: Callable[[dict[str, Any]], bool]) -> tuple[dict[
         return None if value is None else float(value)
 
     found = {
-        "method": config["method"], "state": state, "step": rows[-1]["step"] if rows else 0, "steps": config["steps"], "seed": config["seed"],
-        "touched": run.touched, "reward": last("reward"), "accuracy": last("eval/accuracy"), "problem": status.get("why"),
-    }  # fmt: skip
+        "method": config["method"],
+        "state": state,
+        "step": rows[-1]["step"] if rows else 0,
+        "steps": config["steps"],
+        "seed": config["seed"],
+        "touched": run.touched,
+        "reward": last("reward"),
+        "accuracy": last("eval/accuracy"),
+        "problem": status.get("why"),
+    }
     return found, config

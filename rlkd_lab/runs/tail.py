@@ -8,7 +8,10 @@ from typing import Any
 
 
 class Tail:
-    """``read`` returns the lines that were added since the last call. A torn last line waits until it is whole; one that is no JSON object is left out."""
+    """``read`` returns the lines that were added since the last call.
+
+    A torn last line waits until it is whole; one that is no JSON object is left out.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

@@ -15,7 +15,13 @@ from rlkd_lab.study.evaluation import (
     summarise,
     write_table,
 )
-from rlkd_lab.study.statistics import bootstrap, chance_pass_at_k, majority_at_k, paired_bootstrap, pass_at_k
+from rlkd_lab.study.statistics import (
+    bootstrap,
+    chance_pass_at_k,
+    majority_at_k,
+    paired_bootstrap,
+    pass_at_k,
+)
 from rlkd_lab.study.targets import Target, find_target, task_of
 
 __all__ = [

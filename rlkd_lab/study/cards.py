@@ -1,4 +1,6 @@
-"""The cards of the embedded models: recipe and measured accuracy, as they were written when the models were made."""
+"""The cards of the embedded models: recipe and measured accuracy, as they were written when the
+models were made.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ from rlkd_lab.tasks import find_task
 
 
 def cards() -> dict[str, Any]:
-    """``{name: {"parameters", "taken_from", "recipe", "steps", "loss", …, "table"}}``; ``table`` maps a precision ("none", "nf4", "none ood", "nf4 ood") to
-    shares and mean length."""
+    """``{name: {"parameters", "taken_from", "recipe", "steps", "loss", …, "table"}}``; ``table``
+    maps a precision ("none", "nf4", "none ood", "nf4 ood") to shares and mean length.
+    """
     models = json.loads((ZOO / "card.json").read_text())["models"]
     return {name: {"parameters": parameters(name), **card} for name, card in models.items()}
 
@@ -31,14 +34,26 @@ def parameters(name: str) -> int:
 
 
 def accuracies(card: dict[str, Any]) -> pd.DataFrame:
-    """A card's table: a row a precision ("full", "NF4") and set ("id", "ood"), with ``accuracy``, ``direct``, ``checked``, ``length``, ``truncated``."""
-    return pd.DataFrame([
-        {"precision": {"none": "full", "nf4": "NF4"}[key.partition(" ")[0]], "set": key.partition(" ")[2] or "id", **row} for key, row in card["table"].items()
-    ])  # fmt: skip
+    """A card's table: a row a precision ("full", "NF4") and set ("id", "ood"), with
+    ``accuracy``, ``direct``, ``checked``, ``length``, ``truncated``.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "precision": {"none": "full", "nf4": "NF4"}[key.partition(" ")[0]],
+                "set": key.partition(" ")[2] or "id",
+                **row,
+            }
+            for key, row in card["table"].items()
+        ]
+    )
 
 
 def levels(card: dict[str, Any], which: str) -> str:
-    """The difficulties of a row of :func:`accuracies`, ``id`` or ``ood``: ``2–5`` operations, ``2–4`` people, …"""
+    """The difficulties of a row of :func:`accuracies`, ``id`` or ``ood``:
+
+    ``2–5`` operations, ``2–4`` people, …
+    """
     task = find_task(card["recipe"].get("task", "arithmetic"))
     low, high = task.train_difficulty if which == "id" else task.ood_difficulty or (0, 0)
     return str(low) if low == high else f"{low}–{high}"

@@ -1,6 +1,7 @@
 """Evaluation: a model's completions on held-out prompts, one row each, and what they add up to.
 
-File format (version 1): one parquet file, a row a completion; schema metadata ``rlkd_eval`` = ``{"version": 1, "model": …, "task": …, settings, seed}``.
+File format (version 1): one parquet file, a row a completion; schema metadata ``rlkd_eval`` =
+``{"version": 1, "model": …, "task": …, settings, seed}``.
 
     prompt_id   str     the same for the same prompt everywhere        completion  str     as decoded, without special tokens
     prompt      str                                                    extracted   str     the answer as it was read; null: none, or cut by the limit
@@ -34,7 +35,16 @@ from tqdm import tqdm
 
 from rlkd_lab.models import LanguageModel
 from rlkd_lab.rollouts import DenseTwin, Sampling, check_length, sample
-from rlkd_lab.study.statistics import avg_at_k, bootstrap, chance_pass_at_k, check_k, majority_at_k, paired_bootstrap, pass_at_k, pass_at_k_of_counts
+from rlkd_lab.study.statistics import (
+    avg_at_k,
+    bootstrap,
+    chance_pass_at_k,
+    check_k,
+    majority_at_k,
+    paired_bootstrap,
+    pass_at_k,
+    pass_at_k_of_counts,
+)
 from rlkd_lab.tasks import Example, GuardedTask, Split, Task, check_verifier, judge
 from rlkd_lab.training import RunConfig
 from rlkd_lab.training.evaluation import SEED
@@ -64,7 +74,9 @@ class Settings:
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int = 96
-    """Length limit in distribution; out of distribution it is twice that, as in the evaluations of a run."""
+    """Length limit in distribution; out of distribution it is twice that, as in the evaluations
+    of a run.
+    """
     greedy: bool = True
     ood: bool = True
     chat: Literal["auto", "off"] = "auto"
@@ -74,9 +86,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.samples < 1:
-            raise ValueError(f"an evaluation needs at least one prompt and one sample a prompt; got {self.prompts} prompts, {self.samples} samples")
+            raise ValueError(
+                "an evaluation needs at least one prompt and one sample a prompt; got"
+                f" {self.prompts} prompts, {self.samples} samples"
+            )
         if self.temperature == 0:
-            raise ValueError("samples need a temperature above 0; the completion at 0 is the greedy one, which is taken beside them")
+            raise ValueError(
+                "samples need a temperature above 0; the completion at 0 is the greedy one,"
+                " which is taken beside them"
+            )
         self.sampling(self.max_new_tokens)
 
     def sampling(self, limit: int) -> Sampling:
@@ -91,10 +109,12 @@ def settings_of(config: RunConfig | None, **given: Any) -> Settings:
     return Settings(**own | {name: value for name, value in given.items() if value is not None})
 
 
-# --- sampling and judging ---------------------------------------------------------------------------------------------
+# --- sampling and judging -------------------------------------------------------------------------
 
 
-def evaluate_target(lm: LanguageModel, task: Task, settings: Settings, *, progress: bool = False) -> pd.DataFrame:
+def evaluate_target(
+    lm: LanguageModel, task: Task, settings: Settings, *, progress: bool = False
+) -> pd.DataFrame:
     """Sample and judge: the table described at the top of this module.
 
     Args:
@@ -104,7 +124,8 @@ def evaluate_target(lm: LanguageModel, task: Task, settings: Settings, *, progre
         progress: a bar on stderr.
 
     Raises:
-        ValueError: a prompt that does not fit the context, a split without prompts, before anything is sampled; a verifier that fails on everything.
+        ValueError: a prompt that does not fit the context, a split without prompts, before anything
+            is sampled; a verifier that fails on everything.
 
     Warns:
         UserWarning: how many completions could not be judged and count as wrong.
@@ -115,44 +136,86 @@ def evaluate_target(lm: LanguageModel, task: Task, settings: Settings, *, progre
     sets = _prompt_sets(lm, task, settings)
     twin = DenseTwin(lm)
     frames = []
-    total = sum(len(examples) for examples, _ in sets.values()) * (settings.samples + settings.greedy)
-    with tqdm(total=total, desc="completions", disable=not progress, dynamic_ncols=True, mininterval=1.0) as bar:
+    total = sum(len(examples) for examples, _ in sets.values()) * (
+        settings.samples + settings.greedy
+    )
+    with tqdm(
+        total=total, desc="completions", disable=not progress, dynamic_ncols=True, mininterval=1.0
+    ) as bar:
         for name, (examples, limit) in sets.items():
             drawn = settings.sampling(limit)
-            greediest = Sampling(max_new_tokens=limit, top_k=1)  # all the mass on the most likely token, whatever the temperature
+            greediest = Sampling(
+                max_new_tokens=limit, top_k=1
+            )  # all the mass on the most likely token, whatever the temperature
             rows: list[dict[str, Any]] = []
-            for mode, sampling, samples in (("sample", drawn, settings.samples), ("greedy", greediest, int(settings.greedy))):
+            for mode, sampling, samples in (
+                ("sample", drawn, settings.samples),
+                ("greedy", greediest, int(settings.greedy)),
+            ):
                 generator = torch.Generator(device=lm.device).manual_seed(settings.seed)
                 for part, first, size in _pieces(examples, samples):
-                    rows += [{"set": name, "mode": mode, **row} for row in _complete(lm, task, part, first, size, sampling, generator, twin)]
+                    rows += [
+                        {"set": name, "mode": mode, **row}
+                        for row in _complete(lm, task, part, first, size, sampling, generator, twin)
+                    ]
                     bar.update(len(part) * size)
             frame = pd.DataFrame(rows)
-            chances = chance_of(task, examples, frame, max(GUESSES, settings.samples), settings.seed)
+            chances = chance_of(
+                task, examples, frame, max(GUESSES, settings.samples), settings.seed
+            )
             frames.append(frame.join(chances, on="prompt_id"))
     if (event := task.told()) is not None:
         warnings.warn(event["text"], stacklevel=2)
-    columns = ["prompt_id", "prompt", "answer", "set", "difficulty", "mode", "sample", "completion", "extracted", "correct", "formatted", "finished", "length"]
+    columns = [
+        "prompt_id",
+        "prompt",
+        "answer",
+        "set",
+        "difficulty",
+        "mode",
+        "sample",
+        "completion",
+        "extracted",
+        "correct",
+        "formatted",
+        "finished",
+        "length",
+    ]
     return pd.concat(frames, ignore_index=True)[[*columns, "chance", "guesses"]]
 
 
 def check_splits(task: Task, settings: Settings) -> None:
-    """Refuse a task one of whose prompts is in two splits, as far as a thousand training prompts and the settings' validation and test prompts show it.
+    """Refuse a task one of whose prompts is in two splits, as far as a thousand training prompts
+    and the settings' validation and test prompts show it.
 
     Raises:
         ValueError: in one sentence, with such a prompt.
     """
-    counts: dict[Split, int] = {"train": TRAINED, "validation": settings.prompts, "test": settings.prompts}
-    found = {split: {one.prompt for one in task.examples(count, settings.seed, split, settings.difficulty)} for split, count in counts.items()}
+    counts: dict[Split, int] = {
+        "train": TRAINED,
+        "validation": settings.prompts,
+        "test": settings.prompts,
+    }
+    found = {
+        split: {
+            one.prompt for one in task.examples(count, settings.seed, split, settings.difficulty)
+        }
+        for split, count in counts.items()
+    }
     for one, other in itertools.combinations(found, 2):
         shared = found[one] & found[other]
         if shared:
             raise ValueError(
-                f"the task {task.name} has overlapping splits: {len(shared)} prompts are in {one} and in {other}, such as {min(shared)!r};"
-                " what is trained on cannot be what is measured on (rlkd_lab.tasks.base.split_of divides prompts by a hash)"
+                f"the task {task.name} has overlapping splits: {len(shared)} prompts are in"
+                f" {one} and in {other}, such as {min(shared)!r};"
+                " what is trained on cannot be what is measured on"
+                " (rlkd_lab.tasks.base.split_of divides prompts by a hash)"
             )
 
 
-def _prompt_sets(lm: LanguageModel, task: Task, settings: Settings) -> dict[str, tuple[list[Example], int]]:
+def _prompt_sets(
+    lm: LanguageModel, task: Task, settings: Settings
+) -> dict[str, tuple[list[Example], int]]:
     """Examples and length limit by set."""
     asked = {"id": (settings.difficulty, settings.max_new_tokens)}
     if settings.ood and task.ood_difficulty is not None:
@@ -168,8 +231,12 @@ def _prompt_sets(lm: LanguageModel, task: Task, settings: Settings) -> dict[str,
     return found
 
 
-def _pieces(examples: Sequence[Example], samples: int) -> Iterator[tuple[Sequence[Example], int, int]]:
-    """(examples, index of the first sample, samples each), with at most :data:`ROWS` completions in a piece."""
+def _pieces(
+    examples: Sequence[Example], samples: int
+) -> Iterator[tuple[Sequence[Example], int, int]]:
+    """(examples, index of the first sample, samples each), with at most :data:`ROWS`
+    completions in a piece.
+    """
     for first in range(0, samples, ROWS):
         size = min(ROWS, samples - first)
         for start in range(0, len(examples), ROWS // size):
@@ -177,51 +244,92 @@ def _pieces(examples: Sequence[Example], samples: int) -> Iterator[tuple[Sequenc
 
 
 def _complete(
-    lm: LanguageModel, task: Task, examples: Sequence[Example], first: int, size: int, sampling: Sampling, generator: torch.Generator, twin: DenseTwin | None
+    lm: LanguageModel,
+    task: Task,
+    examples: Sequence[Example],
+    first: int,
+    size: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+    twin: DenseTwin | None,
 ) -> Iterator[dict[str, Any]]:
-    drawn = sample(lm, [example.prompt for example in examples], size, sampling, generator, twin=twin)
+    drawn = sample(
+        lm, [example.prompt for example in examples], size, sampling, generator, twin=twin
+    )
     repeated = [example for example in examples for _ in range(size)]
     lengths, finished = drawn.sequences.completion_mask.sum(1).tolist(), drawn.finished.tolist()
-    verdicts = judge(task, {}, drawn.texts, repeated, finished, lengths, sampling.max_new_tokens, size)
+    verdicts = judge(
+        task, {}, drawn.texts, repeated, finished, lengths, sampling.max_new_tokens, size
+    )
     check_verifier(task, verdicts, finished)
-    for row, (example, text, verdict, whole, length) in enumerate(zip(repeated, drawn.texts, verdicts, finished, lengths, strict=True)):
-        formatted = verdict.parts["format"] > 0 if "format" in verdict.parts else verdict.answer is not None
+    for row, (example, text, verdict, whole, length) in enumerate(
+        zip(repeated, drawn.texts, verdicts, finished, lengths, strict=True)
+    ):
+        formatted = (
+            verdict.parts["format"] > 0 if "format" in verdict.parts else verdict.answer is not None
+        )
         yield {
-            "prompt_id": example.id, "prompt": example.prompt, "answer": example.answer, "difficulty": example.difficulty, "sample": first + row % size,
-            "completion": text, "extracted": verdict.answer, "correct": verdict.correct, "formatted": formatted, "finished": whole, "length": length,
-        }  # fmt: skip
+            "prompt_id": example.id,
+            "prompt": example.prompt,
+            "answer": example.answer,
+            "difficulty": example.difficulty,
+            "sample": first + row % size,
+            "completion": text,
+            "extracted": verdict.answer,
+            "correct": verdict.correct,
+            "formatted": formatted,
+            "finished": whole,
+            "length": length,
+        }
 
 
-def chance_of(task: Task, examples: Sequence[Example], frame: pd.DataFrame, guesses: int = GUESSES, seed: int = 0) -> pd.DataFrame:
-    """Probability that a guess which ignores the question is right, by prompt: columns ``chance`` and ``guesses``, indexed by prompt id.
+def chance_of(
+    task: Task,
+    examples: Sequence[Example],
+    frame: pd.DataFrame,
+    guesses: int = GUESSES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Probability that a guess which ignores the question is right, by prompt: columns ``chance``
+    and ``guesses``, indexed by prompt id.
 
-    A task may say it (``task.chance(example)``; then ``guesses`` is 0). Otherwise it is estimated, for any verifier: the model's completions to *other*
-    prompts are judged against this one. What scores as well on its own prompt as on a stranger's has not read the question.
+    A task may say it (``task.chance(example)``; then ``guesses`` is 0). Otherwise it is estimated,
+    for any verifier: the model's completions to *other* prompts are judged against this one. What
+    scores as well on its own prompt as on a stranger's has not read the question.
 
     Args:
         task: the verifier.
         examples: of one set.
         frame: sampled completions to them.
-        guesses: completions borrowed for each prompt, without replacement; fewer where there are fewer.
+        guesses: completions borrowed for each prompt, without replacement; fewer where there are
+            fewer.
         seed: of the choice.
     """
     ids = pd.Index([example.id for example in examples], name="prompt_id")
     known = getattr(task, "chance", None)
     if known is not None:
-        return pd.DataFrame({"chance": [float(known(example)) for example in examples], "guesses": 0}, index=ids)
+        return pd.DataFrame(
+            {"chance": [float(known(example)) for example in examples], "guesses": 0}, index=ids
+        )
     rng = np.random.default_rng(seed)
     pool = frame[frame["mode"] == "sample"]
-    owners, texts, finished = pool["prompt_id"].to_numpy(), pool["completion"].to_numpy(), pool["finished"].to_numpy()
+    owners, texts, finished = (
+        pool["prompt_id"].to_numpy(),
+        pool["completion"].to_numpy(),
+        pool["finished"].to_numpy(),
+    )
     found = []
     for example in examples:
         others = np.flatnonzero(owners != example.id)
         borrowed = rng.choice(others, min(guesses, len(others)), replace=False)
         right = [bool(finished[i]) and task.score(texts[i], example).correct for i in borrowed]
-        found.append({"chance": float(np.mean(right)) if right else float("nan"), "guesses": len(right)})
+        found.append(
+            {"chance": float(np.mean(right)) if right else float("nan"), "guesses": len(right)}
+        )
     return pd.DataFrame(found, index=ids)
 
 
-# --- what it adds up to -----------------------------------------------------------------------------------------------
+# --- what it adds up to ---------------------------------------------------------------------------
 
 
 def powers_of_two(samples: int) -> list[int]:
@@ -234,11 +342,13 @@ def powers_of_two(samples: int) -> list[int]:
 
 
 def per_prompt(frame: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:
-    """One row a prompt of one set, one column a measure: ``avg``, ``greedy`` (where there is one), ``pass@k`` for each k, ``majority@k`` for each k above 2,
-    ``truncated``, ``badly_formatted`` (ended by itself, and not in the format: the two shares do not overlap), ``length``.
+    """One row a prompt of one set, one column a measure: ``avg``, ``greedy`` (where there is one),
+    ``pass@k`` for each k, ``majority@k`` for each k above 2, ``truncated``, ``badly_formatted``
+    (ended by itself, and not in the format: the two shares do not overlap), ``length``.
 
     Raises:
-        ValueError: a k larger than the number of samples, or prompts with unequal numbers of samples.
+        ValueError: a k larger than the number of samples, or prompts with unequal numbers of
+            samples.
     """
     sampled = frame[frame["mode"] == "sample"].sort_values(["prompt_id", "sample"], kind="stable")
     counts = sampled.groupby("prompt_id").size()
@@ -249,8 +359,12 @@ def per_prompt(frame: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:
     def matrix(values: pd.Series) -> Any:
         return values.to_numpy().reshape(len(counts), samples)
 
-    correct, formatted, finished = (matrix(sampled[name]) for name in ("correct", "formatted", "finished"))
-    answers = matrix(sampled["extracted"].astype(object).where(sampled["extracted"].notna(), None)).tolist()
+    correct, formatted, finished = (
+        matrix(sampled[name]) for name in ("correct", "formatted", "finished")
+    )
+    answers = matrix(
+        sampled["extracted"].astype(object).where(sampled["extracted"].notna(), None)
+    ).tolist()
     measures = {"avg": avg_at_k(correct)}
     greedy = frame[frame["mode"] == "greedy"].set_index("prompt_id")["correct"]
     if len(greedy):
@@ -266,8 +380,10 @@ def per_prompt(frame: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:
 
 
 def chance_at_k(chances: pd.DataFrame, k: int) -> float:
-    """pass@k of guesses, from ``chance`` and ``guesses`` by prompt. Where chance was estimated, pass@k is estimated from the same guesses without bias: to
-    put a noisy probability into 1 − (1 − p)^k would make the line too low. NaN: fewer guesses than k."""
+    """pass@k of guesses, from ``chance`` and ``guesses`` by prompt. Where chance was estimated,
+    pass@k is estimated from the same guesses without bias: to put a noisy probability into 1 − (1 −
+    p)^k would make the line too low. NaN: fewer guesses than k.
+    """
     guesses = int(chances["guesses"].min())
     if int(chances["guesses"].max()) == 0:
         return chance_pass_at_k(chances["chance"], k)
@@ -277,10 +393,12 @@ def chance_at_k(chances: pd.DataFrame, k: int) -> float:
 
 
 def summarise(frame: pd.DataFrame, ks: Sequence[int] | None = None) -> pd.DataFrame:
-    """What a table adds up to: a row a number, with columns ``set``, ``difficulty`` ("all" or one level), ``measure``, ``value``, ``low``, ``high``.
+    """What a table adds up to: a row a number, with columns ``set``, ``difficulty`` ("all" or one
+    level), ``measure``, ``value``, ``low``, ``high``.
 
-    Measures are those of :func:`per_prompt` with a 95 % bootstrap interval over prompts, and without one ``chance@k``, ``length_correct`` and
-    ``length_wrong`` (tokens, over completions; NaN: there is none), ``prompts`` and ``samples``.
+    Measures are those of :func:`per_prompt` with a 95 % bootstrap interval over prompts, and
+    without one ``chance@k``, ``length_correct`` and ``length_wrong`` (tokens, over completions;
+    NaN: there is none), ``prompts`` and ``samples``.
 
     Raises:
         ValueError: a k larger than the number of samples.
@@ -289,9 +407,14 @@ def summarise(frame: pd.DataFrame, ks: Sequence[int] | None = None) -> pd.DataFr
     ks = powers_of_two(samples) if ks is None else ks
     rows = []
     for name, part in frame.groupby("set", sort=False):
-        table, prompts = per_prompt(part, ks), part.drop_duplicates("prompt_id").set_index("prompt_id")
+        table, prompts = (
+            per_prompt(part, ks),
+            part.drop_duplicates("prompt_id").set_index("prompt_id"),
+        )
         for level in ("all", *sorted(prompts["difficulty"].unique().tolist())):
-            chosen = prompts.index if level == "all" else prompts.index[prompts["difficulty"] == level]
+            chosen = (
+                prompts.index if level == "all" else prompts.index[prompts["difficulty"] == level]
+            )
             sampled = part[part["prompt_id"].isin(chosen) & (part["mode"] == "sample")]
             found: dict[str, tuple[float, ...]] = {"prompts": (len(chosen),), "samples": (samples,)}
             for measure, values in table.loc[chosen].items():
@@ -300,33 +423,61 @@ def summarise(frame: pd.DataFrame, ks: Sequence[int] | None = None) -> pd.DataFr
             for k in ks:
                 found[f"chance@{k}"] = (chance_at_k(prompts.loc[chosen], k),)
             for suffix, right in (("correct", True), ("wrong", False)):
-                found[f"length_{suffix}"] = (float(sampled.loc[sampled["correct"] == right, "length"].mean()),)
+                found[f"length_{suffix}"] = (
+                    float(sampled.loc[sampled["correct"] == right, "length"].mean()),
+                )
             for measure_name, numbers in found.items():
-                value, low, high = numbers if len(numbers) == 3 else (*numbers, float("nan"), float("nan"))
-                rows.append({"set": name, "difficulty": level, "measure": measure_name, "value": value, "low": low, "high": high})
+                value, low, high = (
+                    numbers if len(numbers) == 3 else (*numbers, float("nan"), float("nan"))
+                )
+                rows.append(
+                    {
+                        "set": name,
+                        "difficulty": level,
+                        "measure": measure_name,
+                        "value": value,
+                        "low": low,
+                        "high": high,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
-def compare_frames(a: pd.DataFrame, b: pd.DataFrame, ks: Sequence[int] | None = None) -> pd.DataFrame:
-    """Two models on the same prompts: a row a set and measure, with both means, ``difference`` (a − b), its 95 % interval ``low``–``high``, and ``p``.
+def compare_frames(
+    a: pd.DataFrame, b: pd.DataFrame, ks: Sequence[int] | None = None
+) -> pd.DataFrame:
+    """Two models on the same prompts: a row a set and measure, with both means, ``difference`` (a −
+    b), its 95 % interval ``low``–``high``, and ``p``.
 
     The interval is over prompts and samples. It says nothing of other training seeds.
 
     Raises:
-        ValueError: the prompts or sets differ, or a k is larger than the number of samples of either.
+        ValueError: the prompts or sets differ, or a k is larger than the number of samples of
+            either.
     """
     ks = powers_of_two(min(samples_of(a), samples_of(b))) if ks is None else ks
     if sorted(a["set"].unique()) != sorted(b["set"].unique()):
-        raise ValueError(f"the sets differ: {', '.join(a['set'].unique())} against {', '.join(b['set'].unique())}")
+        raise ValueError(
+            f"the sets differ: {', '.join(a['set'].unique())} against"
+            f" {', '.join(b['set'].unique())}"
+        )
     rows = []
     for name in a["set"].unique():
         ours, theirs = (per_prompt(frame[frame["set"] == name], ks) for frame in (a, b))
         for measure in [measure for measure in ours if measure in theirs]:
             found = paired_bootstrap(ours[measure], theirs[measure])
-            rows.append({
-                "set": name, "measure": measure, "a": ours[measure].mean(), "b": theirs[measure].mean(),
-                "difference": found.mean, "low": found.low, "high": found.high, "p": found.p,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "set": name,
+                    "measure": measure,
+                    "a": ours[measure].mean(),
+                    "b": theirs[measure].mean(),
+                    "difference": found.mean,
+                    "low": found.low,
+                    "high": found.high,
+                    "p": found.p,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -336,24 +487,33 @@ def samples_of(frame: pd.DataFrame) -> int:
 
 
 def check_ks(ks: Sequence[int] | None, samples: int) -> None:
-    """Raise ValueError for a k that this number of samples cannot give: before hours of sampling, not after."""
+    """Raise ValueError for a k that this number of samples cannot give: before hours of
+    sampling, not after.
+    """
     for k in ks or ():
         check_k(k, samples)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def about(model: dict[str, Any], task: Task, settings: Settings) -> dict[str, Any]:
     """The record that goes into a table's metadata."""
-    of_task = {"task_settings": getattr(task, "settings", {}), "prompt_template": getattr(task, "template", None)}
+    of_task = {
+        "task_settings": getattr(task, "settings", {}),
+        "prompt_template": getattr(task, "template", None),
+    }
     return {"version": VERSION, "model": model, "task": task.name, **of_task, **asdict(settings)}
 
 
 def check_out(path: Path) -> None:
-    """Raise an OSError or ValueError, before anything is sampled, for a place where no table can be written."""
+    """Raise an OSError or ValueError, before anything is sampled, for a place where no table
+    can be written.
+    """
     if path.suffix != ".parquet":
-        raise ValueError(f"{path}: completions are written as parquet; name a file that ends in .parquet")
+        raise ValueError(
+            f"{path}: completions are written as parquet; name a file that ends in .parquet"
+        )
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file")
     above = next(parent for parent in path.absolute().parents if parent.exists())
@@ -401,5 +561,8 @@ def _record(schema: pa.Schema, path: str | Path) -> dict[str, Any]:
     if "version" not in record:
         raise ValueError(f"{path} is no table of `rlkd eval`")
     if record["version"] > VERSION:
-        raise ValueError(f"{path} has format {record['version']}, this version of rlkd_lab reads up to {VERSION}: update rlkd_lab")
+        raise ValueError(
+            f"{path} has format {record['version']}, this version of rlkd_lab reads up to"
+            f" {VERSION}: update rlkd_lab"
+        )
     return record

@@ -1,4 +1,6 @@
-"""Hand-over: the student of a run as a folder that peft or transformers loads without this package, with a model card."""
+"""Hand-over: the student of a run as a folder that peft or transformers loads without this
+package, with a model card.
+"""
 
 from __future__ import annotations
 
@@ -29,35 +31,50 @@ LONGEST = 128
 
 
 def export_run(
-    run: str | Path, out: str | Path, *, checkpoint: int | None = None, merged: bool = False, into: str | None = None, dtype: str | None = None
+    run: str | Path,
+    out: str | Path,
+    *,
+    checkpoint: int | None = None,
+    merged: bool = False,
+    into: str | None = None,
+    dtype: str | None = None,
 ) -> Merged | None:
-    """Write a run's student to ``out``: the adapter beside its tokenizer and card, or one dense model with them.
+    """Write a run's student to ``out``: the adapter beside its tokenizer and card, or one dense
+    model with them.
 
     Args:
         run: a run folder.
         out: the folder to make; made beside and renamed, so that there is never half of one.
         checkpoint: step; the last by default.
         merged: merge the adapter into the base.
-        into: with ``merged``: ``nf4`` or ``full``, see :func:`~rlkd_lab.models.merging.merge`; by default the weights that the adapter was trained beside.
-        dtype: with ``merged``: a name of :data:`~rlkd_lab.models.merging.DTYPES`; bfloat16 by default.
+        into: with ``merged``: ``nf4`` or ``full``, see :func:`~rlkd_lab.models.merging.merge`; by
+            default the weights that the adapter was trained beside.
+        dtype: with ``merged``: a name of :data:`~rlkd_lab.models.merging.DTYPES`; bfloat16 by
+            default.
 
     Returns:
         What the merge changed; ``None`` for an adapter.
 
     Raises:
-        FileNotFoundError: no run, no such checkpoint, a checkpoint without adapter, a base that is not here.
+        FileNotFoundError: no run, no such checkpoint, a checkpoint without adapter, a base that is
+            not here.
         FileExistsError: ``out`` is in use.
-        ValueError: a damaged run or adapter, an option that does not apply, weights too large for ``dtype``.
+        ValueError: a damaged run or adapter, an option that does not apply, weights too large for
+            ``dtype``.
     """
     target, out = _student_of(Path(run), checkpoint), Path(os.path.abspath(out))
     if not merged and (into is not None or dtype is not None):
-        raise ValueError("--into and --dtype are for --merge: an adapter is handed over as it was trained")
+        raise ValueError(
+            "--into and --dtype are for --merge: an adapter is handed over as it was trained"
+        )
     into = nearest(into or ("nf4" if target.quant == "nf4" else "full"), INTO, "base to merge into")
     dtype = nearest(dtype or "bfloat16", DTYPES, "dtype")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty: choose another --out, or delete it")
     assert target.config is not None
-    examples = task_of(target.config).examples(PROMPTS, SEED, "validation", target.config.difficulty)
+    examples = task_of(target.config).examples(
+        PROMPTS, SEED, "validation", target.config.difficulty
+    )
     if not examples:
         raise ValueError(f"the task {target.config.task} has no validation prompts")
     prompts = list(dict.fromkeys(example.prompt for example in examples))
@@ -73,7 +90,9 @@ def export_run(
         tokenizer.save_pretrained(beside)
         chat = target.config.chat == "auto" and tokenizer.chat_template is not None
         card = beside / "README.md"
-        card.write_text(model_card(target, out.name, prompts[0], chat=chat, merged=found), encoding="utf-8")
+        card.write_text(
+            model_card(target, out.name, prompts[0], chat=chat, merged=found), encoding="utf-8"
+        )
         for file in beside.iterdir():
             file.chmod(card.stat().st_mode)  # safetensors writes files for their owner's eyes alone
         if out.exists():
@@ -99,33 +118,68 @@ def _student_of(run: Path, checkpoint: int | None) -> Target:
 
 
 def _write_adapter(target: Target, folder: Path) -> None:
-    """The checkpoint's adapter; its config names the base as the run's config does, not the place where it lay on this machine."""
+    """The checkpoint's adapter; its config names the base as the run's config does, not the
+    place where it lay on this machine.
+    """
     assert target.adapter is not None
-    shutil.copyfile(target.adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-    settings = json.loads((target.adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": target.base}
+    shutil.copyfile(
+        target.adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors"
+    )
+    settings = json.loads((target.adapter / "adapter_config.json").read_text()) | {
+        "base_model_name_or_path": target.base
+    }
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _write_merged(target: Target, folder: Path, prompts: list[str], into: str, dtype: str) -> Merged:
+def _write_merged(
+    target: Target, folder: Path, prompts: list[str], into: str, dtype: str
+) -> Merged:
     assert target.config is not None
     policy = target.load()
     policy.use_chat(target.config.chat, target.config.system_prompt)
     model, rounding = merge(policy, into, DTYPES[dtype])
     model.save_pretrained(folder)
     del model  # what counts is what was saved
-    again = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype="auto", device_map={"": policy.device})
+    again = AutoModelForCausalLM.from_pretrained(
+        folder,
+        use_safetensors=True,
+        trust_remote_code=False,
+        dtype="auto",
+        device_map={"": policy.device},
+    )
     generator = torch.Generator(device=policy.device).manual_seed(SEED)
-    completions = sample(policy, prompts, 1, Sampling(1.0, min(LONGEST, target.config.max_new_tokens)), generator).sequences
-    shift = kl_per_token(policy, LanguageModel(again, policy.tokenizer, str(folder), "none"), completions)
+    completions = sample(
+        policy, prompts, 1, Sampling(1.0, min(LONGEST, target.config.max_new_tokens)), generator
+    ).sequences
+    shift = kl_per_token(
+        policy, LanguageModel(again, policy.tokenizer, str(folder), "none"), completions
+    )
     bare = LanguageModel(policy.model, policy.tokenizer, policy.source, policy.quant, None)
     trained = kl_per_token(policy, bare, completions).mean().item()
-    found = Merged(into, dtype, rounding, shift.mean().item(), shift.max().item(), trained, len(prompts), len(shift))
+    found = Merged(
+        into,
+        dtype,
+        rounding,
+        shift.mean().item(),
+        shift.max().item(),
+        trained,
+        len(prompts),
+        len(shift),
+    )
     lost = None
     if rounding.kept < 0.5:
         lost = f"rounding to {dtype} takes {1 - rounding.kept:.0%} of the update away"
     elif found.shift > 0.5 * trained:
-        lost = f"the merged model is {found.shift:.2g} nats a token from the policy, and training moved that by no more than {trained:.2g}"
+        lost = (
+            f"the merged model is {found.shift:.2g} nats a token from the policy, and training"
+            f" moved that by no more than {trained:.2g}"
+        )
     if lost is not None:
-        better = ["use --dtype float32"] * (dtype != "float32") + ["merge --into nf4"] * (into == "full" and target.quant == "nf4")
-        warnings.warn(f"{lost}: {', or '.join([*better, 'hand over the adapter without --merge'])}", stacklevel=2)
+        better = ["use --dtype float32"] * (dtype != "float32") + ["merge --into nf4"] * (
+            into == "full" and target.quant == "nf4"
+        )
+        warnings.warn(
+            f"{lost}: {', or '.join([*better, 'hand over the adapter without --merge'])}",
+            stacklevel=2,
+        )
     return found

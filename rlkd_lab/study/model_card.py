@@ -1,4 +1,6 @@
-"""The model card of a student that is handed over: how to load it, method, knobs, what a merge changed, evaluation, run."""
+"""The model card of a student that is handed over: how to load it, method, knobs, what a merge
+changed, evaluation, run.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,38 @@ from rlkd_lab.study.targets import Target
 from rlkd_lab.training import RunConfig
 from rlkd_lab.training.loop import fingerprint
 
-ALWAYS = ("teacher", "teacher_quant", "task", "lora_rank", "lora_alpha", "prompts_per_step", "group_size", "max_new_tokens", "updates_per_rollout")
-"""Settings that a card names in any case; of the others it names those that differ from the defaults."""
-ELSEWHERE = {"method", "preset", "steps", "seed", "student", "quant", "knobs", "options", "moves", *HOW_OFTEN}
+ALWAYS = (
+    "teacher",
+    "teacher_quant",
+    "task",
+    "lora_rank",
+    "lora_alpha",
+    "prompts_per_step",
+    "group_size",
+    "max_new_tokens",
+    "updates_per_rollout",
+)
+"""Settings that a card names in any case; of the others it names those that differ from the
+defaults.
+"""
+ELSEWHERE = {
+    "method",
+    "preset",
+    "steps",
+    "seed",
+    "student",
+    "quant",
+    "knobs",
+    "options",
+    "moves",
+    *HOW_OFTEN,
+}
 """Settings that stand elsewhere in the card, or have no say in what is trained."""
 
 
-def model_card(target: Target, name: str, prompt: str, *, chat: bool, merged: Merged | None = None) -> str:
+def model_card(
+    target: Target, name: str, prompt: str, *, chat: bool, merged: Merged | None = None
+) -> str:
     """The README.md of a model folder, with the hub's front matter.
 
     Args:
@@ -43,11 +70,16 @@ def model_card(target: Target, name: str, prompt: str, *, chat: bool, merged: Me
     assert target.config is not None and target.run is not None
     config, run = target.config, RunFolder.open(target.run)
     method = METHODS[config.method]
-    base = f"`{target.base}`" + (", a model that comes with rlkd_lab" if target.base in zoo_names() else "")
-    aim = f"on the task `{config.task}`" + (f", with the teacher `{config.teacher}`" if {"teacher", "traces"} & method.needs else "")
+    base = f"`{target.base}`" + (
+        ", a model that comes with rlkd_lab" if target.base in zoo_names() else ""
+    )
+    aim = f"on the task `{config.task}`" + (
+        f", with the teacher `{config.teacher}`" if {"teacher", "traces"} & method.needs else ""
+    )
     parts = [
         f"# {name}",
-        f"A LoRA adapter {'for' if merged is None else 'merged into'} {base}. It was trained by rlkd_lab with {method.title} (`{config.method}`), {aim}, beside"
+        f"A LoRA adapter {'for' if merged is None else 'merged into'} {base}. It was trained"
+        f" by rlkd_lab with {method.title} (`{config.method}`), {aim}, beside"
         f" the base's weights in {_precision(target.quant)}.",
         "## Use",
         _snippet(target, run, name, prompt, chat, merged is not None),
@@ -61,42 +93,78 @@ def model_card(target: Target, name: str, prompt: str, *, chat: bool, merged: Me
         "## Run",
         _record(target, config, run),
     ]
-    return f"---\n{_front_matter(target.base, config.method, merged is not None)}\n---\n\n" + "\n\n".join(parts) + "\n"
+    return (
+        f"---\n{_front_matter(target.base, config.method, merged is not None)}\n---\n\n"
+        + "\n\n".join(parts)
+        + "\n"
+    )
 
 
 def merge_note(merged: Merged) -> list[str]:
     """What a merge did and what it changed: two paragraphs."""
-    weights = "the base's NF4 weights, dequantised" if merged.into == "nf4" else "the base's weights in full precision"
+    weights = (
+        "the base's NF4 weights, dequantised"
+        if merged.into == "nf4"
+        else "the base's weights in full precision"
+    )
     return [
-        f"The update was added in float32 to {weights}, and the sum rounded to {merged.dtype}: {100 * merged.rounding.kept:.1f} % of the update is"
+        f"The update was added in float32 to {weights}, and the sum rounded to"
+        f" {merged.dtype}: {100 * merged.rounding.kept:.1f} % of the update is"
         f" kept, and the rounding is {merged.rounding.error:.2g} times as large as the update.",
-        f"KL(policy ‖ merged model) is {merged.shift:.2g} nats a token on average and {merged.largest:.2g} at most, between the policy as it was trained and"
-        f" the model as it was saved and loaded again ({merged.tokens} tokens: completions by the policy to {merged.prompts} validation prompts, T = 1)."
+        f"KL(policy ‖ merged model) is {merged.shift:.2g} nats a token on average and"
+        f" {merged.largest:.2g} at most, between the policy as it was trained and"
+        f" the model as it was saved and loaded again ({merged.tokens} tokens: completions by"
+        f" the policy to {merged.prompts} validation prompts, T = 1)."
         f" For scale: KL(policy ‖ policy without its adapter) is {merged.trained:.2g} there.",
     ]
 
 
 def _front_matter(base: str, method: str, merged: bool) -> str:
-    aims = {"teacher": "knowledge-distillation", "traces": "knowledge-distillation", "groups": "reinforcement-learning"}
-    tags = ["rlkd_lab", method, "lora", *dict.fromkeys(aim for need, aim in aims.items() if need in METHODS[method].needs)]
+    aims = {
+        "teacher": "knowledge-distillation",
+        "traces": "knowledge-distillation",
+        "groups": "reinforcement-learning",
+    }
+    tags = [
+        "rlkd_lab",
+        method,
+        "lora",
+        *dict.fromkeys(aim for need, aim in aims.items() if need in METHODS[method].needs),
+    ]
     library = "transformers" if merged else "peft"
-    return ModelCardData(base_model=base, library_name=library, pipeline_tag="text-generation", tags=tags, **_license(base)).to_yaml()
+    return ModelCardData(
+        base_model=base,
+        library_name=library,
+        pipeline_tag="text-generation",
+        tags=tags,
+        **_license(base),
+    ).to_yaml()
 
 
 def _license(base: str) -> dict[str, Any]:
     """As the base's own card states it; nothing where it states none, or there is no card."""
     card = locate(base) / "README.md"
-    if not card.exists() and (base in zoo_names() or Path(base).is_dir()):  # a folder may be called as somebody's model on the hub is
+    if not card.exists() and (
+        base in zoo_names() or Path(base).is_dir()
+    ):  # a folder may be called as somebody's model on the hub is
         return {}
     try:
         stated = ModelCard.load(str(card) if card.exists() else base).data.to_dict()
-    except Exception:  # one that cannot be fetched or read states nothing, and must not stand in the way
+    except (
+        Exception
+    ):  # one that cannot be fetched or read states nothing, and must not stand in the way
         return {}
-    return {key: stated[key] for key in ("license", "license_name", "license_link") if stated.get(key)}
+    return {
+        key: stated[key] for key in ("license", "license_name", "license_link") if stated.get(key)
+    }
 
 
-def _snippet(target: Target, run: RunFolder, name: str, prompt: str, chat: bool, merged: bool) -> str:
-    """Code that loads the folder and asks one prompt; it needs this package for an embedded base alone."""
+def _snippet(
+    target: Target, run: RunFolder, name: str, prompt: str, chat: bool, merged: bool
+) -> str:
+    """Code that loads the folder and asks one prompt; it needs this package for an embedded
+    base alone.
+    """
     assert target.config is not None
     embedded, nf4 = target.base in zoo_names(), target.quant == "nf4"
     if merged:
@@ -107,12 +175,15 @@ def _snippet(target: Target, run: RunFolder, name: str, prompt: str, chat: bool,
             "model = AutoModelForCausalLM.from_pretrained(folder)",
         ]
     else:
-        dtype = "torch.float32" if str(run.env().get("device")).startswith("CPU") else "torch.bfloat16"
+        dtype = (
+            "torch.float32" if str(run.env().get("device")).startswith("CPU") else "torch.bfloat16"
+        )
         base = f"locate({_text(target.base)})" if embedded else _text(target.base)
         load = [
             "import torch",
             "from peft import PeftModel",
-            f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if nf4 else ''}",
+            "from transformers import AutoModelForCausalLM,"
+            f" AutoTokenizer{', BitsAndBytesConfig' if nf4 else ''}",
             *(["", "from rlkd_lab.models import locate"] if embedded else []),
             "",
             f"folder, dtype = {_text(name)}, {dtype}",
@@ -120,18 +191,28 @@ def _snippet(target: Target, run: RunFolder, name: str, prompt: str, chat: bool,
         if nf4:
             load += [
                 "nf4 = BitsAndBytesConfig(",
-                '    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype',
-                ")  # as in training; without it the adapter lies beside other weights than it was trained beside",
+                '    load_in_4bit=True, bnb_4bit_quant_type="nf4",'
+                " bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype",
+                ")  # as in training; without it the adapter lies beside other weights than"
+                " it was trained beside",
             ]
         load += [
-            f"base = AutoModelForCausalLM.from_pretrained({base}, dtype=dtype{', quantization_config=nf4' if nf4 else ''})",
+            f"base = AutoModelForCausalLM.from_pretrained({base},"
+            f" dtype=dtype{', quantization_config=nf4' if nf4 else ''})",
             "model = PeftModel.from_pretrained(base, folder)",
         ]
     asked = f'tokenizer({_text(prompt)}, return_tensors="pt")'
     if chat:
-        system = [{"role": "system", "content": target.config.system_prompt}] if target.config.system_prompt else []
+        system = (
+            [{"role": "system", "content": target.config.system_prompt}]
+            if target.config.system_prompt
+            else []
+        )
         turns = [*system, {"role": "user", "content": prompt}]
-        asked = f'tokenizer.apply_chat_template({_text(turns)}, add_generation_prompt=True, return_dict=True, return_tensors="pt")'
+        asked = (
+            f"tokenizer.apply_chat_template({_text(turns)}, add_generation_prompt=True,"
+            ' return_dict=True, return_tensors="pt")'
+        )
     ask = [
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
         f"asked = {asked}.to(model.device)",
@@ -149,46 +230,93 @@ def _text(value: Any) -> str:
 def _choices(config: RunConfig, run: RunFolder, step: int) -> list[str]:
     """Knobs with their schedules, moves by hand, options, settings."""
     events = [event for event in run.rows("events.jsonl") if event["event"] == "knob"]
-    moves = [move for move in [*(move.model_dump() for move in config.moves), *events] if move["step"] <= step]
-    moved = [(move["step"], move["knob"], "back to its schedule" if move.get("release") else move.get("value")) for move in moves]
-    options = resolve_options(METHODS[config.method], {"constant_length": config.max_new_tokens, **config.options})
+    moves = [
+        move
+        for move in [*(move.model_dump() for move in config.moves), *events]
+        if move["step"] <= step
+    ]
+    moved = [
+        (
+            move["step"],
+            move["knob"],
+            "back to its schedule" if move.get("release") else move.get("value"),
+        )
+        for move in moves
+    ]
+    options = resolve_options(
+        METHODS[config.method], {"constant_length": config.max_new_tokens, **config.options}
+    )
     defaults = flat(RunConfig().model_dump())
     settings = {
-        name: value for name, value in flat(config.model_dump(exclude=ELSEWHERE)).items() if name in ALWAYS or name not in defaults or value != defaults[name]
+        name: value
+        for name, value in flat(config.model_dump(exclude=ELSEWHERE)).items()
+        if name in ALWAYS or name not in defaults or value != defaults[name]
     }
     return [
         _table(("knob", "value"), config.schedules().items()),
-        *(["Moved by hand, each from that step on:", _table(("step", "knob", "value"), moved)] if moved else ["No knob was moved by hand."]),
+        *(
+            ["Moved by hand, each from that step on:", _table(("step", "knob", "value"), moved)]
+            if moved
+            else ["No knob was moved by hand."]
+        ),
         _table(("option", "value"), options.items()),
         _table(("setting", "value"), settings.items()),
     ]
 
 
-def _evaluation(target: Target, config: RunConfig, run: RunFolder, name: str, merged: bool) -> list[str]:
+def _evaluation(
+    target: Target, config: RunConfig, run: RunFolder, name: str, merged: bool
+) -> list[str]:
     """The table of ``rlkd eval`` for this step; without one the last evaluation during training."""
-    whose = " These are numbers of the policy as it was trained, before the merge." if merged else ""
-    again = f"`rlkd eval {name} --quant {'none' if merged else target.quant} --task {config.task}` measures this folder."
+    whose = (
+        " These are numbers of the policy as it was trained, before the merge." if merged else ""
+    )
+    again = (
+        f"`rlkd eval {name} --quant {'none' if merged else target.quant} --task"
+        f" {config.task}` measures this folder."
+    )
     if target.table is not None and target.table.exists():
         frame, record = read_table(target.table)
         summary = summarise(frame)
         counts = summary[(summary["measure"] == "prompts") & (summary["difficulty"] == "all")]
-        prompts = ", ".join(f"{row['value']:.0f} prompts {SETS[row['set']]}" for row in counts.to_dict("records"))
-        cut = "".join(f", {key} {record[key]:g}" for key, off in (("top_p", 1), ("top_k", 0)) if record[key] != off)
+        prompts = ", ".join(
+            f"{row['value']:.0f} prompts {SETS[row['set']]}" for row in counts.to_dict("records")
+        )
+        cut = "".join(
+            f", {key} {record[key]:g}"
+            for key, off in (("top_p", 1), ("top_k", 0))
+            if record[key] != off
+        )
         settings = (
-            f"`rlkd eval`, {record['task']}, split {record['split']}: {prompts}; {record['samples']} samples each at T = {record['temperature']:g}{cut}; at"
-            f" most {record['max_new_tokens']} tokens, out of distribution twice that; base in {_precision(record['model']['quant'])}. Shares in %, lengths in"
+            f"`rlkd eval`, {record['task']}, split {record['split']}: {prompts};"
+            f" {record['samples']} samples each at T = {record['temperature']:g}{cut}; at"
+            f" most {record['max_new_tokens']} tokens, out of distribution twice that; base"
+            f" in {_precision(record['model']['quant'])}. Shares in %, lengths in"
             f" tokens. {report.interval_note(False).capitalize()}.{whose}"
         )
         tables = [
-            _table((SETS[part], "value", "95 % interval", "chance"), (row[1:] for row in report.lines(summary, part))) for part in dict.fromkeys(summary["set"])
+            _table(
+                (SETS[part], "value", "95 % interval", "chance"),
+                (row[1:] for row in report.lines(summary, part)),
+            )
+            for part in dict.fromkeys(summary["set"])
         ]
         return [settings, *tables, again]
-    rows = [row for row in run.rows() if row["step"] <= (target.step or 0) and row.get("eval/accuracy") is not None]
+    rows = [
+        row
+        for row in run.rows()
+        if row["step"] <= (target.step or 0) and row.get("eval/accuracy") is not None
+    ]
     if not rows:
         return [f"Not evaluated. {again}"]
-    measured = [(key, f"{value:.3g}") for key, value in rows[-1].items() if key.startswith("eval/") and value is not None]
+    measured = [
+        (key, f"{value:.3g}")
+        for key, value in rows[-1].items()
+        if key.startswith("eval/") and value is not None
+    ]
     settings = (
-        f"`rlkd eval` was not run. This was measured during training, at step {rows[-1]['step']}: {config.eval_prompts} validation prompts of each set, one"
+        "`rlkd eval` was not run. This was measured during training, at step"
+        f" {rows[-1]['step']}: {config.eval_prompts} validation prompts of each set, one"
         f" completion each at T = 1; no intervals.{whose}"
     )
     return [settings, _table(("metric", "value"), measured), again]
@@ -201,13 +329,26 @@ def _precision(quant: str) -> str:
 def _record(target: Target, config: RunConfig, run: RunFolder) -> str:
     env = run.env()
     rows = {
-        "run": f"{run.path.resolve().name}, config {fingerprint(config)}", "step": f"{target.step} of {config.steps}", "seed": config.seed,
-        "commit of rlkd_lab": env.get("commit") or "not known", "device": env.get("device", "not known"),
-        "versions": ", ".join(f"{package} {version}" for package, version in env.get("versions", {}).items() if version),
-    }  # fmt: skip
+        "run": f"{run.path.resolve().name}, config {fingerprint(config)}",
+        "step": f"{target.step} of {config.steps}",
+        "seed": config.seed,
+        "commit of rlkd_lab": env.get("commit") or "not known",
+        "device": env.get("device", "not known"),
+        "versions": ", ".join(
+            f"{package} {version}"
+            for package, version in env.get("versions", {}).items()
+            if version
+        ),
+    }
     return _table(("record", ""), rows.items())
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    shown = (["off" if cell is None else str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)
+    shown = (
+        [
+            "off" if cell is None else str(cell).replace("|", "\\|").replace("\n", " ")
+            for cell in row
+        ]
+        for row in rows
+    )
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *shown])

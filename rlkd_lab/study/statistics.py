@@ -1,7 +1,8 @@
 """The numbers of an evaluation and their intervals: numpy and scipy alone, no models.
 
-Everything starts from a matrix of completions, (prompts, samples), and becomes one value a prompt. The prompt is what is drawn from the task, so it is what
-the bootstrap resamples, with all of its samples; to count the completions as if they were independent would make every interval too narrow.
+Everything starts from a matrix of completions, (prompts, samples), and becomes one value a prompt.
+The prompt is what is drawn from the task, so it is what the bootstrap resamples, with all of its
+samples; to count the completions as if they were independent would make every interval too narrow.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of a − b over the same prompts, its bootstrap interval, and a two-sided p-value in (0, 1]."""
+    """Mean of a − b over the same prompts, its bootstrap interval, and a two-sided p-value in
+    (0, 1].
+    """
 
     mean: float
     low: float
@@ -43,7 +46,9 @@ def check_k(k: int, samples: int) -> None:
     if k < 1:
         raise ValueError(f"pass@k needs a k of at least 1; got {k}")
     if k > samples:
-        raise ValueError(f"pass@{k} needs {k} samples a prompt; {samples} were taken: raise --samples")
+        raise ValueError(
+            f"pass@{k} needs {k} samples a prompt; {samples} were taken: raise --samples"
+        )
 
 
 def avg_at_k(correct: ArrayLike) -> NDArray[np.float64]:
@@ -52,11 +57,13 @@ def avg_at_k(correct: ArrayLike) -> NDArray[np.float64]:
 
 
 def pass_at_k(correct: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Unbiased probability that one of k completions is right, by prompt. Chen et al. (arXiv 2107.03374), Eq. 1.
+    """Unbiased probability that one of k completions is right, by prompt. Chen et al. (arXiv
+    2107.03374), Eq. 1.
 
         pass@k = 1 − C(n − c, k) / C(n, k)
 
-    with c right ones of n samples. 1 − (1 − c/n)^k, the estimate that comes to mind first, is too low: it draws with replacement.
+    with c right ones of n samples. 1 − (1 − c/n)^k, the estimate that comes to mind first, is too
+    low: it draws with replacement.
 
     Args:
         correct: (prompts, samples) of 0 and 1.
@@ -76,19 +83,27 @@ def pass_at_k(correct: ArrayLike, k: int) -> NDArray[np.float64]:
 
 
 def pass_at_k_of_counts(right: ArrayLike, samples: int, k: int) -> NDArray[np.float64]:
-    """:func:`pass_at_k` from the number of right completions, (prompts,). C(n − c, k) / C(n, k) is the product of (n − c − i) / (n − i) for i < k."""
+    """:func:`pass_at_k` from the number of right completions, (prompts,).
+
+    C(n − c, k) / C(n, k) is the product of (n − c − i) / (n − i) for i < k.
+    """
     check_k(k, samples)
     wrong = samples - np.asarray(right, dtype=float)[:, None]
     drawn = np.arange(k)
-    # the binomials overflow for a few hundred samples, the factors do not; a factor below 0 would come after one that is 0
+    # the binomials overflow for a few hundred samples, the factors do not; a factor below 0 would
+    # come after one that is 0
     return 1.0 - (np.maximum(wrong - drawn, 0.0) / (samples - drawn)).prod(1)
 
 
-def majority_at_k(answers: Sequence[Sequence[str | None]], correct: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Probability that the most frequent of k answers is right, by prompt. Self-consistency (arXiv 2203.11171).
+def majority_at_k(
+    answers: Sequence[Sequence[str | None]], correct: ArrayLike, k: int
+) -> NDArray[np.float64]:
+    """Probability that the most frequent of k answers is right, by prompt. Self-consistency (arXiv
+    2203.11171).
 
-    Answers that could not be read (``None``) have no vote. Where several answers lead, each is taken with the same probability. ``samples // k`` disjoint
-    blocks of k are averaged; samples that fill no block are left out.
+    Answers that could not be read (``None``) have no vote. Where several answers lead, each is
+    taken with the same probability. ``samples // k`` disjoint blocks of k are averaged; samples
+    that fill no block are left out.
 
     Args:
         answers: (prompts, samples), equal answers being equal texts.
@@ -106,19 +121,29 @@ def majority_at_k(answers: Sequence[Sequence[str | None]], correct: ArrayLike, k
     matrix = np.asarray(correct, dtype=float)
     check_k(k, matrix.shape[1])
     starts = range(0, matrix.shape[1] - k + 1, k)
-    return np.array([
-        np.mean([_winner(texts[start : start + k], right[start : start + k]) for start in starts]) for texts, right in zip(answers, matrix, strict=True)
-    ])  # fmt: skip
+    return np.array(
+        [
+            np.mean(
+                [_winner(texts[start : start + k], right[start : start + k]) for start in starts]
+            )
+            for texts, right in zip(answers, matrix, strict=True)
+        ]
+    )
 
 
 def _winner(answers: Sequence[str | None], correct: NDArray[np.float64]) -> float:
     votes = Counter(answer for answer in answers if answer is not None)
     leading = [answer for answer, count in votes.items() if count == max(votes.values())]
-    return float(np.mean([correct[list(answers).index(answer)] for answer in leading])) if leading else 0.0
+    return (
+        float(np.mean([correct[list(answers).index(answer)] for answer in leading]))
+        if leading
+        else 0.0
+    )
 
 
 def chance_pass_at_k(p: ArrayLike, k: int) -> float:
-    """pass@k of blind guessing, mean over prompts of 1 − (1 − p)^k, where ``p``, (prompts,), is the probability that one guess is right.
+    """pass@k of blind guessing, mean over prompts of 1 − (1 − p)^k, where ``p``, (prompts,), is the
+    probability that one guess is right.
 
     >>> round(chance_pass_at_k([0.01], k=32), 3)
     0.275
@@ -127,7 +152,8 @@ def chance_pass_at_k(p: ArrayLike, k: int) -> float:
 
 
 def bootstrap(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Mean over prompts with its 95 % percentile interval; prompts are resampled, and a prompt's samples stay together in its value.
+    """Mean over prompts with its 95 % percentile interval; prompts are resampled, and a prompt's
+    samples stay together in its value.
 
     Args:
         values: (prompts,), one number a prompt.
@@ -142,11 +168,15 @@ def bootstrap(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> I
     return Interval(float(array.mean()), *_bounds(means))
 
 
-def paired_bootstrap(a: pd.Series, b: pd.Series, resamples: int = RESAMPLES, seed: int = 0) -> Difference:
-    """Difference of two models' means over the same prompts. How hard a prompt is drops out of a − b, so the interval is narrower than for two samples.
+def paired_bootstrap(
+    a: pd.Series, b: pd.Series, resamples: int = RESAMPLES, seed: int = 0
+) -> Difference:
+    """Difference of two models' means over the same prompts. How hard a prompt is drops out of a −
+    b, so the interval is narrower than for two samples.
 
-    The p-value inverts the percentile interval: 2·min(share of resampled differences ≤ 0, share ≥ 0), with one added to each count and at most 1, so it is
-    below .05 where the interval leaves out 0.
+    The p-value inverts the percentile interval: 2·min(share of resampled differences ≤ 0, share ≥
+    0), with one added to each count and at most 1, so it is below .05 where the interval leaves out
+    0.
 
     Args:
         a, b: one number a prompt, indexed by prompt id in any order.
@@ -156,17 +186,25 @@ def paired_bootstrap(a: pd.Series, b: pd.Series, resamples: int = RESAMPLES, see
     Raises:
         ValueError: no prompt, or the two were not asked the same prompts.
     """
-    if not (a.index.is_unique and b.index.is_unique and len(a) == len(b) and a.index.isin(b.index).all()):
+    if not (
+        a.index.is_unique and b.index.is_unique and len(a) == len(b) and a.index.isin(b.index).all()
+    ):
         shared = len(a.index.intersection(b.index))
-        raise ValueError(f"a paired comparison needs the same prompts: {len(a)} here, {len(b)} there, {shared} in common")
+        raise ValueError(
+            f"a paired comparison needs the same prompts: {len(a)} here, {len(b)} there,"
+            f" {shared} in common"
+        )
     gaps = (a - b.reindex(a.index)).to_numpy(dtype=float)
     means = _resampled_means(gaps, resamples, seed)
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    return Difference(float(gaps.mean()), *_bounds(means), min(1.0, 2 * (1 + tail) / (1 + resamples)))
+    return Difference(
+        float(gaps.mean()), *_bounds(means), min(1.0, 2 * (1 + tail) / (1 + resamples))
+    )
 
 
 def half_width(values: ArrayLike) -> float:
-    """Half of the 95 % interval of a mean, Student's t: for seeds, which are too few to resample. NaN below two values.
+    """Half of the 95 % interval of a mean, Student's t: for seeds, which are too few to resample.
+    NaN below two values.
 
     >>> round(half_width([0.0, 1.0, 2.0]), 3)
     2.484
@@ -185,7 +223,9 @@ def _resampled_means(values: NDArray[np.float64], resamples: int, seed: int) -> 
     rng = np.random.default_rng(seed)
     rows = max(1, 2**22 // len(values))  # as many resamples at a time as fit in 32 MiB
     sizes = [min(rows, resamples - start) for start in range(0, resamples, rows)]
-    return np.concatenate([values[rng.integers(len(values), size=(size, len(values)))].mean(1) for size in sizes])
+    return np.concatenate(
+        [values[rng.integers(len(values), size=(size, len(values)))].mean(1) for size in sizes]
+    )
 
 
 def _bounds(means: NDArray[np.float64]) -> tuple[float, float]:

@@ -1,4 +1,5 @@
-"""Sweeps: what is run. Arms × seeds, and before them the same number of trials for each arm to choose its settings by.
+"""Sweeps: what is run. Arms × seeds, and before them the same number of trials for each arm to
+choose its settings by.
 
 A sweep is a TOML file:
 
@@ -58,7 +59,9 @@ def _plain(value: object) -> object:
 
 def _whole(value: object) -> object:
     """One error where pydantic has one for each branch of a union."""
-    if (type(value) is int and value <= MOST) or (isinstance(value, list) and all(type(one) is int for one in value)):
+    if (type(value) is int and value <= MOST) or (
+        isinstance(value, list) and all(type(one) is int for one in value)
+    ):
         return value
     raise ValueError(f"how many seeds, at most {MOST}, or a list of them")
 
@@ -84,7 +87,9 @@ class Evaluation(_Strict):
 
 
 class Tuning(_Strict):
-    """How each arm's settings are chosen: one run a trial, without evaluations on the way, and the mean accuracy of its end on validation prompts."""
+    """How each arm's settings are chosen: one run a trial, without evaluations on the way, and
+    the mean accuracy of its end on validation prompts.
+    """
 
     seed: Annotated[int, Field(ge=0)] = 1000
     prompts: Annotated[int, Field(ge=1)] = 256
@@ -128,26 +133,42 @@ class Sweep(_Strict):
         """The trials, as a sweep of their own.
 
         Raises:
-            ValueError: unequal numbers of trials, a grid beside them, or a seed that is used for both.
+            ValueError: unequal numbers of trials, a grid beside them, or a seed that is used for
+                both.
         """
         assert self.tune is not None
         if self.tune.seed in self.all_seeds:
-            raise ValueError(f"seed {self.tune.seed} chooses the settings, so it cannot be among the seeds that count: give [tune] another one")
+            raise ValueError(
+                f"seed {self.tune.seed} chooses the settings, so it cannot be among the seeds"
+                " that count: give [tune] another one"
+            )
         count = len(self.arms[0].trials)
         for arm in self.arms:
             if arm.grid:
-                raise ValueError(f"arm {arm.name} has a grid: what [tune] chooses from are trials, a list of settings")
+                raise ValueError(
+                    f"arm {arm.name} has a grid: what [tune] chooses from are trials, a list"
+                    " of settings"
+                )
             if len(arm.trials) != count or not count:
-                raise ValueError(f"arm {self.arms[0].name} has {count} trials and arm {arm.name} {len(arm.trials)}: every arm gets the same number, at least 1")
+                raise ValueError(
+                    f"arm {self.arms[0].name} has {count} trials and arm {arm.name}"
+                    f" {len(arm.trials)}: every arm gets the same number, at least 1"
+                )
         quiet: dict[str, Setting] = {"eval_every": 0, "interference_every": 0, "samples_every": 0}
         return Sweep(
             preset=self.preset,
             steps=self.steps,
             seeds=[self.tune.seed],
             settings=self.settings | quiet,
-            evaluate=Evaluation(prompts=self.tune.prompts, samples=self.tune.samples, split="validation", ood=False),
+            evaluate=Evaluation(
+                prompts=self.tune.prompts, samples=self.tune.samples, split="validation", ood=False
+            ),
             arms=[
-                Arm(name=f"{arm.name}.{number}", method=arm.method, settings=arm.settings | trial | quiet)
+                Arm(
+                    name=f"{arm.name}.{number}",
+                    method=arm.method,
+                    settings=arm.settings | trial | quiet,
+                )
                 for arm in self.arms
                 for number, trial in enumerate(arm.trials, 1)
             ],
@@ -155,22 +176,32 @@ class Sweep(_Strict):
 
     def tuned(self, best: dict[str, int]) -> Sweep:
         """The sweep that counts, each arm with the settings of its best trial, counted from 1."""
-        arms = [arm.model_copy(update={"settings": arm.settings | arm.trials[best[arm.name] - 1], "trials": []}) for arm in self.arms]
+        arms = [
+            arm.model_copy(
+                update={"settings": arm.settings | arm.trials[best[arm.name] - 1], "trials": []}
+            )
+            for arm in self.arms
+        ]
         return self.model_copy(update={"arms": arms, "tune": None})
 
     def jobs(self) -> list[Job]:
-        """Every run of the sweep, seed by seed, so that a sweep that is stopped early has some seeds of every arm.
+        """Every run of the sweep, seed by seed, so that a sweep that is stopped early has some
+        seeds of every arm.
 
         Raises:
-            ValueError: an unknown knob, setting or method, a value out of range, two arms of one name or with the same settings, no seed or a doubled one,
-                trials that have not been run.
+            ValueError: an unknown knob, setting or method, a value out of range, two arms of one
+                name or with the same settings, no seed or a doubled one, trials that have not been
+                run.
         """
         if self.tune is not None:
             raise ValueError("the settings of this sweep are not chosen yet: run its trials first")
         seeds = self.all_seeds
         for arm in self.arms:
             if arm.trials:
-                raise ValueError(f"arm {arm.name} has trials, and the file no [tune] that would choose among them")
+                raise ValueError(
+                    f"arm {arm.name} has trials, and the file no [tune] that would choose"
+                    " among them"
+                )
         arms: dict[str, RunConfig] = {}
         same, places = dict[str, str](), dict[str, str]()
         for arm in self.arms:
@@ -178,10 +209,17 @@ class Sweep(_Strict):
                 raise ValueError(f"arm {arm.name}: its grid has more than {MOST} combinations")
             for name, settings in _combinations(arm):
                 if name in arms:
-                    raise ValueError(f"two arms are called {name}: their runs would lie in one folder")
-                beside = places.setdefault(_place(name).casefold(), name)  # some systems take a and A for one
+                    raise ValueError(
+                        f"two arms are called {name}: their runs would lie in one folder"
+                    )
+                beside = places.setdefault(
+                    _place(name).casefold(), name
+                )  # some systems take a and A for one
                 if beside != name:
-                    raise ValueError(f"arms {beside} and {name} would lie in one folder, {_place(name)}: give them names that differ in more")
+                    raise ValueError(
+                        f"arms {beside} and {name} would lie in one folder, {_place(name)}:"
+                        " give them names that differ in more"
+                    )
                 try:
                     texts = {key: _text(value) for key, value in (self.settings | settings).items()}
                     arms[name] = make_config(arm.method, self.preset, texts, steps=self.steps)
@@ -189,9 +227,16 @@ class Sweep(_Strict):
                     raise ValueError(f"arm {name}: {error}") from None
                 other = same.setdefault(fingerprint(arms[name]), name)
                 if other != name:
-                    raise ValueError(f"arms {other} and {name} have the same settings: they would be one run, counted twice")
+                    raise ValueError(
+                        f"arms {other} and {name} have the same settings: they would be one"
+                        " run, counted twice"
+                    )
         try:
-            return [Job(name, seed, validated({**config.model_dump(), "seed": seed}), self.evaluate) for seed in seeds for name, config in arms.items()]
+            return [
+                Job(name, seed, validated({**config.model_dump(), "seed": seed}), self.evaluate)
+                for seed in seeds
+                for name, config in arms.items()
+            ]
         except ValueError as error:
             raise ValueError(f"seeds: {error}") from None
 
@@ -208,7 +253,15 @@ class Job:
     @property
     def questions(self) -> str:
         """The same for jobs that ask the same prompts."""
-        return json.dumps([self.config.task, self.config.task_settings, self.config.prompt_template, self.config.difficulty], default=str)
+        return json.dumps(
+            [
+                self.config.task,
+                self.config.task_settings,
+                self.config.prompt_template,
+                self.config.difficulty,
+            ],
+            default=str,
+        )
 
     def folder(self, out: Path) -> Path:
         """Where it lies in the sweep's folder."""
@@ -224,7 +277,8 @@ def read_sweep(path: str | Path) -> Sweep:
     """A sweep file.
 
     Raises:
-        FileNotFoundError; ValueError: no TOML, or a field that a sweep does not have, in one sentence.
+        FileNotFoundError; ValueError: no TOML, or a field that a sweep does not have, in one
+        sentence.
     """
     try:
         return Sweep(**tomllib.loads(Path(path).read_text(encoding="utf-8-sig")))
@@ -237,7 +291,10 @@ def read_sweep(path: str | Path) -> Sweep:
 def _combinations(arm: Arm) -> Iterator[tuple[str, dict[str, Setting]]]:
     for values in itertools.product(*arm.grid.values()):
         chosen = dict(zip(arm.grid, values, strict=True))
-        yield ",".join([arm.name, *(f"{key}={_text(value)}" for key, value in chosen.items())]), arm.settings | chosen
+        yield (
+            ",".join([arm.name, *(f"{key}={_text(value)}" for key, value in chosen.items())]),
+            arm.settings | chosen,
+        )
 
 
 def _text(value: Setting) -> str:
@@ -256,9 +313,17 @@ def settled(sweep: Sweep, out: Path) -> Sweep | None:
         return None
     try:
         chosen = json.loads((out / CHOSEN).read_text())
-        tuning, best = chosen["tuning"], {name: entry["best"] for name, entry in chosen["arms"].items()}
+        tuning, best = (
+            chosen["tuning"],
+            {name: entry["best"] for name, entry in chosen["arms"].items()},
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{out / CHOSEN} is damaged: delete it, and the trials that are there are judged again") from None
+        raise ValueError(
+            f"{out / CHOSEN} is damaged: delete it, and the trials that are there are judged again"
+        ) from None
     if tuning != json.loads(sweep.tuning().model_dump_json()):
-        raise ValueError(f"{out / CHOSEN} was chosen from other trials than this sweep's: choose another --out, or delete it")
+        raise ValueError(
+            f"{out / CHOSEN} was chosen from other trials than this sweep's: choose another"
+            " --out, or delete it"
+        )
     return sweep.tuned(best)

@@ -1,4 +1,7 @@
-"""What an evaluation is pointed at: a run folder, an adapter folder, or a model. Finding it reads small files alone; loading comes after."""
+"""What an evaluation is pointed at: a run folder, an adapter folder, or a model.
+
+Finding it reads small files alone; loading comes after.
+"""
 
 from __future__ import annotations
 
@@ -36,58 +39,86 @@ class Target:
 
         Raises:
             FileNotFoundError: no such model.
-            ValueError: the adapter does not fit the base or is damaged, or a layer fails verification.
+            ValueError: the adapter does not fit the base or is damaged, or a layer fails
+                verification.
         """
         try:
             return load_teacher(self.base, self.quant, adapter=self.adapter)
         except RuntimeError as error:
             raise ValueError(
-                f"the adapter {self.adapter} does not fit the base {self.base!r}: it was trained on another one; give its own with --base"
+                f"the adapter {self.adapter} does not fit the base {self.base!r}: it was"
+                " trained on another one; give its own with --base"
             ) from error
         except SafetensorError as error:
             raise ValueError(f"the adapter {self.adapter} is damaged: {error}") from error
 
     @property
     def table(self) -> Path | None:
-        """Where the evaluation of a run's student lies; ``None`` for a model or an adapter that is in no run."""
+        """Where the evaluation of a run's student lies;
+
+        ``None`` for a model or an adapter that is in no run.
+        """
         return None if self.run is None else self.run / "eval" / f"step_{self.step:06d}.parquet"
 
     @property
     def label(self) -> str:
         """Short, for headings."""
-        return Path(self.name).name if self.run is None else f"{self.run.resolve().name}, step {self.step}"
+        return (
+            Path(self.name).name
+            if self.run is None
+            else f"{self.run.resolve().name}, step {self.step}"
+        )
 
     def describe(self) -> dict[str, Any]:
         """For the record, in plain values."""
-        return {"name": self.name, "base": self.base, "quant": self.quant, "adapter": None if self.adapter is None else str(self.adapter), "step": self.step}
+        return {
+            "name": self.name,
+            "base": self.base,
+            "quant": self.quant,
+            "adapter": None if self.adapter is None else str(self.adapter),
+            "step": self.step,
+        }
 
 
-def find_target(name: str, *, checkpoint: int | None = None, base: str | None = None, quant: Quant | None = None) -> Target:
+def find_target(
+    name: str, *, checkpoint: int | None = None, base: str | None = None, quant: Quant | None = None
+) -> Target:
     """The model behind a name or path.
 
     Args:
-        name: an embedded name; a run folder, meaning its student with the adapter of the last whole checkpoint; an adapter folder; a model folder or hub id.
+        name: an embedded name; a run folder, meaning its student with the adapter of the last whole
+            checkpoint; an adapter folder; a model folder or hub id.
         checkpoint: another step of the run folder.
-        base: of an adapter. By default that of the run whose checkpoint it is, otherwise the one in its adapter_config.json.
+        base: of an adapter. By default that of the run whose checkpoint it is, otherwise the one in
+            its adapter_config.json.
         quant: ``nf4`` or ``none``; by default as in the run, otherwise ``nf4``.
 
     Raises:
-        FileNotFoundError: nothing there, a run without a checkpoint, an adapter whose base cannot be found.
+        FileNotFoundError: nothing there, a run without a checkpoint, an adapter whose base cannot
+            be found.
         ValueError: a damaged run or checkpoint, or an option that this target has no use for.
     """
     folder = Path(name)
     if name not in zoo_names():
         if (folder / "adapter_model.safetensors").exists():
             if checkpoint is not None:
-                raise ValueError(f"--checkpoint chooses among the checkpoints of a run folder; {name} is one adapter")
+                raise ValueError(
+                    f"--checkpoint chooses among the checkpoints of a run folder; {name} is"
+                    " one adapter"
+                )
             return _adapter(name, folder, base, quant)
         if any((folder / file).exists() for file in ("metrics.jsonl", "status.json")):
             if base is not None:
-                raise ValueError(f"--base is for an adapter folder; {name} is a run folder, and its config names the base")
+                raise ValueError(
+                    f"--base is for an adapter folder; {name} is a run folder, and its config"
+                    " names the base"
+                )
             adapter = _checkpoint(RunFolder.open(folder), checkpoint)
             return _adapter(name, adapter, None, quant)
     if checkpoint is not None or base is not None:
-        raise ValueError(f"{name} is a model: --checkpoint is for a run folder and --base for an adapter folder")
+        raise ValueError(
+            f"{name} is a model: --checkpoint is for a run folder and --base for an adapter folder"
+        )
     locate(name)
     return Target(name, name, quant or "nf4")
 
@@ -96,19 +127,33 @@ def _checkpoint(run: RunFolder, step: int | None) -> Path:
     found = {checkpoints.step_of(path): path for path in run.checkpoints()}
     if not found:
         raise FileNotFoundError(
-            f"{run.path} has no whole checkpoint, so there is no adapter; its student as it was before training is {run.config()['student']!r}"
+            f"{run.path} has no whole checkpoint, so there is no adapter; its student as it"
+            f" was before training is {run.config()['student']!r}"
         )
     if step is not None and step not in found:
-        raise FileNotFoundError(f"{run.path} has no checkpoint of step {step}; it has {', '.join(map(str, found))}")
+        raise FileNotFoundError(
+            f"{run.path} has no checkpoint of step {step}; it has {', '.join(map(str, found))}"
+        )
     return found[max(found) if step is None else step]
 
 
 def _adapter(name: str, adapter: Path, base: str | None, quant: Quant | None) -> Target:
     checkpoints.check(adapter)
-    run, place = Path(os.path.normpath(adapter / ".." / "..")), adapter.resolve()  # RUN/checkpoints/step_000010
+    run, place = (
+        Path(os.path.normpath(adapter / ".." / "..")),
+        adapter.resolve(),
+    )  # RUN/checkpoints/step_000010
     if place.parent.name == "checkpoints" and (run / "config.json").exists():
         config = config_of(RunFolder.open(run))
-        return Target(name, base or config.student, quant or config.quant, adapter, config, run, checkpoints.step_of(place))
+        return Target(
+            name,
+            base or config.student,
+            quant or config.quant,
+            adapter,
+            config,
+            run,
+            checkpoints.step_of(place),
+        )
     return Target(name, base or _base_of(adapter), quant or "nf4", adapter)
 
 
@@ -118,12 +163,21 @@ def _base_of(adapter: Path) -> str:
         named = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
         locate(named)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise FileNotFoundError(f"the base of the adapter {adapter} is not named in its adapter_config.json, or is not here: give it with --base") from None
+        raise FileNotFoundError(
+            f"the base of the adapter {adapter} is not named in its adapter_config.json, or"
+            " is not here: give it with --base"
+        ) from None
     return str(named)
 
 
 def task_of(config: RunConfig | None, name: str | None = None) -> GuardedTask:
-    """The task to evaluate on: ``name``, otherwise the run's with its settings, otherwise arithmetic. The one place that turns settings into a task."""
+    """The task to evaluate on:
+
+    ``name``, otherwise the run's with its settings, otherwise arithmetic. The one place that turns
+    settings into a task.
+    """
     if config is None or (name is not None and name != config.task):
         return guarded(name or "arithmetic")
-    return guarded(config.task, config.task_settings, config.prompt_template, config.verifier_seconds)
+    return guarded(
+        config.task, config.task_settings, config.prompt_template, config.verifier_seconds
+    )

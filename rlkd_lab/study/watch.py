@@ -1,4 +1,6 @@
-"""The progress of a sweep in a terminal: runs, steps, rate and time left; a line a finished run where there is no terminal."""
+"""The progress of a sweep in a terminal: runs, steps, rate and time left; a line a finished run
+where there is no terminal.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,24 @@ from rlkd_lab.study.workers import run_sweep, stages
 def watch(out: Path, jobs: list[Job]) -> Iterator[Callable[[list[Job], list[Job]], None]]:
     """A bar over the steps of all runs; what it yields is the ``on_change`` of a sweep.
 
-    Steps are counted in the run folders, so steps of an earlier start count as done and the rate is that of the new ones.
+    Steps are counted in the run folders, so steps of an earlier start count as done and the rate is
+    that of the new ones.
     """
     total = sum(job.config.steps for job in jobs)
-    began, first, said = time.time(), _steps(out, jobs), {job.folder(out) for job in jobs if over(job.folder(out))}
-    with tqdm(total=total, desc="sweep", unit="step", initial=first, dynamic_ncols=True, mininterval=1.0, disable=not sys.stderr.isatty()) as bar:
+    began, first, said = (
+        time.time(),
+        _steps(out, jobs),
+        {job.folder(out) for job in jobs if over(job.folder(out))},
+    )
+    with tqdm(
+        total=total,
+        desc="sweep",
+        unit="step",
+        initial=first,
+        dynamic_ncols=True,
+        mininterval=1.0,
+        disable=not sys.stderr.isatty(),
+    ) as bar:
         bar.start_t = began
 
         def show(finished: list[Job], jobs: list[Job]) -> None:
@@ -35,12 +50,19 @@ def watch(out: Path, jobs: list[Job]) -> Iterator[Callable[[list[Job], list[Job]
                 for job in finished:
                     if job.folder(out) not in said:
                         said.add(job.folder(out))
-                        print(f"{len(finished)}/{len(jobs)} {job.arm}, seed {job.seed}: over after {time.time() - began:.0f} s", file=sys.stderr, flush=True)
+                        print(
+                            f"{len(finished)}/{len(jobs)} {job.arm}, seed {job.seed}: over"
+                            f" after {time.time() - began:.0f} s",
+                            file=sys.stderr,
+                            flush=True,
+                        )
 
         yield show
 
 
-def run_watched(sweep: Sweep, out: Path, title: str = "", **how: Any) -> tuple[Sweep, Path, list[str]]:
+def run_watched(
+    sweep: Sweep, out: Path, title: str = "", **how: Any
+) -> tuple[Sweep, Path, list[str]]:
     """All stages of a sweep, each with its progress; after one with failures no other is begun.
 
     Args:
@@ -55,7 +77,11 @@ def run_watched(sweep: Sweep, out: Path, title: str = "", **how: Any) -> tuple[S
     for stage, folder in stages(sweep, out):
         jobs = stage.jobs()
         if title:
-            print(f"{title}: {len(jobs)} {'runs' if folder == out else 'trials'}", file=sys.stderr, flush=True)
+            print(
+                f"{title}: {len(jobs)} {'runs' if folder == out else 'trials'}",
+                file=sys.stderr,
+                flush=True,
+            )
         with watch(folder, jobs) as show:
             failed = run_sweep(stage, folder, on_change=show, **how)
         if failed:

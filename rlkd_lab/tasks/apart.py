@@ -1,10 +1,14 @@
-"""A process of its own in which a task judges: whatever its verifier does there, it can be ended, and the run goes on.
+"""A process of its own in which a task judges: whatever its verifier does there, it can be ended,
+and the run goes on.
 
-A thread would be no guard (a regular expression and a large integer hold the interpreter until they are done), and a fork would inherit locks and the state
-of CUDA: the process is a fresh interpreter, which makes the task anew. It reads requests (pickled, with their length before them) from its standard input and
-writes a line of JSON for each to what was its standard output; what a task prints goes to standard error.
+A thread would be no guard (a regular expression and a large integer hold the interpreter until they
+are done), and a fork would inherit locks and the state of CUDA: the process is a fresh interpreter,
+which makes the task anew. It reads requests (pickled, with their length before them) from its
+standard input and writes a line of JSON for each to what was its standard output; what a task
+prints goes to standard error.
 
-It ends with the run: at the end of its input, or by itself where a call goes on though nobody is left to end it.
+It ends with the run: at the end of its input, or by itself where a call goes on though nobody is
+left to end it.
 """
 
 from __future__ import annotations
@@ -27,12 +31,17 @@ from typing import Any
 from rlkd_lab.tasks.base import Example, Task
 
 MEMORY = 2 << 30
-"""Bytes that a verifier may take beyond what its task holds; on Linux alone, elsewhere nothing bounds it."""
+"""Bytes that a verifier may take beyond what its task holds; on Linux alone, elsewhere nothing
+bounds it.
+"""
 STARTING = 120.0
 """Seconds in which the task must have been made."""
 GRACE = 5.0
 """Seconds after the limit at which the process ends itself."""
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rlkd_lab.tasks.apart import serve; serve()"
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rlkd_lab.tasks.apart"
+    " import serve; serve()"
+)
 Work = Callable[[Task, str, str, Example | None], dict[str, Any]]
 """(task, method, completion, example) → an answer that JSON can hold."""
 
@@ -48,13 +57,16 @@ class Answer:
     value: dict[str, Any] | None = None
     why: str = ""
     machine: bool = False
-    """Whether another machine might have got an answer: it took too long, too much memory, or the process died."""
+    """Whether another machine might have got an answer: it took too long, too much memory, or
+    the process died.
+    """
     worn: bool = False
     """Whether earlier calls may have had a part in it: all but time."""
 
 
 class Apart:
-    """The process of one task, started by the first call, and again after one that it did not survive.
+    """The process of one task, started by the first call, and again after one that it did not
+    survive.
 
     Args:
         make: makes the task there.
@@ -63,7 +75,9 @@ class Apart:
         seconds: time limit of a call.
     """
 
-    def __init__(self, make: Callable[..., Task], given: tuple[Any, ...], work: Work, seconds: float) -> None:
+    def __init__(
+        self, make: Callable[..., Task], given: tuple[Any, ...], work: Work, seconds: float
+    ) -> None:
         self.seconds = seconds
         self._first = pickle.dumps((make, given, work, seconds))
         self._folder = os.getcwd()
@@ -72,11 +86,17 @@ class Apart:
         self._lock = threading.Lock()
 
     def call(self, method: str, completion: str, example: Example | None) -> Answer:
-        """One call. Where earlier ones may have worn the process out, it is made once more, in a fresh one."""
+        """One call.
+
+        Where earlier ones may have worn the process out, it is made once more, in a fresh one.
+        """
         try:
             request = pickle.dumps((method, completion, example))
         except Exception as error:
-            return Answer(why=f"the verifier cannot be given the example in a process of its own ({brief(error)}); Example.meta is to hold plain values")
+            return Answer(
+                why="the verifier cannot be given the example in a process of its own"
+                f" ({brief(error)}); Example.meta is to hold plain values"
+            )
         with self._lock:
             used = self._process is not None and self._process.poll() is None
             answer = self._exchange(request, self.seconds) if used else self._fresh(request)
@@ -100,16 +120,25 @@ class Apart:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 cwd=self._folder,
-                env={**os.environ, "PYTHONHASHSEED": "0"},  # a set has the same order in every process
+                env={
+                    **os.environ,
+                    "PYTHONHASHSEED": "0",
+                },  # a set has the same order in every process
                 start_new_session=True,  # Ctrl-C is for the run
             )
         except OSError as error:
-            return Answer(why=f"the verifier cannot be called in a process of its own ({brief(error)})", machine=True)
+            return Answer(
+                why=f"the verifier cannot be called in a process of its own ({brief(error)})",
+                machine=True,
+            )
         self._end = weakref.finalize(self, _kill, self._process)
         made = self._exchange(self._first, STARTING)
         if made.value is None:
             self._end()
-            return Answer(why=f"the verifier cannot be called in a process of its own ({made.why})", machine=True)
+            return Answer(
+                why=f"the verifier cannot be called in a process of its own ({made.why})",
+                machine=True,
+            )
         return self._exchange(request, self.seconds)
 
     def _exchange(self, request: bytes, seconds: float) -> Answer:
@@ -142,10 +171,16 @@ class Apart:
             return Answer(why=f"the verifier took longer than {seconds:g} s", machine=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1)
-        return Answer(why=f"the verifier ended its process (exit code {process.poll()})", machine=True, worn=True)
+        return Answer(
+            why=f"the verifier ended its process (exit code {process.poll()})",
+            machine=True,
+            worn=True,
+        )
 
 
-def attempt(work: Work, task: Task, method: str, completion: str, example: Example | None) -> Answer:
+def attempt(
+    work: Work, task: Task, method: str, completion: str, example: Example | None
+) -> Answer:
     """A call in this process."""
     try:
         return Answer(work(task, method, completion, example))
@@ -177,7 +212,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
-# --- in that process --------------------------------------------------------------------------------------------------
+# --- in that process ------------------------------------------------------------------------------
 
 
 def serve() -> None:

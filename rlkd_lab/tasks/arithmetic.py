@@ -1,7 +1,9 @@
-"""Multi-step arithmetic, small enough for a model of a million parameters and hard enough to need steps.
+"""Multi-step arithmetic, small enough for a model of a million parameters and hard enough to need
+steps.
 
-Prompt ``49-7+4-2?``; a worked completion ``49-7=42;42+4=46;46-2=44;#44``; a direct one ``#44``. A careful worker repeats the steps as a check after a
-``!``. Difficulty is the number of operations: 2–5 in training, 6–8 out of distribution. Every intermediate value lies in 0–99.
+Prompt ``49-7+4-2?``; a worked completion ``49-7=42;42+4=46;46-2=44;#44``; a direct one ``#44``. A
+careful worker repeats the steps as a check after a ``!``. Difficulty is the number of operations:
+2–5 in training, 6–8 out of distribution. Every intermediate value lies in 0–99.
 """
 
 from __future__ import annotations
@@ -22,14 +24,17 @@ _OPERATION = re.compile(r"([+-])(\d+)")
 class ArithmeticTask:
     """Chains of additions and subtractions with a two-digit start and one-digit operands.
 
-    Parts: ``accuracy``, 1 where the completion ends in ``#`` and the right number; ``format``, 1 where the whole of it has the expected shape.
+    Parts: ``accuracy``, 1 where the completion ends in ``#`` and the right number; ``format``, 1
+        where the whole of it has the expected shape.
     """
 
     name = "arithmetic"
     train_difficulty = (2, 5)
     ood_difficulty: tuple[int, int] | None = (6, 8)
 
-    def examples(self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None) -> list[Example]:
+    def examples(
+        self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None
+    ) -> list[Example]:
         low, high = difficulty or self.train_difficulty
         if not 1 <= low <= high <= 20:
             raise ValueError(f"difficulty is a range of operations within 1–20; got {low}–{high}")
@@ -45,10 +50,15 @@ class ArithmeticTask:
     def score(self, completion: str, example: Example) -> Score:
         found = _ANSWER.search(completion[-16:])
         answer = None if found is None else str(int(found.group(1)))
-        return Score({"accuracy": float(answer == example.answer), "format": float(well_formed(completion))}, answer)
+        return Score(
+            {"accuracy": float(answer == example.answer), "format": float(well_formed(completion))},
+            answer,
+        )
 
     def checking(self, completion: str) -> str:
-        """The part of a completion that repeats the steps as a check, from the ``!`` up to the answer."""
+        """The part of a completion that repeats the steps as a check, from the ``!`` up to the
+        answer.
+        """
         return re.sub(r"#.*", "", "".join(completion.partition("!")[1:]), flags=re.DOTALL)
 
     def chance(self, example: Example) -> float:
@@ -83,7 +93,8 @@ def _draw(operations: int, rng: random.Random) -> Example:
 
 
 def steps(prompt: str, wrong_at: int | None = None, error: int = 0) -> tuple[list[str], int]:
-    """The worked steps of a prompt and their final value; step ``wrong_at`` is off by ``error`` and the rest follows from it.
+    """The worked steps of a prompt and their final value; step ``wrong_at`` is off by ``error`` and
+    the rest follows from it.
 
     >>> steps("49-7+4-2?")
     (['49-7=42;', '42+4=46;', '46-2=44;'], 44)

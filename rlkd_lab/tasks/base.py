@@ -1,8 +1,9 @@
 """The Task protocol: where prompts come from and how a completion is judged.
 
-A task is a source of :class:`Example` and a rule-based verifier. A verifier is given text that a model made up: it never raises on it and never
-evaluates it as code; what one does all the same cannot hurt a run (:mod:`rlkd_lab.tasks.verifier`). What its parts are worth is not its business: the weights
-are the config's (:mod:`rlkd_lab.tasks.rewards`).
+A task is a source of :class:`Example` and a rule-based verifier. A verifier is given text that a
+model made up: it never raises on it and never evaluates it as code; what one does all the same
+cannot hurt a run (:mod:`rlkd_lab.tasks.verifier`). What its parts are worth is not its business:
+the weights are the config's (:mod:`rlkd_lab.tasks.rewards`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 class Example:
     """One prompt with its reference answer.
 
-    ``difficulty`` is an integer that grows with the work needed (operations, people); ``id`` is the same for the same prompt in every process.
+    ``difficulty`` is an integer that grows with the work needed (operations, people); ``id`` is the
+    same for the same prompt in every process.
     """
 
     prompt: str
@@ -38,9 +40,14 @@ class Score:
     parts: dict[str, float]
     """Each in [0, 1]; ``accuracy`` is correctness. The same names for every completion."""
     answer: str | None = None
-    """The final answer as it was read, in a form in which equal answers are equal texts (majority@k counts them); ``None``: none could be read."""
+    """The final answer as it was read, in a form in which equal answers are equal texts
+    (majority@k counts them); ``None``: none could be read.
+    """
     why: str | None = None
-    """Why the verifier could not judge; every part is 0 then. Set where it is called, not by a verifier."""
+    """Why the verifier could not judge; every part is 0 then.
+
+    Set where it is called, not by a verifier.
+    """
 
     @property
     def correct(self) -> bool:
@@ -56,9 +63,14 @@ class Task(Protocol):
     train_difficulty: tuple[int, int]
     """Smallest and largest difficulty of the training prompts."""
     ood_difficulty: tuple[int, int] | None
-    """The same for out-of-distribution prompts, harder than anything trained on; ``None``: the task has none."""
+    """The same for out-of-distribution prompts, harder than anything trained on;
 
-    def examples(self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None) -> list[Example]:
+    ``None``: the task has none.
+    """
+
+    def examples(
+        self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None
+    ) -> list[Example]:
         """``n`` examples; the same arguments give the same list. Splits share no prompt."""
         ...
 
@@ -68,7 +80,8 @@ class Task(Protocol):
 
 
 def split_of(text: str) -> Split:
-    """The split that a prompt belongs to, by a hash of its text: 80 % train, 10 % validation, 10 % test.
+    """The split that a prompt belongs to, by a hash of its text: 80 % train, 10 % validation, 10 %
+    test.
 
     Splits are disjoint by construction: no seed and no difficulty can move a prompt.
 
@@ -88,7 +101,9 @@ def check_split(split: str) -> None:
 def check_template(template: str | None) -> None:
     """Raise ValueError for a template without ``{question}``; ``None`` is the task's own."""
     if template is not None and "{question}" not in template:
-        raise ValueError(f"prompt_template has no {{question}}, where the question goes: {template[:60]!r}")
+        raise ValueError(
+            f"prompt_template has no {{question}}, where the question goes: {template[:60]!r}"
+        )
 
 
 def seeded(*parts: object) -> random.Random:
@@ -97,8 +112,9 @@ def seeded(*parts: object) -> random.Random:
 
 
 def made_of(piece: re.Pattern[str], text: str) -> bool:
-    """Whether the text is one match of ``piece`` after another, at least one and nothing else. ``+`` around the pattern says the same wherever no match begins
-    with another, and keeps a place to come back to for each, which a long completion fills the memory with.
+    """Whether the text is one match of ``piece`` after another, at least one and nothing else.
+    ``+`` around the pattern says the same wherever no match begins with another, and keeps a place
+    to come back to for each, which a long completion fills the memory with.
 
     >>> made_of(re.compile("a;"), "a;a;"), made_of(re.compile("a;"), "a;a"), made_of(re.compile("a;"), "")
     (True, False, False)

@@ -1,4 +1,6 @@
-"""From a name to a task: ours, a reasoning-gym set, a file of questions, a dataset of the hub, or a class of your own."""
+"""From a name to a task: ours, a reasoning-gym set, a file of questions, a dataset of the hub,
+or a class of your own.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,29 @@ from rlkd_lab.tasks.knights import KnightsTask
 from rlkd_lab.tasks.questions import FILES, QuestionTask, read_files, read_hub
 from rlkd_lab.tasks.reasoning import ReasoningGymTask, reasoning_gym_sets
 
-EMBEDDED: dict[str, type[ArithmeticTask] | type[KnightsTask]] = {"arithmetic": ArithmeticTask, "knights": KnightsTask}
+EMBEDDED: dict[str, type[ArithmeticTask] | type[KnightsTask]] = {
+    "arithmetic": ArithmeticTask,
+    "knights": KnightsTask,
+}
 """Tasks in the bare notation that the character tokenizer of the embedded models was made for."""
 MEMBERS = ("name", "train_difficulty", "ood_difficulty", "examples", "score")
 
 
-def find_task(name: str, settings: Mapping[str, Any] | None = None, template: str | None = None) -> Task:
-    r"""The task of that name. Only a name of reasoning-gym's imports reasoning-gym, only questions import math-verify.
+def find_task(
+    name: str, settings: Mapping[str, Any] | None = None, template: str | None = None
+) -> Task:
+    r"""The task of that name. Only a name of reasoning-gym's imports reasoning-gym, only questions
+    import math-verify.
 
     Args:
-        name: ``arithmetic`` or ``knights``; a reasoning-gym set (``countdown``); a file (.jsonl, .json, .parquet) or a folder of train.* and test.* files
-            with a question and an answer a row; ``hub:OWNER/NAME`` or ``hub:OWNER/NAME:CONFIG``; ``PATH.py:CLASS``, a class of your own.
-        settings: of a reasoning-gym set (the fields of its config) or of your own class (keyword arguments); the others have none.
-        template: what a prompt looks like, with ``{question}`` in it; every other brace stands for itself. The task's own by default.
+        name: ``arithmetic`` or ``knights``; a reasoning-gym set (``countdown``); a file (.jsonl,
+            .json, .parquet) or a folder of train.* and test.* files with a question and an answer a
+            row; ``hub:OWNER/NAME`` or ``hub:OWNER/NAME:CONFIG``; ``PATH.py:CLASS``, a class of your
+            own.
+        settings: of a reasoning-gym set (the fields of its config) or of your own class (keyword
+            arguments); the others have none.
+        template: what a prompt looks like, with ``{question}`` in it; every other brace stands for
+            itself. The task's own by default.
 
     Raises:
         ValueError, OSError: in one sentence.
@@ -42,7 +54,10 @@ def find_task(name: str, settings: Mapping[str, Any] | None = None, template: st
         raise ValueError(f"task {name}: a file can hold several classes; write {name}:CLASS")
     if name in EMBEDDED:
         if settings or template:
-            raise ValueError(f"{name} has no settings and no template: the embedded models read its bare prompts; use a reasoning-gym set such as chain_sum")
+            raise ValueError(
+                f"{name} has no settings and no template: the embedded models read its bare"
+                " prompts; use a reasoning-gym set such as chain_sum"
+            )
         return EMBEDDED[name]()
     if name.startswith("hub:"):
         _no_settings(name, settings)
@@ -55,8 +70,10 @@ def find_task(name: str, settings: Mapping[str, Any] | None = None, template: st
         close = difflib.get_close_matches(name, [*EMBEDDED, *sets], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(repr(one) for one in close)}? " if close else ""
         raise ValueError(
-            f"unknown task {name!r}: {hint}A task is arithmetic, knights, one of reasoning-gym's {len(sets)} sets (countdown, zebra_puzzles, …),"
-            " a .jsonl, .json or .parquet file or a folder of them, hub:OWNER/NAME, or PATH.py:CLASS"
+            f"unknown task {name!r}: {hint}A task is arithmetic, knights, one of"
+            f" reasoning-gym's {len(sets)} sets (countdown, zebra_puzzles, …),"
+            " a .jsonl, .json or .parquet file or a folder of them, hub:OWNER/NAME, or"
+            " PATH.py:CLASS"
         )
     return ReasoningGymTask(name, settings, template)
 
@@ -82,10 +99,18 @@ def from_file(path: Path, attribute: str, what: str) -> Any:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"{what} {path}: the file does not run: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{what} {path}: the file does not run: {type(error).__name__}: {error}"
+        ) from error
     if not hasattr(module, attribute):
-        own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module_name]
-        raise ValueError(f"{what} {path} has no {attribute!r}; it has {', '.join(own) or 'nothing of its own'}")
+        own = [
+            name
+            for name, value in vars(module).items()
+            if getattr(value, "__module__", None) == module_name
+        ]
+        raise ValueError(
+            f"{what} {path} has no {attribute!r}; it has {', '.join(own) or 'nothing of its own'}"
+        )
     return getattr(module, attribute)
 
 
@@ -98,14 +123,21 @@ def own_task(path: Path, attribute: str, settings: Mapping[str, Any], template: 
     try:
         inspect.signature(found).bind(**given)
     except TypeError as error:
-        raise ValueError(f"task {path}:{attribute} does not take {', '.join(given) or 'an empty call'}: {error}") from None
+        raise ValueError(
+            f"task {path}:{attribute} does not take {', '.join(given) or 'an empty call'}: {error}"
+        ) from None
     try:
         task = found(**given)
     except Exception as error:
-        raise ValueError(f"task {path}:{attribute} cannot be made: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"task {path}:{attribute} cannot be made: {type(error).__name__}: {error}"
+        ) from error
     missing = [member for member in MEMBERS if not hasattr(task, member)]
     if missing:
-        raise ValueError(f"task {path}:{attribute} is no task yet: it has no {', no '.join(missing)} (a task has {', '.join(MEMBERS)})")
+        raise ValueError(
+            f"task {path}:{attribute} is no task yet: it has no {', no '.join(missing)} (a"
+            f" task has {', '.join(MEMBERS)})"
+        )
     return task
 
 

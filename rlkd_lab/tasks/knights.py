@@ -1,11 +1,16 @@
-"""Knights and Knaves in a compact notation: knights say the truth, knaves do not, and who is what follows from what they say.
+"""Knights and Knaves in a compact notation: knights say the truth, knaves do not, and who is what
+follows from what they say.
 
-Prompt ``A:-B&-C;B:-A;C:A/B?``: A says "B is a knave and C is a knave", B says "A is a knave", C says "one of A and B is a knight" (``+`` knight, ``-`` knave,
-``&`` and, ``|`` or, ``=`` alike, ``/`` not alike). The answer writes knights large and knaves small: ``#aBC``. A worked completion tries the assignments from
-all knights down to all knaves and stops at the one that fits: ``ABC:A00f;ABc:A01f;AbC:A10f;Abc:A11tbfc10t;aBC:a00fBtC01t#aBC``. Under ``Abc`` both parts of A's
-statement are true (``11``), so it is (``t``), as a knight's must be; b's is false, as a knave's must be; c's parts are true and false and the statement true:
-it does not fit, and the next is tried. A direct completion is ``#aBC``. A careful worker tries the remaining assignments too, after a ``!``, to see that
-none of them fits. Every puzzle has one solution. Difficulty is the number of people: 2–4 in training, 5 out of distribution.
+Prompt ``A:-B&-C;B:-A;C:A/B?``: A says "B is a knave and C is a knave", B says "A is a knave", C
+says "one of A and B is a knight" (``+`` knight, ``-`` knave, ``&`` and, ``|`` or, ``=`` alike,
+``/`` not alike). The answer writes knights large and knaves small: ``#aBC``. A worked completion
+tries the assignments from all knights down to all knaves and stops at the one that fits:
+``ABC:A00f;ABc:A01f;AbC:A10f;Abc:A11tbfc10t;aBC:a00fBtC01t#aBC``. Under ``Abc`` both parts of A's
+statement are true (``11``), so it is (``t``), as a knight's must be; b's is false, as a knave's
+must be; c's parts are true and false and the statement true: it does not fit, and the next is
+tried. A direct completion is ``#aBC``. A careful worker tries the remaining assignments too, after
+a ``!``, to see that none of them fits. Every puzzle has one solution. Difficulty is the number of
+people: 2–4 in training, 5 out of distribution.
 """
 
 from __future__ import annotations
@@ -30,7 +35,8 @@ _STATEMENT = re.compile(r"[A-E]:([+-])?([A-E])(?:([&|=/])([+-])?([A-E]))?")
 class KnightsTask:
     """Who is a knight? Puzzles of 2–5 people with one solution each.
 
-    Parts: ``accuracy``, 1 where the completion ends in ``#`` and the right assignment, knights large and knaves small; ``format``, 1 where the whole of it has
+    Parts: ``accuracy``, 1 where the completion ends in ``#`` and the right assignment, knights
+        large and knaves small; ``format``, 1 where the whole of it has
     the expected shape.
     """
 
@@ -38,16 +44,23 @@ class KnightsTask:
     train_difficulty = (2, 4)
     ood_difficulty: tuple[int, int] | None = (5, 5)
 
-    def examples(self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None) -> list[Example]:
+    def examples(
+        self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None
+    ) -> list[Example]:
         low, high = difficulty or self.train_difficulty
         if not 2 <= low <= high <= len(NAMES):
-            raise ValueError(f"difficulty is a range of people within 2–{len(NAMES)}; got {low}–{high}")
+            raise ValueError(
+                f"difficulty is a range of people within 2–{len(NAMES)}; got {low}–{high}"
+            )
         check_split(split)
         rng = seeded(self.name, seed, split, low, high)
         found: list[Example] = []
         while len(found) < n:
             people = rng.randint(low, high)
-            while split_of(prompt := _draw(people, rng)) != split or len(fitting := solutions(prompt)) != 1:
+            while (
+                split_of(prompt := _draw(people, rng)) != split
+                or len(fitting := solutions(prompt)) != 1
+            ):
                 pass
             found.append(Example(prompt, fitting[0], people, prompt))
         return found
@@ -55,10 +68,15 @@ class KnightsTask:
     def score(self, completion: str, example: Example) -> Score:
         found = _ANSWER.search(completion[-16:])
         answer = None if found is None else found.group(1)
-        return Score({"accuracy": float(answer == example.answer), "format": float(well_formed(completion))}, answer)
+        return Score(
+            {"accuracy": float(answer == example.answer), "format": float(well_formed(completion))},
+            answer,
+        )
 
     def checking(self, completion: str) -> str:
-        """The part of a completion that tries the remaining assignments, from the ``!`` up to the answer."""
+        """The part of a completion that tries the remaining assignments, from the ``!`` up to
+        the answer.
+        """
         return re.sub(r"#.*", "", "".join(completion.partition("!")[1:]), flags=re.DOTALL)
 
     def chance(self, example: Example) -> float:
@@ -67,7 +85,8 @@ class KnightsTask:
 
 
 def well_formed(completion: str) -> bool:
-    """Whether it is an answer alone, or one after tries, which may be followed by ``!`` and the other tries.
+    """Whether it is an answer alone, or one after tries, which may be followed by ``!`` and the
+    other tries.
 
     >>> [well_formed(text) for text in ("#aB", "AB:Af;Ab:Atb10t#aB", "AB:Af!#aB", "AB:Af!ab:at#aB", "AB:#aB", "#a")]
     [True, True, True, True, False, False]
@@ -80,15 +99,21 @@ def well_formed(completion: str) -> bool:
 
 def _all_tries(text: str) -> bool:
     tries = (one.partition(":") for one in text.split(";"))
-    return all(_PEOPLE.fullmatch(people) and made_of(_JUDGED, judged) for people, _, judged in tries)
+    return all(
+        _PEOPLE.fullmatch(people) and made_of(_JUDGED, judged) for people, _, judged in tries
+    )
 
 
 def _draw(people: int, rng: random.Random) -> str:
-    """A puzzle, with however many solutions: half of the statements about one other person, half about two people."""
+    """A puzzle, with however many solutions: half of the statements about one other person,
+    half about two people.
+    """
     said = []
     for speaker in NAMES[:people]:
         if rng.random() < 0.5:
-            said.append(f"{speaker}:{rng.choice('+-')}{rng.choice([name for name in NAMES[:people] if name != speaker])}")
+            said.append(
+                f"{speaker}:{rng.choice('+-')}{rng.choice([name for name in NAMES[:people] if name != speaker])}"
+            )
             continue
         first, second = rng.choice(list(combinations(NAMES[:people], 2)))
         link = rng.choice("&|=/")
@@ -98,16 +123,25 @@ def _draw(people: int, rng: random.Random) -> str:
 
 
 def statements(prompt: str, assignment: str) -> Iterator[tuple[str, str, bool]]:
-    """Each person, as knight or knave, with the values of the two parts of what they say ("" where it has one) and whether it is true.
+    """Each person, as knight or knave, with the values of the two parts of what they say ("" where
+    it has one) and whether it is true.
 
     >>> list(statements("A:-B;B:A/B?", "aB"))
     [('a', '', False), ('B', '01', True)]
     """
     knight = {person.upper(): person.isupper() for person in assignment}
-    for person, (sign, first, link, other_sign, second) in zip(assignment, _STATEMENT.findall(prompt), strict=True):
+    for person, (sign, first, link, other_sign, second) in zip(
+        assignment, _STATEMENT.findall(prompt), strict=True
+    ):
         one = knight[first] == (sign != "-")
         other = bool(second) and knight[second] == (other_sign != "-")
-        true = {"": one, "&": one and other, "|": one or other, "=": one == other, "/": one != other}[link]
+        true = {
+            "": one,
+            "&": one and other,
+            "|": one or other,
+            "=": one == other,
+            "/": one != other,
+        }[link]
         yield person, f"{one:d}{other:d}" if link else "", true
 
 
@@ -117,7 +151,9 @@ def assignments(people: int) -> list[str]:
     >>> assignments(2)
     ['AB', 'Ab', 'aB', 'ab']
     """
-    return ["".join(persons) for persons in product(*(name + name.lower() for name in NAMES[:people]))]
+    return [
+        "".join(persons) for persons in product(*(name + name.lower() for name in NAMES[:people]))
+    ]
 
 
 def solutions(prompt: str) -> list[str]:
@@ -126,11 +162,16 @@ def solutions(prompt: str) -> list[str]:
     >>> solutions("A:-B;B:A/B?")
     ['aB']
     """
-    return [a for a in assignments(prompt.count(":")) if all(true == person.isupper() for person, _, true in statements(prompt, a))]
+    return [
+        a
+        for a in assignments(prompt.count(":"))
+        if all(true == person.isupper() for person, _, true in statements(prompt, a))
+    ]
 
 
 def tried(prompt: str, assignment: str, wrong_at: int | None = None) -> tuple[str, bool]:
-    """An assignment held against the statements, up to the first that does not fit; statement ``wrong_at`` is judged wrongly. Whether it fits, too.
+    """An assignment held against the statements, up to the first that does not fit; statement
+    ``wrong_at`` is judged wrongly. Whether it fits, too.
 
     >>> tried("A:-B;B:A/B?", "Ab"), tried("A:-B;B:A/B?", "aB")
     (('Ab:Atb10t', False), ('aB:afB01t', True))
@@ -145,7 +186,8 @@ def tried(prompt: str, assignment: str, wrong_at: int | None = None) -> tuple[st
 
 
 def worked(example: Example, style: Style, wrong_try: int | None = None) -> str:
-    """A completion in one of three styles; in try ``wrong_try`` (0 is the first) the deciding statement is judged wrongly and the rest follows from it.
+    """A completion in one of three styles; in try ``wrong_try`` (0 is the first) the deciding
+    statement is judged wrongly and the rest follows from it.
 
     >>> puzzle = Example("A:-B;B:A/B?", "aB", 2, "")
     >>> worked(puzzle, "direct"), worked(puzzle, "steps"), worked(puzzle, "checked")
@@ -157,10 +199,16 @@ def worked(example: Example, style: Style, wrong_try: int | None = None) -> str:
     for number, assignment in enumerate(assignments(example.difficulty)):
         line, fits = tried(example.prompt, assignment)
         if number == wrong_try:
-            line, fits = tried(example.prompt, assignment, wrong_at=line.count("t") + line.count("f") - 1)
+            line, fits = tried(
+                example.prompt, assignment, wrong_at=line.count("t") + line.count("f") - 1
+            )
         lines.append(line)
         rest.remove(assignment)
         if fits:
             break
-    check = "!" + ";".join(tried(example.prompt, other)[0] for other in rest) if style == "checked" else ""
+    check = (
+        "!" + ";".join(tried(example.prompt, other)[0] for other in rest)
+        if style == "checked"
+        else ""
+    )
     return ";".join(lines) + check + f"#{assignment}"

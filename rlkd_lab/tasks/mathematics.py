@@ -1,9 +1,12 @@
 r"""Mathematical answers read and compared by math-verify.
 
-math-verify bounds its time by signals, which no thread but the main one has, and a limit in seconds would make a reward depend on the machine. So it runs
-without them here, and what it is shown is bounded instead (:func:`harmless`): an answer that is longer, deeper or larger than any final answer needs to be
-is not read. Left out: sums, products, integrals and limits, which sympy would set about computing. What sympy does with the rest is bounded by no proof: in a
-run all of this happens in a process of its own, within a time limit that hardly any answer comes near (:mod:`rlkd_lab.tasks.verifier`).
+math-verify bounds its time by signals, which no thread but the main one has, and a limit in seconds
+would make a reward depend on the machine. So it runs without them here, and what it is shown is
+bounded instead (:func:`harmless`): an answer that is longer, deeper or larger than any final answer
+needs to be is not read. Left out: sums, products, integrals and limits, which sympy would set about
+computing. What sympy does with the rest is bounded by no proof: in a run all of this happens in a
+process of its own, within a time limit that hardly any answer comes near
+(:mod:`rlkd_lab.tasks.verifier`).
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ LONGEST = 200
 _CLOSED_TAG = "</answer>"
 _TEXT = re.compile(r"(?:\\text(?:bf|rm|it)?|\\mathrm|\\mathbf)\{([^{}\\]*)\}")
 _WORDS = re.compile(r"[^\W\d_]{3,}(?:[\s'-]+[^\W\d_]+)*\.?")
-_UNIT = re.compile(r"(-?[$€£]?\s?-?\d[\d,]*(?:\.\d+)?)\s+[A-Za-z]{3,}(?:[\s-]+[A-Za-z]+)*\.?", re.ASCII)
+_UNIT = re.compile(
+    r"(-?[$€£]?\s?-?\d[\d,]*(?:\.\d+)?)\s+[A-Za-z]{3,}(?:[\s-]+[A-Za-z]+)*\.?", re.ASCII
+)
 _PERCENT = re.compile(r"\s*\\?%\s*\Z")
 _SCIENTIFIC = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?[eE][+-]?\d{1,2}", re.ASCII)
 _GROWS = re.compile(r"\^|\*\*|(?:exp|exponentialE|sinh|cosh|tanh|[Gg]amma)(?![A-Za-z])")
@@ -37,7 +42,8 @@ _NEVER = re.compile(
 def final_answer(text: str) -> tuple[str, bool]:
     r"""The final answer of a completion, and whether it was marked as one.
 
-    The last of ``\boxed{…}``, ``#### …`` and ``<answer>…</answer>`` counts; without any, the last line that is not empty.
+    The last of ``\boxed{…}``, ``#### …`` and ``<answer>…</answer>`` counts; without any, the last
+    line that is not empty.
 
     >>> final_answer(r"First \boxed{3}, no, \boxed{\frac{1}{2}}.")
     ('\\frac{1}{2}', True)
@@ -72,7 +78,8 @@ def _closing(text: str) -> int:
 
 
 def harmless(answer: str) -> bool:
-    """Whether math-verify may be shown an answer: short, shallow, and with no number in it that takes long to compute.
+    """Whether math-verify may be shown an answer: short, shallow, and with no number in it that
+    takes long to compute.
 
     >>> [harmless(text) for text in ("2^{10}", "9^{9^9}", "9**9**9", "((9^{99})^{99})^{99}", "(" * 30, "1000000!")]
     [True, False, False, False, False, False]
@@ -91,7 +98,11 @@ def harmless(answer: str) -> bool:
         if "!" in argument or _GROWS.search(argument) or re.match(r"\s*(?:\^|\*\*)", answer[end:]):
             return False
         numbers = [int(digits) for digits in re.findall(r"\d{1,5}", argument)]
-        if len(numbers) > 1 or match.group() not in ("^", "**") or answer[: match.start()].rstrip().endswith((")", "}", "]")):
+        if (
+            len(numbers) > 1
+            or match.group() not in ("^", "**")
+            or answer[: match.start()].rstrip().endswith((")", "}", "]"))
+        ):
             size *= math.prod(max(number, 1) for number in numbers)
         else:
             largest = max([largest, *numbers])
@@ -101,7 +112,9 @@ def harmless(answer: str) -> bool:
 
 
 def _argument(answer: str, start: int) -> tuple[str, int]:
-    """What is raised to, or what a function is of, and where it ends: a bracket, all those after a command (``\\frac{1}{2}``), or a word."""
+    """What is raised to, or what a function is of, and where it ends: a bracket, all those
+    after a command (``\\frac{1}{2}``), or a word.
+    """
     opening = _OPENING.match(answer, start)
     if opening is None:
         token = _TOKEN.match(answer, start)
@@ -116,7 +129,9 @@ def _argument(answer: str, start: int) -> tuple[str, int]:
 
 @lru_cache(maxsize=4096)
 def read(answer: str, marked: bool = True) -> tuple[Any, ...]:
-    """What an answer means: sympy expressions, or one text for an answer in words; empty where it cannot be read. Never raises."""
+    """What an answer means: sympy expressions, or one text for an answer in words; empty where
+    it cannot be read. Never raises.
+    """
     words = _TEXT.sub(r"\1", answer).strip().strip("$")
     if marked and len(words) <= LONGEST and _WORDS.fullmatch(words) and "\\" not in words:
         return (" ".join(words.lower().rstrip(".").split()),)
@@ -130,7 +145,13 @@ def read(answer: str, marked: bool = True) -> tuple[Any, ...]:
         return ()
     try:
         parse, _ = _math_verify()
-        return tuple(parse(rf"\boxed{{{answer}}}" if marked else answer, fallback_mode="no_fallback", parsing_timeout=None))
+        return tuple(
+            parse(
+                rf"\boxed{{{answer}}}" if marked else answer,
+                fallback_mode="no_fallback",
+                parsing_timeout=None,
+            )
+        )
     except Exception:
         return ()
 
@@ -138,8 +159,10 @@ def read(answer: str, marked: bool = True) -> tuple[Any, ...]:
 def same(gold: tuple[Any, ...], found: tuple[Any, ...]) -> bool:
     """Whether two readings mean the same. Never raises.
 
-    Numbers are equal exactly, or to six decimals where one is no fraction; formulas where they agree at three points; lists member by member. Intervals,
-    relations and matrices are for math-verify's ``verify``, where they are small. It would simplify formulas, which can take hours.
+    Numbers are equal exactly, or to six decimals where one is no fraction; formulas where they
+    agree at three points; lists member by member. Intervals, relations and matrices are for
+    math-verify's ``verify``, where they are small. It would simplify formulas, which can take
+    hours.
     """
     try:
         return any(_equal(one, other) for one in gold for other in found)
@@ -162,11 +185,15 @@ def _equal(gold: Any, found: Any) -> bool:
         left = list(found.args)
         if len(left) != len(gold.args) or len(left) > 20:
             return False
-        return all(any(_equal(one, other) for other in left) for one in gold.args) and all(any(_equal(one, other) for one in gold.args) for other in left)
+        return all(any(_equal(one, other) for other in left) for one in gold.args) and all(
+            any(_equal(one, other) for one in gold.args) for other in left
+        )
     if getattr(gold, "free_symbols", None) != getattr(found, "free_symbols", None):
         return False
     powers = [power.exp for power in found.atoms(sympy.Pow) if power.exp.is_Integer]
-    if _operations(found) > 2 * _operations(gold) + 10 or any(abs(int(power)) > 10 for power in powers):
+    if _operations(found) > 2 * _operations(gold) + 10 or any(
+        abs(int(power)) > 10 for power in powers
+    ):
         return False
     return bool(_math_verify()[1](gold, found, timeout_seconds=None))
 
@@ -191,11 +218,18 @@ def _relational(value: Any) -> bool:
 
 def _right_side(value: Any) -> Any:
     """5 for x = 5; anything else as it is."""
-    return value.rhs if _relational(value) and value.func.__name__ == "Equality" and value.lhs.is_Symbol else value
+    return (
+        value.rhs
+        if _relational(value) and value.func.__name__ == "Equality" and value.lhs.is_Symbol
+        else value
+    )
 
 
 def normal(answer: str, reading: tuple[Any, ...]) -> str:
-    """A text for an answer that is the same for most answers that are equal: ``0.5``, ``1/2`` and ``\\frac{1}{2}`` are ``1/2``."""
+    """A text for an answer that is the same for most answers that are equal:
+
+    ``0.5``, ``1/2`` and ``\\frac{1}{2}`` are ``1/2``.
+    """
     try:
         value = reading[0]
         if isinstance(value, str):
@@ -223,6 +257,8 @@ def _math_verify() -> Any:
     if not _VERIFY:
         from math_verify import parse, verify
 
-        logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that there is no time limit, which is so by intent
+        logging.getLogger("math_verify").setLevel(
+            logging.ERROR
+        )  # it warns that there is no time limit, which is so by intent
         _VERIFY.extend((parse, verify))
     return _VERIFY

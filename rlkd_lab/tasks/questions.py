@@ -1,7 +1,10 @@
-r"""Questions with answers, from a file or the hub, judged by math-verify: GSM8K and MATH and whatever looks like them.
+r"""Questions with answers, from a file or the hub, judged by math-verify: GSM8K and MATH and
+whatever looks like them.
 
-A row has a question (column ``question``, ``problem`` or ``prompt``) and an answer (``answer``, ``solution`` or ``final_answer``): text whose final answer
-stands after ``####`` or in ``\boxed{…}``, or is all of it. ``level`` or ``difficulty`` ("Level 3") is the difficulty, 0 without; ``split`` may name a split.
+A row has a question (column ``question``, ``problem`` or ``prompt``) and an answer (``answer``,
+``solution`` or ``final_answer``): text whose final answer stands after ``####`` or in
+``\boxed{…}``, or is all of it. ``level`` or ``difficulty`` ("Level 3") is the difficulty, 0
+without; ``split`` may name a split.
 """
 
 from __future__ import annotations
@@ -23,7 +26,14 @@ TEMPLATE = "{question}\nReason step by step, and put the final answer within \\b
 QUESTION = ("question", "problem", "prompt")
 ANSWER = ("answer", "solution", "final_answer")
 DIFFICULTY = ("level", "difficulty")
-_NAMES: Mapping[str, Split] = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation", "test": "test"}
+_NAMES: Mapping[str, Split] = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 _PLAIN = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
 
 Row = tuple[str, dict[str, Any], Split | None]
@@ -33,11 +43,14 @@ Row = tuple[str, dict[str, Any], Split | None]
 class QuestionTask:
     r"""Rows of questions and answers.
 
-    Parts: ``accuracy``, 1 where math-verify finds the final answer equal to the reference; ``format``, 1 where there is a marked final answer
-    (``\boxed{…}``, ``#### …`` or ``<answer>…</answer>``); ``parsed``, 1 where an answer could be read.
+    Parts: ``accuracy``, 1 where math-verify finds the final answer equal to the reference;
+        ``format``, 1 where there is a marked final answer
+    (``\boxed{…}``, ``#### …`` or ``<answer>…</answer>``); ``parsed``, 1 where an answer could be
+    read.
 
-    Rows whose file or ``split`` column says test (validation) are test (validation) rows; where nothing says validation, or nothing says anything, the hash
-    of the question decides: 10 % of the train rows, or 80/10/10 of all.
+    Rows whose file or ``split`` column says test (validation) are test (validation) rows; where
+    nothing says validation, or nothing says anything, the hash of the question decides: 10 % of the
+    train rows, or 80/10/10 of all.
 
     Args:
         name: of the task.
@@ -45,10 +58,12 @@ class QuestionTask:
         template: with ``{question}``.
 
     Raises:
-        ValueError: no column of questions or answers, a row without one, no answer that can be read, no row for training or validation.
+        ValueError: no column of questions or answers, a row without one, no answer that can be
+            read, no row for training or validation.
 
     Warns:
-        UserWarning: how many reference answers cannot be read and are left out, with the first of them.
+        UserWarning: how many reference answers cannot be read and are left out, with the first of
+            them.
     """
 
     ood_difficulty: tuple[int, int] | None = None
@@ -59,7 +74,9 @@ class QuestionTask:
         self._rows: dict[Split, list[Example]] = {split: [] for split in SPLITS}
         self._warned = False
         unread = []
-        placed = [(*_columns(where, row), given or _given(where, row)) for where, row, given in rows]
+        placed = [
+            (*_columns(where, row), given or _given(where, row)) for where, row, given in rows
+        ]
         has = {given for *_, given in placed}
         for where, question, text, difficulty, given in placed:
             answer, marked = final_answer(text)
@@ -68,13 +85,22 @@ class QuestionTask:
                 unread.append(f"{where}: {answer[:60]!r}")
                 continue
             prompt = self.template.replace("{question}", question)
-            self._rows[_split(question, given, has)].append(Example(prompt, answer, difficulty, question))
+            self._rows[_split(question, given, has)].append(
+                Example(prompt, answer, difficulty, question)
+            )
         self._keep_apart()
         if unread:
-            warnings.warn(f"{name}: math-verify cannot read {len(unread)} of {len(placed)} reference answers; left out, first {unread[0]}", stacklevel=2)
+            warnings.warn(
+                f"{name}: math-verify cannot read {len(unread)} of {len(placed)} reference"
+                f" answers; left out, first {unread[0]}",
+                stacklevel=2,
+            )
         for split in ("train", "validation"):
             if not self._rows[split]:
-                raise ValueError(f"{name} has no {split} row among its {len(placed) - len(unread)} usable rows: give more, or a column split that names some")
+                raise ValueError(
+                    f"{name} has no {split} row among its {len(placed) - len(unread)} usable"
+                    " rows: give more, or a column split that names some"
+                )
         levels = [example.difficulty for example in self._rows["train"]]
         self.train_difficulty = (min(levels), max(levels))
 
@@ -86,27 +112,42 @@ class QuestionTask:
         return task
 
     def _keep_apart(self) -> None:
-        """Drop training rows whose question is asked in validation or test too, and validation rows that are asked in test, and say how many."""
+        """Drop training rows whose question is asked in validation or test too, and validation
+        rows that are asked in test, and say how many.
+        """
         asked: set[str] = set()
         for split in reversed(SPLITS):
             kept = [row for row in self._rows[split] if row.id not in asked]
             if len(kept) < len(self._rows[split]):
                 gone = len(self._rows[split]) - len(kept)
-                warnings.warn(f"{self.name}: {gone} {split} rows ask a question that is held out too; left out of {split}", stacklevel=3)
+                warnings.warn(
+                    f"{self.name}: {gone} {split} rows ask a question that is held out too;"
+                    f" left out of {split}",
+                    stacklevel=3,
+                )
             self._rows[split] = kept
             asked |= {row.id for row in kept}
 
-    def examples(self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None) -> list[Example]:
+    def examples(
+        self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None
+    ) -> list[Example]:
         """``n`` rows, shuffled; every row once before any comes again."""
         low, high = difficulty or (0, 2**31)
         check_split(split)
         rows = [row for row in self._rows[split] if low <= row.difficulty <= high]
         if not rows:
             have = sorted({row.difficulty for row in self._rows[split]})
-            raise ValueError(f"{self.name} has no {split} row of difficulty {low}–{high}; it has {have or 'none at all'}")
+            raise ValueError(
+                f"{self.name} has no {split} row of difficulty {low}–{high}; it has"
+                f" {have or 'none at all'}"
+            )
         if split != "train" and n > len(rows) and not self._warned:
             self._warned = True
-            warnings.warn(f"{self.name} has {len(rows)} {split} rows: {n} prompts repeat them; eval_prompts={len(rows)} asks each once", stacklevel=2)
+            warnings.warn(
+                f"{self.name} has {len(rows)} {split} rows: {n} prompts repeat them;"
+                f" eval_prompts={len(rows)} asks each once",
+                stacklevel=2,
+            )
         rng = seeded(self.name, seed, split, low, high)
         found: list[Example] = []
         while len(found) < n:
@@ -132,16 +173,33 @@ def read_files(path: Path) -> list[Row]:
         ValueError: a file that cannot be read, with the row.
     """
     if path.is_dir():
-        files = {name: file for name in _NAMES for suffix in FILES if (file := path / f"{name}{suffix}").is_file()}
+        files = {
+            name: file
+            for name in _NAMES
+            for suffix in FILES
+            if (file := path / f"{name}{suffix}").is_file()
+        }
         if not {"train", "test"} <= set(files):
-            raise FileNotFoundError(f"the folder {path} needs a train file and a test file ({', '.join(f'train{suffix}' for suffix in FILES)})")
-        return [(where, row, _NAMES[name]) for name, file in files.items() for where, row, _ in read_files(file)]
+            raise FileNotFoundError(
+                f"the folder {path} needs a train file and a test file"
+                f" ({', '.join(f'train{suffix}' for suffix in FILES)})"
+            )
+        return [
+            (where, row, _NAMES[name])
+            for name, file in files.items()
+            for where, row, _ in read_files(file)
+        ]
     if not path.is_file():
-        raise FileNotFoundError(f"no file or folder {path}; a task of questions is a .jsonl, .json or .parquet file, or a folder with train.* and test.*")
+        raise FileNotFoundError(
+            f"no file or folder {path}; a task of questions is a .jsonl, .json or .parquet"
+            " file, or a folder with train.* and test.*"
+        )
     if path.suffix not in FILES:
         raise ValueError(f"{path} is of no kind that is read here: {', '.join(FILES)}")
     try:
-        return [(f"{path.name}, row {number}", row, None) for number, row in enumerate(_read(path), 1)]
+        return [
+            (f"{path.name}, row {number}", row, None) for number, row in enumerate(_read(path), 1)
+        ]
     except (ValueError, OSError) as error:  # pyarrow's errors are these too
         raise ValueError(f"{path} cannot be read: {error}") from error
 
@@ -172,7 +230,8 @@ def _lines(file: Iterable[str]) -> Iterator[Any]:
 
 
 def read_hub(source: str) -> list[Row]:
-    """Rows of a dataset of the hub, ``OWNER/NAME`` or ``OWNER/NAME:CONFIG``, with its own splits. Needs the extra ``datasets``.
+    """Rows of a dataset of the hub, ``OWNER/NAME`` or ``OWNER/NAME:CONFIG``, with its own splits.
+    Needs the extra ``datasets``.
 
     Raises:
         ValueError: the package is not there.
@@ -181,19 +240,31 @@ def read_hub(source: str) -> list[Row]:
     try:
         import datasets
     except ImportError:
-        raise ValueError("a task of the hub needs the package datasets: pip install 'rlkd_lab[datasets]'") from None
+        raise ValueError(
+            "a task of the hub needs the package datasets: pip install 'rlkd_lab[datasets]'"
+        ) from None
     name, _, config = source.partition(":")
     for noisy in ("huggingface_hub", "datasets"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)  # five lines a retry; what matters is said below
+        logging.getLogger(noisy).setLevel(
+            logging.ERROR
+        )  # five lines a retry; what matters is said below
     try:
         found = datasets.load_dataset(name, config or None)
     except Exception as error:  # of its own, of the hub's client, of the network's
         raise FileNotFoundError(
-            f"the hub did not give the dataset {source!r} ({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}). Check the name"
-            " (hub:OWNER/NAME:CONFIG), or download it on a machine with a network, save it as train.parquet and test.parquet, and give that folder"
+            f"the hub did not give the dataset {source!r} ({type(error).__name__}:"
+            f" {str(error).splitlines()[0][:120] if str(error) else ''}). Check the name"
+            " (hub:OWNER/NAME:CONFIG), or download it on a machine with a network, save it as"
+            " train.parquet and test.parquet, and give that folder"
         ) from error
-    kept = {split: _NAMES[split] for split in found if split in _NAMES} or dict.fromkeys(found, None)
-    return [(f"{source} {split}, row {number}", dict(row), given) for split, given in kept.items() for number, row in enumerate(found[split], 1)]
+    kept = {split: _NAMES[split] for split in found if split in _NAMES} or dict.fromkeys(
+        found, None
+    )
+    return [
+        (f"{source} {split}, row {number}", dict(row), given)
+        for split, given in kept.items()
+        for number, row in enumerate(found[split], 1)
+    ]
 
 
 def _columns(where: str, row: Mapping[str, Any]) -> tuple[str, str, str, int]:
@@ -202,10 +273,15 @@ def _columns(where: str, row: Mapping[str, Any]) -> tuple[str, str, str, int]:
     for kind, names in (("question", QUESTION), ("answer", ANSWER)):
         column = next((name for name in names if name in row), None)
         if column is None:
-            raise ValueError(f"{where} has no column of {kind}s ({', '.join(names)}): its columns are {', '.join(map(str, row)) or 'none'}")
+            raise ValueError(
+                f"{where} has no column of {kind}s ({', '.join(names)}): its columns are"
+                f" {', '.join(map(str, row)) or 'none'}"
+            )
         value = row[column]
         if not isinstance(value, str | int | float | None) or isinstance(value, bool):
-            raise ValueError(f"{where}: column {column!r} holds a {type(value).__name__}; write text or a number")
+            raise ValueError(
+                f"{where}: column {column!r} holds a {type(value).__name__}; write text or a number"
+            )
         empty = value is None or (isinstance(value, float) and not math.isfinite(value))
         found[kind] = "" if empty else str(value)
         if not found[kind].strip():
@@ -225,8 +301,14 @@ def _given(where: str, row: Mapping[str, Any]) -> Split | None:
 
 
 def _split(question: str, given: Split | None, has: set[Split | None]) -> Split:
-    """The split of a row: what is given, but for the validation rows that a train file without a validation file lends."""
+    """The split of a row: what is given, but for the validation rows that a train file without
+    a validation file lends.
+    """
     hashed = split_of(question)
     if given is None:
         return hashed
-    return "validation" if given == "train" and "validation" not in has and hashed == "validation" else given
+    return (
+        "validation"
+        if given == "train" and "validation" not in has and hashed == "validation"
+        else given
+    )

@@ -1,9 +1,11 @@
-"""From what a verifier says to the reward: a weighted sum of parts, the task's own and those that any task can have.
+"""From what a verifier says to the reward: a weighted sum of parts, the task's own and those that
+any task can have.
 
     reward = Σ weight · part
 
-The task's parts (``accuracy``, ``format``, …) lie in [0, 1]. A completion that the length limit cut has not given its answer: they are all 0 then. The shared
-parts of :data:`SHARED` see length and group too.
+The task's parts (``accuracy``, ``format``, …) lie in [0, 1]. A completion that the length limit cut
+has not given its answer: they are all 0 then. The shared parts of :data:`SHARED` see length and
+group too.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from rlkd_lab.tasks.base import Example, Score, Task
 from rlkd_lab.tasks.verifier import GuardedTask
 
 OVERLONG_SHARE = 0.2
-"""Share of the length limit over which the overlong penalty grows: DAPO's 4,096 of 20,480 tokens."""
+"""Share of the length limit over which the overlong penalty grows:
+
+DAPO's 4,096 of 20,480 tokens.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a completion is worth: the reward, the parts it is made of, the answer that was read, whether it is right; where it could not be judged, why."""
+    """What a completion is worth: the reward, the parts it is made of, the answer that was
+    read, whether it is right; where it could not be judged, why.
+    """
 
     reward: float
     parts: dict[str, float]
@@ -40,16 +47,20 @@ class Verdict:
 
 
 def overlong(group: Sequence[Sample]) -> list[float]:
-    """0 up to 80 % of the length limit, then linearly down to −1 at the limit. DAPO (arXiv 2503.14476), Eq. 13.
+    """0 up to 80 % of the length limit, then linearly down to −1 at the limit. DAPO (arXiv
+    2503.14476), Eq. 13.
 
     >>> overlong([Sample("", length, 100, True) for length in (50, 80, 90, 100)])
     [0.0, 0.0, -0.5, -1.0]
     """
-    return [min(0.0, (one.limit - one.length) / (OVERLONG_SHARE * one.limit) - 1.0) for one in group]
+    return [
+        min(0.0, (one.limit - one.length) / (OVERLONG_SHARE * one.limit) - 1.0) for one in group
+    ]
 
 
 def brevity(group: Sequence[Sample]) -> list[float]:
-    """λ = ½ − (length − shortest) / (longest − shortest) within the group, at most 0 for a wrong answer. Kimi k1.5 (arXiv 2501.12599), §2.3.3.
+    """λ = ½ − (length − shortest) / (longest − shortest) within the group, at most 0 for a wrong
+    answer. Kimi k1.5 (arXiv 2501.12599), §2.3.3.
 
     >>> brevity([Sample("", 10, 100, True), Sample("", 20, 100, True), Sample("", 10, 100, False)])
     [0.5, -0.5, 0.0]
@@ -58,11 +69,14 @@ def brevity(group: Sequence[Sample]) -> list[float]:
     if shortest == longest:
         return [0.0] * len(group)
     values = [0.5 - (one.length - shortest) / (longest - shortest) for one in group]
-    return [value if one.correct else min(0.0, value) for one, value in zip(group, values, strict=True)]
+    return [
+        value if one.correct else min(0.0, value) for one, value in zip(group, values, strict=True)
+    ]
 
 
 def think_format(group: Sequence[Sample]) -> list[float]:
-    """1 where the completion is ``<think>…</think>`` and then an answer. DeepSeek-R1 (arXiv 2501.12948), §2.2.2.
+    """1 where the completion is ``<think>…</think>`` and then an answer. DeepSeek-R1 (arXiv
+    2501.12948), §2.2.2.
 
     >>> think_format([Sample(text, 1, 9, True) for text in ("<think>2+2</think>4", "4", "<think>4</think>")])
     [1.0, 0.0, 0.0]
@@ -78,8 +92,15 @@ def _thinks(text: str) -> bool:
     )  # fmt: skip
 
 
-SHARED: Mapping[str, Callable[[Sequence[Sample]], list[float]]] = {"overlong": overlong, "brevity": brevity, "think_format": think_format}
-"""Parts that any task can have, off until they get a weight. Each maps a group (the completions of one prompt) to a value a completion."""
+SHARED: Mapping[str, Callable[[Sequence[Sample]], list[float]]] = {
+    "overlong": overlong,
+    "brevity": brevity,
+    "think_format": think_format,
+}
+"""Parts that any task can have, off until they get a weight.
+
+Each maps a group (the completions of one prompt) to a value a completion.
+"""
 
 
 def judge(
@@ -92,11 +113,13 @@ def judge(
     limit: int,
     group_size: int = 1,
 ) -> list[Verdict]:
-    """Score completions and weigh their parts. A completion that the verifier cannot judge has 0 in each of the task's parts, and the reason in its verdict.
+    """Score completions and weigh their parts. A completion that the verifier cannot judge has 0 in
+    each of the task's parts, and the reason in its verdict.
 
     Args:
         task: the verifier.
-        weights: of the parts, by name; a part without a weight is only recorded (task's own) or not computed (shared). A weight of 0 asks for no part.
+        weights: of the parts, by name; a part without a weight is only recorded (task's own) or not
+            computed (shared). A weight of 0 asks for no part.
         texts: completions, ``group_size`` in a row for one prompt.
         examples: one a completion.
         finished: ended by itself, not by the length limit.
@@ -106,23 +129,42 @@ def judge(
     """
     task = GuardedTask.of(task)
     # what the length limit cut is worth nothing, and is not shown to the verifier
-    judged = [task.score(text, example) if whole else None for text, example, whole in zip(texts, examples, finished, strict=True)]
+    judged = [
+        task.score(text, example) if whole else None
+        for text, example, whole in zip(texts, examples, finished, strict=True)
+    ]
     nothing = dict.fromkeys(_parts(task, examples, weights), 0.0)
-    scores = [Score(nothing, None, None if score is None else score.why) if score is None or score.why else score for score in judged]
+    scores = [
+        Score(nothing, None, None if score is None else score.why)
+        if score is None or score.why
+        else score
+        for score in judged
+    ]
     parts = [dict(score.parts) for score in scores]
     for name in weights:
         if name in SHARED:
-            samples = [Sample(text, length, limit, score.correct) for text, length, score in zip(texts, lengths, scores, strict=True)]
+            samples = [
+                Sample(text, length, limit, score.correct)
+                for text, length, score in zip(texts, lengths, scores, strict=True)
+            ]
             for start in range(0, len(samples), group_size):
                 for offset, value in enumerate(SHARED[name](samples[start : start + group_size])):
                     parts[start + offset][name] = value
     return [
-        Verdict(sum(weight * own[name] for name, weight in weights.items() if weight), own, score.answer, score.correct, score.why)
+        Verdict(
+            sum(weight * own[name] for name, weight in weights.items() if weight),
+            own,
+            score.answer,
+            score.correct,
+            score.why,
+        )
         for own, score in zip(parts, scores, strict=True)
     ]
 
 
-def _parts(task: GuardedTask, examples: Sequence[Example], weights: Mapping[str, float]) -> Sequence[str]:
+def _parts(
+    task: GuardedTask, examples: Sequence[Example], weights: Mapping[str, float]
+) -> Sequence[str]:
     """The names of the task's parts, also where no completion has shown them."""
     if not task.parts and examples:
         task.score("", examples[0])
@@ -130,18 +172,34 @@ def _parts(task: GuardedTask, examples: Sequence[Example], weights: Mapping[str,
 
 
 def check_verifier(task: Task, verdicts: Sequence[Verdict], finished: Sequence[bool]) -> None:
-    """Raise ValueError where a verifier failed on every one of several completions that it was shown: it is broken, and rewards of 0 would hide it."""
+    """Raise ValueError where a verifier failed on every one of several completions that it was
+    shown: it is broken, and rewards of 0 would hide it.
+    """
     shown = [verdict.why for verdict, whole in zip(verdicts, finished, strict=True) if whole]
     if len(shown) > 1 and all(shown):
-        raise ValueError(f"the task {task.name}: {shown[0]}; so it went with all {len(shown)} completions that it was shown")
+        raise ValueError(
+            f"the task {task.name}: {shown[0]}; so it went with all {len(shown)} completions"
+            " that it was shown"
+        )
 
 
 def check_weights(task: Task, weights: Mapping[str, float], example: Example) -> None:
-    """Raise ValueError for a verifier that cannot judge the empty completion, and for a weighted part that neither the task nor :data:`SHARED` has."""
+    """Raise ValueError for a verifier that cannot judge the empty completion, and for a
+    weighted part that neither the task nor :data:`SHARED` has.
+    """
     score = GuardedTask.of(task).score("", example)
     if score.why:
-        raise ValueError(f"the task {task.name}: {score.why}, on the empty completion; score must take any text")
+        raise ValueError(
+            f"the task {task.name}: {score.why}, on the empty completion; score must take any text"
+        )
     own = score.parts
-    unknown = [name for name, weight in weights.items() if weight and name not in own and name not in SHARED]
+    unknown = [
+        name
+        for name, weight in weights.items()
+        if weight and name not in own and name not in SHARED
+    ]
     if unknown:
-        raise ValueError(f"unknown reward part {unknown[0]!r}: the task {task.name} has {', '.join(own)}; every task can have {', '.join(SHARED)}")
+        raise ValueError(
+            f"unknown reward part {unknown[0]!r}: the task {task.name} has {', '.join(own)};"
+            f" every task can have {', '.join(SHARED)}"
+        )

@@ -1,10 +1,13 @@
-"""Verifiers that cannot hurt a run: whatever one does with a completion, there is a score, and where there is none, a reason.
+"""Verifiers that cannot hurt a run: whatever one does with a completion, there is a score, and
+where there is none, a reason.
 
-Arithmetic and knights read a few characters with patterns that are linear in the text, and judge in the run's process. Every other verifier is made of code
-that is not ours (sympy's parser, reasoning-gym's sets, your class): it judges in a process of its own (:mod:`rlkd_lab.tasks.apart`), each call within a time
-and a memory limit. What cannot be judged scores 0 in every part.
+Arithmetic and knights read a few characters with patterns that are linear in the text, and judge in
+the run's process. Every other verifier is made of code that is not ours (sympy's parser,
+reasoning-gym's sets, your class): it judges in a process of its own (:mod:`rlkd_lab.tasks.apart`),
+each call within a time and a memory limit. What cannot be judged scores 0 in every part.
 
-Whether a call is in time depends on the machine. So a run records which calls were given up, and one that is resumed or replayed gives up the same ones.
+Whether a call is in time depends on the machine. So a run records which calls were given up, and
+one that is resumed or replayed gives up the same ones.
 """
 
 from __future__ import annotations
@@ -33,9 +36,11 @@ GivenUp = dict[str, tuple[int, str]]
 
 
 class GuardedTask:
-    """A task whose ``score`` always returns, and whose parts are numbers in [0, 1], the same names every time.
+    """A task whose ``score`` always returns, and whose parts are numbers in [0, 1], the same names
+    every time.
 
-    What the verifier could not judge has ``Score.why``: it raised, returned no such Score, or was given up.
+    What the verifier could not judge has ``Score.why``: it raised, returned no such Score, or was
+    given up.
 
     Args:
         task: anything that is a :class:`~rlkd_lab.tasks.base.Task`.
@@ -44,7 +49,11 @@ class GuardedTask:
 
     def __init__(self, task: Task, apart: Apart | None = None) -> None:
         self.task, self.apart = task, apart
-        self.name, self.train_difficulty, self.ood_difficulty = task.name, task.train_difficulty, task.ood_difficulty
+        self.name, self.train_difficulty, self.ood_difficulty = (
+            task.name,
+            task.train_difficulty,
+            task.ood_difficulty,
+        )
         self.parts: tuple[str, ...] = ()
         """Their names, as in the first score."""
         self.given_up: GivenUp = {}
@@ -65,7 +74,9 @@ class GuardedTask:
             raise AttributeError(name)
         return getattr(self.task, name)  # chance, settings, …
 
-    def examples(self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None) -> list[Example]:
+    def examples(
+        self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None
+    ) -> list[Example]:
         return self.task.examples(n, seed, split, difficulty)
 
     def begin(self, step: int, given_up: GivenUp) -> None:
@@ -76,9 +87,20 @@ class GuardedTask:
         """The event of this step, if a call failed in it."""
         if not self.failed:
             return None
-        text = f"{len(self.failed)} of {self.calls} calls of the verifier failed and count as 0: {self.failed[0]}"
+        text = (
+            f"{len(self.failed)} of {self.calls} calls of the verifier failed and count as 0:"
+            f" {self.failed[0]}"
+        )
         gave_up = {"gave_up": self.fresh} if self.fresh else {}
-        return {"event": "verifier", "step": self.step, "failed": len(self.failed), "of": self.calls, "why": self.failed[0], "text": text, **gave_up}
+        return {
+            "event": "verifier",
+            "step": self.step,
+            "failed": len(self.failed),
+            "of": self.calls,
+            "why": self.failed[0],
+            "text": text,
+            **gave_up,
+        }
 
     def score(self, completion: str, example: Example) -> Score:
         """Judge a completion. Never raises."""
@@ -88,7 +110,10 @@ class GuardedTask:
             self.parts = self.parts or tuple(score.parts)
             if set(score.parts) == set(self.parts):
                 return score
-            found = Answer(why=f"score gave the parts {', '.join(score.parts)}, and before {', '.join(self.parts)}")
+            found = Answer(
+                why=f"score gave the parts {', '.join(score.parts)}, and before"
+                f" {', '.join(self.parts)}"
+            )
         self.failed.append(found.why)
         return Score(dict.fromkeys(self.parts, 0.0), None, found.why)
 
@@ -110,13 +135,18 @@ class GuardedTask:
     def _call(self, method: str, completion: str, example: Example | None) -> Answer:
         self.calls += 1
         if len(completion) > LONGEST:
-            return Answer(why=f"{method} was not called: the completion has {len(completion)} characters, more than {LONGEST}")
+            return Answer(
+                why=f"{method} was not called: the completion has {len(completion)} characters,"
+                f" more than {LONGEST}"
+            )
         key = key_of(method, completion, example)
         step, why = self.given_up.get(key, (self.step + 1, ""))
         if step <= self.step:
             self.fresh[key] = why
             return Answer(why=why)
-        call = functools.partial(attempt, work, self.task) if self.apart is None else self.apart.call
+        call = (
+            functools.partial(attempt, work, self.task) if self.apart is None else self.apart.call
+        )
         found = call(method, completion, example)
         if found.machine:
             self.given_up[key], self.fresh[key] = (self.step, found.why), found.why
@@ -133,29 +163,45 @@ def work(task: Task, method: str, completion: str, example: Example | None) -> d
     assert example is not None
     score = task.score(completion, example)
     if not isinstance(score, Score):
-        raise Unjudged(f"score returned a {type(score).__name__}; it returns Score({{'accuracy': …}}, answer)")
+        raise Unjudged(
+            f"score returned a {type(score).__name__}; it returns Score({{'accuracy': …}}, answer)"
+        )
     parts: dict[str, float] = {}
     for name, value in dict(score.parts).items():
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
-            raise Unjudged(f"score gave {name}={value!r:.40}, a {type(value).__name__}; a part is a number in 0–1, such as float(right)")
+            raise Unjudged(
+                f"score gave {name}={value!r:.40}, a {type(value).__name__}; a part is a"
+                " number in 0–1, such as float(right)"
+            )
         parts[str(name)] = float(value)
         if not 0 <= parts[str(name)] <= 1:  # a NaN is not either
             raise Unjudged(f"score gave {name}={value}, which is not in 0–1")
     if "accuracy" not in parts:
         raise Unjudged(f"score has no part accuracy; it has {', '.join(parts) or 'none'}")
-    if score.answer is not None and (not isinstance(score.answer, str) or len(score.answer) > LONGEST):
-        raise Unjudged(f"score gave an answer that is a {type(score.answer).__name__}; it is a text, of {LONGEST} characters at most, or None")
+    if score.answer is not None and (
+        not isinstance(score.answer, str) or len(score.answer) > LONGEST
+    ):
+        raise Unjudged(
+            f"score gave an answer that is a {type(score.answer).__name__}; it is a text, of"
+            f" {LONGEST} characters at most, or None"
+        )
     return {"parts": parts, "answer": score.answer}
 
 
-def guarded(name: str, settings: Mapping[str, Any] | None = None, template: str | None = None, seconds: float = 10.0) -> GuardedTask:
+def guarded(
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    template: str | None = None,
+    seconds: float = 10.0,
+) -> GuardedTask:
     """The task of that name, as :func:`~rlkd_lab.tasks.find.find_task` finds it.
 
     Args:
         name: see there, as ``settings`` and ``template``.
         settings: of the task.
         template: of its prompts.
-        seconds: time limit of a call, for what judges in a process of its own; 0: it judges in this one, without limits.
+        seconds: time limit of a call, for what judges in a process of its own; 0: it judges in this
+            one, without limits.
 
     Raises:
         ValueError, OSError: in one sentence.
@@ -163,11 +209,15 @@ def guarded(name: str, settings: Mapping[str, Any] | None = None, template: str 
     task = find_task(name, settings, template)
     if type(task) in OURS or not seconds:
         return GuardedTask(task)
-    if type(task) is QuestionTask:  # which may have a hundred thousand rows, and needs none to judge
+    if (
+        type(task) is QuestionTask
+    ):  # which may have a hundred thousand rows, and needs none to judge
         return GuardedTask(task, Apart(QuestionTask.without_rows, (task.name,), work, seconds))
     path, colon, attribute = name.rpartition(":")
     there = f"{Path(path).resolve()}:{attribute}" if colon else name
-    return GuardedTask(task, Apart(find_task, (there, dict(settings or {}), template), work, seconds))
+    return GuardedTask(
+        task, Apart(find_task, (there, dict(settings or {}), template), work, seconds)
+    )
 
 
 def key_of(method: str, completion: str, example: Example | None) -> str:

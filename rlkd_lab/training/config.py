@@ -1,4 +1,6 @@
-"""The config of a run: every choice that is fixed before the start, and the schedules of the knobs that may move."""
+"""The config of a run: every choice that is fixed before the start, and the schedules of the
+knobs that may move.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,12 @@ from rlkd_lab.training.guards import declared
 from rlkd_lab.training.presets import MODES, PRESETS
 
 LOOP_KNOBS: dict[str, Knob] = {
-    "temperature": Knob(0.05, 5.0, "sampling temperature; divides the logits of student, old policy, reference and teacher alike"),
+    "temperature": Knob(
+        0.05,
+        5.0,
+        "sampling temperature; divides the logits of student, old policy, reference and"
+        " teacher alike",
+    ),
     "learning_rate": Knob(0.0, 1.0, "AdamW step size", log=True),
 }
 """Live knobs that every method has, beside its own coefficients."""
@@ -37,7 +44,9 @@ LOOP_DEFAULTS: dict[str, float] = {"temperature": 1.0, "learning_rate": 1e-3}
 
 
 class Move(BaseModel):
-    """A knob moved at a step: it holds from there on, in place of its schedule, until it is moved again or released."""
+    """A knob moved at a step: it holds from there on, in place of its schedule, until it is
+    moved again or released.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,39 +57,85 @@ class Move(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """All settings of a run. ``knobs`` maps a knob to a number or a schedule, ``options`` an option to its value; what is missing is the method's default."""
+    """All settings of a run.
+
+    ``knobs`` maps a knob to a number or a schedule, ``options`` an option to its value; what is
+    missing is the method's default.
+    """
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
     method: Annotated[str, Field(description="a row of `rlkd methods`")] = "grpo"
     preset: Annotated[str, Field(description="the preset these settings started from")] = "tiny"
-    steps: Annotated[int, Field(ge=1, description="optimisation steps; schedules are shares of this")] = 60
+    steps: Annotated[
+        int, Field(ge=1, description="optimisation steps; schedules are shares of this")
+    ] = 60
     seed: Annotated[int, Field(ge=0, lt=2**31, description="of everything random in the run")] = 0
 
     student: Annotated[str, Field(description="embedded name, folder or hub id")] = "student"
-    teacher: Annotated[str | None, Field(description="embedded name, folder or hub id; off for none")] = "teacher"
+    teacher: Annotated[
+        str | None, Field(description="embedded name, folder or hub id; off for none")
+    ] = "teacher"
     quant: Annotated[Literal["nf4", "none"], Field(description="student's base")] = "nf4"
     teacher_quant: Annotated[Literal["nf4", "none"], Field(description="teacher")] = "nf4"
-    adapter: Annotated[str | None, Field(description="adapter folder to go on from; a frozen copy is the reference")] = None
+    adapter: Annotated[
+        str | None,
+        Field(description="adapter folder to go on from; a frozen copy is the reference"),
+    ] = None
     teacher_home: Annotated[
-        Literal["device", "host"], Field(description="host: the teacher lies in host memory and comes to the GPU once a step, for a pass of its own")
+        Literal["device", "host"],
+        Field(
+            description="host: the teacher lies in host memory and comes to the GPU once a step,"
+            " for a pass of its own"
+        ),
     ] = "device"
-    teacher_adapter: Annotated[str | None, Field(description="adapter folder of the teacher")] = None
+    teacher_adapter: Annotated[str | None, Field(description="adapter folder of the teacher")] = (
+        None
+    )
     lora_rank: Annotated[int, Field(ge=1, description="rank r of the LoRA update")] = 16
-    lora_alpha: Annotated[int, Field(ge=1, description="the update is scaled by lora_alpha / lora_rank")] = 32
+    lora_alpha: Annotated[
+        int, Field(ge=1, description="the update is scaled by lora_alpha / lora_rank")
+    ] = 32
     gradient_checkpointing: Annotated[bool, Field(description="less memory, more time")] = False
 
     task: Annotated[
-        str, Field(description="arithmetic, knights, a reasoning-gym set, a .jsonl/.json/.parquet file or folder, hub:OWNER/NAME, or PATH.py:CLASS")
+        str,
+        Field(
+            description="arithmetic, knights, a reasoning-gym set, a .jsonl/.json/.parquet file"
+            " or folder, hub:OWNER/NAME, or PATH.py:CLASS"
+        ),
     ] = "arithmetic"
     task_settings: Annotated[
-        dict[str, Any], Field(description="of the task, set as task.NAME=VALUE: a reasoning-gym set's config, your class's arguments")
+        dict[str, Any],
+        Field(
+            description="of the task, set as task.NAME=VALUE: a reasoning-gym set's config, your"
+            " class's arguments"
+        ),
     ] = {}
-    prompt_template: Annotated[str | None, Field(description="what a prompt looks like, with {question} in it; the task's own by default")] = None
-    difficulty: Annotated[tuple[int, int] | None, Field(description="range of the training prompts; the task's own by default")] = None
-    chat: Annotated[Literal["auto", "off"], Field(description="auto: prompts go into the tokenizer's chat template where it has one")] = "auto"
-    system_prompt: Annotated[str | None, Field(description="system turn of the chat template")] = None
-    reward: Annotated[dict[str, float], Field(description="weights of the reward's parts, set as reward.NAME=WEIGHT: accuracy, format, …")] = {
+    prompt_template: Annotated[
+        str | None,
+        Field(
+            description="what a prompt looks like, with {question} in it; the task's own by default"
+        ),
+    ] = None
+    difficulty: Annotated[
+        tuple[int, int] | None,
+        Field(description="range of the training prompts; the task's own by default"),
+    ] = None
+    chat: Annotated[
+        Literal["auto", "off"],
+        Field(description="auto: prompts go into the tokenizer's chat template where it has one"),
+    ] = "auto"
+    system_prompt: Annotated[str | None, Field(description="system turn of the chat template")] = (
+        None
+    )
+    reward: Annotated[
+        dict[str, float],
+        Field(
+            description="weights of the reward's parts, set as reward.NAME=WEIGHT: accuracy,"
+            " format, …"
+        ),
+    ] = {
         "accuracy": 1.0,
         "format": 0.1,
     }
@@ -88,56 +143,156 @@ class RunConfig(BaseModel):
     verifier_seconds: Annotated[
         float,
         Field(
-            ge=0, allow_inf_nan=False,
-            description="time limit of judging one completion, for verifiers that are not arithmetic's or knights'; 0: in the run's process, without limits",
+            ge=0,
+            allow_inf_nan=False,
+            description="time limit of judging one completion, for verifiers that are not"
+            " arithmetic's or knights'; 0: in the run's process, without limits",
         ),
-    ] = 10.0  # fmt: skip
+    ] = 10.0
 
     prompts_per_step: Annotated[int, Field(ge=1, description="prompts of a rollout")] = 6
     group_size: Annotated[int, Field(ge=1, description="completions per prompt")] = 8
     max_new_tokens: Annotated[int, Field(ge=1, description="length limit of a completion")] = 96
-    sample_at_once: Annotated[int, Field(ge=0, description="completions sampled at a time, at least a group: less memory, more time; 0 is all")] = 0
-    top_p: Annotated[float, Field(gt=0, le=1, description="1 is off; below, the policy ratio is biased by the mass cut")] = 1.0
-    top_k: Annotated[int, Field(ge=0, description="0 is off; above, the policy ratio is biased by the mass cut")] = 0
+    sample_at_once: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="completions sampled at a time, at least a group: less memory, more time;"
+            " 0 is all",
+        ),
+    ] = 0
+    top_p: Annotated[
+        float,
+        Field(
+            gt=0, le=1, description="1 is off; below, the policy ratio is biased by the mass cut"
+        ),
+    ] = 1.0
+    top_k: Annotated[
+        int, Field(ge=0, description="0 is off; above, the policy ratio is biased by the mass cut")
+    ] = 0
     engine: Annotated[
-        str, Field(description="fast: our sampler; hf: transformers' generate; continuous: its continuous batching; PATH.py:NAME: one of your own")
+        str,
+        Field(
+            description="fast: our sampler; hf: transformers' generate; continuous: its"
+            " continuous batching; PATH.py:NAME: one of your own"
+        ),
     ] = "fast"
-    dense_twin: Annotated[bool, Field(description="sample from a dequantised copy; in float32 the adapter is merged into it, and it is trained through")] = True
-    resample_rounds: Annotated[int, Field(ge=1, description="rollouts sampled at most in a step with zero_spread=resample (DAPO)")] = 4
-    mask_truncated: Annotated[bool, Field(description="leave completions cut by the length limit out of the loss")] = False
+    dense_twin: Annotated[
+        bool,
+        Field(
+            description="sample from a dequantised copy; in float32 the adapter is merged into"
+            " it, and it is trained through"
+        ),
+    ] = True
+    resample_rounds: Annotated[
+        int,
+        Field(
+            ge=1, description="rollouts sampled at most in a step with zero_spread=resample (DAPO)"
+        ),
+    ] = 4
+    mask_truncated: Annotated[
+        bool, Field(description="leave completions cut by the length limit out of the loss")
+    ] = False
 
-    traces: Annotated[int, Field(ge=1, description="teacher traces made for sft, kd_forward and gkd")] = 512
-    on_policy_frac: Annotated[float, Field(ge=0, le=1, description="share of GKD's steps on the student's own completions")] = 0.5
+    traces: Annotated[
+        int, Field(ge=1, description="teacher traces made for sft, kd_forward and gkd")
+    ] = 512
+    on_policy_frac: Annotated[
+        float,
+        Field(ge=0, le=1, description="share of GKD's steps on the student's own completions"),
+    ] = 0.5
 
-    updates_per_rollout: Annotated[int, Field(ge=1, description="passes over a rollout; with 1 pass of 1 minibatch nothing is ever clipped")] = 2
+    updates_per_rollout: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="passes over a rollout; with 1 pass of 1 minibatch nothing is ever clipped",
+        ),
+    ] = 2
     minibatches: Annotated[int, Field(ge=1, description="optimizer steps per pass")] = 1
     micro_batch: Annotated[
-        int, Field(ge=1, description="of the longest completions in one forward and backward pass; of shorter ones as many as have no more tokens")
+        int,
+        Field(
+            ge=1,
+            description="of the longest completions in one forward and backward pass; of shorter"
+            " ones as many as have no more tokens",
+        ),
     ] = 16
     plan: Annotated[
-        Literal["auto", "off"], Field(description="auto: with models of your own, lower micro_batch and logits_mib until the prediction of `rlkd plan` fits")
+        Literal["auto", "off"],
+        Field(
+            description="auto: with models of your own, lower micro_batch and logits_mib until"
+            " the prediction of `rlkd plan` fits"
+        ),
     ] = "auto"
-    logits_mib: Annotated[int, Field(ge=1, description="MiB of logits (float32) held at a time; less is slower, and as exact")] = 64
+    logits_mib: Annotated[
+        int,
+        Field(
+            ge=1, description="MiB of logits (float32) held at a time; less is slower, and as exact"
+        ),
+    ] = 64
     guards: Annotated[
-        dict[str, str], Field(description="what is done about numbers that go wrong: guard.NAME=warn, skip, pause, stop or off, with :LIMIT:STEPS")
+        dict[str, str],
+        Field(
+            description="what is done about numbers that go wrong: guard.NAME=warn, skip, pause,"
+            " stop or off, with :LIMIT:STEPS"
+        ),
     ] = {}
     kl_every: Annotated[
-        int, Field(ge=0, description="steps between measurements of the KLs that the method itself does not need (teacher, reference); 0 is never")
+        int,
+        Field(
+            ge=0,
+            description="steps between measurements of the KLs that the method itself does not"
+            " need (teacher, reference); 0 is never",
+        ),
     ] = 1
     max_grad_norm: Annotated[float, Field(gt=0, description="gradient clipping")] = 1.0
     weight_decay: Annotated[float, Field(ge=0, description="AdamW")] = 0.0
 
-    knobs: Annotated[dict[str, float | str | None], Field(description="knob: number, off, linear:START:END[:SHARE] or switch:BEFORE:AFTER[:SHARE]")] = {}
+    knobs: Annotated[
+        dict[str, float | str | None],
+        Field(
+            description="knob: number, off, linear:START:END[:SHARE] or switch:BEFORE:AFTER[:SHARE]"
+        ),
+    ] = {}
     options: Annotated[dict[str, str | int], Field(description="option: value")] = {}
-    moves: Annotated[list[Move], Field(description="knobs moved at given steps, as `rlkd train --schedule-from` takes them from a run")] = []
+    moves: Annotated[
+        list[Move],
+        Field(
+            description="knobs moved at given steps, as `rlkd train --schedule-from` takes them"
+            " from a run"
+        ),
+    ] = []
 
-    eval_every: Annotated[int, Field(ge=0, description="steps between evaluations on held-out prompts; 0 is never")] = 10
-    eval_prompts: Annotated[int, Field(ge=1, description="validation prompts of an evaluation, one completion each")] = 128
-    checkpoint_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0: the last step alone")] = 5
-    keep_checkpoints: Annotated[int, Field(ge=0, description="newest checkpoints that are kept, beside the best in accuracy; 0 keeps all")] = 5
-    samples_every: Annotated[int, Field(ge=0, description="steps between recorded rollouts; 0 is never")] = 10
-    keep_samples: Annotated[int, Field(ge=0, description="recorded rollouts that are kept, spread over the run; 0 keeps all")] = 100
-    interference_every: Annotated[int, Field(ge=0, description="steps between interference measurements; 0 is never")] = 0
+    eval_every: Annotated[
+        int, Field(ge=0, description="steps between evaluations on held-out prompts; 0 is never")
+    ] = 10
+    eval_prompts: Annotated[
+        int, Field(ge=1, description="validation prompts of an evaluation, one completion each")
+    ] = 128
+    checkpoint_every: Annotated[
+        int, Field(ge=0, description="steps between checkpoints; 0: the last step alone")
+    ] = 5
+    keep_checkpoints: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="newest checkpoints that are kept, beside the best in accuracy; 0 keeps"
+            " all",
+        ),
+    ] = 5
+    samples_every: Annotated[
+        int, Field(ge=0, description="steps between recorded rollouts; 0 is never")
+    ] = 10
+    keep_samples: Annotated[
+        int,
+        Field(
+            ge=0, description="recorded rollouts that are kept, spread over the run; 0 keeps all"
+        ),
+    ] = 100
+    interference_every: Annotated[
+        int, Field(ge=0, description="steps between interference measurements; 0 is never")
+    ] = 0
 
     @field_validator("guards")
     @classmethod
@@ -161,7 +316,8 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         method = METHODS[nearest(self.method, METHODS, "method")]
-        # whether there is such a task is for find_task, which may have to import a library or read a file
+        # whether there is such a task is for find_task, which may have to import a library or read
+        # a file
         check_template(self.prompt_template)
         nearest(self.preset, PRESETS, "preset")
         if ".py:" not in self.engine:
@@ -172,19 +328,40 @@ class RunConfig(BaseModel):
                 check_knob(self.method, move.knob, move.value)
         options = resolve_options(method, self.options)
         if options["zero_spread"] == "resample" and "groups" not in method.needs:
-            raise ValueError(f"zero_spread=resample looks for groups whose rewards differ; {self.method} does not look at rewards")
-        if "teacher" in method.needs | ({"teacher"} if "traces" in method.needs else set()) and self.teacher is None:
-            raise ValueError(f"{self.method} needs a teacher: set teacher to an embedded name (teacher, teacher-concise), a folder or a hub id")
+            raise ValueError(
+                f"zero_spread=resample looks for groups whose rewards differ; {self.method}"
+                " does not look at rewards"
+            )
+        if (
+            "teacher" in method.needs | ({"teacher"} if "traces" in method.needs else set())
+            and self.teacher is None
+        ):
+            raise ValueError(
+                f"{self.method} needs a teacher: set teacher to an embedded name (teacher,"
+                " teacher-concise), a folder or a hub id"
+            )
         if self.interference_every and self.group_size < 2:
-            raise ValueError("interference compares the method with GRPO, which needs a group of 2 or more: raise group_size, or set interference_every to 0")
+            raise ValueError(
+                "interference compares the method with GRPO, which needs a group of 2 or"
+                " more: raise group_size, or set interference_every to 0"
+            )
         if self.teacher_home == "host" and "divergence" in needs_of(method, {}, options):
-            raise ValueError(f"{self.method} needs the teacher's whole distribution beside every update: teacher_home=host cannot be")
+            raise ValueError(
+                f"{self.method} needs the teacher's whole distribution beside every update:"
+                " teacher_home=host cannot be"
+            )
         if "groups" in method.needs and self.group_size < 2:
-            raise ValueError(f"{self.method} compares completions of one prompt: a group of {self.group_size} has no spread; set group_size to 2 or more")
+            raise ValueError(
+                f"{self.method} compares completions of one prompt: a group of"
+                f" {self.group_size} has no spread; set group_size to 2 or more"
+            )
         try:
             json.dumps(self.model_dump(), allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"the run could not write its config.json: a setting is infinite, too deep, or half a character ({error})") from None
+            raise ValueError(
+                "the run could not write its config.json: a setting is infinite, too deep,"
+                f" or half a character ({error})"
+            ) from None
         return self
 
     def schedules(self) -> dict[str, Schedule]:
@@ -202,12 +379,17 @@ class RunConfig(BaseModel):
 
 
 def check_knob(method: str, name: str, value: float | None) -> float | None:
-    """The value of a live knob, if the method listens to it and it lies in range; else a ValueError in words."""
+    """The value of a live knob, if the method listens to it and it lies in range; else a
+    ValueError in words.
+    """
     return check_coef(name, value, {**METHODS[method].knobs, **LOOP_KNOBS})
 
 
-def make_config(method: str, preset: str = "tiny", settings: dict[str, str] | None = None, **fields: Any) -> RunConfig:
-    """A config from a preset, fields, and ``name=value`` settings as they stand on the command line (a field, knob or option by its bare name).
+def make_config(
+    method: str, preset: str = "tiny", settings: dict[str, str] | None = None, **fields: Any
+) -> RunConfig:
+    """A config from a preset, fields, and ``name=value`` settings as they stand on the command line
+    (a field, knob or option by its bare name).
 
     Raises:
         ValueError: in one sentence, naming the nearest valid name or the range.
@@ -218,26 +400,62 @@ def make_config(method: str, preset: str = "tiny", settings: dict[str, str] | No
     for name in ("knobs", "options", "reward", "task_settings"):
         if not isinstance(values.get(name, {}), Mapping):
             raise ValueError(f"{name} maps names to values; {values[name]!r:.80} does not")
-    # a preset's coefficients are for the methods that have them, and do not replace a schedule that makes a method what it is
+    # a preset's coefficients are for the methods that have them, and do not replace a schedule that
+    # makes a method what it is
     listens = METHODS[method].coefs.keys() - METHODS[method].schedules.keys() | LOOP_KNOBS.keys()
-    preset_knobs = {name: value for name, value in start.get("knobs", {}).items() if name in listens}
-    values["knobs"], values["options"] = {**preset_knobs, **fields.get("knobs", {})}, dict(values.get("options", {}))
-    valid = {**METHODS[method].coefs, **LOOP_KNOBS, **CHOICES, "constant_length": None, "topk": None, **RunConfig.model_fields}
+    preset_knobs = {
+        name: value for name, value in start.get("knobs", {}).items() if name in listens
+    }
+    values["knobs"], values["options"] = (
+        {**preset_knobs, **fields.get("knobs", {})},
+        dict(values.get("options", {})),
+    )
+    valid = {
+        **METHODS[method].coefs,
+        **LOOP_KNOBS,
+        **CHOICES,
+        "constant_length": None,
+        "topk": None,
+        **RunConfig.model_fields,
+    }
     for name in fields:
         nearest(name, RunConfig.model_fields, "setting")
     for name, value in (settings or {}).items():
-        if name in ("method", "preset", "steps", "seed", "knobs", "options", "moves", "reward", "guards", "task_settings"):
-            raise ValueError(f"{name} is not a setting for --set: give it by its own option or argument")
+        if name in (
+            "method",
+            "preset",
+            "steps",
+            "seed",
+            "knobs",
+            "options",
+            "moves",
+            "reward",
+            "guards",
+            "task_settings",
+        ):
+            raise ValueError(
+                f"{name} is not a setting for --set: give it by its own option or argument"
+            )
         if name in KNOBS and name not in METHODS[method].coefs:
-            raise ValueError(f"{method} does not listen to {name}; its knobs are {', '.join([*METHODS[method].coefs, *LOOP_KNOBS])}")
+            raise ValueError(
+                f"{method} does not listen to {name}; its knobs are"
+                f" {', '.join([*METHODS[method].coefs, *LOOP_KNOBS])}"
+            )
         if name.startswith("reward."):
-            values["reward"] = {**RunConfig.model_fields["reward"].default, **values.get("reward", {}), name.removeprefix("reward."): value}
+            values["reward"] = {
+                **RunConfig.model_fields["reward"].default,
+                **values.get("reward", {}),
+                name.removeprefix("reward."): value,
+            }
             continue
         if name.startswith("guard."):
             values["guards"] = {**values.get("guards", {}), name.removeprefix("guard."): value}
             continue
         if name.startswith("task."):
-            values["task_settings"] = {**values.get("task_settings", {}), name.removeprefix("task."): _literal(value)}
+            values["task_settings"] = {
+                **values.get("task_settings", {}),
+                name.removeprefix("task."): _literal(value),
+            }
             continue
         if name == "mode":
             values |= MODES[nearest(value, MODES, "mode")]
@@ -261,7 +479,10 @@ def _literal(text: str) -> Any:
     """A number, true, false, null or a list as JSON has them; any other text is itself."""
     try:
         return json.loads(text.lower() if text in ("True", "False") else text, parse_constant=str)
-    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, lists a thousand deep
+    except (
+        ValueError,
+        RecursionError,
+    ):  # no JSON, a number of thousands of digits, lists a thousand deep
         return text
 
 
@@ -294,17 +515,29 @@ def of_teacher(config: RunConfig, problem: object) -> str:
     """What is wrong with the teacher, and that a method which needs none does without."""
     if METHODS[config.method].needs & {"teacher", "traces", "divergence"}:
         return str(problem)
-    return f"{problem}. {config.method} needs no teacher, which only adds the KL curves: --set teacher=off"
+    return (
+        f"{problem}. {config.method} needs no teacher, which only adds the KL curves: --set"
+        " teacher=off"
+    )
 
 
 def likely_mistakes(config: RunConfig) -> list[str]:
     """Sentences about settings that are allowed and probably not meant."""
     found = []
     if config.top_p < 1 or config.top_k:
-        found.append("top_p and top_k bias the policy ratio by the probability mass they cut (see sampling/logp_difference_mean); for training leave them off")
+        found.append(
+            "top_p and top_k bias the policy ratio by the probability mass they cut (see"
+            " sampling/logp_difference_mean); for training leave them off"
+        )
     if config.engine == "hf" and config.knobs.get("importance_cap") is not None:
-        found.append("importance_cap cannot act: the hf engine does not report the log-probabilities it sampled with")
+        found.append(
+            "importance_cap cannot act: the hf engine does not report the log-probabilities"
+            " it sampled with"
+        )
     clips = [name for name in ("clip_low", "clip_high") if name in config.knobs]
     if clips and config.updates_per_rollout * config.minibatches == 1 and config.method != "trrd":
-        found.append(f"{' and '.join(clips)} cannot act: with one update per rollout the ratio is 1; set updates_per_rollout to 2 or more")
+        found.append(
+            f"{' and '.join(clips)} cannot act: with one update per rollout the ratio is 1;"
+            " set updates_per_rollout to 2 or more"
+        )
     return found

@@ -1,7 +1,8 @@
 """What others ask of a loop while it runs: knobs, pause, step, stop, checkpoint, twin.
 
-Whoever watches a run appends to its requests.jsonl, from the same process or another; the loop reads at the top of each step, between generated tokens and
-while it is paused, and answers in events.jsonl. A moved knob acts on the next step.
+Whoever watches a run appends to its requests.jsonl, from the same process or another; the loop
+reads at the top of each step, between generated tokens and while it is paused, and answers in
+events.jsonl. A moved knob acts on the next step.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ class Control:
 
     def __init__(self, loop: Loop) -> None:
         self.loop, self.folder = loop, loop.folder
-        self.knobs, self.step = loop.knobs, loop.step  # the run's: while a twin is trained the loop has the twin's
+        self.knobs, self.step = (
+            loop.knobs,
+            loop.step,
+        )  # the run's: while a twin is trained the loop has the twin's
         self.begun = loop.step
         """The last step whose knobs were taken: what acts in it is a fact."""
         self.seen: set[int] = set()
@@ -53,16 +57,34 @@ class Control:
         self.unread: list[dict[str, Any]] = []
         self.given_up = False
         self.requests = Tail(self.folder.path / "requests.jsonl")
-        answered = {event["id"] for event in self.folder.rows("events.jsonl") if isinstance(event.get("id"), int)}
+        answered = {
+            event["id"]
+            for event in self.folder.rows("events.jsonl")
+            if isinstance(event.get("id"), int)
+        }
         waiting = self.requests.read()
-        begun = max((number for number, request in enumerate(waiting) if request.get("request") == "begin"), default=len(waiting))
+        begun = max(
+            (number for number, request in enumerate(waiting) if request.get("request") == "begin"),
+            default=len(waiting),
+        )
         for number, request in enumerate(waiting):
             # a knob moved while nothing ran waits for the next step; a button pressed then is gone
             kind, name = request.get("request"), request.get("id")
-            if not (isinstance(name, int) and name in answered) and (number > begun or kind in ("knob", "release", "twin")):
+            if not (isinstance(name, int) and name in answered) and (
+                number > begun or kind in ("knob", "release", "twin")
+            ):
                 after = request.get("after")
-                if kind in ("knob", "release") and request.get("at") is None and isinstance(after, int) and after > self.step:
-                    request = {**request, "at": after + 1, "by_hand": True}  # it was meant for a step that is still to be computed again
+                if (
+                    kind in ("knob", "release")
+                    and request.get("at") is None
+                    and isinstance(after, int)
+                    and after > self.step
+                ):
+                    request = {
+                        **request,
+                        "at": after + 1,
+                        "by_hand": True,
+                    }  # it was meant for a step that is still to be computed again
                 self._take(request)
         self.twins_off = self.twin == "off"
         loop.listen = self.listen
@@ -82,18 +104,27 @@ class Control:
             self._take(request)
 
     def disk(self, error: OSError) -> None:
-        """The disk refuses what the run writes. Says so and returns after a while, for another try: all of the run stays in memory.
+        """The disk refuses what the run writes. Says so and returns after a while, for another try:
+        all of the run stays in memory.
 
         Raises:
-            FileNotFoundError: the run folder is gone; OSError: an error that does not pass; Stopped: the run was stopped meanwhile.
+            FileNotFoundError: the run folder is gone; OSError: an error that does not pass;
+                Stopped: the run was stopped meanwhile.
         """
         path = self.folder.path
         if not path.is_dir():
-            raise FileNotFoundError(f"the run folder {path} was moved or deleted while the run was going on: nothing of it can be recorded any more") from error
+            raise FileNotFoundError(
+                f"the run folder {path} was moved or deleted while the run was going on:"
+                " nothing of it can be recorded any more"
+            ) from error
         if error.errno not in CURABLE or self.given_up:
             raise error
         if self.trouble is None:
-            refused = "the disk is full: free some space" if error.errno in FULL else f"{error.strerror}: make it writable"
+            refused = (
+                "the disk is full: free some space"
+                if error.errno in FULL
+                else f"{error.strerror}: make it writable"
+            )
             why = f"nothing can be written to {path}, {refused}, and the run goes on by itself"
             self.trouble = (why, time.time())
             self.folder.say_over("paused", self.loop.step, why)
@@ -116,7 +147,9 @@ class Control:
                 time.sleep(WAIT)
                 self.read()
             self.why = None
-            self._event("stopped" if self.loop.stopping else "one step" if self.paused else "went on")
+            self._event(
+                "stopped" if self.loop.stopping else "one step" if self.paused else "went on"
+            )
             self.folder.set_status("running", self.loop.step)
         self.steps_allowed = max(self.steps_allowed - 1, 0)
         waiting, self.later = self.later, []
@@ -133,7 +166,9 @@ class Control:
         self.step = self.loop.step
         if self.trouble is not None:
             (why, since), self.trouble = self.trouble, None
-            self._event("disk", text=f"for {time.time() - since:.0f} s {why.rpartition(', and')[0]}")
+            self._event(
+                "disk", text=f"for {time.time() - since:.0f} s {why.rpartition(', and')[0]}"
+            )
         if self.loop.guards.pause is not None:
             self.paused, self.steps_allowed = True, 0
             self.why, self.loop.guards.pause = self.loop.guards.pause, None
@@ -153,13 +188,29 @@ class Control:
             self._event("checkpoint", text=f"written: {self.loop.save_checkpoint().name}")
 
     def _replace(self, knob: str) -> None:
-        """Whoever moves a knob now does not mean it to be moved by what was planned before, nor by recorded moves in steps that are computed again."""
+        """Whoever moves a knob now does not mean it to be moved by what was planned before, nor
+        by recorded moves in steps that are computed again.
+        """
         for planned in [waiting for waiting in self.later if waiting.get("knob") == knob]:
             self.later.remove(planned)
-            self._event("replaced", knob=knob, id=planned["id"], why=f"planned for step {planned['at']}; the knob was moved by hand before")
+            self._event(
+                "replaced",
+                knob=knob,
+                id=planned["id"],
+                why=f"planned for step {planned['at']}; the knob was moved by hand before",
+            )
         if any(move["knob"] == knob and move["step"] > self.begun for move in self.knobs.script):
-            self.knobs.script = [move for move in self.knobs.script if move["knob"] != knob or move["step"] <= self.begun]
-            self.folder.rewrite("events.jsonl", lambda row: row["event"] != "knob" or row["knob"] != knob or row["step"] <= self.begun)
+            self.knobs.script = [
+                move
+                for move in self.knobs.script
+                if move["knob"] != knob or move["step"] <= self.begun
+            ]
+            self.folder.rewrite(
+                "events.jsonl",
+                lambda row: (
+                    row["event"] != "knob" or row["knob"] != knob or row["step"] <= self.begun
+                ),
+            )
 
     def _take(self, request: dict[str, Any]) -> None:
         """Whatever stands in the file, the run goes on."""
@@ -180,7 +231,9 @@ class Control:
             self._event("asked", request=kind, id=request.get("id"))
         if kind in ("knob", "release"):
             at = request.get("at")
-            if at is not None and (isinstance(at, bool) or not isinstance(at, int | float) or at != int(at) or at < 1):
+            if at is not None and (
+                isinstance(at, bool) or not isinstance(at, int | float) or at != int(at) or at < 1
+            ):
                 raise ValueError(f"at={at!r} is no step")
             if at is not None and at > self.step + 1:
                 self.later.append(request)
@@ -226,8 +279,15 @@ class Control:
 
     def _refuse(self, request: dict[str, Any], why: str) -> None:
         asked = {key: request[key] for key in ("knob", "value", "id") if key in request}
-        asked = {key: value if isinstance(value, str | int | float | None) else f"a {type(value).__name__}" for key, value in asked.items()}
+        asked = {
+            key: value
+            if isinstance(value, str | int | float | None)
+            else f"a {type(value).__name__}"
+            for key, value in asked.items()
+        }
         self._event("refused", why=f"{why}; nothing was changed", **asked)
 
     def _event(self, event: str, **what: Any) -> None:
-        self.folder.append("events.jsonl", {"event": event, "step": self.step, **what, "time": time.time()})
+        self.folder.append(
+            "events.jsonl", {"event": event, "step": self.step, **what, "time": time.time()}
+        )

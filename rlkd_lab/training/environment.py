@@ -22,9 +22,14 @@ PACKAGES = ("rlkd_lab", "torch", "transformers", "peft", "bitsandbytes", "accele
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and commit, as they stand in env.json and in benchmark results."""
     return {
-        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version_of(name) for name in PACKAGES},
+        },
         "system": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({cpu_name()})",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU ({cpu_name()})",
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "commit": commit(),
@@ -53,8 +58,22 @@ def commit() -> str | None:
     """The commit of the source tree, with ``+`` if it has changes; None where it is no checkout."""
     here = Path(__file__).parent
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("+" if dirty else "")
@@ -62,7 +81,11 @@ def commit() -> str | None:
 
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on the GPU, or in the host's memory."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else int(psutil.virtual_memory().available)
+    return (
+        int(torch.cuda.mem_get_info(device)[0])
+        if device.type == "cuda"
+        else int(psutil.virtual_memory().available)
+    )
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -78,12 +101,16 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def alive(status: Mapping[str, Any]) -> bool:
-    """Whether the process that a run's status names is there: one with its ``pid`` that is older than ``updated`` (seconds since the epoch), for a later one
-    only has the number. Of another ``host`` nothing is known but when it last wrote: it counts as alive for :data:`SILENT` seconds."""
+    """Whether the process that a run's status names is there: one with its ``pid`` that is older
+    than ``updated`` (seconds since the epoch), for a later one only has the number. Of another
+    ``host`` nothing is known but when it last wrote: it counts as alive for :data:`SILENT` seconds.
+    """
     if status.get("host", socket.gethostname()) != socket.gethostname():
         return time.time() - status["updated"] < SILENT
     try:
         process = psutil.Process(status["pid"])
-        return process.create_time() <= status["updated"] and process.status() != psutil.STATUS_ZOMBIE
+        return (
+            process.create_time() <= status["updated"] and process.status() != psutil.STATUS_ZOMBIE
+        )
     except psutil.Error:
         return False

@@ -1,4 +1,6 @@
-"""Evaluation on held-out prompts: one completion each, at T = 1, on the same prompts and random stream every time."""
+"""Evaluation on held-out prompts: one completion each, at T = 1, on the same prompts and random
+stream every time.
+"""
 
 from __future__ import annotations
 
@@ -43,19 +45,40 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     at_once: int = 0,
 ) -> Evaluation:
-    """Accuracy of one completion for each of ``n`` prompts, ``at_once`` of them at a time (0: a batch). A completion cut by the length limit counts as
-    wrong."""
+    """Accuracy of one completion for each of ``n`` prompts, ``at_once`` of them at a time (0: a
+    batch). A completion cut by the length limit counts as wrong.
+    """
     examples = task.examples(n, seed, split, difficulty)
     generator = torch.Generator(device=lm.device).manual_seed(seed)
     rows: list[dict[str, Any]] = []
     for start in range(0, n, batch):
         part = examples[start : start + batch]
-        drawn = sample(lm, [e.prompt for e in part], 1, Sampling(1.0, max_new_tokens), generator, stop, engine, twin, at_once)
+        drawn = sample(
+            lm,
+            [e.prompt for e in part],
+            1,
+            Sampling(1.0, max_new_tokens),
+            generator,
+            stop,
+            engine,
+            twin,
+            at_once,
+        )
         lengths, finished = drawn.sequences.completion_mask.sum(1).tolist(), drawn.finished.tolist()
         verdicts = judge(task, {}, drawn.texts, part, finished, lengths, max_new_tokens)
-        for example, text, verdict, length, whole in zip(part, drawn.texts, verdicts, lengths, finished, strict=True):
-            rows.append({"prompt": example.prompt, "difficulty": example.difficulty, "completion": text, "correct": verdict.correct,
-                         "length": length, "finished": whole})  # fmt: skip
+        for example, text, verdict, length, whole in zip(
+            part, drawn.texts, verdicts, lengths, finished, strict=True
+        ):
+            rows.append(
+                {
+                    "prompt": example.prompt,
+                    "difficulty": example.difficulty,
+                    "completion": text,
+                    "correct": verdict.correct,
+                    "length": length,
+                    "finished": whole,
+                }
+            )
 
     def mean(key: str) -> float:
         return sum(float(row[key]) for row in rows) / n

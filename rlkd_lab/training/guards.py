@@ -1,7 +1,10 @@
-"""Guards: what is watched in every step, and what is done about it, as the config declares (``--set guard.NAME=ACTION[:LIMIT[:STEPS]]``).
+"""Guards: what is watched in every step, and what is done about it, as the config declares (``--set
+guard.NAME=ACTION[:LIMIT[:STEPS]]``).
 
-``warn`` writes an event; ``skip`` leaves out the update that is about to be made; ``pause`` leaves it out too, or lets the step end, and then waits with all
-of the run in memory; ``stop`` ends the run, which can be resumed from its last checkpoint. A guard that has spoken is silent until its cause is gone.
+``warn`` writes an event; ``skip`` leaves out the update that is about to be made; ``pause`` leaves
+it out too, or lets the step end, and then waits with all of the run in memory; ``stop`` ends the
+run, which can be resumed from its last checkpoint. A guard that has spoken is silent until its
+cause is gone.
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ MANY = 10
 
 @dataclass(frozen=True)
 class Guard:
-    """``limit`` in the unit that ``watches`` names; ``steps`` in a row that it takes. ``update``: it speaks before an update, which can be left out."""
+    """``limit`` in the unit that ``watches`` names;
+
+    ``steps`` in a row that it takes. ``update``: it speaks before an update, which can be left out.
+    """
 
     watches: str
     remedy: str
@@ -38,8 +44,10 @@ GUARDS: Mapping[str, Guard] = {
         update=True,
     ),
     "teacher": Guard(
-        "a teacher that gives a sampled token the log-probability −∞ or NaN, where the method needs it",
-        "load it with teacher_quant=none to see whether quantisation does that, or take another teacher",
+        "a teacher that gives a sampled token the log-probability −∞ or NaN, where the method"
+        " needs it",
+        "load it with teacher_quant=none to see whether quantisation does that, or take"
+        " another teacher",
         "stop",
         update=True,
     ),
@@ -52,12 +60,14 @@ GUARDS: Mapping[str, Guard] = {
     ),
     "rewards": Guard(
         "steps in which every group's rewards are all equal, so that the reward teaches nothing",
-        "the prompts are too easy or too hard: change difficulty, or let the teacher speak (kd_coef)",
+        "the prompts are too easy or too hard: change difficulty, or let the teacher speak"
+        " (kd_coef)",
         "warn",
         steps=10,
     ),
     "entropy": Guard(
-        "the policy's entropy below the limit, in nats a token: it samples one completion again and again",
+        "the policy's entropy below the limit, in nats a token: it samples one completion"
+        " again and again",
         "raise temperature or clip_high, or lower learning_rate",
         "warn",
         limit=0.005,
@@ -71,8 +81,10 @@ GUARDS: Mapping[str, Guard] = {
         steps=3,
     ),
 }
-"""Limits: in 204 finished runs of the study's first four parts and of Knights and Knaves, ``entropy`` and ``rewards`` would not have spoken, ``kl`` in one (a
-trial of GRPO at the highest learning rate, 8 nats)."""
+"""Limits: in 204 finished runs of the study's first four parts and of Knights and Knaves,
+``entropy`` and ``rewards`` would not have spoken, ``kl`` in one (a trial of GRPO at the highest
+learning rate, 8 nats).
+"""
 
 
 def declared(settings: Mapping[str, str]) -> dict[str, Guard]:
@@ -92,15 +104,31 @@ def declared(settings: Mapping[str, str]) -> dict[str, Guard]:
         action, *numbers = text.split(":")
         actions = [one for one in get_args(Action) if one != "skip" or guard.update]
         if action not in actions:
-            raise ValueError(f"guard.{name}={text}: {action!r} is none of {', '.join(actions)}" + (" (there is no update to skip)" if action == "skip" else ""))
+            raise ValueError(
+                f"guard.{name}={text}: {action!r} is none of {', '.join(actions)}"
+                + (" (there is no update to skip)" if action == "skip" else "")
+            )
         try:
             limit = float(numbers[0]) if numbers and numbers[0] else guard.limit
             steps = int(numbers[1]) if len(numbers) > 1 else guard.steps
         except ValueError:
-            raise ValueError(f"guard.{name}={text}: write ACTION, ACTION:LIMIT or ACTION:LIMIT:STEPS") from None
-        if len(numbers) > 2 or steps < 1 or (limit is not None and not 0 <= limit < math.inf) or (numbers and numbers[0] and guard.limit is None):
-            has = "" if guard.limit is not None else f"; {name} has no limit: {name}=ACTION or ACTION::STEPS"
-            raise ValueError(f"guard.{name}={text}: a finite limit of 0 or more, and 1 step or more{has}")
+            raise ValueError(
+                f"guard.{name}={text}: write ACTION, ACTION:LIMIT or ACTION:LIMIT:STEPS"
+            ) from None
+        if (
+            len(numbers) > 2
+            or steps < 1
+            or (limit is not None and not 0 <= limit < math.inf)
+            or (numbers and numbers[0] and guard.limit is None)
+        ):
+            has = (
+                ""
+                if guard.limit is not None
+                else f"; {name} has no limit: {name}=ACTION or ACTION::STEPS"
+            )
+            raise ValueError(
+                f"guard.{name}={text}: a finite limit of 0 or more, and 1 step or more{has}"
+            )
         found[name] = replace(guard, action=action, limit=limit, steps=steps)  # type: ignore[arg-type]
     return found
 
@@ -108,7 +136,9 @@ def declared(settings: Mapping[str, str]) -> dict[str, Guard]:
 class Watch:
     """The guards of one run. ``tell`` gets every event."""
 
-    def __init__(self, settings: Mapping[str, str], tell: Callable[[dict[str, Any]], object]) -> None:
+    def __init__(
+        self, settings: Mapping[str, str], tell: Callable[[dict[str, Any]], object]
+    ) -> None:
         self.guards: Mapping[str, Guard] = declared(settings)
         self.tell = tell
         self.pause: str | None = None
@@ -125,9 +155,13 @@ class Watch:
             ValueError: what stands there is no declaration.
         """
         try:
-            self._changes = {int(event["step"]): declared(dict(event["settings"])) for event in changes}
+            self._changes = {
+                int(event["step"]): declared(dict(event["settings"])) for event in changes
+            }
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"an event of the guards is damaged: {type(error).__name__}: {error}") from None
+            raise ValueError(
+                f"an event of the guards is damaged: {type(error).__name__}: {error}"
+            ) from None
         if self._changes:
             self.guards = self._changes.get(0, declared({}))
 
@@ -135,7 +169,7 @@ class Watch:
         """A step that is about to be taken."""
         self.guards = self._changes.get(step - 1, self.guards)
 
-    # --- before an update ---------------------------------------------------------------------------------------------
+    # --- before an update -------------------------------------------------------------------------
 
     def update(self, step: int, found: Mapping[str, str | None]) -> bool:
         """Whether to make an update.
@@ -157,7 +191,10 @@ class Watch:
             self._speak(name, step, f"{why} in step {step}", again=action != "warn")
         self._skipped = 0 if make else self._skipped + 1
         if self._skipped == MANY:
-            raise FloatingPointError(f"{MANY} updates in a row were left out: go back to an earlier checkpoint, or begin again with a lower learning_rate")
+            raise FloatingPointError(
+                f"{MANY} updates in a row were left out: go back to an earlier checkpoint, or"
+                " begin again with a lower learning_rate"
+            )
         return make
 
     def over(self, name: str, value: float) -> bool:
@@ -165,7 +202,7 @@ class Watch:
         limit = self.guards[name].limit
         return limit is not None and not value <= limit
 
-    # --- after a step -------------------------------------------------------------------------------------------------
+    # --- after a step -----------------------------------------------------------------------------
 
     def after(self, row: Mapping[str, Any]) -> None:
         """Look at the row of a step.
@@ -183,7 +220,9 @@ class Watch:
         """The rows of an earlier life: what held at its end still counts, and is not said again."""
         for row in rows:
             self._counted(row)
-        self._spoken = {name for name, count in self._held.items() if count >= self.guards[name].steps}
+        self._spoken = {
+            name for name, count in self._held.items() if count >= self.guards[name].steps
+        }
 
     def _counted(self, row: Mapping[str, Any]) -> dict[str, str | None]:
         """What the row shows, added to how long it has lasted."""
@@ -193,20 +232,40 @@ class Watch:
         return found
 
     def _held_in(self, row: Mapping[str, Any]) -> dict[str, str | None]:
-        """By guard what the row shows, or ``None``; a guard is left out where the row has nothing to say of it."""
+        """By guard what the row shows, or ``None``; a guard is left out where the row has
+        nothing to say of it.
+        """
         found: dict[str, str | None] = {}
         flat, entropy = row.get("frac_reward_zero_std"), row.get("entropy")
-        kl = max((row[name] for name in ("kl_ref", "kl_teacher_rev") if row.get(name) is not None), default=None)
+        kl = max(
+            (row[name] for name in ("kl_ref", "kl_teacher_rev") if row.get(name) is not None),
+            default=None,
+        )
         if flat is not None:
-            found["rewards"] = f"no group's rewards differed for {self.guards['rewards'].steps} steps" if flat == 1 else None
+            found["rewards"] = (
+                f"no group's rewards differed for {self.guards['rewards'].steps} steps"
+                if flat == 1
+                else None
+            )
         if entropy is not None:
-            found["entropy"] = f"the entropy is {entropy:.2g} nats a token" if not self.over("entropy", entropy) else None
+            found["entropy"] = (
+                f"the entropy is {entropy:.2g} nats a token"
+                if not self.over("entropy", entropy)
+                else None
+            )
         if kl is not None:
-            found["kl"] = f"the KL to the reference or the teacher is {kl:.2g} nats a token" if self.over("kl", kl) else None
+            found["kl"] = (
+                f"the KL to the reference or the teacher is {kl:.2g} nats a token"
+                if self.over("kl", kl)
+                else None
+            )
         return found
 
     def _speak(self, name: str, step: int, why: str, again: bool = False) -> None:
-        """Say it, and do what is declared; ``again``: even if it was said before and has not ceased since."""
+        """Say it, and do what is declared;
+
+        ``again``: even if it was said before and has not ceased since.
+        """
         guard = self.guards[name]
         if name in self._spoken and not again:
             return
@@ -214,8 +273,20 @@ class Watch:
         said = {"why": why, "remedy": guard.remedy, "text": f"{why}: {guard.remedy}"}
         if guard.action in ("warn", "skip"):  # the others are said where the run waits or ends
             warnings.warn(f"{why}: {guard.remedy}", stacklevel=2)
-        self.tell({"event": "guard", "step": step, "guard": name, "action": guard.action, **said, "time": time.time()})
+        self.tell(
+            {
+                "event": "guard",
+                "step": step,
+                "guard": name,
+                "action": guard.action,
+                **said,
+                "time": time.time(),
+            }
+        )
         if guard.action == "pause":
             self.pause = f"{why}: {guard.remedy}; then let it go on"
         if guard.action == "stop":
-            raise FloatingPointError(f"{why}: {guard.remedy} (a knob that is asked for now, `rlkd ask RUN NAME=VALUE`, holds when the run goes on)")
+            raise FloatingPointError(
+                f"{why}: {guard.remedy} (a knob that is asked for now, `rlkd ask RUN"
+                " NAME=VALUE`, holds when the run goes on)"
+            )

@@ -1,8 +1,10 @@
 """Interference: do the reward and the teacher pull the same way, and whom does the method follow?
 
-On one on-policy batch, at the LoRA coordinates: g_R = GRPO's gradient, g_T = on-policy KD's, g_M = the method's. Each figure comes with its split-half value
-(the same objective on two halves of the groups) as its noise floor: two noisy copies of one gradient conflict near 50 % at a signal-to-noise of .3.
-LoRA coordinates are not full-parameter ones; figures of papers that train all parameters are not comparable.
+On one on-policy batch, at the LoRA coordinates: g_R = GRPO's gradient, g_T = on-policy KD's, g_M =
+the method's. Each figure comes with its split-half value (the same objective on two halves of the
+groups) as its noise floor: two noisy copies of one gradient conflict near 50 % at a signal-to-noise
+of .3. LoRA coordinates are not full-parameter ones; figures of papers that train all parameters are
+not comparable.
 """
 
 from __future__ import annotations
@@ -27,13 +29,27 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def sign_conflict(a: Tensor, b: Tensor) -> float:
-    """Share of the coordinates that are non-zero in both where the signs differ, in [0, 1]; NaN where there is none."""
+    """Share of the coordinates that are non-zero in both where the signs differ, in [0, 1];
+
+    NaN where there is none.
+    """
     joint = (a != 0) & (b != 0)
-    return float((torch.sign(a) != torch.sign(b))[joint].double().mean()) if bool(joint.any()) else float("nan")
+    return (
+        float((torch.sign(a) != torch.sign(b))[joint].double().mean())
+        if bool(joint.any())
+        else float("nan")
+    )
 
 
 def interference(
-    policy: LanguageModel, method: str, batch: TokenBatch, sequences: Sequences, forward: Forward, coefs: Coefs, options: Options, micro_batch: int
+    policy: LanguageModel,
+    method: str,
+    batch: TokenBatch,
+    sequences: Sequences,
+    forward: Forward,
+    coefs: Coefs,
+    options: Options,
+    micro_batch: int,
 ) -> dict[str, float]:
     """The three cosines and sign conflicts, with their split-half values.
 
@@ -48,8 +64,9 @@ def interference(
         micro_batch: rows in one pass.
 
     Returns:
-        ``interference/cosine`` and ``interference/sign_conflict`` (reward against teacher), the same with ``_reward_method`` and ``_teacher_method``, and
-        with ``_split_reward``, ``_split_teacher`` and ``_split_method``.
+        ``interference/cosine`` and ``interference/sign_conflict`` (reward against teacher), the
+        same with ``_reward_method`` and ``_teacher_method``, and with ``_split_reward``,
+        ``_split_teacher`` and ``_split_method``.
     """
     prepared = {
         "reward": ("grpo", prepare("grpo", batch), {}, {}),
@@ -57,7 +74,9 @@ def interference(
         "method": (method, prepare(method, batch, coefs, options), coefs, options),
     }
     assert batch.group_ids is not None
-    groups = batch.group_ids.unique()  # with a single group the first half is empty, and the split-half values are NaN
+    groups = (
+        batch.group_ids.unique()
+    )  # with a single group the first half is empty, and the split-half values are NaN
     first = torch.isin(batch.group_ids, groups[: len(groups) // 2])
     halves: dict[str, list[Tensor]] = {name: [] for name in prepared}
     parameters = policy.trainable()
@@ -68,7 +87,9 @@ def interference(
             for position, (name, (objective, whole, c, o)) in enumerate(prepared.items()):
                 part = replace(whole.select(rows), logps=live.logps, divergence=live.divergence)
                 loss, _ = token_loss(objective, part, c, o)
-                grads = torch.autograd.grad(loss, parameters, retain_graph=position < len(prepared) - 1, allow_unused=True)
+                grads = torch.autograd.grad(
+                    loss, parameters, retain_graph=position < len(prepared) - 1, allow_unused=True
+                )
                 for total, grad in zip(sums[name], grads, strict=True):
                     if grad is not None:
                         total += grad

@@ -1,8 +1,11 @@
-"""Knobs while a run goes on: requests come from anywhere, the loop takes one snapshot at the top of each step.
+"""Knobs while a run goes on: requests come from anywhere, the loop takes one snapshot at the top of
+each step.
 
-A request made during step t holds from step t + 1 on, replaces the knob's schedule, and is recorded as an event. Replay and resume feed the recorded moves
-back in (``script``), so that the same steps see the same values; a resumed run still has them in its events and does not record them again. Moves that are
-part of the config (``--schedule-from``) hold in the same way and are no events: nobody touches such a run.
+A request made during step t holds from step t + 1 on, replaces the knob's schedule, and is recorded
+as an event. Replay and resume feed the recorded moves back in (``script``), so that the same steps
+see the same values; a resumed run still has them in its events and does not record them again.
+Moves that are part of the config (``--schedule-from``) hold in the same way and are no events:
+nobody touches such a run.
 """
 
 from __future__ import annotations
@@ -24,7 +27,12 @@ class Knobs:
         ValueError: ``script`` has a move that nobody could have asked for.
     """
 
-    def __init__(self, config: RunConfig, script: list[dict[str, Any]] | None = None, record_script: bool = True) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        script: list[dict[str, Any]] | None = None,
+        record_script: bool = True,
+    ) -> None:
         self.config = config
         self.record_script = record_script
         self.schedules: Mapping[str, Schedule] = config.schedules()
@@ -39,7 +47,8 @@ class Knobs:
         self._requests: list[dict[str, Any]] = []
 
     def request(self, name: str, value: float | None, source: str = "program", **note: Any) -> None:
-        """Ask for a value from the next step on; ``None`` switches an optional knob off. ``note`` goes into the event.
+        """Ask for a value from the next step on; ``None`` switches an optional knob off. ``note``
+        goes into the event.
 
         Raises:
             ValueError: an unknown knob or a value out of range; nothing is changed.
@@ -67,10 +76,15 @@ class Knobs:
         scripted = self._scripted(step)
         self.held = self._after(step, scripted + moves)
         values = self._scheduled(step) | self.held
-        return values, [{"event": "knob", "step": step, **move} for move in (scripted if self.record_script else []) + moves]
+        return values, [
+            {"event": "knob", "step": step, **move}
+            for move in (scripted if self.record_script else []) + moves
+        ]
 
     def moving(self, step: int) -> bool:
-        """Whether a move that is waiting makes the values of step ``step`` other than they would be without it."""
+        """Whether a move that is waiting makes the values of step ``step`` other than they
+        would be without it.
+        """
         with self._lock:
             waiting = list(self._requests)
         if not self.record_script:  # a resumed run: its own moves, made again
@@ -80,7 +94,11 @@ class Knobs:
 
     def _after(self, step: int, moves: list[dict[str, Any]]) -> Values:
         held = dict(self.held)
-        own = [{"knob": move.knob, "value": move.value, "release": move.release} for move in self.config.moves if move.step == step]
+        own = [
+            {"knob": move.knob, "value": move.value, "release": move.release}
+            for move in self.config.moves
+            if move.step == step
+        ]
         for move in own + moves:
             if move.get("release"):
                 held.pop(move["knob"], None)
@@ -89,7 +107,13 @@ class Knobs:
         return held
 
     def _scripted(self, step: int) -> list[dict[str, Any]]:
-        return [{k: v for k, v in move.items() if k not in ("step", "event", "time")} for move in self.script if move["step"] == step]
+        return [
+            {k: v for k, v in move.items() if k not in ("step", "event", "time")}
+            for move in self.script
+            if move["step"] == step
+        ]
 
     def _scheduled(self, step: int) -> Values:
-        return {name: schedule.at(step, self.config.steps) for name, schedule in self.schedules.items()}
+        return {
+            name: schedule.at(step, self.config.steps) for name, schedule in self.schedules.items()
+        }

@@ -12,20 +12,27 @@ from rlkd_lab.training.loop import Loop, Row
 
 @dataclass(frozen=True)
 class Replay:
-    """``difference`` is what differs first, in words, or None; ``largest`` the largest absolute difference of any metric."""
+    """``difference`` is what differs first, in words, or None;
+
+    ``largest`` the largest absolute difference of any metric.
+    """
 
     folder: RunFolder
     difference: str | None
     largest: float
 
 
-def replay(path: str | Path, out: str | Path, *, tolerance: float = 0.0, on_step: object = None) -> Replay:
+def replay(
+    path: str | Path, out: str | Path, *, tolerance: float = 0.0, on_step: object = None
+) -> Replay:
     """Run ``path`` again into ``out`` and compare row by row, timings left out.
 
-    On the same CPU type, versions and thread count the rows are equal to the last bit; elsewhere give a tolerance.
+    On the same CPU type, versions and thread count the rows are equal to the last bit; elsewhere
+    give a tolerance.
 
     Raises:
-        FileNotFoundError, ValueError, FileExistsError: as opening, configuring and creating a run do.
+        FileNotFoundError, ValueError, FileExistsError: as opening, configuring and creating a run
+            do.
     """
     original = RunFolder.open(path)
     rows = original.rows("metrics.jsonl")

@@ -1,12 +1,16 @@
-"""Self-checks of the models, before the first step of a run and in ``rlkd doctor --deep``: what a library or a build can do wrongly without saying so.
+"""Self-checks of the models, before the first step of a run and in ``rlkd doctor --deep``: what a
+library or a build can do wrongly without saying so.
 
-1. Gradients are the same before and after a generation, they are derivatives, and the dense copy has the policy's.
+1. Gradients are the same before and after a generation, they are derivatives, and the dense copy
+    has the policy's.
 2. What was sampled has the log-probabilities that the trainer gives it.
-3. With its adapter off the policy says what its base said before an adapter was attached; with it on, something else.
+3. With its adapter off the policy says what its base said before an adapter was attached; with it
+    on, something else.
 4. A batch of different lengths, padded, has the log-probabilities of its sequences one by one.
 
-An untrained adapter is silent (B = 0): while it is examined it has other values, and afterwards its own, to the last bit. No random stream, gradient or
-optimizer state is touched, so a run has the same rows with and without.
+An untrained adapter is silent (B = 0): while it is examined it has other values, and afterwards its
+own, to the last bit. No random stream, gradient or optimizer state is touched, so a run has the
+same rows with and without.
 """
 
 from __future__ import annotations
@@ -20,7 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkd_lab.models import LanguageModel, Sequences, load_policy, policy_logps, probe_logps, processes
+from rlkd_lab.models import (
+    LanguageModel,
+    Sequences,
+    load_policy,
+    policy_logps,
+    probe_logps,
+    processes,
+)
 from rlkd_lab.rollouts import DenseTwin, Request, Sampling, counted, sequences_of
 from rlkd_lab.rollouts.fast import fast
 from rlkd_lab.training.config import RunConfig
@@ -32,16 +43,25 @@ COMPLETIONS = ("49-7=42;#42", "#11")
 SAMPLING = Sampling(temperature=0.8, max_new_tokens=3)
 """A temperature that is forgotten somewhere shows at none but 1."""
 STIR = 0.05
-"""Size of s·B·A·x while the adapter is examined, where x has unit entries and A is as peft starts it."""
+"""Size of s·B·A·x while the adapter is examined, where x has unit entries and A is as peft
+starts it.
+"""
 MAX_GRADIENT_GAP = {True: 1e-3, False: 0.05}
-"""Relative difference that two ways to the same gradient may have, in float32 or not; rounding leaves about 1e-6 and 1e-2."""
+"""Relative difference that two ways to the same gradient may have, in float32 or not; rounding
+leaves about 1e-6 and 1e-2.
+"""
 MAX_SLOPE_GAP = 0.05
-"""Relative difference of a gradient's norm and the slope along it, from two values of the loss; in float32 alone."""
+"""Relative difference of a gradient's norm and the slope along it, from two values of the loss;
+in float32 alone.
+"""
 MAX_BASE_GAP = 1e-4
 """Nats. The same products on the same machine: no difference was seen."""
 MIN_ADAPTER_GAP = 1e-3
 """Nats by which an adapter of size :data:`STIR` changes some token at least."""
-AGAIN = "this build of torch, transformers, peft or bitsandbytes is broken: install the versions of constraints.txt"
+AGAIN = (
+    "this build of torch, transformers, peft or bitsandbytes is broken: install the versions"
+    " of constraints.txt"
+)
 
 
 @dataclass(frozen=True)
@@ -62,18 +82,41 @@ def check_start(loop: Loop) -> None:
         ValueError: what is wrong, in the same words in all of several processes.
     """
     found = examine(loop.policy, loop.student_lm, loop.twin)
-    wrong = [text for texts in processes.from_all([one.text for one in found if not one.ok]) for text in texts]
-    loop.folder.append("events.jsonl", {"event": "selfcheck", "step": loop.step, **{one.name: one.value for one in found}, "time": time.time()})
+    wrong = [
+        text
+        for texts in processes.from_all([one.text for one in found if not one.ok])
+        for text in texts
+    ]
+    loop.folder.append(
+        "events.jsonl",
+        {
+            "event": "selfcheck",
+            "step": loop.step,
+            **{one.name: one.value for one in found},
+            "time": time.time(),
+        },
+    )
     if wrong:
         raise ValueError(wrong[0])
 
 
 def examine_models(config: RunConfig) -> list[Finding]:
     """The checks of the student of a config, loaded for it."""
-    policy = load_policy(config.student, config.quant, lora_rank=config.lora_rank, gradient_checkpointing=config.gradient_checkpointing)
+    policy = load_policy(
+        config.student,
+        config.quant,
+        lora_rank=config.lora_rank,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
     policy.model.train()
     twin = DenseTwin(policy) if config.dense_twin else None
-    return examine(policy, twin.lm if twin is not None and twin.merges and not config.gradient_checkpointing else policy, twin)
+    return examine(
+        policy,
+        twin.lm
+        if twin is not None and twin.merges and not config.gradient_checkpointing
+        else policy,
+        twin,
+    )
 
 
 def examine(policy: LanguageModel, student: LanguageModel, twin: DenseTwin | None) -> list[Finding]:
@@ -86,7 +129,11 @@ def examine(policy: LanguageModel, student: LanguageModel, twin: DenseTwin | Non
     """
     policy = replace(policy, chat=False)  # another view of the same model
     exact = DenseTwin.suits(policy)
-    given = sequences_of(policy, list(PROMPTS), policy.tokenizer(list(COMPLETIONS), add_special_tokens=False)["input_ids"])
+    given = sequences_of(
+        policy,
+        list(PROMPTS),
+        policy.tokenizer(list(COMPLETIONS), add_special_tokens=False)["input_ids"],
+    )
     with _stirred(policy, twin):
         before = _gradients(policy, policy, given)
         drawn, said = _generate(policy, None)
@@ -97,10 +144,13 @@ def examine(policy: LanguageModel, student: LanguageModel, twin: DenseTwin | Non
             found.append(_through_the_copy(before, _gradients(policy, student, given)))
         with torch.no_grad():
             found += _adapter(policy, exact)
-            # the mean over likely tokens is what 16 bit is good for; at unlikely ones a wrong mask shows best
+            # the mean over likely tokens is what 16 bit is good for; at unlikely ones a wrong mask
+            # shows best
             found.append(_padding(student, given if exact else drawn, exact))
             # each sampler against the other forward, so that all of them are compared
-            pairs = [(drawn, said, student)] + ([(*_generate(policy, twin), policy)] if twin is not None else [])
+            pairs = [(drawn, said, student)] + (
+                [(*_generate(policy, twin), policy)] if twin is not None else []
+            )
             found.append(_sampler(pairs, exact, twin))
     return found
 
@@ -139,20 +189,33 @@ def _gradients(policy: LanguageModel, through: LanguageModel, given: Sequences) 
     parameters = policy.trainable()
     with torch.enable_grad():
         total = policy_logps(through, given)[0].sum()
-        found = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else [None] * len(parameters)
-    return [torch.zeros_like(parameter) if one is None else one for one, parameter in zip(found, parameters, strict=True)]
+        found = (
+            torch.autograd.grad(total, parameters, allow_unused=True)
+            if total.requires_grad
+            else [None] * len(parameters)
+        )
+    return [
+        torch.zeros_like(parameter) if one is None else one
+        for one, parameter in zip(found, parameters, strict=True)
+    ]
 
 
 def _generate(policy: LanguageModel, twin: DenseTwin | None) -> tuple[Sequences, Tensor]:
-    """Completions by our own sampler, the first one cut so that they differ in length, and the log-probabilities with which they were drawn. Not through
-    :func:`rlkd_lab.rollouts.sample`, in which several processes meet."""
+    """Completions by our own sampler, the first one cut so that they differ in length, and the
+    log-probabilities with which they were drawn. Not through :func:`rlkd_lab.rollouts.sample`, in
+    which several processes meet.
+    """
     prompt_ids, prompt_mask = policy.encode(PROMPTS)
-    noise = torch.rand(len(PROMPTS), SAMPLING.max_new_tokens, generator=torch.Generator().manual_seed(0)).to(policy.device)
+    noise = torch.rand(
+        len(PROMPTS), SAMPLING.max_new_tokens, generator=torch.Generator().manual_seed(0)
+    ).to(policy.device)
     was_training = policy.model.training
     policy.model.eval()
     try:
         with torch.no_grad(), policy.active():
-            ids, logps = fast(Request(policy, prompt_ids, prompt_mask, 1, SAMPLING, noise, twin=twin))
+            ids, logps = fast(
+                Request(policy, prompt_ids, prompt_mask, 1, SAMPLING, noise, twin=twin)
+            )
     finally:
         policy.model.train(was_training)
     mask = counted(ids, policy)[0].long()
@@ -161,51 +224,93 @@ def _generate(policy: LanguageModel, twin: DenseTwin | None) -> tuple[Sequences,
 
 
 def _apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Largest relative difference of two lists of gradients; one of a thousandth of the largest norm, or less, counts by that."""
+    """Largest relative difference of two lists of gradients; one of a thousandth of the largest
+    norm, or less, counts by that.
+    """
     largest = max(float(one.norm()) for one in ours)
-    return max(float((a - b).norm()) / max(float(a.norm()), 1e-3 * largest) for a, b in zip(ours, theirs, strict=True)) if largest else float("nan")
+    return (
+        max(
+            float((a - b).norm()) / max(float(a.norm()), 1e-3 * largest)
+            for a, b in zip(ours, theirs, strict=True)
+        )
+        if largest
+        else float("nan")
+    )
 
 
 def _after_generation(before: list[Tensor], after: list[Tensor], exact: bool) -> Finding:
     gap = _apart(before, after)
     text = f"gradients before and after a generation: relative difference {gap:.2g}"
-    wrong = "gradients are lost after a generation" if gap == gap else "no gradient reaches the adapter"
-    return _finding("gradients", gap, MAX_GRADIENT_GAP[exact], text, f"{wrong} (relative difference {gap:.2g}); {AGAIN}, or use --set quant=none")
+    wrong = (
+        "gradients are lost after a generation" if gap == gap else "no gradient reaches the adapter"
+    )
+    return _finding(
+        "gradients",
+        gap,
+        MAX_GRADIENT_GAP[exact],
+        text,
+        f"{wrong} (relative difference {gap:.2g}); {AGAIN}, or use --set quant=none",
+    )
 
 
 def _slope(policy: LanguageModel, given: Sequences, gradients: list[Tensor]) -> Finding:
-    """Whether the gradient's norm is the slope of the loss along the gradient: a generation while the model was loaded spoils what is compared with."""
+    """Whether the gradient's norm is the slope of the loss along the gradient: a generation
+    while the model was loaded spoils what is compared with.
+    """
     norm = float(torch.stack([one.norm() for one in gradients]).norm())
     kept = [parameter.detach().clone() for parameter in policy.trainable()]
     values, step = [], 0.02 / norm if norm else 0.0  # the loss moves by ± .02
     with torch.no_grad():
         for sign in (1, -1):
-            _put(policy, [value + sign * step / max(norm, 1e-30) * one for value, one in zip(kept, gradients, strict=True)])
+            _put(
+                policy,
+                [
+                    value + sign * step / max(norm, 1e-30) * one
+                    for value, one in zip(kept, gradients, strict=True)
+                ],
+            )
             values.append(float(policy_logps(policy, given)[0].double().sum()))
     _put(policy, kept)
     gap = abs((values[0] - values[1]) / (2 * step) / norm - 1) if norm else float("nan")
     text = f"gradients and the slope of the loss: relative difference {gap:.2g}"
     return _finding(
-        "slope", gap, MAX_SLOPE_GAP, text, f"gradients are not the slope of the loss (relative difference {gap:.2g}); {AGAIN}, or use --set quant=none"
+        "slope",
+        gap,
+        MAX_SLOPE_GAP,
+        text,
+        f"gradients are not the slope of the loss (relative difference {gap:.2g}); {AGAIN},"
+        " or use --set quant=none",
     )
 
 
 def _through_the_copy(ours: list[Tensor], copy: list[Tensor]) -> Finding:
     gap = _apart(ours, copy)
     text = f"gradients through the dense copy and through the policy: relative difference {gap:.2g}"
-    wrong = f"the dense copy is wrong: its gradients are not the policy's (relative difference {gap:.2g}); use --set dense_twin=false"
+    wrong = (
+        "the dense copy is wrong: its gradients are not the policy's (relative difference"
+        f" {gap:.2g}); use --set dense_twin=false"
+    )
     return _finding("copy", gap, 10 * MAX_GRADIENT_GAP[True], text, wrong)
 
 
-def _sampler(pairs: list[tuple[Sequences, Tensor, LanguageModel]], exact: bool, twin: DenseTwin | None) -> Finding:
+def _sampler(
+    pairs: list[tuple[Sequences, Tensor, LanguageModel]], exact: bool, twin: DenseTwin | None
+) -> Finding:
     gaps = []
     for drawn, said, trainer in pairs:
         counts = drawn.completion_mask.bool()
         gaps.append((policy_logps(trainer, drawn, SAMPLING.temperature)[0] - said)[counts].abs())
-    gap, limit = gap_and_limit(torch.cat(gaps), exact, MAX_GAP if twin is not None and twin.merges else MAX_GAP_OTHER)
+    gap, limit = gap_and_limit(
+        torch.cat(gaps), exact, MAX_GAP if twin is not None and twin.merges else MAX_GAP_OTHER
+    )
     text = f"log-probabilities of sampler and trainer: {gap:.2g} nats apart"
-    wrong = f"what is sampled is not the policy that is trained: log-probabilities differ by {gap:.2g} nats"
-    instead = AGAIN if twin is None else f"use --set dense_twin=false; where that does not help, {AGAIN}"
+    wrong = (
+        "what is sampled is not the policy that is trained: log-probabilities differ by"
+        f" {gap:.2g} nats"
+    )
+    instead = (
+        AGAIN if twin is None else f"use --set dense_twin=false; where that does not help, {AGAIN}"
+    )
     return _finding("sampler", gap, limit, text, f"{wrong}; {instead}")
 
 
@@ -215,21 +320,34 @@ def _adapter(policy: LanguageModel, exact: bool) -> Iterator[Finding]:
     gap, limit = gap_and_limit((off - policy.base_said).abs(), exact, MAX_BASE_GAP)
     text = f"log-probabilities with the adapter off and of the base: {gap:.2g} nats apart"
     wrong = (
-        f"with its adapter off the policy is not its base, so the reference is wrong: log-probabilities differ by {gap:.2g} nats from those before an adapter"
+        "with its adapter off the policy is not its base, so the reference is wrong:"
+        f" log-probabilities differ by {gap:.2g} nats from those before an adapter"
     )
     yield _finding("base", gap, limit, text, f"{wrong} was attached; {AGAIN}")
     moved = float((on - off).abs().max())
     text = f"log-probabilities with an adapter on and off: {moved:.2g} nats apart"
-    wrong = f"the adapter does nothing: with it on and off the policy says the same (a difference of {moved:.2g} nats); {AGAIN}"
-    yield Finding("adapter", moved, moved >= MIN_ADAPTER_GAP, text if moved >= MIN_ADAPTER_GAP else wrong)
+    wrong = (
+        "the adapter does nothing: with it on and off the policy says the same (a difference"
+        f" of {moved:.2g} nats); {AGAIN}"
+    )
+    yield Finding(
+        "adapter", moved, moved >= MIN_ADAPTER_GAP, text if moved >= MIN_ADAPTER_GAP else wrong
+    )
 
 
 def _padding(student: LanguageModel, batch: Sequences, exact: bool) -> Finding:
     whole = policy_logps(student, batch)[0]
-    alone = [policy_logps(student, batch.select(slice(row, row + 1)))[0] for row in range(len(whole))]
-    gap, limit = gap_and_limit((whole - torch.cat(alone))[batch.completion_mask.bool()].abs(), exact, MAX_GAP_OTHER)
+    alone = [
+        policy_logps(student, batch.select(slice(row, row + 1)))[0] for row in range(len(whole))
+    ]
+    gap, limit = gap_and_limit(
+        (whole - torch.cat(alone))[batch.completion_mask.bool()].abs(), exact, MAX_GAP_OTHER
+    )
     text = f"log-probabilities of a padded batch and of its sequences alone: {gap:.2g} nats apart"
-    wrong = f"padding changes what the policy says: log-probabilities differ by {gap:.2g} nats between a batch and its sequences alone"
+    wrong = (
+        f"padding changes what the policy says: log-probabilities differ by {gap:.2g} nats"
+        " between a batch and its sequences alone"
+    )
     return _finding("padding", gap, limit, text, f"{wrong}; {AGAIN}")
 
 

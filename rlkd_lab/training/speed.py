@@ -22,13 +22,18 @@ class Size:
     @staticmethod
     def of(lm: LanguageModel) -> Size:
         """Adapters are not counted; 4-bit weights count as the numbers that they stand for."""
-        linear = [module for name, module in lm.causal_lm.named_modules() if isinstance(module, nn.Linear) and "lora_" not in name]
+        linear = [
+            module
+            for name, module in lm.causal_lm.named_modules()
+            if isinstance(module, nn.Linear) and "lora_" not in name
+        ]
         head = int(lm.head.in_features) * int(lm.head.out_features)  # type: ignore[arg-type]
         return Size(sum(module.in_features * module.out_features for module in linear) - head, head)
 
     def forward(self, prompts: int, completions: int) -> float:
-        """Floating-point operations of a forward pass that predicts the completions, by tokens of both: two a weight and token, those of attention itself left
-        out."""
+        """Floating-point operations of a forward pass that predicts the completions, by tokens of
+        both: two a weight and token, those of attention itself left out.
+        """
         return 2.0 * (self.layers * (prompts + completions) + self.head * completions)
 
 
@@ -39,7 +44,9 @@ def tokens(part: Sequences) -> tuple[int, int]:
 
 @functools.cache
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product, the best of five: measured here, no data sheet's."""
+    """Floating-point operations a second of a large matrix product, the best of five: measured
+    here, no data sheet's.
+    """
     size = 8192 if device.type == "cuda" else 1024
     x = torch.ones(size, size, device=device, dtype=dtype)
     best = 0.0

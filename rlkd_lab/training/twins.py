@@ -1,8 +1,10 @@
-"""The untouched twin: a fork of a run from the step before a knob was moved, trained beside it without the move.
+"""The untouched twin: a fork of a run from the step before a knob was moved, trained beside it
+without the move.
 
-Both have the same weights, random streams and prompts at the fork, so that their difference is the knob's. A noise twin is untouched too and samples other
-completions of the same prompts: how far it drifts from the untouched one is what chance alone does. Twins are run folders below ``RUN/twins/``; one loop
-trains run and twins in turns, by exchanging weights and optimizer.
+Both have the same weights, random streams and prompts at the fork, so that their difference is the
+knob's. A noise twin is untouched too and samples other completions of the same prompts: how far it
+drifts from the untouched one is what chance alone does. Twins are run folders below ``RUN/twins/``;
+one loop trains run and twins in turns, by exchanging weights and optimizer.
 """
 
 from __future__ import annotations
@@ -30,11 +32,24 @@ FORK = "fork.json"
 
 
 class Twin:
-    """One fork: its folder, knobs and weights, while it is not its turn. What it made smaller for memory is its own, since its record is."""
+    """One fork: its folder, knobs and weights, while it is not its turn.
 
-    def __init__(self, loop: Loop, folder: RunFolder, state: State, stream: str, room: Room) -> None:
-        self.folder, self.knobs, self.state, self.stream, self.room = folder, Knobs(loop.config), state, stream, room
-        self.guards = Watch(loop.config.guards, loop.guards.tell)  # which writes into the folder whose turn it is
+    What it made smaller for memory is its own, since its record is.
+    """
+
+    def __init__(
+        self, loop: Loop, folder: RunFolder, state: State, stream: str, room: Room
+    ) -> None:
+        self.folder, self.knobs, self.state, self.stream, self.room = (
+            folder,
+            Knobs(loop.config),
+            state,
+            stream,
+            room,
+        )
+        self.guards = Watch(
+            loop.config.guards, loop.guards.tell
+        )  # which writes into the folder whose turn it is
 
     @contextmanager
     def turn(self, loop: Loop) -> Iterator[None]:
@@ -42,7 +57,13 @@ class Twin:
         state, own = loop.snapshot(), (loop.folder, loop.knobs, loop.stream, loop.room, loop.guards)
         self.folder.wait = loop.folder.wait
         loop.restore(self.state)
-        loop.folder, loop.knobs, loop.stream, loop.room, loop.guards = self.folder, self.knobs, self.stream, self.room, self.guards
+        loop.folder, loop.knobs, loop.stream, loop.room, loop.guards = (
+            self.folder,
+            self.knobs,
+            self.stream,
+            self.room,
+            self.guards,
+        )
         try:
             yield
             self.state = loop.snapshot()
@@ -57,7 +78,9 @@ def fork(loop: Loop, kind: Literal["untouched", "noise"], number: int = 1) -> Tw
     path = loop.folder.path / "twins" / name
     shutil.rmtree(path, ignore_errors=True)
     path.parent.mkdir(exist_ok=True)
-    folder = RunFolder.create(path, {k: v for k, v in loop.folder.config().items() if k != "format"}, loop.folder.env())
+    folder = RunFolder.create(
+        path, {k: v for k, v in loop.folder.config().items() if k != "format"}, loop.folder.env()
+    )
     stream = f", chance {number}" if kind == "noise" else ""
     folder.write_json(FORK, {"step": loop.step, "kind": kind, "stream": stream})
     for row in loop.folder.rows("metrics.jsonl"):
@@ -73,8 +96,10 @@ def fork(loop: Loop, kind: Literal["untouched", "noise"], number: int = 1) -> Tw
 
 
 def load(loop: Loop) -> list[Twin]:
-    """The twins of a run that is resumed, each from its last whole checkpoint that the run and its own rows have reached. One that was forked later is
-    dropped: the move that made it will come again. One that is damaged has failed, and the run goes on without it."""
+    """The twins of a run that is resumed, each from its last whole checkpoint that the run and its
+    own rows have reached. One that was forked later is dropped: the move that made it will come
+    again. One that is damaged has failed, and the run goes on without it.
+    """
     found = []
     for path in sorted((loop.folder.path / "twins").glob("step_*")):
         if path.is_symlink() or not path.is_dir():
@@ -89,7 +114,10 @@ def load(loop: Loop) -> list[Twin]:
             if (path / "config.json").exists():  # otherwise it is nobody's run
                 RunFolder(path).set_status("failed", 0, f"{type(error).__name__}: {error}")
             text = f"the twin {path.name} cannot go on ({error}); the run does"
-            loop.folder.append("events.jsonl", {"event": "warning", "step": loop.step, "text": text, "time": time.time()})
+            loop.folder.append(
+                "events.jsonl",
+                {"event": "warning", "step": loop.step, "text": text, "time": time.time()},
+            )
         else:
             found += [twin] if twin is not None else []
     return found
@@ -102,7 +130,13 @@ def _taken_up(loop: Loop, folder: RunFolder, stream: str) -> Twin | None:
         return None
     reached = [point for point in folder.checkpoints() if step_of(point) <= min(loop.step, last)]
     for point in reversed(reached):
-        twin = Twin(loop, folder, loop.snapshot(), stream, Room.of(loop.config, folder.rows("events.jsonl"), step_of(point)))
+        twin = Twin(
+            loop,
+            folder,
+            loop.snapshot(),
+            stream,
+            Room.of(loop.config, folder.rows("events.jsonl"), step_of(point)),
+        )
         with contextlib.suppress(Damaged), twin.turn(loop):
             loop.load_checkpoint(point)
             folder.truncate("metrics.jsonl", loop.step)
@@ -131,8 +165,14 @@ class Twins:
             self.alive = [fork(self.loop, "untouched")]
             if kind == "noise":
                 self.alive += [fork(self.loop, "noise", number) for number in range(1, chances + 1)]
-            text = f"{len(self.alive)} twin{'s' * (len(self.alive) > 1)} from step {self.loop.step} on, without the change"
-            self.loop.folder.append("events.jsonl", {"event": "twin", "step": self.loop.step, "text": text, "time": time.time()})
+            text = (
+                f"{len(self.alive)} twin{'s' * (len(self.alive) > 1)} from step"
+                f" {self.loop.step} on, without the change"
+            )
+            self.loop.folder.append(
+                "events.jsonl",
+                {"event": "twin", "step": self.loop.step, "text": text, "time": time.time()},
+            )
 
     def follow(self) -> Iterator[Row]:
         """Train every twin up to the run's step."""
@@ -155,8 +195,14 @@ class Twins:
         """A twin that fails ends; the run goes on."""
         self.alive.remove(twin)
         twin.folder.set_status("failed", twin.state.step, why)
-        text = f"{'a noise' if twin.stream else 'the untouched'} twin failed after its step {twin.state.step} and has ended ({why}); the run goes on"
-        self.loop.folder.append("events.jsonl", {"event": "warning", "step": self.loop.step, "text": text, "time": time.time()})
+        text = (
+            f"{'a noise' if twin.stream else 'the untouched'} twin failed after its step"
+            f" {twin.state.step} and has ended ({why}); the run goes on"
+        )
+        self.loop.folder.append(
+            "events.jsonl",
+            {"event": "warning", "step": self.loop.step, "text": text, "time": time.time()},
+        )
 
     def save(self) -> None:
         """A checkpoint of each."""

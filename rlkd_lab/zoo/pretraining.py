@@ -1,4 +1,6 @@
-"""What the scripts that make models share: a recipe, a training run that can be stopped, and what a checkpoint does at T = 1."""
+"""What the scripts that make models share: a recipe, a training run that can be stopped, and
+what a checkpoint does at T = 1.
+"""
 
 from __future__ import annotations
 
@@ -46,15 +48,21 @@ class Recipe:
     """Share of the worked completions that repeat their steps as a check."""
     seed: int
     long: float = 0.1
-    """Share of prompts of the task's out-of-distribution difficulty: seen in pre-training, never among the post-training prompts."""
+    """Share of prompts of the task's out-of-distribution difficulty: seen in pre-training,
+    never among the post-training prompts.
+    """
     task: str = "arithmetic"
     part_tokens: int | None = None
-    """A batch goes through the model in parts of at most so many tokens, sorted by length, which saves padding; None is one part."""
+    """A batch goes through the model in parts of at most so many tokens, sorted by length,
+    which saves padding; None is one part.
+    """
     context: int = 512
     key_heads: int = 1
 
 
-def drawn_style(recipe: Recipe, rng: random.Random) -> Literal["direct", "corrupted", "checked", "steps"]:
+def drawn_style(
+    recipe: Recipe, rng: random.Random
+) -> Literal["direct", "corrupted", "checked", "steps"]:
     """One of the recipe's mixture of styles."""
     if rng.random() < recipe.direct:
         return "direct"
@@ -71,7 +79,9 @@ def row_of(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def parts_of(rows: list[Row], part_tokens: int | None, pad: int) -> list[Part]:
-    """The rows of a step, cut into parts of at most ``part_tokens`` tokens each, padding included."""
+    """The rows of a step, cut into parts of at most ``part_tokens`` tokens each, padding
+    included.
+    """
     parts = [rows]
     if part_tokens is not None:
         parts = [[]]
@@ -84,7 +94,9 @@ def parts_of(rows: list[Row], part_tokens: int | None, pad: int) -> list[Part]:
 
 def _padded(rows: list[Row], pad: int) -> Part:
     width = max(len(ids) for ids, _ in rows)
-    return torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows]), torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows])
+    return torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows]), torch.tensor(
+        [labels + [-100] * (width - len(labels)) for _, labels in rows]
+    )
 
 
 def new_model(recipe: Recipe, vocabulary: int) -> Qwen3ForCausalLM:
@@ -119,13 +131,15 @@ def pretrain(
 ) -> Iterator[tuple[int, float, float]]:
     """Train a new model, or go on with one that was stopped; yields step, loss and seconds so far.
 
-    On a GPU that has bfloat16 products are computed in it, on a CPU in float32; weights and optimizer are float32 everywhere.
+    On a GPU that has bfloat16 products are computed in it, on a CPU in float32; weights and
+    optimizer are float32 everywhere.
 
     Args:
         recipe: widths, steps, learning rate.
         tokenizer: stored beside each checkpoint.
         vocabulary: rows of the embedding.
-        batches: from a step to its batch and all that follow; each a pure function of its step, so that a stopped run goes on as if it had not been.
+        batches: from a step to its batch and all that follow; each a pure function of its step, so
+            that a stopped run goes on as if it had not been.
         folder: of the checkpoints: ``step_N`` in 16 bit, and ``resume.pt``.
         every: steps between checkpoints.
         device: CPU if left out.
@@ -136,7 +150,13 @@ def pretrain(
     device = device or torch.device("cpu")
     model = new_model(recipe, vocabulary)
     model.to(device)  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True if device.type == "cuda" else None)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=recipe.lr,
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+        fused=True if device.type == "cuda" else None,
+    )
 
     def scale(step: int) -> float:
         warm = min(1.0, (step + 1) / 100)
@@ -148,7 +168,10 @@ def pretrain(
     if state.exists():
         saved = torch.load(state, weights_only=True, map_location=device)
         if saved.get("recipe") != asdict(recipe):
-            raise ValueError(f"{folder} has checkpoints of another recipe: remove it, or name another work folder")
+            raise ValueError(
+                f"{folder} has checkpoints of another recipe: remove it, or name another work"
+                " folder"
+            )
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
@@ -161,22 +184,41 @@ def pretrain(
         losses = []
         for part in parts:
             ids, labels = (tensor.to(device, non_blocking=True) for tensor in part)
-            with torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(device) == torch.bfloat16):
+            with torch.autocast(
+                device.type, torch.bfloat16, enabled=compute_dtype(device) == torch.bfloat16
+            ):
                 logits = model(input_ids=ids).logits[:, :-1]
-                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum") / tokens
+                loss = (
+                    torch.nn.functional.cross_entropy(
+                        logits.flatten(0, 1),
+                        labels[:, 1:].flatten(),
+                        ignore_index=-100,
+                        reduction="sum",
+                    )
+                    / tokens
+                )
             loss.backward()
             losses.append(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        mean = sum(part.item() for part in losses)  # only now, so that no part waits for the one before
+        mean = sum(
+            part.item() for part in losses
+        )  # only now, so that no part waits for the one before
         seconds = time.monotonic() - began
         if (step + 1) % every == 0:
             save(model, tokenizer, folder / f"step_{step + 1}")
             made = {"steps": step + 1, "seconds": round(seconds), "loss": round(mean, 4)}
             (folder / f"step_{step + 1}" / "trained.json").write_text(json.dumps(made))
-            weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-            torch.save({**weights, "step": step + 1, "seconds": seconds, "recipe": asdict(recipe)}, state.with_suffix(".tmp"))
+            weights = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+            }
+            torch.save(
+                {**weights, "step": step + 1, "seconds": seconds, "recipe": asdict(recipe)},
+                state.with_suffix(".tmp"),
+            )
             state.with_suffix(".tmp").rename(state)
         yield step + 1, mean, seconds
 
@@ -218,7 +260,16 @@ def measure(
     """
     policy = load_policy(str(folder), quant, device=device)
     twin = DenseTwin(policy)
-    result = evaluate(policy, task, n, split=split, difficulty=difficulty, max_new_tokens=limit, twin=twin, batch=batch)
+    result = evaluate(
+        policy,
+        task,
+        n,
+        split=split,
+        difficulty=difficulty,
+        max_new_tokens=limit,
+        twin=twin,
+        batch=batch,
+    )
     texts = [row["completion"] for row in result.rows]
     return {
         "accuracy": result.accuracy,
@@ -229,32 +280,59 @@ def measure(
     }
 
 
-def chosen(measured: Mapping[int, Mapping[str, float]], name: str, accuracy: tuple[float, float], direct: tuple[float, float]) -> int:
-    """The step within both windows whose accuracy is nearest to the middle of its own; SystemExit where there is none."""
+def chosen(
+    measured: Mapping[int, Mapping[str, float]],
+    name: str,
+    accuracy: tuple[float, float],
+    direct: tuple[float, float],
+) -> int:
+    """The step within both windows whose accuracy is nearest to the middle of its own;
+
+    SystemExit where there is none.
+    """
     (low, high), (least, most) = accuracy, direct
-    suits = [step for step, found in measured.items() if low <= found["accuracy"] <= high and least <= found["direct"] <= most]
+    suits = [
+        step
+        for step, found in measured.items()
+        if low <= found["accuracy"] <= high and least <= found["direct"] <= most
+    ]
     if not suits:
-        raise SystemExit(f"no checkpoint suits {name} ({low:.0%}–{high:.0%} right, {least:.0%}–{most:.0%} direct): change the recipe it is taken from")
+        raise SystemExit(
+            f"no checkpoint suits {name} ({low:.0%}–{high:.0%} right, {least:.0%}–{most:.0%}"
+            " direct): change the recipe it is taken from"
+        )
     return min(suits, key=lambda step: abs(measured[step]["accuracy"] - (low + high) / 2))
 
 
 def card_header(time_title: str, inside: str, outside: str) -> list[str]:
     """The head of a card's table."""
     return [
-        f"| model | taken from | parameters | seed | {time_title} | precision | {inside} | {outside} | answers directly | checks | length |",
+        f"| model | taken from | parameters | seed | {time_title} | precision | {inside} |"
+        f" {outside} | answers directly | checks | length |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
 
 
-def card_rows(name: str, entry: Mapping[str, Any], table: Mapping[str, Mapping[str, float]], folder: str) -> list[str]:
+def card_rows(
+    name: str, entry: Mapping[str, Any], table: Mapping[str, Mapping[str, float]], folder: str
+) -> list[str]:
     """A model's two rows in a card's table, in full precision and in NF4."""
-    size = sum(p.numel() for p in load_policy(folder, "none").causal_lm.parameters() if not p.requires_grad) / 1e6
+    size = (
+        sum(
+            p.numel()
+            for p in load_policy(folder, "none").causal_lm.parameters()
+            if not p.requires_grad
+        )
+        / 1e6
+    )
     lines = []
     for quant, label in (("none", "full"), ("nf4", "NF4")):
         inside = table[quant]
         outside = f"{table[f'{quant} ood']['accuracy']:.1%}" if f"{quant} ood" in table else "–"
         lines.append(
-            f"| {name} | {entry['taken_from']} | {size:.2f} M | {entry['recipe']['seed']} | {entry['seconds'] / 60:.0f} min | {label} |"
-            f" {inside['accuracy']:.1%} | {outside} | {inside['direct']:.0%} | {inside['checked']:.0%} | {inside['length']:.1f} |"
+            f"| {name} | {entry['taken_from']} | {size:.2f} M | {entry['recipe']['seed']} |"
+            f" {entry['seconds'] / 60:.0f} min | {label} |"
+            f" {inside['accuracy']:.1%} | {outside} | {inside['direct']:.0%} |"
+            f" {inside['checked']:.0%} | {inside['length']:.1f} |"
         )
     return lines

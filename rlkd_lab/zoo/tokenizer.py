@@ -1,4 +1,6 @@
-"""The tokenizers of the models that are made here: one token a character for the embedded ones, byte pairs for the mid-size ones."""
+"""The tokenizers of the models that are made here: one token a character for the embedded ones,
+byte pairs for the mid-size ones.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,11 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def byte_pair_tokenizer(texts: Iterable[str], size: int = 2000) -> PreTrainedTokenizerFast:
-    """Byte pairs learned from ``texts``, at most ``size`` tokens; the same texts in the same order give the same tokenizer.
+    """Byte pairs learned from ``texts``, at most ``size`` tokens; the same texts in the same order
+    give the same tokenizer.
 
-    Any text can be written in it, since it has all bytes. Each digit is a token, so that numbers are read place by place.
+    Any text can be written in it, since it has all bytes. Each digit is a token, so that numbers
+    are read place by place.
 
     >>> tokenizer = byte_pair_tokenizer(["Emma is a knight.", "Liam is a knave."] * 2)
     >>> ids = tokenizer("Emma – 128")["input_ids"]
@@ -45,9 +49,25 @@ def byte_pair_tokenizer(texts: Iterable[str], size: int = 2000) -> PreTrainedTok
     ('Emma – 128', ['1', '2', '8'])
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=list(SPECIAL[:2]), initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(SPECIAL[:2]),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left", clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )

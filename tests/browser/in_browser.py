@@ -35,7 +35,10 @@ class Lab:
             self.page.click(".lm-MenuBar-itemLabel:text-is('Run')")
             self.page.click("li[data-command='runmenu:run-all']")
             self.page.wait_for_timeout(1500)
-            if self.page.evaluate("[...document.querySelectorAll('.jp-NotebookPanel .jp-InputPrompt')].some((prompt) => /\\d|\\*/.test(prompt.textContent))"):
+            if self.page.evaluate(
+                "[...document.querySelectorAll('.jp-NotebookPanel"
+                " .jp-InputPrompt')].some((prompt) => /\\d|\\*/.test(prompt.textContent))"
+            ):
                 return
         raise AssertionError("the kernel did not start to run the cells")
 
@@ -80,6 +83,12 @@ def setting(folder: Path, name: str, value: dict[str, Any]) -> None:
 
 def write_notebook(path: Path, *sources: str) -> None:
     """A notebook of code cells."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    notebook.metadata["kernelspec"] = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in sources]
+    )
+    notebook.metadata["kernelspec"] = {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    }
     nbformat.write(notebook, path)

@@ -1,4 +1,6 @@
-"""Notebook 04 as a person uses it: run all, wait for the curves, move a knob by keyboard, press the buttons, and the keys that could delete a cell."""
+"""Notebook 04 as a person uses it: run all, wait for the curves, move a knob by keyboard, press
+the buttons, and the keys that could delete a cell.
+"""
 
 import json
 import os
@@ -23,7 +25,9 @@ def press_dangerous(lab: Lab) -> None:
 @pytest.mark.timeout(900)
 def test_kdrl_notebook_is_run_steered_and_left_whole(lab: Lab, tmp_path: Path) -> None:
     page = lab.page
-    before = [cell.source for cell in nbformat.read(NOTEBOOKS / "04_kdrl.ipynb", as_version=4).cells]
+    before = [
+        cell.source for cell in nbformat.read(NOTEBOOKS / "04_kdrl.ipynb", as_version=4).cells
+    ]
     # The server's copy of the notebooks has none of the runs of this machine: it trains.
     assert not (lab.folder.parent / "runs").exists()
     lab.open("04_kdrl.ipynb")
@@ -52,14 +56,23 @@ def test_kdrl_notebook_is_run_steered_and_left_whole(lab: Lab, tmp_path: Path) -
     words = page.locator(".rlkd-knob-kd_coef")
     until(lambda: "acts on the next step" in words.inner_text(), 30)
     asked = [json.loads(line) for line in (path / "requests.jsonl").read_text().splitlines()]
-    value = next(request["value"] for request in reversed(asked) if request["request"] == "knob" and request.get("source") == "panel")
+    value = next(
+        request["value"]
+        for request in reversed(asked)
+        if request["request"] == "knob" and request.get("source") == "panel"
+    )
     assert value > 0
 
     page.click(f"{PANEL} button:has-text('Step')")
     press_dangerous(lab)
-    until(lambda: run.status().step == paused + 1 and run.status().state == "paused", 180)  # with two twins
+    until(
+        lambda: run.status().step == paused + 1 and run.status().state == "paused", 180
+    )  # with two twins
     assert run.folder.rows()[-1]["coef/kd_coef"] == pytest.approx(value)
-    assert any(e["event"] == "knob" and e["step"] == paused + 1 and e["value"] == pytest.approx(value) for e in run.folder.rows("events.jsonl"))
+    assert any(
+        e["event"] == "knob" and e["step"] == paused + 1 and e["value"] == pytest.approx(value)
+        for e in run.folder.rows("events.jsonl")
+    )
     until(lambda: f"since step {paused + 1}" in words.inner_text(), 30)
     until(lambda: list((path / "twins").glob("*/fork.json")), 60)  # the move forked the run
 

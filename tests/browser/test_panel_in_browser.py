@@ -15,7 +15,8 @@ SOURCES = [
     "import tempfile\n"
     "run = FakeHandle(tempfile.mkdtemp() + '/kdrl', steps=60)\n"
     "run.twin('noise')\n"
-    "run.advance(20); run.request('kd_coef', 0.3); run.advance(22); run.fork('untouched', 20, 22); run.fork('noise', 20, 22, seed=3)\n"
+    "run.advance(20); run.request('kd_coef', 0.3); run.advance(22); run.fork('untouched', 20,"
+    " 22); run.fork('noise', 20, 22, seed=3)\n"
     "run.state = 'running'",
     "panel(run)",
     "c = 3",
@@ -36,7 +37,8 @@ FOCUS = {
     "checkbox": ".rlkd-panel .rlkd-knob input[type=checkbox] >> nth=0",
     "button": ".rlkd-panel button:has-text('Pause')",
     "dropdown": ".rlkd-panel select >> nth=0",
-    "accordion": ".rlkd-panel .lm-Accordion-title, .rlkd-panel .jupyter-widget-Collapse-header >> nth=0",
+    "accordion": ".rlkd-panel .lm-Accordion-title, .rlkd-panel .jupyter-widget-Collapse-header >>"
+    " nth=0",
 }
 
 
@@ -65,7 +67,9 @@ def test_a_slider_moves_by_keyboard_and_says_what_it_is(lab):
     before = float(handle.get_attribute("aria-valuetext"))
     assert (handle.get_attribute("aria-label"), before) == ("kd_coef", 0.3)
     page.keyboard.press("ArrowRight")
-    said = until(lambda: "asked for" in (text := page.locator(".rlkd-knob-kd_coef").inner_text()) and text)
+    said = until(
+        lambda: "asked for" in (text := page.locator(".rlkd-knob-kd_coef").inner_text()) and text
+    )
     value = float(handle.get_attribute("aria-valuetext"))
     assert value == 0.355  # the next place of the slider, 10^-0.45
     assert "asked for 0.355: acts on the next step" in said

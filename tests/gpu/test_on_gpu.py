@@ -1,6 +1,7 @@
 """What only a GPU can show: ``pytest -m gpu``. Without one everything here is skipped.
 
-Models compute in 16 bit there, so that two ways to the same number agree to rounding: about a hundredth of a nat a token for models of this size.
+Models compute in 16 bit there, so that two ways to the same number agree to rounding: about a
+hundredth of a nat a token for models of this size.
 """
 
 import pytest
@@ -26,9 +27,19 @@ from rlkd_lab.tasks import find_task
 from rlkd_lab.training import Loop, create, make_config, resume, run
 from rlkd_lab.training.plan import plan
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
 PROMPTS = ["49-7?", "5+1-2+3+4?", "8?"]
-SHORT = {"steps": 20, "eval_every": 10, "eval_prompts": 32, "samples_every": 10, "checkpoint_every": 5, "traces": 64}
+SHORT = {
+    "steps": 20,
+    "eval_every": 10,
+    "eval_prompts": 32,
+    "samples_every": 10,
+    "checkpoint_every": 5,
+    "traces": 64,
+}
 TOLERANCE = {"mean": 0.02, "max": 0.5}
 """Nats by which log-probabilities of one token may differ in 16 bit."""
 
@@ -45,7 +56,15 @@ def teacher(policy):
 
 def draw(lm, engine="fast", n=32, twin=None):
     prompts = [example.prompt for example in find_task("arithmetic").examples(8, 0)]
-    return sample(lm, prompts, n // 8, Sampling(max_new_tokens=64), torch.Generator(device="cuda").manual_seed(0), engine=engine, twin=twin)
+    return sample(
+        lm,
+        prompts,
+        n // 8,
+        Sampling(max_new_tokens=64),
+        torch.Generator(device="cuda").manual_seed(0),
+        engine=engine,
+        twin=twin,
+    )
 
 
 def close(found, expected):
@@ -76,7 +95,10 @@ def test_gradients_are_the_same_before_and_after_a_generation(policy):
     assert float((gradients() - before).norm() / before.norm()) < 1e-2
 
 
-@pytest.mark.parametrize(("engine", "copied"), [("fast", True), ("fast", False), ("hf", False), ("continuous", True), ("continuous", False)])
+@pytest.mark.parametrize(
+    ("engine", "copied"),
+    [("fast", True), ("fast", False), ("hf", False), ("continuous", True), ("continuous", False)],
+)
 def test_engines_sample_the_policy(policy, engine, copied):
     twin = DenseTwin(policy) if copied else None
     assert twin is None or twin.decoder is not None
@@ -103,16 +125,31 @@ def test_padded_log_probabilities_equal_those_of_one_row(policy):
 
 def test_chunked_log_probabilities_and_divergences_equal_the_dense_ones(policy, teacher):
     sequences = draw(policy, n=16).sequences
-    ours, theirs = hidden_states(policy, sequences).detach().requires_grad_(), hidden_states(teacher, sequences).detach()
+    ours, theirs = (
+        hidden_states(policy, sequences).detach().requires_grad_(),
+        hidden_states(teacher, sequences).detach(),
+    )
     ids = targets(sequences)
-    log_p, log_q = (torch.log_softmax(lm.head(states).float(), -1) for lm, states in ((policy, ours), (teacher, theirs)))
+    log_p, log_q = (
+        torch.log_softmax(lm.head(states).float(), -1)
+        for lm, states in ((policy, ours), (teacher, theirs))
+    )
     pairs = {
         "logps": (token_logps(policy, ours, ids, chunk=7)[0], log_p.gather(-1, ids[:, None])[:, 0]),
-        **{kind: (token_divergence(policy, ours, teacher, theirs, kind, chunk=7), divergence(kind, log_p, log_q)) for kind in ("reverse", "forward", "jsd")},
+        **{
+            kind: (
+                token_divergence(policy, ours, teacher, theirs, kind, chunk=7),
+                divergence(kind, log_p, log_q),
+            )
+            for kind in ("reverse", "forward", "jsd")
+        },
     }
     for name, (found, expected) in pairs.items():
         close(found, expected)  # products of other shapes round other logits
-        a, b = (torch.autograd.grad(value.sum(), ours, retain_graph=True)[0].float() for value in (found, expected))
+        a, b = (
+            torch.autograd.grad(value.sum(), ours, retain_graph=True)[0].float()
+            for value in (found, expected)
+        )
         assert float((a - b).norm() / b.norm()) < 5e-2, name
 
 
@@ -121,7 +158,11 @@ def test_twenty_steps_of_each_main_method(tmp_path, method):
     rows = run(make_config(method, **SHORT), tmp_path / "run").rows()
     assert len(rows) == 20
     assert all(row["grad_norm"] is not None and row["grad_norm"] < 1e4 for row in rows)
-    gaps = [row["sampling/logp_difference_mean"] for row in rows if row.get("sampling/logp_difference_mean") is not None]
+    gaps = [
+        row["sampling/logp_difference_mean"]
+        for row in rows
+        if row.get("sampling/logp_difference_mean") is not None
+    ]
     assert all(gap < TOLERANCE["mean"] for gap in gaps)
     if method == "opd":
         assert rows[-1]["kl_teacher_rev"] < rows[0]["kl_teacher_rev"]
@@ -135,19 +176,38 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
 
     run(config, tmp_path / "cut", on_step=stop)
     whole, cut = run(config, tmp_path / "whole"), resume(tmp_path / "cut")
-    # kernels that add in another order each time: the first step after the resume is compared, later ones go their own ways
+    # kernels that add in another order each time: the first step after the resume is compared,
+    # later ones go their own ways
     difference, largest = first_difference(cut.rows()[5:6], whole.rows()[5:6], 0.2)
     assert difference is None, (difference, largest)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_plan_is_within_ten_percent_of_the_allocator(tmp_path, make_model, checkpointing):
-    shape = {"num_hidden_layers": 8, "intermediate_size": 3072, "num_attention_heads": 8, "head_dim": 128, "max_position_embeddings": 2048}
-    student, teacher = (make_model("qwen3", hidden=1024, vocabulary=32_000, seed=seed, **shape) for seed in (0, 1))
+    shape = {
+        "num_hidden_layers": 8,
+        "intermediate_size": 3072,
+        "num_attention_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 2048,
+    }
+    student, teacher = (
+        make_model("qwen3", hidden=1024, vocabulary=32_000, seed=seed, **shape) for seed in (0, 1)
+    )
     config = make_config(
-        "kdrl", student=student, teacher=teacher, group_size=16, prompts_per_step=2, max_new_tokens=512, micro_batch=8, eval_every=0, samples_every=0,
-        gradient_checkpointing=checkpointing, updates_per_rollout=1, knobs={"learning_rate": 0.0},
-    )  # fmt: skip
+        "kdrl",
+        student=student,
+        teacher=teacher,
+        group_size=16,
+        prompts_per_step=2,
+        max_new_tokens=512,
+        micro_batch=8,
+        eval_every=0,
+        samples_every=0,
+        gradient_checkpointing=checkpointing,
+        updates_per_rollout=1,
+        knobs={"learning_rate": 0.0},
+    )
     loop = Loop(config, create(config, tmp_path / "run"))
     loop.take_step()
     torch.cuda.reset_peak_memory_stats()
@@ -156,7 +216,13 @@ def test_the_plan_is_within_ten_percent_of_the_allocator(tmp_path, make_model, c
 
 
 def test_a_teacher_in_host_memory_changes_nothing(tmp_path):
-    one, two = (run(make_config("kdrl", steps=1, teacher_home=home, eval_every=0, samples_every=0), tmp_path / home) for home in ("device", "host"))
+    one, two = (
+        run(
+            make_config("kdrl", steps=1, teacher_home=home, eval_every=0, samples_every=0),
+            tmp_path / home,
+        )
+        for home in ("device", "host")
+    )
     assert first_difference(two.rows(), one.rows(), 0.1)[0] is None
 
 

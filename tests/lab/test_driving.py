@@ -58,13 +58,27 @@ def test_starting_what_is_done_loads_it_and_other_settings_are_refused(plain):
         start(config(seed=4), plain.path)
 
 
-@pytest.mark.parametrize("ask", [lambda h: h.request("kd_coef", 0.5), lambda h: h.release("kd_coef"), lambda h: h.twin("off"), lambda h: h.begin(),
-                                 lambda h: h.pause(), lambda h: h.step(), lambda h: h.stop(), lambda h: h.checkpoint(), lambda h: h.go_on()])  # fmt: skip
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda h: h.request("kd_coef", 0.5),
+        lambda h: h.release("kd_coef"),
+        lambda h: h.twin("off"),
+        lambda h: h.begin(),
+        lambda h: h.pause(),
+        lambda h: h.step(),
+        lambda h: h.stop(),
+        lambda h: h.checkpoint(),
+        lambda h: h.go_on(),
+    ],
+)
 def test_a_done_run_refuses_in_words_and_nothing_is_written(plain, ask):
     before = {path.name: path.read_bytes() for path in plain.path.iterdir() if path.is_file()}
     with pytest.raises(RuntimeError, match="done"):
         ask(open_run(plain.path))
-    assert before == {path.name: path.read_bytes() for path in plain.path.iterdir() if path.is_file()}
+    assert before == {
+        path.name: path.read_bytes() for path in plain.path.iterdir() if path.is_file()
+    }
 
 
 def test_a_bad_request_is_refused_at_once_and_not_written(tmp_path):
@@ -156,7 +170,10 @@ def test_a_killed_process_is_lost_and_start_goes_on(plain, tmp_path):
 def test_a_panel_attaches_to_a_run_whose_kernel_is_gone(tmp_path):
     """The kernel that launched it exits; the run goes on and another process steers it."""
     folder = create(config(steps=60), tmp_path / "run")
-    code = f"from rlkd_lab.lab import open_run; open_run({str(folder.path)!r}, drive='process').begin()"
+    code = (
+        f"from rlkd_lab.lab import open_run; open_run({str(folder.path)!r},"
+        " drive='process').begin()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     handle = open_run(folder.path)
     until(lambda: len(folder.rows()) >= 1)
@@ -195,7 +212,10 @@ def test_a_schedule_found_by_hand_is_rerun_on_another_seed_as_an_ordinary_run(tm
     assert first_difference(ordinary.rows(), touched.rows()) == (None, 0.0)
     other = run(schedule_from(touched, seed=8), tmp_path / "other")
     assert [row["coef/kd_coef"] for row in other.rows()] == values
-    assert other.rows()[0]["reward"] != touched.rows()[0]["reward"] or other.rows()[0]["entropy"] != touched.rows()[0]["entropy"]
+    assert (
+        other.rows()[0]["reward"] != touched.rows()[0]["reward"]
+        or other.rows()[0]["entropy"] != touched.rows()[0]["entropy"]
+    )
     with pytest.raises(ValueError, match="no knob was moved"):
         schedule_from(RunFolder(create(config(), tmp_path / "idle").path), seed=1)
 
@@ -241,7 +261,11 @@ def test_a_value_that_is_no_number_is_refused_in_words(tmp_path, value):
 
 def test_a_twin_that_was_switched_off_by_hand_stays_off_when_its_cell_is_run_again(tmp_path):
     def asked():
-        return [request["kind"] for request in Tail(tmp_path / "run" / "requests.jsonl").read() if request["request"] == "twin"]
+        return [
+            request["kind"]
+            for request in Tail(tmp_path / "run" / "requests.jsonl").read()
+            if request["request"] == "twin"
+        ]
 
     with pytest.raises(ValueError, match="unknown twin"):
         start(config(), tmp_path / "run", twin="x", begin=False)

@@ -1,4 +1,6 @@
-"""What a run will cost: hours and bytes, against numbers counted by hand and against the tensors themselves."""
+"""What a run will cost: hours and bytes, against numbers counted by hand and against the
+tensors themselves.
+"""
 
 import pandas as pd
 import pytest
@@ -25,7 +27,13 @@ ROWS = pd.DataFrame(
 
 def test_hours_leave_the_first_step_out_and_hold_evaluations_apart():
     table = gpu_hours(ROWS, 300, evaluations=10)
-    assert table["seconds"].drop("total").to_dict() == {"rollout": 7.0, "teacher": 1.0, "update": 2.0, "the rest": 0.5, "evaluation": 20.0}
+    assert table["seconds"].drop("total").to_dict() == {
+        "rollout": 7.0,
+        "teacher": 1.0,
+        "update": 2.0,
+        "the rest": 0.5,
+        "evaluation": 20.0,
+    }
     assert table.loc["total", "hours"] == pytest.approx((10.5 * 300 + 20 * 10) / 3600)
     assert table["hours"].drop("total").sum() == pytest.approx(table.loc["total", "hours"])
     assert table.loc["total", "seconds"] == pytest.approx(10.5 + 20 * 10 / 300)
@@ -33,7 +41,9 @@ def test_hours_leave_the_first_step_out_and_hold_evaluations_apart():
 
 def test_without_evaluations_their_time_does_not_count():
     assert gpu_hours(ROWS, 3600).loc["total", "hours"] == pytest.approx(10.5)
-    assert gpu_hours(ROWS.drop(columns="eval/accuracy").iloc[:3], 3600).loc["total", "hours"] == pytest.approx(10.0)
+    assert gpu_hours(ROWS.drop(columns="eval/accuracy").iloc[:3], 3600).loc[
+        "total", "hours"
+    ] == pytest.approx(10.0)
 
 
 def test_too_little_to_measure_is_said():
@@ -57,9 +67,20 @@ def test_predicted_weights_are_those_that_lie_in_memory(pair):
 
 def test_dense_copies_are_those_that_the_twins_hold(pair):
     student, teacher = pair
-    twin, reference, frozen = DenseTwin(student), DenseTwin(reference_of(student)), DenseTwin(teacher)
+    twin, reference, frozen = (
+        DenseTwin(student),
+        DenseTwin(reference_of(student)),
+        DenseTwin(teacher),
+    )
     own = {id(p) for lm in pair for p in lm.model.parameters()}
-    held = sum(p.numel() for p in {id(p): p for p in [p for each in (twin, reference, frozen) for p in each.model.parameters()]}.values() if id(p) not in own)
+    held = sum(
+        p.numel()
+        for p in {
+            id(p): p
+            for p in [p for each in (twin, reference, frozen) for p in each.model.parameters()]
+        }.values()
+        if id(p) not in own
+    )
     held += sum(base.numel() for _, base in twin.pairs)
     assert 4 * held == plan(make_config("kdrl"), False).held["dense copies"]
 
@@ -84,13 +105,25 @@ def test_the_memory_table_holds_predicted_and_measured_apart(pair):
 def test_an_evaluation_counts_where_it_samples_more_than_a_rollout():
     short, config = make_config("grpo", eval_every=0), make_config("grpo")
     longest = longest_prompt(config)
-    one = Shape.of("student").cache_of_a_token(4) * 5 // 4  # four layers, and one more while rows leave
+    one = (
+        Shape.of("student").cache_of_a_token(4) * 5 // 4
+    )  # four layers, and one more while rows leave
     assert plan(short, False).sampling["cache"] == one * 48 * (longest + 96)
     assert plan(config, False).sampling["cache"] == one * 128 * (longest + 192)
 
 
 def test_teacher_traces_count_where_they_need_more():
-    longest, teacher = longest_prompt(make_config("sft")), Shape.of("teacher").cache_of_a_token(4) * 5 // 4
-    assert plan(make_config("sft", eval_every=0), False).sampling["cache"] == teacher * 128 * (longest + 96)
-    assert plan(make_config("sft", eval_every=0, traces=8), False).sampling["cache"] == plan(make_config("grpo", eval_every=0), False).sampling["cache"]
-    assert plan(make_config("sft", eval_every=0, sample_at_once=8), False).sampling["cache"] == teacher * 8 * (longest + 96)
+    longest, teacher = (
+        longest_prompt(make_config("sft")),
+        Shape.of("teacher").cache_of_a_token(4) * 5 // 4,
+    )
+    assert plan(make_config("sft", eval_every=0), False).sampling["cache"] == teacher * 128 * (
+        longest + 96
+    )
+    assert (
+        plan(make_config("sft", eval_every=0, traces=8), False).sampling["cache"]
+        == plan(make_config("grpo", eval_every=0), False).sampling["cache"]
+    )
+    assert plan(make_config("sft", eval_every=0, sample_at_once=8), False).sampling[
+        "cache"
+    ] == teacher * 8 * (longest + 96)

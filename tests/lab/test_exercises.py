@@ -1,4 +1,6 @@
-"""Every exercise takes its right answers, refuses wrong ones and answers nonsense with a sentence."""
+"""Every exercise takes its right answers, refuses wrong ones and answers nonsense with a
+sentence.
+"""
 
 import math
 
@@ -7,7 +9,15 @@ import pytest
 import torch
 
 from rlkd_lab.lab import check, exercises, weak_verifier
-from rlkd_lab.lab.exercises import DIFFERENCES, EXERCISES, T_975, intervals, joint, no_spread, smallest_group
+from rlkd_lab.lab.exercises import (
+    DIFFERENCES,
+    EXERCISES,
+    T_975,
+    intervals,
+    joint,
+    no_spread,
+    smallest_group,
+)
 from rlkd_lab.objectives import METHODS, TokenBatch, token_loss
 from rlkd_lab.tasks import ArithmeticTask
 
@@ -23,7 +33,10 @@ RIGHT = {
     "03.advantages": [[0.866, 0.866, -0.866, -0.866], np.array([HALF, HALF, -HALF, -HALF])],
     "03.dr_grpo": [(0.5, 0.5, -0.5, -0.5)],
     "03.alive": [2, 2.0],
-    "04.estimators": [{"k1": "zero", "k2": "reverse", "k3": "forward"}, ["zero", "reverse", "Forward"]],
+    "04.estimators": [
+        {"k1": "zero", "k2": "reverse", "k3": "forward"},
+        ["zero", "reverse", "Forward"],
+    ],
     "04.threshold": [-8.66],
     "04.reversed": [3],
     "05.dead": [0.208, 0.2083],
@@ -45,7 +58,10 @@ WRONG = {
     "03.advantages": [[1, 1, -1, -1], [0.5, 0.5, -0.5, -0.5], [-0.866, -0.866, 0.866, 0.866]],
     "03.dr_grpo": [[0.866, 0.866, -0.866, -0.866]],
     "03.alive": [0.5],
-    "04.estimators": [{"k1": "reverse", "k2": "reverse", "k3": "reverse"}, ["zero", "forward", "reverse"]],
+    "04.estimators": [
+        {"k1": "reverse", "k2": "reverse", "k3": "reverse"},
+        ["zero", "forward", "reverse"],
+    ],
     "04.threshold": [8.66, -0.0866, -0.866],
     "04.reversed": [0, 1, 2, 4],
     "05.dead": [0.25, 0.36, 0.432],
@@ -57,8 +73,31 @@ WRONG = {
     "08.limits": ["trrd", "opd"],
 }
 MEASURED = {"02.one_wrong_step": {"measured": 0.004}}
-NONSENSE = [None, math.nan, math.inf, "four", "", [], [1.0], [None] * 4, ["a", "b", "c"], [math.nan] * 4, {}, {"k1": 1}, object(), True, b"17", 1j,
-            [[1, 2], [3, 4]], torch.zeros(2, 2), {"k1": None, "k2": None, "k3": None}, 10**400, -1, 1e9, [1.0] * 7]  # fmt: skip
+NONSENSE = [
+    None,
+    math.nan,
+    math.inf,
+    "four",
+    "",
+    [],
+    [1.0],
+    [None] * 4,
+    ["a", "b", "c"],
+    [math.nan] * 4,
+    {},
+    {"k1": 1},
+    object(),
+    True,
+    b"17",
+    1j,
+    [[1, 2], [3, 4]],
+    torch.zeros(2, 2),
+    {"k1": None, "k2": None, "k3": None},
+    10**400,
+    -1,
+    1e9,
+    [1.0] * 7,
+]
 
 
 def said(capsys):
@@ -69,13 +108,17 @@ def test_every_exercise_is_tried_here():
     assert set(RIGHT) == set(WRONG) == set(EXERCISES)
 
 
-@pytest.mark.parametrize(("name", "answer"), [(name, answer) for name, answers in RIGHT.items() for answer in answers])
+@pytest.mark.parametrize(
+    ("name", "answer"), [(name, answer) for name, answers in RIGHT.items() for answer in answers]
+)
 def test_a_right_answer_is_right(name, answer, capsys):
     assert check(name, answer, **MEASURED.get(name, {})) is True
     assert said(capsys).startswith("Right. ")
 
 
-@pytest.mark.parametrize(("name", "answer"), [(name, answer) for name, answers in WRONG.items() for answer in answers])
+@pytest.mark.parametrize(
+    ("name", "answer"), [(name, answer) for name, answers in WRONG.items() for answer in answers]
+)
 def test_a_wrong_answer_is_not_and_gets_a_hint(name, answer, capsys):
     assert check(name, answer, **MEASURED.get(name, {})) is False
     words = said(capsys)
@@ -92,14 +135,31 @@ def test_nonsense_gets_a_sentence(name, capsys):
         assert said(capsys).startswith("Not yet"), answer
 
 
-@pytest.mark.parametrize("name", [name for name in EXERCISES if name not in ("02.one_wrong_step", "04.reversed")])
+@pytest.mark.parametrize(
+    "name", [name for name in EXERCISES if name not in ("02.one_wrong_step", "04.reversed")]
+)
 def test_a_hint_does_not_hold_the_answer(name, capsys):
     answer = RIGHT[name][0]
-    parts = [str(part).lower() for part in (answer.values() if isinstance(answer, dict) else answer if isinstance(answer, list) else [answer])]
+    parts = [
+        str(part).lower()
+        for part in (
+            answer.values()
+            if isinstance(answer, dict)
+            else answer
+            if isinstance(answer, list)
+            else [answer]
+        )
+    ]
     for wrong in WRONG[name]:
         check(name, wrong)
         words = said(capsys).lower()
-        if name not in ("04.estimators", "06.verdict", "03.alive", "03.dr_grpo", "06.interval"):  # their words and digits stand in any sentence
+        if name not in (
+            "04.estimators",
+            "06.verdict",
+            "03.alive",
+            "03.dr_grpo",
+            "06.interval",
+        ):  # their words and digits stand in any sentence
             assert not any(f" {part}" in words for part in parts if len(part) > 1), words
 
 
@@ -122,7 +182,12 @@ def test_the_measured_accuracy_is_said_either_way(capsys):
     assert "0.25" in said(capsys)
     assert check("02.one_wrong_step", 0.3, measured=0.25)
     assert "0.25" in said(capsys)
-    for guess, more in ((0.2, {}), (30, {"measured": 0.2}), (0.2, {"measured": None}), (0.2, {"measured": "x"})):
+    for guess, more in (
+        (0.2, {}),
+        (30, {"measured": 0.2}),
+        (0.2, {"measured": None}),
+        (0.2, {"measured": "x"}),
+    ):
         assert not check("02.one_wrong_step", guess, **more)
         assert said(capsys).startswith("Not yet: ")
 
@@ -170,7 +235,14 @@ def test_kdrl_without_its_teacher_term_is_grpo():
     found = []
     for name, coefs in (("kdrl", {"kd_coef": 0.0}), ("grpo", {})):
         logps = (old + 0.1).requires_grad_()
-        batch = TokenBatch(logps, torch.ones(4, 6), old_logps=old, teacher_logps=teacher, rewards=torch.tensor([1.0, 0, 0, 0]), group_ids=torch.zeros(4))
+        batch = TokenBatch(
+            logps,
+            torch.ones(4, 6),
+            old_logps=old,
+            teacher_logps=teacher,
+            rewards=torch.tensor([1.0, 0, 0, 0]),
+            group_ids=torch.zeros(4),
+        )
         loss, _ = token_loss(name, batch, coefs)
         found.append(torch.autograd.grad(loss, logps)[0])
     assert torch.allclose(found[0], found[1], atol=1e-12)
@@ -182,8 +254,18 @@ def test_nf4_s_own_bytes():
     from rlkd_lab.models import load_base
 
     model, _ = load_base("student", "nf4")
-    layers = [module.weight for module in model.modules() if getattr(getattr(module, "weight", None), "quant_state", None) is not None]
+    layers = [
+        module.weight
+        for module in model.modules()
+        if getattr(getattr(module, "weight", None), "quant_state", None) is not None
+    ]
     assert all(weight.quant_state.nested for weight in layers)
     scales = [(weight.quant_state.absmax, weight.quant_state.state2.absmax) for weight in layers]
-    held = sum(tensor.numel() * tensor.element_size() for weight, pair in zip(layers, scales, strict=True) for tensor in (weight, *pair))
-    assert held / 2**30 == pytest.approx(nf4_gib(sum(weight.quant_state.shape.numel() for weight in layers), double=True), rel=1e-3)
+    held = sum(
+        tensor.numel() * tensor.element_size()
+        for weight, pair in zip(layers, scales, strict=True)
+        for tensor in (weight, *pair)
+    )
+    assert held / 2**30 == pytest.approx(
+        nf4_gib(sum(weight.quant_state.shape.numel() for weight in layers), double=True), rel=1e-3
+    )

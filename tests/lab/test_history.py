@@ -21,7 +21,7 @@ def write(path, rows, mode="a"):
         file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
-# --- history ----------------------------------------------------------------------------------------------------------
+# --- history --------------------------------------------------------------------------------------
 
 
 def test_rows_are_read_as_they_come(run):
@@ -82,7 +82,14 @@ def test_what_a_resume_cuts_off_is_forgotten(run, more):
 def test_ten_thousand_steps_stay_flat_in_memory(tmp_path):
     rng = np.random.default_rng(0)
     values = rng.random(10_000)
-    rows = [{"step": t + 1, "reward": float(value), **({"eval/accuracy": t / 1e4} if t % 5 == 4 else {})} for t, value in enumerate(values)]
+    rows = [
+        {
+            "step": t + 1,
+            "reward": float(value),
+            **({"eval/accuracy": t / 1e4} if t % 5 == 4 else {}),
+        }
+        for t, value in enumerate(values)
+    ]
     history, sizes = History(tmp_path), []
     tracemalloc.start()
     for part in range(10):
@@ -96,8 +103,12 @@ def test_ten_thousand_steps_stay_flat_in_memory(tmp_path):
     assert len(reward) > POINTS // 4
     np.testing.assert_allclose(reward.values[-EXACT:], values[-EXACT:])
     np.testing.assert_array_equal(reward.steps[-EXACT:], np.arange(10_000 - EXACT + 1, 10_001))
-    assert np.average(reward.values, weights=reward._weights) == pytest.approx(values.mean())  # a mean of means, each with its rows
-    assert set(reward._weights[: len(reward) // 4]) == {float(reward.stride)}  # neighbours, as many everywhere
+    assert np.average(reward.values, weights=reward._weights) == pytest.approx(
+        values.mean()
+    )  # a mean of means, each with its rows
+    assert set(reward._weights[: len(reward) // 4]) == {
+        float(reward.stride)
+    }  # neighbours, as many everywhere
     accuracy = history["eval/accuracy"]  # thinned by leaving out, not averaged
     np.testing.assert_allclose(accuracy.values, (accuracy.steps - 1) / 1e4)
     assert accuracy.steps[-1] == 10_000
@@ -108,7 +119,9 @@ def test_the_trailing_mean_is_that_of_the_last_steps():
     values = rng.random(30)
     for step, value in enumerate(values, 1):
         series.append(step, value)
-    np.testing.assert_allclose(series.trailing_mean(9), [values[max(0, t - 8) : t + 1].mean() for t in range(30)])
+    np.testing.assert_allclose(
+        series.trailing_mean(9), [values[max(0, t - 8) : t + 1].mean() for t in range(30)]
+    )
     sparse = Series()
     for step in (10, 20, 30):
         sparse.append(step, float(step))
@@ -133,7 +146,7 @@ def test_twins_come_and_go(run):
     assert history.fork() == (None, [])
 
 
-# --- curves -----------------------------------------------------------------------------------------------------------
+# --- curves ---------------------------------------------------------------------------------------
 
 
 def words(figure):
@@ -144,13 +157,18 @@ def words(figure):
 def test_every_group_is_drawn_with_what_there_is(run, group):
     history = History(run.folder.path)
     empty = draw(history, "kdrl", group)
-    assert all([text.get_text() for text in axes.texts] == ["waits for the first step"] for axes in empty.axes)
+    assert all(
+        [text.get_text() for text in axes.texts] == ["waits for the first step"]
+        for axes in empty.axes
+    )
     run.advance(22)
     history.read()
     figure = draw(history, "kdrl", group, steps=60)
     assert len(figure.axes) == len(GROUPS[group])
     drawn = [axes for axes in figure.axes if axes.get_lines() or axes.collections]
-    assert len(drawn) == (2 if group == "clipped and dead tokens" else len(figure.axes))  # KDRL has no TRRD
+    assert len(drawn) == (
+        2 if group == "clipped and dead tokens" else len(figure.axes)
+    )  # KDRL has no TRRD
     import io
 
     picture = imread(io.BytesIO(png(figure)))
@@ -162,7 +180,9 @@ def test_the_difference_to_the_twin_is_zero_where_they_are_equal(run):
     for kind in ("untouched", "noise"):
         folder = run.fork(kind, step=5, count=0)
         for row in run.folder.rows()[5:]:
-            folder.append("metrics.jsonl", row | ({"reward": row["reward"] + 0.9} if kind == "noise" else {}))
+            folder.append(
+                "metrics.jsonl", row | ({"reward": row["reward"] + 0.9} if kind == "noise" else {})
+            )
     history = History(run.folder.path)
     history.read()
     figure = draw(history, "kdrl")
@@ -173,8 +193,14 @@ def test_the_difference_to_the_twin_is_zero_where_they_are_equal(run):
     np.testing.assert_array_equal(difference.get_xdata(), [5, 6, 7, 8, 9, 10])
     np.testing.assert_allclose(difference.get_ydata(), 0, atol=1e-12)
     # 0.9 more on 1 … 5 of the rows in the window
-    np.testing.assert_allclose(strip.get_lines()[2].get_ydata(), [0, *(0.9 * n / min(5 + n, 9) for n in range(1, 6))], atol=1e-12)
-    assert {"untouched twin", "untouched, other samples", METHODS["kdrl"].title} <= set(words(figure))
+    np.testing.assert_allclose(
+        strip.get_lines()[2].get_ydata(),
+        [0, *(0.9 * n / min(5 + n, 9) for n in range(1, 6))],
+        atol=1e-12,
+    )
+    assert {"untouched twin", "untouched, other samples", METHODS["kdrl"].title} <= set(
+        words(figure)
+    )
     assert any("chance" in label for label in words(figure))
     styles = [line.get_linestyle() for line in figure.axes[0].get_lines()]
     assert styles.count("-") == 2 + 0  # raw and mean of the run; twins are dotted
@@ -190,11 +216,21 @@ def test_a_moved_knob_is_a_line_with_its_words(run):
     history.read()
     axes = draw(history, "kdrl").axes[0]
     assert [text.get_text() for text in axes.texts] == ["kd_coef 0.3", "kd_coef to its schedule"]
-    assert [line.get_xdata()[0] for line in axes.get_lines() if list(line.get_ydata()) == [0, 1]] == [12, 21]
+    assert [
+        line.get_xdata()[0] for line in axes.get_lines() if list(line.get_ydata()) == [0, 1]
+    ] == [12, 21]
 
 
 def test_moves_near_each_other_share_a_label():
-    moves = [{"step": s, "knob": k, "value": v} for s, k, v in ((10, "kd_coef", 0.3), (11, "kd_coef", 0.0), (11, "clip_high", 0.28), (30, "kd_coef", None))]
+    moves = [
+        {"step": s, "knob": k, "value": v}
+        for s, k, v in (
+            (10, "kd_coef", 0.3),
+            (11, "kd_coef", 0.0),
+            (11, "clip_high", 0.28),
+            (30, "kd_coef", None),
+        )
+    ]
     assert move_labels(moves, 5) == [(10, "kd_coef 0.3 → 0, clip_high 0.28"), (30, "kd_coef off")]
     assert len(move_labels(moves, 0)) == 3
 
@@ -202,7 +238,10 @@ def test_moves_near_each_other_share_a_label():
 def test_a_label_names_what_acted_and_stays_short():
     moves = [{"step": 10, "knob": "kd_coef", "value": value} for value in (0.0, 0.35)]
     assert move_labels(moves, 5) == [(10, "kd_coef 0.35")]  # the 0 was in no step
-    moves += [{"step": 11, "knob": knob, "value": 0.25} for knob in ("clip_high", "learning_rate", "temperature")]
+    moves += [
+        {"step": 11, "knob": knob, "value": 0.25}
+        for knob in ("clip_high", "learning_rate", "temperature")
+    ]
     ((step, words),) = move_labels(moves, 5)
     assert (step, words) == (10, "kd_coef 0.35, clip_high 0.25, …")
 
@@ -225,7 +264,7 @@ def test_the_parts_of_the_length_add_up(run):
     assert top == pytest.approx(history["completions/mean_length"].trailing_mean(9).max(), rel=1e-6)
 
 
-# --- when -------------------------------------------------------------------------------------------------------------
+# --- when -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("took", "seconds_apart"), [(0.01, 1.0), (0.2, 4.0)])
@@ -259,7 +298,9 @@ def test_watch_curves_draws_in_the_foreground(run, monkeypatch):
         def update(self, data, **_):
             updated.append(data)
 
-    monkeypatch.setattr("IPython.display.display", lambda data, **_: (shown.append(data), Shown())[1])
+    monkeypatch.setattr(
+        "IPython.display.display", lambda data, **_: (shown.append(data), Shown())[1]
+    )
     now = iter(np.arange(0, 1000, 0.05))
     show = watch_curves(clock=lambda: next(now))
     for _ in range(60):

@@ -17,7 +17,9 @@ HOSTILE = ("<script>alert(1)</script>", "&amp;", "\"'><b onclick='x'>", "\u202ea
 @pytest.fixture
 def folder(tmp_path):
     probes = {step: rollout(step, groups=4, size=1, probe=True, detailed=4) for step in (1, 2, 5)}
-    return run_folder(tmp_path / "run", frames={1: rollout(), 2: rollout(1), 5: rollout(2)}, probes=probes)
+    return run_folder(
+        tmp_path / "run", frames={1: rollout(), 2: rollout(1), 5: rollout(2)}, probes=probes
+    )
 
 
 class Reader(HTMLParser):
@@ -43,13 +45,17 @@ def text_of(widget):
 def contrast(a, b):
     def luminance(colour):
         parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-        return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+        return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [
+            0.2126,
+            0.7152,
+            0.0722,
+        ]
 
     high, low = sorted((luminance(a), luminance(b)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
 
-# --- colours ----------------------------------------------------------------------------------------------------------
+# --- colours --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -60,13 +66,17 @@ def test_text_is_readable_on_every_colour(name):
 
 
 def test_colours_are_centred_and_end_at_the_limit():
-    low, left, zero, right, high, beyond = (pair[0] for pair in colours("log_ratio", np.array([-2.0, -0.5, 0.0, 0.5, 2.0, 9.0]), 2.0))
+    low, left, zero, right, high, beyond = (
+        pair[0] for pair in colours("log_ratio", np.array([-2.0, -0.5, 0.0, 0.5, 2.0, 9.0]), 2.0)
+    )
     assert zero == "#ffffff"
     assert high == beyond != low
     assert int(low[1:3], 16) > int(low[5:7], 16)  # red below
     assert int(high[1:3], 16) < int(high[5:7], 16)  # blue above
     assert len({low, left, zero, right, high}) == 5
-    assert colours("trrd_ratio", np.array([1.0, 2.0, 0.5]), np.log(2.0)) == colours("log_ratio", np.array([0.0, 1.0, -1.0]), 1.0)
+    assert colours("trrd_ratio", np.array([1.0, 2.0, 0.5]), np.log(2.0)) == colours(
+        "log_ratio", np.array([0.0, 1.0, -1.0]), 1.0
+    )
     assert colours("entropy", np.array([np.nan]), 1.0)[0][0] == "#cccccc"
 
 
@@ -75,15 +85,20 @@ def test_the_range_is_clipped_and_the_sentence_says_so():
     limit = colour_limit("advantage", values)
     assert 0.9 < limit < 1.1
     said = range_sentence("advantage", limit, values[2:], "of this step's rollout")
-    assert said == f"Colours end at ±{limit:.3g} (the 95th percentile of this step's rollout, zeros aside); 2 tokens shown lie beyond."
+    assert (
+        said == f"Colours end at ±{limit:.3g} (the 95th percentile of this step's rollout, zeros"
+        " aside); 2 tokens shown lie beyond."
+    )
     assert "no token shown lies beyond" in range_sentence("advantage", limit, values[:1], "")
     assert "1 token shown lies beyond" in range_sentence("advantage", limit, [np.array([50.0])], "")
-    assert range_sentence("trrd_ratio", np.log(2.0), [np.array([1.0, 2.5, 0.1])], "").startswith("Colours end at 0.5 and 2 ")
+    assert range_sentence("trrd_ratio", np.log(2.0), [np.array([1.0, 2.5, 0.1])], "").startswith(
+        "Colours end at 0.5 and 2 "
+    )
     assert colour_limit("advantage", [np.zeros(3)]) == 1.0
     assert colour_limit("log_ratio", [np.array([-np.inf, 1.0, -1.0])]) == 1.0
 
 
-# --- the inspector, driven by its controls ----------------------------------------------------------------------------
+# --- the inspector, driven by its controls --------------------------------------------------------
 
 
 def test_every_value_is_reached_by_the_plain_controls(folder):
@@ -96,7 +111,9 @@ def test_every_value_is_reached_by_the_plain_controls(folder):
         said = text_of(shown.detail)
         assert f"position {at + 1} of {len(frame['ids'][row])}" in said
         for name, array in ARRAYS.items():
-            assert f"{array.title} " + f"{arrays[name][row][at] + 0.0:.3g}".replace("-", "−") in said
+            assert (
+                f"{array.title} " + f"{arrays[name][row][at] + 0.0:.3g}".replace("-", "−") in said
+            )
         assert f"dead {'yes' if arrays['dead'][row][at] else 'no'}" in said
     shown.previous.click()
     assert shown.position.value == len(frame["ids"][row]) - 1
@@ -116,13 +133,24 @@ def test_step_prompt_sample_and_colour_are_chosen(folder):
     shown = inspect_tokens(folder)
     assert (shown.step.value, [value for _, value in shown.step.options]) == (5, [1, 2, 5])
     shown.position.value = 2
-    shown.step.value, shown.prompt.value, shown.sample.value, shown.array.value = 2, 2, 1, "advantage"
+    shown.step.value, shown.prompt.value, shown.sample.value, shown.array.value = (
+        2,
+        2,
+        1,
+        "advantage",
+    )
     frame = token_arrays(folder, 2).frame
     assert len(shown.view.blocks[0]["cells"]) == len(frame["ids"][9])
     values = token_arrays(folder, 2).arrays["advantage"]
     expected = colours("advantage", values[9], colour_limit("advantage", values))
-    assert [(cell["background"], cell["colour"]) for cell in shown.view.blocks[0]["cells"]] == expected
-    assert repr(shown) == f"Token inspector of run: step 2, prompt 3, sample 2, {len(frame['ids'][9])} tokens coloured by advantage."
+    assert [
+        (cell["background"], cell["colour"]) for cell in shown.view.blocks[0]["cells"]
+    ] == expected
+    assert (
+        repr(shown)
+        == f"Token inspector of run: step 2, prompt 3, sample 2, {len(frame['ids'][9])} tokens"
+        " coloured by advantage."
+    )
     assert "advantage" in text_of(shown.legend)
     assert "1: " in shown.sample.options[0][0]
 
@@ -130,7 +158,11 @@ def test_step_prompt_sample_and_colour_are_chosen(folder):
 def test_one_prompt_across_steps(folder):
     shown = inspect_tokens(folder, prompt=3)
     shown.mode.value = True
-    assert [block["title"].partition(":")[0] for block in shown.view.blocks] == ["step 1", "step 2", "step 5"]
+    assert [block["title"].partition(":")[0] for block in shown.view.blocks] == [
+        "step 1",
+        "step 2",
+        "step 5",
+    ]
     assert (shown.step.value, shown.selected[0], shown.prompt.value) == (5, 2, 2)
     shown.step.value = 2
     assert shown.selected[0] == 1
@@ -158,7 +190,10 @@ def test_long_completions_are_shown_through_a_window(tmp_path):
     frame = rollout(groups=1, size=2)
     for column in frame:
         if isinstance(frame[column][0], list):
-            frame[column] = [(list(values) * 3000)[:4000] if values is not None else None for values in frame[column]]
+            frame[column] = [
+                (list(values) * 3000)[:4000] if values is not None else None
+                for values in frame[column]
+            ]
     shown = inspect_tokens(run_folder(tmp_path / "run", "grpo", {1: frame}))
     assert [cell["at"] for cell in shown.view.blocks[0]["cells"]] == list(range(400))
     shown.position.value = 399
@@ -181,8 +216,9 @@ def test_marks_are_more_than_colour(folder):
     dead = marked["dead"][row]
     assert [cell["dead"] for cell in shown.view.blocks[0]["cells"]] == dead.tolist()
     assert all(("dead" in cell["label"]) == cell["dead"] for cell in shown.view.blocks[0]["cells"])
-    assert f"struck through, in a dashed box: dead: A is not 0, but the clip cuts the policy gradient: {dead.sum()} of {len(dead)} tokens" in text_of(
-        shown.legend
+    assert (
+        "struck through, in a dashed box: dead: A is not 0, but the clip cuts the policy"
+        f" gradient: {dead.sum()} of {len(dead)} tokens" in text_of(shown.legend)
     )
     spans = re.findall(r"<span title=[^>]*>", shown.html())
     assert ["dashed" in span and "line-through" in span for span in spans] == dead.tolist()
@@ -205,45 +241,82 @@ def test_the_parts_of_the_reward_add_up(folder):
     shown = inspect_tokens(folder, 1)
     row = token_arrays(folder, 1).frame.iloc[0]
     accuracy, written = float(row["reward"] > 1), float(row["reward"] > 0)
-    assert f"reward {row['reward']:.3g} = 1 × accuracy {accuracy:.3g} + 0.1 × format {written:.3g}" in text_of(shown.detail)
+    assert (
+        f"reward {row['reward']:.3g} = 1 × accuracy {accuracy:.3g} + 0.1 × format {written:.3g}"
+        in text_of(shown.detail)
+    )
     shown.sample.value = 1
     assert "Cut by the length limit" in text_of(shown.detail)
 
 
 def test_older_runs_lack_columns(tmp_path):
-    wanted = ["prompt", "answer", "completion", "reward", "correct", "group", "finished", "ids", "tokens", "logps", "teacher_logps", "ref_logps"]
-    shown = inspect_tokens(run_folder(tmp_path / "run", "grpo", {1: rollout()[wanted]}), array="entropy")
+    wanted = [
+        "prompt",
+        "answer",
+        "completion",
+        "reward",
+        "correct",
+        "group",
+        "finished",
+        "ids",
+        "tokens",
+        "logps",
+        "teacher_logps",
+        "ref_logps",
+    ]
+    shown = inspect_tokens(
+        run_folder(tmp_path / "run", "grpo", {1: rollout()[wanted]}), array="entropy"
+    )
     assert shown.array.value == "log_ratio"
     assert "its parts were not recorded" in text_of(shown.detail)
     assert "entropy" in text_of(shown.legend)
     assert "has them for none" in text_of(shown.detail)
 
 
-# --- what a model writes is text --------------------------------------------------------------------------------------
+# --- what a model writes is text ------------------------------------------------------------------
 
 
 def test_what_a_model_writes_is_never_markup(tmp_path):
     frame = rollout(groups=2, size=6, texts=HOSTILE, longest=12)
     frame["prompt"] = ["<script>p</script>" if group else "&lt;" for group in frame["group"]]
     frame["answer"] = "<img src=x onerror=alert(1)>"
-    frame["top_tokens"] = [[list(HOSTILE[:2])] * len(ids) if i % 6 == 0 else None for i, ids in enumerate(frame["ids"])]
+    frame["top_tokens"] = [
+        [list(HOSTILE[:2])] * len(ids) if i % 6 == 0 else None for i, ids in enumerate(frame["ids"])
+    ]
     probe = frame.iloc[[0, 6]].copy()
     run = run_folder(tmp_path / "run", frames={1: frame}, probes={1: probe})
     for across in (False, True):
         shown = inspect_tokens(run, prompt=2, across=across)
         for text in (shown.html(), shown.legend.value, shown.detail.value):
             read = Reader(text)
-            assert set(read.tags) <= {"details", "summary", "div", "span", "br", "b", "bdi", "table", "caption", "tr", "th", "td"}
+            assert set(read.tags) <= {
+                "details",
+                "summary",
+                "div",
+                "span",
+                "br",
+                "b",
+                "bdi",
+                "table",
+                "caption",
+                "tr",
+                "th",
+                "td",
+            }
             assert set(read.attributes) <= {"style", "title", "open"}
             assert "\u202e" not in text
         read = Reader(shown.html()).texts
         for token in shown.shown[0].tokens:
             assert token in read
-    assert "⟨U+202E⟩abc" in {cell["text"] for one in range(6) for cell in inspect_tokens(run, sample=one + 1).view.blocks[0]["cells"]}
+    assert "⟨U+202E⟩abc" in {
+        cell["text"]
+        for one in range(6)
+        for cell in inspect_tokens(run, sample=one + 1).view.blocks[0]["cells"]
+    }
     assert "innerHTML" not in shown.view._esm
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def test_errors_are_sentences_and_change_nothing(tmp_path, folder):
@@ -258,7 +331,9 @@ def test_errors_are_sentences_and_change_nothing(tmp_path, folder):
     torn.write_bytes(b"PAR1")
     before = shown.view.blocks
     shown.step.value = 2
-    assert "step_000002.parquet is damaged: delete it and look at another step" in text_of(shown.banner)
+    assert "step_000002.parquet is damaged: delete it and look at another step" in text_of(
+        shown.banner
+    )
     assert (shown.step.value, shown.view.blocks) == (1, before)
     shown.step.value = 5
     assert (shown.banner.value, shown.shown[0].step) == ("", 5)
@@ -290,7 +365,7 @@ def test_a_live_run_grows(tmp_path):
     assert "advantage" in shown.table()
 
 
-# --- in a notebook ----------------------------------------------------------------------------------------------------
+# --- in a notebook --------------------------------------------------------------------------------
 
 
 def test_what_a_notebook_saves_is_a_sentence_and_html(folder):

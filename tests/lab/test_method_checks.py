@@ -1,4 +1,6 @@
-"""Every method of the kit passes its checks, and methods that are broken on purpose fail the one that is meant for the mistake."""
+"""Every method of the kit passes its checks, and methods that are broken on purpose fail the
+one that is meant for the mistake.
+"""
 
 from dataclasses import replace
 
@@ -11,7 +13,9 @@ from rlkd_lab.objectives import METHODS, add_method, k1, k2, methods
 from rlkd_lab.objectives.methods import reward_advantage, teacher_advantage, teacher_penalty
 
 CHECKED = [name for name in METHODS if name not in ("sft", "rft")]
-"""Those two only know the likelihood of the teacher's tokens: expectations over the student's say nothing of them."""
+"""Those two only know the likelihood of the teacher's tokens: expectations over the student's
+say nothing of them.
+"""
 LIMITS = {
     "kdrl": {"kd_coef": 0.0},
     "kdrl_advantage": {"kd_coef": 0.0},
@@ -22,7 +26,16 @@ LIMITS = {
     "trrd": {"trrd_alpha": 1.0, "trrd_gap_bound": None, "ratio_cap": None},
     "rlsd": {"gap_weight": 0.0},
 }
-EXACTLY = {"opd": "1", "kdrl": "0.1", "kdrl_advantage": "0.1", "kdrl_annealed": "0.2", "kdrl_masked": "0.1", "opd_then_rl": "1", "srpo": "1", "hdpo": "0.1"}
+EXACTLY = {
+    "opd": "1",
+    "kdrl": "0.1",
+    "kdrl_advantage": "0.1",
+    "kdrl_annealed": "0.2",
+    "kdrl_masked": "0.1",
+    "opd_then_rl": "1",
+    "srpo": "1",
+    "hdpo": "0.1",
+}
 """Weight of ∇KL(π_θ‖π_T) that the defaults promise."""
 
 
@@ -38,14 +51,18 @@ def _tidy():
 def checked(reduces_to="grpo", at=None, base="kdrl", **row):
     """``passed`` and ``measured`` of a method made from a row of the kit, by check."""
     add_method("mine", replace(METHODS[base], **row))
-    table = check_method("mine", reduces_to, {"kd_coef": 0.0} if at is None else at).set_index("check")
+    table = check_method("mine", reduces_to, {"kd_coef": 0.0} if at is None else at).set_index(
+        "check"
+    )
     assert table["measured"].str.len().max() <= 110  # what a notebook shows of a cell
     return table["passed"], table["measured"]
 
 
 @pytest.mark.parametrize("name", CHECKED)
 def test_every_method_passes(name):
-    table = check_method(name, "grpo" if name in LIMITS else None, LIMITS.get(name)).set_index("check")
+    table = check_method(name, "grpo" if name in LIMITS else None, LIMITS.get(name)).set_index(
+        "check"
+    )
     assert tuple(table.index) == CHECKS
     passed, measured, needs = table["passed"], table["measured"], METHODS[name].needs
     assert passed.all()
@@ -60,7 +77,10 @@ def test_every_method_passes(name):
         assert measured["teacher in expectation"] == f"{EXACTLY[name]}·∇KL(π_θ‖π_T), exactly"
     if name == "kd_forward":
         assert measured["teacher in expectation"] == "1·∇KL(π_T‖π_θ), exactly"
-    if "groups" in needs and name not in ("trrd", "rlsd"):  # there the teacher sizes the reward's update
+    if "groups" in needs and name not in (
+        "trrd",
+        "rlsd",
+    ):  # there the teacher sizes the reward's update
         assert measured["reward in expectation"] == "1·∇(−E[r]), exactly"
 
 
@@ -82,12 +102,16 @@ def test_the_exact_divergence_is_checked_too():
     assert measured["teacher in expectation"] == "0.1·∇KL(π_θ‖π_T), exactly"
 
 
-# --- broken on purpose ------------------------------------------------------------------------------------------------
+# --- broken on purpose ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_k1_as_a_loss_is_caught_in_expectation(sign):
-    passed, measured = checked(penalty=lambda batch, log_ratio, coefs, options: sign * coefs["kd_coef"] * k1(batch.logps, batch.teacher_logps))
+    passed, measured = checked(
+        penalty=lambda batch, log_ratio, coefs, options: (
+            sign * coefs["kd_coef"] * k1(batch.logps, batch.teacher_logps)
+        )
+    )
     assert not passed["teacher in expectation"]
     assert "the teacher drops out" in measured["teacher in expectation"]
     assert passed["limit"]
@@ -98,10 +122,16 @@ def test_a_reversed_teacher_is_caught_in_expectation():
     def advantage(batch, coefs, options):
         return reward_advantage(batch, coefs, options) - teacher_advantage(batch, coefs, options)
 
-    for row in ({"base": "kdrl_advantage", "advantage": advantage}, {"penalty": lambda *rule: -teacher_penalty(*rule)}):
+    for row in (
+        {"base": "kdrl_advantage", "advantage": advantage},
+        {"penalty": lambda *rule: -teacher_penalty(*rule)},
+    ):
         passed, measured = checked(**row)
         assert not passed["teacher in expectation"]
-        assert measured["teacher in expectation"] == "pushes AWAY from the teacher (cosine -1.00): -0.1·∇KL(π_θ‖π_T), exactly"
+        assert (
+            measured["teacher in expectation"]
+            == "pushes AWAY from the teacher (cosine -1.00): -0.1·∇KL(π_θ‖π_T), exactly"
+        )
         assert passed.drop("teacher in expectation").all()  # nothing else can see it
 
 
@@ -112,8 +142,12 @@ def test_a_bounded_teacher_is_allowed_and_a_reversed_one_still_caught():
 
     passed, measured = checked(base="kdrl_advantage", advantage=advantage)
     assert passed.all()
-    assert "none of these" in measured["teacher in expectation"]  # no longer the gradient of a KL, and that is said
-    passed, measured = checked(base="kdrl_advantage", advantage=lambda *rule: advantage(*rule, sign=-1))
+    assert (
+        "none of these" in measured["teacher in expectation"]
+    )  # no longer the gradient of a KL, and that is said
+    passed, measured = checked(
+        base="kdrl_advantage", advantage=lambda *rule: advantage(*rule, sign=-1)
+    )
     assert "pushes AWAY" in measured["teacher in expectation"]
 
 
@@ -145,7 +179,12 @@ def test_a_missing_detach_is_caught_with_a_teacher_that_agrees():
 
 def test_a_normaliser_of_the_micro_batch_is_caught_by_splitting():
     def penalty(batch, log_ratio, coefs, options):
-        return coefs["kd_coef"] * k2(batch.logps, batch.teacher_logps) * batch.completion_mask.numel() / batch.mask.sum().clamp(min=1)
+        return (
+            coefs["kd_coef"]
+            * k2(batch.logps, batch.teacher_logps)
+            * batch.completion_mask.numel()
+            / batch.mask.sum().clamp(min=1)
+        )
 
     passed, measured = checked(penalty=penalty)
     assert not passed["micro-batches"]
@@ -154,7 +193,9 @@ def test_a_normaliser_of_the_micro_batch_is_caught_by_splitting():
 
 def test_a_gradient_that_leaves_the_graph_is_caught_by_finite_differences():
     def penalty(batch, log_ratio, coefs, options):
-        return coefs["kd_coef"] * k2(torch.tensor(batch.logps.tolist(), dtype=torch.float64), batch.teacher_logps)
+        return coefs["kd_coef"] * k2(
+            torch.tensor(batch.logps.tolist(), dtype=torch.float64), batch.teacher_logps
+        )
 
     passed, measured = checked(penalty=penalty)
     assert not passed["finite differences"]
@@ -163,7 +204,10 @@ def test_a_gradient_that_leaves_the_graph_is_caught_by_finite_differences():
 
 def test_padding_that_counts_is_caught():
     def penalty(batch, log_ratio, coefs, options):
-        return coefs["kd_coef"] * k2(batch.logps, batch.teacher_logps).mean(1, keepdim=True) + 0 * batch.logps
+        return (
+            coefs["kd_coef"] * k2(batch.logps, batch.teacher_logps).mean(1, keepdim=True)
+            + 0 * batch.logps
+        )
 
     passed, measured = checked(penalty=penalty)
     assert not passed["padding"]
@@ -171,10 +215,14 @@ def test_padding_that_counts_is_caught():
 
 
 def test_a_limit_that_is_not_reached_is_caught():
-    passed, measured = checked(penalty=lambda batch, log_ratio, coefs, options: 0.1 * k2(batch.logps, batch.teacher_logps))
+    passed, measured = checked(
+        penalty=lambda batch, log_ratio, coefs, options: 0.1 * k2(batch.logps, batch.teacher_logps)
+    )
     assert not passed["limit"]
     assert measured["limit"].startswith("at kd_coef=0, value and gradient differ from grpo's by")
-    assert not check_method("kdrl", "dr_grpo", {"kd_coef": 0.5}).set_index("check")["passed"]["limit"]
+    assert not check_method("kdrl", "dr_grpo", {"kd_coef": 0.5}).set_index("check")["passed"][
+        "limit"
+    ]
 
 
 def test_a_teacher_that_is_only_looked_at_is_caught():
@@ -189,7 +237,9 @@ def test_a_method_sees_only_what_its_needs_promise():
         check_method("mine")
 
 
-@pytest.mark.parametrize(("factor", "words"), [(float("nan"), "is not finite"), (None, "hardly follows the reward")])
+@pytest.mark.parametrize(
+    ("factor", "words"), [(float("nan"), "is not finite"), (None, "hardly follows the reward")]
+)
 def test_a_reward_term_that_is_not_finite_or_hardly_there_is_caught(factor, words):
     def advantage(batch, coefs, options):
         credit = METHODS["kdrl"].advantage(batch, coefs, options)

@@ -1,4 +1,6 @@
-"""What is wrong with the mistakes, by enumeration on a toy vocabulary: the reason why the table does not have them."""
+"""What is wrong with the mistakes, by enumeration on a toy vocabulary: the reason why the table
+does not have them.
+"""
 
 import pytest
 import torch
@@ -20,7 +22,9 @@ def added():
 
 
 def expected_gradient(method, coefs, seed=0):
-    """Exact expectation over one sampled token, with equal rewards so that Â = 0: (gradient, ∇KL(π_θ‖π_T))."""
+    """Exact expectation over one sampled token, with equal rewards so that Â = 0: (gradient,
+    ∇KL(π_θ‖π_T)).
+    """
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(VOCABULARY, generator=generator, dtype=torch.float64, requires_grad=True)
     theirs = torch.randn(VOCABULARY, generator=generator, dtype=torch.float64).log_softmax(0)
@@ -29,9 +33,13 @@ def expected_gradient(method, coefs, seed=0):
     for token in range(VOCABULARY):
         logps = logits.log_softmax(0)[token].expand(2, 1)
         batch = TokenBatch(
-            logps=logps, completion_mask=torch.ones(2, 1), teacher_logps=theirs[token].expand(2, 1), rewards=torch.ones(2, dtype=torch.float64),
-            correct=torch.ones(2), group_ids=torch.zeros(2, dtype=torch.long),
-        )  # fmt: skip
+            logps=logps,
+            completion_mask=torch.ones(2, 1),
+            teacher_logps=theirs[token].expand(2, 1),
+            rewards=torch.ones(2, dtype=torch.float64),
+            correct=torch.ones(2),
+            group_ids=torch.zeros(2, dtype=torch.long),
+        )
         loss, _ = token_loss(method, batch, coefs)
         (gradient,) = torch.autograd.grad(loss, logits)
         total += probabilities[token] * gradient

@@ -36,7 +36,7 @@ def text(html):
     return html.value
 
 
-# --- controls are generated -------------------------------------------------------------------------------------------
+# --- controls are generated -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -73,7 +73,7 @@ def test_options_are_read_only_and_said_to_be(make):
     assert "wrong" in said
 
 
-# --- a knob is moved --------------------------------------------------------------------------------------------------
+# --- a knob is moved ------------------------------------------------------------------------------
 
 
 def test_a_moved_slider_asks_and_then_says_since_when(make):
@@ -206,7 +206,12 @@ def test_undo_goes_back_value_by_value_to_the_schedule(make):
     watched.look()
     assert "0.1, its value from the start, given back at step 4" in text(control.words)
     assert control.undo.disabled
-    assert run.calls == [("kd_coef", 0.3), ("kd_coef", 0.5), ("kd_coef", 0.3), ("kd_coef", "release")]
+    assert run.calls == [
+        ("kd_coef", 0.3),
+        ("kd_coef", 0.5),
+        ("kd_coef", 0.3),
+        ("kd_coef", "release"),
+    ]
 
 
 def test_a_schedule_is_taken_over_and_given_back(make):
@@ -263,7 +268,7 @@ def test_moves_of_others_and_of_before_are_shown_and_can_be_undone(make):
     assert run.calls[-1] == ("kd_coef", 0.3)
 
 
-# --- state, buttons, banner -------------------------------------------------------------------------------------------
+# --- state, buttons, banner -----------------------------------------------------------------------
 
 ENABLED = {
     "idle": {"Start"},
@@ -281,11 +286,16 @@ def test_every_state_has_its_words_and_buttons(make, state):
     run = make()
     run.advance(3)
     run.state = state
-    run.why = {"failed": "FloatingPointError: lower learning_rate", "paused": "the disk is <full>"}.get(state)
+    run.why = {
+        "failed": "FloatingPointError: lower learning_rate",
+        "paused": "the disk is <full>",
+    }.get(state)
     watched = Panel(run)
     assert "step 3 of 60" in watched.state.value
     assert {"idle": "Start goes on"}.get(state, state) in watched.state.value
-    assert {name for name, button in watched.buttons.items() if not button.disabled} == ENABLED[state]
+    assert {name for name, button in watched.buttons.items() if not button.disabled} == ENABLED[
+        state
+    ]
     assert all(button.tooltip for button in watched.buttons.values())
     assert watched.buttons["Pause"].description == ("Go on" if state == "paused" else "Pause")
     if state == "failed":
@@ -295,7 +305,9 @@ def test_every_state_has_its_words_and_buttons(make, state):
         assert "<b>The run waits:</b> the disk is &lt;full&gt;." in watched.banner.value
     if state == "lost":
         assert "the process that drove it is gone" in watched.banner.value
-    assert ("in a thread of this kernel" in watched.state.value) == (state in ("running", "paused", "stopping"))
+    assert ("in a thread of this kernel" in watched.state.value) == (
+        state in ("running", "paused", "stopping")
+    )
 
 
 def test_the_buttons_do_what_they_say(make):
@@ -364,7 +376,9 @@ def test_the_twin_is_chosen_and_explained(make):
 
 def test_warnings_of_the_run_and_damaged_lines_stand_in_the_banner(make):
     run = make()
-    run.folder.append("events.jsonl", {"event": "warning", "step": 0, "text": "clip_high <cannot> act"})
+    run.folder.append(
+        "events.jsonl", {"event": "warning", "step": 0, "text": "clip_high <cannot> act"}
+    )
     with (run.folder.path / "metrics.jsonl").open("a") as file:
         file.write("{torn\n")
     banner = Panel(run).banner.value
@@ -372,7 +386,7 @@ def test_warnings_of_the_run_and_damaged_lines_stand_in_the_banner(make):
     assert "1 damaged lines" in banner
 
 
-# --- what is displayed ------------------------------------------------------------------------------------------------
+# --- what is displayed ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -424,7 +438,10 @@ def test_10_000_steps_are_drawn_a_bounded_number_of_times(make, outputs, monkeyp
     watched = Panel(run, clock=lambda: now[0])
     watched._ipython_display_()
     monkeypatch.setattr(watched, "_figure", lambda group: ({"text/plain": ""}, {}))
-    monkeypatch.setattr("fake.FakeHandle.status", lambda self: Status("running" if now[0] < 10 else "done", self.at, 10_000, None, "thread"))
+    monkeypatch.setattr(
+        "fake.FakeHandle.status",
+        lambda self: Status("running" if now[0] < 10 else "done", self.at, 10_000, None, "thread"),
+    )
     for look in range(400):  # ten seconds, 40 looks a second
         now[0] = look / 40
         run.folder.append("metrics.jsonl", {"step": look + 1, "reward": 0.5})
@@ -536,14 +553,22 @@ def test_a_planned_move_is_shown_until_it_is_answered(make):
     watched = Panel(run)
     name = run.folder.ask("knob", knob="kd_coef", value=0.5, at=6)
     watched.look()
-    assert "planned: 0.5 from step 6 on (moving it now replaces that)" in watched.controls["kd_coef"].words.value
+    assert (
+        "planned: 0.5 from step 6 on (moving it now replaces that)"
+        in watched.controls["kd_coef"].words.value
+    )
     assert "planned" not in watched.controls["clip_high"].words.value
-    run.folder.append("events.jsonl", {"event": "replaced", "step": 2, "knob": "kd_coef", "id": name, "why": "moved by hand"})
+    run.folder.append(
+        "events.jsonl",
+        {"event": "replaced", "step": 2, "knob": "kd_coef", "id": name, "why": "moved by hand"},
+    )
     watched.look()
     assert "planned" not in watched.controls["kd_coef"].words.value
 
 
-def test_the_first_curve_is_drawn_with_the_first_step_and_the_table_with_the_curves(make, outputs, monkeypatch):
+def test_the_first_curve_is_drawn_with_the_first_step_and_the_table_with_the_curves(
+    make, outputs, monkeypatch
+):
     monkeypatch.setattr(Panel, "_watch", lambda self: None)
     now = [0.0]
     run = make(state="running")

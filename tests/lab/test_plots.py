@@ -19,10 +19,19 @@ def make(tmp_path):
     """``make(method, seed, steps)``: a run folder with made-up rows."""
 
     def run(method="grpo", seed=0, steps=12, name=None):
-        folder = RunFolder.create(tmp_path / (name or f"{method}-{seed}"), {"method": method, "seed": seed}, {"commit": "abc123", "device": "CPU"})
+        folder = RunFolder.create(
+            tmp_path / (name or f"{method}-{seed}"),
+            {"method": method, "seed": seed},
+            {"commit": "abc123", "device": "CPU"},
+        )
         rng = np.random.default_rng(seed)
         for step in range(1, steps + 1):
-            row = {"step": step, "num_tokens": 100 * step, "step_time": 0.5, **{metric: float(rng.random()) for metric in ALL}}
+            row = {
+                "step": step,
+                "num_tokens": 100 * step,
+                "step_time": 0.5,
+                **{metric: float(rng.random()) for metric in ALL},
+            }
             row["eval/accuracy"] = float(rng.random()) if step % 4 == 0 else None
             folder.append("metrics.jsonl", row)
         return folder
@@ -33,7 +42,9 @@ def make(tmp_path):
 def lines(figure, panel=0):
     """(raw, smoothed) lines of a panel: faint ones and labelled or opaque ones."""
     drawn = figure.axes[panel].get_lines()
-    return [line for line in drawn if line.get_alpha()], [line for line in drawn if not line.get_alpha()]
+    return [line for line in drawn if line.get_alpha()], [
+        line for line in drawn if not line.get_alpha()
+    ]
 
 
 def words(figure):
@@ -79,7 +90,11 @@ def test_evaluations_are_never_smoothed(make):
 
 @pytest.mark.parametrize(
     ("x", "values", "label"),
-    [("steps", np.arange(1, 13), "step"), ("tokens", 100 * np.arange(1, 13), "generated tokens"), ("seconds", 0.5 * np.arange(1, 13), "seconds")],
+    [
+        ("steps", np.arange(1, 13), "step"),
+        ("tokens", 100 * np.arange(1, 13), "generated tokens"),
+        ("seconds", 0.5 * np.arange(1, 13), "seconds"),
+    ],
 )
 def test_x_axes(make, x, values, label):
     figure = plot_runs([make()], ["reward", "eval/accuracy"], x=x)
@@ -138,7 +153,10 @@ def test_nothing_to_plot_is_an_error_in_words(make):
 @pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
 def test_files_are_the_same_bytes_every_time(make, tmp_path, suffix):
     runs = [make("grpo"), make("kdrl", 1)]
-    written = [save_figure(plot_runs(runs, MAIN), tmp_path / name / f"figure{suffix}", runs).read_bytes() for name in ("a", "b")]
+    written = [
+        save_figure(plot_runs(runs, MAIN), tmp_path / name / f"figure{suffix}", runs).read_bytes()
+        for name in ("a", "b")
+    ]
     assert written[0] == written[1]
     assert len(written[0]) > 5000
 
@@ -152,18 +170,40 @@ def test_the_background_is_opaque(make):
 def test_the_sidecar_says_what_went_in(make, tmp_path):
     calm, moved = make("grpo", 3), make("kdrl", 4, steps=5)
     moved.append("events.jsonl", {"event": "knob", "step": 1, "knob": "kd_coef", "value": 0.5})
-    path = save_figure(plot_runs([calm, moved]), tmp_path / "new" / "figure.svg", [calm, moved], smoothing="trailing mean, 9 steps", x="steps")
+    path = save_figure(
+        plot_runs([calm, moved]),
+        tmp_path / "new" / "figure.svg",
+        [calm, moved],
+        smoothing="trailing mean, 9 steps",
+        x="steps",
+    )
     side = json.loads(path.with_suffix(".json").read_text())
     assert side["figure"] == "figure.svg"
     assert side["smoothing"] == "trailing mean, 9 steps"
     assert side["runs"] == [
-        {"run": "grpo-3", "method": "grpo", "seed": 3, "steps": 12, "touched": False, "commit": "abc123", "device": "CPU"},
-        {"run": "kdrl-4", "method": "kdrl", "seed": 4, "steps": 5, "touched": True, "commit": "abc123", "device": "CPU"},
+        {
+            "run": "grpo-3",
+            "method": "grpo",
+            "seed": 3,
+            "steps": 12,
+            "touched": False,
+            "commit": "abc123",
+            "device": "CPU",
+        },
+        {
+            "run": "kdrl-4",
+            "method": "kdrl",
+            "seed": 4,
+            "steps": 5,
+            "touched": True,
+            "commit": "abc123",
+            "device": "CPU",
+        },
     ]
     assert str(tmp_path) not in path.with_suffix(".json").read_text()
 
 
-# --- groups of seeds --------------------------------------------------------------------------------------------------
+# --- groups of seeds ------------------------------------------------------------------------------
 
 
 def test_a_group_is_the_mean_of_its_seeds_with_each_behind_it(make):
@@ -174,16 +214,25 @@ def test_a_group_is_the_mean_of_its_seeds_with_each_behind_it(make):
     for line, expected in zip(faint, smooth, strict=True):
         np.testing.assert_allclose(line.get_ydata(), expected)
     np.testing.assert_allclose(mean.get_ydata(), np.mean(smooth, axis=0))
-    assert words(figure) == (["GRPO"], "mean over 3 seeds, each seed faint · trailing mean of 4 steps")
+    assert words(figure) == (
+        ["GRPO"],
+        "mean over 3 seeds, each seed faint · trailing mean of 4 steps",
+    )
 
 
 def test_groups_of_one_method_have_shades_of_one_colour_and_styles_of_their_own(make):
-    groups = {"k2": [make("kdrl", 0, name="a")], "k3": [make("kdrl", 0, name="b")], "GRPO": [make("grpo", 0), make("grpo", 1, steps=6)]}
+    groups = {
+        "k2": [make("kdrl", 0, name="a")],
+        "k3": [make("kdrl", 0, name="b")],
+        "GRPO": [make("grpo", 0), make("grpo", 1, steps=6)],
+    }
     figure = plot_groups(groups, ["reward", "eval/accuracy"])
     _, (a, b, c) = lines(figure)
     assert a.get_color() == STYLES["kdrl"][0]
     first, second = np.array(to_rgb(a.get_color())), np.array(to_rgb(b.get_color()))
-    np.testing.assert_allclose(second / second.max(), first / first.max(), atol=0.02)  # the same hue, darker
+    np.testing.assert_allclose(
+        second / second.max(), first / first.max(), atol=0.02
+    )  # the same hue, darker
     assert second.max() < 0.8 * first.max()
     assert a.get_linestyle() != b.get_linestyle()
     assert len(c.get_xdata()) == 6  # where every seed has a value
@@ -197,7 +246,10 @@ def test_the_table_has_a_t_interval_over_seeds(make):
     table = seed_table({"GRPO": runs, "one": runs[:1]}, ["reward", "eval/accuracy", "not/there"])
     assert table.loc["GRPO", "reward"] == f"{values.mean():.3g} ± {half:.2g}"
     assert table.loc["one", "reward"] == f"{values[0]:.3g}"
-    assert table.loc["one", "accuracy, held-out prompts"] == f"{runs[0].metrics()['eval/accuracy'].dropna().iloc[-1]:.3g}"
+    assert (
+        table.loc["one", "accuracy, held-out prompts"]
+        == f"{runs[0].metrics()['eval/accuracy'].dropna().iloc[-1]:.3g}"
+    )
     assert table.loc["GRPO", "not/there"] == "–"
 
 

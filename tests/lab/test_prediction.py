@@ -1,4 +1,6 @@
-"""The widget that asks first, driven by setting values; what it displays survives without a kernel."""
+"""The widget that asks first, driven by setting values; what it displays survives without a
+kernel.
+"""
 
 import base64
 import sys
@@ -9,7 +11,9 @@ from rlkd_lab.lab import play
 
 
 class Display:
-    """Stands in for IPython's display: keeps the bundles in order; a handle's updates replace its own."""
+    """Stands in for IPython's display: keeps the bundles in order; a handle's updates replace
+    its own.
+    """
 
     def __init__(self):
         self.bundles = []
@@ -23,7 +27,11 @@ class Display:
     def bundle(thing, raw):
         if raw:
             return dict(thing)
-        return {"text/markdown": thing.data} if type(thing).__name__ == "Markdown" else {"image/png": base64.b64encode(thing.data).decode()}
+        return (
+            {"text/markdown": thing.data}
+            if type(thing).__name__ == "Markdown"
+            else {"image/png": base64.b64encode(thing.data).decode()}
+        )
 
     def words(self):
         return "\n".join(bundle.get("text/markdown", "") for bundle in self.bundles)
@@ -63,7 +71,9 @@ def test_nothing_is_open_before_a_choice(shown):
     assert game.picture.why not in shown.words()
     assert game._panel.layout.display == "none"
     closed = shown.bundles[-1]
-    assert closed["text/html"].startswith("<details><summary>")  # folded away, but there: the saved notebook has the picture
+    assert closed["text/html"].startswith(
+        "<details><summary>"
+    )  # folded away, but there: the saved notebook has the picture
     assert base64.b64decode(closed["image/png"]).startswith(b"\x89PNG")
     assert game.picture.why not in repr(game)
 
@@ -106,10 +116,20 @@ def test_a_slider_redraws_the_picture_and_only_after_the_choice(shown):
 
 
 def test_every_control_arrives_at_the_drawing(shown):
-    for name in ("clip_surrogate", "trust_region", "estimator_arrows", "two_humps", "mask_grid", "group_advantage"):
+    for name in (
+        "clip_surrogate",
+        "trust_region",
+        "estimator_arrows",
+        "two_humps",
+        "mask_grid",
+        "group_advantage",
+    ):
         game = play(name)
         assert set(game.controls) == set(game.picture.controls)
-        assert all(widget.value == game.picture.controls[key].value for key, widget in game.controls.items())
+        assert all(
+            widget.value == game.picture.controls[key].value
+            for key, widget in game.controls.items()
+        )
         game.figure()
 
 
@@ -157,12 +177,17 @@ def test_an_executed_notebook_keeps_picture_and_sentences(monkeypatch):
     import nbformat
 
     monkeypatch.delenv("RLKD_SHORT", raising=False)
-    cells = ["from rlkd_lab.lab import play\ngame = play('clip_surrogate')\ngame", "game.radio.index = 1\ngame.button.click()"]
+    cells = [
+        "from rlkd_lab.lab import play\ngame = play('clip_surrogate')\ngame",
+        "game.radio.index = 1\ngame.button.click()",
+    ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbclient.NotebookClient(notebook, timeout=240, store_widget_state=False).execute()
     outputs = notebook.cells[0].outputs
     assert not [output for output in outputs if output.output_type == "error"]
     assert all("Box(" not in output["data"].get("text/plain", "") for output in outputs)
-    assert "Your prediction held" in "".join(output["data"].get("text/markdown", "") for output in outputs)
+    assert "Your prediction held" in "".join(
+        output["data"].get("text/markdown", "") for output in outputs
+    )
     assert base64.b64decode(outputs[-1]["data"]["image/png"]).startswith(b"\x89PNG")
     assert "text/html" not in outputs[-1]["data"]

@@ -12,13 +12,19 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "found"), [("kdrl", ["kdrl-0", "kdrl-1"]), ("kdrl-k3", ["kdrl-k3-0"]), ("kdrl-0.5", ["kdrl-0.5-0"])])
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("kdrl", ["kdrl-0", "kdrl-1"]), ("kdrl-k3", ["kdrl-k3-0"]), ("kdrl-0.5", ["kdrl-0.5-0"])],
+)
 def test_recorded_runs_of_one_name_one_a_seed(here, name, found):
     assert [run.path.name for run in Stage("04").recorded(name)] == found
 
 
 def test_an_unknown_name_lists_those_that_there_are(here):
-    with pytest.raises(FileNotFoundError, match=r"no recorded run 'grpo'; there are kdrl, kdrl-0.5, kdrl-k3, kdrl_masked"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no recorded run 'grpo'; there are kdrl, kdrl-0.5, kdrl-k3, kdrl_masked",
+    ):
         Stage("04").recorded("grpo")
 
 

@@ -15,14 +15,29 @@ def batch_of(frame, logps=None, masked=()):
     width = max(map(len, frame["ids"]))
 
     def padded(column):
-        return torch.tensor([[*values, *[-3.0] * (width - len(values))] for values in frame[column]], dtype=torch.float64)
+        return torch.tensor(
+            [[*values, *[-3.0] * (width - len(values))] for values in frame[column]],
+            dtype=torch.float64,
+        )
 
-    mask = torch.tensor([[float(t < len(ids) and i not in masked) for t in range(width)] for i, ids in enumerate(frame["ids"])], dtype=torch.float64)
+    mask = torch.tensor(
+        [
+            [float(t < len(ids) and i not in masked) for t in range(width)]
+            for i, ids in enumerate(frame["ids"])
+        ],
+        dtype=torch.float64,
+    )
     old = padded("logps")
     return TokenBatch(
-        old if logps is None else logps, mask, old_logps=old, teacher_logps=padded("teacher_logps"), ref_logps=padded("ref_logps"),
-        rewards=torch.tensor(frame["reward"]), correct=torch.tensor(frame["correct"].astype(float)), group_ids=torch.tensor(frame["group"]),
-    )  # fmt: skip
+        old if logps is None else logps,
+        mask,
+        old_logps=old,
+        teacher_logps=padded("teacher_logps"),
+        ref_logps=padded("ref_logps"),
+        rewards=torch.tensor(frame["reward"]),
+        correct=torch.tensor(frame["correct"].astype(float)),
+        group_ids=torch.tensor(frame["group"]),
+    )
 
 
 def by_differences(method, frame, coefs, options=None, masked=(), width=1e-6):
@@ -35,7 +50,9 @@ def by_differences(method, frame, coefs, options=None, masked=(), width=1e-6):
             for side in (1, -1):
                 moved = base.clone()
                 moved[i, t] += side * width
-                losses.append(float(token_loss(method, batch_of(frame, moved, masked), coefs, options)[0]))
+                losses.append(
+                    float(token_loss(method, batch_of(frame, moved, masked), coefs, options)[0])
+                )
             found[-1][t] = -(losses[0] - losses[1]) / (2 * width)
     return found
 
@@ -58,7 +75,9 @@ def by_differences(method, frame, coefs, options=None, masked=(), width=1e-6):
 def test_the_gradient_weight_is_that_of_the_loss(tmp_path, method, coefs, options):
     frame = rollout(groups=2, size=3, longest=5)
     options = {"constant_length": 20, **options}
-    found = token_arrays(run_folder(tmp_path / "run", method, {4: frame}, coefs=coefs, options=options), 4)
+    found = token_arrays(
+        run_folder(tmp_path / "run", method, {4: frame}, coefs=coefs, options=options), 4
+    )
     expected = by_differences(method, frame, coefs, options)
     for i, values in enumerate(expected):
         np.testing.assert_allclose(found.arrays["gradient_weight"][i], values, atol=1e-7)
@@ -69,7 +88,9 @@ def test_completions_left_out_of_the_loss_have_no_gradient_and_leave_the_normali
     frame = rollout(groups=2, size=3, longest=5)
     found = token_arrays(run_folder(tmp_path / "run", "dapo", {1: frame}, mask_truncated=True))
     assert not found.arrays["gradient_weight"][1].any()
-    for ours, theirs in zip(found.arrays["gradient_weight"], by_differences("dapo", frame, {}, masked=(1,)), strict=True):
+    for ours, theirs in zip(
+        found.arrays["gradient_weight"], by_differences("dapo", frame, {}, masked=(1,)), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, atol=1e-7)
 
 
@@ -94,7 +115,9 @@ def test_what_the_models_said_is_as_recorded(tmp_path):
     found = token_arrays(run_folder(tmp_path / "run", "sft", {1: frame})).arrays
     for i, row in frame.iterrows():
         np.testing.assert_array_equal(found["surprisal"][i], [-value for value in row["logps"]])
-        np.testing.assert_allclose(found["log_ratio"][i], np.subtract(row["teacher_logps"], row["logps"]))
+        np.testing.assert_allclose(
+            found["log_ratio"][i], np.subtract(row["teacher_logps"], row["logps"])
+        )
         for name in ("entropy", "kl_teacher_rev", "kl_teacher_fwd"):
             np.testing.assert_array_equal(found[name][i], row[name])
 
@@ -104,7 +127,10 @@ def test_dead_tokens_are_those_of_the_papers_condition(tmp_path):
     frame = rollout(groups=6)
     coefs = {"trrd_alpha": 0.5, "trrd_gap_bound": None, "ratio_cap": None}
     found = token_arrays(run_folder(tmp_path / "run", "trrd", {1: frame}, coefs=coefs)).arrays
-    d, credit, dead, gradient = (np.concatenate(found[name]) for name in ("log_ratio", "advantage", "dead", "gradient_weight"))
+    d, credit, dead, gradient = (
+        np.concatenate(found[name])
+        for name in ("log_ratio", "advantage", "dead", "gradient_weight")
+    )
     expected = ((credit > 0) & (np.exp(-d) > 1.44)) | ((credit < 0) & (np.exp(d) > 1.5625))
     np.testing.assert_array_equal(dead, expected)
     np.testing.assert_array_equal(dead, (credit != 0) & (gradient == 0))
@@ -114,13 +140,18 @@ def test_dead_tokens_are_those_of_the_papers_condition(tmp_path):
 
 def test_the_bound_is_where_the_models_are_too_far_apart(tmp_path):
     found = token_arrays(run_folder(tmp_path / "run", "trrd", coefs={"trrd_gap_bound": 0.7})).arrays
-    d, credit, bound, ratio = (np.concatenate(found[name]) for name in ("log_ratio", "advantage", "bound", "trrd_ratio"))
+    d, credit, bound, ratio = (
+        np.concatenate(found[name]) for name in ("log_ratio", "advantage", "bound", "trrd_ratio")
+    )
     np.testing.assert_array_equal(bound, (np.abs(d) > 0.7) & (credit != 0))
     np.testing.assert_allclose(ratio, np.exp(-0.5 * np.clip(d, -0.7, 0.7)))
 
 
 def test_a_penalty_does_not_hide_that_the_policy_gradient_is_cut(tmp_path):
-    plain, penalised = (token_arrays(run_folder(tmp_path / name, "trrd", coefs={"kl_coef": kl})).arrays for name, kl in (("plain", 0.0), ("penalised", 0.5)))
+    plain, penalised = (
+        token_arrays(run_folder(tmp_path / name, "trrd", coefs={"kl_coef": kl})).arrays
+        for name, kl in (("plain", 0.0), ("penalised", 0.5))
+    )
     for a, b in zip(plain["dead"], penalised["dead"], strict=True):
         np.testing.assert_array_equal(a, b)
     dead = np.concatenate(penalised["dead"])
@@ -130,7 +161,9 @@ def test_a_penalty_does_not_hide_that_the_policy_gradient_is_cut(tmp_path):
 
 @pytest.mark.parametrize("method", ["grpo", "kdrl", "dapo", "gspo", "cispo", "rlsd"])
 def test_nothing_is_clipped_before_the_policy_has_moved(tmp_path, method):
-    assert not np.concatenate(token_arrays(run_folder(tmp_path / "run", method)).arrays["dead"]).any()
+    assert not np.concatenate(
+        token_arrays(run_folder(tmp_path / "run", method)).arrays["dead"]
+    ).any()
 
 
 def test_some_rows_have_the_numbers_of_the_whole_rollout(tmp_path):
@@ -146,7 +179,10 @@ def test_what_cannot_be_had_is_said(tmp_path):
     def missing(name, method="grpo", frames=None, **how):
         return token_arrays(run_folder(tmp_path / name, method, frames, **how)).missing
 
-    assert "whole vocabulary" in missing("exact", "kdrl", options={"estimator": "exact"})["gradient_weight"]
+    assert (
+        "whole vocabulary"
+        in missing("exact", "kdrl", options={"estimator": "exact"})["gradient_weight"]
+    )
     assert "sampler reported" in missing("cap", coefs={"importance_cap": 2.0})["gradient_weight"]
     assert "not in metrics.jsonl yet" in missing("early", written=False)["gradient_weight"]
     alone = rollout().drop(columns=["kl_teacher_rev", "kl_teacher_fwd"])
@@ -164,8 +200,14 @@ def test_what_cannot_be_had_is_said(tmp_path):
 
 def test_an_exact_divergence_without_weight_leaves_the_gradient(tmp_path):
     frame = rollout(groups=2, size=3, longest=5)
-    folder = run_folder(tmp_path / "run", "kdrl", {1: frame}, coefs={"kd_coef": 0.0}, options={"estimator": "exact"})
-    for ours, theirs in zip(token_arrays(folder).arrays["gradient_weight"], by_differences("kdrl", frame, {"kd_coef": 0.0}), strict=True):
+    folder = run_folder(
+        tmp_path / "run", "kdrl", {1: frame}, coefs={"kd_coef": 0.0}, options={"estimator": "exact"}
+    )
+    for ours, theirs in zip(
+        token_arrays(folder).arrays["gradient_weight"],
+        by_differences("kdrl", frame, {"kd_coef": 0.0}),
+        strict=True,
+    ):
         np.testing.assert_allclose(ours, theirs, atol=1e-7)
 
 
@@ -184,9 +226,20 @@ def test_errors_say_what_to_do(tmp_path):
 
 
 def test_tokens_are_made_visible():
-    assert visible(["É", "▁a\n", "\t", ""]) == ["É", "␣a⏎", "⇥", "⟨empty⟩"]  # no byte-level vocabulary: É is a letter
+    assert visible(["É", "▁a\n", "\t", ""]) == [
+        "É",
+        "␣a⏎",
+        "⇥",
+        "⟨empty⟩",
+    ]  # no byte-level vocabulary: É is a letter
     assert visible(["Ã©", "Ġ", "ĉ"]) == ["é", "␣", "⇥"]
-    assert visible(["\u202e", "\u200f", "\x00", "\u00a0", "\u0301"]) == ["⟨U+202E⟩", "⟨U+200F⟩", "⟨U+0000⟩", "⟨U+00A0⟩", "◌\u0301"]
+    assert visible(["\u202e", "\u200f", "\x00", "\u00a0", "\u0301"]) == [
+        "⟨U+202E⟩",
+        "⟨U+200F⟩",
+        "⟨U+0000⟩",
+        "⟨U+00A0⟩",
+        "◌\u0301",
+    ]
     assert visible(["א", "<script>", "<|im_end|>"]) == ["א", "<script>", "<|im_end|>"]
 
 
@@ -194,11 +247,21 @@ def test_tokens_are_made_visible():
 def test_a_real_run_has_as_many_dead_tokens_as_its_metrics_say(tmp_path):
     from rlkd_lab.training import make_config, run
 
-    settings = {"samples_every": "1", "updates_per_rollout": "1", "eval_every": "0", "prompts_per_step": "4", "trrd_alpha": "linear:0.3:0.6"}
+    settings = {
+        "samples_every": "1",
+        "updates_per_rollout": "1",
+        "eval_every": "0",
+        "prompts_per_step": "4",
+        "trrd_alpha": "linear:0.3:0.6",
+    }
     folder = run(make_config("trrd", steps=2, settings=settings), tmp_path / "run")
     for step in (1, 2):
         found, row = token_arrays(folder, step), folder.metrics().loc[step]
         assert not found.missing
-        assert np.concatenate(found.arrays["dead"]).mean() == pytest.approx(row["trrd/dead_frac"], abs=1e-6)
-        assert np.concatenate(found.arrays["bound"]).mean() == pytest.approx(row["trrd/bound_frac"], abs=1e-6)
+        assert np.concatenate(found.arrays["dead"]).mean() == pytest.approx(
+            row["trrd/dead_frac"], abs=1e-6
+        )
+        assert np.concatenate(found.arrays["bound"]).mean() == pytest.approx(
+            row["trrd/bound_frac"], abs=1e-6
+        )
         assert row["trrd/dead_frac"] > 0

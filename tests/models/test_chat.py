@@ -5,20 +5,30 @@ import pytest
 from rlkd_lab.models.loading import LanguageModel
 from rlkd_lab.zoo.tokenizer import character_tokenizer
 
-PLAIN = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
-NO_SYSTEM = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ m['content'] }}{% endfor %}"
+PLAIN = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}{% if"
+    " add_generation_prompt %}[assistant]{% endif %}"
+)
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system"
+    " role') }}{% endif %}{{ m['content'] }}{% endfor %}"
+)
 
 
 @pytest.fixture
 def make():
-    """``make(template)``: a model without weights, whose tokenizer writes a beginning of sequence before every text."""
+    """``make(template)``: a model without weights, whose tokenizer writes a beginning of
+    sequence before every text.
+    """
 
     def language_model(template):
         from tokenizers.processors import TemplateProcessing
 
         tokenizer = character_tokenizer()
         bos = tokenizer.unk_token_id  # any token will do
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", bos)])
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<unk> $A", special_tokens=[("<unk>", bos)]
+        )
         tokenizer.bos_token = "<unk>"
         tokenizer.chat_template = template
         return LanguageModel(model=None, tokenizer=tokenizer, source="tiny", quant="none")
@@ -30,7 +40,9 @@ def test_the_ids_are_those_of_the_template_and_no_token_is_doubled(make):
     lm = make("{{ bos_token }}" + PLAIN)
     lm.use_chat("auto", "Be brief.")
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
-    expected = lm.tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
+    expected = lm.tokenizer.apply_chat_template(
+        turns, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
     (found,) = lm.prompt_ids(["1+1?"])
     assert found == expected
     assert found.count(lm.tokenizer.bos_token_id) == 1
@@ -54,7 +66,11 @@ def test_off_and_no_template_are_the_bare_prompt(make):
 def test_a_template_that_refuses_a_system_turn_is_an_error_in_words(make):
     lm = make(NO_SYSTEM)
     lm.use_chat("auto", "Be brief.")
-    with pytest.raises(ValueError, match="the chat template of tiny refuses the prompt: no system role; change system_prompt, or use --set chat=off"):
+    with pytest.raises(
+        ValueError,
+        match="the chat template of tiny refuses the prompt: no system role; change"
+        " system_prompt, or use --set chat=off",
+    ):
         lm.prompt_ids(["1+1?"])
     lm.use_chat("auto")
     assert lm.tokenizer.decode(lm.prompt_ids(["1+1?"])[0]) == "1+1?"

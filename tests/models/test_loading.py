@@ -1,4 +1,6 @@
-"""Policy, reference and teacher: views of one base that must not disturb each other; and what is refused at the door."""
+"""Policy, reference and teacher: views of one base that must not disturb each other; and what
+is refused at the door.
+"""
 
 import json
 import logging
@@ -9,7 +11,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import BloomConfig, Gemma2Config, GPT2Config, GraniteConfig, MambaConfig, MixtralConfig, T5Config
+from transformers import (
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    MambaConfig,
+    MixtralConfig,
+    T5Config,
+)
 
 from rlkd_lab.models import (
     Sequences,
@@ -41,7 +51,9 @@ def logps(lm, sequences):
 def gradients(policy, sequences):
     policy.model.zero_grad()
     policy_logps(policy, sequences)[0].sum().backward()
-    return {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
+    return {
+        name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None
+    }
 
 
 def update(policy, sequences, lr=0.5):
@@ -53,7 +65,9 @@ def update(policy, sequences, lr=0.5):
 
 
 def state(lm):
-    """What a view may not change in the policy: which adapters are active, what is trainable, what is trained."""
+    """What a view may not change in the policy: which adapters are active, what is trainable,
+    what is trained.
+    """
     return (
         lm.model.active_adapter,
         {name for name, p in lm.model.named_parameters() if p.requires_grad},
@@ -62,13 +76,17 @@ def state(lm):
     )
 
 
-# --- the policy -------------------------------------------------------------------------------------------------------
+# --- the policy -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quant", ["nf4", "none"])
 def test_lora_is_on_every_linear_layer_and_all_else_is_frozen(make_model, quant):
     policy = load_policy(make_model(), quant, lora_rank=4)
-    found = {(name.split(".layers.")[1].split(".")[0], name.split(".")[-1]) for name, m in policy.model.named_modules() if hasattr(m, "lora_A")}
+    found = {
+        (name.split(".layers.")[1].split(".")[0], name.split(".")[-1])
+        for name, m in policy.model.named_modules()
+        if hasattr(m, "lora_A")
+    }
     assert found == {(block, kind) for block in "01" for kind in PROJECTIONS}
     trainable = {name for name, p in policy.model.named_parameters() if p.requires_grad}
     assert len(trainable) == 2 * 2 * len(PROJECTIONS)
@@ -83,7 +101,9 @@ def test_a_fresh_adapter_changes_nothing_and_its_seed_decides_it(make_model, rag
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(logps(first, ragged(first)), logps(reference_of(first), ragged(first)))
     assert all(torch.equal(a, b) for a, b in zip(first.trainable(), again.trainable(), strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(first.trainable(), other.trainable(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(first.trainable(), other.trainable(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("quant", ["nf4", "none"])
@@ -93,10 +113,14 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_model, stir, ragge
         policy = stir(load_policy(make_model(), quant, gradient_checkpointing=checkpointing))
         policy.model.train()
         count = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, count=count: count.append(x.numel()) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, count=count: count.append(x.numel()) or x, lambda x: x
+        ):
             loss = policy_logps(policy, ragged(policy))[0].sum()
         loss.backward()
-        found.append({name: p.grad for name, p in policy.model.named_parameters() if p.requires_grad})
+        found.append(
+            {name: p.grad for name, p in policy.model.named_parameters() if p.requires_grad}
+        )
         saved.append(sum(count))
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-6)
@@ -104,32 +128,49 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_model, stir, ragge
     assert saved[1] < saved[0] / 2
 
 
-def test_pitfall_02_sixteen_bit_weights_of_the_base_stay_so_and_adapters_are_float32(make_model, monkeypatch):
+def test_pitfall_02_sixteen_bit_weights_of_the_base_stay_so_and_adapters_are_float32(
+    make_model, monkeypatch
+):
     # prepare_model_for_kbit_training would cast embeddings and norms to float32
     monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
     policy = load_policy(make_model(), "nf4", gradient_checkpointing=True)
-    frozen = {p.dtype for p in policy.model.parameters() if not p.requires_grad and p.dtype.is_floating_point}
+    frozen = {
+        p.dtype
+        for p in policy.model.parameters()
+        if not p.requires_grad and p.dtype.is_floating_point
+    }
     assert frozen == {torch.bfloat16}
     assert {p.dtype for p in policy.trainable()} == {torch.float32}
 
 
 def test_pitfall_02_checkpointing_is_not_reentrant(make_model):
-    # The reentrant kind needs inputs with a gradient; the other kind gives adapters theirs in any case.
+    # The reentrant kind needs inputs with a gradient; the other kind gives adapters theirs in any
+    # case.
     policy = load_policy(make_model(), "none", gradient_checkpointing=True)
-    kinds = {m._gradient_checkpointing_func.keywords["use_reentrant"] for m in policy.model.modules() if hasattr(m, "_gradient_checkpointing_func")}
+    kinds = {
+        m._gradient_checkpointing_func.keywords["use_reentrant"]
+        for m in policy.model.modules()
+        if hasattr(m, "_gradient_checkpointing_func")
+    }
     assert kinds == {False}
 
 
 @pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_pitfall_03_a_gpu_without_bf16_computes_in_float16(monkeypatch, bf16, expected):
     # A T4 says it supports bf16 when emulation counts, so the question must leave emulation out.
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or bf16)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or bf16,
+    )
     assert compute_dtype(torch.device("cuda")) == expected
     assert compute_dtype(torch.device("cpu")) == torch.float32
 
 
 @pytest.mark.parametrize("quant", ["nf4", "none"])
-def test_pitfall_03_adapters_are_float32_over_a_float16_base(make_model, monkeypatch, ragged, quant):
+def test_pitfall_03_adapters_are_float32_over_a_float16_base(
+    make_model, monkeypatch, ragged, quant
+):
     monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.float16)
     policy = load_policy(make_model(initializer_range=0.02), quant)
     assert policy.head.weight.dtype == torch.float16
@@ -141,7 +182,9 @@ def test_pitfall_03_adapters_are_float32_over_a_float16_base(make_model, monkeyp
 
 def test_pitfall_07_nothing_drops_out_while_training(make_model, stir, ragged):
     policy = stir(load_policy(make_model(), "nf4"))
-    assert not any(isinstance(module, nn.Dropout) and module.p > 0 for module in policy.model.modules())
+    assert not any(
+        isinstance(module, nn.Dropout) and module.p > 0 for module in policy.model.modules()
+    )
     policy.model.train()
     training = logps(policy, ragged(policy))
     policy.model.eval()
@@ -165,7 +208,7 @@ def test_pitfall_07_a_base_made_with_dropout_is_used_without(make_model, ragged)
     assert torch.equal(training, logps(policy, ragged(policy)))
 
 
-# --- reference and teacher --------------------------------------------------------------------------------------------
+# --- reference and teacher ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quant", ["nf4", "none"])
@@ -180,9 +223,12 @@ def test_the_reference_is_the_base_before_and_after_an_update(make_model, ragged
     assert torch.equal(logps(reference, ragged(policy)), expected)
 
 
-def test_pitfall_06_a_warm_started_policy_has_its_start_as_the_reference(make_model, make_adapter, ragged):
-    # Pitfall 5 (continuous batching with a 4-bit base and an adapter) has no engine here; its intent, the sampler's log-probabilities against the
-    # trainer's on just that combination, is test_pitfall_05_* in tests/rollouts/test_sampling.py.
+def test_pitfall_06_a_warm_started_policy_has_its_start_as_the_reference(
+    make_model, make_adapter, ragged
+):
+    # Pitfall 5 (continuous batching with a 4-bit base and an adapter) has no engine here; its
+    # intent, the sampler's log-probabilities against the trainer's on just that combination, is
+    # test_pitfall_05_* in tests/rollouts/test_sampling.py.
     adapter = make_adapter(make_model())
     policy = load_policy(make_model(), "nf4", adapter=adapter)
     reference = reference_of(policy)
@@ -190,7 +236,9 @@ def test_pitfall_06_a_warm_started_policy_has_its_start_as_the_reference(make_mo
     start = logps(policy, ragged(policy))
     assert (start - base).abs().max() > 0.1
     assert torch.equal(logps(reference, ragged(policy)), start)
-    assert {name.split(".")[-2] for name, p in policy.model.named_parameters() if p.requires_grad} == {"default"}
+    assert {
+        name.split(".")[-2] for name, p in policy.model.named_parameters() if p.requires_grad
+    } == {"default"}
     update(policy, ragged(policy))
     assert (logps(policy, ragged(policy)) - start).abs().max() > 0.1
     assert torch.equal(logps(reference, ragged(policy)), start)
@@ -203,7 +251,9 @@ def test_a_missing_start_adapter_is_an_error_in_words(make_model, tmp_path):
 
 @pytest.mark.parametrize("own_adapter", [False, True])
 @pytest.mark.parametrize("warm", [False, True])
-def test_a_teacher_on_the_same_base_shares_it_and_leaves_the_policy_as_it_was(make_model, make_adapter, stir, ragged, own_adapter, warm):
+def test_a_teacher_on_the_same_base_shares_it_and_leaves_the_policy_as_it_was(
+    make_model, make_adapter, stir, ragged, own_adapter, warm
+):
     folder = make_model()
     policy = load_policy(folder, "nf4", adapter=make_adapter(folder, seed=5) if warm else None)
     stir(policy, seed=1)
@@ -211,9 +261,14 @@ def test_a_teacher_on_the_same_base_shares_it_and_leaves_the_policy_as_it_was(ma
     adapter = make_adapter(folder, seed=2) if own_adapter else None
     teacher = load_teacher(folder, "nf4", policy=policy, adapter=adapter)
     assert state(policy) == before
-    assert teacher.backbone.embed_tokens.weight.data_ptr() == policy.backbone.embed_tokens.weight.data_ptr()
+    assert (
+        teacher.backbone.embed_tokens.weight.data_ptr()
+        == policy.backbone.embed_tokens.weight.data_ptr()
+    )
     alone = load_teacher(folder, "nf4", adapter=adapter)
-    torch.testing.assert_close(logps(teacher, ragged(policy)), logps(alone, ragged(policy)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        logps(teacher, ragged(policy)), logps(alone, ragged(policy)), rtol=0, atol=1e-6
+    )
     assert state(policy) == before
     # between the policy's forward and its backward, as in a step with a divergence
     policy.model.zero_grad()
@@ -222,14 +277,21 @@ def test_a_teacher_on_the_same_base_shares_it_and_leaves_the_policy_as_it_was(ma
     loss.backward()
     assert state(policy) == before
     for name, gradient in expected.items():
-        torch.testing.assert_close(policy.model.get_parameter(name).grad, gradient, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(
+            policy.model.get_parameter(name).grad, gradient, rtol=1e-6, atol=1e-7
+        )
     assert sum(p.grad is not None for p in policy.model.parameters()) == len(expected)
 
 
 @pytest.mark.parametrize("own_adapter", [False, True])
 def test_an_exception_inside_a_view_puts_the_policy_back(make_model, make_adapter, own_adapter):
     policy = load_policy(make_model(), "none")
-    teacher = load_teacher(make_model(), "none", policy=policy, adapter=make_adapter(make_model()) if own_adapter else None)
+    teacher = load_teacher(
+        make_model(),
+        "none",
+        policy=policy,
+        adapter=make_adapter(make_model()) if own_adapter else None,
+    )
     before = state(policy)
     with pytest.raises(KeyError), teacher.active():
         raise KeyError
@@ -239,13 +301,18 @@ def test_an_exception_inside_a_view_puts_the_policy_back(make_model, make_adapte
 def test_another_quantisation_is_another_base(make_model):
     policy = load_policy(make_model(), "nf4")
     teacher = load_teacher(make_model(), "none", policy=policy)
-    assert teacher.backbone.embed_tokens.weight.data_ptr() != policy.backbone.embed_tokens.weight.data_ptr()
+    assert (
+        teacher.backbone.embed_tokens.weight.data_ptr()
+        != policy.backbone.embed_tokens.weight.data_ptr()
+    )
     assert not any(p.requires_grad for p in teacher.model.parameters())
     assert not teacher.model.training
 
 
 def test_a_teacher_of_its_own_with_an_adapter_is_frozen(make_model, make_adapter):
-    teacher = load_teacher(make_model(), "none", adapter=make_adapter(make_model(), lora_dropout=0.5))
+    teacher = load_teacher(
+        make_model(), "none", adapter=make_adapter(make_model(), lora_dropout=0.5)
+    )
     assert not any(p.requires_grad for p in teacher.model.parameters())
     assert not any(module.training for module in teacher.model.modules())
 
@@ -261,14 +328,16 @@ def pickled_adapter(adapter, folder):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_teachers_adapter_is_read_from_safetensors_alone(make_model, make_adapter, tmp_path, shared):
+def test_a_teachers_adapter_is_read_from_safetensors_alone(
+    make_model, make_adapter, tmp_path, shared
+):
     folder = pickled_adapter(make_adapter(make_model()), tmp_path / "pickled")
     policy = load_policy(make_model(), "none") if shared else None
     with pytest.raises(FileNotFoundError, match="safetensors"):
         load_teacher(make_model(), "none", policy=policy, adapter=folder)
 
 
-# --- tokenizers and vocabularies --------------------------------------------------------------------------------------
+# --- tokenizers and vocabularies ------------------------------------------------------------------
 
 
 def test_pitfall_11_different_tokenizers_are_an_error_in_words(make_model, tmp_path):
@@ -279,7 +348,11 @@ def test_pitfall_11_different_tokenizers_are_an_error_in_words(make_model, tmp_p
     vocabulary["7"], vocabulary["8"] = vocabulary["8"], vocabulary["7"]
     (folder / "tokenizer.json").write_text(json.dumps(text))
     policy = load_policy(make_model(), "none")
-    with pytest.raises(ValueError, match=r"different tokenizers: '7' is 27 for the student and 28 for the teacher.*student's family"):
+    with pytest.raises(
+        ValueError,
+        match=r"different tokenizers: '7' is 27 for the student and 28 for the teacher.*student's"
+        r" family",
+    ):
         load_teacher(str(folder), "none", policy=policy)
 
 
@@ -295,12 +368,17 @@ def test_pitfall_11_the_same_vocabulary_that_splits_differently_is_an_error(make
 
 @pytest.mark.parametrize("sizes", [(128, 192), (192, 128)])
 @pytest.mark.parametrize("kind", ["reverse", "forward", "jsd"])
-def test_pitfall_11_vocabularies_padded_differently_are_compared_on_the_common_prefix(make_model, ragged, sizes, kind):
+def test_pitfall_11_vocabularies_padded_differently_are_compared_on_the_common_prefix(
+    make_model, ragged, sizes, kind
+):
     policy = load_policy(make_model(vocabulary=sizes[0]), "none")
     teacher = load_teacher(make_model(vocabulary=sizes[1], seed=1), "none", policy=policy)
     hidden, theirs = hidden_states(policy, ragged(policy)), hidden_states(teacher, ragged(policy))
     found = token_divergence(policy, hidden, teacher, theirs, kind, chunk=4)
-    log_p, log_q = (torch.log_softmax(lm.head(states)[:, :128], -1) for lm, states in ((policy, hidden), (teacher, theirs)))
+    log_p, log_q = (
+        torch.log_softmax(lm.head(states)[:, :128], -1)
+        for lm, states in ((policy, hidden), (teacher, theirs))
+    )
     middle = torch.logaddexp(log_p, log_q) - torch.tensor(2.0).log()
     kl = {"reverse": (log_p, log_q), "forward": (log_q, log_p)}
     pairs = [kl[kind]] if kind in kl else [(log_p, middle), (log_q, middle)]
@@ -317,7 +395,7 @@ def test_pitfall_13_every_end_of_sequence_counts_and_may_differ_from_the_teacher
     assert policy.eos_ids == {1}
 
 
-# --- what is refused at the door --------------------------------------------------------------------------------------
+# --- what is refused at the door ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", zoo_names())
@@ -326,7 +404,9 @@ def test_embedded_models_pass_the_head_check(name):
 
 
 @pytest.mark.parametrize("cap", [1.0, 5.0, 30.0])
-def test_a_model_that_caps_its_logits_is_refused_whatever_its_config_calls_that(make_model, cap, monkeypatch):
+def test_a_model_that_caps_its_logits_is_refused_whatever_its_config_calls_that(
+    make_model, cap, monkeypatch
+):
     monkeypatch.setattr(loading, "BEHIND_THE_HEAD", {})
     # 30 is what Gemma 2 has. The random model's logits reach about 10.
     with pytest.raises(ValueError, match=r"logits are not the output head's alone.*not supported"):
@@ -334,9 +414,12 @@ def test_a_model_that_caps_its_logits_is_refused_whatever_its_config_calls_that(
 
 
 def test_the_default_dtype_of_the_process_is_left_alone(make_model, monkeypatch):
-    # another run may be at work in another thread: for a moment its new tensors would have had 16 bit, and its rows were other ones
+    # another run may be at work in another thread: for a moment its new tensors would have had 16
+    # bit, and its rows were other ones
     changed, change = [], torch.set_default_dtype
-    monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: (changed.append(dtype), change(dtype)))
+    monkeypatch.setattr(
+        torch, "set_default_dtype", lambda dtype: (changed.append(dtype), change(dtype))
+    )
     policy = load_policy("student", "nf4")  # its config says bfloat16
     DenseTwin(policy)
     plan(make_config("kdrl", student=make_model(), teacher=make_model()), True)
@@ -344,29 +427,60 @@ def test_the_default_dtype_of_the_process_is_left_alone(make_model, monkeypatch)
 
 
 UNSUPPORTED = {
-    "gpt2": (GPT2Config, {"n_embd": 64, "n_layer": 2, "n_head": 2}, r"of type gpt2: LoRA and 4 bit reach 0% of its weights.*not supported"),
+    "gpt2": (
+        GPT2Config,
+        {"n_embd": 64, "n_layer": 2, "n_head": 2},
+        r"of type gpt2: LoRA and 4 bit reach 0% of its weights.*not supported",
+    ),
     "mixtral": (
         MixtralConfig,
-        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4},
+        {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "num_local_experts": 4,
+        },
         r"of type mixtral: LoRA and 4 bit reach \d+% of its weights.*not supported",
     ),
-    "mamba": (MambaConfig, {"hidden_size": 64, "num_hidden_layers": 2}, "of type mamba, which keeps a state"),
-    "gemma2": (Gemma2Config, {"hidden_size": 64, "num_hidden_layers": 2}, r"of type gemma2, which changes its logits .*final_logit_softcapping.* 30"),
+    "mamba": (
+        MambaConfig,
+        {"hidden_size": 64, "num_hidden_layers": 2},
+        "of type mamba, which keeps a state",
+    ),
+    "gemma2": (
+        Gemma2Config,
+        {"hidden_size": 64, "num_hidden_layers": 2},
+        r"of type gemma2, which changes its logits .*final_logit_softcapping.* 30",
+    ),
     "granite": (
         GraniteConfig,
         {"hidden_size": 64, "num_hidden_layers": 2, "logits_scaling": 8.0},
         "of type granite, which changes its .*logits_scaling",
     ),
-    "bloom": (BloomConfig, {"hidden_size": 64, "n_layer": 2, "n_head": 2}, "of type bloom, which takes no position ids"),
-    "t5": (T5Config, {"d_model": 64, "num_layers": 1}, "of type t5, which is no causal language model"),
+    "bloom": (
+        BloomConfig,
+        {"hidden_size": 64, "n_layer": 2, "n_head": 2},
+        "of type bloom, which takes no position ids",
+    ),
+    "t5": (
+        T5Config,
+        {"d_model": 64, "num_layers": 1},
+        "of type t5, which is no causal language model",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", UNSUPPORTED)
-def test_an_architecture_that_is_not_supported_is_refused_before_its_weights_are_read(make_model, tmp_path, kind):
+def test_an_architecture_that_is_not_supported_is_refused_before_its_weights_are_read(
+    make_model, tmp_path, kind
+):
     config, fields, says = UNSUPPORTED[kind]
     folder = str(tmp_path / kind)
-    shutil.copytree(make_model(), folder)  # tokenizer and weights of something else: nobody looks at them
+    shutil.copytree(
+        make_model(), folder
+    )  # tokenizer and weights of something else: nobody looks at them
     config(vocab_size=128, **fields).save_pretrained(folder)
     with pytest.raises(ValueError, match=says) as raised:
         load_policy(folder, "nf4")
@@ -378,14 +492,21 @@ def test_an_architecture_that_is_not_supported_is_refused_before_its_weights_are
 def test_a_hub_model_without_safetensors_is_refused_in_words(tmp_path, monkeypatch):
     (tmp_path / "pytorch_model.bin").touch()
     monkeypatch.setattr(loading, "snapshot_download", lambda name, allow_patterns: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"'some/model' has no \*\.safetensors: weights are read from safetensors alone"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"'some/model' has no \*\.safetensors: weights are read from safetensors alone",
+    ):
         locate("some/model")
     assert locate("some/model", weights=False) == tmp_path
 
 
 def test_without_weights_config_and_tokenizer_alone_are_downloaded(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(loading, "snapshot_download", lambda name, allow_patterns: asked.append(allow_patterns) or str(tmp_path))
+    monkeypatch.setattr(
+        loading,
+        "snapshot_download",
+        lambda name, allow_patterns: asked.append(allow_patterns) or str(tmp_path),
+    )
     locate("some/model", weights=False)
     assert not any("safetensors" in pattern for pattern in asked[0])
     assert "*.json" in asked[0]
@@ -394,7 +515,9 @@ def test_without_weights_config_and_tokenizer_alone_are_downloaded(tmp_path, mon
 def test_an_adapter_that_trains_the_output_head_is_refused(make_model, tmp_path):
     # the log-probabilities take the head as frozen: its gradient would be lost
     model, _ = load_base(make_model(), "none")
-    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])).save_pretrained(tmp_path / "adapter")
+    get_peft_model(
+        model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    ).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match="the output head is trained"):
         load_policy(make_model(), "none", adapter=tmp_path / "adapter")
 
@@ -427,13 +550,17 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
         locate(str(tmp_path))
 
 
-TRAP = "import pathlib\npathlib.Path({mark!r}).touch()\nfrom transformers import {what}\n\nclass Mine({what}):\n    model_type = 'of_its_own'\n"
+TRAP = (
+    "import pathlib\npathlib.Path({mark!r}).touch()\nfrom transformers import {what}\n\nclass"
+    " Mine({what}):\n    model_type = 'of_its_own'\n"
+)
 
 
 @pytest.mark.parametrize("answer", ["", "y"])
 @pytest.mark.parametrize("model_type", ["qwen3", "of_its_own"])
 def test_code_in_a_model_folder_is_never_run(make_model, tmp_path, monkeypatch, model_type, answer):
-    # transformers asks on the terminal whether it may run code it does not know; a yes there is no yes to this package
+    # transformers asks on the terminal whether it may run code it does not know; a yes there is no
+    # yes to this package
     monkeypatch.setattr("builtins.input", lambda *_: answer)
     folder, mark = tmp_path / "trap", tmp_path / "ran"
     shutil.copytree(make_model(), folder)
@@ -452,17 +579,41 @@ def test_code_in_a_model_folder_is_never_run(make_model, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "no such model", "studnet"])
 def test_an_unknown_model_offline_is_an_error_that_says_what_to_do(name):
-    with pytest.raises(FileNotFoundError, match=rf"no model '{name}'.*student.*Check the name, or download it"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"no model '{name}'.*student.*Check the name, or download it"
+    ):
         locate(name)
 
 
 def test_only_safetensors_and_text_are_asked_of_the_hub(monkeypatch, make_model):
     asked = {}
-    monkeypatch.setattr(loading, "snapshot_download", lambda name, **settings: asked.update(settings) or make_model())
+    monkeypatch.setattr(
+        loading,
+        "snapshot_download",
+        lambda name, **settings: asked.update(settings) or make_model(),
+    )
     assert locate("somebody/some-model") == Path(make_model())
     patterns = asked["allow_patterns"]
-    assert not any(fnmatch_any(name, patterns) for name in ("pytorch_model.bin", "modeling.py", "model.pt", "model.pkl", "consolidated.pth"))
-    assert all(fnmatch_any(name, patterns) for name in ("config.json", "model.safetensors", "tokenizer.model", "merges.txt", "chat_template.jinja"))
+    assert not any(
+        fnmatch_any(name, patterns)
+        for name in (
+            "pytorch_model.bin",
+            "modeling.py",
+            "model.pt",
+            "model.pkl",
+            "consolidated.pth",
+        )
+    )
+    assert all(
+        fnmatch_any(name, patterns)
+        for name in (
+            "config.json",
+            "model.safetensors",
+            "tokenizer.model",
+            "merges.txt",
+            "chat_template.jinja",
+        )
+    )
 
 
 def fnmatch_any(name, patterns):

@@ -1,4 +1,6 @@
-"""Chunked per-token log-probabilities and divergences against the plain dense computation, in value, gradient and memory."""
+"""Chunked per-token log-probabilities and divergences against the plain dense computation, in
+value, gradient and memory.
+"""
 
 import pytest
 import torch
@@ -51,7 +53,10 @@ def dense_log_softmax(lm, sequences, row, temperature=1.0):
 
 
 def dense_logps(lm, sequences, temperature=1.0):
-    rows = [dense_log_softmax(lm, sequences, row, temperature) for row in range(len(sequences.prompt_ids))]
+    rows = [
+        dense_log_softmax(lm, sequences, row, temperature)
+        for row in range(len(sequences.prompt_ids))
+    ]
     logps = torch.cat([log_probs.gather(-1, ids[:, None])[:, 0] for log_probs, ids in rows])
     entropy = torch.cat([-(log_probs.exp() * log_probs).sum(-1) for log_probs, _ in rows])
     return logps, entropy
@@ -67,17 +72,21 @@ def close(found, expected, tolerance=1e-5):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-# --- values and gradients ---------------------------------------------------------------------------------------------
+# --- values and gradients -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_pitfall_12_padded_log_probabilities_equal_the_unpadded_ones_in_value_and_gradient(policy, ragged, temperature):
+def test_pitfall_12_padded_log_probabilities_equal_the_unpadded_ones_in_value_and_gradient(
+    policy, ragged, temperature
+):
     sequences = ragged(policy)
     expected, entropy = dense_logps(policy, sequences, temperature)
     expected_gradients = gradients(policy, expected)
     assert max(float(g.abs().max()) for g in expected_gradients) > 0.1
     for chunk in CHUNKS:
-        found, found_entropy = token_logps(policy, hidden_states(policy, sequences), targets(sequences), temperature, chunk)
+        found, found_entropy = token_logps(
+            policy, hidden_states(policy, sequences), targets(sequences), temperature, chunk
+        )
         close(found, expected)
         close(found_entropy, entropy.detach())
         assert not found_entropy.requires_grad
@@ -124,19 +133,33 @@ def test_log_probabilities_stand_where_the_mask_is_one(policy, ragged):
 def test_divergences_equal_the_dense_ones_in_value_and_gradient(pair, ragged, kind, temperature):
     policy, teacher = pair
     sequences = ragged(policy)
-    log_p = torch.cat([dense_log_softmax(policy, sequences, row, temperature)[0] for row in range(3)])
-    log_q = torch.cat([dense_log_softmax(teacher, sequences, row, temperature)[0] for row in range(3)]).detach()
+    log_p = torch.cat(
+        [dense_log_softmax(policy, sequences, row, temperature)[0] for row in range(3)]
+    )
+    log_q = torch.cat(
+        [dense_log_softmax(teacher, sequences, row, temperature)[0] for row in range(3)]
+    ).detach()
     log_m = torch.logaddexp(log_p + torch.tensor(0.3).log(), log_q + torch.tensor(0.7).log())
     expected = {
         "reverse": kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1),
         "forward": kl_div(log_p, log_q, log_target=True, reduction="none").sum(-1),
         # the weight is the teacher's share of the mixture
-        "jsd": 0.3 * kl_div(log_m, log_p, log_target=True, reduction="none").sum(-1) + 0.7 * kl_div(log_m, log_q, log_target=True, reduction="none").sum(-1),
+        "jsd": 0.3 * kl_div(log_m, log_p, log_target=True, reduction="none").sum(-1)
+        + 0.7 * kl_div(log_m, log_q, log_target=True, reduction="none").sum(-1),
     }[kind]
     with torch.no_grad():
         theirs = hidden_states(teacher, sequences)
     for chunk in CHUNKS:
-        found = token_divergence(policy, hidden_states(policy, sequences), teacher, theirs, kind, weight=0.7, temperature=temperature, chunk=chunk)
+        found = token_divergence(
+            policy,
+            hidden_states(policy, sequences),
+            teacher,
+            theirs,
+            kind,
+            weight=0.7,
+            temperature=temperature,
+            chunk=chunk,
+        )
         close(found, expected)
         assert bool((found >= -1e-6).all())
         for a, b in zip(gradients(policy, found), gradients(policy, expected), strict=True):
@@ -149,7 +172,10 @@ def test_top_k_divergence_equals_the_dense_one_with_a_tail(pair, ragged, k):
     policy, teacher = pair
     sequences = ragged(policy)
     hidden, theirs = hidden_states(policy, sequences), hidden_states(teacher, sequences).detach()
-    p, q = (torch.softmax(lm.head(states), -1).double() for lm, states in ((policy, hidden), (teacher, theirs)))
+    p, q = (
+        torch.softmax(lm.head(states), -1).double()
+        for lm, states in ((policy, hidden), (teacher, theirs))
+    )
     top = q.topk(k, -1).indices
     p_top, q_top = p.gather(-1, top), q.gather(-1, top)
     expected = (p_top * (p_top / q_top).log()).sum(-1)
@@ -157,39 +183,60 @@ def test_top_k_divergence_equals_the_dense_one_with_a_tail(pair, ragged, k):
         p_rest, q_rest = 1 - p_top.sum(-1), 1 - q_top.sum(-1)
         expected = expected + p_rest * (p_rest / q_rest).log()
     for chunk in (3, 1000):
-        close(token_divergence(policy, hidden, teacher, theirs, "reverse", topk=k, chunk=chunk).double(), expected, 1e-4)
+        close(
+            token_divergence(
+                policy, hidden, teacher, theirs, "reverse", topk=k, chunk=chunk
+            ).double(),
+            expected,
+            1e-4,
+        )
 
 
 def test_a_policy_does_not_diverge_from_itself(pair, ragged):
     policy, _ = pair
     hidden = hidden_states(policy, ragged(policy))
     for kind in ("reverse", "forward", "jsd"):
-        close(token_divergence(policy, hidden, policy, hidden.detach(), kind), torch.zeros(len(hidden)))
+        close(
+            token_divergence(policy, hidden, policy, hidden.detach(), kind),
+            torch.zeros(len(hidden)),
+        )
 
 
-def test_pitfall_08_temperature_divides_the_logits_of_policy_teacher_and_reference_alike(pair, ragged):
+def test_pitfall_08_temperature_divides_the_logits_of_policy_teacher_and_reference_alike(
+    pair, ragged
+):
     policy, teacher = pair
     sequences = ragged(policy)
     for lm in (policy, teacher, reference_of(policy)):
         for temperature in (0.5, 2.0):
-            close(policy_logps(lm, sequences, temperature)[0][sequences.completion_mask.bool()], dense_logps(lm, sequences, temperature)[0])
+            close(
+                policy_logps(lm, sequences, temperature)[0][sequences.completion_mask.bool()],
+                dense_logps(lm, sequences, temperature)[0],
+            )
 
 
 def test_top_alternatives_are_the_likeliest_tokens(policy, ragged):
     sequences = ragged(policy)
     ids, values = top_alternatives(policy, hidden_states(policy, sequences), 4, temperature=0.8)
-    expected = torch.cat([dense_log_softmax(policy, sequences, row, 0.8)[0] for row in range(3)]).topk(4, -1)
+    expected = torch.cat(
+        [dense_log_softmax(policy, sequences, row, 0.8)[0] for row in range(3)]
+    ).topk(4, -1)
     close(values, expected.values)
     assert torch.equal(ids, expected.indices)
     assert not values.requires_grad
 
 
-# --- empty selections -------------------------------------------------------------------------------------------------
+# --- empty selections -----------------------------------------------------------------------------
 
 
 def test_an_empty_selection_gives_empty_results_that_can_be_differentiated(policy, ragged):
     whole = ragged(policy)
-    empty = Sequences(whole.prompt_ids, whole.prompt_mask, whole.completion_ids, torch.zeros_like(whole.completion_mask))
+    empty = Sequences(
+        whole.prompt_ids,
+        whole.prompt_mask,
+        whole.completion_ids,
+        torch.zeros_like(whole.completion_mask),
+    )
     hidden = hidden_states(policy, empty)
     assert hidden.shape == (0, 64)
     logps, entropy = token_logps(policy, hidden, targets(empty))
@@ -205,7 +252,7 @@ def test_top_alternatives_of_nothing_are_empty(policy, ragged):
     assert ids.shape == values.shape == (0, 4)
 
 
-# --- precision --------------------------------------------------------------------------------------------------------
+# --- precision ------------------------------------------------------------------------------------
 
 
 def test_pitfall_09_a_bf16_model_gives_float32_log_probabilities(make_model, ragged, monkeypatch):
@@ -216,8 +263,11 @@ def test_pitfall_09_a_bf16_model_gives_float32_log_probabilities(make_model, rag
     assert hidden.dtype == torch.bfloat16
     logps, entropy = token_logps(policy, hidden, targets(sequences), chunk=5)
     assert logps.dtype == entropy.dtype == torch.float32
-    # The head multiplies in bf16; from its logits on all is float32. A softmax in bf16 is off by more than a thousandth.
-    expected = torch.log_softmax(policy.head(hidden).float() / 0.7, -1).gather(-1, targets(sequences)[:, None])[:, 0]
+    # The head multiplies in bf16; from its logits on all is float32. A softmax in bf16 is off by
+    # more than a thousandth.
+    expected = torch.log_softmax(policy.head(hidden).float() / 0.7, -1).gather(
+        -1, targets(sequences)[:, None]
+    )[:, 0]
     close(token_logps(policy, hidden, targets(sequences), 0.7)[0], expected)
     assert token_divergence(policy, hidden, policy, hidden).dtype == torch.float32
     assert top_alternatives(policy, hidden, 3)[1].dtype == torch.float32
@@ -230,7 +280,7 @@ def test_pitfall_09_float64_is_not_rounded(make_model, ragged):
     assert logps.dtype == torch.float64
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def head_alone(vocabulary, width=8, seed=0):
@@ -267,9 +317,20 @@ def test_pitfall_10_logits_of_all_tokens_are_never_held(what):
     def forward():
         if what == "logps":
             return token_logps(lm, hidden, torch.arange(tokens), chunk=chunk)[0]
-        return token_divergence(lm, hidden, teacher, hidden.detach(), "reverse", topk=16 if what == "top-k" else None, chunk=chunk)
+        return token_divergence(
+            lm,
+            hidden,
+            teacher,
+            hidden.detach(),
+            "reverse",
+            topk=16 if what == "top-k" else None,
+            chunk=chunk,
+        )
 
-    with Largest() as seen, torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+    with (
+        Largest() as seen,
+        torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x),
+    ):
         value = forward()
     saved = [one.numel() for one in saved if one.data_ptr() != lm.head.weight.data_ptr()]
     # between forward and backward only what the recomputation starts from
@@ -307,25 +368,35 @@ def test_a_head_with_a_bias_and_its_gradient_in_float64():
     lm.model.bias = nn.Parameter(torch.randn(50, generator=generator).double(), requires_grad=False)
     hidden = torch.randn(7, 8, generator=generator).double().requires_grad_()
     ids = torch.randint(50, (7,), generator=generator)
-    assert torch.autograd.gradcheck(lambda states: token_logps(lm, states, ids, 0.7, chunk=3)[0], hidden)
+    assert torch.autograd.gradcheck(
+        lambda states: token_logps(lm, states, ids, 0.7, chunk=3)[0], hidden
+    )
     expected = torch.log_softmax(lm.model(hidden) / 0.7, -1)
     close(token_logps(lm, hidden, ids, 0.7)[0], expected.gather(-1, ids[:, None])[:, 0], 1e-12)
-    close(token_logps(lm, hidden, ids, 0.7)[1], -(expected.exp() * expected).sum(-1).detach(), 1e-12)
+    close(
+        token_logps(lm, hidden, ids, 0.7)[1], -(expected.exp() * expected).sum(-1).detach(), 1e-12
+    )
 
 
 def test_all_divergences_of_one_pass_are_those_of_a_pass_each(pair, ragged):
     policy, teacher = pair
     hidden, theirs = (hidden_states(lm, ragged(policy)).detach() for lm in (policy, teacher))
-    found = measured_divergences(policy, hidden, teacher, theirs, ("reverse", "forward", "jsd"), {1.0, 0.6})
+    found = measured_divergences(
+        policy, hidden, teacher, theirs, ("reverse", "forward", "jsd"), {1.0, 0.6}
+    )
     assert len(found) == 6
     for (kind, temperature), values in found.items():
-        close(values, token_divergence(policy, hidden, teacher, theirs, kind, temperature=temperature))
+        close(
+            values, token_divergence(policy, hidden, teacher, theirs, kind, temperature=temperature)
+        )
 
 
-# --- what the objectives make of it -----------------------------------------------------------------------------------
+# --- what the objectives make of it ---------------------------------------------------------------
 
 
-def test_pitfall_14_a_dropped_completion_weighs_nothing_and_a_group_of_one_is_an_error(policy, ragged):
+def test_pitfall_14_a_dropped_completion_weighs_nothing_and_a_group_of_one_is_an_error(
+    policy, ragged
+):
     sequences = ragged(policy)
     logps, _ = policy_logps(policy, sequences)
     rewards, groups = torch.tensor([1.0, 0.0, 1.0]), torch.zeros(3, dtype=torch.long)
@@ -333,15 +404,38 @@ def test_pitfall_14_a_dropped_completion_weighs_nothing_and_a_group_of_one_is_an
     options = {"aggregation": "token"}
 
     def batch(logps, mask):
-        return TokenBatch(logps=logps, old_logps=logps.detach(), completion_mask=mask, rewards=rewards, correct=rewards, group_ids=groups)
+        return TokenBatch(
+            logps=logps,
+            old_logps=logps.detach(),
+            completion_mask=mask,
+            rewards=rewards,
+            correct=rewards,
+            group_ids=groups,
+        )
 
-    whole, dropped = (gradients_of_rows(prepare("grpo", batch(logps, mask), {}, options), options, logps) for mask in (sequences.completion_mask, kept))
+    whole, dropped = (
+        gradients_of_rows(prepare("grpo", batch(logps, mask), {}, options), options, logps)
+        for mask in (sequences.completion_mask, kept)
+    )
     assert float(whole[1].abs().max()) > 0
     assert float(dropped[1].abs().max()) == 0
     # it still counts in its group's mean, and no longer in the number of tokens
-    torch.testing.assert_close(dropped[0], whole[0] * float(sequences.completion_mask.sum()) / float(kept.sum()))
+    torch.testing.assert_close(
+        dropped[0], whole[0] * float(sequences.completion_mask.sum()) / float(kept.sum())
+    )
     with pytest.raises(ValueError, match="group of one completion has no spread"):
-        prepare("grpo", TokenBatch(logps=logps, completion_mask=kept, rewards=rewards, correct=rewards, group_ids=torch.arange(3)), {}, {})
+        prepare(
+            "grpo",
+            TokenBatch(
+                logps=logps,
+                completion_mask=kept,
+                rewards=rewards,
+                correct=rewards,
+                group_ids=torch.arange(3),
+            ),
+            {},
+            {},
+        )
 
 
 def gradients_of_rows(batch, options, logps):
@@ -352,12 +446,20 @@ def gradients_of_rows(batch, options, logps):
 def test_pitfall_14_group_statistics_are_not_taken_in_sixteen_bit():
     from rlkd_lab.objectives.advantages import group_advantages
 
-    rewards, groups = torch.tensor([0.5, 0.50390625, 0.5, 0.50390625], dtype=torch.bfloat16), torch.zeros(4, dtype=torch.long)
+    rewards, groups = (
+        torch.tensor([0.5, 0.50390625, 0.5, 0.50390625], dtype=torch.bfloat16),
+        torch.zeros(4, dtype=torch.long),
+    )
     assert group_advantages(rewards, groups).dtype == torch.float32
-    close(group_advantages(rewards, groups), group_advantages(rewards.double(), groups).float(), 1e-6)
+    close(
+        group_advantages(rewards, groups), group_advantages(rewards.double(), groups).float(), 1e-6
+    )
 
 
 def test_log_probabilities_of_the_base_are_those_of_the_plain_model(make_model, ragged):
     model, tokenizer = load_base(make_model(), "nf4")
     lm = LanguageModel(model, tokenizer, "plain", "nf4")
-    close(policy_logps(lm, ragged(lm))[0][ragged(lm).completion_mask.bool()], dense_logps(lm, ragged(lm))[0])
+    close(
+        policy_logps(lm, ragged(lm))[0][ragged(lm).completion_mask.bool()],
+        dense_logps(lm, ragged(lm))[0],
+    )

@@ -8,7 +8,15 @@ import torch
 from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit
 
-from rlkd_lab.models import dequantised, load_base, load_policy, locate, policy_logps, verify_quantised, zoo_names
+from rlkd_lab.models import (
+    dequantised,
+    load_base,
+    load_policy,
+    locate,
+    policy_logps,
+    verify_quantised,
+    zoo_names,
+)
 from rlkd_lab.models.loading import MAX_QUANT_ERROR
 from rlkd_lab.rollouts import Sampling, sample
 
@@ -18,7 +26,11 @@ on_cpu = {"device": torch.device("cpu")}
 def lora_gradients(policy, sequences):
     policy.model.zero_grad()
     policy_logps(policy, sequences)[0].sum().backward()
-    return {name: parameter.grad.clone() for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in policy.model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def evaluate_once(policy):
@@ -41,7 +53,9 @@ def test_pitfall_01_gradients_are_equal_before_and_after_a_generation(make_model
         torch.testing.assert_close(after[name], gradient, rtol=0, atol=0)
 
 
-@pytest.mark.skipif(not has_avx512bf16(), reason="this CPU has no AVX512-BF16, so bitsandbytes does not repack")
+@pytest.mark.skipif(
+    not has_avx512bf16(), reason="this CPU has no AVX512-BF16, so bitsandbytes does not repack"
+)
 def test_pitfall_01_without_the_guard_gradients_are_lost(make_model, stir, ragged):
     # If this fails, bitsandbytes has mended the fault and the guard in load_base can go.
     policy = stir(load_policy(make_model(), "nf4", **on_cpu))
@@ -52,13 +66,25 @@ def test_pitfall_01_without_the_guard_gradients_are_lost(make_model, stir, ragge
     before = lora_gradients(policy, ragged(policy))
     evaluate_once(policy)
     after = lora_gradients(policy, ragged(policy))
-    ratio = {name: float(after[name].norm() / before[name].norm()) for name in before if ".layers.0." in name}
+    ratio = {
+        name: float(after[name].norm() / before[name].norm())
+        for name in before
+        if ".layers.0." in name
+    }
     assert min(ratio.values()) < 0.7
 
 
-@pytest.mark.skipif(not has_avx512bf16(), reason="this CPU has no AVX512-BF16: there NF4 was seen to decode every width rightly, and nothing is refused")
+@pytest.mark.skipif(
+    not has_avx512bf16(),
+    reason="this CPU has no AVX512-BF16: there NF4 was seen to decode every width rightly, and"
+    " nothing is refused",
+)
 def test_pitfall_01_a_width_that_nf4_decodes_wrongly_is_refused_by_name(make_model):
-    with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_proj does not decode.*160.*multiple of 64.*quant='none'"):
+    with pytest.raises(
+        ValueError,
+        match=r"model\.layers\.0\.self_attn\.q_proj does not decode.*160.*multiple of"
+        r" 64.*quant='none'",
+    ):
         load_base(make_model(hidden=160), "nf4", **on_cpu)
 
 
@@ -81,12 +107,18 @@ def test_a_corrupted_layer_is_refused(make_model):
 def test_embedded_models_verify(name):
     model, _ = load_base(name, "nf4", **on_cpu)
     assert verify_quantised(model, locate(name)) < MAX_QUANT_ERROR
-    assert all(not m.support_avx512bf16_for_cpu for m in model.modules() if isinstance(m, Linear4bit))
+    assert all(
+        not m.support_avx512bf16_for_cpu for m in model.modules() if isinstance(m, Linear4bit)
+    )
 
 
 def test_every_linear_layer_but_the_head_is_quantised(make_model):
     model, _ = load_base(make_model(), "nf4", **on_cpu)
-    dense = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and not isinstance(module, Linear4bit)]
+    dense = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not isinstance(module, Linear4bit)
+    ]
     assert dense == ["lm_head"]
 
 

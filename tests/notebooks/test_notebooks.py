@@ -1,4 +1,6 @@
-"""Every notebook runs from top to bottom, in its shortened form, and is committed as a reader should find it."""
+"""Every notebook runs from top to bottom, in its shortened form, and is committed as a reader
+should find it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ def test_notebook_runs(path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbmake", "--nbmake-timeout=600", "-p", "no:cacheprovider", str(path)],
         capture_output=True, text=True, env={**os.environ, "RLKD_SHORT": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-4000:]
 
 
@@ -49,7 +51,8 @@ def test_outputs_are_those_of_a_whole_run_and_hold_no_widget_state(path: Path) -
     assert not [output for output in found if output.output_type == "error"]
     for output in found:
         data = output.get("data", {})
-        assert "application/vnd.jupyter.widget-view+json" not in data  # would read "model not found"
+        # would read "model not found"
+        assert "application/vnd.jupyter.widget-view+json" not in data
         text = str(output.get("text", "")) + str(data.get("text/plain", ""))
         assert not re.search(r"\b[VH]Box\(|Output\(|object at 0x", text), text[:200]
         assert "/tmp/" not in text

@@ -31,7 +31,10 @@ def test_an_added_method_is_a_row_like_the_others():
     assert is_added("mine")
     assert not is_added("kdrl")
     assert METHODS["mine"].title == "mine"
-    close(logps_gradient("mine", rollout(), {"kd_coef": 0.4}), logps_gradient("kdrl_advantage", rollout(), {"kd_coef": 0.2}))
+    close(
+        logps_gradient("mine", rollout(), {"kd_coef": 0.4}),
+        logps_gradient("kdrl_advantage", rollout(), {"kd_coef": 0.2}),
+    )
 
 
 def test_the_table_itself_stays_closed():
@@ -54,8 +57,16 @@ def test_only_what_was_added_can_be_replaced():
         ("my method", {}, "is no name for a method"),
         ("mine", {"coefs": {"kd_coeff": 0.1}}, "did you mean 'kd_coef'"),
         ("mine", {"coefs": {**METHODS["kdrl"].coefs, "kd_coef": -0.1}}, "lies in 0–10"),
-        ("mine", {"coefs": {**METHODS["kdrl"].coefs, "clip_low": None}}, "clip_low=off is out of range"),
-        ("mine", {"coefs": {"kd_coef": 0.1}}, "needs a value for clip_low, clip_high, ratio_cap, importance_cap"),
+        (
+            "mine",
+            {"coefs": {**METHODS["kdrl"].coefs, "clip_low": None}},
+            "clip_low=off is out of range",
+        ),
+        (
+            "mine",
+            {"coefs": {"kd_coef": 0.1}},
+            "needs a value for clip_low, clip_high, ratio_cap, importance_cap",
+        ),
         ("mine", {"ratio": "trrd"}, "needs a value for trrd_alpha, trrd_gap_bound"),
         ("mine", {"ratio": "trust"}, "unknown ratio 'trust'"),
         ("mine", {"surrogate": "cut"}, "unknown surrogate 'cut'"),
@@ -75,7 +86,16 @@ def test_a_row_that_cannot_work_is_refused_in_words(name, row, words):
 
 
 def test_a_penalty_alone_is_a_method():
-    add_method("mine", Method("mine", "here", "−log π_θ", ratio="none", penalty=lambda batch, log_ratio, coefs, options: -batch.logps))
+    add_method(
+        "mine",
+        Method(
+            "mine",
+            "here",
+            "−log π_θ",
+            ratio="none",
+            penalty=lambda batch, log_ratio, coefs, options: -batch.logps,
+        ),
+    )
     close(logps_gradient("mine", rollout()), logps_gradient("sft", rollout()))
     assert token_loss("mine", rollout())[1]["loss/policy"] == 0
 

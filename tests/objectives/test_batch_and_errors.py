@@ -5,7 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy import NO_CLIP, close, gradient, heard, logps_gradient, loss_and_gradients, on_policy, random, rollout
+from toy import (
+    NO_CLIP,
+    close,
+    gradient,
+    heard,
+    logps_gradient,
+    loss_and_gradients,
+    on_policy,
+    random,
+    rollout,
+)
 
 from rlkd_lab.objectives import (
     CHOICES,
@@ -25,23 +35,42 @@ from rlkd_lab.objectives.surrogates import aggregate, clipped_surrogate, log_imp
 EVERY = pytest.mark.parametrize("method", METHODS)
 AGGREGATIONS = pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
 LOUD = {"kd_coef": 0.4, "kl_coef": 0.3, "importance_cap": 1.5}
-TAUGHT = [name for name, row in METHODS.items() if "teacher" in row.needs and "divergence" not in row.needs]
+TAUGHT = [
+    name
+    for name, row in METHODS.items()
+    if "teacher" in row.needs and "divergence" not in row.needs
+]
 PER_TOKEN_INPUTS = ("old_logps", "sampler_logps", "teacher_logps", "ref_logps")
 
 
-# --- derivatives ------------------------------------------------------------------------------------------------------
+# --- derivatives ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"level": "sequence"}, {"estimator": "k3", "ref_estimator": "k2"}, {"ref_estimator": "k3"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"level": "sequence"},
+        {"estimator": "k3", "ref_estimator": "k2"},
+        {"ref_estimator": "k3"},
+    ],
+)
 @EVERY
 def test_gradients_by_finite_differences(method, options):
     if METHODS[method].surrogate == "cispo":
-        pytest.skip("its weight is detached on purpose, so its gradient is not the derivative of its value")
+        pytest.skip(
+            "its weight is detached on purpose, so its gradient is not the derivative of its value"
+        )
     batch = rollout(lengths=(3, 2, 3, 1, 0, 2))
     # kd_ratio multiplies by a detached ρ: the same remark
 
     def loss(logps, divergence):
-        return token_loss(method, replace(batch, logps=logps, divergence=divergence), heard(method, **LOUD), {"kd_ratio": "off", **options})[0]
+        return token_loss(
+            method,
+            replace(batch, logps=logps, divergence=divergence),
+            heard(method, **LOUD),
+            {"kd_ratio": "off", **options},
+        )[0]
 
     assert torch.autograd.gradcheck(loss, (batch.logps, batch.divergence))
 
@@ -49,7 +78,13 @@ def test_gradients_by_finite_differences(method, options):
 def test_the_importance_weight_of_the_teacher_term_is_detached():
     batch = rollout()
     with_ratio, without = (
-        logps_gradient("kdrl", batch, {"rl_coef": 0.0, "kd_coef": 1.0}, {"kd_ratio": kd_ratio, "aggregation": "constant"}) for kd_ratio in ("on", "off")
+        logps_gradient(
+            "kdrl",
+            batch,
+            {"rl_coef": 0.0, "kd_coef": 1.0},
+            {"kd_ratio": kd_ratio, "aggregation": "constant"},
+        )
+        for kd_ratio in ("on", "off")
     )
     close(with_ratio, without * (batch.logps - batch.old_logps).detach().exp())
 
@@ -57,43 +92,75 @@ def test_the_importance_weight_of_the_teacher_term_is_detached():
 @EVERY
 def test_advantages_are_detached_and_statistics_are_numbers(method):
     batch = rollout()
-    rewards, teacher_logps, old_logps = (value.clone().requires_grad_() for value in (batch.rewards, batch.teacher_logps, batch.old_logps))
+    rewards, teacher_logps, old_logps = (
+        value.clone().requires_grad_()
+        for value in (batch.rewards, batch.teacher_logps, batch.old_logps)
+    )
     batch = replace(batch, rewards=rewards, teacher_logps=teacher_logps, old_logps=old_logps)
     prepared = prepare(method, batch)
     assert prepared.advantages is None or not prepared.advantages.requires_grad
     assert all(isinstance(value, float) for value in token_loss(method, prepared)[1].values())
 
 
-# --- masks ------------------------------------------------------------------------------------------------------------
+# --- masks ----------------------------------------------------------------------------------------
 
 
 POISONS = pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, -1e9, 1e9])
 
 
 def poisoned(batch, poison, *names):
-    """The batch with ``poison`` in the padding of the named fields; what carries a gradient is a leaf again."""
+    """The batch with ``poison`` in the padding of the named fields; what carries a gradient is
+    a leaf again.
+    """
     padding = batch.completion_mask == 0
     filled = {name: getattr(batch, name).detach().masked_fill(padding, poison) for name in names}
-    return replace(batch, **{name: value.requires_grad_(name in ("logps", "divergence")) for name, value in filled.items()})
+    return replace(
+        batch,
+        **{
+            name: value.requires_grad_(name in ("logps", "divergence"))
+            for name, value in filled.items()
+        },
+    )
 
 
 def same(method, mine, theirs, coefs, options):
-    for a, b in zip(loss_and_gradients(method, mine, coefs, options), loss_and_gradients(method, theirs, coefs, options), strict=True):
+    for a, b in zip(
+        loss_and_gradients(method, mine, coefs, options),
+        loss_and_gradients(method, theirs, coefs, options),
+        strict=True,
+    ):
         close(a, b)
-    assert token_loss(method, mine, coefs, options)[1] == pytest.approx(token_loss(method, theirs, coefs, options)[1])
+    assert token_loss(method, mine, coefs, options)[1] == pytest.approx(
+        token_loss(method, theirs, coefs, options)[1]
+    )
 
 
 @POISONS
 @EVERY
 def test_padding_never_leaks(method, poison):
     clean, coefs = rollout(), heard(method, **LOUD)
-    for names in [("old_logps", "sampler_logps", "teacher_logps", "ref_logps"), ("logps",), ("divergence",)]:
+    for names in [
+        ("old_logps", "sampler_logps", "teacher_logps", "ref_logps"),
+        ("logps",),
+        ("divergence",),
+    ]:
         for aggregation in CHOICES["aggregation"]:
-            same(method, poisoned(clean, poison, *names), clean, coefs, {"aggregation": aggregation})
+            same(
+                method, poisoned(clean, poison, *names), clean, coefs, {"aggregation": aggregation}
+            )
 
 
 @POISONS
-@pytest.mark.parametrize("options", [{"ref_estimator": "k3"}, {"ref_estimator": "k2"}, {"estimator": "k3"}, {"level": "sequence"}, {"kd_ratio": "off"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ref_estimator": "k3"},
+        {"ref_estimator": "k2"},
+        {"estimator": "k3"},
+        {"level": "sequence"},
+        {"kd_ratio": "off"},
+    ],
+)
 def test_padding_never_leaks_whatever_the_estimator(options, poison):
     clean = rollout()
     same("kdrl", poisoned(clean, poison, *PER_TOKEN_INPUTS), clean, LOUD, options)
@@ -111,7 +178,10 @@ def test_a_batch_without_tokens_is_zero_and_not_nan(method, aggregation):
     batch = replace(rollout(), completion_mask=torch.zeros(6, 5))
     for kd_normalizer in ("same", "kept"):
         loss, logps_grad, divergence_grad = loss_and_gradients(
-            method, batch, heard(method, **LOUD), {"aggregation": aggregation, "kd_normalizer": kd_normalizer}
+            method,
+            batch,
+            heard(method, **LOUD),
+            {"aggregation": aggregation, "kd_normalizer": kd_normalizer},
         )
         assert loss == 0
         assert not logps_grad.any()
@@ -123,31 +193,45 @@ def test_a_batch_without_tokens_is_zero_and_not_nan(method, aggregation):
 def test_the_dtype_of_the_mask_does_not_matter(method):
     batch = rollout()
     wanted = loss_and_gradients(method, batch)
-    for mask in (batch.completion_mask.bool(), batch.completion_mask.double(), batch.completion_mask.to(torch.int8)):
-        for mine, theirs in zip(loss_and_gradients(method, replace(batch, completion_mask=mask)), wanted, strict=True):
+    for mask in (
+        batch.completion_mask.bool(),
+        batch.completion_mask.double(),
+        batch.completion_mask.to(torch.int8),
+    ):
+        for mine, theirs in zip(
+            loss_and_gradients(method, replace(batch, completion_mask=mask)), wanted, strict=True
+        ):
             close(mine, theirs)
 
 
-# --- the teacher term: EOS, reward-guided masks, normaliser ------------------------------------------------------------
+# --- the teacher term: EOS, reward-guided masks, normaliser ---------------------------------------
 
 
 def last_tokens(batch):
     """1 at the last token of every completion, where its end-of-sequence token stands."""
-    return batch.completion_mask * (batch.completion_mask.cumsum(-1) == batch.completion_mask.sum(-1, keepdim=True))
+    return batch.completion_mask * (
+        batch.completion_mask.cumsum(-1) == batch.completion_mask.sum(-1, keepdim=True)
+    )
 
 
 @pytest.mark.parametrize("opinion", [-30.0, -math.inf])
 @pytest.mark.parametrize("method", TAUGHT)
 def test_the_teacher_has_no_say_at_an_eos_of_weight_zero(method, opinion):
-    # teacher and student end with different tokens: what the teacher thinks of the student's must not count, not even as 0·inf
+    # teacher and student end with different tokens: what the teacher thinks of the student's must
+    # not count, not even as 0·inf
     batch = rollout()
     ends = last_tokens(batch)
     weighted = replace(batch, kd_weight=1.0 - ends)
     appalled = replace(weighted, teacher_logps=batch.teacher_logps.masked_fill(ends == 1, opinion))
-    for mine, theirs in zip(loss_and_gradients(method, appalled), loss_and_gradients(method, weighted), strict=True):
+    for mine, theirs in zip(
+        loss_and_gradients(method, appalled), loss_and_gradients(method, weighted), strict=True
+    ):
         close(mine, theirs)
     # while it has one at the tokens before it
-    other = replace(weighted, teacher_logps=torch.where(ends == 1, batch.teacher_logps, batch.teacher_logps + 0.3))
+    other = replace(
+        weighted,
+        teacher_logps=torch.where(ends == 1, batch.teacher_logps, batch.teacher_logps + 0.3),
+    )
     assert (logps_gradient(method, other) - logps_gradient(method, weighted)).norm() > 1e-4
 
 
@@ -164,13 +248,19 @@ def test_at_an_eos_of_weight_zero_the_reward_alone_is_left(method):
 def test_kd_weight_multiplies_the_teacher_term_by_row_or_by_token():
     batch, coefs = rollout(), {"kd_coef": 0.5}
     by_row, by_token = random(6, seed=3).abs(), random(6, 5, seed=3).abs()
-    ratio, gap = (batch.logps - batch.old_logps).detach().exp(), teacher_gap(batch.teacher_logps, batch.old_logps)
+    ratio, gap = (
+        (batch.logps - batch.old_logps).detach().exp(),
+        teacher_gap(batch.teacher_logps, batch.old_logps),
+    )
     k2_slope = ratio * (batch.logps - batch.teacher_logps).detach()
     for given, weight in [(by_row, by_row[:, None]), (by_token, by_token)]:
         weighted = replace(batch, kd_weight=given)
         weight = weight * batch.mask
         close(loss_and_gradients("gkd", weighted, coefs)[2], 0.5 * weight / 15)
-        close(logps_gradient("kdrl", weighted, {**coefs, "rl_coef": 0.0}), 0.5 * weight * k2_slope / 15)
+        close(
+            logps_gradient("kdrl", weighted, {**coefs, "rl_coef": 0.0}),
+            0.5 * weight * k2_slope / 15,
+        )
         close(advantage("opd", weighted, coefs) * batch.mask, 0.5 * weight * gap)
 
 
@@ -186,21 +276,38 @@ def test_reward_guided_masks():
 def test_kd_mask_silences_the_teacher_row_by_row(method, kd_mask, taught):
     batch = on_policy(rollout())  # or a clip might silence it too
     shifted = replace(batch, teacher_logps=batch.teacher_logps + 0.3)
-    change = logps_gradient(method, shifted, options={"kd_mask": kd_mask}) - logps_gradient(method, batch, options={"kd_mask": kd_mask})
-    assert [row for row in range(6) if change[row].norm() > 1e-6] == [row for row in taught if batch.completion_mask[row].any()]
+    change = logps_gradient(method, shifted, options={"kd_mask": kd_mask}) - logps_gradient(
+        method, batch, options={"kd_mask": kd_mask}
+    )
+    assert [row for row in range(6) if change[row].norm() > 1e-6] == [
+        row for row in taught if batch.completion_mask[row].any()
+    ]
 
 
 def test_kd_mask_looks_at_correct_and_not_at_the_reward():
     batch, options = rollout(), {"kd_mask": "wrong"}
-    assert token_loss("kdrl", replace(batch, rewards=-batch.rewards), options=options)[1]["loss/kd"] == token_loss("kdrl", batch, options=options)[1]["loss/kd"]
+    assert (
+        token_loss("kdrl", replace(batch, rewards=-batch.rewards), options=options)[1]["loss/kd"]
+        == token_loss("kdrl", batch, options=options)[1]["loss/kd"]
+    )
     assert token_loss("kdrl_masked", batch)[1] == token_loss("kdrl", batch, options=options)[1]
 
 
 def test_kd_normaliser_kept_divides_by_what_the_mask_kept():
-    batch = rollout()  # lengths 5 3 4 1 0 2; wrong are rows 1 2 3 5 with 3 + 4 + 1 + 2 = 10 of 15 tokens, in 4 of 6 rows
+    # lengths 5 3 4 1 0 2; wrong are rows 1 2 3 5 with 3 + 4 + 1 + 2 = 10 of 15 tokens, in 4 of 6
+    # rows
+    batch = rollout()
     for aggregation, factor in [("token", 15 / 10), ("sequence", 6 / 4), ("constant", 6 / 4)]:
         same, kept = (
-            token_loss("kdrl", batch, options={"aggregation": aggregation, "kd_mask": "wrong", "kd_normalizer": normalizer})[1]
+            token_loss(
+                "kdrl",
+                batch,
+                options={
+                    "aggregation": aggregation,
+                    "kd_mask": "wrong",
+                    "kd_normalizer": normalizer,
+                },
+            )[1]
             for normalizer in ("same", "kept")
         )
         assert kept["loss/kd"] == pytest.approx(same["loss/kd"] * factor)
@@ -211,16 +318,22 @@ def test_kd_normaliser_kept_under_token_is_the_mean_over_the_kept_tokens():
     batch = on_policy(rollout())
     wrong = (batch.correct == 0)[:, None] * batch.mask
     mean = (0.5 * (batch.teacher_logps - batch.logps).square() * wrong).sum() / wrong.sum()
-    stats = token_loss("kdrl", batch, {"kd_coef": 0.3}, {"kd_mask": "wrong", "kd_normalizer": "kept"})[1]
+    stats = token_loss(
+        "kdrl", batch, {"kd_coef": 0.3}, {"kd_mask": "wrong", "kd_normalizer": "kept"}
+    )[1]
     assert stats["loss/kd"] == pytest.approx(0.3 * mean.item())
 
 
-# --- aggregation ------------------------------------------------------------------------------------------------------
+# --- aggregation ----------------------------------------------------------------------------------
 
 
 def test_aggregations_by_hand():
     # sft has the plainest per-token loss, −log π; a row without tokens stays in B
-    logps = torch.tensor([[-1.0, -2.0], [-4.0, math.nan], [math.nan, math.nan]], dtype=torch.float64, requires_grad=True)
+    logps = torch.tensor(
+        [[-1.0, -2.0], [-4.0, math.nan], [math.nan, math.nan]],
+        dtype=torch.float64,
+        requires_grad=True,
+    )
     batch = TokenBatch(logps, torch.tensor([[1, 1], [1, 0], [0, 0]]))
     for options, wanted in [
         ({"aggregation": "token"}, 7 / 3),
@@ -261,7 +374,7 @@ def test_split_gives_every_row_once_and_at_most_one_part_a_row():
         list(batch.split(0))
 
 
-# --- advantages -------------------------------------------------------------------------------------------------------
+# --- advantages -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -281,19 +394,31 @@ def test_rewards_equal_up_to_rounding_give_next_to_nothing():
 
 
 def test_a_flat_group_beside_a_spread_one():
-    advantages = group_advantages(torch.tensor([0.1, 0.1, 0.1, 1.0, 0.0]), torch.tensor([4, 4, 4, 9, 9]))
+    advantages = group_advantages(
+        torch.tensor([0.1, 0.1, 0.1, 1.0, 0.0]), torch.tensor([4, 4, 4, 9, 9])
+    )
     assert advantages[:3].tolist() == [0, 0, 0]
-    torch.testing.assert_close(advantages[3:], torch.tensor([1.0, -1.0]) * 0.5 / (math.sqrt(0.5) + 1e-4))
+    torch.testing.assert_close(
+        advantages[3:], torch.tensor([1.0, -1.0]) * 0.5 / (math.sqrt(0.5) + 1e-4)
+    )
 
 
 def test_bf16_rewards_keep_their_small_differences():
-    assert group_advantages(torch.tensor([1.0, 1.0078125, 1.0, 1.0], dtype=torch.bfloat16), torch.zeros(4, dtype=torch.long)).dtype == torch.float32
+    assert (
+        group_advantages(
+            torch.tensor([1.0, 1.0078125, 1.0, 1.0], dtype=torch.bfloat16),
+            torch.zeros(4, dtype=torch.long),
+        ).dtype
+        == torch.float32
+    )
 
 
 @pytest.mark.parametrize("method", ["grpo", "dr_grpo", "kdrl", "trrd"])
 def test_a_group_of_one_is_refused_unless_advantages_are_given(method):
     batch = replace(rollout(), group_ids=torch.tensor([0, 0, 1, 1, 1, 2]))
-    with pytest.raises(ValueError, match="sample at least 2 completions a prompt, or give advantages"):
+    with pytest.raises(
+        ValueError, match="sample at least 2 completions a prompt, or give advantages"
+    ):
         token_loss(method, batch)
     assert token_loss(method, replace(batch, advantages=random(6)))[0].isfinite()
 
@@ -315,12 +440,15 @@ def test_rl_coef_and_kd_coef_weigh_their_terms():
 
 def test_given_advantages_go_before_rewards_and_rl_coef_still_weighs_them():
     batch, given = rollout(), random(6, seed=4)
-    close(advantage("grpo", replace(batch, advantages=given), {"rl_coef": 0.5}), 0.5 * given[:, None].expand(6, 5))
+    close(
+        advantage("grpo", replace(batch, advantages=given), {"rl_coef": 0.5}),
+        0.5 * given[:, None].expand(6, 5),
+    )
     with pytest.raises(ValueError, match="sft has no advantage"):
         advantage("sft", batch)
 
 
-# --- clipping ---------------------------------------------------------------------------------------------------------
+# --- clipping -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -337,7 +465,13 @@ def test_given_advantages_go_before_rewards_and_rl_coef_still_weighs_them():
 )
 def test_clipping_by_hand(ratio, advantage, loss, slope, cut):
     log_ratio = torch.tensor(math.log(ratio), dtype=torch.float64, requires_grad=True)
-    value, cuts = clipped_surrogate(log_ratio, torch.tensor(advantage, dtype=torch.float64), clip_low=0.2, clip_high=0.3, ratio_cap=3.0)
+    value, cuts = clipped_surrogate(
+        log_ratio,
+        torch.tensor(advantage, dtype=torch.float64),
+        clip_low=0.2,
+        clip_high=0.3,
+        ratio_cap=3.0,
+    )
     assert value.item() == pytest.approx(loss)
     assert gradient(value, log_ratio).item() == pytest.approx(slope)
     assert [name for name, where in cuts.items() if where] == ([cut] if cut else [])
@@ -348,8 +482,12 @@ def test_clip_ratios_count_tokens():
     ratio, here = (batch.logps - batch.old_logps).detach().exp(), batch.completion_mask == 1
     up = (batch.advantages > 0)[:, None].expand(6, 5)
     stats = token_loss("grpo", batch, {"clip_low": 0.1, "clip_high": 0.2})[1]
-    assert stats["clip_ratio/low"] == pytest.approx(((ratio < 0.9) & ~up)[here].double().mean().item())
-    assert stats["clip_ratio/high"] == pytest.approx(((ratio > 1.2) & up)[here].double().mean().item())
+    assert stats["clip_ratio/low"] == pytest.approx(
+        ((ratio < 0.9) & ~up)[here].double().mean().item()
+    )
+    assert stats["clip_ratio/high"] == pytest.approx(
+        ((ratio > 1.2) & up)[here].double().mean().item()
+    )
     assert 0 < stats["clip_ratio/low"] < 1
     assert 0 < stats["clip_ratio/high"] < 1
 
@@ -358,19 +496,33 @@ def test_sequence_level_is_the_mean_over_the_tokens_of_a_row():
     batch = rollout()
     level = log_importance(batch, "sequence")
     for row, length in enumerate((5, 3, 4, 1, 0, 2)):
-        mean = (batch.logps - batch.old_logps)[row, :length].mean() if length else torch.zeros((), dtype=torch.float64)
+        mean = (
+            (batch.logps - batch.old_logps)[row, :length].mean()
+            if length
+            else torch.zeros((), dtype=torch.float64)
+        )
         close(level[row], mean.expand(5))
 
 
 def test_the_bound_of_trrd_acts_on_the_teacher_alone_and_cuts_its_gradient():
     logps = torch.tensor([[-1.0, -1.0, -3.0]], dtype=torch.float64, requires_grad=True)
     teacher_logps = torch.tensor([[-1.5, -3.0, -1.0]], dtype=torch.float64)
-    batch = TokenBatch(logps, torch.ones(1, 3), teacher_logps=teacher_logps, advantages=-torch.ones(1))
+    batch = TokenBatch(
+        logps, torch.ones(1, 3), teacher_logps=teacher_logps, advantages=-torch.ones(1)
+    )
     coefs = {"trrd_alpha": 0.6, "trrd_gap_bound": 1.0, "ratio_cap": None, "clip_low": 1.0}
-    loss, stats = token_loss("trrd", batch, coefs, {"aggregation": "constant", "constant_length": 1})
-    # within the bound r = e^(.4·.5) with slope 1; beyond it r = e^(±.4·1) with the slope α of the old policy's part
+    loss, stats = token_loss(
+        "trrd", batch, coefs, {"aggregation": "constant", "constant_length": 1}
+    )
+    # within the bound r = e^(.4·.5) with slope 1; beyond it r = e^(±.4·1) with the slope α of the
+    # old policy's part
     assert loss.item() == pytest.approx(math.exp(0.2) + math.exp(0.4) + math.exp(-0.4))
-    close(gradient(loss, logps), torch.tensor([[math.exp(0.2), 0.6 * math.exp(0.4), 0.6 * math.exp(-0.4)]], dtype=torch.float64))
+    close(
+        gradient(loss, logps),
+        torch.tensor(
+            [[math.exp(0.2), 0.6 * math.exp(0.4), 0.6 * math.exp(-0.4)]], dtype=torch.float64
+        ),
+    )
     assert stats["trrd/bound_frac"] == pytest.approx(2 / 3)
 
 
@@ -380,21 +532,31 @@ def test_importance_cap_weighs_the_policy_term_alone():
     assert (weight == cap).any()
     assert (weight < cap).any()
     coefs = {"kd_coef": 0.4, "kl_coef": 0.3}
-    plain, capped = (token_loss("kdrl", batch, {**coefs, "importance_cap": given})[1] for given in (None, cap))
+    plain, capped = (
+        token_loss("kdrl", batch, {**coefs, "importance_cap": given})[1] for given in (None, cap)
+    )
     assert capped["loss/kd"] == plain["loss/kd"]
-    close(logps_gradient("grpo", batch, {"importance_cap": cap}), logps_gradient("grpo", batch) * weight)
+    close(
+        logps_gradient("grpo", batch, {"importance_cap": cap}),
+        logps_gradient("grpo", batch) * weight,
+    )
     # without a sampler's report there is nothing to correct
-    close(logps_gradient("grpo", replace(batch, sampler_logps=None), {"importance_cap": cap}), logps_gradient("grpo", batch))
+    close(
+        logps_gradient("grpo", replace(batch, sampler_logps=None), {"importance_cap": cap}),
+        logps_gradient("grpo", batch),
+    )
 
 
-# --- on-policy --------------------------------------------------------------------------------------------------------
+# --- on-policy ------------------------------------------------------------------------------------
 
 
 @EVERY
 def test_missing_old_logps_mean_on_policy(method):
     missing = on_policy(rollout())
     given = replace(missing, old_logps=missing.logps.detach())
-    for mine, theirs in zip(loss_and_gradients(method, missing), loss_and_gradients(method, given), strict=True):
+    for mine, theirs in zip(
+        loss_and_gradients(method, missing), loss_and_gradients(method, given), strict=True
+    ):
         close(mine, theirs)
 
 
@@ -427,7 +589,7 @@ def test_kd_forward_and_gkd_scale_and_mask_the_divergence():
         assert not logps_grad.any()
 
 
-# --- refused, in words ------------------------------------------------------------------------------------------------
+# --- refused, in words ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -438,8 +600,18 @@ def test_kd_forward_and_gkd_scale_and_mask_the_divergence():
         ("kdrl", {"kd_coeff": 0.1}, {}, "unknown knob of kdrl 'kd_coeff': did you mean 'kd_coef'"),
         ("grpo", {"kd_coef": 0.1}, {}, "unknown knob of grpo 'kd_coef'"),
         ("sft", {"kd_coef": 0.1}, {}, "unknown knob of sft 'kd_coef'"),
-        ("kdrl", {}, {"agregation": "token"}, "unknown option 'agregation': did you mean 'aggregation'"),
-        ("kdrl", {}, {"aggregation": "tokens"}, "unknown aggregation 'tokens': did you mean 'token'"),
+        (
+            "kdrl",
+            {},
+            {"agregation": "token"},
+            "unknown option 'agregation': did you mean 'aggregation'",
+        ),
+        (
+            "kdrl",
+            {},
+            {"aggregation": "tokens"},
+            "unknown aggregation 'tokens': did you mean 'token'",
+        ),
         ("kdrl", {}, {"kd_mask": "wrongs"}, "unknown kd_mask 'wrongs': did you mean 'wrong'"),
         ("kdrl", {}, {"estimator": None}, "unknown estimator 'None'"),
         ("kdrl", {"kd_coef": -0.1}, {}, "kd_coef=-0.1 is out of range: .* lies in 0–10"),
@@ -447,7 +619,12 @@ def test_kd_forward_and_gkd_scale_and_mask_the_divergence():
         ("kdrl", {"kd_coef": math.inf}, {}, "kd_coef=inf is out of range"),
         ("kdrl", {"kd_coef": None}, {}, "kd_coef=off is out of range"),
         ("trrd", {"trrd_alpha": 1.01}, {}, "trrd_alpha=1.01 is out of range"),
-        ("trrd", {"trrd_gap_bound": 0.0}, {}, "trrd_gap_bound=0 is out of range: .* lies in 0.01–20, or off"),
+        (
+            "trrd",
+            {"trrd_gap_bound": 0.0},
+            {},
+            "trrd_gap_bound=0 is out of range: .* lies in 0.01–20, or off",
+        ),
         ("grpo", {"clip_low": 1.5}, {}, "clip_low=1.5 is out of range"),
         ("grpo", {"ratio_cap": 0.5}, {}, "ratio_cap=0.5 is out of range"),
     ],
@@ -498,7 +675,11 @@ def test_defaults_that_make_a_method_what_it_is():
     coefs = {name: row.coefs for name, row in METHODS.items()}
     assert (coefs["dapo"]["clip_low"], coefs["dapo"]["clip_high"]) == (0.2, 0.28)
     assert (coefs["grpo"]["clip_low"], coefs["grpo"]["clip_high"]) == (0.2, 0.2)
-    assert (coefs["trrd"]["trrd_alpha"], coefs["trrd"]["trrd_gap_bound"], coefs["trrd"]["ratio_cap"]) == (0.5, 1.0, 3.0)
+    assert (
+        coefs["trrd"]["trrd_alpha"],
+        coefs["trrd"]["trrd_gap_bound"],
+        coefs["trrd"]["ratio_cap"],
+    ) == (0.5, 1.0, 3.0)
     assert coefs["opd"]["kd_coef"] == 1.0
     # no reference KL unless it is asked for
     assert not any(knobs.get("kl_coef") for knobs in coefs.values())
@@ -512,11 +693,23 @@ def test_defaults_that_make_a_method_what_it_is():
         ("trrd", "teacher_logps", {}, {}, "trrd needs teacher_logps"),
         ("grpo", "rewards", {}, {}, r"grpo needs rewards and group_ids \(or advantages\)"),
         ("grpo", "group_ids", {}, {}, r"grpo needs rewards and group_ids \(or advantages\)"),
-        ("grpo", "ref_logps", {"kl_coef": 0.1}, {}, "grpo needs ref_logps, because kl_coef is not 0"),
+        (
+            "grpo",
+            "ref_logps",
+            {"kl_coef": 0.1},
+            {},
+            "grpo needs ref_logps, because kl_coef is not 0",
+        ),
         ("gkd", "divergence", {}, {}, "gkd needs divergence"),
         ("kdrl", "divergence", {}, {"estimator": "exact"}, "kdrl needs divergence"),
         ("kdrl_masked", "correct", {}, {}, "kdrl_masked with kd_mask='wrong' needs correct"),
-        ("opd", "group_ids", {}, {"kd_mask": "group_wrong"}, "kd_mask='group_wrong' needs group_ids"),
+        (
+            "opd",
+            "group_ids",
+            {},
+            {"kd_mask": "group_wrong"},
+            "kd_mask='group_wrong' needs group_ids",
+        ),
     ],
 )
 def test_missing_inputs_are_refused(method, missing, coefs, options, message):
@@ -535,12 +728,29 @@ def test_kdrl_with_an_exact_divergence_needs_no_log_probabilities_of_the_teacher
     # the head that made the divergence has seen the teacher
     batch = rollout()
     options = {"estimator": "exact"}
-    close(token_loss("kdrl", replace(batch, teacher_logps=None), options=options)[0], token_loss("kdrl", batch, options=options)[0])
+    close(
+        token_loss("kdrl", replace(batch, teacher_logps=None), options=options)[0],
+        token_loss("kdrl", batch, options=options)[0],
+    )
 
 
-@pytest.mark.parametrize("name", ["completion_mask", *PER_TOKEN_INPUTS, "divergence", "rewards", "correct", "group_ids", "advantages", "kd_weight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "completion_mask",
+        *PER_TOKEN_INPUTS,
+        "divergence",
+        "rewards",
+        "correct",
+        "group_ids",
+        "advantages",
+        "kd_weight",
+    ],
+)
 def test_wrong_shapes_are_refused(name):
-    with pytest.raises(ValueError, match=rf"{name} must be .*\(6,.* beside logps of \(6, 5\); got \(5, 6\)"):
+    with pytest.raises(
+        ValueError, match=rf"{name} must be .*\(6,.* beside logps of \(6, 5\); got \(5, 6\)"
+    ):
         replace(rollout(), **{name: torch.ones(5, 6)})
 
 
@@ -555,7 +765,9 @@ def test_a_batch_prepared_for_another_method_is_refused():
         token_loss("dr_grpo", prepared)
 
 
-@pytest.mark.parametrize(("first", "second"), [("kdrl_advantage", "kdrl_advantage"), ("grpo", "dr_grpo")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("kdrl_advantage", "kdrl_advantage"), ("grpo", "dr_grpo")]
+)
 def test_preparing_twice_is_refused(first, second):
     # the advantages would be taken for Â and weighed again
     prepared = prepare(first, rollout(), {"rl_coef": 2.0})
@@ -579,4 +791,7 @@ def test_a_prepared_batch_refuses_other_options_than_it_was_prepared_with():
     # coefficients weigh the loss, not the preparation: they may still move
     prepared = prepare("kdrl_advantage", batch, {"kd_coef": 0.1})
     moved = {"kd_coef": 5.0, "rl_coef": 0.5, "clip_high": 0.3}
-    close(token_loss("kdrl_advantage", prepared, moved)[0], token_loss("kdrl_advantage", batch, moved)[0])
+    close(
+        token_loss("kdrl_advantage", prepared, moved)[0],
+        token_loss("kdrl_advantage", batch, moved)[0],
+    )

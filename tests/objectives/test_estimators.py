@@ -11,8 +11,12 @@ from rlkd_lab.objectives import divergence, forward_kl, jsd, k1, k2, k3, reverse
 
 SIZE = 6
 FEW = settings(max_examples=25, deadline=None, derandomize=True, database=None)
-LOGITS = st.lists(st.floats(-8, 8), min_size=SIZE, max_size=SIZE).map(lambda values: torch.tensor(values, dtype=torch.float64))
-WEIGHTS = st.sampled_from([0.0, 1.0]) | st.floats(0.01, 0.99)  # the ends are a convention: a KL, and not the limit, which is 0
+LOGITS = st.lists(st.floats(-8, 8), min_size=SIZE, max_size=SIZE).map(
+    lambda values: torch.tensor(values, dtype=torch.float64)
+)
+WEIGHTS = st.sampled_from([0.0, 1.0]) | st.floats(
+    0.01, 0.99
+)  # the ends are a convention: a KL, and not the limit, which is 0
 DIVERGENCES = {
     "reverse": reverse_kl,
     "forward": forward_kl,
@@ -22,7 +26,7 @@ DIVERGENCES = {
 EACH = pytest.mark.parametrize("measure", DIVERGENCES.values(), ids=DIVERGENCES)
 
 
-# --- sampled estimators -----------------------------------------------------------------------------------------------
+# --- sampled estimators ---------------------------------------------------------------------------
 
 
 @FEW
@@ -47,7 +51,7 @@ def test_k3_keeps_its_digits_for_tiny_ratios():
     torch.testing.assert_close(k3(torch.zeros(2), tiny), 0.5 * tiny.square(), rtol=5e-3, atol=0.0)
 
 
-# --- exact divergences ------------------------------------------------------------------------------------------------
+# --- exact divergences ----------------------------------------------------------------------------
 
 
 @EACH
@@ -80,11 +84,21 @@ def test_jsd_is_at_most_the_entropy_of_its_coin(a, b, weight):
 @given(LOGITS, LOGITS)
 def test_the_ends_equal_kl_div_of_torch(a, b):
     log_p, log_q = a.log_softmax(-1), b.log_softmax(-1)
-    of_teacher = F.kl_div(log_p, log_q, log_target=True, reduction="sum")  # torch: kl_div(input, target) = KL(target‖input)
+    of_teacher = F.kl_div(
+        log_p, log_q, log_target=True, reduction="sum"
+    )  # torch: kl_div(input, target) = KL(target‖input)
     of_student = F.kl_div(log_q, log_p, log_target=True, reduction="sum")
-    for value in (forward_kl(log_p, log_q), jsd(log_p, log_q, 0.0), divergence("forward", log_p, log_q)):
+    for value in (
+        forward_kl(log_p, log_q),
+        jsd(log_p, log_q, 0.0),
+        divergence("forward", log_p, log_q),
+    ):
         close(value, of_teacher)
-    for value in (reverse_kl(log_p, log_q), jsd(log_p, log_q, 1.0), divergence("reverse", log_p, log_q)):
+    for value in (
+        reverse_kl(log_p, log_q),
+        jsd(log_p, log_q, 1.0),
+        divergence("reverse", log_p, log_q),
+    ):
         close(value, of_student)
     close(divergence("jsd", log_p, log_q, 0.3), jsd(log_p, log_q, 0.3))
 
@@ -92,7 +106,10 @@ def test_the_ends_equal_kl_div_of_torch(a, b):
 def test_exact_gradients_by_finite_differences():
     teacher = random(2, SIZE, seed=1).log_softmax(-1)
     for measure in DIVERGENCES.values():
-        assert torch.autograd.gradcheck(lambda logits, measure=measure: measure(logits.log_softmax(-1), teacher), random(2, SIZE).requires_grad_())
+        assert torch.autograd.gradcheck(
+            lambda logits, measure=measure: measure(logits.log_softmax(-1), teacher),
+            random(2, SIZE).requires_grad_(),
+        )
 
 
 def test_exact_reverse_kl_has_the_gradient_that_k2_has_in_expectation():
@@ -103,7 +120,7 @@ def test_exact_reverse_kl_has_the_gradient_that_k2_has_in_expectation():
     close(reverse_kl(logps, teacher), kl(logps, teacher))
 
 
-# --- top-k with a tail ------------------------------------------------------------------------------------------------
+# --- top-k with a tail ----------------------------------------------------------------------------
 
 
 @EACH
@@ -135,7 +152,10 @@ def test_topk_keeps_the_likeliest_tokens_of_the_teacher():
 
 
 def test_without_the_tail_the_value_would_be_negative():
-    log_p, log_q = (torch.tensor(probabilities, dtype=torch.float64).log() for probabilities in ([0.05, 0.05, 0.9], [0.5, 0.4, 0.1]))
+    log_p, log_q = (
+        torch.tensor(probabilities, dtype=torch.float64).log()
+        for probabilities in ([0.05, 0.05, 0.9], [0.5, 0.4, 0.1])
+    )
     coarse_p, coarse_q = topk_with_tail(log_p, log_q, 2)
     assert reverse_kl(coarse_p[:2], coarse_q[:2]) < 0 < reverse_kl(coarse_p, coarse_q)
 
@@ -144,10 +164,13 @@ def test_topk_tail_keeps_its_digits_where_the_top_holds_nearly_everything():
     logits = torch.tensor([60.0, 0.0, 0.0], dtype=torch.float64)
     log_p, log_q = logits.log_softmax(-1), logits.log_softmax(-1)
     tail = topk_with_tail(log_p, log_q, 1)[0][1]
-    close(tail, torch.tensor(-60.0, dtype=torch.float64) + torch.tensor(2.0, dtype=torch.float64).log())
+    close(
+        tail,
+        torch.tensor(-60.0, dtype=torch.float64) + torch.tensor(2.0, dtype=torch.float64).log(),
+    )
 
 
-# --- excluded tokens: log-probability −inf ----------------------------------------------------------------------------
+# --- excluded tokens: log-probability −inf --------------------------------------------------------
 
 # logits of the student and of the teacher, and where the result is finite
 OUT = -torch.inf
@@ -183,19 +206,24 @@ def test_excluded_tokens_leave_value_and_gradient_finite(case, kind):
     open_tokens = logits.detach().isfinite()
 
     def of_open(values):
-        return divergence(kind, logits.detach().masked_scatter(open_tokens, values).log_softmax(-1), log_q)
+        return divergence(
+            kind, logits.detach().masked_scatter(open_tokens, values).log_softmax(-1), log_q
+        )
 
     for token, index in enumerate(open_tokens.nonzero().flatten()):
         step = torch.zeros(int(open_tokens.sum()), dtype=torch.float64)
         step[token] = 1e-5
         at = logits.detach()[open_tokens]
-        assert of_logits[index].item() == pytest.approx(((of_open(at + step) - of_open(at - step)) / 2e-5).item(), abs=1e-8)
+        assert of_logits[index].item() == pytest.approx(
+            ((of_open(at + step) - of_open(at - step)) / 2e-5).item(), abs=1e-8
+        )
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["reverse", "forward", "jsd"])
 def test_an_empty_tail_leaves_value_and_gradient_finite(kind, k):
-    # padding of the vocabulary: both models exclude the last two tokens, and at k = 2 and more nothing else is left in the tail
+    # padding of the vocabulary: both models exclude the last two tokens, and at k = 2 and more
+    # nothing else is left in the tail
     logits = torch.tensor([0.4, -0.3, OUT, OUT], dtype=torch.float64, requires_grad=True)
     log_q = torch.tensor([0.9, 0.1, OUT, OUT], dtype=torch.float64).log_softmax(-1)
     value = divergence(kind, *topk_with_tail(logits.log_softmax(-1), log_q, k))
@@ -209,7 +237,7 @@ def test_a_teacher_that_excludes_what_the_student_says_is_infinitely_far():
     assert jsd(log_p, log_q).isfinite()
 
 
-# --- bad inputs -------------------------------------------------------------------------------------------------------
+# --- bad inputs -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("k", [0, -1, SIZE + 1])

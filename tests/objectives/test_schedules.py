@@ -2,7 +2,15 @@
 
 import pytest
 
-from rlkd_lab.objectives import METHODS, Constant, Linear, Switch, check_coef, parse_schedule, schedules_for
+from rlkd_lab.objectives import (
+    METHODS,
+    Constant,
+    Linear,
+    Switch,
+    check_coef,
+    parse_schedule,
+    schedules_for,
+)
 from rlkd_lab.objectives.schedules import values_of
 
 
@@ -26,7 +34,15 @@ def test_parse(text, schedule):
 
 @pytest.mark.parametrize(
     "schedule",
-    [Constant(None), Constant(0.1), Constant(1 / 3), Linear(0.2, 0.002), Linear(0.1 + 0.2, 1e-7, 1 / 3), Switch(1.0, 0.0), Switch(1 / 7, 2 / 7, 0.3)],
+    [
+        Constant(None),
+        Constant(0.1),
+        Constant(1 / 3),
+        Linear(0.2, 0.002),
+        Linear(0.1 + 0.2, 1e-7, 1 / 3),
+        Switch(1.0, 0.0),
+        Switch(1 / 7, 2 / 7, 0.3),
+    ],
 )
 def test_what_a_schedule_writes_it_reads_back(schedule):
     # a run's record holds the text, and its replay must be exact
@@ -35,10 +51,26 @@ def test_what_a_schedule_writes_it_reads_back(schedule):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "fast", "none", "linear", "linear:", "linear:0.2", "linear:a:b", "linear:0.2:0.1:0.5:1", "switch:1", "switch:1:0:0.5:1", "step:1:0", "0.1:0.2", "0,1"],
+    [
+        "",
+        "fast",
+        "none",
+        "linear",
+        "linear:",
+        "linear:0.2",
+        "linear:a:b",
+        "linear:0.2:0.1:0.5:1",
+        "switch:1",
+        "switch:1:0:0.5:1",
+        "step:1:0",
+        "0.1:0.2",
+        "0,1",
+    ],
 )
 def test_a_bad_text_is_refused_with_the_grammar(text):
-    with pytest.raises(ValueError, match="is no schedule: write a number, 'off', 'linear:START:END"):
+    with pytest.raises(
+        ValueError, match="is no schedule: write a number, 'off', 'linear:START:END"
+    ):
         parse_schedule(text)
 
 
@@ -55,11 +87,14 @@ def test_constant():
 
 
 def test_linear_is_the_annealing_of_kdrl():
-    # β_t = max(β_init − δ·t, β_min), with t counted from 0: KDRL's 5e-3, 5e-5 and 1e-3 reach the minimum at step 81 of 280
+    # β_t = max(β_init − δ·t, β_min), with t counted from 0: KDRL's 5e-3, 5e-5 and 1e-3 reach the
+    # minimum at step 81 of 280
     start, delta, end, total = 5e-3, 5e-5, 1e-3, 280
     schedule = Linear(start, end, 81 / total)
     for step in (1, 2, 40, 80, 81, 82, 280):
-        assert schedule.at(step, total) == pytest.approx(max(start - delta * (step - 1), end), rel=1e-12)
+        assert schedule.at(step, total) == pytest.approx(
+            max(start - delta * (step - 1), end), rel=1e-12
+        )
 
 
 def test_linear_goes_up_as_well_and_stays_at_its_end():
@@ -77,7 +112,9 @@ def test_linear_scales_with_the_length_of_the_run():
 @pytest.mark.parametrize(("share", "last"), [(0.5, 5), (0.25, 2), (1.0, 10), (0.01, 0)])
 def test_switch_holds_its_first_value_for_its_share_of_the_run(share, last):
     schedule = Switch(1.0, 0.0, share)
-    assert [step for step in range(1, 11) if schedule.at(step, 10) == 1.0] == list(range(1, last + 1))
+    assert [step for step in range(1, 11) if schedule.at(step, 10) == 1.0] == list(
+        range(1, last + 1)
+    )
 
 
 def test_values_of_are_the_extremes():
@@ -104,7 +141,9 @@ def test_the_callers_schedule_goes_before_the_presets_and_that_before_the_defaul
 
 def test_opd_then_rl_is_one_or_the_other():
     schedules = schedules_for("opd_then_rl")
-    pairs = [(schedules["kd_coef"].at(step, 6), schedules["rl_coef"].at(step, 6)) for step in range(1, 7)]
+    pairs = [
+        (schedules["kd_coef"].at(step, 6), schedules["rl_coef"].at(step, 6)) for step in range(1, 7)
+    ]
     assert pairs == [(1.0, 0.0)] * 3 + [(0.0, 1.0)] * 3
 
 

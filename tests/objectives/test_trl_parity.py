@@ -1,4 +1,6 @@
-"""Fact 10: value and gradient equal TRL's, whose loss is called unbound on a stub that has the attributes it reads."""
+"""Fact 10: value and gradient equal TRL's, whose loss is called unbound on a stub that has the
+attributes it reads.
+"""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -26,11 +28,17 @@ OURS = {
 }
 
 
-def trl_loss(batch, loss_type, level="token", kl_coef=0.0, bias_correction=True, delta=None, importance=None):
+def trl_loss(
+    batch, loss_type, level="token", kl_coef=0.0, bias_correction=True, delta=None, importance=None
+):
     stub = SimpleNamespace(
-        args=SimpleNamespace(use_bias_correction_kl=bias_correction, delta=delta, steps_per_generation=1),
+        args=SimpleNamespace(
+            use_bias_correction_kl=bias_correction, delta=delta, steps_per_generation=1
+        ),
         model=SimpleNamespace(training=True),
-        accelerator=SimpleNamespace(num_processes=1, reduce=lambda value, reduction: value, gather=lambda value: value),
+        accelerator=SimpleNamespace(
+            num_processes=1, reduce=lambda value, reduction: value, gather=lambda value: value
+        ),
         loss_type=loss_type,
         importance_sampling_level=level,
         beta=kl_coef,
@@ -45,7 +53,11 @@ def trl_loss(batch, loss_type, level="token", kl_coef=0.0, bias_correction=True,
         vllm_importance_sampling_correction=True,
         _entropy_bonus_enabled=False,
         _metrics=defaultdict(lambda: defaultdict(list)),
-        _get_per_token_logps_and_entropies=lambda *_, **__: (batch.logps, torch.zeros_like(batch.logps), None),
+        _get_per_token_logps_and_entropies=lambda *_, **__: (
+            batch.logps,
+            torch.zeros_like(batch.logps),
+            None,
+        ),
     )
     ids = torch.zeros_like(batch.completion_mask)
     inputs = {
@@ -65,13 +77,22 @@ def trl_loss(batch, loss_type, level="token", kl_coef=0.0, bias_correction=True,
 
 def our_loss(batch, loss_type, coefs=None, options=None):
     method, own_coefs, own_options = OURS[loss_type]
-    return token_loss(method, batch, {**heard(method, clip_low=LOW, clip_high=HIGH), **own_coefs, **(coefs or {})}, {**own_options, **(options or {})})[0]
+    return token_loss(
+        method,
+        batch,
+        {**heard(method, clip_low=LOW, clip_high=HIGH), **own_coefs, **(coefs or {})},
+        {**own_options, **(options or {})},
+    )[0]
 
 
 def scattered(seed=0):
     """A batch whose ratios reach far beyond both clips, with given advantages."""
     batch = rollout(seed)
-    return replace(batch, advantages=random(6, seed=seed + 20), old_logps=batch.logps.detach() + random(6, 5, seed=seed + 21))
+    return replace(
+        batch,
+        advantages=random(6, seed=seed + 20),
+        old_logps=batch.logps.detach() + random(6, 5, seed=seed + 21),
+    )
 
 
 def same(batch, mine, theirs):
@@ -85,9 +106,16 @@ def same(batch, mine, theirs):
 @pytest.mark.parametrize("loss_type", OURS)
 def test_fact_10_loss_and_gradient_equal_trl(loss_type, level, kl):
     kl_coef = 0.0 if kl == "no KL" else 0.4
-    coefs, options = {"kl_coef": kl_coef}, {"level": level, "ref_estimator": "k3" if kl == "k3" else "k3_ratio"}
+    coefs, options = (
+        {"kl_coef": kl_coef},
+        {"level": level, "ref_estimator": "k3" if kl == "k3" else "k3_ratio"},
+    )
     for batch in (scattered(0), scattered(1), replace(scattered(2), old_logps=None)):
-        same(batch, our_loss(batch, loss_type, coefs, options), trl_loss(batch, loss_type, level, kl_coef, bias_correction=kl != "k3"))
+        same(
+            batch,
+            our_loss(batch, loss_type, coefs, options),
+            trl_loss(batch, loss_type, level, kl_coef, bias_correction=kl != "k3"),
+        )
 
 
 def test_fact_10_per_token_advantages_equal_trl():
@@ -110,7 +138,11 @@ def test_fact_10_ratio_cap_is_the_delta_of_trl(loss_type, level):
 def test_fact_10_importance_cap_is_the_truncated_correction_of_trl(loss_type):
     batch, cap = scattered(), 1.2
     importance = (batch.old_logps - batch.sampler_logps).exp().clamp(max=cap)
-    same(batch, our_loss(batch, loss_type, {"importance_cap": cap}), trl_loss(batch, loss_type, importance=importance))
+    same(
+        batch,
+        our_loss(batch, loss_type, {"importance_cap": cap}),
+        trl_loss(batch, loss_type, importance=importance),
+    )
 
 
 @pytest.mark.parametrize("scale", [True, False])
@@ -119,7 +151,13 @@ def test_fact_10_group_advantages_equal_trl(scale):
 
     # the lines of TRL's _generate_and_score_completions, for rewards in rows of one prompt
     size = 4
-    rewards = torch.cat([random(8, seed=1), torch.ones(4, dtype=torch.float64), torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)])
+    rewards = torch.cat(
+        [
+            random(8, seed=1),
+            torch.ones(4, dtype=torch.float64),
+            torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64),
+        ]
+    )
     mean = torch.nanmean(rewards.view(-1, size), dim=1).repeat_interleave(size, dim=0)
     std = nanstd(rewards.view(-1, size), dim=1).repeat_interleave(size, dim=0)
     theirs = (rewards - mean) / (std + 1e-4) if scale else rewards - mean

@@ -7,7 +7,10 @@ import torch
 from rlkd_lab.objectives import METHODS, TokenBatch, token_loss
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
-SUM = {"aggregation": "constant", "constant_length": 1}  # the plain sum over the tokens of a single row
+SUM = {
+    "aggregation": "constant",
+    "constant_length": 1,
+}  # the plain sum over the tokens of a single row
 NO_CLIP = {"clip_low": 1.0, "clip_high": 10.0}
 
 
@@ -19,7 +22,7 @@ def random(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-# --- enumeration: a policy is one table of logits per prefix -----------------------------------------------------------
+# --- enumeration: a policy is one table of logits per prefix --------------------------------------
 
 VOCABULARY = 4
 
@@ -30,12 +33,16 @@ def one_token_policy(seed):
 
 
 def two_token_policy(seed):
-    """Logits (1 + V, V) with gradient: row 0 for the first token, row 1 + a for the token after a."""
+    """Logits (1 + V, V) with gradient: row 0 for the first token, row 1 + a for the token after
+    a.
+    """
     return random(1 + VOCABULARY, VOCABULARY, seed=seed).requires_grad_()
 
 
 def sequence_logps(logits):
-    """Per-token log-probabilities of all sequences: (V, 1) for a one-token policy, (V², 2) for a two-token one."""
+    """Per-token log-probabilities of all sequences: (V, 1) for a one-token policy, (V², 2) for
+    a two-token one.
+    """
     if logits.dim() == 1:
         return logits.log_softmax(-1)[:, None]
     table = logits.log_softmax(-1)
@@ -44,7 +51,9 @@ def sequence_logps(logits):
 
 
 def kl(log_p, log_q):
-    """Σ p (log p − log q), written out once more, so that the package is not tested against itself."""
+    """Σ p (log p − log q), written out once more, so that the package is not tested against
+    itself.
+    """
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
@@ -53,7 +62,9 @@ def sequence_kl(logits, other):
 
 
 def next_token_kls(logits, other):
-    """KL of every next token, weighted by its prefix, whose distribution is held fixed (discount 0)."""
+    """KL of every next token, weighted by its prefix, whose distribution is held fixed
+    (discount 0).
+    """
     log_p, log_q = logits.log_softmax(-1), other.log_softmax(-1)
     if logits.dim() == 1:
         return kl(log_p, log_q)
@@ -72,23 +83,32 @@ def gradient(scalar, leaf):
 
 
 def expected_loss(method, logits, teacher, advantages, coefs=None, options=None):
-    """The expected on-policy loss of a method: each enumerated sequence is a batch of one row, and rows are weighted by their probability."""
+    """The expected on-policy loss of a method: each enumerated sequence is a batch of one row,
+    and rows are weighted by their probability.
+    """
     logps = sequence_logps(logits)
     with torch.no_grad():
         teacher_logps = sequence_logps(teacher)
-    batch = TokenBatch(logps, torch.ones_like(logps), teacher_logps=teacher_logps, advantages=advantages)
-    losses = [token_loss(method, batch.select(slice(row, row + 1)), coefs, {**SUM, **(options or {})})[0] for row in range(len(logps))]
+    batch = TokenBatch(
+        logps, torch.ones_like(logps), teacher_logps=teacher_logps, advantages=advantages
+    )
+    losses = [
+        token_loss(method, batch.select(slice(row, row + 1)), coefs, {**SUM, **(options or {})})[0]
+        for row in range(len(logps))
+    ]
     return expectation(torch.stack(losses), logits)
 
 
-# --- a batch with everything in it ------------------------------------------------------------------------------------
+# --- a batch with everything in it ----------------------------------------------------------------
 
 LENGTHS = (5, 3, 4, 1, 0, 2)  # one row has no token at all
 GROUPS = (0, 1, 2, 0, 1, 2)  # interleaved, so that every micro-batch cuts a group
 
 
 def rollout(seed=0, lengths=LENGTHS, **given):
-    """An off-policy batch of six completions of three prompts: padding, groups, teacher, reference, sampler and divergence."""
+    """An off-policy batch of six completions of three prompts: padding, groups, teacher,
+    reference, sampler and divergence.
+    """
     rows, width = len(lengths), max(lengths)
 
     def near(offset, spread):
@@ -117,7 +137,10 @@ def on_policy(batch):
 def loss_and_gradients(method, batch, coefs=None, options=None):
     """The loss, and its gradients with respect to logps and divergence."""
     loss, _ = token_loss(method, batch, coefs, options)
-    return loss.detach(), *(torch.zeros(()) if leaf is None else gradient(loss, leaf) for leaf in (batch.logps, batch.divergence))
+    return loss.detach(), *(
+        torch.zeros(()) if leaf is None else gradient(loss, leaf)
+        for leaf in (batch.logps, batch.divergence)
+    )
 
 
 def logps_gradient(method, batch, coefs=None, options=None):

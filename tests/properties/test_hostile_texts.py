@@ -1,11 +1,22 @@
-"""Whatever a model writes: every verifier and every part of the reward gets it, and none raises, waits, fills the memory or runs it."""
+"""Whatever a model writes: every verifier and every part of the reward gets it, and none
+raises, waits, fills the memory or runs it.
+"""
 
 import time
 import tracemalloc
 
 import pytest
 
-from rlkd_lab.tasks import SHARED, ArithmeticTask, Example, GuardedTask, KnightsTask, QuestionTask, guarded, judge
+from rlkd_lab.tasks import (
+    SHARED,
+    ArithmeticTask,
+    Example,
+    GuardedTask,
+    KnightsTask,
+    QuestionTask,
+    guarded,
+    judge,
+)
 from rlkd_lab.tasks.mathematics import final_answer, harmless, normal, read, same
 from rlkd_lab.tasks.rewards import Sample
 
@@ -69,7 +80,9 @@ HOSTILE = {
     "repeated moves": "<answer>R99999999 A+999999999</answer>",
 }
 BOUND = 5.0
-"""Seconds for a text of a million characters: a thousand times what is needed, and a hundredth of what quadratic work would take."""
+"""Seconds for a text of a million characters: a thousand times what is needed, and a hundredth
+of what quadratic work would take.
+"""
 
 
 def texts(tmp_path):
@@ -82,20 +95,40 @@ INSIDE = {
     "arithmetic": (ArithmeticTask(), Example("49-7+4-2?", "44", 3, "x")),
     "knights": (KnightsTask(), Example("A:-B;B:A/B?", "aB", 2, "x")),
     "questions": (QuestionTask.without_rows("questions"), QUESTION),
-    "questions, a formula": (QuestionTask.without_rows("questions"), Example("?", "\\frac{x^2+1}{2}", 0, "f")),
-    "questions, a set": (QuestionTask.without_rows("questions"), Example("?", "\\{1, 2\\}", 0, "s")),
+    "questions, a formula": (
+        QuestionTask.without_rows("questions"),
+        Example("?", "\\frac{x^2+1}{2}", 0, "f"),
+    ),
+    "questions, a set": (
+        QuestionTask.without_rows("questions"),
+        Example("?", "\\{1, 2\\}", 0, "s"),
+    ),
 }
 GYM = [
     "chain_sum",
     *(
         pytest.param(name, marks=pytest.mark.slow)
         for name in (
-            "countdown", "zebra_puzzles", "knights_knaves", "puzzle24", "n_queens", "binary_matrix", "string_insertion", "coin_flip",
+            "countdown",
+            "zebra_puzzles",
+            "knights_knaves",
+            "puzzle24",
+            "n_queens",
+            "binary_matrix",
+            "string_insertion",
+            "coin_flip",
             "polynomial_multiplication",
-            "simple_integration", "propositional_logic", "rubiks_cube", "rush_hour", "codeio", "complex_arithmetic", "time_intervals", "boxnet",
+            "simple_integration",
+            "propositional_logic",
+            "rubiks_cube",
+            "rush_hour",
+            "codeio",
+            "complex_arithmetic",
+            "time_intervals",
+            "boxnet",
         )
     ),
-]  # fmt: skip
+]
 
 
 def test_the_table_is_long_and_its_texts_are_within_what_is_judged():
@@ -142,7 +175,9 @@ def test_a_formula_that_takes_for_ever_is_given_up():
     task = guarded("intermediate_integration", seconds=2)
     (example,) = task.examples(1, 0)
     long = "+".join(f"sqrt(x+{i})/(x+{i})" for i in range(1, 100))
-    assert task.score(f"<answer>{long}</answer>", example).why == "the verifier took longer than 2 s"
+    assert (
+        task.score(f"<answer>{long}</answer>", example).why == "the verifier took longer than 2 s"
+    )
     assert task.score("<answer>x</answer>", example).why is None
     task.close()
 
@@ -151,7 +186,9 @@ def test_no_text_hurts_a_shared_part():
     for kind, text in HOSTILE.items():
         for name, part in SHARED.items():
             began = time.perf_counter()
-            values = part([Sample(text, 5, 9, False), Sample(f"<think>{text}</think>4", 7, 9, True)])
+            values = part(
+                [Sample(text, 5, 9, False), Sample(f"<think>{text}</think>4", 7, 9, True)]
+            )
             assert time.perf_counter() - began < BOUND, (name, kind)
             assert all(-1 <= value <= 1 for value in values)
 
@@ -198,12 +235,20 @@ def timed(call, text):
 
 @pytest.mark.parametrize("piece", GROWING)
 def test_time_grows_with_the_length_and_no_faster(piece):
-    """Eight times the text takes eight times as long, where it takes any time at all; quadratic work takes sixty-four."""
+    """Eight times the text takes eight times as long, where it takes any time at all; quadratic
+    work takes sixty-four.
+    """
     calls = [
-        *((lambda text, task=task, example=example: task.score(text, example)) for task, example in INSIDE.values()),
-        ArithmeticTask().checking, KnightsTask().checking, final_answer, lambda text: SHARED["think_format"]([Sample(text, 1, 9, True)]),
+        *(
+            (lambda text, task=task, example=example: task.score(text, example))
+            for task, example in INSIDE.values()
+        ),
+        ArithmeticTask().checking,
+        KnightsTask().checking,
+        final_answer,
+        lambda text: SHARED["think_format"]([Sample(text, 1, 9, True)]),
         lambda text: SHARED["think_format"]([Sample("<think>" + text, 1, 9, True)]),
-    ]  # fmt: skip
+    ]
     short, long = piece * (60_000 // len(piece)), piece * (480_000 // len(piece))
     for number, call in enumerate(calls):
         call(short)
@@ -212,7 +257,9 @@ def test_time_grows_with_the_length_and_no_faster(piece):
 
 @pytest.mark.slow
 def test_what_may_be_read_is_read_in_a_moment():
-    """Every hostile text as an answer, cut to what is looked at: harmless and quick, or not read."""
+    """Every hostile text as an answer, cut to what is looked at: harmless and quick, or not
+    read.
+    """
     gold = [read(text) for text in ("42", "x^2+1", "(1,2)", "\\{1,2\\}", "x=5", "x<3")]
     for kind, text in HOSTILE.items():
         for answer in {text[:200], text[-200:], text[7:207].strip("}"), final_answer(text)[0]}:
@@ -229,7 +276,15 @@ def test_a_rollout_of_hostile_texts_is_judged(tmp_path):
     canary, table = texts(tmp_path)
     task, example = INSIDE["arithmetic"]
     rows = list(table.values())
-    found = judge(task, {"accuracy": 1.0, "think_format": 0.5, "overlong": 0.5}, rows, [example] * len(rows), [True] * len(rows), [5] * len(rows), 9)
+    found = judge(
+        task,
+        {"accuracy": 1.0, "think_format": 0.5, "overlong": 0.5},
+        rows,
+        [example] * len(rows),
+        [True] * len(rows),
+        [5] * len(rows),
+        9,
+    )
     assert [verdict.why is None for verdict in found] == [len(text) <= LARGE for text in rows]
     assert all(verdict.reward in (0.0, 0.5, 1.0) for verdict in found)
     assert GuardedTask(task).score(rows[0], example).why is None

@@ -1,4 +1,6 @@
-"""Every parser of ours, on what it was made for, on the same with something changed, and on anything: an answer or an error in words."""
+"""Every parser of ours, on what it was made for, on the same with something changed, and on
+anything: an answer or an error in words.
+"""
 
 import contextlib
 import json
@@ -19,12 +21,19 @@ from rlkd_lab.tasks import knights as knights_task
 from rlkd_lab.tasks.mathematics import LONGEST, TAIL, final_answer, harmless, normal, read, same
 from rlkd_lab.training.config import RunConfig, make_config, validated
 
-MANY = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+MANY = settings(
+    max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 SOME = settings(MANY, max_examples=40)
 ANY_TEXT = st.text(st.characters(codec=None, categories=None), max_size=60)
 """Halves of surrogate pairs and null bytes too."""
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT | st.sampled_from([10**400, -(10**400), 1e308, "off", "linear:1:0", ""]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | ANY_TEXT
+    | st.sampled_from([10**400, -(10**400), 1e308, "off", "linear:1:0", ""]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ANY_TEXT, inner, max_size=4),
     max_leaves=8,
 )
@@ -37,7 +46,14 @@ def changed(draw, texts):
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(text)))
         to = draw(st.integers(at, min(len(text), at + 5)))
-        text = text[:at] + draw(st.sampled_from(["", text[at:to] * 2]) | st.text(string.printable + "٤²\x00\ud800", max_size=3)) + text[to:]
+        text = (
+            text[:at]
+            + draw(
+                st.sampled_from(["", text[at:to] * 2])
+                | st.text(string.printable + "٤²\x00\ud800", max_size=3)
+            )
+            + text[to:]
+        )
     return text
 
 
@@ -56,10 +72,27 @@ def refused_in_words():
         one_line(error)
 
 
-# --- final answers ----------------------------------------------------------------------------------------------------
+# --- final answers --------------------------------------------------------------------------------
 
 MARKED = st.sampled_from(
-    [r"\boxed{", "}", "{", "####", "<answer>", "</answer>", "\n", r"\frac{1}{2}", "42", "x^2", r"\{", r"\\", " ", "$", "-1.5", r"\text{cat}"]
+    [
+        r"\boxed{",
+        "}",
+        "{",
+        "####",
+        "<answer>",
+        "</answer>",
+        "\n",
+        r"\frac{1}{2}",
+        "42",
+        "x^2",
+        r"\{",
+        r"\\",
+        " ",
+        "$",
+        "-1.5",
+        r"\text{cat}",
+    ]
 )
 ANSWERS = st.lists(MARKED, max_size=12).map("".join)
 
@@ -95,7 +128,14 @@ def test_reading_and_comparing_never_raise(text, marked):
 def test_harmless_answers_have_no_large_power(answer):
     if harmless(answer):
         assert len(answer) <= LONGEST
-        for grown in (answer + "!!", answer + "^{9^9}", answer + "^{99999}", answer + "^({9999})", answer + r"\exp(\exp(9))", "(" * 9 + answer):
+        for grown in (
+            answer + "!!",
+            answer + "^{9^9}",
+            answer + "^{99999}",
+            answer + "^({9999})",
+            answer + r"\exp(\exp(9))",
+            "(" * 9 + answer,
+        ):
             assert not harmless(grown)
 
 
@@ -103,14 +143,20 @@ def test_harmless_answers_have_no_large_power(answer):
 @given(st.integers(-(10**9), 10**9), st.integers(1, 9999))
 def test_equal_numbers_are_equal_however_they_are_written(number, below):
     one, other = read(str(number)), read(str(number + 1))
-    for text in (f"{number}.0", rf"\frac{{{2 * number}}}{{2}}", f"${number}$", f"x={number}", rf"{number}\%" if number >= 0 else str(number)):
+    for text in (
+        f"{number}.0",
+        rf"\frac{{{2 * number}}}{{2}}",
+        f"${number}$",
+        f"x={number}",
+        rf"{number}\%" if number >= 0 else str(number),
+    ):
         assert same(one, read(text)), text
         assert not same(other, read(text)), text
     assert same(read(rf"\frac{{{number}}}{{{below}}}"), read(f"{number}/{below}"))
     assert normal(str(number), one) == str(number)
 
 
-# --- the verifiers of our own tasks -----------------------------------------------------------------------------------
+# --- the verifiers of our own tasks ---------------------------------------------------------------
 
 SUM, PUZZLE = ArithmeticTask().examples(1, 5)[0], KnightsTask().examples(1, 5)[0]
 STYLES = st.sampled_from(["direct", "steps", "checked"])
@@ -127,7 +173,13 @@ KNIGHTS_FORM = re.compile(rf"(?:{TRIES}(?:!(?:{TRIES})?)?)?#[A-Ea-e]{{2,5}}", re
 def test_arithmetic_is_right_where_it_ends_in_the_answer(text):
     score = ArithmeticTask().score(text, SUM)
     _, hash_sign, end = text.rpartition("#")
-    right = bool(hash_sign) and end.isascii() and end.removeprefix("-").isdigit() and len(end) <= 7 and int(end) == int(SUM.answer)
+    right = (
+        bool(hash_sign)
+        and end.isascii()
+        and end.removeprefix("-").isdigit()
+        and len(end) <= 7
+        and int(end) == int(SUM.answer)
+    )
     assert score.correct == right
     assert score.parts["format"] == float(ARITHMETIC_FORM.fullmatch(text) is not None)
     if score.answer is not None:
@@ -143,7 +195,18 @@ def test_knights_are_right_where_they_end_in_the_answer(text):
 
 
 @MANY
-@given(changed(st.sampled_from(["<answer>7</answer>", "so <answer>\n7 </answer>.", "<answer>1</answer><answer>7</answer>"])) | ANY_TEXT)
+@given(
+    changed(
+        st.sampled_from(
+            [
+                "<answer>7</answer>",
+                "so <answer>\n7 </answer>.",
+                "<answer>1</answer><answer>7</answer>",
+            ]
+        )
+    )
+    | ANY_TEXT
+)
 def test_a_set_is_judged_by_what_stands_between_its_last_tags(text):
     import rlkd_lab.tasks.reasoning as reasoning
 
@@ -163,12 +226,16 @@ def test_a_set_is_judged_by_what_stands_between_its_last_tags(text):
     assert score.parts["format"] == float(text.count("<answer>") == 1)
 
 
-# --- schedules --------------------------------------------------------------------------------------------------------
+# --- schedules ------------------------------------------------------------------------------------
 
-NUMBER = st.floats().map(str) | st.integers(-5, 5).map(str) | st.sampled_from(["", "off", "1e999", "-0", "nan", "٣", "1_0", "0x1"])
-SCHEDULES = st.tuples(st.sampled_from(["linear", "switch", "constant", "", "Linear"]), st.lists(NUMBER, max_size=4)).map(
-    lambda pair: ":".join([pair[0], *pair[1]])
+NUMBER = (
+    st.floats().map(str)
+    | st.integers(-5, 5).map(str)
+    | st.sampled_from(["", "off", "1e999", "-0", "nan", "٣", "1_0", "0x1"])
 )
+SCHEDULES = st.tuples(
+    st.sampled_from(["linear", "switch", "constant", "", "Linear"]), st.lists(NUMBER, max_size=4)
+).map(lambda pair: ":".join([pair[0], *pair[1]]))
 
 
 @MANY
@@ -187,18 +254,42 @@ def test_a_schedule_is_read_written_and_read_again_or_refused(text):
                     assert value is None if not finite else min(finite) <= value <= max(finite)
 
 
-# --- configs ----------------------------------------------------------------------------------------------------------
+# --- configs --------------------------------------------------------------------------------------
 
 FIELDS = st.sampled_from(sorted(RunConfig.model_fields))
 NAMES = FIELDS | st.sampled_from(
-    ["kd_coef", "temperature", "learning_rate", "clip_low", "topk", "constant_length", "estimator", "kd_mask", "zero_spread", "mode",
-     "reward.format", "reward.", "task.x", "kl_coef"]
-)  # fmt: skip
-TEXTS = ANY_TEXT | NUMBER | SCHEDULES | st.sampled_from(["off", "true", "auto", "fast", "3-5", "-", "²", "--3", "[" * 100_000, "9" * 5000, "none"])
+    [
+        "kd_coef",
+        "temperature",
+        "learning_rate",
+        "clip_low",
+        "topk",
+        "constant_length",
+        "estimator",
+        "kd_mask",
+        "zero_spread",
+        "mode",
+        "reward.format",
+        "reward.",
+        "task.x",
+        "kl_coef",
+    ]
+)
+TEXTS = (
+    ANY_TEXT
+    | NUMBER
+    | SCHEDULES
+    | st.sampled_from(
+        ["off", "true", "auto", "fast", "3-5", "-", "²", "--3", "[" * 100_000, "9" * 5000, "none"]
+    )
+)
 
 
 @MANY
-@given(st.sampled_from(["grpo", "kdrl", "trrd", "sft", "kdlr", ""]), st.dictionaries(changed(NAMES), TEXTS, max_size=3))
+@given(
+    st.sampled_from(["grpo", "kdrl", "trrd", "sft", "kdlr", ""]),
+    st.dictionaries(changed(NAMES), TEXTS, max_size=3),
+)
 @example("grpo", {"task.x": "[" * 100_000})
 @example("grpo", {"task.x": "9" * 5000})
 @example("grpo", {"topk": "²"})
@@ -247,7 +338,7 @@ def round_trip(config):
             assert value is None or math.isfinite(value), name
 
 
-# --- sweeps -----------------------------------------------------------------------------------------------------------
+# --- sweeps ---------------------------------------------------------------------------------------
 
 SWEEP = """
 preset = "tiny"
@@ -271,7 +362,16 @@ trials = [{kl_coef = 0.0}, {kl_coef = 0.01}]
 """
 
 
-WHOLE = ("group_size", "lora_rank", "lora_alpha", "micro_batch", "prompts_per_step", "max_new_tokens", "minibatches", "logits_mib")
+WHOLE = (
+    "group_size",
+    "lora_rank",
+    "lora_alpha",
+    "micro_batch",
+    "prompts_per_step",
+    "max_new_tokens",
+    "minibatches",
+    "logits_mib",
+)
 
 
 def all_of(sweep):
@@ -284,10 +384,18 @@ def all_of(sweep):
 
 
 @SOME
-@given(changed(st.just(SWEEP)) | changed(st.just(SWEEP)).map(lambda text: text.replace("[tune]", "[other]")) | ANY_TEXT)
+@given(
+    changed(st.just(SWEEP))
+    | changed(st.just(SWEEP)).map(lambda text: text.replace("[tune]", "[other]"))
+    | ANY_TEXT
+)
 @example(SWEEP.replace("seeds = 2", "seeds = 1000000000000"))
 @example(SWEEP.replace("seeds = 2", "seeds = -1"))
-@example("[[arms]]\nname='a'\nmethod='grpo'\ngrid={" + ",".join(f"{name}=[2,3,4,5,6,7,8,9]" for name in WHOLE) + "}")
+@example(
+    "[[arms]]\nname='a'\nmethod='grpo'\ngrid={"
+    + ",".join(f"{name}=[2,3,4,5,6,7,8,9]" for name in WHOLE)
+    + "}"
+)
 @example("x = " + "[" * 5000)
 @example("[[arms]]\nname='a'\nmethod='grpo'\nsettings={kl_coef=1979-05-27}")
 @example("[[arms]]\nname='a\n'\nmethod='grpo'")
@@ -312,7 +420,18 @@ def test_anything_in_a_sweep_is_a_sweep_or_one_line(values, arms):
 
     with refused_in_words():
         try:
-            sweep = Sweep(**{"arms": [{"name": "a", "method": "grpo", "settings": arms if isinstance(arms, dict) else {}}], **values})
+            sweep = Sweep(
+                **{
+                    "arms": [
+                        {
+                            "name": "a",
+                            "method": "grpo",
+                            "settings": arms if isinstance(arms, dict) else {},
+                        }
+                    ],
+                    **values,
+                }
+            )
         except ValidationError:
             return
         all_of(sweep)

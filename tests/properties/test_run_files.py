@@ -1,4 +1,6 @@
-"""Files of a run, which anything may have written or cut: what can be read is read, and the rest is an error in words. Requests, which anybody may write."""
+"""Files of a run, which anything may have written or cut: what can be read is read, and the
+rest is an error in words. Requests, which anybody may write.
+"""
 
 import json
 import math
@@ -14,7 +16,9 @@ from rlkd_lab.training.control import Control
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.room import Room
 
-MANY = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+MANY = settings(
+    max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 ANY_TEXT = st.text(st.characters(codec=None, categories=None), max_size=40)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT,
@@ -46,10 +50,14 @@ def tries(call):
         return None
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 ROW = st.dictionaries(st.sampled_from(["step", "event", "reward", "x"]), JSON, max_size=4)
-LINE = ROW.map(lambda row: json.dumps({"step": 1, **row}).encode()) | JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=20)
+LINE = (
+    ROW.map(lambda row: json.dumps({"step": 1, **row}).encode())
+    | JSON.map(lambda value: json.dumps(value).encode())
+    | st.binary(max_size=20)
+)
 
 
 @MANY
@@ -70,7 +78,15 @@ def test_rows_are_read_whole_or_the_line_is_named(tmp_path_factory, content, end
 
 
 @MANY
-@given(st.lists(st.dictionaries(ANY_TEXT, st.floats() | st.integers() | ANY_TEXT | st.none() | st.booleans(), max_size=3), max_size=5), st.integers(0, 60))
+@given(
+    st.lists(
+        st.dictionaries(
+            ANY_TEXT, st.floats() | st.integers() | ANY_TEXT | st.none() | st.booleans(), max_size=3
+        ),
+        max_size=5,
+    ),
+    st.integers(0, 60),
+)
 def test_what_is_appended_is_read_again_and_a_torn_end_is_left_out(tmp_path_factory, rows, cut):
     folder = folder_in(tmp_path_factory)
     path = folder.path / "metrics.jsonl"
@@ -79,7 +95,10 @@ def test_what_is_appended_is_read_again_and_a_torn_end_is_left_out(tmp_path_fact
         folder.append("metrics.jsonl", {**row, "step": step})
     assert [row["step"] for row in folder.rows()] == list(range(1, len(rows) + 1))
     for line in path.read_bytes().splitlines():
-        json.loads(line, parse_constant=lambda name: (_ for _ in ()).throw(AssertionError(f"{name} is no JSON")))
+        json.loads(
+            line,
+            parse_constant=lambda name: (_ for _ in ()).throw(AssertionError(f"{name} is no JSON")),
+        )
     whole = path.read_bytes()
     path.write_bytes(whole[: max(len(whole) - cut, 0)])
     kept = folder.rows()
@@ -89,7 +108,11 @@ def test_what_is_appended_is_read_again_and_a_torn_end_is_left_out(tmp_path_fact
 
 
 @MANY
-@given(st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()) | ROW.map(lambda row: json.dumps({"state": "running", **row}).encode()))
+@given(
+    st.binary(max_size=40)
+    | JSON.map(lambda value: json.dumps(value).encode())
+    | ROW.map(lambda row: json.dumps({"state": "running", **row}).encode())
+)
 @example(DEEP)
 @example(b'{"state": ["idle"], "step": 0}')
 @example(b'{"state": {}, "step": 0}')
@@ -104,7 +127,11 @@ def test_a_status_is_one_or_is_damaged(tmp_path_factory, content):
 
 
 @MANY
-@given(st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()) | JSON.map(lambda value: json.dumps({"format": value}).encode()))
+@given(
+    st.binary(max_size=40)
+    | JSON.map(lambda value: json.dumps(value).encode())
+    | JSON.map(lambda value: json.dumps({"format": value}).encode())
+)
 @example(DEEP)
 @example(b'{"format": true}')
 @example(b'{"format": 1e999}')
@@ -129,7 +156,7 @@ def test_samples_are_a_table_or_are_damaged(tmp_path_factory, content):
     path.unlink()
 
 
-# --- the tail of a growing file ---------------------------------------------------------------------------------------
+# --- the tail of a growing file -------------------------------------------------------------------
 
 
 @MANY
@@ -152,17 +179,38 @@ def test_a_tail_reads_every_whole_line_once_however_it_grows(tmp_path_factory, l
     assert tail.read() == []
 
 
-# --- requests ---------------------------------------------------------------------------------------------------------
+# --- requests -------------------------------------------------------------------------------------
 
-KINDS = st.sampled_from(["knob", "release", "pause", "go_on", "step", "stop", "checkpoint", "twin", "begin", "Knob", ""]) | JSON
+KINDS = (
+    st.sampled_from(
+        [
+            "knob",
+            "release",
+            "pause",
+            "go_on",
+            "step",
+            "stop",
+            "checkpoint",
+            "twin",
+            "begin",
+            "Knob",
+            "",
+        ]
+    )
+    | JSON
+)
 REQUEST = st.fixed_dictionaries(
     {"request": KINDS},
     optional={
-        "id": st.integers() | JSON, "knob": st.sampled_from(["kd_coef", "temperature", "learning_rate", "kd_coeff"]) | JSON, "value": st.floats() | JSON,
-        "at": st.integers(-2, 9) | st.floats() | JSON, "kind": st.sampled_from(["off", "untouched", "noise"]) | JSON, "chances": st.integers() | JSON,
+        "id": st.integers() | JSON,
+        "knob": st.sampled_from(["kd_coef", "temperature", "learning_rate", "kd_coeff"]) | JSON,
+        "value": st.floats() | JSON,
+        "at": st.integers(-2, 9) | st.floats() | JSON,
+        "kind": st.sampled_from(["off", "untouched", "noise"]) | JSON,
+        "chances": st.integers() | JSON,
         "source": JSON,
     },
-)  # fmt: skip
+)
 
 
 class Steps:
@@ -180,14 +228,53 @@ class Steps:
 
 @MANY
 @given(st.lists(REQUEST.map(lambda one: json.dumps(one).encode()) | LINE, max_size=5))
-@example([b'{"request": "knob", "knob": "kd_coef", "value": 1e999}', b'{"request": "knob", "knob": "kd_coef", "value": [NaN, Infinity]}'])
+@example(
+    [
+        b'{"request": "knob", "knob": "kd_coef", "value": 1e999}',
+        b'{"request": "knob", "knob": "kd_coef", "value": [NaN, Infinity]}',
+    ]
+)
 @example([b'{"request": "knob", "knob": ' + b"[" * 700 + b"]" * 700 + b', "value": 1}'])
-@example([b'{"request": "knob", "knob": "kd_coef", "value": ' + b'{"a":' * 900 + b"1" + b"}" * 900 + b"}"])
-@example([b'{"request": "knob", "knob": "kd_coef", "value": 0.1, "at": 1e400}', b'{"request": "knob", "knob": "kd_coef", "value": 0.1, "at": NaN}'])
-@example([b'{"request": "twin", "kind": "noise", "chances": 1e400}', b'{"request": "twin", "kind": ["noise"]}'])
-@example([b'{"request": "release", "knob": "\\ud800"}', b'{"request": "knob", "knob": "kd_coef", "value": "\\ud800"}'])
-@example([b'{"request": "knob", "knob": "kd_coef", "value": 0.1, "source": "\\ud800"}', b'{"id": true, "request": ["knob"]}'])
-@example([b'{"request": "checkpoint"}', b'{"request": "stop"}', b'{"request": "step", "id": ' + b"9" * 4000 + b"}"])
+@example(
+    [
+        b'{"request": "knob", "knob": "kd_coef", "value": '
+        + b'{"a":' * 900
+        + b"1"
+        + b"}" * 900
+        + b"}"
+    ]
+)
+@example(
+    [
+        b'{"request": "knob", "knob": "kd_coef", "value": 0.1, "at": 1e400}',
+        b'{"request": "knob", "knob": "kd_coef", "value": 0.1, "at": NaN}',
+    ]
+)
+@example(
+    [
+        b'{"request": "twin", "kind": "noise", "chances": 1e400}',
+        b'{"request": "twin", "kind": ["noise"]}',
+    ]
+)
+@example(
+    [
+        b'{"request": "release", "knob": "\\ud800"}',
+        b'{"request": "knob", "knob": "kd_coef", "value": "\\ud800"}',
+    ]
+)
+@example(
+    [
+        b'{"request": "knob", "knob": "kd_coef", "value": 0.1, "source": "\\ud800"}',
+        b'{"id": true, "request": ["knob"]}',
+    ]
+)
+@example(
+    [
+        b'{"request": "checkpoint"}',
+        b'{"request": "stop"}',
+        b'{"request": "step", "id": ' + b"9" * 4000 + b"}",
+    ]
+)
 def test_whatever_is_asked_the_run_goes_on_and_no_knob_leaves_its_range(tmp_path_factory, lines):
     folder = folder_in(tmp_path_factory)
     for name in ("requests.jsonl", "events.jsonl", "metrics.jsonl"):
@@ -200,14 +287,20 @@ def test_whatever_is_asked_the_run_goes_on_and_no_knob_leaves_its_range(tmp_path
     control.before_step()
     values, moves = loop.knobs.snapshot(3)
     assert all(value is None or math.isfinite(value) for value in values.values())
-    assert all(isinstance(move.get("release", move.get("value", 0.0)), bool | float | None) for move in moves)
+    assert all(
+        isinstance(move.get("release", move.get("value", 0.0)), bool | float | None)
+        for move in moves
+    )
     for move in moves:
         folder.append("events.jsonl", move)
     control.after_step()
     control.end()
     assert 1 <= control.chances <= 16
     for line in (folder.path / "events.jsonl").read_bytes().splitlines():
-        event = json.loads(line, parse_constant=lambda name: (_ for _ in ()).throw(AssertionError(f"{name} is no JSON")))
+        event = json.loads(
+            line,
+            parse_constant=lambda name: (_ for _ in ()).throw(AssertionError(f"{name} is no JSON")),
+        )
         assert event["event"] in ("asked", "refused", "replaced", "checkpoint", "knob")
         if event["event"] == "refused":
             assert event["why"].endswith("nothing was changed")

@@ -1,4 +1,6 @@
-"""The fast paths compute what the plain ones compute: the lean decoder, and training through the dense copy."""
+"""The fast paths compute what the plain ones compute: the lean decoder, and training through
+the dense copy.
+"""
 
 from dataclasses import replace
 
@@ -7,7 +9,17 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from rlkd_lab.models import LanguageModel, Sequences, hidden_states, load_base, load_policy, load_teacher, loading, policy_logps, reference_of
+from rlkd_lab.models import (
+    LanguageModel,
+    Sequences,
+    hidden_states,
+    load_base,
+    load_policy,
+    load_teacher,
+    loading,
+    policy_logps,
+    reference_of,
+)
 from rlkd_lab.objectives import TokenBatch, token_loss
 from rlkd_lab.rollouts import Decoder, DenseTwin, Sampling, sample
 from rlkd_lab.rollouts.fast import OwnForward
@@ -16,33 +28,72 @@ from rlkd_lab.training import make_config, run
 
 PROMPTS = ["49-7?", "5+1-2+3+4?", "8?"]
 SHAPE = {
-    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 128, "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
 SHAPES = {
     "llama": ("Llama", {}),
     "llama with biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama3 rotation": ("Llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
-                                                      "high_freq_factor": 4.0, "original_max_position_embeddings": 32}}),
-    "yarn": ("Qwen3", {"head_dim": 32, "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}}),
+    "llama3 rotation": (
+        "Llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "yarn": (
+        "Qwen3",
+        {
+            "head_dim": 32,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
     "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 48}),
     "one key head": ("Qwen3", {"num_key_value_heads": 1, "head_dim": 16}),
-}  # fmt: skip
+}
 UNLIKE = {
     "soft caps and windows": ("Gemma2", {}),
     "sliding window": ("Mistral", {"sliding_window": 8}),
-    "windows in some layers": ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    "windows in some layers": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    ),
     "another activation": ("Llama", {"hidden_act": "gelu"}),
-    "rotation that changes with the length": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+    "rotation that changes with the length": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+    ),
 }
 
 
 def random_model(kind, settings):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**{**SHAPE, **settings}))
+        model = getattr(transformers, f"{kind}ForCausalLM")(
+            getattr(transformers, f"{kind}Config")(**{**SHAPE, **settings})
+        )
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
                 torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.3)
@@ -53,7 +104,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-# --- the lean decoder -------------------------------------------------------------------------------------------------
+# --- the lean decoder -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -74,7 +125,12 @@ def test_a_step_of_the_decoder_is_a_step_of_the_model(shape):
             plain.keep(keep)
             positions = positions[keep]
         token = torch.randint(3, 128, (len(positions),), generator=generator(column))
-        torch.testing.assert_close(decoder.step(token, positions, lean), own.step(token, positions, plain), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            decoder.step(token, positions, lean),
+            own.step(token, positions, plain),
+            rtol=1e-5,
+            atol=1e-5,
+        )
         positions = positions + 1
 
 
@@ -92,7 +148,9 @@ def test_hidden_states_with_every_prompt_run_once_are_the_models(shape):
     prompts, prompt_mask = torch.randint(3, 128, (2, 7), generator=generator()), mask
     rows = torch.tensor([0, 1, 0, 1, 1])
     completions = torch.randint(3, 128, (5, 6), generator=generator(1))
-    kept = (torch.arange(6) < torch.tensor([6, 4, 1, 5, 0])[:, None]).long()  # one of a single token, one of none
+    kept = (
+        torch.arange(6) < torch.tensor([6, 4, 1, 5, 0])[:, None]
+    ).long()  # one of a single token, one of none
     whole = Sequences(prompts[rows], prompt_mask[rows], completions, kept)
     decoder = Decoder(model)
     read = decoder.read(whole)
@@ -105,7 +163,9 @@ def test_hidden_states_with_every_prompt_run_once_are_the_models(shape):
 
 def test_the_decoder_refuses_what_it_does_not_compute(monkeypatch):
     model = random_model(*SHAPES["qwen3"])
-    model.model.layers[1].mlp.register_forward_hook(lambda module, given, out: out * 1.1)  # something that no configuration tells
+    model.model.layers[1].mlp.register_forward_hook(
+        lambda module, given, out: out * 1.1
+    )  # something that no configuration tells
     with pytest.raises(ValueError, match="the lean decoder does not compute what qwen3 computes"):
         Decoder(model)
 
@@ -129,7 +189,7 @@ def test_the_same_completions_with_and_without_the_decoder(make_model, stir):
     torch.testing.assert_close(lean.sampler_logps, plain.sampler_logps, rtol=1e-5, atol=1e-5)
 
 
-# --- in 16 bit: a copy to sample from, the adapter beside it ---------------------------------------------------------------
+# --- in 16 bit: a copy to sample from, the adapter beside it --------------------------------------
 
 
 @pytest.fixture
@@ -139,7 +199,9 @@ def sixteen(monkeypatch):
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen2"])
 @pytest.mark.parametrize("quant", ["nf4", "none"])
-def test_in_16_bit_the_copy_computes_what_the_policy_computes(make_model, stir, sixteen, family, quant):
+def test_in_16_bit_the_copy_computes_what_the_policy_computes(
+    make_model, stir, sixteen, family, quant
+):
     policy = stir(load_policy(make_model(family), quant, lora_rank=4, lora_alpha=12))
     twin = DenseTwin(policy)
     assert not twin.merges
@@ -148,7 +210,10 @@ def test_in_16_bit_the_copy_computes_what_the_policy_computes(make_model, stir, 
 
     def gap():
         with torch.no_grad():
-            ours, theirs = (torch.log_softmax(lm(input_ids=ids).logits.float(), -1) for lm in (policy.model, twin.model))
+            ours, theirs = (
+                torch.log_softmax(lm(input_ids=ids).logits.float(), -1)
+                for lm in (policy.model, twin.model)
+            )
         return float((ours - theirs).abs().mean())
 
     rounding = gap()
@@ -163,7 +228,9 @@ def test_in_16_bit_the_copy_computes_what_the_policy_computes(make_model, stir, 
 def test_in_16_bit_what_is_sampled_is_what_is_reported(make_model, stir, sixteen):
     policy = stir(load_policy(make_model(), "nf4"))
     policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 7))
-    drawn = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), twin=DenseTwin(policy))
+    drawn = sample(
+        policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), twin=DenseTwin(policy)
+    )
     with torch.no_grad():
         logps, _ = policy_logps(policy, drawn.sequences)
     counts = drawn.sequences.completion_mask.bool()
@@ -186,23 +253,43 @@ def test_in_16_bit_the_parts_of_a_fused_layer_keep_their_own_adapters(make_model
     layer, to_heads, _ = twin.decoder.layers[0]
     x = torch.randn(5, 64, generator=generator()).bfloat16()
     attention = layer.self_attn
-    parts = torch.cat([part(x) for part in (attention.q_proj, attention.k_proj, attention.v_proj)], -1)
+    parts = torch.cat(
+        [part(x) for part in (attention.q_proj, attention.k_proj, attention.v_proj)], -1
+    )
     torch.testing.assert_close(to_heads(x), parts, rtol=0.05, atol=0.05)
-    plain = torch.cat([torch.nn.functional.linear(x, part.weight, part.bias) for part in (attention.q_proj, attention.k_proj, attention.v_proj)], -1)
+    plain = torch.cat(
+        [
+            torch.nn.functional.linear(x, part.weight, part.bias)
+            for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+        ],
+        -1,
+    )
     assert float((parts - plain).abs().max()) > 0.5
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["v_proj", "up_proj"], ["k_proj"], ["o_proj"]])
-def test_in_16_bit_an_adapter_on_some_layers_only_is_sampled_with(make_model, stir, sixteen, tmp_path, targets):
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "v_proj"], ["v_proj", "up_proj"], ["k_proj"], ["o_proj"]]
+)
+def test_in_16_bit_an_adapter_on_some_layers_only_is_sampled_with(
+    make_model, stir, sixteen, tmp_path, targets
+):
     base = load_base(make_model(), "none")[0].float()
-    get_peft_model(base, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+    get_peft_model(
+        base, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
+    ).save_pretrained(tmp_path)
     policy = stir(load_policy(make_model(), "none", adapter=tmp_path))
-    drawn = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=12), generator(), twin=DenseTwin(policy))
+    drawn = sample(
+        policy, PROMPTS, 8, Sampling(max_new_tokens=12), generator(), twin=DenseTwin(policy)
+    )
     counts = drawn.sequences.completion_mask.bool()
 
     def gap():
         with torch.no_grad():
-            return float((drawn.sampler_logps - policy_logps(policy, drawn.sequences)[0])[counts].abs().mean())
+            return float(
+                (drawn.sampler_logps - policy_logps(policy, drawn.sequences)[0])[counts]
+                .abs()
+                .mean()
+            )
 
     with_adapter = gap()
     assert with_adapter < 0.05
@@ -211,18 +298,35 @@ def test_in_16_bit_an_adapter_on_some_layers_only_is_sampled_with(make_model, st
 
 
 @pytest.mark.parametrize("bits", ["float32", "16 bit"])
-def test_weights_that_are_not_quantised_are_not_copied_but_to_be_merged(make_model, stir, monkeypatch, bits):
+def test_weights_that_are_not_quantised_are_not_copied_but_to_be_merged(
+    make_model, stir, monkeypatch, bits
+):
     if bits == "16 bit":
         monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
     policy = stir(load_policy(make_model("qwen2"), "none"))
     before = logits_of(policy)
     twin, reference = DenseTwin(policy), DenseTwin(reference_of(policy))
-    held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for lm in (twin, reference) for p in lm.model.parameters()}
+    held = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes()
+        for lm in (twin, reference)
+        for p in lm.model.parameters()
+    }
     own = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
-    merged = sum(p.numel() * 4 for name, p in policy.model.named_parameters() if "proj.base_layer.weight" in name) if bits == "float32" else 0
+    merged = (
+        sum(
+            p.numel() * 4
+            for name, p in policy.model.named_parameters()
+            if "proj.base_layer.weight" in name
+        )
+        if bits == "float32"
+        else 0
+    )
     assert sum(size for pointer, size in held.items() if pointer not in own) == merged
     assert torch.equal(logits_of(policy), before)  # laid out anew, and the same
-    assert float((logits_of(policy) - reference.model(torch.arange(3, 12)[None]).logits).abs().max()) > 0.01
+    assert (
+        float((logits_of(policy) - reference.model(torch.arange(3, 12)[None]).logits).abs().max())
+        > 0.01
+    )
 
 
 def logits_of(policy):
@@ -230,7 +334,9 @@ def logits_of(policy):
         return policy.model(torch.arange(3, 12)[None]).logits
 
 
-def test_a_run_in_16_bit_samples_from_the_copy_and_trains_the_policy(tiny_sixteen, tmp_path, sixteen):
+def test_a_run_in_16_bit_samples_from_the_copy_and_trains_the_policy(
+    tiny_sixteen, tmp_path, sixteen
+):
     folder = run(tiny_sixteen, tmp_path / "run")
     rows = folder.rows()
     assert all(row["sampling/logp_difference_mean"] < 0.05 for row in rows)
@@ -240,12 +346,20 @@ def test_a_run_in_16_bit_samples_from_the_copy_and_trains_the_policy(tiny_sixtee
 @pytest.fixture
 def tiny_sixteen():
     return make_config(
-        "kdrl", steps=2, prompts_per_step=2, group_size=4, max_new_tokens=24, difficulty=(2, 2), eval_every=2, eval_prompts=8, samples_every=0,
+        "kdrl",
+        steps=2,
+        prompts_per_step=2,
+        group_size=4,
+        max_new_tokens=24,
+        difficulty=(2, 2),
+        eval_every=2,
+        eval_prompts=8,
+        samples_every=0,
         checkpoint_every=0,
-    )  # fmt: skip
+    )
 
 
-# --- training through the dense copy ----------------------------------------------------------------------------------
+# --- training through the dense copy --------------------------------------------------------------
 
 
 def rewarded(lm, drawn, teacher):
@@ -255,8 +369,12 @@ def rewarded(lm, drawn, teacher):
         theirs, _ = policy_logps(teacher, drawn.sequences)
     rows = len(logps)
     return TokenBatch(
-        logps, drawn.sequences.completion_mask, teacher_logps=theirs, rewards=torch.arange(rows) % 3 / 2.0, group_ids=torch.arange(rows) // 8
-    )  # fmt: skip
+        logps,
+        drawn.sequences.completion_mask,
+        teacher_logps=theirs,
+        rewards=torch.arange(rows) % 3 / 2.0,
+        group_ids=torch.arange(rows) // 8,
+    )
 
 
 def gradients(policy, loss):
@@ -267,8 +385,14 @@ def gradients(policy, loss):
 
 @pytest.mark.parametrize("quant", ["nf4", "none"])
 @pytest.mark.parametrize("model", ["qwen3", "qwen2", "gemma2", "student"])
-def test_log_probabilities_and_gradients_through_the_copy_are_the_policys(make_model, stir, model, quant):
-    policy = stir(load_policy(model if model == "student" else make_model(model), quant, lora_rank=4, lora_alpha=12))
+def test_log_probabilities_and_gradients_through_the_copy_are_the_policys(
+    make_model, stir, model, quant
+):
+    policy = stir(
+        load_policy(
+            model if model == "student" else make_model(model), quant, lora_rank=4, lora_alpha=12
+        )
+    )
     teacher = load_teacher("teacher", "none")
     twin = DenseTwin(policy)
     prompts = [example.prompt for example in ArithmeticTask().examples(3, 0)]

@@ -6,7 +6,14 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from rlkd_lab.models import hidden_states, load_policy, load_teacher, policy_logps, reference_of, token_logps
+from rlkd_lab.models import (
+    hidden_states,
+    load_policy,
+    load_teacher,
+    policy_logps,
+    reference_of,
+    token_logps,
+)
 from rlkd_lab.rollouts import DenseTwin, Sampling, Stopped, sample
 from rlkd_lab.rollouts.fast import _pick
 from rlkd_lab.tasks import ArithmeticTask
@@ -36,14 +43,17 @@ def agree(drawn, lm, temperature=1.0, tolerance=1e-4):
     torch.testing.assert_close(drawn.sampler_logps, logps, rtol=tolerance, atol=tolerance)
 
 
-# --- what is reported is what the trainer computes --------------------------------------------------------------------
+# --- what is reported is what the trainer computes ------------------------------------------------
 
 
 @FAMILIES
 @pytest.mark.parametrize("quant", ["nf4", "none"])
 @pytest.mark.parametrize("twin", [False, True])
-def test_pitfall_05_the_samplers_log_probabilities_are_the_trainers(make_model, stir, family, quant, twin):
-    # More rows than tokens to go round: rows finish at different columns, so the cache shrinks several times.
+def test_pitfall_05_the_samplers_log_probabilities_are_the_trainers(
+    make_model, stir, family, quant, twin
+):
+    # More rows than tokens to go round: rows finish at different columns, so the cache shrinks
+    # several times.
     policy = stir(load_policy(make_model(family), quant))
     policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 7))
     dense = DenseTwin(policy) if twin else None
@@ -57,19 +67,32 @@ def test_pitfall_05_the_samplers_log_probabilities_are_the_trainers(make_model, 
 def test_pitfall_08_temperature_divides_what_is_drawn_and_what_is_reported(student, temperature):
     drawn = sample(student, PROMPTS, 16, Sampling(temperature, 12), generator())
     agree(drawn, student, temperature)
-    assert float((drawn.sampler_logps - policy_logps(student, drawn.sequences)[0].detach()).abs().max()) > 0.05
+    assert (
+        float(
+            (drawn.sampler_logps - policy_logps(student, drawn.sequences)[0].detach()).abs().max()
+        )
+        > 0.05
+    )
 
 
 def test_every_view_samples_with_its_own_adapter(make_model, make_adapter):
     policy = load_policy(make_model(), "nf4", adapter=make_adapter(make_model(), seed=1))
-    teacher = load_teacher(make_model(), "nf4", policy=policy, adapter=make_adapter(make_model(), seed=2))
+    teacher = load_teacher(
+        make_model(), "nf4", policy=policy, adapter=make_adapter(make_model(), seed=2)
+    )
     bare = load_teacher(make_model(), "nf4", policy=policy)
-    drawn = [sample(lm, PROMPTS, 4, Sampling(max_new_tokens=8), generator()) for lm in (policy, teacher, bare)]
+    drawn = [
+        sample(lm, PROMPTS, 4, Sampling(max_new_tokens=8), generator())
+        for lm in (policy, teacher, bare)
+    ]
     for lm, one in zip((policy, teacher, bare), drawn, strict=True):
         agree(one, lm)
     assert len({tuple(one.texts) for one in drawn}) == 3
     assert [name for name, p in policy.model.named_parameters() if p.requires_grad]
-    agree(sample(reference_of(policy), PROMPTS, 4, Sampling(max_new_tokens=8), generator()), reference_of(policy))
+    agree(
+        sample(reference_of(policy), PROMPTS, 4, Sampling(max_new_tokens=8), generator()),
+        reference_of(policy),
+    )
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen2"])
@@ -80,29 +103,57 @@ def test_pitfall_05_so_are_those_of_continuous_batching(make_model, stir, family
     policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 7))
     dense = DenseTwin(policy) if twin else None
     # a cache for half of them, so that completions wait for others to end; prompts of several pages
-    drawn = sample(policy, ["1+" * 40 + "1?", *PROMPTS], 4, Sampling(0.8, 24), generator(), engine="continuous", twin=dense, at_once=8)
+    drawn = sample(
+        policy,
+        ["1+" * 40 + "1?", *PROMPTS],
+        4,
+        Sampling(0.8, 24),
+        generator(),
+        engine="continuous",
+        twin=dense,
+        at_once=8,
+    )
     assert len(set(drawn.sequences.completion_mask.sum(1).tolist())) > 1
     agree(drawn, policy, 0.8)
 
 
 def test_continuous_batching_is_refused_where_it_leaves_something_out(make_model):
-    # transformers' paged attention does not know Gemma 2's soft caps: log-probabilities were wrong in the third digit, without a word
+    # transformers' paged attention does not know Gemma 2's soft caps: log-probabilities were wrong
+    # in the third digit, without a word
     with pytest.raises(ValueError, match=r"soft caps of .*: use engine=fast"):
-        sample(load_policy(make_model("gemma2"), "none"), PROMPTS, 2, Sampling(max_new_tokens=4), generator(), engine="continuous")
+        sample(
+            load_policy(make_model("gemma2"), "none"),
+            PROMPTS,
+            2,
+            Sampling(max_new_tokens=4),
+            generator(),
+            engine="continuous",
+        )
 
 
 def test_continuous_batching_reports_what_it_drew_with_where_tokens_are_cut(student):
     for cut in ({"top_k": 3}, {"top_p": 0.6}):
-        drawn = sample(student, PROMPTS, 8, Sampling(1.5, 6, **cut), generator(), engine="continuous")
+        drawn = sample(
+            student, PROMPTS, 8, Sampling(1.5, 6, **cut), generator(), engine="continuous"
+        )
         counts = drawn.sequences.completion_mask.bool()
         with torch.no_grad():
-            log_probs = torch.log_softmax(student.head(hidden_states(student, drawn.sequences)).float() / 1.5, -1)
-        for row, token, logp in zip(log_probs, drawn.sequences.completion_ids[counts].tolist(), drawn.sampler_logps[counts].tolist(), strict=True):
+            log_probs = torch.log_softmax(
+                student.head(hidden_states(student, drawn.sequences)).float() / 1.5, -1
+            )
+        for row, token, logp in zip(
+            log_probs,
+            drawn.sequences.completion_ids[counts].tolist(),
+            drawn.sampler_logps[counts].tolist(),
+            strict=True,
+        ):
             assert token in (kept := support(row, cut))
-            assert logp == pytest.approx(float(row[token] - row[sorted(kept)].logsumexp(0)), abs=1e-3)
+            assert logp == pytest.approx(
+                float(row[token] - row[sorted(kept)].logsumexp(0)), abs=1e-3
+            )
 
 
-# --- an engine of your own --------------------------------------------------------------------------------------------
+# --- an engine of your own ------------------------------------------------------------------------
 
 
 OWN = """
@@ -137,12 +188,26 @@ def own(tmp_path):
 
 
 def test_an_engine_of_your_own_is_asked_and_its_log_probabilities_are_kept(student, own):
-    drawn = sample(student, PROMPTS, 4, Sampling(max_new_tokens=12), generator(), engine=own("ours"))
+    drawn = sample(
+        student, PROMPTS, 4, Sampling(max_new_tokens=12), generator(), engine=own("ours")
+    )
     agree(drawn, student)
-    assert sample(student, PROMPTS, 4, Sampling(max_new_tokens=12), generator(), engine=own("ours")).texts == drawn.texts
+    assert (
+        sample(
+            student, PROMPTS, 4, Sampling(max_new_tokens=12), generator(), engine=own("ours")
+        ).texts
+        == drawn.texts
+    )
 
 
-@pytest.mark.parametrize(("name", "says"), [("Narrow", r"tokens of shape \(6, 3\) where \(6, 8\)"), ("number", "it is a int"), ("nobody", "has no 'nobody'")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Narrow", r"tokens of shape \(6, 3\) where \(6, 8\)"),
+        ("number", "it is a int"),
+        ("nobody", "has no 'nobody'"),
+    ],
+)
 def test_an_engine_that_is_none_is_an_error_in_words(student, own, name, says):
     with pytest.raises(ValueError, match=says):
         sample(student, PROMPTS, 2, Sampling(max_new_tokens=8), generator(), engine=own(name))
@@ -191,28 +256,41 @@ def test_a_spoilt_answer_of_an_engine_is_an_error_in_words(student, tmp_path, na
     path = tmp_path / "spoilt.py"
     path.write_text(SPOILT)
     with pytest.raises(ValueError, match=says):
-        sample(student, PROMPTS, 2, Sampling(max_new_tokens=8), generator(), engine=f"{path}:{name}")
+        sample(
+            student, PROMPTS, 2, Sampling(max_new_tokens=8), generator(), engine=f"{path}:{name}"
+        )
 
 
-# --- layout, masks, lengths -------------------------------------------------------------------------------------------
+# --- layout, masks, lengths -----------------------------------------------------------------------
 
 
 @ENGINES
 def test_rows_of_one_prompt_stand_together(student, engine):
     drawn = sample(student, PROMPTS, 3, Sampling(max_new_tokens=6), generator(), engine=engine)
-    prompts = [student.tokenizer.decode(ids[mask.bool()]) for ids, mask in zip(drawn.sequences.prompt_ids, drawn.sequences.prompt_mask, strict=True)]
+    prompts = [
+        student.tokenizer.decode(ids[mask.bool()])
+        for ids, mask in zip(drawn.sequences.prompt_ids, drawn.sequences.prompt_mask, strict=True)
+    ]
     assert prompts == [prompt for prompt in PROMPTS for _ in range(3)]
     assert len(drawn.texts) == len(drawn.finished) == len(drawn.sequences.completion_ids) == 9
     assert (drawn.sampler_logps is None) == (engine == "hf")
 
 
 @ENGINES
-def test_pitfall_13_the_mask_ends_with_the_first_of_several_ends_of_sequence(policy, monkeypatch, engine):
+def test_pitfall_13_the_mask_ends_with_the_first_of_several_ends_of_sequence(
+    policy, monkeypatch, engine
+):
     ends = [1, 20, 21, 22, 40, 41, 42, 60, 61, 62]
     monkeypatch.setattr(policy.causal_lm.generation_config, "eos_token_id", ends[1:])
     drawn = sample(policy, PROMPTS, 12, Sampling(max_new_tokens=16), generator(), engine=engine)
     seen = set()
-    for ids, mask, finished, text in zip(drawn.sequences.completion_ids, drawn.sequences.completion_mask, drawn.finished, drawn.texts, strict=True):
+    for ids, mask, finished, text in zip(
+        drawn.sequences.completion_ids,
+        drawn.sequences.completion_mask,
+        drawn.finished,
+        drawn.texts,
+        strict=True,
+    ):
         kept = ids[mask.bool()].tolist()
         # ones first, then zeros, and padding where the mask is zero
         assert mask.tolist() == sorted(mask.tolist(), reverse=True)
@@ -248,8 +326,16 @@ def test_pitfall_13_the_length_limit_leaves_a_completion_unfinished(policy, monk
     assert draw.sequences.completion_ids.shape == (6, 1)
     assert torch.equal(draw.finished, draw.sequences.completion_ids[:, 0] == 1)
     # a last token that ends it counts as finished
-    monkeypatch.setattr(policy.causal_lm.generation_config, "eos_token_id", sorted(set(draw.sequences.completion_ids[:, 0].tolist())))
-    assert bool(sample(policy, PROMPTS, 2, Sampling(max_new_tokens=1), generator(), engine=engine).finished.all())
+    monkeypatch.setattr(
+        policy.causal_lm.generation_config,
+        "eos_token_id",
+        sorted(set(draw.sequences.completion_ids[:, 0].tolist())),
+    )
+    assert bool(
+        sample(
+            policy, PROMPTS, 2, Sampling(max_new_tokens=1), generator(), engine=engine
+        ).finished.all()
+    )
 
 
 def test_an_end_of_sequence_that_is_also_the_padding_is_still_counted(make_model, monkeypatch):
@@ -261,7 +347,7 @@ def test_an_end_of_sequence_that_is_also_the_padding_is_still_counted(make_model
     agree(drawn, policy)
 
 
-# --- the batch may shrink, the draws may not change -------------------------------------------------------------------
+# --- the batch may shrink, the draws may not change -----------------------------------------------
 
 
 @FAMILIES
@@ -269,7 +355,10 @@ def test_nearly_greedy_the_two_engines_write_the_same(make_model, stir, family):
     policy = stir(load_policy(make_model(family), "none"))
     policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 9))
     cold = Sampling(temperature=1e-5, max_new_tokens=20)
-    fast, hf = (sample(policy, [*PROMPTS, "77?", "1+2+3?"], 2, cold, generator(), engine=engine) for engine in ("fast", "hf"))
+    fast, hf = (
+        sample(policy, [*PROMPTS, "77?", "1+2+3?"], 2, cold, generator(), engine=engine)
+        for engine in ("fast", "hf")
+    )
     assert fast.texts == hf.texts
     # the random Gemma repeats its last token for ever
     assert family == "gemma2" or len(set(fast.sequences.completion_mask.sum(1).tolist())) > 1
@@ -279,14 +368,19 @@ def test_nearly_greedy_the_two_engines_write_the_same(make_model, stir, family):
 @pytest.mark.slow
 def test_nearly_greedy_a_trained_model_writes_the_same(student):
     prompts = [example.prompt for example in ArithmeticTask().examples(12, 0, difficulty=(1, 6))]
-    fast, hf = (sample(student, prompts, 1, Sampling(1e-5, 60), generator(), engine=engine) for engine in ("fast", "hf"))
+    fast, hf = (
+        sample(student, prompts, 1, Sampling(1e-5, 60), generator(), engine=engine)
+        for engine in ("fast", "hf")
+    )
     assert fast.texts == hf.texts
     assert bool(fast.finished.all())
 
 
 def test_the_prompt_is_prefilled_once_and_finished_rows_leave(student, monkeypatch):
     rows = []
-    hook = student.backbone.embed_tokens.register_forward_hook(lambda module, args, out: rows.append(tuple(args[0].shape)))
+    hook = student.backbone.embed_tokens.register_forward_hook(
+        lambda module, args, out: rows.append(tuple(args[0].shape))
+    )
     drawn = sample(student, PROMPTS, 16, Sampling(max_new_tokens=60), generator())
     hook.remove()
     assert rows[0] == (3, drawn.sequences.prompt_ids.shape[1])
@@ -309,12 +403,19 @@ def test_first_tokens_have_the_right_frequencies(student, engine, twin):
     if engine == "hf" and twin:
         pytest.skip("hf samples from the model itself")
     dense, n = (DenseTwin(student) if twin else None), 1000
-    drawn = sample(student, ["8+5?", "49-7?"], n, Sampling(1.5, 1), generator(7), engine=engine, twin=dense)
+    drawn = sample(
+        student, ["8+5?", "49-7?"], n, Sampling(1.5, 1), generator(7), engine=engine, twin=dense
+    )
     for row, prompt in enumerate(["8+5?", "49-7?"]):
         exact = exact_first_token(student, prompt, 1.5) * n
-        counts = torch.bincount(drawn.sequences.completion_ids[row * n : row * n + n, 0], minlength=128).float()
+        counts = torch.bincount(
+            drawn.sequences.completion_ids[row * n : row * n + n, 0], minlength=128
+        ).float()
         likely = exact >= 5
-        observed, expected = ([*values[likely].tolist(), float(values[~likely].sum())] for values in (counts, exact.double()))
+        observed, expected = (
+            [*values[likely].tolist(), float(values[~likely].sum())]
+            for values in (counts, exact.double())
+        )
         scale = sum(observed) / sum(expected)
         assert chisquare(observed, [value * scale for value in expected]).pvalue > 0.001
 
@@ -329,12 +430,18 @@ def test_second_tokens_have_the_right_frequencies(student):
     counts = torch.bincount(ids[ids[:, 0] == first, 1], minlength=128).float()
     exact = exact * counts.sum()
     likely = exact >= 5
-    observed, expected = ([*values[likely].tolist(), float(values[~likely].sum())] for values in (counts, exact.double()))
+    observed, expected = (
+        [*values[likely].tolist(), float(values[~likely].sum())]
+        for values in (counts, exact.double())
+    )
     assert sum(observed) > 200
-    assert chisquare(observed, [value * sum(observed) / sum(expected) for value in expected]).pvalue > 0.001
+    assert (
+        chisquare(observed, [value * sum(observed) / sum(expected) for value in expected]).pvalue
+        > 0.001
+    )
 
 
-# --- randomness -------------------------------------------------------------------------------------------------------
+# --- randomness -----------------------------------------------------------------------------------
 
 
 @ENGINES
@@ -343,7 +450,9 @@ def test_the_generator_alone_decides_and_the_global_stream_is_untouched(student,
     for seed, stream in ((0, 1), (0, 2), (5, 1)):
         torch.manual_seed(stream)
         before = torch.get_rng_state()
-        texts.append(sample(student, PROMPTS, 4, Sampling(1.3, 10), generator(seed), engine=engine).texts)
+        texts.append(
+            sample(student, PROMPTS, 4, Sampling(1.3, 10), generator(seed), engine=engine).texts
+        )
         assert torch.equal(torch.get_rng_state(), before)
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
@@ -353,7 +462,10 @@ def test_the_generator_alone_decides_and_the_global_stream_is_untouched(student,
 @pytest.mark.parametrize("at_once", [1, 4, 8])
 def test_how_many_are_sampled_at_once_changes_no_completion(student, twin, at_once):
     dense = DenseTwin(student) if twin else None
-    whole, parts = (sample(student, PROMPTS, 4, Sampling(1.3, 20), generator(), twin=dense, at_once=some) for some in (0, at_once))
+    whole, parts = (
+        sample(student, PROMPTS, 4, Sampling(1.3, 20), generator(), twin=dense, at_once=some)
+        for some in (0, at_once)
+    )
     assert whole.texts == parts.texts
     assert torch.equal(whole.sequences.completion_ids, parts.sequences.completion_ids)
     torch.testing.assert_close(whole.sampler_logps, parts.sampler_logps, rtol=1e-4, atol=1e-5)
@@ -373,7 +485,8 @@ def test_noise_picks_each_token_for_its_share_of_the_unit_interval_and_never_an_
 
 
 def test_over_a_large_vocabulary_the_shares_of_the_unit_interval_are_the_probabilities():
-    # the sum over 152k tokens is rounded; what a token loses by it must be small beside its probability
+    # the sum over 152k tokens is rounded; what a token loses by it must be small beside its
+    # probability
     log_probs = torch.log_softmax(4 * torch.randn(1, 151_936, generator=generator()), -1)
     total = log_probs.exp().cumsum(-1)[0].double()
     shares, exact = torch.diff(total, prepend=torch.zeros(1)), log_probs[0].double().exp()
@@ -385,11 +498,14 @@ def test_over_a_large_vocabulary_the_shares_of_the_unit_interval_are_the_probabi
 @ENGINES
 def test_the_generator_moves_on(student, engine):
     stream = generator()
-    first, second = (sample(student, PROMPTS, 4, Sampling(1.3, 10), stream, engine=engine).texts for _ in range(2))
+    first, second = (
+        sample(student, PROMPTS, 4, Sampling(1.3, 10), stream, engine=engine).texts
+        for _ in range(2)
+    )
     assert first != second
 
 
-# --- stopping ---------------------------------------------------------------------------------------------------------
+# --- stopping -------------------------------------------------------------------------------------
 
 
 @ENGINES
@@ -427,10 +543,12 @@ def test_training_mode_is_as_it_was(policy, engine, training):
     assert {module.training for module in policy.model.modules()} == {training}
 
 
-# --- top-p and top-k --------------------------------------------------------------------------------------------------
+# --- top-p and top-k ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.6}, {"top_k": 4, "top_p": 0.8}, {"top_k": 1}, {"top_p": 1e-6}])
+@pytest.mark.parametrize(
+    "cut", [{"top_k": 3}, {"top_p": 0.6}, {"top_k": 4, "top_p": 0.8}, {"top_k": 1}, {"top_p": 1e-6}]
+)
 def test_pitfall_08_cut_tokens_are_never_drawn_and_the_rest_is_renormalised(student, cut):
     settings = Sampling(1.5, 6, **cut)
     drawn = sample(student, PROMPTS, 30, settings, generator())
@@ -467,15 +585,22 @@ def test_a_generation_config_does_not_bend_the_hf_engine(student, monkeypatch):
     assert sample(student, PROMPTS, 2, Sampling(0.01, 30), generator(), engine="hf").texts == plain
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def test_a_prompt_that_does_not_fit_is_an_error_in_words(policy):
     long = "1+" * 60 + "1?"
-    with pytest.raises(ValueError, match=r"prompt of 122 tokens.* 16 .*context of 128 tokens.*'1\+1\+"):
+    with pytest.raises(
+        ValueError, match=r"prompt of 122 tokens.* 16 .*context of 128 tokens.*'1\+1\+"
+    ):
         sample(policy, ["1?", long], 1, Sampling(max_new_tokens=16), generator())
     # the last place in the context may be used
-    assert sample(policy, [long], 1, Sampling(max_new_tokens=6), generator()).sequences.completion_ids.shape[1] <= 6
+    assert (
+        sample(
+            policy, [long], 1, Sampling(max_new_tokens=6), generator()
+        ).sequences.completion_ids.shape[1]
+        <= 6
+    )
 
 
 @pytest.mark.parametrize(("prompts", "group_size"), [([], 2), (["1?"], 0)])
@@ -492,19 +617,30 @@ def test_a_prompt_without_tokens_is_an_error_in_words(policy, prompts, engine):
 
 
 def test_an_unknown_engine_is_an_error(policy):
-    with pytest.raises(ValueError, match=r"unknown engine 'vllm': use fast, hf, continuous, or PATH.py:NAME"):
+    with pytest.raises(
+        ValueError, match=r"unknown engine 'vllm': use fast, hf, continuous, or PATH.py:NAME"
+    ):
         sample(policy, PROMPTS, 1, Sampling(), generator(), engine="vllm")
 
 
 @pytest.mark.parametrize(
-    "bad", [{"temperature": 0.0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"max_new_tokens": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}]
+    "bad",
+    [
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"max_new_tokens": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+    ],
 )
 def test_settings_out_of_range_are_an_error(bad):
     with pytest.raises(ValueError, match="temperature > 0"):
         Sampling(**bad)
 
 
-# --- the dense twin ---------------------------------------------------------------------------------------------------
+# --- the dense twin -------------------------------------------------------------------------------
 
 
 def logits(lm, model=None):
@@ -532,26 +668,41 @@ def test_the_twin_computes_what_the_policy_computes(make_model, stir, family, qu
 def test_a_twin_of_a_bare_teacher_computes_what_it_computes(make_model, family, quant):
     # teacher traces are drawn from it
     teacher = load_teacher(make_model(family), quant)
-    torch.testing.assert_close(logits(teacher, DenseTwin(teacher).model), logits(teacher), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        logits(teacher, DenseTwin(teacher).model), logits(teacher), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_twin_of_a_view_merges_that_views_adapter(make_model, make_adapter, stir):
     policy = stir(load_policy(make_model(), "nf4"))
     bare = load_teacher(make_model(), "nf4", policy=policy)
-    other = load_teacher(make_model(), "nf4", policy=policy, adapter=make_adapter(make_model(), seed=3))
+    other = load_teacher(
+        make_model(), "nf4", policy=policy, adapter=make_adapter(make_model(), seed=3)
+    )
     for view in (bare, other, policy):
-        torch.testing.assert_close(logits(view, DenseTwin(view).model), logits(view), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            logits(view, DenseTwin(view).model), logits(view), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_syncing_again_does_not_add_up(make_model, stir):
     policy = stir(load_policy(make_model(), "none"))
-    base = [layer.weight.clone() for layer in policy.model.modules() if isinstance(layer, torch.nn.Linear)]
+    base = [
+        layer.weight.clone()
+        for layer in policy.model.modules()
+        if isinstance(layer, torch.nn.Linear)
+    ]
     twin = DenseTwin(policy)
     twin.sync()
     twin.sync()
     torch.testing.assert_close(logits(policy, twin.model), logits(policy), rtol=1e-5, atol=1e-5)
     # the policy's own weights are shared where they are not merged, and none of them is written to
-    assert all(torch.equal(a, layer.weight) for a, layer in zip(base, (m for m in policy.model.modules() if isinstance(m, torch.nn.Linear)), strict=True))
+    assert all(
+        torch.equal(a, layer.weight)
+        for a, layer in zip(
+            base, (m for m in policy.model.modules() if isinstance(m, torch.nn.Linear)), strict=True
+        )
+    )
 
 
 def test_pitfall_04_a_small_update_is_not_rounded_away_in_the_merge(make_model, stir):
@@ -570,10 +721,13 @@ def test_pitfall_04_a_small_update_is_not_rounded_away_in_the_merge(make_model, 
 
 
 def test_pitfall_12_positions_count_from_the_first_token_of_a_padded_prompt(make_model):
-    # Rotary positions are relative, so a shift would not show in the log-probabilities of these models; learned positions would be wrong.
+    # Rotary positions are relative, so a shift would not show in the log-probabilities of these
+    # models; learned positions would be wrong.
     policy = load_policy(make_model(), "none")
     seen = []
-    policy.backbone.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True)
+    policy.backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
+    )
     policy.causal_lm.generation_config.eos_token_id = None
     policy.tokenizer.eos_token = "~"
     drawn = sample(policy, PROMPTS, 1, Sampling(max_new_tokens=4), generator(3))

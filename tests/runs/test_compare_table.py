@@ -6,7 +6,9 @@ from rlkd_lab.runs import RunFolder, compare
 @pytest.fixture
 def make(tmp_path):
     def run(name, rows, **config):
-        folder = RunFolder.create(tmp_path / name, {"method": "grpo", "seed": 0, "knobs": {"rl_coef": 1.0}, **config}, {})
+        folder = RunFolder.create(
+            tmp_path / name, {"method": "grpo", "seed": 0, "knobs": {"rl_coef": 1.0}, **config}, {}
+        )
         for row in rows:
             folder.append("metrics.jsonl", row)
         return folder
@@ -15,7 +17,12 @@ def make(tmp_path):
 
 
 def test_settings_that_differ_are_columns_and_others_are_not(make):
-    table = compare([make("a", [{"step": 1, "reward": 1.0}]), make("b", [{"step": 1, "reward": 0.0}], seed=1, knobs={"rl_coef": 2.0})])
+    table = compare(
+        [
+            make("a", [{"step": 1, "reward": 1.0}]),
+            make("b", [{"step": 1, "reward": 0.0}], seed=1, knobs={"rl_coef": 2.0}),
+        ]
+    )
     assert table["seed"].tolist() == [0, 1]
     assert table["knobs.rl_coef"].tolist() == [1.0, 2.0]
     assert "steps" in table
@@ -28,7 +35,10 @@ def test_a_setting_that_one_run_lacks_is_a_difference(make):
 
 
 def test_last_values(make):
-    rows = [{"step": s, "reward": float(s), "eval/accuracy": 0.25 * s if s in (2, 3) else None} for s in range(1, 5)]
+    rows = [
+        {"step": s, "reward": float(s), "eval/accuracy": 0.25 * s if s in (2, 3) else None}
+        for s in range(1, 5)
+    ]
     table = compare([make("a", rows)], window=2)
     assert table["reward"].tolist() == [3.5]
     assert table["eval/accuracy"].tolist() == [0.75]  # the last evaluation, not a mean
@@ -43,4 +53,7 @@ def test_a_touched_run_is_marked(make):
 
 
 def test_runs_without_a_step_do_not_break_the_table(make):
-    assert compare([make("a", []), make("b", [{"step": 1, "reward": 1.0}])])["steps"].tolist() == [0, 1]
+    assert compare([make("a", []), make("b", [{"step": 1, "reward": 1.0}])])["steps"].tolist() == [
+        0,
+        1,
+    ]

@@ -12,7 +12,11 @@ from rlkd_lab.runs.lock import LOCK
 
 
 def test_the_second_is_told_who_holds_it(tmp_path, another):
-    with another(tmp_path) as pid, pytest.raises(ValueError, match=f"is being trained by process {pid}: two at once"), alone(tmp_path, "trained"):
+    with (
+        another(tmp_path) as pid,
+        pytest.raises(ValueError, match=f"is being trained by process {pid}: two at once"),
+        alone(tmp_path, "trained"),
+    ):
         pytest.fail("two hold it")
     with alone(tmp_path, "trained"):
         pass
@@ -31,7 +35,10 @@ def test_another_thread_of_the_process_is_another(tmp_path, elsewhere):
     refused = []
 
     def second():
-        with pytest.raises(ValueError, match="by this process already") as error, alone(tmp_path, "trained"):
+        with (
+            pytest.raises(ValueError, match="by this process already") as error,
+            alone(tmp_path, "trained"),
+        ):
             pass
         refused.append(error)
 
@@ -48,7 +55,10 @@ def test_another_thread_of_the_process_is_another(tmp_path, elsewhere):
 def test_another_host_is_named(tmp_path, another):
     with another(tmp_path) as pid:
         (tmp_path / LOCK).write_text(json.dumps({"pid": pid, "host": "far away", "since": 0}))
-        with pytest.raises(ValueError, match=f"process {pid} of far away"), alone(tmp_path, "trained"):
+        with (
+            pytest.raises(ValueError, match=f"process {pid} of far away"),
+            alone(tmp_path, "trained"),
+        ):
             pass
 
 

@@ -6,7 +6,14 @@ import pytest
 
 from rlkd_lab.runs import RunFolder, find_runs, overview
 
-CONFIG = {"method": "grpo", "steps": 4, "seed": 0, "student": "student", "knobs": {"kl_coef": 0.1}, "options": {}}
+CONFIG = {
+    "method": "grpo",
+    "steps": 4,
+    "seed": 0,
+    "student": "student",
+    "knobs": {"kl_coef": 0.1},
+    "options": {},
+}
 
 
 @pytest.fixture
@@ -14,7 +21,10 @@ def make(tmp_path):
     def run(name, steps=0, state="done", **config):
         folder = RunFolder.create(tmp_path / name, {**CONFIG, **config}, {})
         for step in range(1, steps + 1):
-            folder.append("metrics.jsonl", {"step": step, "reward": step / 10, "eval/accuracy": 0.5 if step == 2 else None})
+            folder.append(
+                "metrics.jsonl",
+                {"step": step, "reward": step / 10, "eval/accuracy": 0.5 if step == 2 else None},
+            )
         folder.set_status(state, steps)
         return folder
 
@@ -30,7 +40,9 @@ def test_runs_are_found_at_any_depth_and_by_their_path(make, table, tmp_path):
     make("b", 3)
     make("deep/er/a", 4)
     (tmp_path / "b" / "checkpoints" / "step_000002").mkdir()
-    (tmp_path / "b" / "checkpoints" / "step_000002" / "metrics.jsonl").touch()  # nothing below a run is a run
+    (
+        tmp_path / "b" / "checkpoints" / "step_000002" / "metrics.jsonl"
+    ).touch()  # nothing below a run is a run
     make(".c.new-1")  # being made
     found = table()
     assert list(found.index) == ["b", os.path.join("deep", "er", "a")]
@@ -42,7 +54,9 @@ def test_runs_are_found_at_any_depth_and_by_their_path(make, table, tmp_path):
 
 def test_last_values_and_moved_knobs(make, table):
     make("a", 3)
-    make("b", 1).append("events.jsonl", {"event": "knob", "step": 1, "knob": "kl_coef", "value": 0.2})
+    make("b", 1).append(
+        "events.jsonl", {"event": "knob", "step": 1, "knob": "kl_coef", "value": 0.2}
+    )
     found = table()
     assert found["reward"].tolist() == [0.3, 0.1]
     assert found["accuracy"].tolist() == [0.5, None]
@@ -91,7 +105,14 @@ def test_torn_and_failed_runs_are_listed_with_what_is_wrong(make, table, tmp_pat
     (tmp_path / "g" / "status.json").write_text("")
     found = table()
     assert found["state"].tolist() == ["done", "failed", *["torn"] * 5]
-    for name, says in (("b", "nan"), ("c", "torn"), ("d", "no status.json"), ("e", "damaged in line 2"), ("f", ""), ("g", "")):
+    for name, says in (
+        ("b", "nan"),
+        ("c", "torn"),
+        ("d", "no status.json"),
+        ("e", "damaged in line 2"),
+        ("f", ""),
+        ("g", ""),
+    ):
         assert says in found.loc[name, "problem"]
     assert found["problem"].iloc[1:].str.len().gt(3).all()
     assert found.loc["a", "settings"] == {}  # a torn one makes no difference

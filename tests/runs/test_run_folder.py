@@ -16,7 +16,7 @@ def folder(tmp_path):
     return RunFolder.create(tmp_path / "run", CONFIG, {"commit": None})
 
 
-# --- making one -------------------------------------------------------------------------------------------------------
+# --- making one -----------------------------------------------------------------------------------
 
 
 def test_a_new_run_can_be_opened_and_is_empty(folder):
@@ -58,15 +58,22 @@ def test_a_file_in_its_place_is_refused(tmp_path):
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
 def test_no_permission_is_said_in_words(tmp_path, monkeypatch, number):
     def refuse(self, *args, **kwargs):
-        raise OSError(number, os.strerror(number))  # Python makes it a PermissionError where the number says so
+        raise OSError(
+            number, os.strerror(number)
+        )  # Python makes it a PermissionError where the number says so
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(PermissionError, match=r"no permission to write .*run: choose another --out"):
+    with pytest.raises(
+        PermissionError, match=r"no permission to write .*run: choose another --out"
+    ):
         RunFolder.create(tmp_path / "run", CONFIG, {})
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), TypeError("not JSON")])
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), TypeError("not JSON")],
+)
 def test_a_start_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch, failure):
     write = RunFolder.write_json
 
@@ -81,7 +88,7 @@ def test_a_start_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch, failu
     assert list(tmp_path.iterdir()) == []
 
 
-# --- opening ----------------------------------------------------------------------------------------------------------
+# --- opening --------------------------------------------------------------------------------------
 
 
 def test_no_run_there(tmp_path):
@@ -91,7 +98,16 @@ def test_no_run_there(tmp_path):
         RunFolder.open(tmp_path)
 
 
-@pytest.mark.parametrize(("written", "says"), [(FORMAT + 1, "update rlkd_lab$"), ("two", "'two', .* reads 1 to"), (None, "None"), (True, "True"), (-1, "-1")])
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        (FORMAT + 1, "update rlkd_lab$"),
+        ("two", "'two', .* reads 1 to"),
+        (None, "None"),
+        (True, "True"),
+        (-1, "-1"),
+    ],
+)
 def test_another_format_is_refused(folder, written, says):
     folder.write_json("config.json", {"format": written, **CONFIG})
     with pytest.raises(ValueError, match=says):
@@ -114,12 +130,16 @@ def test_a_config_that_is_something_else_is_refused(folder, text):
         RunFolder.open(folder.path)
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
 def test_a_file_torn_at_any_byte_gives_its_whole_rows(folder, name):
-    rows = [{"step": 1, "text": "KL(θ‖T) — ½"}, {"step": 2, "x": 1.5, "y": None}, {"step": 3, "nested": {"a": [1, "}"]}}]
+    rows = [
+        {"step": 1, "text": "KL(θ‖T) — ½"},
+        {"step": 2, "x": 1.5, "y": None},
+        {"step": 3, "nested": {"a": [1, "}"]}},
+    ]
     for row in rows:
         folder.append(name, row)
     path = folder.path / name
@@ -170,7 +190,11 @@ def test_a_whole_last_line_that_is_damaged_is_an_error(folder):
 def test_what_json_does_not_have_is_written_as_null(folder, value):
     folder.append("metrics.jsonl", {"step": 1, "kl": value, "reward": 0.5})
     line = (folder.path / "metrics.jsonl").read_text()
-    assert json.loads(line, parse_constant=lambda name: pytest.fail(name)) == {"step": 1, "kl": None, "reward": 0.5}
+    assert json.loads(line, parse_constant=lambda name: pytest.fail(name)) == {
+        "step": 1,
+        "kl": None,
+        "reward": 0.5,
+    }
     assert pd.isna(folder.metrics()["kl"][1])
 
 
@@ -182,7 +206,7 @@ def test_metrics_are_a_table_by_step(folder):
     assert frame["eval/accuracy"].dropna().to_dict() == {2: 0.5}
 
 
-# --- status, settings, checkpoints, samples ---------------------------------------------------------------------------
+# --- status, settings, checkpoints, samples -------------------------------------------------------
 
 
 @pytest.mark.parametrize("state", ["idle", "running", "paused", "done", "failed"])
@@ -220,7 +244,9 @@ def test_samples_by_step_and_the_last(folder):
     with pytest.raises(FileNotFoundError, match="recorded steps: none"):
         folder.samples()
     for step in (1, 10):
-        pd.DataFrame({"prompt": [f"{step}+1?"]}).to_parquet(folder.path / "samples" / f"step_{step:06d}.parquet")
+        pd.DataFrame({"prompt": [f"{step}+1?"]}).to_parquet(
+            folder.path / "samples" / f"step_{step:06d}.parquet"
+        )
     (folder.path / "samples" / "step_000011.tmp").write_bytes(b"half")
     assert folder.samples()["prompt"].tolist() == ["10+1?"]
     assert folder.samples(1)["prompt"].tolist() == ["1+1?"]
@@ -235,9 +261,12 @@ def test_touched_means_a_knob_was_moved(folder):
     assert folder.touched
 
 
-# --- comparing rows ---------------------------------------------------------------------------------------------------
+# --- comparing rows -------------------------------------------------------------------------------
 
-ROWS = [{"step": 1, "reward": 0.5, "kl": None, "on_policy": True}, {"step": 2, "reward": 0.25, "kl": 1.0, "on_policy": True}]
+ROWS = [
+    {"step": 1, "reward": 0.5, "kl": None, "on_policy": True},
+    {"step": 2, "reward": 0.25, "kl": 1.0, "on_policy": True},
+]
 
 
 def changed(step, **values):
@@ -263,14 +292,20 @@ def test_tolerance_passes_small_differences_and_still_measures_them():
     assert first_difference(ROWS, changed(2, reward=0.26), tolerance=1e-3)[0] is not None
 
 
-@pytest.mark.parametrize("theirs", [changed(2, kl=None), changed(1, kl=0.0), changed(2, extra=1.0), changed(2, on_policy=False)])
+@pytest.mark.parametrize(
+    "theirs",
+    [changed(2, kl=None), changed(1, kl=0.0), changed(2, extra=1.0), changed(2, on_policy=False)],
+)
 def test_a_missing_value_is_a_difference_that_no_tolerance_passes(theirs):
     for ours, other in ((ROWS, theirs), (theirs, ROWS)):
         words, _ = first_difference(ours, other, tolerance=0.9)
         assert words is not None
 
 
-@pytest.mark.parametrize(("ours", "theirs", "says"), [(ROWS, ROWS[:1], "2 rows against 1"), (ROWS[:1], ROWS, "1 rows against 2")])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "says"),
+    [(ROWS, ROWS[:1], "2 rows against 1"), (ROWS[:1], ROWS, "1 rows against 2")],
+)
 def test_row_counts(ours, theirs, says):
     assert first_difference(ours, theirs, tolerance=10.0)[0] == says
 
@@ -316,7 +351,9 @@ def test_what_cannot_be_asked_leaves_nothing(folder, monkeypatch):
 
     add = module._add
     monkeypatch.setattr(module, "_add", lambda file, line: add(Full(file), line))
-    with pytest.raises(OSError, match=r"nothing was asked, for .*requests\.jsonl cannot be written: no space left"):
+    with pytest.raises(
+        OSError, match=r"nothing was asked, for .*requests\.jsonl cannot be written: no space left"
+    ):
         folder.ask("stop")
     assert (folder.path / "requests.jsonl").read_bytes() == before
     monkeypatch.undo()

@@ -11,7 +11,18 @@ from made_up import TRUE, betas, conflicts, constant, core, knights, part, risin
 from scipy import stats
 
 from rlkd_lab.study import claims as module
-from rlkd_lab.study.claims import CLAIMS, POINTS, SEEDS, Check, Effect, all_of, effect_of, judge_claims, paired, steps_to_reach
+from rlkd_lab.study.claims import (
+    CLAIMS,
+    POINTS,
+    SEEDS,
+    Check,
+    Effect,
+    all_of,
+    effect_of,
+    judge_claims,
+    paired,
+    steps_to_reach,
+)
 from rlkd_lab.study.results import Part
 
 KNOWN = {claim.number: claim for claim in CLAIMS}
@@ -19,13 +30,21 @@ KNOWN = {claim.number: claim for claim in CLAIMS}
 
 FALSE = {
     1: {"core": core(arms={"opd": {"id avg": 0.85}})},
-    2: {"core": core(curves={"grpo": {"accuracy": rising(0.03)}, "kdrl": {"accuracy": rising(0.01)}})},
+    2: {
+        "core": core(
+            curves={"grpo": {"accuracy": rising(0.03)}, "kdrl": {"accuracy": rising(0.01)}}
+        )
+    },
     3: {"core": core(arms={"grpo": {"id length": 70.0}})},
     4: {"estimators": part({"kdrl_k3": 0.9})},
     5: {"betas": betas(0.01, annealed=0.6)},
     6: {"core": core(arms={"kdrl_masked": {"id avg": 0.7}})},
     7: {"knights": knights(lead_grows=False)},
-    8: {"alphas": part({"trrd,trrd_alpha=0.4": 0.6, "trrd,trrd_alpha=0.5": 0.7, "trrd,trrd_alpha=0.6": 0.7})},
+    8: {
+        "alphas": part(
+            {"trrd,trrd_alpha=0.4": 0.6, "trrd,trrd_alpha=0.5": 0.7, "trrd,trrd_alpha=0.6": 0.7}
+        )
+    },
     9: {"core": core(curves={"trrd": {"train_time": constant(2.0)}})},
     10: {"knights": knights(("trrd", "opd", "kdrl", "grpo"))},
     11: {"core": core(arms={"kdrl": {"id pass@32": 0.99, "id pass@4": 0.99}})},
@@ -54,7 +73,9 @@ def test_a_claim_that_holds_is_supported_and_one_that_does_not_is_contradicted(n
 def test_too_few_seeds_decide_nothing_and_say_so(number):
     def first(name, count):
         whole = TRUE[name]
-        return Part(*(frame[frame["seed"] < count] for frame in (whole.runs, whole.curves, whole.levels)))
+        return Part(
+            *(frame[frame["seed"] < count] for frame in (whole.runs, whole.curves, whole.levels))
+        )
 
     verdict = verdicts({name: first(name, SEEDS - 1) for name in TRUE})[number]
     assert verdict.outcome == "undecided"
@@ -77,7 +98,9 @@ def test_noise_leaves_an_order_undecided_and_says_how_many_seeds_would_not():
 
 
 def test_what_chance_could_do_is_undecided():
-    """Claim 11 names k = 32; where guesses reach 5 % with that many, a smaller k is shown and nothing is decided."""
+    """Claim 11 names k = 32; where guesses reach 5 % with that many, a smaller k is shown and
+    nothing is decided.
+    """
     verdict = verdicts(TRUE | {"core": core(chances={1: 0.01, 4: 0.04, 32: 0.27})})[11]
     assert verdict.outcome == "undecided" and "pass@32 is not decided here" in verdict.note
     assert [check.text for check in verdict.checks][1] == "opd > kdrl: pass@4"
@@ -86,12 +109,24 @@ def test_what_chance_could_do_is_undecided():
 
 
 def test_a_lead_that_hangs_on_how_curves_are_smoothed_decides_nothing():
-    """GRPO ends at .6; KDRL touches that for nine steps early on, and for good where GRPO does: only a window of nine or less sees the touch."""
+    """GRPO ends at .6;
+
+    KDRL touches that for nine steps early on, and for good where GRPO does: only a window of nine
+    or less sees the touch.
+    """
 
     def touches(step):
         return 0.6 if 20 <= step < 29 else min(0.6, 0.012 * step) - 0.2 * (step < 50)
 
-    verdict = verdicts(TRUE | {"core": core(curves={"grpo": {"accuracy": rising(0.012, 0.6)}, "kdrl": {"accuracy": touches}}, noise=1e-12)})[2]
+    verdict = verdicts(
+        TRUE
+        | {
+            "core": core(
+                curves={"grpo": {"accuracy": rising(0.012, 0.6)}, "kdrl": {"accuracy": touches}},
+                noise=1e-12,
+            )
+        }
+    )[2]
     assert verdict.checks[0].outcome == "supported" and verdict.outcome == "undecided"
     assert "hangs on the window of the trailing mean" in verdict.note and "13: −" in verdict.note
 
@@ -99,8 +134,21 @@ def test_a_lead_that_hangs_on_how_curves_are_smoothed_decides_nothing():
 @pytest.mark.parametrize(("masked", "outcome"), [(0.8, "supported"), (0.7, "contradicted")])
 def test_masking_is_held_against_the_same_coefficients_where_these_were_run(masked, outcome):
     values = (0.03, 0.1, 0.3)
-    rates = part({f"kdrl,kd_coef={beta},learning_rate=0.0005": {"id avg": 0.75, "id length": 60.0} for beta in values})
-    masks = part({f"kdrl_masked,kd_coef={beta}": {"id avg": masked if beta == 0.3 else 0.8, "id length": 50.0} for beta in values})
+    rates = part(
+        {
+            f"kdrl,kd_coef={beta},learning_rate=0.0005": {"id avg": 0.75, "id length": 60.0}
+            for beta in values
+        }
+    )
+    masks = part(
+        {
+            f"kdrl_masked,kd_coef={beta}": {
+                "id avg": masked if beta == 0.3 else 0.8,
+                "id length": 50.0,
+            }
+            for beta in values
+        }
+    )
     assert len(verdicts(TRUE | {"masks": masks})[6].checks) == 2
     verdict = verdicts(TRUE | {"masks": masks, "rates": rates})[6]
     assert len(verdict.checks) == 8 and verdict.outcome == outcome
@@ -114,22 +162,33 @@ def test_a_verdict_that_would_not_stand_among_so_many_is_on_the_edge():
         return verdict.outcome, verdict.edge
 
     assert lead_of_k2([0.09, 0.10, 0.10, 0.10, 0.11]) == ("supported", False)
-    assert lead_of_k2([0.01, 0.03, 0.06, 0.08, 0.10]) == ("supported", True)  # p = .03, one of some twenty
+    assert lead_of_k2([0.01, 0.03, 0.06, 0.08, 0.10]) == (
+        "supported",
+        True,
+    )  # p = .03, one of some twenty
     assert lead_of_k2([-0.10, 0.03, 0.06, 0.08, 0.10]) == ("undecided", False)
     assert not any(verdict.edge for verdict in verdicts({}).values())
 
 
 def test_interference_that_is_noise_or_was_not_measured_is_undecided():
     noisy = verdicts(TRUE | {"core": core(curves=conflicts(0.45, 0.3, 0.2, floor=0.48))})[14]
-    assert noisy.outcome == "undecided" and "the noise floor: 0.480: the signs are mostly noise" in noisy.note and len(noisy.checks) == 2
+    assert (
+        noisy.outcome == "undecided"
+        and "the noise floor: 0.480: the signs are mostly noise" in noisy.note
+        and len(noisy.checks) == 2
+    )
     silent = core()
-    silent.curves.drop(columns=[name for name in silent.curves if name.startswith("interference")], inplace=True)
+    silent.curves.drop(
+        columns=[name for name in silent.curves if name.startswith("interference")], inplace=True
+    )
     assert verdicts(TRUE | {"core": silent})[14].outcome == "undecided"
 
 
-# --- effects ----------------------------------------------------------------------------------------------------------
+# --- effects --------------------------------------------------------------------------------------
 
-VALUES = st.lists(st.floats(-1, 1), min_size=3, max_size=12).filter(lambda values: np.std(values) > 1e-3)
+VALUES = st.lists(st.floats(-1, 1), min_size=3, max_size=12).filter(
+    lambda values: np.std(values) > 1e-3
+)
 
 
 @given(VALUES)
@@ -147,7 +206,9 @@ def test_an_interval_that_holds_with_others_is_bonferronis(values, comparisons):
     assert (effect.low, effect.high) == pytest.approx((low, high))
 
 
-@pytest.mark.parametrize("effect", [Effect(0.5, math.nan, math.nan, 1), Effect(math.nan, math.nan, math.nan, 0)])
+@pytest.mark.parametrize(
+    "effect", [Effect(0.5, math.nan, math.nan, 1), Effect(math.nan, math.nan, math.nan, 0)]
+)
 def test_what_has_no_interval_has_none_among_others(effect):
     assert effect.of_many(20) is effect
 
@@ -163,7 +224,11 @@ def test_the_seeds_that_would_decide_may_decide_against_the_claim():
 def test_differences_are_taken_seed_by_seed_over_the_seeds_that_both_have():
     a, b = pd.Series({0: 0.5, 1: 0.9, 3: 0.2}), pd.Series({1: 0.8, 0: 0.4, 2: 0.0})
     effect = paired(a, b)
-    assert effect.seeds == 2 and effect.mean == pytest.approx(0.1) and effect.high - effect.low == pytest.approx(0, abs=1e-12)
+    assert (
+        effect.seeds == 2
+        and effect.mean == pytest.approx(0.1)
+        and effect.high - effect.low == pytest.approx(0, abs=1e-12)
+    )
 
 
 @given(st.floats(0.01, 1), st.floats(0.01, 2), st.integers(SEEDS, 40))
@@ -218,7 +283,10 @@ def test_reaching_a_level_needs_a_whole_window():
 
 
 def test_best_coefficients_at_the_end_of_the_grid_do_not_contradict_that_they_differ():
-    """Both tasks do best with the smallest: they may differ by any factor below it. Where one is at each end, the difference is at least what it seems."""
+    """Both tasks do best with the smallest: they may differ by any factor below it.
+
+    Where one is at each end, the difference is at least what it seems.
+    """
     verdict = verdicts(TRUE | {"betas": betas(0.01), "knights_betas": betas(0.01)})[13]
     assert verdict.outcome == "undecided" and verdict.checks[0].outcome == "contradicted"
     assert "arithmetic 5 of 5 seeds, knights 5 of 5 seeds: the grid ends too early" in verdict.note

@@ -64,11 +64,24 @@ def table(rows, difficulty=None, **columns):
     found = []
     for name, texts in rows.items():
         for i, text in enumerate(texts):
-            found.append({
-                "prompt_id": name, "set": "id", "difficulty": (difficulty or {}).get(name, 1), "mode": "sample", "sample": i, "completion": text,
-                "extracted": None if text == "cut" else text, "correct": text == "right", "formatted": text in ("right", "wrong"),
-                "finished": text != "cut", "length": len(text), "chance": 0.5, "guesses": 0, **columns,
-            })  # fmt: skip
+            found.append(
+                {
+                    "prompt_id": name,
+                    "set": "id",
+                    "difficulty": (difficulty or {}).get(name, 1),
+                    "mode": "sample",
+                    "sample": i,
+                    "completion": text,
+                    "extracted": None if text == "cut" else text,
+                    "correct": text == "right",
+                    "formatted": text in ("right", "wrong"),
+                    "finished": text != "cut",
+                    "length": len(text),
+                    "chance": 0.5,
+                    "guesses": 0,
+                    **columns,
+                }
+            )
     return pd.DataFrame(found)
 
 
@@ -77,7 +90,7 @@ def values(summary, difficulty="all", name="id"):
     return part.set_index("measure")["value"].to_dict()
 
 
-# --- sampling and judging ---------------------------------------------------------------------------------------------
+# --- sampling and judging -------------------------------------------------------------------------
 
 
 def test_one_row_a_completion(frame):
@@ -89,12 +102,21 @@ def test_one_row_a_completion(frame):
     assert set(frame[frame["set"] == "ood"]["difficulty"]) <= {6, 7, 8}
     task = ArithmeticTask()
     expected = task.examples(12, SMALL.seed, "test", (2, 3))
-    assert list(dict.fromkeys(frame[frame["set"] == "id"]["prompt"])) == [example.prompt for example in expected]
+    assert list(dict.fromkeys(frame[frame["set"] == "id"]["prompt"])) == [
+        example.prompt for example in expected
+    ]
     for row in frame.to_dict("records"):
-        score = task.score(row["completion"], Example(row["prompt"], row["answer"], row["difficulty"], row["prompt_id"]))
+        score = task.score(
+            row["completion"],
+            Example(row["prompt"], row["answer"], row["difficulty"], row["prompt_id"]),
+        )
         assert row["correct"] == (score.correct and row["finished"])
-        assert (None if pd.isna(row["extracted"]) else row["extracted"]) == (score.answer if row["finished"] else None)
-        assert row["length"] == len(row["completion"]) + row["finished"]  # a token a character, and the end of sequence
+        assert (None if pd.isna(row["extracted"]) else row["extracted"]) == (
+            score.answer if row["finished"] else None
+        )
+        assert (
+            row["length"] == len(row["completion"]) + row["finished"]
+        )  # a token a character, and the end of sequence
     assert (frame["chance"] == 0.01).all()
     assert (frame["guesses"] == 0).all()
 
@@ -105,7 +127,9 @@ def test_greedy_is_the_most_likely_token_every_time(frame, student):
     start = ids.shape[1]
     with torch.no_grad():
         while ids.shape[1] < start + 48 and int(ids[0, -1]) not in student.eos_ids:
-            ids = torch.cat([ids, student.causal_lm(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
+            ids = torch.cat(
+                [ids, student.causal_lm(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)], 1
+            )
     found = frame[(frame["prompt"] == prompt) & (frame["mode"] == "greedy")]["completion"].item()
     assert found == student.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
 
@@ -120,7 +144,11 @@ def test_the_same_settings_give_the_same_table_whatever_the_global_stream(frame,
 
 
 def test_a_completion_that_the_limit_cut_is_wrong_and_not_badly_formatted(student):
-    cut = evaluate_target(student, ArithmeticTask(), replace(SMALL, max_new_tokens=2, ood=False, greedy=False, samples=2))
+    cut = evaluate_target(
+        student,
+        ArithmeticTask(),
+        replace(SMALL, max_new_tokens=2, ood=False, greedy=False, samples=2),
+    )
     assert not cut["correct"].any()
     assert cut.loc[~cut["finished"], "extracted"].isna().all()
     found = values(summarise(cut))
@@ -143,23 +171,41 @@ def test_pieces_hold_every_completion_once_and_never_too_many(monkeypatch):
 
 def test_samples_in_several_pieces_are_numbered_through(monkeypatch, student):
     monkeypatch.setattr(module, "ROWS", 3)
-    found = evaluate_target(student, ArithmeticTask(), Settings(prompts=2, samples=5, difficulty=(2, 2), max_new_tokens=24, ood=False))
-    assert found[found["mode"] == "sample"].groupby("prompt_id")["sample"].agg(sorted).tolist() == [[0, 1, 2, 3, 4]] * 2
+    found = evaluate_target(
+        student,
+        ArithmeticTask(),
+        Settings(prompts=2, samples=5, difficulty=(2, 2), max_new_tokens=24, ood=False),
+    )
+    assert (
+        found[found["mode"] == "sample"].groupby("prompt_id")["sample"].agg(sorted).tolist()
+        == [[0, 1, 2, 3, 4]] * 2
+    )
 
 
 def test_a_prompt_that_is_drawn_twice_is_asked_once(student):
     class Twice(ArithmeticTask):
         def examples(self, n, seed, split="train", difficulty=None):
-            return [*super().examples(n // 2, seed, split, difficulty), *super().examples(n // 2, seed, split, difficulty)]
+            return [
+                *super().examples(n // 2, seed, split, difficulty),
+                *super().examples(n // 2, seed, split, difficulty),
+            ]
 
-    found = evaluate_target(student, Twice(), Settings(prompts=4, samples=1, max_new_tokens=8, difficulty=(2, 2), ood=False, greedy=False))
+    found = evaluate_target(
+        student,
+        Twice(),
+        Settings(
+            prompts=4, samples=1, max_new_tokens=8, difficulty=(2, 2), ood=False, greedy=False
+        ),
+    )
     assert len(found) == 2
 
 
 def test_everything_that_does_not_fit_is_refused_before_anything_is_sampled(student, monkeypatch):
     monkeypatch.setattr(module, "sample", lambda *given, **more: pytest.fail("sampled"))
     with pytest.raises(ValueError, match="do not fit the context"):
-        evaluate_target(student, ArithmeticTask(), replace(SMALL, max_new_tokens=250))  # fits in distribution, and twice that does not
+        evaluate_target(
+            student, ArithmeticTask(), replace(SMALL, max_new_tokens=250)
+        )  # fits in distribution, and twice that does not
 
     class Empty(ArithmeticTask):
         def examples(self, *given, **more):
@@ -173,9 +219,17 @@ def test_settings_come_from_the_run_unless_they_are_given(trained):
     config = config_of(trained)
     assert settings_of(config).max_new_tokens == 24
     assert settings_of(config).difficulty == (2, 2)
-    assert settings_of(config, max_new_tokens=30, prompts=None) == Settings(max_new_tokens=30, difficulty=(2, 2))
+    assert settings_of(config, max_new_tokens=30, prompts=None) == Settings(
+        max_new_tokens=30, difficulty=(2, 2)
+    )
     assert settings_of(None) == Settings()
-    for wrong in ({"prompts": 0}, {"samples": 0}, {"temperature": 0}, {"temperature": -1}, {"top_p": 0}):
+    for wrong in (
+        {"prompts": 0},
+        {"samples": 0},
+        {"temperature": 0},
+        {"temperature": -1},
+        {"top_p": 0},
+    ):
         with pytest.raises(ValueError, match="need"):
             settings_of(None, **wrong)
 
@@ -185,13 +239,17 @@ def test_the_student_is_as_good_as_its_card_says():
     found = evaluate_target(find_target("student").load(), ArithmeticTask(), Settings(greedy=False))
     summary = summarise(found)
     for name, row in (("id", "nf4"), ("ood", "nf4 ood")):
-        own = summary[(summary["set"] == name) & (summary["difficulty"] == "all") & (summary["measure"] == "avg")].iloc[0]
+        own = summary[
+            (summary["set"] == name)
+            & (summary["difficulty"] == "all")
+            & (summary["measure"] == "avg")
+        ].iloc[0]
         expected = cards()["student"]["table"][row]["accuracy"]
         slack = 1.96 * (expected * (1 - expected) / 2048) ** 0.5  # the card's own
         assert own["low"] - slack < expected < own["high"] + slack
 
 
-# --- the chance line --------------------------------------------------------------------------------------------------
+# --- the chance line ------------------------------------------------------------------------------
 
 
 def answers(task, n, samples, choose):
@@ -199,18 +257,24 @@ def answers(task, n, samples, choose):
     examples = task.examples(n, 0)
     rows = {example.id: [choose(example) for _ in range(samples)] for example in examples}
     found = table(rows)
-    found["correct"] = found["completion"] == found["prompt_id"].map({example.id: example.answer for example in examples})
+    found["correct"] = found["completion"] == found["prompt_id"].map(
+        {example.id: example.answer for example in examples}
+    )
     return examples, found
 
 
 def test_a_model_that_ignores_the_question_is_as_good_as_its_permutation_chance():
     rng = np.random.default_rng(0)
-    examples, found = answers(Guessed(), 200, 8, lambda example: str(rng.choice(5, p=[0.6, 0.1, 0.1, 0.1, 0.1])))
+    examples, found = answers(
+        Guessed(), 200, 8, lambda example: str(rng.choice(5, p=[0.6, 0.1, 0.1, 0.1, 0.1]))
+    )
     chances = chance_of(Guessed(), examples, found, guesses=64)
     assert (chances["guesses"] == 64).all()
     assert found["correct"].mean() == pytest.approx(chances["chance"].mean(), abs=0.03)
     for k in (4, 8):
-        assert per_prompt(found, [k])[f"pass@{k}"].mean() == pytest.approx(chance_at_k(chances, k), abs=0.06)
+        assert per_prompt(found, [k])[f"pass@{k}"].mean() == pytest.approx(
+            chance_at_k(chances, k), abs=0.06
+        )
 
 
 def test_a_model_that_reads_the_question_is_above_it():
@@ -232,7 +296,10 @@ def test_cut_completions_and_those_to_the_prompt_itself_are_no_guesses():
     examples = [Example("a", "1", 1, "a"), Example("b", "2", 1, "b")]
     found = table({"a": ["1", "1"], "b": ["1", "1"]})
     assert chance_of(Guessed(), examples, found)["chance"].tolist() == [1, 0]
-    assert chance_of(Guessed(), examples, found)["guesses"].tolist() == [2, 2]  # no more than there are
+    assert chance_of(Guessed(), examples, found)["guesses"].tolist() == [
+        2,
+        2,
+    ]  # no more than there are
     assert chance_of(Guessed(), examples, found.assign(finished=False))["chance"].tolist() == [0, 0]
     alone = chance_of(Guessed(), examples[:1], found[found["prompt_id"] == "a"])
     assert np.isnan(chance_at_k(alone, 1))
@@ -254,19 +321,38 @@ def test_arithmetic_states_its_chance():
     assert task.chance(task.examples(1, 0)[0]) == 1 / len(results)
 
 
-# --- what it adds up to -----------------------------------------------------------------------------------------------
+# --- what it adds up to ---------------------------------------------------------------------------
 
 
 def test_a_summary_by_hand():
-    sampled = table({"a": ["right", "wrong", "cut", "odd"], "b": ["right", "right", "right", "wrong"]}, {"a": 1, "b": 2})
+    sampled = table(
+        {"a": ["right", "wrong", "cut", "odd"], "b": ["right", "right", "right", "wrong"]},
+        {"a": 1, "b": 2},
+    )
     greedy = table({"a": ["right"], "b": ["wrong"]}, {"a": 1, "b": 2}, mode="greedy")
     found = summarise(pd.concat([greedy, sampled]).sample(frac=1, random_state=0))
     whole = values(found)
-    assert whole == pytest.approx({
-        "prompts": 2, "samples": 4, "avg": 0.5, "greedy": 0.5, "pass@1": 0.5, "pass@2": (0.5 + 1) / 2, "pass@4": 1, "majority@4": (1 / 3 + 1) / 2,
-        "truncated": 1 / 8, "badly_formatted": 1 / 8, "length": 37 / 8, "chance@1": 0.5, "chance@2": 0.75, "chance@4": 1 - 0.5**4,
-        "length_correct": 5, "length_wrong": 17 / 4,
-    } | {"length": (5 + 5 + 3 + 3 + 5 * 4) / 8, "length_wrong": (5 + 3 + 3 + 5) / 4})  # fmt: skip
+    assert whole == pytest.approx(
+        {
+            "prompts": 2,
+            "samples": 4,
+            "avg": 0.5,
+            "greedy": 0.5,
+            "pass@1": 0.5,
+            "pass@2": (0.5 + 1) / 2,
+            "pass@4": 1,
+            "majority@4": (1 / 3 + 1) / 2,
+            "truncated": 1 / 8,
+            "badly_formatted": 1 / 8,
+            "length": 37 / 8,
+            "chance@1": 0.5,
+            "chance@2": 0.75,
+            "chance@4": 1 - 0.5**4,
+            "length_correct": 5,
+            "length_wrong": 17 / 4,
+        }
+        | {"length": (5 + 5 + 3 + 3 + 5 * 4) / 8, "length_wrong": (5 + 3 + 3 + 5) / 4}
+    )
     assert values(found, 1)["avg"] == 0.25
     assert values(found, 2)["badly_formatted"] == 0
     intervals = found[(found["difficulty"] == "all") & (found["measure"] == "avg")].iloc[0]
@@ -301,7 +387,7 @@ def test_a_summary_of_a_real_table(frame):
     assert shares.between(0, 1).all()
 
 
-# --- two models -------------------------------------------------------------------------------------------------------
+# --- two models -----------------------------------------------------------------------------------
 
 
 def test_a_model_against_itself(frame):
@@ -315,8 +401,13 @@ def test_a_better_one():
     texts = ["wrong", "right"]
     weak = table({f"p{i}": [texts[int(rng.random() < 0.3)] for _ in range(4)] for i in range(80)})
     strong = table({f"p{i}": [texts[int(rng.random() < 0.7)] for _ in range(4)] for i in range(80)})
-    forth, back = compare_frames(strong, weak).set_index("measure"), compare_frames(weak, strong).set_index("measure")
-    assert forth.loc["avg", "difference"] == pytest.approx(strong["correct"].mean() - weak["correct"].mean())
+    forth, back = (
+        compare_frames(strong, weak).set_index("measure"),
+        compare_frames(weak, strong).set_index("measure"),
+    )
+    assert forth.loc["avg", "difference"] == pytest.approx(
+        strong["correct"].mean() - weak["correct"].mean()
+    )
     assert forth.loc["avg", "low"] > 0
     assert forth.loc["avg", "p"] < 0.001
     assert forth["difference"].tolist() == pytest.approx((-back["difference"]).tolist())
@@ -331,7 +422,7 @@ def test_other_prompts_and_other_sets_are_refused(frame):
         compare_frames(frame, frame[frame["set"] == "id"])
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_a_table_comes_back_with_its_record(frame, tmp_path):
@@ -341,7 +432,13 @@ def test_a_table_comes_back_with_its_record(frame, tmp_path):
     back, found = read_table(path)
     pd.testing.assert_frame_equal(back, frame)
     assert found == json.loads(json.dumps(record))
-    assert (found["version"], found["model"]["base"], found["task"], found["temperature"], found["seed"]) == (1, "student", "arithmetic", 1.0, 20_000)
+    assert (
+        found["version"],
+        found["model"]["base"],
+        found["task"],
+        found["temperature"],
+        found["seed"],
+    ) == (1, "student", "arithmetic", 1.0, 20_000)
     assert compare_frames(back, frame)["p"].eq(1).all()
     assert [file.name for file in path.parent.iterdir()] == ["a.parquet"]
 
@@ -364,7 +461,11 @@ def test_files_that_are_no_table_of_ours(frame, tmp_path):
     frame.to_parquet(tmp_path / "other.parquet")
     (tmp_path / "text.parquet").write_text("no parquet")
     write_table(tmp_path / "newer.parquet", frame, {"version": 99})
-    for name, says in (("other", "no table of"), ("text", "cannot be read"), ("newer", "update rlkd_lab")):
+    for name, says in (
+        ("other", "no table of"),
+        ("text", "cannot be read"),
+        ("newer", "update rlkd_lab"),
+    ):
         with pytest.raises(ValueError, match=says):
             read_table(tmp_path / f"{name}.parquet")
 
@@ -372,7 +473,11 @@ def test_files_that_are_no_table_of_ours(frame, tmp_path):
 def test_a_place_where_nothing_can_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "folder.parquet").mkdir()
-    for place, says in (("a.csv", "ends in .parquet"), ("folder.parquet", "is a folder"), ("file/a.parquet", "is a file")):
+    for place, says in (
+        ("a.csv", "ends in .parquet"),
+        ("folder.parquet", "is a folder"),
+        ("file/a.parquet", "is a file"),
+    ):
         with pytest.raises((OSError, ValueError), match=says):
             check_out(tmp_path / place)
     check_out(tmp_path / "new" / "folder" / "a.parquet")
@@ -381,7 +486,7 @@ def test_a_place_where_nothing_can_be_written(tmp_path, monkeypatch):
         check_out(tmp_path / "a.parquet")
 
 
-# --- the cards --------------------------------------------------------------------------------------------------------
+# --- the cards ------------------------------------------------------------------------------------
 
 
 def test_the_cards_of_the_embedded_models():
@@ -401,5 +506,8 @@ def test_the_record_tells_tasks_of_one_name_apart():
     plain, other = find_task("chain_sum"), find_task("chain_sum", {"min_terms": 4}, "{question}!")
     model = find_target("student").describe()
     first, second = about(model, plain, SMALL), about(model, other, SMALL)
-    assert {key for key in first if first[key] != second[key]} == {"task_settings", "prompt_template"}
+    assert {key for key in first if first[key] != second[key]} == {
+        "task_settings",
+        "prompt_template",
+    }
     assert second["task_settings"] == {"min_terms": 4}

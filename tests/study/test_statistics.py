@@ -1,4 +1,6 @@
-"""Each number against its definition by enumeration, and the intervals against simulations whose truth is known."""
+"""Each number against its definition by enumeration, and the intervals against simulations
+whose truth is known.
+"""
 
 from collections import Counter
 from itertools import combinations
@@ -11,13 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rlkd_lab.study.statistics import avg_at_k, bootstrap, chance_pass_at_k, majority_at_k, paired_bootstrap, pass_at_k
+from rlkd_lab.study.statistics import (
+    avg_at_k,
+    bootstrap,
+    chance_pass_at_k,
+    majority_at_k,
+    paired_bootstrap,
+    pass_at_k,
+)
 
-MATRICES = st.tuples(st.integers(1, 5), st.integers(1, 7)).flatmap(lambda shape: arrays(bool, shape))
+MATRICES = st.tuples(st.integers(1, 5), st.integers(1, 7)).flatmap(
+    lambda shape: arrays(bool, shape)
+)
 ANSWERS = ["12", "7", "40", None]
 
 
-# --- pass@k -----------------------------------------------------------------------------------------------------------
+# --- pass@k ---------------------------------------------------------------------------------------
 
 
 @given(MATRICES, st.data())
@@ -49,27 +60,40 @@ def test_pass_at_k_is_unbiased_where_the_estimate_by_powers_is_not():
     assert truth - np.mean(1 - (1 - correct.mean(1)) ** 8) > 0.05
 
 
-@pytest.mark.parametrize("number", [pass_at_k, lambda correct, k: majority_at_k([["1"] * 16], correct, k)])
+@pytest.mark.parametrize(
+    "number", [pass_at_k, lambda correct, k: majority_at_k([["1"] * 16], correct, k)]
+)
 def test_a_k_beyond_the_samples_is_refused_in_words(number):
-    with pytest.raises(ValueError, match="pass@64 needs 64 samples a prompt; 16 were taken: raise --samples"):
+    with pytest.raises(
+        ValueError, match="pass@64 needs 64 samples a prompt; 16 were taken: raise --samples"
+    ):
         number(np.ones((1, 16)), 64)
     with pytest.raises(ValueError, match="at least 1"):
         number(np.ones((1, 16)), 0)
 
 
 def test_the_chance_line():
-    assert chance_pass_at_k(np.full(7, 0.01), 32) == pytest.approx(1 - 0.99**32) == pytest.approx(0.275, abs=5e-4)
+    assert (
+        chance_pass_at_k(np.full(7, 0.01), 32)
+        == pytest.approx(1 - 0.99**32)
+        == pytest.approx(0.275, abs=5e-4)
+    )
     assert chance_pass_at_k([2**-5], 32) == pytest.approx(0.638, abs=5e-4)
-    assert chance_pass_at_k([0.5, 0.0], 2) == pytest.approx(0.375)  # the mean of the curve, not the curve of the mean
+    assert chance_pass_at_k([0.5, 0.0], 2) == pytest.approx(
+        0.375
+    )  # the mean of the curve, not the curve of the mean
     rng = np.random.default_rng(1)
     guessed = rng.random((20_000, 8)) < 0.05
     assert pass_at_k(guessed, 4).mean() == pytest.approx(chance_pass_at_k([0.05], 4), abs=0.005)
 
 
-# --- majority ---------------------------------------------------------------------------------------------------------
+# --- majority -------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.lists(st.sampled_from(ANSWERS), min_size=6, max_size=6), min_size=1, max_size=4), st.integers(1, 6))
+@given(
+    st.lists(st.lists(st.sampled_from(ANSWERS), min_size=6, max_size=6), min_size=1, max_size=4),
+    st.integers(1, 6),
+)
 def test_majority_is_the_expectation_over_tie_breaks(answers, k):
     expected = []
     for row in answers:
@@ -94,11 +118,13 @@ def test_majority_at_1_is_the_average_and_many_samples_drown_noise():
     assert majority_at_k(answers.tolist(), correct, 64).mean() > 0.95
 
 
-# --- intervals --------------------------------------------------------------------------------------------------------
+# --- intervals ------------------------------------------------------------------------------------
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
-    """Prompts of different difficulty, eight completions each: the truth is the mean of the distribution that difficulties come from."""
+    """Prompts of different difficulty, eight completions each: the truth is the mean of the
+    distribution that difficulties come from.
+    """
     rng = np.random.default_rng(3)
     covered = 0
     for repetition in range(300):
@@ -159,7 +185,12 @@ def test_prompts_are_matched_by_their_id_and_not_by_their_place():
 
 
 def test_other_prompts_are_refused():
-    for other in (series([1.0, 0.0]), series([1.0, 0.0, 1.0, 0.0]), series([1.0, 0.0, 1.0]).rename({"p2": "p9"}), series([1.0, 0.0, 1.0]).rename({"p2": "p1"})):
+    for other in (
+        series([1.0, 0.0]),
+        series([1.0, 0.0, 1.0, 0.0]),
+        series([1.0, 0.0, 1.0]).rename({"p2": "p9"}),
+        series([1.0, 0.0, 1.0]).rename({"p2": "p1"}),
+    ):
         with pytest.raises(ValueError, match="the same prompts"):
             paired_bootstrap(series([1.0, 0.0, 1.0]), other)
 
@@ -172,7 +203,9 @@ def test_the_p_value_is_about_uniform_under_the_null():
         a, b = (series((rng.random((60, 8)) < hardness).mean(1)) for _ in range(2))
         found.append(paired_bootstrap(a, b, resamples=400, seed=repetition).p)
     for level in (0.05, 0.2, 0.5, 0.8):
-        assert np.mean(np.array(found) <= level) == pytest.approx(level, abs=3 * sqrt(level * (1 - level) / 400) + 0.01)
+        assert np.mean(np.array(found) <= level) == pytest.approx(
+            level, abs=3 * sqrt(level * (1 - level) / 400) + 0.01
+        )
 
 
 @settings(max_examples=30)

@@ -30,7 +30,15 @@ from rlkd_lab.training.presets import PRESETS, Preset
 def written(folder, part, **columns):
     """The tables of a part, as a sweep writes them."""
     folder.mkdir(parents=True)
-    part.runs.assign(**{"diverged": False, "touched": False, "worker_gib": 0.5, "worker_seconds": 180.0, **columns}).to_csv(folder / "runs.csv", index=False)
+    part.runs.assign(
+        **{
+            "diverged": False,
+            "touched": False,
+            "worker_gib": 0.5,
+            "worker_seconds": 180.0,
+            **columns,
+        }
+    ).to_csv(folder / "runs.csv", index=False)
     part.curves.to_parquet(folder / "curves.parquet")
     part.levels.to_csv(folder / "levels.csv", index=False)
     session = {"began": 0, "seconds": 3600, "workers": 2, "runs": 40, "device": "CPU (made up)"}
@@ -57,7 +65,16 @@ def test_every_part_is_a_sweep_with_five_seeds_that_evaluates_on_test_prompts(na
 
 def test_the_core_has_the_eight_methods_with_the_same_number_of_trials_each():
     core_ = sweep_of("core")
-    assert [arm.method for arm in core_.arms] == ["grpo", "opd", "kdrl", "kdrl_annealed", "kdrl_masked", "trrd", "opd_then_rl", "sft"]
+    assert [arm.method for arm in core_.arms] == [
+        "grpo",
+        "opd",
+        "kdrl",
+        "kdrl_annealed",
+        "kdrl_masked",
+        "trrd",
+        "opd_then_rl",
+        "sft",
+    ]
     assert {len(arm.trials) for arm in core_.arms} == {6}
 
 
@@ -66,14 +83,25 @@ def test_the_arms_that_claims_ask_for_are_in_their_parts():
     arms = {name: {arm.name for arm in sweep_of(name).arms} for name in PARTS}
     assert {"kdrl_k3"} <= arms["estimators"] and {"kdrl", "kdrl_annealed"} == arms["betas"]
     assert {"trrd", "kdrl", "grpo", "opd"} <= arms["knights"] and "kdrl" in arms["knights_betas"]
-    assert {f"trrd,trrd_alpha={alpha}" for alpha in (0.4, 0.5, 0.6)} <= {job.arm for job in sweep_of("alphas").jobs()}
+    assert {f"trrd,trrd_alpha={alpha}" for alpha in (0.4, 0.5, 0.6)} <= {
+        job.arm for job in sweep_of("alphas").jobs()
+    }
     assert {need for claim in CLAIMS for need in claim.needs} <= set(PARTS)
 
 
 def test_another_preset_goes_only_where_the_pair_is_the_presets(monkeypatch):
     monkeypatch.setitem(PRESETS, "mine", Preset("mine", {"group_size": 6}))
     general = parts_of(False, [], "mine")
-    assert general == ["core", "estimators", "betas", "alphas", "teacher16", "rates", "masks", "aggregation"]
+    assert general == [
+        "core",
+        "estimators",
+        "betas",
+        "alphas",
+        "teacher16",
+        "rates",
+        "masks",
+        "aggregation",
+    ]
     assert all(is_general(sweep_of(name)) for name in general)
     assert {job.config.group_size for job in sweep_of("core", "mine").tuning().jobs()} == {6}
     with pytest.raises(ValueError, match="part concise is about an embedded pair"):
@@ -103,16 +131,25 @@ def test_runs_that_diverged_or_were_moved_by_hand_do_not_count(tmp_path):
     touched = (made.runs["arm"] == "grpo") & (made.runs["seed"] == 1)
     part = read_part(written(tmp_path / "core", made, diverged=diverged, touched=touched))
     assert part.left_out == ("kdrl, seed 0: diverged", "grpo, seed 1: moved by hand")
-    assert list(part.of("kdrl", "id avg").index) == [1, 2, 3, 4] and set(part.curve("grpo", "accuracy")) == {0, 2, 3, 4}
+    assert list(part.of("kdrl", "id avg").index) == [1, 2, 3, 4] and set(
+        part.curve("grpo", "accuracy")
+    ) == {0, 2, 3, 4}
     first = judge_claims({"core": part})[0]
     assert first.outcome == "undecided" and "seeds where at least 5 are needed" in first.note
-    assert "Left out: kdrl, seed 0: diverged, grpo, seed 1: moved by hand." in scorecard({"core": part}, tmp_path)
+    assert "Left out: kdrl, seed 0: diverged, grpo, seed 1: moved by hand." in scorecard(
+        {"core": part}, tmp_path
+    )
 
 
 def test_the_scorecard_has_every_claim_and_every_comparison(out):
     text = write_scorecard(out).read_text()
     for claim in CLAIMS:
-        assert re.search(rf"^\| {claim.number} \| {claim.source} \| {re.escape(claim.text)} \| \*\*supported\*\* \|", text, re.MULTILINE)
+        assert re.search(
+            rf"^\| {claim.number} \| {claim.source} \| {re.escape(claim.text)} \|"
+            r" \*\*supported\*\* \|",
+            text,
+            re.MULTILINE,
+        )
     table = pd.read_csv(out / "scorecard.csv")
     assert set(table["claim"]) == set(range(1, 15)) and (table["seeds"] == 5).all()
     assert all(comparison in text for comparison in table["comparison"])
@@ -127,7 +164,10 @@ def test_the_scorecard_says_what_is_on_the_edge_and_where_more_seeds_would_lead(
     assert set(table["outcome_of_all"].dropna()) <= {"supported", "contradicted", "undecided"}
     for verdict in judged:
         assert ("**, on the edge |" in text.splitlines()[verdict.number + 1]) == verdict.edge
-    assert {verdict.edge for verdict in judged} == {True, False} and "seeds like these would say" in text
+    assert {verdict.edge for verdict in judged} == {
+        True,
+        False,
+    } and "seeds like these would say" in text
 
 
 def test_a_part_that_is_missing_leaves_its_claims_undecided(out):
@@ -138,31 +178,58 @@ def test_a_part_that_is_missing_leaves_its_claims_undecided(out):
 
 
 def test_the_budget_of_the_choice_stands_in_the_scorecard(out):
-    chosen = {"best": 2, "trials": [{"settings": {"learning_rate": 0.001}, "accuracy": 0.5}, {"settings": {"learning_rate": 0.002}, "accuracy": 0.61}]}
+    chosen = {
+        "best": 2,
+        "trials": [
+            {"settings": {"learning_rate": 0.001}, "accuracy": 0.5},
+            {"settings": {"learning_rate": 0.002}, "accuracy": 0.61},
+        ],
+    }
     (out / "core" / "tuned.json").write_text(json.dumps({"tuning": {}, "arms": {"grpo": chosen}}))
-    assert "| core | grpo | 2 | learning_rate = 0.002 | 0.500, 0.610 |" in write_scorecard(out).read_text()
+    assert (
+        "| core | grpo | 2 | learning_rate = 0.002 | 0.500, 0.610 |"
+        in write_scorecard(out).read_text()
+    )
 
 
 def test_every_method_is_held_against_grpo_on_the_same_student():
-    """GRPO asks no teacher, so the core's stands beside the concise teacher's arms, and the weak student's beside its own."""
+    """GRPO asks no teacher, so the core's stands beside the concise teacher's arms, and the
+    weak student's beside its own.
+    """
     table = by_teacher(PAIRS)
     assert list(table.groupby(["student", "teacher"], sort=False).groups) == [
-        ("student", "checking teacher"), ("student", "concise teacher"), ("weak student", "checking teacher"),
-    ]  # fmt: skip
+        ("student", "checking teacher"),
+        ("student", "concise teacher"),
+        ("weak student", "checking teacher"),
+    ]
     means = table.groupby(["student", "teacher", "arm"])[["accuracy", "length"]].mean()
-    assert means.loc[("student", "checking teacher", "opd"), "accuracy"] == pytest.approx(0.75 - 0.70, abs=0.01)
-    assert means.loc[("student", "concise teacher", "sft"), "length"] == pytest.approx(42 - 40, abs=0.5)
-    assert means.loc[("weak student", "checking teacher", "sft"), "accuracy"] == pytest.approx(0.6 - 0.1, abs=0.01)
-    assert table.groupby(["student", "teacher", "arm"])["seed"].nunique().eq(5).all() and set(table["arm"]) == set(WITH_TEACHER)
+    assert means.loc[("student", "checking teacher", "opd"), "accuracy"] == pytest.approx(
+        0.75 - 0.70, abs=0.01
+    )
+    assert means.loc[("student", "concise teacher", "sft"), "length"] == pytest.approx(
+        42 - 40, abs=0.5
+    )
+    assert means.loc[("weak student", "checking teacher", "sft"), "accuracy"] == pytest.approx(
+        0.6 - 0.1, abs=0.01
+    )
+    assert table.groupby(["student", "teacher", "arm"])["seed"].nunique().eq(5).all() and set(
+        table["arm"]
+    ) == set(WITH_TEACHER)
     seeds = PAIRS["weak"].of("opd", "id avg") - PAIRS["weak"].of("grpo", "id avg")
-    rows = table[(table["student"] == "weak student") & (table["arm"] == "opd")].set_index("seed")["accuracy"]
+    rows = table[(table["student"] == "weak student") & (table["arm"] == "opd")].set_index("seed")[
+        "accuracy"
+    ]
     assert rows.tolist() == seeds.tolist()
-    assert "| weak student | checking teacher | opd | +0.300 [" in "\n".join(module._by_teacher(PAIRS))
+    assert "| weak student | checking teacher | opd | +0.300 [" in "\n".join(
+        module._by_teacher(PAIRS)
+    )
 
 
 def test_the_core_alone_says_nothing_about_teachers(out):
     """With another preset it is another pair, and no other part can be run."""
-    assert by_teacher(TRUE).empty and "Where a teacher helps" not in write_scorecard(out).read_text()
+    assert (
+        by_teacher(TRUE).empty and "Where a teacher helps" not in write_scorecard(out).read_text()
+    )
     written(out / "weak", PAIRS["weak"])
     assert "## Where a teacher helps\n\nEach arm minus GRPO" in write_scorecard(out).read_text()
 
@@ -170,9 +237,15 @@ def test_the_core_alone_says_nothing_about_teachers(out):
 def test_the_parts_of_the_pairs_train_these_students_with_these_teachers():
     for name, (student, teacher, alone) in module.PAIRS.items():
         jobs = sweep_of(name).tuning().jobs()
-        assert {job.config.student for job in jobs} == {"student-weak" if student.startswith("weak") else "student"}
-        assert {job.config.teacher for job in jobs} == {"teacher" if teacher.startswith("checking") else "teacher-concise"}
-        assert set(WITH_TEACHER) <= {arm.name for arm in sweep_of(name).arms} and "grpo" in {arm.name for arm in sweep_of(alone).arms}
+        assert {job.config.student for job in jobs} == {
+            "student-weak" if student.startswith("weak") else "student"
+        }
+        assert {job.config.teacher for job in jobs} == {
+            "teacher" if teacher.startswith("checking") else "teacher-concise"
+        }
+        assert set(WITH_TEACHER) <= {arm.name for arm in sweep_of(name).arms} and "grpo" in {
+            arm.name for arm in sweep_of(alone).arms
+        }
 
 
 def test_what_is_kept_is_enough_to_judge(out, tmp_path):
@@ -180,7 +253,10 @@ def test_what_is_kept_is_enough_to_judge(out, tmp_path):
     (out / "weak" / "tuning").mkdir(parents=True)  # its trials have just begun
     (out / "weak" / "tuning" / "sweep.json").write_text("{}")
     copy_tables(out, tmp_path / "kept")
-    assert not (tmp_path / "kept" / "core" / "runs").exists() and not (tmp_path / "kept" / "weak").exists()
+    assert (
+        not (tmp_path / "kept" / "core" / "runs").exists()
+        and not (tmp_path / "kept" / "weak").exists()
+    )
     assert write_scorecard(tmp_path / "kept").read_text() == write_scorecard(out).read_text()
 
 
@@ -227,22 +303,36 @@ def test_a_run_counts_once(out):
 def test_runs_that_the_sweep_asks_for_and_the_table_lacks_are_named(out):
     """As after a run that failed, or a table that was cut."""
     (out / "knights_betas" / "sweep.json").write_text(
-        json.dumps({"seeds": 6, "arms": [{"name": "kdrl", "method": "kdrl", "grid": {"kd_coef": [0.01, 0.1, 1.0]}}]})
+        json.dumps(
+            {
+                "seeds": 6,
+                "arms": [{"name": "kdrl", "method": "kdrl", "grid": {"kd_coef": [0.01, 0.1, 1.0]}}],
+            }
+        )
     )
     found = read_study(out)
-    assert found["knights_betas"].left_out == tuple(f"kdrl,kd_coef={beta}, seed 5: not run" for beta in ("0.01", "0.1", "1.0"))
+    assert found["knights_betas"].left_out == tuple(
+        f"kdrl,kd_coef={beta}, seed 5: not run" for beta in ("0.01", "0.1", "1.0")
+    )
     assert "runs that do not count, named below: knights_betas 3" in judge_claims(found)[12].note
     assert judge_claims(found)[0].note == ""
 
 
 def test_a_method_all_of_whose_runs_diverged_leaves_its_claims_undecided_and_no_other(out):
     runs = pd.read_csv(out / "betas" / "runs.csv")
-    runs.assign(diverged=runs["method"] == "kdrl_annealed").to_csv(out / "betas" / "runs.csv", index=False)
+    runs.assign(diverged=runs["method"] == "kdrl_annealed").to_csv(
+        out / "betas" / "runs.csv", index=False
+    )
     verdicts = judge_claims(read_study(out))
-    assert verdicts[4].outcome == "undecided" and "no run of kdrl_annealed in the part betas counts" in verdicts[4].note
+    assert (
+        verdicts[4].outcome == "undecided"
+        and "no run of kdrl_annealed in the part betas counts" in verdicts[4].note
+    )
     assert {verdict.outcome for verdict in verdicts if verdict.number != 5} == {"supported"}
     runs.assign(diverged=True).to_csv(out / "betas" / "runs.csv", index=False)
-    assert judge_claims(read_study(out))[12].outcome == "undecided" and write_scorecard(out).exists()
+    assert (
+        judge_claims(read_study(out))[12].outcome == "undecided" and write_scorecard(out).exists()
+    )
 
 
 def test_tables_are_not_copied_onto_themselves(out):
@@ -251,5 +341,15 @@ def test_tables_are_not_copied_onto_themselves(out):
 
 
 def test_numbers_are_written_with_a_sign_and_a_dash_for_what_is_unknown():
-    assert [module.number(value) for value in (0.0123, -3.1, 12.34, float("nan"))] == ["+0.012", "−3.100", "+12.3", "–"]
-    assert [module.plain(value) for value in (0.5, 45.25, 12345.6, float("nan"))] == ["0.500", "45.2", "12,346", "–"]
+    assert [module.number(value) for value in (0.0123, -3.1, 12.34, float("nan"))] == [
+        "+0.012",
+        "−3.100",
+        "+12.3",
+        "–",
+    ]
+    assert [module.plain(value) for value in (0.5, 45.25, 12345.6, float("nan"))] == [
+        "0.500",
+        "45.2",
+        "12,346",
+        "–",
+    ]

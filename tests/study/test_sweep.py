@@ -24,8 +24,15 @@ from rlkd_lab.study.workers import choose, run_sweep, stages
 from rlkd_lab.training import run
 
 SMALL = {
-    "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 24, "difficulty": "2", "eval_every": 0, "samples_every": 0, "checkpoint_every": 1, "traces": 8,
-}  # fmt: skip
+    "prompts_per_step": 2,
+    "group_size": 2,
+    "max_new_tokens": 24,
+    "difficulty": "2",
+    "eval_every": 0,
+    "samples_every": 0,
+    "checkpoint_every": 1,
+    "traces": 8,
+}
 
 
 def small(arms, **fields):
@@ -62,9 +69,12 @@ def test_a_file_becomes_jobs(tmp_path):
     )
     jobs = read_sweep(tmp_path / "sweep.toml").jobs()
     assert [(job.arm, job.seed) for job in jobs[:5]] == [
-        ("grpo", 3), ("kdrl,kd_coef=0.05,teacher=teacher", 3), ("kdrl,kd_coef=0.05,teacher=teacher-concise", 3), ("kdrl,kd_coef=0.2,teacher=teacher", 3),
+        ("grpo", 3),
+        ("kdrl,kd_coef=0.05,teacher=teacher", 3),
+        ("kdrl,kd_coef=0.05,teacher=teacher-concise", 3),
+        ("kdrl,kd_coef=0.2,teacher=teacher", 3),
         ("kdrl,kd_coef=0.2,teacher=teacher-concise", 3),
-    ]  # fmt: skip
+    ]
     assert len(jobs) == 10
     assert {job.config.interference_every for job in jobs} == {5}
     assert [job.config.group_size for job in jobs[:5]] == [4, 6, 6, 6, 6]
@@ -77,18 +87,45 @@ def test_a_file_becomes_jobs(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"arms": [{"name": "a", "method": "kdrl", "settings": {"kd_cof": 1}}]}, r"arm a: unknown .*'kd_cof'.*'kd_coef'"),
-        ({"arms": [{"name": "a", "method": "grpo", "settings": {"kd_coef": 1}}]}, "arm a: grpo does not listen to kd_coef"),
-        ({"arms": [{"name": "a", "method": "kdrl", "grid": {"kd_coef": [0.1, 99]}}]}, "arm a,kd_coef=99: .*0–10"),
-        ({"arms": [{"name": "a", "method": "kdlr"}]}, "arm a: unknown method 'kdlr': did you mean 'kdrl'"),
-        ({"arms": [{"name": "a", "method": "grpo"}, {"name": "a", "method": "kdrl"}]}, "two arms are called a"),
-        ({"arms": [{"name": "a", "method": "grpo"}, {"name": "b", "method": "grpo"}]}, "arms a and b have the same settings"),
+        (
+            {"arms": [{"name": "a", "method": "kdrl", "settings": {"kd_cof": 1}}]},
+            r"arm a: unknown .*'kd_cof'.*'kd_coef'",
+        ),
+        (
+            {"arms": [{"name": "a", "method": "grpo", "settings": {"kd_coef": 1}}]},
+            "arm a: grpo does not listen to kd_coef",
+        ),
+        (
+            {"arms": [{"name": "a", "method": "kdrl", "grid": {"kd_coef": [0.1, 99]}}]},
+            "arm a,kd_coef=99: .*0–10",
+        ),
+        (
+            {"arms": [{"name": "a", "method": "kdlr"}]},
+            "arm a: unknown method 'kdlr': did you mean 'kdrl'",
+        ),
+        (
+            {"arms": [{"name": "a", "method": "grpo"}, {"name": "a", "method": "kdrl"}]},
+            "two arms are called a",
+        ),
+        (
+            {"arms": [{"name": "a", "method": "grpo"}, {"name": "b", "method": "grpo"}]},
+            "arms a and b have the same settings",
+        ),
         ({"arms": [{"name": "a", "method": "grpo"}], "seeds": []}, "needs seeds, each once"),
         ({"arms": [{"name": "a", "method": "grpo"}], "seeds": 0}, "needs seeds, each once"),
         ({"arms": [{"name": "a", "method": "grpo"}], "seeds": [1, 1]}, "needs seeds, each once"),
-        ({"arms": [{"name": "a", "method": "kdrl"}, {"name": "A", "method": "grpo"}]}, "arms a and A would lie in one folder"),
-        ({"arms": [{"name": "a", "method": "kdrl", "grid": {"teacher": ["./x/y", "./x_y"]}}]}, "would lie in one folder, a,teacher=._x_y"),
-        ({"arms": [{"name": "a", "method": "kdrl", "settings": {"teacher": "./teecher"}}]}, "there is no folder './teecher', where a model should lie"),
+        (
+            {"arms": [{"name": "a", "method": "kdrl"}, {"name": "A", "method": "grpo"}]},
+            "arms a and A would lie in one folder",
+        ),
+        (
+            {"arms": [{"name": "a", "method": "kdrl", "grid": {"teacher": ["./x/y", "./x_y"]}}]},
+            "would lie in one folder, a,teacher=._x_y",
+        ),
+        (
+            {"arms": [{"name": "a", "method": "kdrl", "settings": {"teacher": "./teecher"}}]},
+            "there is no folder './teecher', where a model should lie",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_before_anything_is_trained(tmp_path, fields, says):
@@ -104,14 +141,26 @@ def test_a_mistake_is_one_sentence_before_anything_is_trained(tmp_path, fields, 
         ("steps = ", "is no TOML file"),
         ("", "arms"),
         ("arms = []", "arms"),
-        ("[[arms]]\nname = 'a'\nmethod = 'grpo'\nsetings = {}", "arms.0.setings: there is no such field"),
+        (
+            "[[arms]]\nname = 'a'\nmethod = 'grpo'\nsetings = {}",
+            "arms.0.setings: there is no such field",
+        ),
         ("[[arms]]\nname = 'a'", "arms.0.method: it has to be given"),
-        ("[[arms]]\nname = 'a'\nmethod = 'kdrl'\nsettings = {kd_coef = [1]}", "a setting is a text, a number, true or false"),
-        ("seeds = true\n[[arms]]\nname = 'a'\nmethod = 'grpo'", "how many seeds, at most 10000, or a list of them"),
+        (
+            "[[arms]]\nname = 'a'\nmethod = 'kdrl'\nsettings = {kd_coef = [1]}",
+            "a setting is a text, a number, true or false",
+        ),
+        (
+            "seeds = true\n[[arms]]\nname = 'a'\nmethod = 'grpo'",
+            "how many seeds, at most 10000, or a list of them",
+        ),
         ("[[arms]]\nname = '../a'\nmethod = 'grpo'", "name='../a'"),
         ("[[arms]]\nname = 'a.'\nmethod = 'grpo'", "name='a.'"),  # Windows drops the dot
         ("[[arms]]\nname = 'a'\nmethod = 'grpo'\n[evaluate]\nsplit = 'train'", "split='train'"),
-        ("[[arms]]\nname = 'a'\nmethod = 'grpo'\ngrid = {learning_rate = []}", "grid.learning_rate"),
+        (
+            "[[arms]]\nname = 'a'\nmethod = 'grpo'\ngrid = {learning_rate = []}",
+            "grid.learning_rate",
+        ),
         ("[[arms]]\nname = 'a'\nmethod = 'grpo'\n[evaluate]\ntemperature = inf", "temperature"),
         ("steps = 0\n[[arms]]\nname = 'a'\nmethod = 'grpo'", "steps=0"),
     ],
@@ -125,7 +174,11 @@ def test_a_bad_file_is_one_sentence(tmp_path, text, says):
 
 @pytest.mark.parametrize("seeds", [0, [1, 1]])
 def test_seeds_are_looked_at_before_any_trial(tmp_path, seeds):
-    sweep = small([{"name": "a", "method": "grpo", "trials": [{"learning_rate": 0.001}]}], seeds=seeds, tune={})
+    sweep = small(
+        [{"name": "a", "method": "grpo", "trials": [{"learning_rate": 0.001}]}],
+        seeds=seeds,
+        tune={},
+    )
     with pytest.raises(ValueError, match="needs seeds, each once"):
         list(stages(sweep, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -139,9 +192,20 @@ def test_a_file_from_windows_may_begin_with_its_mark(tmp_path):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("sweep") / "out"
-    sweep = small([{"name": "grpo", "method": "grpo"}, {"name": "kdrl", "method": "kdrl"}], evaluate={"prompts": 4, "samples": 2})
+    sweep = small(
+        [{"name": "grpo", "method": "grpo"}, {"name": "kdrl", "method": "kdrl"}],
+        evaluate={"prompts": 4, "samples": 2},
+    )
     seen = []
-    assert run_sweep(sweep, out, workers=2, on_change=lambda finished, jobs: seen.append((len(finished), len(jobs)))) == []
+    assert (
+        run_sweep(
+            sweep,
+            out,
+            workers=2,
+            on_change=lambda finished, jobs: seen.append((len(finished), len(jobs))),
+        )
+        == []
+    )
     return sweep, out, seen
 
 
@@ -151,16 +215,34 @@ def test_a_sweep_runs_everything_once_and_its_runs_are_those_of_rlkd_train(done,
     assert all(over(job.folder(out)) for job in sweep.jobs())
     assert seen[-1] == (4, 4)
     job = sweep.jobs()[3]
-    assert first_difference(RunFolder.open(job.folder(out)).rows(), with_one_thread(job.config, tmp_path / "run").rows()) == (None, 0.0)
+    assert first_difference(
+        RunFolder.open(job.folder(out)).rows(), with_one_thread(job.config, tmp_path / "run").rows()
+    ) == (None, 0.0)
     table = pd.read_csv(out / "runs.csv")
-    assert list(zip(table["arm"], table["seed"], strict=True)) == [("grpo", 0), ("kdrl", 0), ("grpo", 1), ("kdrl", 1)]
-    assert {"reward", "id avg", "ood avg", "id pass@2", "id length", "tokens", "seconds", "worker_gib"} <= set(table)
+    assert list(zip(table["arm"], table["seed"], strict=True)) == [
+        ("grpo", 0),
+        ("kdrl", 0),
+        ("grpo", 1),
+        ("kdrl", 1),
+    ]
+    assert {
+        "reward",
+        "id avg",
+        "ood avg",
+        "id pass@2",
+        "id length",
+        "tokens",
+        "seconds",
+        "worker_gib",
+    } <= set(table)
     assert not table["diverged"].any()
 
 
 @pytest.mark.slow
 def test_other_questions_are_asked_of_what_is_over(done, tmp_path):
-    """Neither kept from another split nor trained again; nor is one whose numbers are gone taken for evaluated."""
+    """Neither kept from another split nor trained again; nor is one whose numbers are gone
+    taken for evaluated.
+    """
     sweep, made, _ = done
     out = tmp_path / "out"
     shutil.copytree(made, out)
@@ -170,19 +252,29 @@ def test_other_questions_are_asked_of_what_is_over(done, tmp_path):
     assert module._evaluated(job, job.folder(out))
     (job.folder(out) / "eval" / "step_000002.csv").write_text("nothing")
     assert not module._evaluated(job, job.folder(out))
-    other = fewer.model_copy(update={"evaluate": fewer.evaluate.model_copy(update={"split": "validation"})})
+    other = fewer.model_copy(
+        update={"evaluate": fewer.evaluate.model_copy(update={"split": "validation"})}
+    )
     assert run_sweep(other, out, workers=1) == []
     table, record = read_table(job.folder(out) / "eval" / "step_000002.parquet")
     assert record["split"] == "validation" and len(pd.read_csv(out / "runs.csv")["id avg"]) == 1
-    assert set(table["prompt"]).isdisjoint(read_table(job.folder(made) / "eval" / "step_000002.parquet")[0]["prompt"])
+    assert set(table["prompt"]).isdisjoint(
+        read_table(job.folder(made) / "eval" / "step_000002.parquet")[0]["prompt"]
+    )
     assert (job.folder(out) / "metrics.jsonl").stat().st_mtime_ns == trained
-    assert module._evaluated(other.jobs()[0], job.folder(out)) and not module._evaluated(job, job.folder(out))
+    assert module._evaluated(other.jobs()[0], job.folder(out)) and not module._evaluated(
+        job, job.folder(out)
+    )
 
 
 @pytest.mark.slow
 def test_started_again_it_runs_nothing_and_what_is_missing_is_taken_up(done, monkeypatch):
     sweep, out, _ = done
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.parent != out}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in out.rglob("*")
+        if path.is_file() and path.parent != out
+    }
     assert run_sweep(sweep, out, workers=1) == []
     assert {path: path.stat().st_mtime_ns for path in before} == before
     more = sweep.model_copy(update={"seeds": 3})
@@ -198,14 +290,19 @@ def test_a_run_that_has_lost_rows_since_is_not_in_the_table_and_computes_them_ag
     path = sweep.jobs()[0].folder(tmp_path / "out")
     before, table = RunFolder.open(path).rows(), collect(sweep, out)
     RunFolder.open(path).truncate("metrics.jsonl", 1)
-    with pytest.raises(ValueError, match=r"has lost rows, 1 of \d+ are there: start the sweep again"):
+    with pytest.raises(
+        ValueError, match=r"has lost rows, 1 of \d+ are there: start the sweep again"
+    ):
         collect(sweep, tmp_path / "out")
     assert run_sweep(sweep, tmp_path / "out", workers=1) == []
     assert first_difference(RunFolder.open(path).rows(), before) == (None, 0.0)
     same = ["arm", "seed", "steps", "reward", "id avg", "ood avg", "tokens"]
     pd.testing.assert_frame_equal(collect(sweep, tmp_path / "out")[same], table[same])
     (path / "outcome.json").write_text("{")
-    with pytest.raises(ValueError, match=r"outcome\.json is damaged: delete it, and the sweep evaluates that run again"):
+    with pytest.raises(
+        ValueError,
+        match=r"outcome\.json is damaged: delete it, and the sweep evaluates that run again",
+    ):
         run_sweep(sweep, tmp_path / "out")
 
 
@@ -218,7 +315,10 @@ def test_other_settings_in_the_same_folder_are_refused(done):
 
 
 def test_two_processes_do_not_run_one_sweep(tmp_path, another):
-    with another(tmp_path) as pid, pytest.raises(ValueError, match=f"is being run by process {pid}"):
+    with (
+        another(tmp_path) as pid,
+        pytest.raises(ValueError, match=f"is being run by process {pid}"),
+    ):
         run_sweep(small([{"name": "a", "method": "grpo"}]), tmp_path)
 
 
@@ -241,7 +341,11 @@ if __name__ == "__main__":
         assert time.monotonic() < until
         assert process.poll() is None
         time.sleep(0.05)
-    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
     assert len(workers) == 2
     process.kill()  # the parent alone: its workers must not go on without it
     process.wait()
@@ -251,14 +355,21 @@ if __name__ == "__main__":
     assert run_sweep(sweep, tmp_path / "out", workers=2) == []
     assert [path.read_text().splitlines()[0] for path in rows] == kept  # taken up, not begun again
     job = sweep.jobs()[0]
-    assert first_difference(RunFolder.open(job.folder(tmp_path / "out")).rows(), with_one_thread(job.config, tmp_path / "whole").rows()) == (None, 0.0)
+    assert first_difference(
+        RunFolder.open(job.folder(tmp_path / "out")).rows(),
+        with_one_thread(job.config, tmp_path / "whole").rows(),
+    ) == (None, 0.0)
 
 
 def test_the_table_by_arm_is_students_interval_over_the_seeds_that_count():
-    runs = pd.DataFrame({
-        "arm": ["a"] * 5 + ["b"], "diverged": [False] * 4 + [True, False], "touched": [False] * 3 + [True, False, False],
-        "reward": [0.1, 0.2, 0.6, 5.0, 9.0, 0.7],
-    })  # fmt: skip
+    runs = pd.DataFrame(
+        {
+            "arm": ["a"] * 5 + ["b"],
+            "diverged": [False] * 4 + [True, False],
+            "touched": [False] * 3 + [True, False, False],
+            "reward": [0.1, 0.2, 0.6, 5.0, 9.0, 0.7],
+        }
+    )
     a, b = by_arm(runs, ["reward"]).to_dict("records")
     assert (a["runs"], a["left_out"], a["reward"]) == (5, 2, pytest.approx(0.3))
     # three values, t = 4.3027 with two degrees of freedom, standard deviation .26458
@@ -269,7 +380,13 @@ def test_the_table_by_arm_is_students_interval_over_the_seeds_that_count():
 
 @pytest.mark.slow
 def test_a_run_that_somebody_stopped_is_not_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "load_or_train", lambda config, path: run(config, path, on_step=lambda loop, row: setattr(loop, "stopping", True)))
+    monkeypatch.setattr(
+        module,
+        "load_or_train",
+        lambda config, path: run(
+            config, path, on_step=lambda loop, row: setattr(loop, "stopping", True)
+        ),
+    )
     job = small([{"name": "grpo", "method": "grpo"}], seeds=1).jobs()[0]
     with pytest.raises(RuntimeError, match="the run is idle, not done: somebody stopped it"):
         module.work(job, tmp_path)
@@ -290,7 +407,9 @@ def test_a_run_that_diverges_is_a_result_and_one_that_breaks_is_named(tmp_path, 
     module.work(job, tmp_path)
     assert over(job.folder(tmp_path))
     assert collect(sweep, tmp_path)["diverged"].tolist() == [True]
-    assert by_arm(collect(sweep.model_copy(update={"seeds": [7]}), tmp_path), []).empty  # nothing is over yet
+    assert by_arm(
+        collect(sweep.model_copy(update={"seeds": [7]}), tmp_path), []
+    ).empty  # nothing is over yet
     with pytest.raises(RuntimeError, match="disk is full"):
         module.work(small([{"name": "kdrl", "method": "kdrl"}]).jobs()[0], tmp_path)
 
@@ -316,16 +435,28 @@ class Sums:
         return Score({"accuracy": float(completion == "#" + example.answer)}, completion)
 """
     )
-    sweep = small([{"name": "grpo", "method": "grpo"}], evaluate={"prompts": 8}, settings={**SMALL, "task": f"{tmp_path}/task.py:Sums"})
-    with pytest.raises(ValueError, match=r"the task sums has overlapping splits: \d+ prompts are in train and in validation, such as '\d\+\d\?'"):
+    sweep = small(
+        [{"name": "grpo", "method": "grpo"}],
+        evaluate={"prompts": 8},
+        settings={**SMALL, "task": f"{tmp_path}/task.py:Sums"},
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"the task sums has overlapping splits: \d+ prompts are in train and in validation,"
+        r" such as '\d\+\d\?'",
+    ):
         run_sweep(sweep, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-# --- choosing settings ------------------------------------------------------------------------------------------------
+# --- choosing settings ----------------------------------------------------------------------------
 
 TRIALS = [
-    {"name": "grpo", "method": "grpo", "trials": [{"learning_rate": 0.001}, {"learning_rate": 0.002}]},
+    {
+        "name": "grpo",
+        "method": "grpo",
+        "trials": [{"learning_rate": 0.001}, {"learning_rate": 0.002}],
+    },
     {"name": "sft", "method": "sft", "trials": [{"learning_rate": 0.001}, {"learning_rate": 0.0}]},
 ]
 TUNE = {"seed": 9, "prompts": 4, "samples": 2}
@@ -334,9 +465,19 @@ TUNE = {"seed": 9, "prompts": 4, "samples": 2}
 def test_trials_are_a_sweep_of_their_own_with_another_seed_on_validation_prompts():
     sweep = small(TRIALS, tune=TUNE)
     trials = sweep.tuning()
-    assert [(job.arm, job.seed) for job in trials.jobs()] == [("grpo.1", 9), ("grpo.2", 9), ("sft.1", 9), ("sft.2", 9)]
+    assert [(job.arm, job.seed) for job in trials.jobs()] == [
+        ("grpo.1", 9),
+        ("grpo.2", 9),
+        ("sft.1", 9),
+        ("sft.2", 9),
+    ]
     assert trials.evaluate.split == "validation" and not trials.evaluate.ood
-    assert [job.config.knobs["learning_rate"] for job in trials.jobs()] == [0.001, 0.002, 0.001, 0.0]
+    assert [job.config.knobs["learning_rate"] for job in trials.jobs()] == [
+        0.001,
+        0.002,
+        0.001,
+        0.0,
+    ]
     best = sweep.tuned({"grpo": 2, "sft": 1})
     assert {(job.arm, job.seed, job.config.knobs["learning_rate"]) for job in best.jobs()} == {
         ("grpo", 0, 0.002), ("grpo", 1, 0.002), ("sft", 0, 0.001), ("sft", 1, 0.001),
@@ -348,9 +489,21 @@ def test_trials_are_a_sweep_of_their_own_with_another_seed_on_validation_prompts
 @pytest.mark.parametrize(
     ("arms", "tune", "says"),
     [
-        (TRIALS, {"seed": 1}, "seed 1 chooses the settings, so it cannot be among the seeds that count"),
-        ([TRIALS[0], {**TRIALS[1], "trials": [{"learning_rate": 0.1}]}], TUNE, "arm grpo has 2 trials and arm sft 1: every arm gets the same number"),
-        ([TRIALS[0], {"name": "sft", "method": "sft"}], TUNE, "arm grpo has 2 trials and arm sft 0"),
+        (
+            TRIALS,
+            {"seed": 1},
+            "seed 1 chooses the settings, so it cannot be among the seeds that count",
+        ),
+        (
+            [TRIALS[0], {**TRIALS[1], "trials": [{"learning_rate": 0.1}]}],
+            TUNE,
+            "arm grpo has 2 trials and arm sft 1: every arm gets the same number",
+        ),
+        (
+            [TRIALS[0], {"name": "sft", "method": "sft"}],
+            TUNE,
+            "arm grpo has 2 trials and arm sft 0",
+        ),
         ([{"name": "kdrl", "method": "kdrl"}], TUNE, "at least 1"),
         ([{**TRIALS[0], "grid": {"clip_high": [0.2, 0.3]}}], TUNE, "has a grid"),
         (TRIALS, None, "no [tune] that would choose"),
@@ -372,28 +525,52 @@ def leave_behind(job, out, outcome):
 
 
 def trial_folders(sweep, out, scores):
-    """What trials leave behind, without training: one accuracy each, ``None`` for one that diverged."""
+    """What trials leave behind, without training: one accuracy each, ``None`` for one that
+    diverged.
+    """
     for job, score in zip(sweep.tuning().jobs(), scores, strict=True):
-        folder = leave_behind(job, out / "tuning", {"diverged": None if score is not None else "it blew up", "worker_gib": 1.0})
+        folder = leave_behind(
+            job,
+            out / "tuning",
+            {"diverged": None if score is not None else "it blew up", "worker_gib": 1.0},
+        )
         (folder.path / "eval").mkdir()
         if score is not None:
-            pd.DataFrame([{"set": "id", "difficulty": "all", "measure": "avg", "value": score, "low": 0, "high": 1}]).to_csv(
-                folder.path / "eval" / "step_000002.csv"
-            )
+            pd.DataFrame(
+                [
+                    {
+                        "set": "id",
+                        "difficulty": "all",
+                        "measure": "avg",
+                        "value": score,
+                        "low": 0,
+                        "high": 1,
+                    }
+                ]
+            ).to_csv(folder.path / "eval" / "step_000002.csv")
 
 
 @pytest.mark.parametrize(
     ("scores", "best"),
-    [((0.3, 0.4, 0.2, 0.1), (2, 1)), ((0.3, 0.3, None, 0.1), (1, 2)), ((0.3, None, 0.0, 0.0), (1, 1))],
+    [
+        ((0.3, 0.4, 0.2, 0.1), (2, 1)),
+        ((0.3, 0.3, None, 0.1), (1, 2)),
+        ((0.3, None, 0.0, 0.0), (1, 1)),
+    ],
 )
-def test_the_best_trial_is_chosen_the_first_of_equals_and_none_that_diverged(tmp_path, scores, best):
+def test_the_best_trial_is_chosen_the_first_of_equals_and_none_that_diverged(
+    tmp_path, scores, best
+):
     sweep = small(TRIALS, tune=TUNE)
     assert settled(sweep, tmp_path) is None
     trial_folders(sweep, tmp_path, scores)
     choose(sweep, tmp_path)
     assert settled(sweep, tmp_path) == sweep.tuned(dict(zip(("grpo", "sft"), best, strict=True)))
     record = json.loads((tmp_path / CHOSEN).read_text())["arms"]["grpo"]["trials"]
-    assert record == [{"settings": trial, "accuracy": score} for trial, score in zip(TRIALS[0]["trials"], scores[:2], strict=True)]
+    assert record == [
+        {"settings": trial, "accuracy": score}
+        for trial, score in zip(TRIALS[0]["trials"], scores[:2], strict=True)
+    ]
 
 
 def test_trials_that_are_missing_or_all_diverged_choose_nothing(tmp_path):
@@ -411,21 +588,43 @@ def test_settings_chosen_from_other_trials_are_not_taken(tmp_path):
     trial_folders(sweep, tmp_path, (0.1, 0.2, 0.3, 0.4))
     choose(sweep, tmp_path)
     with pytest.raises(ValueError, match="chosen from other trials"):
-        settled(small([{**TRIALS[0], "trials": [{"learning_rate": 0.003}, {"learning_rate": 0.002}]}, TRIALS[1]], tune=TUNE), tmp_path)
-    assert settled(small(TRIALS, tune=TUNE, seeds=4), tmp_path) is not None  # more seeds may be added
+        settled(
+            small(
+                [
+                    {**TRIALS[0], "trials": [{"learning_rate": 0.003}, {"learning_rate": 0.002}]},
+                    TRIALS[1],
+                ],
+                tune=TUNE,
+            ),
+            tmp_path,
+        )
+    assert (
+        settled(small(TRIALS, tune=TUNE, seeds=4), tmp_path) is not None
+    )  # more seeds may be added
 
 
 @pytest.mark.slow
 def test_trials_and_then_the_runs_that_count(tmp_path):
-    sweep = small(TRIALS, tune=TUNE, evaluate={"prompts": 4, "samples": 2}, settings={**SMALL, "max_new_tokens": 96})
+    sweep = small(
+        TRIALS,
+        tune=TUNE,
+        evaluate={"prompts": 4, "samples": 2},
+        settings={**SMALL, "max_new_tokens": 96},
+    )
     ran = []
     for stage, folder in stages(sweep, tmp_path):
         assert run_sweep(stage, folder, workers=2) == []
         ran.append(len(stage.jobs()))
     assert ran == [4, 4]
-    assert [len(stage.jobs()) for stage, _ in stages(sweep, tmp_path)] == [4]  # nothing is chosen twice
+    assert [len(stage.jobs()) for stage, _ in stages(sweep, tmp_path)] == [
+        4
+    ]  # nothing is chosen twice
     chosen = settled(sweep, tmp_path)
-    runs, steps, numbers = collect(chosen, tmp_path), curves(chosen, tmp_path), levels(chosen, tmp_path)
+    runs, steps, numbers = (
+        collect(chosen, tmp_path),
+        curves(chosen, tmp_path),
+        levels(chosen, tmp_path),
+    )
     assert len(runs) == 4 and len(steps) == 8 and set(numbers["set"]) == {"id", "ood"}
     sft = steps[steps["arm"] == "sft"]
     written = sft["sampled_tokens"].iloc[0]
@@ -451,7 +650,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_run_with_it(tmp_path, monkey
     assert [over(job.folder(tmp_path)) for job in sweep.jobs()] == [False, True, True, True, True]
 
 
-# --- Ray --------------------------------------------------------------------------------------------------------------
+# --- Ray ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -460,7 +659,9 @@ def cluster():
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    found = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     found.add_node(num_cpus=1)
     yield found.address
     found.shutdown()
@@ -470,13 +671,27 @@ def cluster():
 def test_a_sweep_on_a_cluster_uses_its_nodes_and_gives_the_runs_of_this_machine(cluster, tmp_path):
     sweep = small([{"name": "grpo", "method": "grpo"}, {"name": "kdrl", "method": "kdrl"}])
     seen = []
-    assert run_sweep(sweep, tmp_path / "ray", engine="ray", address=cluster, on_change=lambda done, jobs: seen.append(len(done))) == []
+    assert (
+        run_sweep(
+            sweep,
+            tmp_path / "ray",
+            engine="ray",
+            address=cluster,
+            on_change=lambda done, jobs: seen.append(len(done)),
+        )
+        == []
+    )
     assert seen[-1] == 4
-    nodes = {json.loads((job.folder(tmp_path / "ray") / OVER).read_text())["node"] for job in sweep.jobs()}
+    nodes = {
+        json.loads((job.folder(tmp_path / "ray") / OVER).read_text())["node"]
+        for job in sweep.jobs()
+    }
     assert len(nodes - {None}) == 2
     assert run_sweep(sweep, tmp_path / "here", workers=2) == []
     for job in sweep.jobs():
-        assert first_difference(*(RunFolder.open(job.folder(tmp_path / where)).rows() for where in ("ray", "here"))) == (None, 0.0)
+        assert first_difference(
+            *(RunFolder.open(job.folder(tmp_path / where)).rows() for where in ("ray", "here"))
+        ) == (None, 0.0)
     before = [(job.folder(tmp_path / "ray") / OVER).stat().st_mtime for job in sweep.jobs()]
     assert run_sweep(sweep, tmp_path / "ray", engine="ray", address=cluster) == []
     assert before == [(job.folder(tmp_path / "ray") / OVER).stat().st_mtime for job in sweep.jobs()]
@@ -485,9 +700,15 @@ def test_a_sweep_on_a_cluster_uses_its_nodes_and_gives_the_runs_of_this_machine(
 @pytest.mark.slow
 def test_a_run_that_breaks_on_a_cluster_is_named_and_the_others_go_on(cluster, tmp_path):
     """One arm cannot make its traces: none of eight is finished within two tokens."""
-    arms = [{"name": "sft", "method": "sft", "settings": {"max_new_tokens": 2}}, {"name": "grpo", "method": "grpo"}]
+    arms = [
+        {"name": "sft", "method": "sft", "settings": {"max_new_tokens": 2}},
+        {"name": "grpo", "method": "grpo"},
+    ]
     failed = run_sweep(small(arms, seeds=1), tmp_path, engine="ray", address=cluster)
-    assert len(failed) == 1 and "sft/seed_0: ValueError: none of the teacher's 8 traces is finished" in failed[0]
+    assert (
+        len(failed) == 1
+        and "sft/seed_0: ValueError: none of the teacher's 8 traces is finished" in failed[0]
+    )
     assert over(tmp_path / "runs" / "grpo" / "seed_0")
 
 
@@ -495,7 +716,12 @@ def test_a_run_that_breaks_on_a_cluster_is_named_and_the_others_go_on(cluster, t
 def test_a_cluster_that_is_not_there_is_a_sentence(tmp_path):
     pytest.importorskip("ray")
     with pytest.raises(ValueError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
-        run_sweep(small([{"name": "grpo", "method": "grpo"}]), tmp_path, engine="ray", address="127.0.0.1:1")
+        run_sweep(
+            small([{"name": "grpo", "method": "grpo"}]),
+            tmp_path,
+            engine="ray",
+            address="127.0.0.1:1",
+        )
 
 
 def test_without_ray_its_engine_says_how_to_get_it(tmp_path, monkeypatch):
@@ -504,13 +730,22 @@ def test_without_ray_its_engine_says_how_to_get_it(tmp_path, monkeypatch):
         run_sweep(small([{"name": "grpo", "method": "grpo"}]), tmp_path, engine="ray")
 
 
-@pytest.mark.parametrize(("failed", "begun"), [([], ["trials", "counts"]), (["it broke"], ["trials"])])
-def test_after_a_stage_with_failures_no_other_is_begun(tmp_path, monkeypatch, capsys, failed, begun):
+@pytest.mark.parametrize(
+    ("failed", "begun"), [([], ["trials", "counts"]), (["it broke"], ["trials"])]
+)
+def test_after_a_stage_with_failures_no_other_is_begun(
+    tmp_path, monkeypatch, capsys, failed, begun
+):
     folders = {"trials": tmp_path / "tuning", "counts": tmp_path}
     ran = []
     one = small([{"name": "grpo", "method": "grpo"}])
-    monkeypatch.setattr("rlkd_lab.study.watch.stages", lambda sweep, out: ((one, folder) for folder in folders.values()))
-    monkeypatch.setattr("rlkd_lab.study.watch.run_sweep", lambda stage, folder, **how: ran.append(folder) or failed)
+    monkeypatch.setattr(
+        "rlkd_lab.study.watch.stages",
+        lambda sweep, out: ((one, folder) for folder in folders.values()),
+    )
+    monkeypatch.setattr(
+        "rlkd_lab.study.watch.run_sweep", lambda stage, folder, **how: ran.append(folder) or failed
+    )
     assert run_watched(one, tmp_path, "core") == (one, folders[begun[-1]], failed)
     assert ran == [folders[name] for name in begun]
     assert ("core: 2 runs" in capsys.readouterr().err) == (begun[-1] == "counts")

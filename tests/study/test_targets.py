@@ -19,7 +19,12 @@ def logits(lm):
 
 def test_a_run_is_its_student_with_the_last_adapter(trained):
     target = find_target(str(trained.path))
-    assert (target.base, target.quant, target.step, target.run) == ("student", "nf4", 2, trained.path)
+    assert (target.base, target.quant, target.step, target.run) == (
+        "student",
+        "nf4",
+        2,
+        trained.path,
+    )
     assert target.config == config_of(trained)
     lm = target.load()
     loop = Loop(config_of(trained), trained)
@@ -55,7 +60,12 @@ def test_a_torn_run(trained, tmp_path):
 def test_an_adapter_among_the_checkpoints_belongs_to_its_run(trained, monkeypatch):
     place = trained.checkpoints()[0]
     target = find_target(str(place))
-    assert (target.base, target.step, target.run, target.config) == ("student", 1, trained.path, config_of(trained))
+    assert (target.base, target.step, target.run, target.config) == (
+        "student",
+        1,
+        trained.path,
+        config_of(trained),
+    )
     monkeypatch.chdir(place)  # and where its path does not name the run
     assert find_target(".").step == 1
     monkeypatch.chdir(place.parent)
@@ -92,7 +102,13 @@ def test_a_damaged_adapter(trained, tmp_path):
 
 
 def test_a_model_by_name_and_by_folder(make_model):
-    assert find_target("teacher").describe() == {"name": "teacher", "base": "teacher", "quant": "nf4", "adapter": None, "step": None}
+    assert find_target("teacher").describe() == {
+        "name": "teacher",
+        "base": "teacher",
+        "quant": "nf4",
+        "adapter": None,
+        "step": None,
+    }
     folder = make_model()
     assert find_target(folder, quant="none").load().source == folder
     with pytest.raises(FileNotFoundError, match="no model 'nobody'"):
@@ -112,13 +128,21 @@ def test_options_that_a_target_has_no_use_for(trained):
 
 def test_the_task_is_the_one_named_or_the_runs_or_arithmetic(trained):
     config = config_of(trained).model_copy(update={"task": "knights_knaves"})
-    assert [task_of(*given).name for given in ((None,), (config,), (config, "arithmetic"))] == ["arithmetic", "knights_knaves", "arithmetic"]
+    assert [task_of(*given).name for given in ((None,), (config,), (config, "arithmetic"))] == [
+        "arithmetic",
+        "knights_knaves",
+        "arithmetic",
+    ]
     with pytest.raises(ValueError, match="did you mean 'arithmetic'"):
         task_of(None, "aritmetic")
 
 
 def test_the_checkpoint_is_what_the_file_holds(trained):
     held = load_file(trained.checkpoints()[-1] / "adapter_model.safetensors")
-    loaded = {name.replace(".default", ""): value for name, value in find_target(str(trained.path)).load().model.named_parameters() if "lora" in name}
+    loaded = {
+        name.replace(".default", ""): value
+        for name, value in find_target(str(trained.path)).load().model.named_parameters()
+        if "lora" in name
+    }
     assert held.keys() == loaded.keys()
     assert all(torch.equal(held[name], loaded[name]) for name in held)

@@ -28,7 +28,12 @@ from rlkd_lab.tasks import find_task
 find_task('arithmetic').examples(2, 0)
 print([name for name in sys.modules if name in ('reasoning_gym', 'math_verify', 'datasets')])
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_arithmetic_has_neither_settings_nor_template():
@@ -41,14 +46,24 @@ def test_arithmetic_has_neither_settings_nor_template():
 
 
 def test_importing_reasoning_gym_leaves_the_global_stream_alone():
-    code = "import random; random.seed(1); from rlkd_lab.tasks import find_task; find_task('chain_sum').examples(2, 0); print(random.random())"
-    drawn = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code = (
+        "import random; random.seed(1); from rlkd_lab.tasks import find_task;"
+        " find_task('chain_sum').examples(2, 0); print(random.random())"
+    )
+    drawn = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert float(drawn) == random.Random(1).random()
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("aritmetic", "arithmetic"), ("countdwn", "countdown"), ("zebra_puzzle", "zebra_puzzles")])
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("aritmetic", "arithmetic"), ("countdwn", "countdown"), ("zebra_puzzle", "zebra_puzzles")],
+)
 def test_an_unknown_name_gets_the_nearest(name, nearest):
-    with pytest.raises(ValueError, match=f"unknown task '{name}': did you mean '{nearest}'") as raised:
+    with pytest.raises(
+        ValueError, match=f"unknown task '{name}': did you mean '{nearest}'"
+    ) as raised:
         find_task(name)
     assert "\n" not in str(raised.value)
 
@@ -75,11 +90,26 @@ def test_a_class_of_your_own(tmp_path):
 
 BROKEN = {
     "__init__": ("    def __init__(self):\n        {}['x']\n", "cannot be made: KeyError"),
-    "examples": ("    def examples(self, *_):\n        return 1 / 0\n", "examples raised ZeroDivisionError"),
-    "score": ("    def score(self, *_):\n        return {'accuracy': 1.0}\n", "score returned a dict"),
-    "raises": ("    def score(self, text, example):\n        return text[10**6]\n", "score raised IndexError"),
-    "nan": ("    def score(self, *_):\n        return Score({'accuracy': float('nan')})\n", "gave accuracy=nan, which is not in 0–1"),
-    "nothing": ("    def score(self, *_):\n        return Score({'format': 1.0})\n", "has no part accuracy"),
+    "examples": (
+        "    def examples(self, *_):\n        return 1 / 0\n",
+        "examples raised ZeroDivisionError",
+    ),
+    "score": (
+        "    def score(self, *_):\n        return {'accuracy': 1.0}\n",
+        "score returned a dict",
+    ),
+    "raises": (
+        "    def score(self, text, example):\n        return text[10**6]\n",
+        "score raised IndexError",
+    ),
+    "nan": (
+        "    def score(self, *_):\n        return Score({'accuracy': float('nan')})\n",
+        "gave accuracy=nan, which is not in 0–1",
+    ),
+    "nothing": (
+        "    def score(self, *_):\n        return Score({'format': 1.0})\n",
+        "has no part accuracy",
+    ),
 }
 
 
@@ -89,9 +119,20 @@ def test_a_broken_task_of_ones_own_is_one_sentence_and_leaves_nothing(tmp_path, 
 
     body, says = BROKEN[kind]
     (tmp_path / "mine.py").write_text(
-        "from rlkd_lab.tasks import ArithmeticTask, Score\n\n\nclass Mine(ArithmeticTask):\n    name = 'mine'\n" + body, encoding="utf-8"
+        "from rlkd_lab.tasks import ArithmeticTask, Score\n\n\nclass Mine(ArithmeticTask):\n "
+        "   name = 'mine'\n" + body,
+        encoding="utf-8",
     )
-    config = make_config("grpo", steps=1, task=f"{tmp_path / 'mine.py'}:Mine", prompts_per_step=2, group_size=2, max_new_tokens=8, eval_every=0, teacher=None)
+    config = make_config(
+        "grpo",
+        steps=1,
+        task=f"{tmp_path / 'mine.py'}:Mine",
+        prompts_per_step=2,
+        group_size=2,
+        max_new_tokens=8,
+        eval_every=0,
+        teacher=None,
+    )
     with pytest.raises(ValueError, match=says):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -26,8 +26,24 @@ def test_the_class_of_the_page_is_a_task_of_20_lines_and_trains(tmp_path):
             assert task.score(example.answer, example).parts == {"accuracy": 1.0, "format": 1.0}
             assert not task.score(example.answer + "!", example).correct
     assert task.examples(9, 0) == task.examples(9, 0)
-    settings = (f"task={name}", "max_new_tokens=16", "prompts_per_step=2", "group_size=2", "eval_every=2", "eval_prompts=8")
-    words = ["train", "--method", "grpo", "--steps", "2", "--out", str(tmp_path / "run"), *(word for one in settings for word in ("--set", one))]
+    settings = (
+        f"task={name}",
+        "max_new_tokens=16",
+        "prompts_per_step=2",
+        "group_size=2",
+        "eval_every=2",
+        "eval_prompts=8",
+    )
+    words = [
+        "train",
+        "--method",
+        "grpo",
+        "--steps",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+        *(word for one in settings for word in ("--set", one)),
+    ]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     rows = RunFolder.open(tmp_path / "run").rows()

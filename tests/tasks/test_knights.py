@@ -1,4 +1,6 @@
-"""Knights and Knaves in the compact notation: puzzles, traces and scores, against a solver written another way."""
+"""Knights and Knaves in the compact notation: puzzles, traces and scores, against a solver
+written another way.
+"""
 
 import itertools
 import re
@@ -22,7 +24,13 @@ def claims(prompt):
         speaker, said = part.split(":")
         for name in NAMES:
             said = said.replace(f"+{name}", name).replace(f"-{name}", f"(not {name})")
-        yield speaker, said.replace("&", " and ").replace("|", " or ").replace("=", " == ").replace("/", " != ")
+        yield (
+            speaker,
+            said.replace("&", " and ")
+            .replace("|", " or ")
+            .replace("=", " == ")
+            .replace("/", " != "),
+        )
 
 
 def solve(prompt):
@@ -32,7 +40,12 @@ def solve(prompt):
     for values in itertools.product([True, False], repeat=len(said)):
         world = dict(zip(NAMES, values, strict=False))
         if all(eval(claim, {}, world) == world[speaker] for speaker, claim in said):
-            found.append("".join(name if value else name.lower() for name, value in zip(NAMES, values, strict=False)))
+            found.append(
+                "".join(
+                    name if value else name.lower()
+                    for name, value in zip(NAMES, values, strict=False)
+                )
+            )
     return found
 
 
@@ -54,7 +67,9 @@ def test_puzzles_with_no_or_several_solutions_are_told_apart():
 def test_no_answer_can_be_guessed_from_the_size():
     """Else the chance line would be too low."""
     for people in (2, 3, 4):
-        counts = Counter(puzzle.answer for puzzle in TASK.examples(1500, 1, "train", (people, people)))
+        counts = Counter(
+            puzzle.answer for puzzle in TASK.examples(1500, 1, "train", (people, people))
+        )
         assert len(counts) == 2**people
         assert max(counts.values()) < 1.6 * 1500 / 2**people
 
@@ -73,16 +88,22 @@ def test_worked_completions_try_in_order_and_stop_at_the_solution(people):
             judgements = re.findall("([A-Ea-e])([01]*)([tf])", judged)
             said = list(claims(puzzle.prompt))
             assert "".join(person for person, _, _ in judgements) == assignment[: len(judgements)]
-            assert [verdict == "t" for _, _, verdict in judgements] == [bool(eval(claim, {}, world)) for _, claim in said][: len(judgements)]
+            assert [verdict == "t" for _, _, verdict in judgements] == [
+                bool(eval(claim, {}, world)) for _, claim in said
+            ][: len(judgements)]
             for (_, parts, _), (_, claim) in zip(judgements, said, strict=False):
                 two = re.split(" and | or | == | != ", claim)
-                assert parts == ("".join(f"{eval(part, {}, world):d}" for part in two) if len(two) == 2 else "")
+                assert parts == (
+                    "".join(f"{eval(part, {}, world):d}" for part in two) if len(two) == 2 else ""
+                )
             # every statement fits its speaker, but for the last one of a try that fails
             fits = [person.isupper() == (verdict == "t") for person, _, verdict in judgements]
             assert all(fits[:-1])
             assert fits[-1] == (assignment == puzzle.answer)
         checked = texts["checked"].partition("#")[0]
-        assert [line.partition(":")[0] for line in re.split("[;!]", checked) if line] == assignments(people)
+        assert [
+            line.partition(":")[0] for line in re.split("[;!]", checked) if line
+        ] == assignments(people)
         assert TASK.checking(texts["checked"]).startswith("!")
         assert TASK.checking(texts["steps"]) == ""
 
@@ -90,21 +111,49 @@ def test_worked_completions_try_in_order_and_stop_at_the_solution(people):
 def test_a_misjudged_statement_is_followed_through():
     assert worked(PUZZLE, "steps") == "ABC:A00f;ABc:A01f;AbC:A10f;Abc:A11tbfc10t;aBC:a00fBtC01t#aBC"
     puzzle = Example("A:-B;B:A/B?", "aB", 2, "x")
-    assert worked(puzzle, "steps", wrong_try=0) == "AB:AtB11f;Ab:Atb10t;aB:afB01t#aB"  # found out by the next statement
+    assert (
+        worked(puzzle, "steps", wrong_try=0) == "AB:AtB11f;Ab:Atb10t;aB:afB01t#aB"
+    )  # found out by the next statement
     assert worked(puzzle, "steps", wrong_try=1) == "AB:Af;Ab:Atb10f#Ab"
-    assert worked(puzzle, "steps", wrong_try=2) == "AB:Af;Ab:Atb10t;aB:afB01f;ab:at#ab"  # nothing fits: the last one
+    assert (
+        worked(puzzle, "steps", wrong_try=2) == "AB:Af;Ab:Atb10t;aB:afB01f;ab:at#ab"
+    )  # nothing fits: the last one
     assert tried(puzzle.prompt, "Ab", wrong_at=1) == ("Ab:Atb10f", True)
 
 
 TABLE = [
-    ("#aBC", 1, 1), ("#aBc", 1, 0), ("#aBCD", 1, 0), ("#aB", 1, 0), ("#ABC", 1, 0), ("ABC:A00f#aBC", 1, 1), ("ABC:A00f;ABc:A01f#aBC", 1, 1),
-    ("ABC:A00f!#aBC", 1, 1), ("ABC:A00f!abc:at#aBC", 1, 1), ("!abc:at#aBC", 0, 1), ("so it is #aBC", 0, 1), ("#aBC ", 0, 0), ("#aBC.", 0, 0),
-    ("#aBC#aBC", 0, 1), ("#aBC#aBc", 0, 0), ("aBC", 0, 0), ("", 0, 0), ("#", 0, 0), ("#a BC", 0, 0), ("#аВС", 0, 0), ("#" + "aB" * 50_000, 0, 0),
-    ("ABC:A00f;#aBC", 0, 1), ("ABC:A0f#aBC", 0, 1), ("ABC:A00x#aBC", 0, 1), ("\x00#aBC", 0, 1), ("#aBC\n", 0, 0),
-]  # fmt: skip
+    ("#aBC", 1, 1),
+    ("#aBc", 1, 0),
+    ("#aBCD", 1, 0),
+    ("#aB", 1, 0),
+    ("#ABC", 1, 0),
+    ("ABC:A00f#aBC", 1, 1),
+    ("ABC:A00f;ABc:A01f#aBC", 1, 1),
+    ("ABC:A00f!#aBC", 1, 1),
+    ("ABC:A00f!abc:at#aBC", 1, 1),
+    ("!abc:at#aBC", 0, 1),
+    ("so it is #aBC", 0, 1),
+    ("#aBC ", 0, 0),
+    ("#aBC.", 0, 0),
+    ("#aBC#aBC", 0, 1),
+    ("#aBC#aBc", 0, 0),
+    ("aBC", 0, 0),
+    ("", 0, 0),
+    ("#", 0, 0),
+    ("#a BC", 0, 0),
+    ("#аВС", 0, 0),
+    ("#" + "aB" * 50_000, 0, 0),
+    ("ABC:A00f;#aBC", 0, 1),
+    ("ABC:A0f#aBC", 0, 1),
+    ("ABC:A00x#aBC", 0, 1),
+    ("\x00#aBC", 0, 1),
+    ("#aBC\n", 0, 0),
+]
 
 
-@pytest.mark.parametrize(("completion", "form", "accuracy"), TABLE, ids=lambda value: repr(value)[:24])
+@pytest.mark.parametrize(
+    ("completion", "form", "accuracy"), TABLE, ids=lambda value: repr(value)[:24]
+)
 def test_scores(completion, form, accuracy):
     assert TASK.score(completion, PUZZLE).parts == {"format": form, "accuracy": accuracy}
 

@@ -1,4 +1,6 @@
-"""Questions from files, judged by math-verify: columns, splits, what cannot be read, and hostile answers."""
+"""Questions from files, judged by math-verify: columns, splits, what cannot be read, and
+hostile answers.
+"""
 
 import json
 import threading
@@ -19,21 +21,35 @@ def write(path, rows):
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
-        path.write_text("\n".join(json.dumps(row) for row in rows) if path.suffix == ".jsonl" else json.dumps(rows))
+        path.write_text(
+            "\n".join(json.dumps(row) for row in rows)
+            if path.suffix == ".jsonl"
+            else json.dumps(rows)
+        )
     return str(path)
 
 
 def sums(n=60, start=0):
     """Rows in the manner of GSM8K."""
     return [
-        {"question": f"Tom has {i} pears and buys {i + 2}. How many now?", "answer": f"{i}+{i + 2} = <<x>>\n#### {2 * i + 2:,}"}
+        {
+            "question": f"Tom has {i} pears and buys {i + 2}. How many now?",
+            "answer": f"{i}+{i + 2} = <<x>>\n#### {2 * i + 2:,}",
+        }
         for i in range(start, start + n)
     ]
 
 
 def problems(n=60):
     """Rows in the manner of MATH."""
-    return [{"problem": f"Halve ${i}$.", "solution": rf"We get $\boxed{{\frac{{{i}}}{{2}}}}$.", "level": f"Level {i % 5 + 1}"} for i in range(n)]
+    return [
+        {
+            "problem": f"Halve ${i}$.",
+            "solution": rf"We get $\boxed{{\frac{{{i}}}{{2}}}}$.",
+            "level": f"Level {i % 5 + 1}",
+        }
+        for i in range(n)
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
@@ -43,8 +59,16 @@ def test_a_file_becomes_a_task(tmp_path, suffix):
     assert (task.train_difficulty, task.ood_difficulty) == ((0, 0), None)
     (example,) = task.examples(1, 0)
     assert example.prompt == TEMPLATE.replace("{question}", example.id)
-    assert task.score(f"So \\boxed{{{example.answer}}}.", example).parts == {"accuracy": 1.0, "format": 1.0, "parsed": 1.0}
-    assert task.score("so it is -3", example).parts == {"accuracy": 0.0, "format": 0.0, "parsed": 1.0}
+    assert task.score(f"So \\boxed{{{example.answer}}}.", example).parts == {
+        "accuracy": 1.0,
+        "format": 1.0,
+        "parsed": 1.0,
+    }
+    assert task.score("so it is -3", example).parts == {
+        "accuracy": 0.0,
+        "format": 0.0,
+        "parsed": 1.0,
+    }
     assert task.score("???", example).answer is None
     for split in ("train", "validation", "test"):
         assert {split_of(e.id) for e in task.examples(30, 0, split, (0, 0))} == {split}
@@ -68,14 +92,19 @@ def test_a_folder_keeps_its_splits(tmp_path):
     write(tmp_path / "train.jsonl", sums(50))
     write(tmp_path / "test.parquet", sums(20, 50))
     task = find_task(str(tmp_path))
-    got = {split: {e.id for e in task.examples(n, 0, split)} for split, n in (("train", 60), ("validation", 1), ("test", 20))}
+    got = {
+        split: {e.id for e in task.examples(n, 0, split)}
+        for split, n in (("train", 60), ("validation", 1), ("test", 20))
+    }
     assert got["test"] == {row["question"] for row in sums(20, 50)}
     assert all(split_of(question) != "validation" for question in got["train"])
     assert all(split_of(question) == "validation" for question in got["validation"])
     write(tmp_path / "validation.json", sums(5, 90))
     task = find_task(str(tmp_path))
     assert {e.id for e in task.examples(50, 0)} == {row["question"] for row in sums(50)}
-    assert {e.id for e in task.examples(5, 0, "validation")} == {row["question"] for row in sums(5, 90)}
+    assert {e.id for e in task.examples(5, 0, "validation")} == {
+        row["question"] for row in sums(5, 90)
+    }
 
 
 def test_every_row_once_before_any_comes_again_and_by_the_seed(tmp_path):
@@ -85,18 +114,27 @@ def test_every_row_once_before_any_comes_again_and_by_the_seed(tmp_path):
     assert len(set(drawn[:20])) == len(set(drawn[20:])) == 20
     assert drawn[:20] != drawn[20:]
     assert drawn == [e.id for e in task.examples(40, 3)] != [e.id for e in task.examples(40, 4)]
-    with pytest.warns(UserWarning, match=r"4 validation rows: 9 prompts repeat them; eval_prompts=4"):
+    with pytest.warns(
+        UserWarning, match=r"4 validation rows: 9 prompts repeat them; eval_prompts=4"
+    ):
         task.examples(9, 0, "validation")
     with pytest.raises(ValueError, match="no test row"):
         task.examples(1, 0, "test")
 
 
 BAD = {
-    "no answer": (lambda rows: [*rows[:3], {"question": "What?", "answer": " "}], "s.jsonl, row 4 has no answer: column 'answer' is empty"),
-    "null answer": (lambda rows: [*rows[:2], {"question": "What?", "answer": None}], "row 3 has no answer"),
+    "no answer": (
+        lambda rows: [*rows[:3], {"question": "What?", "answer": " "}],
+        "s.jsonl, row 4 has no answer: column 'answer' is empty",
+    ),
+    "null answer": (
+        lambda rows: [*rows[:2], {"question": "What?", "answer": None}],
+        "row 3 has no answer",
+    ),
     "no column": (
         lambda rows: [{"query": "What?", "answer": "1"}],
-        "row 1 has no column of questions (question, problem, prompt): its columns are query, answer",
+        "row 1 has no column of questions (question, problem, prompt): its columns are query,"
+        " answer",
     ),
     "no object": (lambda rows: [3], "row 1 is no object"),
     "split": (lambda rows: [rows[0] | {"split": "holdout"}], "unknown split 'holdout'"),
@@ -133,10 +171,19 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_answers_that_cannot_be_read_are_counted_and_shown(tmp_path):
-    rows = [*sums(), {"question": "Odd?", "answer": "#### ???"}, {"question": "Odder?", "answer": "\\boxed{\\frac{1}{}}{"}]
-    with pytest.warns(UserWarning, match=r"cannot read 2 of 62 reference answers; left out, first s\.jsonl, row 61: '\?\?\?'"):
+    rows = [
+        *sums(),
+        {"question": "Odd?", "answer": "#### ???"},
+        {"question": "Odder?", "answer": "\\boxed{\\frac{1}{}}{"},
+    ]
+    with pytest.warns(
+        UserWarning,
+        match=r"cannot read 2 of 62 reference answers; left out, first s\.jsonl, row 61: '\?\?\?'",
+    ):
         task = find_task(write(tmp_path / "s.jsonl", rows))
-    assert "Odd?" not in {e.id for split in ("train", "validation", "test") for e in task._rows[split]}
+    assert "Odd?" not in {
+        e.id for split in ("train", "validation", "test") for e in task._rows[split]
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match="row among its 0 usable rows"):
@@ -190,7 +237,11 @@ def test_different_answers_are_different(gold, found):
 
 
 def test_equal_answers_have_one_text():
-    for texts in (("0.5", "1/2", r"\frac{1}{2}", "x=0.5"), ("72", "72.0", "72 apples"), (r"\text{Blue}", "blue")):
+    for texts in (
+        ("0.5", "1/2", r"\frac{1}{2}", "x=0.5"),
+        ("72", "72.0", "72 apples"),
+        (r"\text{Blue}", "blue"),
+    ):
         assert len({normal(text, read(text)) for text in texts}) == 1
 
 
@@ -257,17 +308,32 @@ HOSTILE = [
 
 def test_no_text_makes_the_judge_raise_or_wait():
     # in a thread, as the lab trains: signals would raise here
-    golds = [Example("", gold, 0, "") for gold in ("72", "x^2+1", "(1,2)", r"\{1,2\}", r"\begin{pmatrix}1\\2\end{pmatrix}", "x=5")]
+    golds = [
+        Example("", gold, 0, "")
+        for gold in ("72", "x^2+1", "(1,2)", r"\{1,2\}", r"\begin{pmatrix}1\\2\end{pmatrix}", "x=5")
+    ]
     problems = []
     read.cache_clear()
 
     def work(task):
         try:
-            for gold, right in (("72", "72.0"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}\frac{2}{2}\\2\end{pmatrix}"), ("x>1", "1<x")):
+            for gold, right in (
+                ("72", "72.0"),
+                (
+                    r"\begin{pmatrix}1\\2\end{pmatrix}",
+                    r"\begin{pmatrix}\frac{2}{2}\\2\end{pmatrix}",
+                ),
+                ("x>1", "1<x"),
+            ):
                 if not task.score(f"\\boxed{{{right}}}", Example("", gold, 0, "")).correct:
                     problems.append((gold, right))
             for text in HOSTILE:
-                for completion in (f"\\boxed{{{text}}}", text, f"#### {text}", f"<answer>{text}</answer>"):
+                for completion in (
+                    f"\\boxed{{{text}}}",
+                    text,
+                    f"#### {text}",
+                    f"<answer>{text}</answer>",
+                ):
                     began = time.perf_counter()
                     score = task.score(completion, golds[len(completion) % len(golds)])
                     if time.perf_counter() - began > 2 or score.correct:
@@ -277,7 +343,10 @@ def test_no_text_makes_the_judge_raise_or_wait():
 
     from rlkd_lab.tasks import QuestionTask
 
-    task = QuestionTask("t", [("f", row | {"split": "train" if i else "val"}, None) for i, row in enumerate(sums(2))])
+    task = QuestionTask(
+        "t",
+        [("f", row | {"split": "train" if i else "val"}, None) for i, row in enumerate(sums(2))],
+    )
     thread = threading.Thread(target=work, args=(task,))
     thread.start()
     thread.join()
@@ -300,7 +369,10 @@ def test_the_hub_says_what_to_do(monkeypatch):
             return {"train": sums(40), "test": sums(9, 40)}
 
     monkeypatch.setitem(sys.modules, "datasets", Datasets)
-    with pytest.raises(FileNotFoundError, match=r"ConnectionError: no route.*Check the name.*machine with a network") as raised:
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"ConnectionError: no route.*Check the name.*machine with a network",
+    ) as raised:
         find_task("hub:someone/none")
     assert "\n" not in str(raised.value)
     task = find_task("hub:someone/sums:main")
@@ -308,7 +380,9 @@ def test_the_hub_says_what_to_do(monkeypatch):
 
 
 def test_a_template_leaves_other_braces_alone(tmp_path):
-    task = find_task(write(tmp_path / "s.jsonl", sums()), template="{question} -> \\boxed{} {0} {x}")
+    task = find_task(
+        write(tmp_path / "s.jsonl", sums()), template="{question} -> \\boxed{} {0} {x}"
+    )
     (example,) = task.examples(1, 0)
     assert example.prompt == example.id + " -> \\boxed{} {0} {x}"
 
@@ -316,10 +390,21 @@ def test_a_template_leaves_other_braces_alone(tmp_path):
 def test_a_question_that_is_held_out_is_not_trained_on(tmp_path):
     rows = [{"question": f"q{i} + 1?", "answer": str(i)} for i in range(60)]
     path = tmp_path / "leak.jsonl"
-    path.write_text("".join(json.dumps({**row, "split": split}) + "\n" for split in ("train", "test") for row in (rows if split == "train" else rows[:20])))
-    with pytest.warns(UserWarning, match=r"leak\.jsonl: \d+ train rows ask a question that is held out too"):
+    path.write_text(
+        "".join(
+            json.dumps({**row, "split": split}) + "\n"
+            for split in ("train", "test")
+            for row in (rows if split == "train" else rows[:20])
+        )
+    )
+    with pytest.warns(
+        UserWarning, match=r"leak\.jsonl: \d+ train rows ask a question that is held out too"
+    ):
         task = find_task(str(path))
-    asked = {split: {example.id for example in task.examples(200 if split == "train" else 10, 0, split)} for split in ("train", "validation", "test")}
+    asked = {
+        split: {example.id for example in task.examples(200 if split == "train" else 10, 0, split)}
+        for split in ("train", "validation", "test")
+    }
     assert not asked["train"] & (asked["test"] | asked["validation"])
     assert not asked["validation"] & asked["test"]
     assert len(asked["train"]) >= 30
@@ -327,22 +412,35 @@ def test_a_question_that_is_held_out_is_not_trained_on(tmp_path):
 
 @pytest.mark.parametrize(
     ("answer", "says"),
-    [("NaN", "has no answer"), ("Infinity", "has no answer"), ('{"a": 1}', "holds a dict"), ('["1", "2"]', "holds a list"), ("true", "holds a bool")],
+    [
+        ("NaN", "has no answer"),
+        ("Infinity", "has no answer"),
+        ('{"a": 1}', "holds a dict"),
+        ('["1", "2"]', "holds a list"),
+        ("true", "holds a bool"),
+    ],
 )
 def test_an_answer_that_is_none(tmp_path, answer, says):
     path = tmp_path / "odd.jsonl"
-    path.write_text('{"question": "a?", "answer": "1"}\n{"question": "b?", "answer": ' + answer + "}\n")
+    path.write_text(
+        '{"question": "a?", "answer": "1"}\n{"question": "b?", "answer": ' + answer + "}\n"
+    )
     with pytest.raises(ValueError, match=rf"odd\.jsonl, row 2.*{says}"):
         find_task(str(path))
 
 
 def test_a_byte_order_mark_is_no_part_of_a_row(tmp_path):
     path = tmp_path / "bom.jsonl"
-    path.write_text("".join(json.dumps({"question": f"q{i}?", "answer": str(i)}) + "\n" for i in range(200)), encoding="utf-8-sig")
+    path.write_text(
+        "".join(json.dumps({"question": f"q{i}?", "answer": str(i)}) + "\n" for i in range(200)),
+        encoding="utf-8-sig",
+    )
     assert len(find_task(str(path)).examples(5, 0)) == 5
 
 
-@pytest.mark.parametrize(("one", "other"), [(r"50\%", "50"), ("50%", r"50\%"), ("1e5", "100000"), ("2.5e-3", "0.0025")])
+@pytest.mark.parametrize(
+    ("one", "other"), [(r"50\%", "50"), ("50%", r"50\%"), ("1e5", "100000"), ("2.5e-3", "0.0025")]
+)
 def test_percent_signs_and_powers_of_ten(one, other):
     assert same(read(one), read(other))
     assert not same(read(one), read("7"))

@@ -15,7 +15,8 @@ NO_REFERENCE = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "
 """Sets with many right answers that give none."""
 UNSURE = {
     "jugs": "its own plan fails its own simulation for some puzzles",
-    "intermediate_integration": "some references are unevaluated Integral(…), which is no answer: it would score for every question",
+    "intermediate_integration": "some references are unevaluated Integral(…), which is no answer:"
+    " it would score for every question",
 }
 HOSTILE = [
     "",
@@ -70,7 +71,11 @@ def check(name):
         assert time.perf_counter() - began < 2, text[:30]
         assert not score.correct, text[:30]
         assert 0 <= score.parts["credit"] < 1
-    assert task.score(example.answer, example).parts == {"accuracy": 0.0, "credit": 0.0, "format": 0.0}
+    assert task.score(example.answer, example).parts == {
+        "accuracy": 0.0,
+        "credit": 0.0,
+        "format": 0.0,
+    }
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -89,7 +94,13 @@ def test_levels_are_for_training_and_beyond_it():
     assert (task.train_difficulty, task.ood_difficulty) == ((0, 1), (2, 3))
     assert {e.difficulty for e in task.examples(20, 0)} == {0, 1}
     longest = max(e.prompt.count("+") + e.prompt.count(" - ") for e in task.examples(20, 0))
-    assert min(e.prompt.count("+") + e.prompt.count(" - ") for e in task.examples(20, 0, difficulty=(3, 3))) >= longest - 1
+    assert (
+        min(
+            e.prompt.count("+") + e.prompt.count(" - ")
+            for e in task.examples(20, 0, difficulty=(3, 3))
+        )
+        >= longest - 1
+    )
     with pytest.raises(ValueError, match="within 0–3; got 0–9"):
         task.examples(1, 0, difficulty=(0, 9))
     # no curriculum, and one that does not validate
@@ -98,9 +109,15 @@ def test_levels_are_for_training_and_beyond_it():
 
 
 def test_settings_win_over_the_curriculum():
-    task = find_task("chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1})
-    assert all(len(example.meta["metadata"]["expression"].split()) == 3 for example in task.examples(8, 0))
-    with pytest.raises(ValueError, match=r"unknown setting task\.min_term of chain_sum: did you mean 'min_terms'"):
+    task = find_task(
+        "chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    )
+    assert all(
+        len(example.meta["metadata"]["expression"].split()) == 3 for example in task.examples(8, 0)
+    )
+    with pytest.raises(
+        ValueError, match=r"unknown setting task\.min_term of chain_sum: did you mean 'min_terms'"
+    ):
         find_task("chain_sum", {"min_term": 2})
     with pytest.raises(ValueError, match="reasoning-gym's chain_sum refuses"):
         find_task("chain_sum", {"min_terms": -2})
@@ -109,11 +126,16 @@ def test_settings_win_over_the_curriculum():
 
 
 def test_another_template_moves_no_prompt_to_another_split():
-    plain, other = find_task("count_bits"), find_task("count_bits", template="Q: {question} {} \\boxed{x}")
+    plain, other = (
+        find_task("count_bits"),
+        find_task("count_bits", template="Q: {question} {} \\boxed{x}"),
+    )
     for split in ("train", "validation"):
         one, two = plain.examples(6, 1, split), other.examples(6, 1, split)
         assert [e.id for e in one] == [e.id for e in two]
-        assert [f"Q: {e.prompt.removesuffix(INSTRUCTION)} {{}} \\boxed{{x}}" for e in one] == [e.prompt for e in two]
+        assert [f"Q: {e.prompt.removesuffix(INSTRUCTION)} {{}} \\boxed{{x}}" for e in one] == [
+            e.prompt for e in two
+        ]
 
 
 def test_too_few_different_questions_are_an_error_and_no_endless_loop():
@@ -124,14 +146,28 @@ def test_too_few_different_questions_are_an_error_and_no_endless_loop():
         task.examples(1, 0, other)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "countdown" else name for name in sorted(SAFE)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "countdown" else name
+        for name in sorted(SAFE)
+    ],
+)
 def test_no_answer_is_evaluated(name, monkeypatch):
     task = find_task(name)
     (example,) = task.examples(1, 0)
     task.score("<answer>1</answer>", example)
     ran = []
     monkeypatch.setattr(builtins, "marker", lambda *_: ran.append(1), raising=False)
-    for text in ("marker()", "[marker()]", "(marker())", "x*marker(1)", "sin(marker(1))", "X**marker(2)", "1+marker ( 1 )"):
+    for text in (
+        "marker()",
+        "[marker()]",
+        "(marker())",
+        "x*marker(1)",
+        "sin(marker(1))",
+        "X**marker(2)",
+        "1+marker ( 1 )",
+    ):
         assert not task.score(f"<answer>{text}</answer>", example).correct
     assert ran == []
 
@@ -140,7 +176,9 @@ def test_a_verifier_that_takes_any_text_is_not_used():
     task = find_task("game_of_life_halting")
     (example,) = task.examples(1, 0)
     other = {"True": "False", "False": "True"}[example.answer]
-    assert [task.score(f"<answer>{text}</answer>", example).correct for text in (example.answer, other)] == [True, False]
+    assert [
+        task.score(f"<answer>{text}</answer>", example).correct for text in (example.answer, other)
+    ] == [True, False]
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ def lengths(*values, limit=100, correct=True):
 
 
 def test_overlong_falls_over_the_last_fifth():
-    assert overlong(lengths(1, 79, 80, 85, 90, 95, 100)) == pytest.approx([0, 0, 0, -0.25, -0.5, -0.75, -1])
+    assert overlong(lengths(1, 79, 80, 85, 90, 95, 100)) == pytest.approx(
+        [0, 0, 0, -0.25, -0.5, -0.75, -1]
+    )
     assert overlong(lengths(20, limit=20)) == [-1]
 
 
@@ -46,9 +48,15 @@ def test_a_thought_and_then_an_answer(text):
     assert think_format([Sample(text, 1, 9, True)]) == [THOUGHTS[text]]
 
 
-@pytest.mark.parametrize("piece", ["<think>", "</think>", "<think></think>", " ", "<", "a", "\n", "<think>a</think> "])
+@pytest.mark.parametrize(
+    "piece", ["<think>", "</think>", "<think></think>", " ", "<", "a", "\n", "<think>a</think> "]
+)
 def test_hostile_thoughts_take_no_time(piece):
-    for text in (piece * (100_000 // len(piece)), "<think>" + piece * (100_000 // len(piece)), "<think></think>" + piece * (100_000 // len(piece))):
+    for text in (
+        piece * (100_000 // len(piece)),
+        "<think>" + piece * (100_000 // len(piece)),
+        "<think></think>" + piece * (100_000 // len(piece)),
+    ):
         began = time.perf_counter()
         think_format([Sample(text, 1, 9, True)])
         assert time.perf_counter() - began < 0.5
@@ -56,16 +64,35 @@ def test_hostile_thoughts_take_no_time(piece):
 
 def test_a_group_is_judged_by_itself():
     texts, examples = ["#44", "#44", "#44", "#43"], [FORTY_FOUR] * 4
-    found = judge(ArithmeticTask(), {"accuracy": 1.0, "brevity": 0.2}, texts, examples, [True] * 4, [10, 20, 30, 40], 100, group_size=2)
+    found = judge(
+        ArithmeticTask(),
+        {"accuracy": 1.0, "brevity": 0.2},
+        texts,
+        examples,
+        [True] * 4,
+        [10, 20, 30, 40],
+        100,
+        group_size=2,
+    )
     assert [verdict.parts["brevity"] for verdict in found] == [0.5, -0.5, 0.5, -0.5]
     assert [verdict.reward for verdict in found] == pytest.approx([1.1, 0.9, 1.1, -0.1])
     assert [verdict.correct for verdict in found] == [True, True, True, False]
     assert [verdict.answer for verdict in found] == ["44", "44", "44", "43"]
-    assert {"format"} == {name for name in found[0].parts if name not in ("accuracy", "brevity")}  # recorded without a weight
+    assert {"format"} == {
+        name for name in found[0].parts if name not in ("accuracy", "brevity")
+    }  # recorded without a weight
 
 
 def test_a_cut_completion_has_no_part_of_the_task_and_the_whole_penalty():
-    (cut,) = judge(ArithmeticTask(), {"accuracy": 1.0, "format": 0.1, "overlong": 0.5}, ["#44"], [FORTY_FOUR], [False], [24], 24)
+    (cut,) = judge(
+        ArithmeticTask(),
+        {"accuracy": 1.0, "format": 0.1, "overlong": 0.5},
+        ["#44"],
+        [FORTY_FOUR],
+        [False],
+        [24],
+        24,
+    )
     assert cut.parts == {"accuracy": 0.0, "format": 0.0, "overlong": -1.0}
     assert (cut.reward, cut.answer, cut.correct) == (-0.5, None, False)
 
@@ -83,9 +110,18 @@ class Bare(ArithmeticTask):
 
 
 def test_an_unknown_part_is_an_error_that_names_the_known_and_a_weight_of_0_asks_for_none():
-    with pytest.raises(ValueError, match=r"unknown reward part 'speed': the task arithmetic has accuracy, format; every task can have overlong, brevity"):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown reward part 'speed': the task arithmetic has accuracy, format; every task"
+        r" can have overlong, brevity",
+    ):
         check_weights(ArithmeticTask(), {"accuracy": 1.0, "speed": 1.0}, FORTY_FOUR)
     with pytest.raises(ValueError, match="unknown reward part 'format'"):
         check_weights(Bare(), {"format": 0.1}, FORTY_FOUR)
     check_weights(Bare(), {"format": 0.0}, FORTY_FOUR)
-    assert judge(Bare(), {"accuracy": 1.0, "format": 0.0}, [""], [FORTY_FOUR], [True], [1], 9)[0].reward == 1
+    assert (
+        judge(Bare(), {"accuracy": 1.0, "format": 0.0}, [""], [FORTY_FOUR], [True], [1], 9)[
+            0
+        ].reward
+        == 1
+    )

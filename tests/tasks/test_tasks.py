@@ -1,4 +1,6 @@
-"""Tasks: where prompts come from, what a verifier says, and that nothing a model writes can make it raise or run."""
+"""Tasks: where prompts come from, what a verifier says, and that nothing a model writes can
+make it raise or run.
+"""
 
 import ast
 import builtins
@@ -26,7 +28,7 @@ EVERY_TASK = pytest.mark.parametrize("name", ["arithmetic", "knights", "knights_
 KNIGHTS = ReasoningGymTask("knights_knaves")
 
 
-# --- the protocol -----------------------------------------------------------------------------------------------------
+# --- the protocol ---------------------------------------------------------------------------------
 
 
 @EVERY_TASK
@@ -41,7 +43,9 @@ def test_a_task_keeps_the_protocol(name):
 @EVERY_TASK
 def test_the_same_arguments_give_the_same_examples_and_others_give_others(name):
     task = find_task(name)
-    task.examples(1, 0)  # the first import of reasoning-gym draws from the global stream; making puzzles must not
+    task.examples(
+        1, 0
+    )  # the first import of reasoning-gym draws from the global stream; making puzzles must not
     random.seed(1)
     state = random.getstate()
     first = task.examples(6, 0)
@@ -49,7 +53,11 @@ def test_the_same_arguments_give_the_same_examples_and_others_give_others(name):
     random.seed(2)
     assert find_task(name).examples(6, 0) == first
     assert task.examples(4, 0) == first[:4]
-    for other in (task.examples(6, 1), task.examples(6, 0, "test"), task.examples(6, 0, difficulty=task.ood_difficulty)):
+    for other in (
+        task.examples(6, 1),
+        task.examples(6, 0, "test"),
+        task.examples(6, 0, difficulty=task.ood_difficulty),
+    ):
         assert other != first
 
 
@@ -57,16 +65,30 @@ def test_the_same_arguments_give_the_same_examples_and_others_give_others(name):
 @EVERY_TASK
 def test_examples_are_the_same_in_another_process(name):
     # a hash with a salt of the process would pass all the rest
-    code = f"from rlkd_lab.tasks import find_task; print([e.id for e in find_task({name!r}).examples(3, 5)])"
+    code = (
+        "from rlkd_lab.tasks import find_task; print([e.id for e in"
+        f" find_task({name!r}).examples(3, 5)])"
+    )
     environment = os.environ | {"PYTHONHASHSEED": "77"}
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    ).stdout
     assert ast.literal_eval(found) == [e.id for e in find_task(name).examples(3, 5)]
 
 
-@pytest.mark.parametrize(("name", "n"), [("arithmetic", 3000), ("knights", 400), ("knights_knaves", 40)])
+@pytest.mark.parametrize(
+    ("name", "n"), [("arithmetic", 3000), ("knights", 400), ("knights_knaves", 40)]
+)
 def test_splits_share_no_prompt(name, n):
     task = find_task(name)
-    prompts = {split: {e.prompt for seed in range(2) for e in task.examples(n // 2, seed, split, task.train_difficulty)} for split in SPLITS}
+    prompts = {
+        split: {
+            e.prompt
+            for seed in range(2)
+            for e in task.examples(n // 2, seed, split, task.train_difficulty)
+        }
+        for split in SPLITS
+    }
     prompts["ood"] = {e.prompt for e in task.examples(n // 3, 0, "test", task.ood_difficulty)}
     names = list(prompts)
     for i, one in enumerate(names):
@@ -78,7 +100,9 @@ def test_splits_share_no_prompt(name, n):
 
 def test_splits_have_their_shares():
     shares = [split_of(str(i)) for i in range(20_000)]
-    assert [round(shares.count(split) / 20_000, 2) for split in SPLITS] == pytest.approx([0.8, 0.1, 0.1], abs=0.011)
+    assert [round(shares.count(split) / 20_000, 2) for split in SPLITS] == pytest.approx(
+        [0.8, 0.1, 0.1], abs=0.011
+    )
 
 
 @EVERY_TASK
@@ -109,7 +133,9 @@ def test_an_unknown_split_is_an_error_and_no_endless_loop(name, monkeypatch):
     tries = iter(range(50))
 
     def split_of_a_patient_man(text):
-        assert next(tries, None) is not None, "no prompt is ever in this split, and the search goes on for ever"
+        assert next(tries, None) is not None, (
+            "no prompt is ever in this split, and the search goes on for ever"
+        )
         return split_of(text)
 
     monkeypatch.setattr(f"{type(find_task(name)).__module__}.split_of", split_of_a_patient_man)
@@ -138,10 +164,13 @@ def test_a_right_answer_has_all_its_parts(name):
 
 def test_streams_of_different_labels_differ():
     assert seeded("a", 1).random() == seeded("a", 1).random()
-    assert len({seeded(*parts).random() for parts in [("a", 1), ("a", "1"), ("a1",), ("a", 1, 0)]}) == 4
+    assert (
+        len({seeded(*parts).random() for parts in [("a", 1), ("a", "1"), ("a1",), ("a", 1, 0)]})
+        == 4
+    )
 
 
-# --- arithmetic -------------------------------------------------------------------------------------------------------
+# --- arithmetic -----------------------------------------------------------------------------------
 
 
 def evaluate(prompt):
@@ -230,7 +259,9 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("completion", "form", "accuracy"), TABLE, ids=lambda value: repr(value)[:24])
+@pytest.mark.parametrize(
+    ("completion", "form", "accuracy"), TABLE, ids=lambda value: repr(value)[:24]
+)
 def test_arithmetic_scores(completion, form, accuracy):
     score = ArithmeticTask().score(completion, FORTY_FOUR)
     assert score.parts == {"format": form, "accuracy": accuracy}
@@ -239,19 +270,31 @@ def test_arithmetic_scores(completion, form, accuracy):
 
 def test_zero_and_nothing_are_told_apart():
     zero = Example("10-9-1?", "0", 2, "x")
-    assert [ArithmeticTask().score(text, zero).correct for text in ("#0", "#", "", "#00", "#1")] == [True, False, False, True, False]
+    assert [
+        ArithmeticTask().score(text, zero).correct for text in ("#0", "#", "", "#00", "#1")
+    ] == [True, False, False, True, False]
 
 
-@pytest.mark.parametrize("text", ["1+1=2;" * 20_000 + "x", "1+1=2;" * 9_000 + "!" + "1+1=2;" * 9_000, "#" * 99_999, "1" * 99_999, "<answer>" * 5_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1+1=2;" * 20_000 + "x",
+        "1+1=2;" * 9_000 + "!" + "1+1=2;" * 9_000,
+        "#" * 99_999,
+        "1" * 99_999,
+        "<answer>" * 5_000,
+    ],
+)
 def test_a_long_completion_is_judged_in_no_time(text):
-    # a pattern that backtracks, or starts anew at every opening tag, needs seconds, and a group of such completions minutes
+    # a pattern that backtracks, or starts anew at every opening tag, needs seconds, and a group of
+    # such completions minutes
     began = time.perf_counter()
     ArithmeticTask().score(text, FORTY_FOUR)
     KNIGHTS.score(text, Example("", "A is a knight.", 1, "", {"answer": "A is a knight."}))
     assert time.perf_counter() - began < 1
 
 
-# --- knights and knaves -----------------------------------------------------------------------------------------------
+# --- knights and knaves ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -265,14 +308,20 @@ def swapped(puzzle, people):
     knight, knave = str(terms["knight"]), str(terms["knave"])
     parts = puzzle.answer.rstrip(".").replace(", and ", ", ").split(", ")
     assert len(parts) == 3
-    turned = [part.replace(knight, "\0").replace(knave, knight).replace("\0", knave) for part in parts]
+    turned = [
+        part.replace(knight, "\0").replace(knave, knight).replace("\0", knave) for part in parts
+    ]
     return ", ".join(turned[:people] + parts[people:])
 
 
 def test_reasoning_gyms_own_answer_is_right_for_every_puzzle():
     task = KNIGHTS
     for problem in task.examples(20, 3) + task.examples(6, 3, "test", task.ood_difficulty):
-        assert task.score(f"Let us see. <answer>{problem.answer}</answer>", problem).parts == {"format": 1.0, "accuracy": 1.0, "credit": 1.0}
+        assert task.score(f"Let us see. <answer>{problem.answer}</answer>", problem).parts == {
+            "format": 1.0,
+            "accuracy": 1.0,
+            "credit": 1.0,
+        }
         assert problem.prompt.endswith("between <answer> and </answer>.\n")
 
 
@@ -310,16 +359,47 @@ def test_a_puzzle_that_does_not_fit_an_embedded_student_is_an_error_in_words(puz
     student = load_policy("student", "none")
     longest = max(KNIGHTS.examples(8, 0, "train", (4, 4)), key=lambda e: len(e.prompt))
     assert len(longest.prompt) + 96 > student.context
-    with pytest.raises(ValueError, match=r"prompt of \d{3,} tokens.* 96 .*context of 512 tokens.*student"):
-        sample(student, [longest.prompt], 2, Sampling(max_new_tokens=96), torch.Generator().manual_seed(0))
+    with pytest.raises(
+        ValueError, match=r"prompt of \d{3,} tokens.* 96 .*context of 512 tokens.*student"
+    ):
+        sample(
+            student,
+            [longest.prompt],
+            2,
+            Sampling(max_new_tokens=96),
+            torch.Generator().manual_seed(0),
+        )
 
 
-# --- whatever a model writes ------------------------------------------------------------------------------------------
+# --- whatever a model writes ----------------------------------------------------------------------
 
 PIECES = st.sampled_from(
-    ["#", "44", "-", "\x00", "9" * 60, "<answer>", "</answer>", "49-7=42;", "!", "\n", " is a knight", " and ", "\ud800", "٤", "((" * 50, "%s", "{0}", "\\d"]
+    [
+        "#",
+        "44",
+        "-",
+        "\x00",
+        "9" * 60,
+        "<answer>",
+        "</answer>",
+        "49-7=42;",
+        "!",
+        "\n",
+        " is a knight",
+        " and ",
+        "\ud800",
+        "٤",
+        "((" * 50,
+        "%s",
+        "{0}",
+        "\\d",
+    ]
 )
-JUNK = st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=14).map("".join), st.text(alphabet="0123456789#-+=;!", max_size=40))
+JUNK = st.one_of(
+    st.text(max_size=80),
+    st.lists(PIECES, max_size=14).map("".join),
+    st.text(alphabet="0123456789#-+=;!", max_size=40),
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -331,7 +411,12 @@ JUNK = st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=14).map("".join
 def test_a_verifier_never_raises(text):
     for task, problem in (
         (ArithmeticTask(), FORTY_FOUR),
-        (KNIGHTS, Example("", "Ann is a knight, and Bob is a knave.", 2, "", {"answer": "Ann is a knight."})),
+        (
+            KNIGHTS,
+            Example(
+                "", "Ann is a knight, and Bob is a knave.", 2, "", {"answer": "Ann is a knight."}
+            ),
+        ),
     ):
         score = task.score(text, problem)
         assert {"format", "accuracy"} <= set(score.parts) <= {"format", "accuracy", "credit"}
@@ -342,12 +427,20 @@ def test_a_verifier_never_raises(text):
 def test_a_verifier_never_evaluates(monkeypatch, tmp_path, puzzle):
     mark = tmp_path / "ran"
     calls = []
-    KNIGHTS.score("<answer>warm</answer>", puzzle)  # imports reasoning-gym, which may compile what it likes
+    KNIGHTS.score(
+        "<answer>warm</answer>", puzzle
+    )  # imports reasoning-gym, which may compile what it likes
     code = f"__import__('pathlib').Path({str(mark)!r}).touch()"
     with monkeypatch.context() as patch:
         for name in ("eval", "exec"):
             patch.setattr(builtins, name, lambda *_, name=name: calls.append(name))
-        for text in (code, f"#{code}", f"<answer>{code}</answer>", "#(lambda: 44)()", "<answer>eval('1')</answer>"):
+        for text in (
+            code,
+            f"#{code}",
+            f"<answer>{code}</answer>",
+            "#(lambda: 44)()",
+            "<answer>eval('1')</answer>",
+        ):
             assert not ArithmeticTask().score(text, FORTY_FOUR).correct
             assert not KNIGHTS.score(text, puzzle).correct
     assert calls == []

@@ -1,4 +1,6 @@
-"""Verifiers that raise, hang, die and say odd things, in a process of their own: a score all the same, with a reason, and the next call is judged."""
+"""Verifiers that raise, hang, die and say odd things, in a process of their own: a score all
+the same, with a reason, and the next call is judged.
+"""
 
 import os
 import re
@@ -8,7 +10,19 @@ import time
 
 import pytest
 
-from rlkd_lab.tasks import ArithmeticTask, Example, GuardedTask, KnightsTask, QuestionTask, Score, Task, Verdict, check_verifier, guarded, judge
+from rlkd_lab.tasks import (
+    ArithmeticTask,
+    Example,
+    GuardedTask,
+    KnightsTask,
+    QuestionTask,
+    Score,
+    Task,
+    Verdict,
+    check_verifier,
+    guarded,
+    judge,
+)
 from rlkd_lab.tasks.verifier import LONGEST, key_of
 
 FORTY_FOUR = Example("49-7+4-2?", "44", 3, "x")
@@ -88,7 +102,9 @@ def test_a_verifier_that_raises_is_a_reason_and_goes_on(odd, text):
     pid, score = pid_of(odd), odd.score(text, FORTY_FOUR)
     assert (score.parts, score.answer, score.correct) == ({"accuracy": 0.0}, None, False)
     odd.failed.clear()
-    assert key_of("score", text, FORTY_FOUR) not in odd.given_up, "the same everywhere: nothing to record"
+    assert key_of("score", text, FORTY_FOUR) not in odd.given_up, (
+        "the same everywhere: nothing to record"
+    )
     assert re.search(FAILS[text], score.why)
     assert "\n" not in score.why
     assert odd.score("right", FORTY_FOUR) == Score({"accuracy": 1.0}, "right")
@@ -154,7 +170,10 @@ def test_the_process_ends_with_the_run(path):
     del task
     assert_gone(pid)
     code = "import sys, time, os\nfrom rlkd_lab.tasks import Example, guarded\n"
-    code += f"task = guarded({str(path) + ':Odd'!r}, seconds=5)\nprint(task.score('pid', Example('', '', 1, 'x')).answer, flush=True)\ntime.sleep(100)\n"
+    code += (
+        f"task = guarded({str(path) + ':Odd'!r}, seconds=5)\nprint(task.score('pid',"
+        " Example('', '', 1, 'x')).answer, flush=True)\ntime.sleep(100)\n"
+    )
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     pid = int(run.stdout.readline())
     os.kill(pid, 0)
@@ -167,7 +186,10 @@ def test_the_process_ends_with_the_run(path):
 def test_a_call_that_nobody_waits_for_any_more_ends_itself(path):
     """The run is killed while its verifier hangs in a pattern, which listens to nobody."""
     code = "import threading\nfrom rlkd_lab.tasks import Example, guarded\n"
-    code += f"task = guarded({str(path) + ':Odd'!r}, seconds=2)\nprint(task.score('pid', Example('', '', 1, 'x')).answer, flush=True)\n"
+    code += (
+        f"task = guarded({str(path) + ':Odd'!r}, seconds=2)\nprint(task.score('pid',"
+        " Example('', '', 1, 'x')).answer, flush=True)\n"
+    )
     code += "task.score('pattern', Example('', '', 1, 'x'))\n"
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     pid = int(run.stdout.readline())
@@ -184,7 +206,9 @@ def assert_gone(pid, seconds=10):
         try:
             os.kill(pid, 0)
             with open(f"/proc/{pid}/stat") as file:
-                if file.read().rpartition(")")[2].split()[0] == "Z":  # waits for its parent, which is not us
+                if (
+                    file.read().rpartition(")")[2].split()[0] == "Z"
+                ):  # waits for its parent, which is not us
                     return
         except (ProcessLookupError, FileNotFoundError):
             return
@@ -192,7 +216,7 @@ def assert_gone(pid, seconds=10):
     raise AssertionError(f"process {pid} is still there")
 
 
-# --- what a verifier may say ------------------------------------------------------------------------------------------
+# --- what a verifier may say ----------------------------------------------------------------------
 
 
 class Says(ArithmeticTask):
@@ -217,15 +241,24 @@ ODD_SCORES = {
     "nan": (Score({"accuracy": float("nan")}), "gave accuracy=nan, which is not in 0–1"),
     "inf": (Score({"accuracy": float("inf")}), "gave accuracy=inf, which is not in 0–1"),
     "negative": (Score({"accuracy": 1.0, "format": -0.1}), "gave format=-0.1, which is not in 0–1"),
-    "bool": (Score({"accuracy": True}), r"gave accuracy=True, a bool; a part is a number in 0–1, such as float\(right\)"),
+    "bool": (
+        Score({"accuracy": True}),
+        r"gave accuracy=True, a bool; a part is a number in 0–1, such as float\(right\)",
+    ),
     "text": (Score({"accuracy": "1"}), "gave accuracy='1', a str"),
     "object": (Score({"accuracy": Named()}), "score raised RuntimeError: no text"),
     "empty": (Score({}), "has no part accuracy; it has none"),
     "other": (Score({"format": 1.0}), "has no part accuracy; it has format"),
     "number": (Score({"accuracy": 1.0}, 44), "an answer that is a int"),
-    "long": (Score({"accuracy": 1.0}, "9" * (LONGEST + 1)), "an answer that is a str; it is a text, of 1000000 characters at most"),
+    "long": (
+        Score({"accuracy": 1.0}, "9" * (LONGEST + 1)),
+        "an answer that is a str; it is a text, of 1000000 characters at most",
+    ),
     "parts": (Score(3), "score raised TypeError"),
-    "silent": (lambda _: (_ for _ in ()).throw(ValueError(Named())), "score raised ValueError: an error without a text"),
+    "silent": (
+        lambda _: (_ for _ in ()).throw(ValueError(Named())),
+        "score raised ValueError: an error without a text",
+    ),
 }
 
 
@@ -233,9 +266,22 @@ ODD_SCORES = {
 def test_a_score_that_is_none_is_a_reason(kind):
     said, why = ODD_SCORES[kind]
     good = Score({"accuracy": 1.0, "format": 1.0}, "44")
-    found = judge(Says(good, said, good), {"accuracy": 1.0, "format": 0.1}, ["#44"] * 3, [FORTY_FOUR] * 3, [True] * 3, [4] * 3, 24)
+    found = judge(
+        Says(good, said, good),
+        {"accuracy": 1.0, "format": 0.1},
+        ["#44"] * 3,
+        [FORTY_FOUR] * 3,
+        [True] * 3,
+        [4] * 3,
+        24,
+    )
     assert re.search(why, found[1].why)
-    assert (found[1].reward, found[1].parts, found[1].answer, found[1].correct) == (0.0, {"accuracy": 0.0, "format": 0.0}, None, False)
+    assert (found[1].reward, found[1].parts, found[1].answer, found[1].correct) == (
+        0.0,
+        {"accuracy": 0.0, "format": 0.0},
+        None,
+        False,
+    )
     assert [verdict.why for verdict in (found[0], found[2])] == [None, None]
     assert found[0].reward == found[2].reward == 1.1
 
@@ -252,19 +298,35 @@ def test_numbers_of_numpy_are_numbers():
 def test_other_parts_than_before_are_a_reason():
     one, other = Score({"accuracy": 1.0}), Score({"accuracy": 1.0, "speed": 1.0})
     found = judge(Says(one, other), {}, ["", ""], [FORTY_FOUR] * 2, [True] * 2, [1] * 2, 9)
-    assert [verdict.why for verdict in found] == [None, "score gave the parts accuracy, speed, and before accuracy"]
+    assert [verdict.why for verdict in found] == [
+        None,
+        "score gave the parts accuracy, speed, and before accuracy",
+    ]
     assert [verdict.parts for verdict in found] == [{"accuracy": 1.0}, {"accuracy": 0.0}]
 
 
 def test_a_failure_before_any_score_has_the_parts_of_the_others():
-    found = judge(Says(None, Score({"accuracy": 1.0, "format": 1.0})), {"format": 1.0}, ["", ""], [FORTY_FOUR] * 2, [True] * 2, [1] * 2, 9)
-    assert [verdict.parts for verdict in found] == [{"accuracy": 0.0, "format": 0.0}, {"accuracy": 1.0, "format": 1.0}]
+    found = judge(
+        Says(None, Score({"accuracy": 1.0, "format": 1.0})),
+        {"format": 1.0},
+        ["", ""],
+        [FORTY_FOUR] * 2,
+        [True] * 2,
+        [1] * 2,
+        9,
+    )
+    assert [verdict.parts for verdict in found] == [
+        {"accuracy": 0.0, "format": 0.0},
+        {"accuracy": 1.0, "format": 1.0},
+    ]
 
 
 def test_what_the_length_limit_cut_is_not_shown_to_the_verifier():
     seen = []
     task = Says(*[lambda text: seen.append(text) or Score({"accuracy": 1.0})] * 3)
-    found = judge(task, {"accuracy": 1.0}, ["cut", "whole"], [FORTY_FOUR] * 2, [False, True], [9, 3], 9)
+    found = judge(
+        task, {"accuracy": 1.0}, ["cut", "whole"], [FORTY_FOUR] * 2, [False, True], [9, 3], 9
+    )
     assert seen == ["whole"]
     assert [(verdict.reward, verdict.why) for verdict in found] == [(0.0, None), (1.0, None)]
     (found,) = judge(task, {"accuracy": 1.0}, ["cut"], [FORTY_FOUR], [False], [9], 9)
@@ -273,38 +335,64 @@ def test_what_the_length_limit_cut_is_not_shown_to_the_verifier():
 
 
 def test_a_completion_that_is_too_long_is_not_judged():
-    found = judge(ArithmeticTask(), {}, ["#44", "1" * LONGEST + "#44"], [FORTY_FOUR] * 2, [True] * 2, [1, 1], 9)
+    found = judge(
+        ArithmeticTask(),
+        {},
+        ["#44", "1" * LONGEST + "#44"],
+        [FORTY_FOUR] * 2,
+        [True] * 2,
+        [1, 1],
+        9,
+    )
     assert [verdict.correct for verdict in found] == [True, False]
     assert "has 1000003 characters, more than 1000000" in found[1].why
 
 
 def test_a_verifier_that_fails_on_everything_is_broken():
-    found = judge(Says(None, None), {"accuracy": 1.0}, ["", ""], [FORTY_FOUR] * 2, [True] * 2, [1] * 2, 9)
-    with pytest.raises(ValueError, match=r"the task arithmetic: score returned a NoneType.*; so it went with all 2 completions that it was shown"):
+    found = judge(
+        Says(None, None), {"accuracy": 1.0}, ["", ""], [FORTY_FOUR] * 2, [True] * 2, [1] * 2, 9
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"the task arithmetic: score returned a NoneType.*; so it went with all 2"
+        r" completions that it was shown",
+    ):
         check_verifier(ArithmeticTask(), found, [True] * len(found))
     check_verifier(ArithmeticTask(), found[:1], [True])  # one alone says nothing of the verifier
     check_verifier(ArithmeticTask(), [], [])
     cut = Verdict(0.0, {"accuracy": 0.0}, None, False)
-    with pytest.raises(ValueError, match="all 2 completions that it was shown"):  # what was cut it has not seen
+    with pytest.raises(
+        ValueError, match="all 2 completions that it was shown"
+    ):  # what was cut it has not seen
         check_verifier(ArithmeticTask(), [*found, cut], [True] * len(found) + [False])
 
 
-# --- who judges where -------------------------------------------------------------------------------------------------
+# --- who judges where -----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_what_is_not_ours_judges_apart(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     questions = tmp_path / "q.jsonl"
-    questions.write_text("".join(f'{{"question": "{i}+1?", "answer": "{i + 1}"}}\n' for i in range(60)))
-    for name, inside in (("arithmetic", True), ("knights", True), (f"{path}:Odd", False), ("chain_sum", False), ("q.jsonl", False)):
+    questions.write_text(
+        "".join(f'{{"question": "{i}+1?", "answer": "{i + 1}"}}\n' for i in range(60))
+    )
+    for name, inside in (
+        ("arithmetic", True),
+        ("knights", True),
+        (f"{path}:Odd", False),
+        ("chain_sum", False),
+        ("q.jsonl", False),
+    ):
         task = guarded(name)
         assert isinstance(task, Task)
         assert (task.apart is None) == inside, name
         assert guarded(name, seconds=0).apart is None
         (example,) = task.examples(1, 0)
         if not name.endswith("Odd"):
-            right = {"chain_sum": f"<answer>{example.answer}</answer>"}.get(name, f"#{example.answer}" if inside else f"\\boxed{{{example.answer}}}")
+            right = {"chain_sum": f"<answer>{example.answer}</answer>"}.get(
+                name, f"#{example.answer}" if inside else f"\\boxed{{{example.answer}}}"
+            )
             assert task.score(right, example).correct, name
             assert not task.score("", example).correct
         task.close()
@@ -332,7 +420,8 @@ def test_a_task_that_can_be_made_only_here_says_so(tmp_path):
     """Its file looks at who imports it."""
     path = tmp_path / "shy.py"
     path.write_text(
-        "import sys\nfrom rlkd_lab.tasks import ArithmeticTask\nassert 'pytest' in sys.modules, 'shy'\nclass Shy(ArithmeticTask):\n    name = 'shy'\n"
+        "import sys\nfrom rlkd_lab.tasks import ArithmeticTask\nassert 'pytest' in"
+        " sys.modules, 'shy'\nclass Shy(ArithmeticTask):\n    name = 'shy'\n"
     )
     score = guarded(f"{path}:Shy").score("#44", FORTY_FOUR)
     assert "cannot be called in a process of its own" in score.why
@@ -351,7 +440,9 @@ def test_calls_that_were_given_up_are_given_up_again_from_that_step_on(path):
     task.begin(7, known)
     task.score("sleep", FORTY_FOUR)
     task.score("raises", FORTY_FOUR)
-    assert known == {key_of("score", "sleep", FORTY_FOUR): (7, "the verifier took longer than 0.3 s")}
+    assert known == {
+        key_of("score", "sleep", FORTY_FOUR): (7, "the verifier took longer than 0.3 s")
+    }
     event = task.told()
     assert (event["event"], event["step"], event["failed"], event["of"]) == ("verifier", 7, 2, 2)
     assert event["gave_up"] == {key: why for key, (_, why) in known.items()}

@@ -7,9 +7,18 @@ import pytest
 from rlkd_lab.training import make_config, run
 
 TINY = {
-    "steps": 2, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 24, "difficulty": (2, 2), "traces": 8,
-    "eval_every": 0, "eval_prompts": 8, "samples_every": 0, "checkpoint_every": 0, "resample_rounds": 2,
-}  # fmt: skip
+    "steps": 2,
+    "prompts_per_step": 2,
+    "group_size": 2,
+    "max_new_tokens": 24,
+    "difficulty": (2, 2),
+    "traces": 8,
+    "eval_every": 0,
+    "eval_prompts": 8,
+    "samples_every": 0,
+    "checkpoint_every": 0,
+    "resample_rounds": 2,
+}
 
 
 @pytest.fixture(scope="session")
@@ -17,8 +26,13 @@ def tiny():
     """``tiny(method, settings, **fields)``: a config for a run of two steps."""
 
     def make(method="kdrl", settings=None, **fields):
-        # the teacher's traces are cut by the length limit and trained on all the same, but for rft, whose teacher is brief and often wrong
-        own = {"teacher": "student", "traces": 24} if method == "rft" else {"options": {"keep_traces": "all", **fields.pop("options", {})}}
+        # the teacher's traces are cut by the length limit and trained on all the same, but for rft,
+        # whose teacher is brief and often wrong
+        own = (
+            {"teacher": "student", "traces": 24}
+            if method == "rft"
+            else {"options": {"keep_traces": "all", **fields.pop("options", {})}}
+        )
         return make_config(method, settings=settings, **{**TINY, **own, **fields})
 
     return make
@@ -26,13 +40,18 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def trained(tiny, tmp_path_factory):
-    """``trained(method, settings, **fields)``: the folder of such a run, trained once a session. Not for writing into."""
+    """``trained(method, settings, **fields)``: the folder of such a run, trained once a session.
+
+    Not for writing into.
+    """
     made = {}
 
     def train(method="kdrl", settings=None, **fields):
         key = json.dumps([method, settings, fields], sort_keys=True)
         if key not in made:
-            made[key] = run(tiny(method, settings, **fields), tmp_path_factory.mktemp("runs") / method)
+            made[key] = run(
+                tiny(method, settings, **fields), tmp_path_factory.mktemp("runs") / method
+            )
         return made[key]
 
     return train

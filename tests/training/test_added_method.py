@@ -1,4 +1,6 @@
-"""A method of one's own in a run: it trains, and where it is missing this is said in one sentence."""
+"""A method of one's own in a run: it trains, and where it is missing this is said in one
+sentence.
+"""
 
 from dataclasses import replace
 
@@ -41,7 +43,11 @@ def test_where_it_is_missing_this_is_said_and_its_curves_can_be_drawn(mine, tmp_
     folder = run(mine, tmp_path / "run")
     methods._table.pop("mine")
     for attempt in (resume, open_run, lambda path: config_of(folder)):
-        with pytest.raises(ValueError, match=r"'mine', a method that this process does not have: .*call add_method with the same code and name first"):
+        with pytest.raises(
+            ValueError,
+            match=r"'mine', a method that this process does not have: .*call add_method with the"
+            r" same code and name first",
+        ):
             attempt(folder.path)
     assert folder.status()["state"] == "done"
     assert png(plot_runs([folder])).startswith(b"\x89PNG")

@@ -13,17 +13,33 @@ from rlkd_lab.training.presets import PRESETS
 
 BAD = {
     "method": ("grop", {}, "did you mean 'grpo'"),
-    "knob of another method": ("grpo", {"kd_coef": "1"}, "grpo does not listen to kd_coef; its knobs are rl_coef"),
+    "knob of another method": (
+        "grpo",
+        {"kd_coef": "1"},
+        "grpo does not listen to kd_coef; its knobs are rl_coef",
+    ),
     "knob": ("kdrl", {"kd_coeff": "1"}, "did you mean 'kd_coef'"),
     "setting": ("kdrl", {"group_sise": "4"}, "did you mean 'group_size'"),
     "option": ("kdrl", {"aggregatoin": "token"}, "did you mean 'aggregation'"),
     "value of an option": ("kdrl", {"aggregation": "tokens"}, "did you mean 'token'"),
-    "template without its place": ("kdrl", {"prompt_template": "Solve {x}"}, "prompt_template has no {question}"),
-    "settings by their own name": ("kdrl", {"task_settings": "1"}, "task_settings is not a setting for --set"),
+    "template without its place": (
+        "kdrl",
+        {"prompt_template": "Solve {x}"},
+        "prompt_template has no {question}",
+    ),
+    "settings by their own name": (
+        "kdrl",
+        {"task_settings": "1"},
+        "task_settings is not a setting for --set",
+    ),
     "quant": ("kdrl", {"quant": "nf8"}, "'nf4' or 'none'"),
     "engine": ("kdrl", {"engine": "vllm"}, "unknown engine 'vllm': valid are fast, hf, continuous"),
     "mode": ("kdrl", {"mode": "quick"}, "unknown mode 'quick'"),
-    "a teacher at home that is asked for its whole distribution": ("kdrl", {"estimator": "exact", "teacher_home": "host"}, "teacher_home=host cannot be"),
+    "a teacher at home that is asked for its whole distribution": (
+        "kdrl",
+        {"estimator": "exact", "teacher_home": "host"},
+        "teacher_home=host cannot be",
+    ),
     "knob above its range": ("kdrl", {"kd_coef": "11"}, "lies in 0–10"),
     "knob below its range": ("kdrl", {"clip_low": "-0.1"}, "lies in 0–1"),
     "knob not a number": ("kdrl", {"kd_coef": "nan"}, "lies in 0–10"),
@@ -60,9 +76,23 @@ def test_bad_input_is_answered_in_one_sentence(case):
 
 
 def test_task_settings_and_the_template_come_from_the_command_line(tmp_path):
-    given = {"task.min_numbers": "3", "task.share": "0.5", "task.flag": "True", "task.word": "two words", "task.range": "[1, 2]", "task.nan": "NaN"}
+    given = {
+        "task.min_numbers": "3",
+        "task.share": "0.5",
+        "task.flag": "True",
+        "task.word": "two words",
+        "task.range": "[1, 2]",
+        "task.nan": "NaN",
+    }
     config = make_config("grpo", settings={**given, "prompt_template": "Q: {question} \\boxed{}"})
-    assert config.task_settings == {"min_numbers": 3, "share": 0.5, "flag": True, "word": "two words", "range": [1, 2], "nan": "NaN"}
+    assert config.task_settings == {
+        "min_numbers": 3,
+        "share": 0.5,
+        "flag": True,
+        "word": "two words",
+        "range": [1, 2],
+        "nan": "NaN",
+    }
     folder = RunFolder.create(tmp_path / "run", config.model_dump(), {})
     assert config_of(RunFolder.open(folder.path)) == config
 
@@ -72,29 +102,44 @@ def test_every_preset_is_a_config_of_every_method(preset):
     settings = PRESETS[preset].settings
     for method in METHODS:
         config = make_config(method, preset)
-        assert all(getattr(config, name) == value for name, value in settings.items() if name != "knobs")
+        assert all(
+            getattr(config, name) == value for name, value in settings.items() if name != "knobs"
+        )
         # its coefficients, where the method has them and does not move them by itself
         for name, value in settings.get("knobs", {}).items():
             if name in METHODS[method].schedules:
                 assert name not in config.knobs
             elif name in METHODS[method].coefs or name in LOOP_KNOBS:
                 assert config.knobs[name] == value
-    assert make_config("grpo", preset, knobs={"learning_rate": 0.5}, steps=7).knobs["learning_rate"] == 0.5
+    assert (
+        make_config("grpo", preset, knobs={"learning_rate": 0.5}, steps=7).knobs["learning_rate"]
+        == 0.5
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_number_of_a_preset_has_a_source(preset):
     settings, sources = PRESETS[preset].settings, PRESETS[preset].sources
-    numbers = {name for name in settings if name not in ("knobs", "task_settings")} | set(settings.get("knobs", {}))
+    numbers = {name for name in settings if name not in ("knobs", "task_settings")} | set(
+        settings.get("knobs", {})
+    )
     numbers |= {f"task.{name}" for name in settings.get("task_settings", {})}
     assert set(sources) == numbers
-    assert all(source.startswith(("ours", "KDRL (arXiv", "RLAD (arXiv", "S (arXiv")) for source in sources.values())
+    assert all(
+        source.startswith(("ours", "KDRL (arXiv", "RLAD (arXiv", "S (arXiv"))
+        for source in sources.values()
+    )
 
 
-@pytest.mark.parametrize("preset", [name for name in PRESETS if not PRESETS[name].settings.get("task", "").startswith("hub:")])
+@pytest.mark.parametrize(
+    "preset",
+    [name for name in PRESETS if not PRESETS[name].settings.get("task", "").startswith("hub:")],
+)
 def test_the_task_of_a_preset_gives_prompts(preset):
     config = make_config("grpo", preset)
-    examples = find_task(config.task, config.task_settings, config.prompt_template).examples(2, 0, "train", config.difficulty)
+    examples = find_task(config.task, config.task_settings, config.prompt_template).examples(
+        2, 0, "train", config.difficulty
+    )
     assert len({example.prompt for example in examples}) == 2
 
 
@@ -110,7 +155,14 @@ def test_a_field_set_later_is_checked_too():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("settings", [{}, {"learning_rate": "linear:0.001:0:0.5", "temperature": "switch:1:0.7"}, {"lora_rank": "4", "difficulty": "2-3"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"learning_rate": "linear:0.001:0:0.5", "temperature": "switch:1:0.7"},
+        {"lora_rank": "4", "difficulty": "2-3"},
+    ],
+)
 def test_a_config_survives_its_run_folder(tmp_path, method, settings):
     config = make_config(method, settings=settings, steps=7, seed=3)
     folder = RunFolder.create(tmp_path / "run", config.model_dump(), {})
@@ -120,7 +172,13 @@ def test_a_config_survives_its_run_folder(tmp_path, method, settings):
 
 
 def test_knobs_off_and_options_survive_too(tmp_path):
-    settings = {"ratio_cap": "off", "trrd_gap_bound": "2", "trrd_alpha": "switch:1:0.5:0.25", "aggregation": "constant", "constant_length": "12"}
+    settings = {
+        "ratio_cap": "off",
+        "trrd_gap_bound": "2",
+        "trrd_alpha": "switch:1:0.5:0.25",
+        "aggregation": "constant",
+        "constant_length": "12",
+    }
     config = make_config("trrd", settings=settings)
     folder = RunFolder.create(tmp_path / "run", config.model_dump(), {})
     assert config_of(folder) == config
@@ -129,7 +187,9 @@ def test_knobs_off_and_options_survive_too(tmp_path):
 
 
 def test_a_knob_is_the_same_setting_from_python_and_from_the_command_line():
-    assert make_config("kdrl", settings={"kd_coef": "0.5"}) == make_config("kdrl", knobs={"kd_coef": 0.5})
+    assert make_config("kdrl", settings={"kd_coef": "0.5"}) == make_config(
+        "kdrl", knobs={"kd_coef": 0.5}
+    )
 
 
 def test_every_field_says_what_it_is():
@@ -156,8 +216,12 @@ def test_a_schedule_to_the_end_of_a_range_stays_in_the_range():
         for end in (knob.low, knob.high):
             for start in (0.3, 0.7, 1.1, 3.3, 5.0, 7.7):
                 if knob.low <= start <= knob.high:
-                    schedule = make_config("trrd", settings={name: f"linear:{start}:{end}"}, steps=7).schedules()[name]
-                    assert all(knob.low <= schedule.at(step, 7) <= knob.high for step in range(1, 8)), (name, start, end)
+                    schedule = make_config(
+                        "trrd", settings={name: f"linear:{start}:{end}"}, steps=7
+                    ).schedules()[name]
+                    assert all(
+                        knob.low <= schedule.at(step, 7) <= knob.high for step in range(1, 8)
+                    ), (name, start, end)
 
 
 def test_schedules_move_with_the_length_of_the_run():
@@ -181,10 +245,20 @@ def test_likely_mistakes_say_what_to_do():
     assert "top_p" in cut
     assert "off" in cut
     assert likely_mistakes(make_config("grpo", settings={"top_k": "5"}))
-    (idle,) = likely_mistakes(make_config("grpo", settings={"clip_high": "0.3", "updates_per_rollout": "1"}))
+    (idle,) = likely_mistakes(
+        make_config("grpo", settings={"clip_high": "0.3", "updates_per_rollout": "1"})
+    )
     assert "updates_per_rollout" in idle
     # with two minibatches the second one is off-policy, so the clip can act
-    assert likely_mistakes(make_config("grpo", settings={"clip_high": "0.3", "updates_per_rollout": "1", "minibatches": "2"})) == []
+    assert (
+        likely_mistakes(
+            make_config(
+                "grpo",
+                settings={"clip_high": "0.3", "updates_per_rollout": "1", "minibatches": "2"},
+            )
+        )
+        == []
+    )
 
 
 def test_config_json_is_json_that_anyone_reads(tmp_path):
@@ -202,7 +276,9 @@ def test_dynamic_sampling_is_for_methods_that_compare_rewards():
     for method in ("opd", "sft", "gkd"):
         with pytest.raises(ValueError, match=f"{method} does not look at rewards"):
             make_config(method, settings={"zero_spread": "resample"})
-    assert make_config("kdrl", settings={"zero_spread": "resample"}).options == {"zero_spread": "resample"}
+    assert make_config("kdrl", settings={"zero_spread": "resample"}).options == {
+        "zero_spread": "resample"
+    }
 
 
 def test_a_mode_is_a_short_word_for_its_settings():

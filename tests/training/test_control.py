@@ -17,10 +17,17 @@ from rlkd_lab.training.loop import Loop
 
 @pytest.fixture
 def watched(tiny, tmp_path):
-    """``watched(ask, **fields)``: a run of some steps; ``ask(folder, row)`` is called after each."""
+    """``watched(ask, **fields)``: a run of some steps;
+
+    ``ask(folder, row)`` is called after each.
+    """
 
     def make(ask, name="run", method="kdrl", **fields):
-        return run(tiny(method, **{"steps": 4, "group_size": 4, **fields}), tmp_path / name, on_step=lambda loop, row: ask(loop.folder, row))
+        return run(
+            tiny(method, **{"steps": 4, "group_size": 4, **fields}),
+            tmp_path / name,
+            on_step=lambda loop, row: ask(loop.folder, row),
+        )
 
     return make
 
@@ -34,18 +41,25 @@ def test_a_moved_knob_acts_on_the_next_step_and_stands_in_its_row_and_its_event(
 
     def ask(folder, row):
         if row["step"] < 4:
-            ids[row["step"]] = folder.ask("knob", knob="kd_coef", value=row["step"] / 10, source="panel")
+            ids[row["step"]] = folder.ask(
+                "knob", knob="kd_coef", value=row["step"] / 10, source="panel"
+            )
 
     folder = watched(ask)
     assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.1, 0.2, 0.3]
-    found = [(event["step"], event["value"], event["id"], event["source"]) for event in events(folder, "knob")]
+    found = [
+        (event["step"], event["value"], event["id"], event["source"])
+        for event in events(folder, "knob")
+    ]
     assert found == [(step + 1, step / 10, ids[step], "panel") for step in (1, 2, 3)]
     assert folder.touched
 
 
 @pytest.mark.slow
 def test_a_knob_can_be_asked_for_from_a_later_step(watched):
-    folder = watched(lambda folder, row: row["step"] == 1 and folder.ask("knob", knob="kd_coef", value=0.7, at=4))
+    folder = watched(
+        lambda folder, row: row["step"] == 1 and folder.ask("knob", knob="kd_coef", value=0.7, at=4)
+    )
     assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.1, 0.1, 0.7]
 
 
@@ -69,7 +83,9 @@ def test_a_knob_moved_by_hand_is_not_moved_again_by_what_was_planned_before(watc
     resume(folder.path)
     assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.1, 0.3, 0.3]
     assert [row["coef/kl_coef"] for row in folder.rows()] == [0, 0, 0, 0.02]
-    assert [(event["knob"], event["id"]) for event in events(folder, "replaced")] == [("kd_coef", *ids)]
+    assert [(event["knob"], event["id"]) for event in events(folder, "replaced")] == [
+        ("kd_coef", *ids)
+    ]
 
 
 @pytest.mark.slow
@@ -106,7 +122,9 @@ def test_release_gives_back_to_the_schedule(watched):
     ],
 )
 def test_a_refused_request_says_why_and_changes_nothing(watched, request_, why):
-    folder = watched(lambda folder, row: row["step"] == 1 and folder.ask("knob", **request_), steps=2)
+    folder = watched(
+        lambda folder, row: row["step"] == 1 and folder.ask("knob", **request_), steps=2
+    )
     (refused,) = events(folder, "refused")
     assert why in refused["why"]
     assert refused["why"].endswith("nothing was changed")
@@ -124,7 +142,9 @@ def test_an_unknown_request_and_a_torn_line_stop_nothing(watched):
 
     folder = watched(ask, steps=3)
     assert len(folder.rows()) == 3
-    assert [event["why"] for event in events(folder, "refused")] == ["unknown request 'dance'; nothing was changed"]
+    assert [event["why"] for event in events(folder, "refused")] == [
+        "unknown request 'dance'; nothing was changed"
+    ]
 
 
 def test_pause_step_go_on_and_checkpoint(watched):
@@ -158,9 +178,16 @@ def test_pause_step_go_on_and_checkpoint(watched):
     assert seen == [("paused", 1), ("paused", 2)]
     assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.5, 0.5, 0.5]
     assert [path.name for path in folder.checkpoints()] == ["step_000002", "step_000004"]
-    assert [(event["event"], event["step"]) for event in folder.rows("events.jsonl") if event["event"] in ("paused", "one step", "went on")] == [
-        ("paused", 1), ("one step", 1), ("paused", 2), ("went on", 2),
-    ]  # fmt: skip
+    assert [
+        (event["event"], event["step"])
+        for event in folder.rows("events.jsonl")
+        if event["event"] in ("paused", "one step", "went on")
+    ] == [
+        ("paused", 1),
+        ("one step", 1),
+        ("paused", 2),
+        ("went on", 2),
+    ]
     assert folder.status()["state"] == "done"
 
 
@@ -204,7 +231,9 @@ def test_stop_keeps_what_is_finished_and_resume_takes_the_same_steps(watched):
 
 
 @pytest.mark.slow
-def test_a_stop_in_the_middle_of_a_rollout_leaves_a_checkpoint_of_the_step_before(watched, monkeypatch):
+def test_a_stop_in_the_middle_of_a_rollout_leaves_a_checkpoint_of_the_step_before(
+    watched, monkeypatch
+):
     from rlkd_lab.training import control, loop
 
     monkeypatch.setattr(control, "LISTEN_EVERY", 0.0)
@@ -220,7 +249,10 @@ def test_a_stop_in_the_middle_of_a_rollout_leaves_a_checkpoint_of_the_step_befor
 
     folder_path = whole.path.parent / "cut"
     monkeypatch.setattr(loop, "sample", stopped_at_the_third)
-    cut = watched(lambda folder, row: row["step"] == 2 and folder.ask("knob", knob="kd_coef", value=0.5), "cut")
+    cut = watched(
+        lambda folder, row: row["step"] == 2 and folder.ask("knob", knob="kd_coef", value=0.5),
+        "cut",
+    )
     assert cut.status()["state"] == "idle"
     assert [path.name for path in cut.checkpoints()] == ["step_000002"]
     assert events(cut, "knob") == []  # the step that it was for never was
@@ -231,7 +263,9 @@ def test_a_stop_in_the_middle_of_a_rollout_leaves_a_checkpoint_of_the_step_befor
     assert len(events(resumed, "knob")) == 1
 
 
-def test_a_knob_moved_while_nothing_runs_acts_when_the_run_goes_on_and_an_old_button_does_not(tiny, tmp_path):
+def test_a_knob_moved_while_nothing_runs_acts_when_the_run_goes_on_and_an_old_button_does_not(
+    tiny, tmp_path
+):
     folder = create(tiny(steps=2), tmp_path / "run")
     folder.ask("knob", knob="kd_coef", value=0.5)
     folder.ask("stop")
@@ -256,13 +290,15 @@ def test_a_button_pressed_while_the_models_load_acts(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_replay_reproduces_a_run_that_was_touched_through_the_folder(watched, tmp_path):
-    folder = watched(lambda folder, row: row["step"] == 2 and folder.ask("knob", knob="temperature", value=0.7))
+    folder = watched(
+        lambda folder, row: row["step"] == 2 and folder.ask("knob", knob="temperature", value=0.7)
+    )
     again = replay(folder.path, tmp_path / "again")
     assert (again.difference, again.largest) == (None, 0.0)
     assert not (tmp_path / "again" / "twins").exists()
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 def test_tail_returns_whole_lines_once(tmp_path):
@@ -279,7 +315,9 @@ def test_tail_returns_whole_lines_once(tmp_path):
 
 def test_requests_from_many_threads_are_all_there(tmp_path, tiny):
     folder = create(tiny(), tmp_path / "run")
-    threads = [threading.Thread(target=lambda: [folder.ask("step") for _ in range(50)]) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: [folder.ask("step") for _ in range(50)]) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -291,7 +329,10 @@ def test_requests_from_many_threads_are_all_there(tmp_path, tiny):
 def test_a_run_that_another_process_trains_is_not_resumed(tiny, tmp_path, another):
     folder = create(tiny(steps=1), tmp_path / "run")
     before = folder.status()
-    with another(folder.path) as pid, pytest.raises(ValueError, match=f"is being trained by process {pid}: two at once"):
+    with (
+        another(folder.path) as pid,
+        pytest.raises(ValueError, match=f"is being trained by process {pid}: two at once"),
+    ):
         resume(folder.path)
     assert folder.status() == before
     folder.set_status("running", 0, pid=2**22 + 1)  # one that is gone
@@ -304,11 +345,13 @@ def test_a_damaged_status_does_not_keep_a_run_from_going_on(tiny, tmp_path):
     assert resume(folder.path).status()["state"] == "done"
 
 
-# --- what fresh eyes found --------------------------------------------------------------------------------------------
+# --- what fresh eyes found ------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_knob_moved_in_the_twins_turn_goes_to_the_run_and_not_to_the_twin(tiny, tmp_path, monkeypatch):
+def test_a_knob_moved_in_the_twins_turn_goes_to_the_run_and_not_to_the_twin(
+    tiny, tmp_path, monkeypatch
+):
     from rlkd_lab.training import control, loop
 
     monkeypatch.setattr(control, "LISTEN_EVERY", 0.0)
@@ -318,7 +361,11 @@ def test_a_knob_moved_in_the_twins_turn_goes_to_the_run_and_not_to_the_twin(tiny
     sample, asked = loop.sample, []
 
     def during_the_twin(*args, **kwargs):
-        if not asked and (folder.path / "twins" / "step_000001" / "metrics.jsonl").exists() and len(RunFolder(folder.path).rows()) == 3:
+        if (
+            not asked
+            and (folder.path / "twins" / "step_000001" / "metrics.jsonl").exists()
+            and len(RunFolder(folder.path).rows()) == 3
+        ):
             asked.append(folder.ask("knob", knob="kd_coef", value=0.7))
         return sample(*args, **kwargs)
 
@@ -332,9 +379,12 @@ def test_a_knob_moved_in_the_twins_turn_goes_to_the_run_and_not_to_the_twin(tiny
 @pytest.mark.parametrize(
     "line",
     [
-        '{"id": 1, "request": "twin", "kind": "noise", "chances": "x"}', '{"id": [], "request": "knob", "knob": "kd_coef", "value": 0.3, "at": "x"}',
-        '{"id": {}, "request": "pause", "at": -5}'.replace("pause", "dance"), '{"id": 2, "request": "knob", "knob": "kd_coef", "value": 1' + "0" * 400 + "}",
-        '{"id": 3, "request": "knob", "knob": "\\ud800", "value": 1}', '{"id": 4, "request": "knob", "knob": 5, "value": 1}', "[" * 200_000,
+        '{"id": 1, "request": "twin", "kind": "noise", "chances": "x"}', '{"id": [], "request": "knob", "knob":'
+            ' "kd_coef", "value": 0.3, "at": "x"}',
+        '{"id": {}, "request": "pause", "at": -5}'.replace("pause", "dance"), '{"id": 2, "request": "knob", "knob":'
+            ' "kd_coef", "value": 1' + "0" * 400 + "}",
+        '{"id": 3, "request": "knob", "knob": "\\ud800", "value": 1}', '{"id": 4, "request": "knob", "knob":'
+            ' 5, "value": 1}', "[" * 200_000,
         '{"id": 5, "request": "knob", "knob": "kd_coef", "value": 0.3, "at": -5}', '{"id": 6, "request": []}',
     ],
 )  # fmt: skip
@@ -422,7 +472,10 @@ def test_what_was_asked_last_holds_after_a_crash(watched, tmp_path):
 
 @pytest.fixture
 def killed(tiny, tmp_path):
-    """``killed(ask)``: a run of 6 steps with a checkpoint at step 2 that is killed in step 5; ``ask(folder, row)`` after each step."""
+    """``killed(ask)``: a run of 6 steps with a checkpoint at step 2 that is killed in step 5;
+
+    ``ask(folder, row)`` after each step.
+    """
 
     def make(ask):
         folder = create(tiny("kdrl", steps=6, group_size=4, checkpoint_every=2), tmp_path / "run")
@@ -452,7 +505,14 @@ def test_a_plan_for_later_leaves_moves_before_it_alone_after_a_kill(killed):
 
     copy = killed(ask)
     assert [row["coef/kd_coef"] for row in copy.rows()] == [0.1, 0.1, 0.3, 0.3]
-    assert [row["coef/kd_coef"] for row in resume(copy.path).rows()] == [0.1, 0.1, 0.3, 0.3, 0.3, 0.9]
+    assert [row["coef/kd_coef"] for row in resume(copy.path).rows()] == [
+        0.1,
+        0.1,
+        0.3,
+        0.3,
+        0.3,
+        0.9,
+    ]
 
 
 @pytest.mark.slow
@@ -488,7 +548,12 @@ def test_a_knob_moved_while_steps_are_computed_again_is_not_moved_back_by_the_re
             folder.ask("knob", knob="kd_coef", value=0.3)
 
     copy = killed(ask)
-    resume(copy.path, on_step=lambda loop, row: row["step"] == 3 and loop.folder.ask("knob", knob="kd_coef", value=0.7))
+    resume(
+        copy.path,
+        on_step=lambda loop, row: (
+            row["step"] == 3 and loop.folder.ask("knob", knob="kd_coef", value=0.7)
+        ),
+    )
     assert [row["coef/kd_coef"] for row in copy.rows()] == [0.1, 0.1, 0.1, 0.7, 0.7, 0.7]
 
 
@@ -501,7 +566,9 @@ def test_a_recorded_move_that_acts_in_the_step_that_is_computed_stays_recorded(k
     copy, take_step = killed(ask), Loop.take_step
 
     def take(loop):
-        if loop.step == 3:  # step 4 begins, with the recorded move; what is asked now is read while it samples
+        if (
+            loop.step == 3
+        ):  # step 4 begins, with the recorded move; what is asked now is read while it samples
             loop.folder.ask("knob", knob="kd_coef", value=0.7)
         return take_step(loop)
 
@@ -509,7 +576,10 @@ def test_a_recorded_move_that_acts_in_the_step_that_is_computed_stays_recorded(k
     monkeypatch.setattr(control, "LISTEN_EVERY", 0.0)
     resume(copy.path)
     assert [row["coef/kd_coef"] for row in copy.rows()] == [0.1, 0.1, 0.1, 0.3, 0.7, 0.7]
-    assert [(event["step"], event["value"]) for event in events(copy, "knob")] == [(4, 0.3), (5, 0.7)]
+    assert [(event["step"], event["value"]) for event in events(copy, "knob")] == [
+        (4, 0.3),
+        (5, 0.7),
+    ]
 
 
 @pytest.mark.slow
@@ -545,7 +615,14 @@ def test_resuming_what_is_done_changes_nothing(watched):
 
 def test_a_damaged_status_is_said_in_words(watched):
     folder = watched(lambda folder, row: None, steps=1)
-    for text in ('{"state": "run', "", "[]", "{}", '{"state": "foo", "step": 1}', '{"state": "running", "step": 1}'):
+    for text in (
+        '{"state": "run',
+        "",
+        "[]",
+        "{}",
+        '{"state": "foo", "step": 1}',
+        '{"state": "running", "step": 1}',
+    ):
         (folder.path / "status.json").write_text(text)
         with pytest.raises(ValueError, match=r"status\.json is damaged: `rlkd resume .*` goes on"):
             folder.status()

@@ -1,4 +1,6 @@
-"""The same seed gives the same rows and weights to the last bit, whoever watches and whatever else this process does meanwhile."""
+"""The same seed gives the same rows and weights to the last bit, whoever watches and whatever
+else this process does meanwhile.
+"""
 
 import random
 import threading
@@ -28,7 +30,11 @@ def tails(path):
 
 def frames(path):
     """As a notebook's cell does."""
-    return lambda: [RunFolder.open(path).metrics(), RunFolder.open(path).samples(), RunFolder.open(path).status()]
+    return lambda: [
+        RunFolder.open(path).metrics(),
+        RunFolder.open(path).samples(),
+        RunFolder.open(path).status(),
+    ]
 
 
 def handle(path):
@@ -37,7 +43,9 @@ def handle(path):
 
 
 def global_streams(path):
-    """Another cell: it draws from every global stream, seeds them, and changes the settings of its thread."""
+    """Another cell: it draws from every global stream, seeds them, and changes the settings of
+    its thread.
+    """
 
     def disturb():
         torch.set_grad_enabled(False)
@@ -55,7 +63,9 @@ def global_streams(path):
 
 @pytest.fixture
 def beside():
-    """``beside(path, *what)``: threads that do this again and again until the test is over; each must have done it while the run went on."""
+    """``beside(path, *what)``: threads that do this again and again until the test is over;
+    each must have done it while the run went on.
+    """
     over, threads, done = threading.Event(), [], {}
 
     def start(path, *what):
@@ -94,7 +104,11 @@ def same(ours, theirs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", [(), (tails,), (tails, frames, handle), (global_streams, tails)], ids=["alone", "one", "three", "another cell"])
+@pytest.mark.parametrize(
+    "what",
+    [(), (tails,), (tails, frames, handle), (global_streams, tails)],
+    ids=["alone", "one", "three", "another cell"],
+)
 def test_whoever_watches_and_whatever_another_cell_draws(trained, tiny, tmp_path, beside, what):
     expected = trained("kdrl", MOVED, **FIELDS)
     streams = torch.random.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
@@ -114,7 +128,14 @@ def test_whatever_is_asked_of_the_models_between_two_steps(trained, tiny, tmp_pa
     def between(loop, row):
         evaluate(loop.policy, loop.task, 4, difficulty=(2, 2), max_new_tokens=8, twin=loop.twin)
         other = load_teacher("student-weak", "nf4")
-        sample(other, ["1+1?"], 2, Sampling(max_new_tokens=4), torch.Generator().manual_seed(row["step"]), engine="hf")
+        sample(
+            other,
+            ["1+1?"],
+            2,
+            Sampling(max_new_tokens=4),
+            torch.Generator().manual_seed(row["step"]),
+            engine="hf",
+        )
         inspect_tokens(loop.folder).html()
         torch.manual_seed(row["step"])
 

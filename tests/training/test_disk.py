@@ -1,4 +1,6 @@
-"""A disk that refuses: the run waits with all it has in memory, and goes on when there is room; nothing is lost or doubled."""
+"""A disk that refuses: the run waits with all it has in memory, and goes on when there is room;
+nothing is lost or doubled.
+"""
 
 import contextlib
 import errno
@@ -24,7 +26,14 @@ def small_disk(tmp_path):
     """A file system of 16 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], capture_output=True, check=False).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)],
+            capture_output=True,
+            check=False,
+        ).returncode
+    ):
         pytest.skip("a file system can only be mounted by root")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
@@ -52,7 +61,9 @@ def waiting(folder, until=lambda: None):
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 700, 5000, 60_000, 400_000])
 def test_a_full_disk_pauses_the_run_and_a_freed_one_lets_it_go_on(tiny, tmp_path, small_disk, room):
-    """``room``: bytes left when step 2 is done, so that it is a row, an event, a checkpoint or a rollout that does not fit."""
+    """``room``: bytes left when step 2 is done, so that it is a row, an event, a checkpoint or
+    a rollout that does not fit.
+    """
     config = tiny(steps=4, checkpoint_every=1, samples_every=1, keep_checkpoints=1)
     expected = run(config, tmp_path / "expected")
     folder = create(config, small_disk / "run")
@@ -67,7 +78,9 @@ def test_a_full_disk_pauses_the_run_and_a_freed_one_lets_it_go_on(tiny, tmp_path
                 os.truncate(ballast, max(ballast.stat().st_size // 4096 * 4096 - room, 0))
 
     thread, seen = waiting(folder, lambda: ballast.unlink(missing_ok=True))
-    with pytest.warns(UserWarning, match="the disk is full: free some space, and the run goes on by itself"):
+    with pytest.warns(
+        UserWarning, match="the disk is full: free some space, and the run goes on by itself"
+    ):
         resume(folder.path, on_step=fill)
     thread.join()
     assert "the disk is full" in seen[0]["why"]
@@ -80,7 +93,9 @@ def test_a_full_disk_pauses_the_run_and_a_freed_one_lets_it_go_on(tiny, tmp_path
 
 @pytest.fixture
 def refusing(monkeypatch):
-    """``refusing(number, name)``: from now on a file whose path holds ``name`` cannot be opened for writing, until the returned function is called."""
+    """``refusing(number, name)``: from now on a file whose path holds ``name`` cannot be opened
+    for writing, until the returned function is called.
+    """
     from pathlib import Path
 
     def make(number, name):
@@ -98,14 +113,21 @@ def refusing(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO])
-def test_a_folder_that_cannot_be_written_is_waited_for(tiny, tmp_path, refusing, number, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_waited_for(
+    tiny, tmp_path, refusing, number, monkeypatch
+):
     config = tiny(steps=2)
     expected = run(config, tmp_path / "expected")
     folder = create(config, tmp_path / "run")
     mend = []
     thread, seen = waiting(folder, lambda: mend[0]())
     with pytest.warns(UserWarning, match="make it writable"):
-        resume(folder.path, on_step=lambda loop, row: mend.append(refusing(number, "metrics.jsonl")) if row["step"] == 1 else None)
+        resume(
+            folder.path,
+            on_step=lambda loop, row: (
+                mend.append(refusing(number, "metrics.jsonl")) if row["step"] == 1 else None
+            ),
+        )
     thread.join()
     assert os.strerror(number) in seen[0]["why"]
     assert first_difference(folder.rows(), expected.rows()) == (None, 0.0)
@@ -118,7 +140,12 @@ def test_a_stop_ends_the_waiting_and_the_run_can_go_on_later(tiny, tmp_path, ref
     mend = []
     thread, _ = waiting(folder, lambda: folder.ask("stop"))
     with pytest.warns(UserWarning, match="paused"):
-        resume(folder.path, on_step=lambda loop, row: mend.append(refusing(errno.ENOSPC, "metrics.jsonl")) if row["step"] == 1 else None)
+        resume(
+            folder.path,
+            on_step=lambda loop, row: (
+                mend.append(refusing(errno.ENOSPC, "metrics.jsonl")) if row["step"] == 1 else None
+            ),
+        )
     thread.join()
     assert folder.status()["state"] == "idle"
     assert [row["step"] for row in folder.rows()] == [1]
@@ -128,7 +155,11 @@ def test_a_stop_ends_the_waiting_and_the_run_can_go_on_later(tiny, tmp_path, ref
 
 def test_an_error_that_does_not_pass_is_raised(tiny, tmp_path, refusing):
     with pytest.raises(OSError, match="Too many open files"):
-        run(tiny(), tmp_path / "run", on_step=lambda loop, row: refusing(errno.EMFILE, "metrics.jsonl"))
+        run(
+            tiny(),
+            tmp_path / "run",
+            on_step=lambda loop, row: refusing(errno.EMFILE, "metrics.jsonl"),
+        )
     assert RunFolder.open(tmp_path / "run").status()["state"] == "failed"
 
 
@@ -173,6 +204,8 @@ def test_a_disk_without_room_for_a_run_is_said_before_it_begins(tmp_path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(RunFolder, "write_json", full)
-    with pytest.raises(OSError, match=r"no space left for .*run: free some, or choose another --out"):
+    with pytest.raises(
+        OSError, match=r"no space left for .*run: free some, or choose another --out"
+    ):
         RunFolder.create(tmp_path / "run", {}, {})
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,6 @@
-"""Runs whose verifier raises and hangs: they go on, say so, and come out the same when they are resumed and replayed."""
+"""Runs whose verifier raises and hangs: they go on, say so, and come out the same when they are
+resumed and replayed.
+"""
 
 import contextlib
 import json
@@ -9,7 +11,8 @@ import pytest
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.training import replay, resume, run
 
-# raises on a fifth of the completions, and hangs on another the first time; its file remembers, so that a second call would be in time, and right
+# raises on a fifth of the completions, and hangs on another the first time; its file remembers, so
+# that a second call would be in time, and right
 MOODY = """
 import time, zlib
 from pathlib import Path
@@ -37,27 +40,49 @@ def moody(tmp_path, tiny):
     (tmp_path / "memory").touch()
 
     def make(method="grpo", settings=None, **fields):
-        own = {"task": f"{tmp_path / 'moody.py'}:Moody", "task.memory": str(tmp_path / "memory"), "verifier_seconds": "0.4", "max_new_tokens": "40"}
-        return tiny(method, own | (settings or {}), **{"steps": 3, "group_size": 4, "checkpoint_every": 1, "teacher": None, **fields})
+        own = {
+            "task": f"{tmp_path / 'moody.py'}:Moody",
+            "task.memory": str(tmp_path / "memory"),
+            "verifier_seconds": "0.4",
+            "max_new_tokens": "40",
+        }
+        return tiny(
+            method,
+            own | (settings or {}),
+            **{"steps": 3, "group_size": 4, "checkpoint_every": 1, "teacher": None, **fields},
+        )
 
     return make
 
 
 def events_of(folder):
-    return [{key: value for key, value in event.items() if key != "time"} for event in folder.rows("events.jsonl") if event["event"] == "verifier"]
+    return [
+        {key: value for key, value in event.items() if key != "time"}
+        for event in folder.rows("events.jsonl")
+        if event["event"] == "verifier"
+    ]
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_says_so_and_is_replayed_as_it_was(moody, tmp_path):
-    with pytest.warns(UserWarning, match=r"step 1: .* calls of the verifier failed and count as 0: .*stands in events\.jsonl alone"):
+    with pytest.warns(
+        UserWarning,
+        match=r"step 1: .* calls of the verifier failed and count as 0: .*stands in events\.jsonl"
+        r" alone",
+    ):
         folder = run(moody(eval_every=2, eval_prompts=6), tmp_path / "run")
     rows, events = folder.rows(), events_of(folder)
     assert len(rows) == 3
     assert folder.status()["state"] == "done"
     gave_up = [why for event in events for why in event.get("gave_up", {}).values()]
     assert gave_up and set(gave_up) == {"the verifier took longer than 0.4 s"}
-    assert any("ZeroDivisionError" in event["why"] or event["failed"] > len(event.get("gave_up", {})) for event in events)
-    assert [event["step"] for event in events] == sorted({event["step"] for event in events}), "one a step"
+    assert any(
+        "ZeroDivisionError" in event["why"] or event["failed"] > len(event.get("gave_up", {}))
+        for event in events
+    )
+    assert [event["step"] for event in events] == sorted({event["step"] for event in events}), (
+        "one a step"
+    )
     assert any(0 < row.get("reward/unjudged", 0) < 1 for row in rows)
     assert all(event["failed"] <= event["of"] and event["text"] for event in events)
     # what hung then would be in time now: the replay must not ask
@@ -104,12 +129,20 @@ def test_a_teacher_whose_traces_cannot_all_be_judged(moody, tmp_path):
 
 def test_a_verifier_that_judges_nothing_is_refused_in_one_sentence(tiny, tmp_path):
     (tmp_path / "picky.py").write_text(
-        "from rlkd_lab.tasks import ArithmeticTask\n\nclass Picky(ArithmeticTask):\n    name = 'picky'\n"
-        "    def score(self, text, example):\n        return super().score(text, example) if not text else text[10 ** 6]\n",
+        "from rlkd_lab.tasks import ArithmeticTask\n\nclass Picky(ArithmeticTask):\n    name"
+        " = 'picky'\n"
+        "    def score(self, text, example):\n        return super().score(text, example) if"
+        " not text else text[10 ** 6]\n",
         encoding="utf-8",
     )
-    config = tiny("grpo", {"task": f"{tmp_path / 'picky.py'}:Picky", "max_new_tokens": "96"}, teacher=None)
-    with pytest.raises(ValueError, match=r"^the task picky: score raised IndexError: string index out of range; .* all 4 completions that it was shown$"):
+    config = tiny(
+        "grpo", {"task": f"{tmp_path / 'picky.py'}:Picky", "max_new_tokens": "96"}, teacher=None
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"^the task picky: score raised IndexError: string index out of range; .* all 4"
+        r" completions that it was shown$",
+    ):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -117,7 +150,11 @@ def test_a_verifier_that_judges_nothing_is_refused_in_one_sentence(tiny, tmp_pat
 def test_the_process_of_the_verifier_ends_with_the_run(tiny, tmp_path):
     import psutil
 
-    (tmp_path / "mine.py").write_text("from rlkd_lab.tasks import ArithmeticTask\n\nclass Mine(ArithmeticTask):\n    name = 'mine'\n", encoding="utf-8")
+    (tmp_path / "mine.py").write_text(
+        "from rlkd_lab.tasks import ArithmeticTask\n\nclass Mine(ArithmeticTask):\n    name ="
+        " 'mine'\n",
+        encoding="utf-8",
+    )
     loops, during, others = [], [], []
 
     def look(loop, row):
@@ -127,12 +164,23 @@ def test_the_process_of_the_verifier_ends_with_the_run(tiny, tmp_path):
     def alive():
         found = []
         for child in psutil.Process().children():
-            with contextlib.suppress(psutil.NoSuchProcess):  # another test's, which ends at this moment
-                found += [child.pid] if child.pid not in others and any("rlkd_lab.tasks.apart" in word for word in child.cmdline()) else []
+            with contextlib.suppress(
+                psutil.NoSuchProcess
+            ):  # another test's, which ends at this moment
+                found += (
+                    [child.pid]
+                    if child.pid not in others
+                    and any("rlkd_lab.tasks.apart" in word for word in child.cmdline())
+                    else []
+                )
         return found
 
     others.extend(alive())
-    run(tiny("grpo", {"task": f"{tmp_path / 'mine.py'}:Mine"}, teacher=None), tmp_path / "run", on_step=look)
+    run(
+        tiny("grpo", {"task": f"{tmp_path / 'mine.py'}:Mine"}, teacher=None),
+        tmp_path / "run",
+        on_step=look,
+    )
     assert len(during) == 2
     assert during[0] == during[1]
     assert during[0] not in alive()
@@ -142,6 +190,10 @@ def test_without_a_limit_the_verifier_is_called_in_the_run(tiny, tmp_path, monke
     from rlkd_lab.tasks import apart
 
     monkeypatch.setattr(apart.Apart, "call", None)
-    (tmp_path / "mine.py").write_text("from rlkd_lab.tasks import ArithmeticTask\n\nclass Mine(ArithmeticTask):\n    name = 'mine'\n", encoding="utf-8")
+    (tmp_path / "mine.py").write_text(
+        "from rlkd_lab.tasks import ArithmeticTask\n\nclass Mine(ArithmeticTask):\n    name ="
+        " 'mine'\n",
+        encoding="utf-8",
+    )
     settings = {"task": f"{tmp_path / 'mine.py'}:Mine", "verifier_seconds": "0"}
     assert len(run(tiny("grpo", settings, teacher=None), tmp_path / "run").rows()) == 2

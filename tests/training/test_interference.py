@@ -6,7 +6,14 @@ import torch
 from rlkd_lab.training import run
 from rlkd_lab.training.interference import cosine, sign_conflict
 
-PAIRS = ("", "_reward_method", "_teacher_method", "_split_reward", "_split_teacher", "_split_method")
+PAIRS = (
+    "",
+    "_reward_method",
+    "_teacher_method",
+    "_split_reward",
+    "_split_teacher",
+    "_split_method",
+)
 FIELDS = {"steps": 1, "interference_every": 1, "group_size": 4, "prompts_per_step": 4}
 
 
@@ -32,12 +39,16 @@ def spread(monkeypatch):
     from rlkd_lab.training import loop
 
     def judge(task, weights, texts, *_):
-        return [Verdict(float(i % 2), {"accuracy": float(i % 2)}, None, bool(i % 2)) for i in range(len(texts))]
+        return [
+            Verdict(float(i % 2), {"accuracy": float(i % 2)}, None, bool(i % 2))
+            for i in range(len(texts))
+        ]
 
     monkeypatch.setattr(loop, "judge", judge)
 
 
-# the two that say what the cosines mean come first; the others are there because each builds its batch in another way
+# the two that say what the cosines mean come first; the others are there because each builds its
+# batch in another way
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
@@ -60,13 +71,20 @@ def test_interference_in_a_run(tiny, tmp_path, spread, method, settings):
     if method == "grpo":
         assert row["interference/cosine_reward_method"] == pytest.approx(1, abs=1e-5)
         assert row["interference/sign_conflict_reward_method"] == 0
-        assert row["interference/cosine_teacher_method"] == pytest.approx(row["interference/cosine"], abs=1e-5)
-        assert row["interference/cosine_split_method"] == pytest.approx(row["interference/cosine_split_reward"], abs=1e-5)
+        assert row["interference/cosine_teacher_method"] == pytest.approx(
+            row["interference/cosine"], abs=1e-5
+        )
+        assert row["interference/cosine_split_method"] == pytest.approx(
+            row["interference/cosine_split_reward"], abs=1e-5
+        )
     if method == "opd":
         assert row["interference/cosine_teacher_method"] == pytest.approx(1, abs=1e-5)
-        assert row["interference/cosine_reward_method"] == pytest.approx(row["interference/cosine"], abs=1e-5)
+        assert row["interference/cosine_reward_method"] == pytest.approx(
+            row["interference/cosine"], abs=1e-5
+        )
     if method == "kdrl" and not settings:
-        # its gradient is the sum of the two, so it follows each of them at least as well as they follow each other
+        # its gradient is the sum of the two, so it follows each of them at least as well as they
+        # follow each other
         assert row["interference/cosine_reward_method"] > row["interference/cosine"]
 
 
@@ -78,7 +96,9 @@ def test_measuring_changes_no_step(tiny, tmp_path, spread):
     measured = run(tiny("kdrl", **{**fields, "interference_every": 2}), tmp_path / "a").rows()
     plain = run(tiny("kdrl", **{**fields, "interference_every": 0}), tmp_path / "b").rows()
     assert [sum(name.startswith("interference/") for name in row) for row in measured] == [0, 12]
-    without = [{k: v for k, v in row.items() if not k.startswith("interference/")} for row in measured]
+    without = [
+        {k: v for k, v in row.items() if not k.startswith("interference/")} for row in measured
+    ]
     assert first_difference(without, plain) == (None, 0.0)
 
 

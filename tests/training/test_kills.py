@@ -7,7 +7,9 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="a process is forked")
+@pytest.mark.skipif(
+    not hasattr(os, "fork") or sys.platform == "darwin", reason="a process is forked"
+)
 def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_left_alone(tmp_path):
     """In a process of its own: one that has threads is not forked."""
     import json
@@ -15,11 +17,23 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_left_alone(tmp
 
     code = (
         "import json, sys; from pathlib import Path; from benchmarks.kills import killed\n"
-        "for row in killed(Path(sys.argv[1]), ['kdrl', 'gkd'], 8): print(json.dumps(row), flush=True)"
+        "for row in killed(Path(sys.argv[1]), ['kdrl', 'gkd'], 8): print(json.dumps(row),"
+        " flush=True)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=550, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=550,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert sum(sum(row["kills"].values()) for row in rows) >= 8
     for row in rows:
-        assert (row["done"], row["rows lost"], row["rows doubled"], row["difference"]) == (True, 0, 0, None), row
+        assert (row["done"], row["rows lost"], row["rows doubled"], row["difference"]) == (
+            True,
+            0,
+            0,
+            None,
+        ), row

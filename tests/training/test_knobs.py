@@ -17,7 +17,9 @@ def test_a_request_holds_from_the_next_snapshot_on(knobs):
     knobs.request("kd_coef", 0.7, source="panel")
     values, events = knobs.snapshot(2)
     assert values["kd_coef"] == 0.7
-    assert events == [{"event": "knob", "step": 2, "knob": "kd_coef", "value": 0.7, "source": "panel"}]
+    assert events == [
+        {"event": "knob", "step": 2, "knob": "kd_coef", "value": 0.7, "source": "panel"}
+    ]
     values, events = knobs.snapshot(3)
     assert values["kd_coef"] == 0.7
     assert events == []
@@ -119,7 +121,9 @@ def test_requests_from_many_threads_are_neither_lost_nor_torn(knobs):
         events += moved
     values, moved = knobs.snapshot(step + 1)
     events += moved
-    assert sorted(event["value"] for event in events) == sorted(worker + i / 1000 for worker in range(8) for i in range(100))
+    assert sorted(event["value"] for event in events) == sorted(
+        worker + i / 1000 for worker in range(8) for i in range(100)
+    )
     for worker in range(8):  # in the order in which each thread asked
         own = [event["value"] for event in events if int(event["value"]) == worker]
         assert own == sorted(own)
@@ -151,7 +155,11 @@ def test_in_a_run_a_request_counts_from_the_next_step(tiny, tmp_path, monkeypatc
     # what the row says is what the optimizer did
     assert all((a == b).all() for a, b in zip(weights[1], weights[2], strict=True))
     assert any((p != 0).any() for p in weights[1])
-    events = [{k: v for k, v in row.items() if k != "time"} for row in folder.rows("events.jsonl") if row["event"] == "knob"]
+    events = [
+        {k: v for k, v in row.items() if k != "time"}
+        for row in folder.rows("events.jsonl")
+        if row["event"] == "knob"
+    ]
     assert events == [
         {"event": "knob", "step": 2, "knob": "kd_coef", "value": 0.9, "source": "program"},
         {"event": "knob", "step": 2, "knob": "learning_rate", "value": 0.0, "source": "program"},

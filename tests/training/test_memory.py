@@ -1,4 +1,6 @@
-"""Out of memory: the step is begun again with half of the micro-batch, the result is the same, and the record says so."""
+"""Out of memory: the step is begun again with half of the micro-batch, the result is the same,
+and the record says so.
+"""
 
 from contextlib import contextmanager
 
@@ -10,19 +12,32 @@ from rlkd_lab.runs import TIMING, RunFolder, first_difference
 from rlkd_lab.training import create, replay, resume, run
 from rlkd_lab.training import loop as loop_module
 
-FIELDS = {"steps": 3, "prompts_per_step": 4, "group_size": 4, "micro_batch": 16, "checkpoint_every": 1, "updates_per_rollout": 2}
+FIELDS = {
+    "steps": 3,
+    "prompts_per_step": 4,
+    "group_size": 4,
+    "micro_batch": 16,
+    "checkpoint_every": 1,
+    "updates_per_rollout": 2,
+}
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """``small(rows, from_step)``: a memory for so many rows with their gradients; returns what it refused."""
+    """``small(rows, from_step)``: a memory for so many rows with their gradients; returns what
+    it refused.
+    """
 
     def shrink(rows, from_step=1):
         whole, refused = loop_module.hidden_states, []
 
         def hidden_states(lm, sequences):
             step = small.loop.step + 1 if small.loop is not None else 1
-            if torch.is_grad_enabled() and len(sequences.completion_mask) > rows and step >= from_step:
+            if (
+                torch.is_grad_enabled()
+                and len(sequences.completion_mask) > rows
+                and step >= from_step
+            ):
                 refused.append(len(sequences.completion_mask))
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             return whole(lm, sequences)
@@ -44,15 +59,25 @@ def small(monkeypatch):
 
 
 def events(folder):
-    return [{key: event[key] for key in ("step", "pass", "size")} for event in folder.rows("events.jsonl") if event["event"] == "micro_batch"]
+    return [
+        {key: event[key] for key in ("step", "pass", "size")}
+        for event in folder.rows("events.jsonl")
+        if event["event"] == "micro_batch"
+    ]
 
 
 def rows(folder):
     return folder.rows("metrics.jsonl")
 
 
-@pytest.mark.parametrize("fields", [{}, {"minibatches": 2}, {"samples_every": 1, "interference_every": 2}], ids=["plain", "minibatches", "looked at first"])
-def test_a_step_that_does_not_fit_is_taken_in_halves_with_the_same_result(tiny, tmp_path, small, fields):
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"minibatches": 2}, {"samples_every": 1, "interference_every": 2}],
+    ids=["plain", "minibatches", "looked at first"],
+)
+def test_a_step_that_does_not_fit_is_taken_in_halves_with_the_same_result(
+    tiny, tmp_path, small, fields
+):
     whole = run(tiny("kdrl", **FIELDS, **fields), tmp_path / "whole")
     refused = small(3, from_step=2)
     halved = run(tiny("kdrl", **FIELDS, **fields), tmp_path / "halved")
@@ -67,7 +92,9 @@ def test_a_step_that_does_not_fit_is_taken_in_halves_with_the_same_result(tiny, 
 
 
 @pytest.mark.parametrize("looked", [{}, {"samples_every": 1}], ids=["plain", "looked at first"])
-def test_gradients_that_were_half_made_when_memory_ran_out_are_not_counted_twice(tiny, tmp_path, monkeypatch, looked):
+def test_gradients_that_were_half_made_when_memory_ran_out_are_not_counted_twice(
+    tiny, tmp_path, monkeypatch, looked
+):
     # the second micro-batch of every update fails once: the first one's gradients are there by then
     fields = {**FIELDS, "micro_batch": 4, **looked}
     whole = run(tiny("kdrl", **fields), tmp_path / "whole")
@@ -88,7 +115,9 @@ def test_gradients_that_were_half_made_when_memory_ran_out_are_not_counted_twice
     assert len(events(halved)) == 1
 
 
-def test_sampling_that_does_not_fit_goes_on_with_fewer_at_once_and_the_same_completions(tiny, tmp_path, monkeypatch):
+def test_sampling_that_does_not_fit_goes_on_with_fewer_at_once_and_the_same_completions(
+    tiny, tmp_path, monkeypatch
+):
     whole = run(tiny("kdrl", **FIELDS), tmp_path / "whole")
     taken, steps = fast._sample, []
 
@@ -109,7 +138,11 @@ def test_sampling_that_does_not_fit_goes_on_with_fewer_at_once_and_the_same_comp
     monkeypatch.undo()
     again = replay(fewer.path, tmp_path / "again")
     assert again.difference is None
-    assert [event["size"] for event in again.folder.rows("events.jsonl") if event["event"] == "sample_at_once"] == [4]
+    assert [
+        event["size"]
+        for event in again.folder.rows("events.jsonl")
+        if event["event"] == "sample_at_once"
+    ] == [4]
 
 
 def test_a_replay_and_a_resumed_run_sum_in_the_same_order(tiny, tmp_path, small, monkeypatch):
@@ -144,7 +177,9 @@ def test_a_run_cut_after_its_checkpoint_follows_its_own_events(tiny, tmp_path, s
     assert len(events(first)) == 1
 
 
-def test_a_twin_that_does_not_fit_halves_its_own_micro_batch_and_not_the_runs(tiny, tmp_path, small, monkeypatch):
+def test_a_twin_that_does_not_fit_halves_its_own_micro_batch_and_not_the_runs(
+    tiny, tmp_path, small, monkeypatch
+):
     whole = loop_module.hidden_states
     folder = create(tiny("kdrl", **FIELDS), tmp_path / "run")
     folder.ask("twin", kind="untouched", chances=1)
@@ -154,7 +189,11 @@ def test_a_twin_that_does_not_fit_halves_its_own_micro_batch_and_not_the_runs(ti
             loop.folder.ask("knob", knob="kd_coef", value=0.5)
 
     def in_twins_alone(lm, sequences):
-        if torch.is_grad_enabled() and len(sequences.completion_mask) > 3 and current[-1].folder.path.parent.name == "twins":
+        if (
+            torch.is_grad_enabled()
+            and len(sequences.completion_mask) > 3
+            and current[-1].folder.path.parent.name == "twins"
+        ):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return whole(lm, sequences)
 
@@ -175,18 +214,26 @@ def test_a_twin_that_does_not_fit_halves_its_own_micro_batch_and_not_the_runs(ti
 
 
 def rows_without_times(folder):
-    return [{name: value for name, value in row.items() if not name.startswith(TIMING)} for row in rows(RunFolder.open(folder.path))]
+    return [
+        {name: value for name, value in row.items() if not name.startswith(TIMING)}
+        for row in rows(RunFolder.open(folder.path))
+    ]
 
 
 def test_where_not_even_one_completion_fits_the_run_fails_in_words(tiny, tmp_path, small):
     small(0)
-    with pytest.raises(torch.OutOfMemoryError, match="not even one completion at a time fits into memory: CUDA out of memory"):
+    with pytest.raises(
+        torch.OutOfMemoryError,
+        match="not even one completion at a time fits into memory: CUDA out of memory",
+    ):
         run(tiny("kdrl", **FIELDS), tmp_path / "run")
     assert RunFolder.open(tmp_path / "run").status()["state"] == "failed"
 
 
 @pytest.mark.parametrize("method", ["kdrl", "sft"])
-def test_a_teacher_in_host_memory_is_asked_only_while_it_is_on_the_device(tiny, tmp_path, monkeypatch, method):
+def test_a_teacher_in_host_memory_is_asked_only_while_it_is_on_the_device(
+    tiny, tmp_path, monkeypatch, method
+):
     here, asked = [], []
     enter = loop_module.Loop._teacher_here
 

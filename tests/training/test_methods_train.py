@@ -9,26 +9,86 @@ from safetensors.torch import load_file
 from rlkd_lab.objectives import METHODS
 
 ALWAYS = {
-    "step", "num_tokens", "step_time", "on_policy", "learning_rate", "grad_norm", "entropy", "kl_ref", "loss/policy",
-    "completions/length_working", "completions/length_checking", "completions/length_truncated", "kl_teacher_k1", "kl_teacher_k2", "kl_teacher_k3",
-    "kl_teacher_rev", "kl_teacher_rev_t1", "kl_teacher_fwd", "kl_teacher_fwd_t1",
-    "completions/mean_length", "completions/mean_length_correct", "completions/mean_length_wrong", "completions/clipped_ratio",
-    "time/rollout", "time/reward", "time/teacher", "time/divergences", "time/reference", "time/update", "train_time", "memory/peak_gib", "coef/temperature",
-    "speed/tflops", "speed/utilisation",
-}  # fmt: skip
+    "step",
+    "num_tokens",
+    "step_time",
+    "on_policy",
+    "learning_rate",
+    "grad_norm",
+    "entropy",
+    "kl_ref",
+    "loss/policy",
+    "completions/length_working",
+    "completions/length_checking",
+    "completions/length_truncated",
+    "kl_teacher_k1",
+    "kl_teacher_k2",
+    "kl_teacher_k3",
+    "kl_teacher_rev",
+    "kl_teacher_rev_t1",
+    "kl_teacher_fwd",
+    "kl_teacher_fwd_t1",
+    "completions/mean_length",
+    "completions/mean_length_correct",
+    "completions/mean_length_wrong",
+    "completions/clipped_ratio",
+    "time/rollout",
+    "time/reward",
+    "time/teacher",
+    "time/divergences",
+    "time/reference",
+    "time/update",
+    "train_time",
+    "memory/peak_gib",
+    "coef/temperature",
+    "speed/tflops",
+    "speed/utilisation",
+}
 ON_POLICY = {
-    "reward", "reward_std", "frac_reward_zero_std", "accuracy", "reward/format", "reward/accuracy",
-    "sampling/logp_difference_mean", "sampling/logp_difference_max", "speed/sampled_tokens_per_second",
-}  # fmt: skip
-OF_METHOD = {"ratio/max", "clip_ratio/low", "clip_ratio/high", "loss/kd", "trrd/dead_frac", "trrd/bound_frac"}
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "accuracy",
+    "reward/format",
+    "reward/accuracy",
+    "sampling/logp_difference_mean",
+    "sampling/logp_difference_max",
+    "speed/sampled_tokens_per_second",
+}
+OF_METHOD = {
+    "ratio/max",
+    "clip_ratio/low",
+    "clip_ratio/high",
+    "loss/kd",
+    "trrd/dead_frac",
+    "trrd/bound_frac",
+}
 TRL = {
-    "reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio", "entropy", "clip_ratio/low", "clip_ratio/high",
-    "grad_norm", "learning_rate", "num_tokens", "step_time",
-}  # fmt: skip
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+    "entropy",
+    "clip_ratio/low",
+    "clip_ratio/high",
+    "grad_norm",
+    "learning_rate",
+    "num_tokens",
+    "step_time",
+}
 DYNAMIC = {"sampling/rounds", "sampling/groups_with_spread"}
 MAY_BE_MISSING = {"completions/mean_length_correct", "completions/mean_length_wrong"}
 """Nobody was right, or nobody wrong."""
-SHARES = ("frac_reward_zero_std", "completions/clipped_ratio", "clip_ratio/low", "clip_ratio/high", "trrd/dead_frac", "trrd/bound_frac", "accuracy")
+SHARES = (
+    "frac_reward_zero_std",
+    "completions/clipped_ratio",
+    "clip_ratio/low",
+    "clip_ratio/high",
+    "trrd/dead_frac",
+    "trrd/bound_frac",
+    "accuracy",
+)
 
 
 def own(method):
@@ -36,7 +96,11 @@ def own(method):
     rules = METHODS[method]
     return (
         {"ratio/max"}
-        | ({"clip_ratio/low", "clip_ratio/high"} if rules.ratio != "none" and rules.surrogate == "clipped" else set())
+        | (
+            {"clip_ratio/low", "clip_ratio/high"}
+            if rules.ratio != "none" and rules.surrogate == "clipped"
+            else set()
+        )
         | ({"loss/kd"} if rules.penalty is not None else set())
         | ({"trrd/dead_frac", "trrd/bound_frac"} if rules.ratio == "trrd" else set())
         | (DYNAMIC if rules.options.get("zero_spread") == "resample" else set())
@@ -48,7 +112,13 @@ def test_names_that_trl_has_are_trls():
 
 
 # A fast end-to-end run of the two main forms stays in `make test-fast`.
-@pytest.mark.parametrize("method", [name if name in ("kdrl", "trrd") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS])
+@pytest.mark.parametrize(
+    "method",
+    [
+        name if name in ("kdrl", "trrd") else pytest.param(name, marks=pytest.mark.slow)
+        for name in METHODS
+    ],
+)
 def test_two_steps(trained, method):
     folder = trained(method)
     rows = folder.rows()
@@ -56,22 +126,39 @@ def test_two_steps(trained, method):
     assert folder.status()["state"] == "done"
     for row in rows:
         row.pop("time/old", None)  # where a pass without gradient was needed
-        expected = ALWAYS | {f"coef/{knob}" for knob in METHODS[method].knobs} | own(method) | (ON_POLICY if row["on_policy"] else {"traces/kept"})
+        expected = (
+            ALWAYS
+            | {f"coef/{knob}" for knob in METHODS[method].knobs}
+            | own(method)
+            | (ON_POLICY if row["on_policy"] else {"traces/kept"})
+        )
         assert set(row) == expected
         for name, value in row.items():
             if value is None:
-                assert name in MAY_BE_MISSING or METHODS[method].knobs[name.removeprefix("coef/")].optional, name
+                assert (
+                    name in MAY_BE_MISSING
+                    or METHODS[method].knobs[name.removeprefix("coef/")].optional
+                ), name
             else:
                 assert math.isfinite(value), name
         for name in SHARES:
             assert 0 <= row.get(name, 0) <= 1, name
         assert 0 < row["train_time"] < row["step_time"]
-        for name in ("kl_teacher_rev", "kl_teacher_fwd", "kl_ref", "entropy", "grad_norm", "reward_std"):
+        for name in (
+            "kl_teacher_rev",
+            "kl_teacher_fwd",
+            "kl_ref",
+            "entropy",
+            "grad_norm",
+            "reward_std",
+        ):
             assert row.get(name, 0) >= 0, name
         assert 1 <= row["completions/mean_length"] <= 24
         assert row.get("sampling/logp_difference_max", 0) < 1e-3
     if method != "dapo":  # which counts what it sampled again, too
-        assert rows[1]["num_tokens"] == pytest.approx(4 * sum(row["completions/mean_length"] for row in rows))
+        assert rows[1]["num_tokens"] == pytest.approx(
+            4 * sum(row["completions/mean_length"] for row in rows)
+        )
     assert not folder.touched
     assert [path.name for path in folder.checkpoints()] == ["step_000002"]
 
@@ -115,5 +202,9 @@ def test_the_docs_page_names_every_metric(trained):
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     names = {name for method in ("kdrl", "trrd") for row in trained(method).rows() for name in row}
     names |= {f"coef/{knob}" for method in METHODS.values() for knob in method.knobs}
-    names |= {f"eval/{what}{split}" for what in ("accuracy", "mean_length", "truncated") for split in ("", "_ood")}
+    names |= {
+        f"eval/{what}{split}"
+        for what in ("accuracy", "mean_length", "truncated")
+        for split in ("", "_ood")
+    }
     assert sorted(name for name in names if f"`{name}`" not in page) == []

@@ -1,10 +1,18 @@
-"""Models of one's own: families that our decoder does not know, and pairs that cannot be, refused before anything is loaded."""
+"""Models of one's own: families that our decoder does not know, and pairs that cannot be,
+refused before anything is loaded.
+"""
 
 import shutil
 
 import pytest
 from tokenizers import Tokenizer
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from typer.testing import CliRunner
 
 from rlkd_lab.cli import app
@@ -13,8 +21,21 @@ from rlkd_lab.training import run
 from rlkd_lab.zoo.tokenizer import character_tokenizer
 
 FAMILIES = {
-    "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig, {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}),
-    "opt": (OPTForCausalLM, OPTConfig, {"ffn_dim": 64, "word_embed_proj_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2}),
+    "gpt_neox": (
+        GPTNeoXForCausalLM,
+        GPTNeoXConfig,
+        {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+    ),
+    "opt": (
+        OPTForCausalLM,
+        OPTConfig,
+        {
+            "ffn_dim": 64,
+            "word_embed_proj_dim": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        },
+    ),
 }
 
 
@@ -24,7 +45,17 @@ def family(tmp_path):
 
     def make(kind):
         model, config, fields = FAMILIES[kind]
-        made = model(config(vocab_size=128, hidden_size=64, max_position_embeddings=128, bos_token_id=None, eos_token_id=1, pad_token_id=0, **fields))
+        made = model(
+            config(
+                vocab_size=128,
+                hidden_size=64,
+                max_position_embeddings=128,
+                bos_token_id=None,
+                eos_token_id=1,
+                pad_token_id=0,
+                **fields,
+            )
+        )
         made.save_pretrained(tmp_path / kind)
         character_tokenizer().save_pretrained(tmp_path / kind)
         return str(tmp_path / kind)
@@ -35,9 +66,13 @@ def family(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("role", ["student", "teacher"])
-def test_a_family_that_our_decoder_does_not_know_runs_through_its_own_forward(tiny, tmp_path, family, make_model, kind, role):
+def test_a_family_that_our_decoder_does_not_know_runs_through_its_own_forward(
+    tiny, tmp_path, family, make_model, kind, role
+):
     models = {"student": make_model(), "teacher": make_model(), role: family(kind)}
-    folder = run(tiny("kdrl", steps=2, quant="none", teacher_quant="none", **models), tmp_path / "run")
+    folder = run(
+        tiny("kdrl", steps=2, quant="none", teacher_quant="none", **models), tmp_path / "run"
+    )
     assert folder.status()["state"] == "done"
     assert folder.metrics()["sampling/logp_difference_max"].max() < 1e-3
 
@@ -49,43 +84,68 @@ def pairs(make_model, tmp_path, monkeypatch):
     shutil.copytree(make_model(), other)
     tokenizer = character_tokenizer()
     text = tokenizer.backend_tokenizer.to_str().replace('"7":', '"¬":')
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), pad_token="<pad>", eos_token="<eos>").save_pretrained(other)
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(text), pad_token="<pad>", eos_token="<eos>"
+    ).save_pretrained(other)
     bare = tmp_path / "bare"
     shutil.copytree(make_model(), bare)
     for file in bare.glob("*.safetensors"):
         file.rename(file.with_suffix(".bin"))
     monkeypatch.setattr(loading, "load_base", lambda *rest: pytest.fail("a model was loaded"))
     return {
-        "tokenizers": ({"student": make_model(), "teacher": str(other)}, "have different tokenizers"),
-        "context": ({"student": make_model(), "teacher": make_model(max_position_embeddings=32)}, "do not fit the context of 32 of"),
+        "tokenizers": (
+            {"student": make_model(), "teacher": str(other)},
+            "have different tokenizers",
+        ),
+        "context": (
+            {"student": make_model(), "teacher": make_model(max_position_embeddings=32)},
+            "do not fit the context of 32 of",
+        ),
         "weights": ({"student": str(bare), "teacher": make_model()}, "has no *.safetensors"),
-        "folder": ({"student": str(tmp_path / "nowhere"), "teacher": make_model()}, "there is no folder"),
+        "folder": (
+            {"student": str(tmp_path / "nowhere"), "teacher": make_model()},
+            "there is no folder",
+        ),
     }
 
 
 @pytest.mark.parametrize("command", ["plan", "train"])
 @pytest.mark.parametrize("case", ["tokenizers", "context", "weights", "folder"])
 @pytest.mark.parametrize("method", ["kdrl", "grpo"])
-def test_a_pair_that_cannot_be_is_refused_before_anything_is_loaded(pairs, tmp_path, command, case, method):
+def test_a_pair_that_cannot_be_is_refused_before_anything_is_loaded(
+    pairs, tmp_path, command, case, method
+):
     models, says = pairs[case]
-    settings = [part for name, value in {**models, "max_new_tokens": 64}.items() for part in ("--set", f"{name}={value}")]
+    settings = [
+        part
+        for name, value in {**models, "max_new_tokens": 64}.items()
+        for part in ("--set", f"{name}={value}")
+    ]
     out = ["--out", str(tmp_path / "run")] if command == "train" else []
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [command, "--method", method, *settings, *out])
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(
+        app, [command, "--method", method, *settings, *out]
+    )
     assert result.exit_code == 2, result.output
     assert says in result.stderr
-    assert ("--set teacher=off" in result.stderr) == (method == "grpo" and case in ("tokenizers", "context"))
+    assert ("--set teacher=off" in result.stderr) == (
+        method == "grpo" and case in ("tokenizers", "context")
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_token_that_the_teacher_has_no_row_for_is_said(tiny, tmp_path, make_model):
     """With random weights a student's padding is as likely as the rest."""
     models = {"student": make_model(vocabulary=640), "teacher": make_model()}
-    with pytest.raises(ValueError, match=r"a token of its padding \(640 rows\), which .* has no row for \(128\)"):
+    with pytest.raises(
+        ValueError, match=r"a token of its padding \(640 rows\), which .* has no row for \(128\)"
+    ):
         run(tiny("kdrl", quant="none", teacher_quant="none", **models), tmp_path / "run")
 
 
 def test_a_teachers_context_is_looked_at_without_a_plan_too(tiny, tmp_path, make_model):
     models = {"student": make_model(), "teacher": make_model(max_position_embeddings=16)}
     with pytest.raises(ValueError, match="do not fit the context of 16 tokens"):
-        run(tiny("kdrl", plan="off", quant="none", teacher_quant="none", **models), tmp_path / "run")
+        run(
+            tiny("kdrl", plan="off", quant="none", teacher_quant="none", **models), tmp_path / "run"
+        )
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,6 @@
-"""The plan of a run's memory: against what is measured, in its parts, and what it says where a run does not fit."""
+"""The plan of a run's memory: against what is measured, in its parts, and what it says where a
+run does not fit.
+"""
 
 import json
 
@@ -41,7 +43,13 @@ def test_the_sizes_of_a_model_are_those_of_the_loaded_one(make_model, family, qu
     assert shape.adapter(config) == sum(p.numel() for p in policy.trainable())
     frozen = [p for p in policy.model.parameters() if not p.requires_grad]
     packed = sum(p.numel() for p in frozen if p.dtype == torch.uint8)
-    assert shape.linear == (2 * packed if quant == "nf4" else sum(p.numel() for n, p in policy.model.named_parameters() if "proj.base_layer.weight" in n))
+    assert shape.linear == (
+        2 * packed
+        if quant == "nf4"
+        else sum(
+            p.numel() for n, p in policy.model.named_parameters() if "proj.base_layer.weight" in n
+        )
+    )
     whole = sum(p.numel() * p.element_size() for p in frozen)
     scales = shape.linear * (NF4_BYTES - 0.5) if quant == "nf4" else 0
     assert shape.weights(quant, 4) == pytest.approx(whole + scales, abs=1)
@@ -50,7 +58,9 @@ def test_the_sizes_of_a_model_are_those_of_the_loaded_one(make_model, family, qu
 def test_nf4_with_its_scales_takes_what_is_said():
     from bitsandbytes.functional import quantize_4bit
 
-    packed, state = quantize_4bit(torch.randn(512, 1024), quant_type="nf4", compress_statistics=True)
+    packed, state = quantize_4bit(
+        torch.randn(512, 1024), quant_type="nf4", compress_statistics=True
+    )
     held = packed.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
     assert held == pytest.approx(512 * 1024 * NF4_BYTES, rel=1e-3)
 
@@ -65,16 +75,36 @@ def measured(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"micro_batch": 4}], ids=["plain", "checkpointing", "small micro-batch"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"gradient_checkpointing": True}, {"micro_batch": 4}],
+    ids=["plain", "checkpointing", "small micro-batch"],
+)
 @pytest.mark.parametrize("sixteen", [False, True], ids=["float32", "16 bit"])
-def test_predicted_and_measured_peak_agree_within_ten_percent(tmp_path, monkeypatch, settings, sixteen, make_model):
+def test_predicted_and_measured_peak_agree_within_ten_percent(
+    tmp_path, monkeypatch, settings, sixteen, make_model
+):
     if sixteen:
         monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
-    student, teacher = (make_model("qwen3", hidden=128, vocabulary=8000, seed=seed, max_position_embeddings=512) for seed in (0, 1))
+    student, teacher = (
+        make_model("qwen3", hidden=128, vocabulary=8000, seed=seed, max_position_embeddings=512)
+        for seed in (0, 1)
+    )
     config = make_config(
-        "kdrl", student=student, teacher=teacher, steps=3, prompts_per_step=2, group_size=8, max_new_tokens=96, difficulty=(2, 2), eval_every=0,
-        samples_every=0, checkpoint_every=0, updates_per_rollout=1, **{"micro_batch": 16, **settings},
-    )  # fmt: skip
+        "kdrl",
+        student=student,
+        teacher=teacher,
+        steps=3,
+        prompts_per_step=2,
+        group_size=8,
+        max_new_tokens=96,
+        difficulty=(2, 2),
+        eval_every=0,
+        samples_every=0,
+        checkpoint_every=0,
+        updates_per_rollout=1,
+        **{"micro_batch": 16, **settings},
+    )
     assert plan(config, sixteen).peak / measured(config, tmp_path) == pytest.approx(1, abs=0.1)
 
 
@@ -84,18 +114,45 @@ def test_predicted_and_measured_peak_agree_within_ten_percent(tmp_path, monkeypa
 def test_so_they_do_where_weights_are_most_of_it(tmp_path, monkeypatch, sixteen, quant, make_model):
     if sixteen:
         monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
-    student, teacher = (make_model("qwen3", hidden=hidden, vocabulary=2000, num_hidden_layers=6, initializer_range=0.02) for hidden in (512, 384))
+    student, teacher = (
+        make_model(
+            "qwen3", hidden=hidden, vocabulary=2000, num_hidden_layers=6, initializer_range=0.02
+        )
+        for hidden in (512, 384)
+    )
     config = make_config(
-        "kdrl", student=student, teacher=teacher, quant=quant, teacher_quant=quant, steps=3, prompts_per_step=1, group_size=2, max_new_tokens=16,
-        difficulty=(2, 2), eval_every=0, samples_every=0, checkpoint_every=0, updates_per_rollout=1, micro_batch=1,
-    )  # fmt: skip
+        "kdrl",
+        student=student,
+        teacher=teacher,
+        quant=quant,
+        teacher_quant=quant,
+        steps=3,
+        prompts_per_step=1,
+        group_size=2,
+        max_new_tokens=16,
+        difficulty=(2, 2),
+        eval_every=0,
+        samples_every=0,
+        checkpoint_every=0,
+        updates_per_rollout=1,
+        micro_batch=1,
+    )
     assert plan(config, sixteen).peak / measured(config, tmp_path) == pytest.approx(1, abs=0.1)
 
 
 def test_where_sampling_does_not_fit_the_micro_batch_is_left_alone(make_model):
     # large weights and short completions: no smaller update makes room for the copy to sample from
     student = make_model(hidden=512, num_hidden_layers=12)
-    config = make_config("grpo", student=student, teacher=None, max_new_tokens=16, micro_batch=2, logits_mib=1, eval_every=0, difficulty=(2, 2))
+    config = make_config(
+        "grpo",
+        student=student,
+        teacher=None,
+        max_new_tokens=16,
+        micro_batch=2,
+        logits_mib=1,
+        eval_every=0,
+        difficulty=(2, 2),
+    )
     least = plan(config.model_copy(update={"dense_twin": False}), True, 10)
     assert plan(config, True, 10).peak > 1.1 * least.peak
     fits, found = fitted(config, (least.peak * MARGIN + CONTEXT) * 1.0005, True, 10)
@@ -116,8 +173,14 @@ def test_what_is_held_grows_with_what_it_is_made_of(make_model):
     assert changed(teacher=None).held["teacher"] == 0 < base.held["teacher"]
     assert changed(teacher=config.student).held["teacher"] == 0  # one base for both
     assert changed(teacher_home="host").held["teacher"] == 0
-    assert changed(micro_batch=8).updating["activations"] < base.updating["activations"] < changed(micro_batch=32).updating["activations"]
-    assert changed(gradient_checkpointing=True).updating["activations"] < base.updating["activations"]
+    assert (
+        changed(micro_batch=8).updating["activations"]
+        < base.updating["activations"]
+        < changed(micro_batch=32).updating["activations"]
+    )
+    assert (
+        changed(gradient_checkpointing=True).updating["activations"] < base.updating["activations"]
+    )
     one = base.held["dense copies"]  # in 16 bit the student's, to sample from
     assert plan(config, False, 10).held["dense copies"] > 3 * 2 * one
     assert "dense copies" not in changed(dense_twin=False).held
@@ -132,24 +195,45 @@ def test_the_parts_that_happen_at_once_add_up():
 
 
 def test_what_does_not_fit_is_made_smaller_without_changing_the_result(make_model):
-    config = make_config("kdrl", student=make_model(vocabulary=8000), teacher=make_model(vocabulary=8000, seed=1), micro_batch=16)
+    config = make_config(
+        "kdrl",
+        student=make_model(vocabulary=8000),
+        teacher=make_model(vocabulary=8000, seed=1),
+        micro_batch=16,
+    )
     whole = plan(config, True, 10)
     fits, found = fitted(config, whole.peak * MARGIN + CONTEXT + MIB, True, 10)
     assert (fits, found) == (config, whole)
     smaller, found = fitted(config, 0.5 * whole.peak * MARGIN + CONTEXT, True, 10)
-    changed = {name for name, value in smaller.model_dump().items() if value != getattr(config, name)}
+    changed = {
+        name for name, value in smaller.model_dump().items() if value != getattr(config, name)
+    }
     assert changed
-    assert changed <= {"sample_at_once", "micro_batch", "logits_mib", "gradient_checkpointing", "dense_twin"}
+    assert changed <= {
+        "sample_at_once",
+        "micro_batch",
+        "logits_mib",
+        "gradient_checkpointing",
+        "dense_twin",
+    }
     assert found.fits(0.5 * whole.peak * MARGIN + CONTEXT)
 
 
 def test_what_cannot_be_made_to_fit_says_what_would(make_model):
     config = make_config(
-        "kdrl", student=make_model("qwen3", hidden=256, vocabulary=8000), teacher=make_model("qwen3", hidden=512, vocabulary=8000, num_hidden_layers=8)
+        "kdrl",
+        student=make_model("qwen3", hidden=256, vocabulary=8000),
+        teacher=make_model("qwen3", hidden=512, vocabulary=8000, num_hidden_layers=8),
     )
-    least = fitted(config, 100 * GIB, True, 10)[0].model_copy(update={"micro_batch": 1, "sample_at_once": 8, "gradient_checkpointing": True})
+    least = fitted(config, 100 * GIB, True, 10)[0].model_copy(
+        update={"micro_batch": 1, "sample_at_once": 8, "gradient_checkpointing": True}
+    )
     room = plan(least, True, 10).peak * MARGIN + CONTEXT - 2 * MIB
-    with pytest.raises(ValueError, match=r"needs 1\.0 GiB even with micro_batch=1, and 1\.0 are there. What would fit: .*teacher_home=host"):
+    with pytest.raises(
+        ValueError,
+        match=r"needs 1\.0 GiB even with micro_batch=1, and 1\.0 are there. What would fit:"
+        r" .*teacher_home=host",
+    ):
         fitted(config, room, True, 10)
     with pytest.raises(ValueError, match="A smaller model would be needed"):
         fitted(config, CONTEXT, True, 10)
@@ -158,8 +242,14 @@ def test_what_cannot_be_made_to_fit_says_what_would(make_model):
 @pytest.mark.parametrize(
     ("needed", "says"),
     [
-        ({"max_new_tokens": 128, "teacher_home": "host"}, "max_new_tokens=128, teacher_home=host together"),
-        ({"max_new_tokens": 64, "prompts_per_step": 3, "teacher_home": "host"}, "max_new_tokens=64, prompts_per_step=3, teacher_home=host together"),
+        (
+            {"max_new_tokens": 128, "teacher_home": "host"},
+            "max_new_tokens=128, teacher_home=host together",
+        ),
+        (
+            {"max_new_tokens": 64, "prompts_per_step": 3, "teacher_home": "host"},
+            "max_new_tokens=64, prompts_per_step=3, teacher_home=host together",
+        ),
         ({"prompts_per_step": 3}, "prompts_per_step=3"),
         ({"max_new_tokens": 32}, "A smaller model would be needed, or a larger card"),
     ],
@@ -168,7 +258,9 @@ def test_what_fits_together_only_is_said_together(monkeypatch, needed, says):
     class Found:
         def __init__(self, config):
             numbers = {name: value for name, value in needed.items() if name != "teacher_home"}
-            self.good = all(getattr(config, name) <= value for name, value in numbers.items()) and needed.get("teacher_home") in (None, config.teacher_home)
+            self.good = all(
+                getattr(config, name) <= value for name, value in numbers.items()
+            ) and needed.get("teacher_home") in (None, config.teacher_home)
 
         def fits(self, memory, gpu):
             return self.good
@@ -179,7 +271,13 @@ def test_what_fits_together_only_is_said_together(monkeypatch, needed, says):
 
 
 def test_a_run_is_made_to_fit_before_anything_is_loaded(make_model, tmp_path, tiny, monkeypatch):
-    config = tiny("kdrl", student=make_model(vocabulary=8000), teacher=make_model(vocabulary=8000, seed=1), micro_batch=16, group_size=8)
+    config = tiny(
+        "kdrl",
+        student=make_model(vocabulary=8000),
+        teacher=make_model(vocabulary=8000, seed=1),
+        micro_batch=16,
+        group_size=8,
+    )
     need = plan(config, False)
     monkeypatch.setattr(drive_module, "free_memory", lambda _: 0.9 * need.peak * MARGIN)
     with pytest.warns(UserWarning, match="GiB are free: the run is made with .*micro_batch="):
@@ -196,11 +294,16 @@ def test_who_knows_better_switches_it_off(make_model, monkeypatch):
     config = make_config("kdrl", student=make_model(), settings={"plan": "off"})
     monkeypatch.setattr(drive_module, "fitted", lambda *_: pytest.fail("asked"))
     assert drive_module.within_memory(config) is config
-    assert drive_module.within_memory(make_config("kdrl")).student == "student"  # embedded models always fit
+    assert (
+        drive_module.within_memory(make_config("kdrl")).student == "student"
+    )  # embedded models always fit
 
 
 def test_a_context_that_is_too_short_is_found_without_weights(make_model):
-    with pytest.raises(ValueError, match="prompts of 10 tokens and completions of 500 do not fit the context of 128"):
+    with pytest.raises(
+        ValueError,
+        match="prompts of 10 tokens and completions of 500 do not fit the context of 128",
+    ):
         plan(make_config("grpo", student=make_model(), max_new_tokens=500), True, 10)
 
 
@@ -212,13 +315,26 @@ def test_real_sizes_are_planned_from_config_and_tokenizer_alone(tmp_path):
     shapes = {"student": (2048, 6144, 28, 16, True), "teacher": (4096, 12288, 36, 32, False)}
     for name, (hidden, feed_forward, layers, heads, tied) in shapes.items():
         Qwen3Config(
-            vocab_size=151_936, hidden_size=hidden, intermediate_size=feed_forward, num_hidden_layers=layers, num_attention_heads=heads,
-            num_key_value_heads=8, head_dim=128, max_position_embeddings=40_960, eos_token_id=1, pad_token_id=0, tie_word_embeddings=tied,
-        ).save_pretrained(tmp_path / name)  # fmt: skip
+            vocab_size=151_936,
+            hidden_size=hidden,
+            intermediate_size=feed_forward,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=8,
+            head_dim=128,
+            max_position_embeddings=40_960,
+            eos_token_id=1,
+            pad_token_id=0,
+            tie_word_embeddings=tied,
+        ).save_pretrained(tmp_path / name)
         character_tokenizer().save_pretrained(tmp_path / name)
-    config = make_config("kdrl", "s-countdown", student=str(tmp_path / "student"), teacher=str(tmp_path / "teacher"))
+    config = make_config(
+        "kdrl", "s-countdown", student=str(tmp_path / "student"), teacher=str(tmp_path / "teacher")
+    )
     found = plan(config, True)
     # Qwen3-8B: 8.2 billion weights, of which 6.95 billion in the layers
-    assert found.held["teacher"] / GIB == pytest.approx((6.95e9 * NF4_BYTES + 2 * 1.245e9) / GIB, rel=0.01)
+    assert found.held["teacher"] / GIB == pytest.approx(
+        (6.95e9 * NF4_BYTES + 2 * 1.245e9) / GIB, rel=0.01
+    )
     assert fitted(config, 24 * GIB, True)[0].sample_at_once > 0
     assert json.loads((tmp_path / "teacher" / "config.json").read_text())["model_type"] == "qwen3"

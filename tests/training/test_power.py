@@ -28,7 +28,11 @@ def whole(tiny, tmp_path_factory):
         if row["step"] in (2, 4):
             loop.folder.ask("knob", knob="kd_coef", value=row["step"] / 10)
 
-    return run(tiny("kdrl", steps=5, checkpoint_every=2, samples_every=2), tmp_path_factory.mktemp("whole") / "run", on_step=hand)
+    return run(
+        tiny("kdrl", steps=5, checkpoint_every=2, samples_every=2),
+        tmp_path_factory.mktemp("whole") / "run",
+        on_step=hand,
+    )
 
 
 @pytest.fixture
@@ -76,7 +80,9 @@ def test_a_status_that_ends_anywhere_keeps_no_run_from_going_on(cut):
         assert cut.last_status()["step"] == 5
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "optimizer.safetensors", "state.json"]
+)
 def test_a_file_of_a_checkpoint_that_ends_early_is_seen(cut, name):
     path = cut.checkpoints()[-1] / name
     data = path.read_bytes()
@@ -117,8 +123,14 @@ def test_whoever_measures_or_hands_over_a_damaged_checkpoint_is_told(cut, tmp_pa
     data = path.read_bytes()
     path.write_bytes(data[:-4] + bytes([data[-4] ^ 1]) + data[-3:])
     starts_there = tiny("grpo", {"adapter": str(path.parent)})
-    for use in (lambda: find_target(str(cut.path)), lambda: export_run(cut.path, tmp_path / "out"), lambda: run(starts_there, tmp_path / "new")):
-        with pytest.raises(checkpoints.Damaged, match=r"adapter_model\.safetensors is not what was written"):
+    for use in (
+        lambda: find_target(str(cut.path)),
+        lambda: export_run(cut.path, tmp_path / "out"),
+        lambda: run(starts_there, tmp_path / "new"),
+    ):
+        with pytest.raises(
+            checkpoints.Damaged, match=r"adapter_model\.safetensors is not what was written"
+        ):
             use()
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "new").exists()
@@ -165,12 +177,16 @@ def test_with_all_checkpoints_spoilt_nothing_is_dropped_before_they_are_removed(
     assert (cut.path / "metrics.jsonl").read_bytes() == rows
     assert cut.status()["state"] == "failed"
     shutil.rmtree(cut.path / "checkpoints")
-    with pytest.warns(UserWarning, match="no checkpoint to go on from: the run begins again from step 1"):
+    with pytest.warns(
+        UserWarning, match="no checkpoint to go on from: the run begins again from step 1"
+    ):
         resume(cut.path)
     assert first_difference(cut.rows(), whole.rows()) == (None, 0.0)
 
 
-@pytest.mark.parametrize(("without", "says"), [(2, "line 3, step 4 after step 2"), (0, "line 1, step 2 after step 0")])
+@pytest.mark.parametrize(
+    ("without", "says"), [(2, "line 3, step 4 after step 2"), (0, "line 1, step 2 after step 0")]
+)
 def test_a_row_that_is_missing_is_seen(cut, without, says):
     lines = (cut.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (cut.path / "metrics.jsonl").write_bytes(b"".join(lines[:without] + lines[without + 1 :]))
@@ -181,14 +197,20 @@ def test_a_row_that_is_missing_is_seen(cut, without, says):
 def test_a_row_that_is_there_twice_is_seen(cut):
     lines = (cut.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (cut.path / "metrics.jsonl").write_bytes(b"".join(lines[:2] + lines[1:]))
-    with pytest.raises(ValueError, match=r"line 3, step 2 after step 2: put the file back from a copy, or cut it before that line, and `rlkd resume"):
+    with pytest.raises(
+        ValueError,
+        match=r"line 3, step 2 after step 2: put the file back from a copy, or cut it before that"
+        r" line, and `rlkd resume",
+    ):
         cut.rows()
 
 
 @pytest.mark.slow
 def test_a_run_that_goes_on_elsewhere_says_so(cut):
     cut.write_json("env.json", cut.env() | {"threads": 64})
-    with pytest.warns(UserWarning, match=r"goes on elsewhere than it began, threads \d+ \(before: 64\)"):
+    with pytest.warns(
+        UserWarning, match=r"goes on elsewhere than it began, threads \d+ \(before: 64\)"
+    ):
         resume(cut.path)
     (warning,) = [event for event in cut.rows("events.jsonl") if event["event"] == "warning"]
     assert "may differ in the last bits" in warning["text"]
@@ -203,7 +225,9 @@ def test_a_run_that_is_done_and_has_lost_its_last_rows_computes_them_again(whole
 
 
 def test_rows_that_did_not_reach_the_disk_take_their_checkpoint_with_them(cut):
-    """The checkpoint of step 4 is there, the rows end with step 3: what is gone on from is step 2."""
+    """The checkpoint of step 4 is there, the rows end with step 3: what is gone on from is step
+    2.
+    """
     cut.truncate("metrics.jsonl", 3)
     config = config_of(cut)
     loop = Loop(config, cut, Knobs(config))
@@ -212,11 +236,18 @@ def test_rows_that_did_not_reach_the_disk_take_their_checkpoint_with_them(cut):
 
 
 @pytest.mark.slow
-def test_a_request_that_was_read_and_not_yet_answered_acts_where_it_was_meant(tiny, tmp_path, monkeypatch):
-    """Asked for after step 3, killed before the event of step 4 was written: the steps from the checkpoint on are computed again without it."""
+def test_a_request_that_was_read_and_not_yet_answered_acts_where_it_was_meant(
+    tiny, tmp_path, monkeypatch
+):
+    """Asked for after step 3, killed before the event of step 4 was written: the steps from the
+    checkpoint on are computed again without it.
+    """
 
     def hand(loop, row):
-        if row["step"] == 3 and not any(request["request"] == "knob" for request in Tail(loop.folder.path / "requests.jsonl").read()):
+        if row["step"] == 3 and not any(
+            request["request"] == "knob"
+            for request in Tail(loop.folder.path / "requests.jsonl").read()
+        ):
             loop.folder.ask("knob", knob="kd_coef", value=0.7)
 
     config = tiny("kdrl", steps=5, checkpoint_every=2)
@@ -238,11 +269,16 @@ def test_a_request_that_was_read_and_not_yet_answered_acts_where_it_was_meant(ti
     assert replay(folder.path, tmp_path / "again").difference is None
 
 
-# --- what is kept -----------------------------------------------------------------------------------------------------
+# --- what is kept ---------------------------------------------------------------------------------
 
 
 def checkpoint(folder, step, accuracy=None):
-    checkpoints.save(folder, step, lambda beside: (beside / "weights").write_text(str(step)), {"step": step, "accuracy": accuracy})
+    checkpoints.save(
+        folder,
+        step,
+        lambda beside: (beside / "weights").write_text(str(step)),
+        {"step": step, "accuracy": accuracy},
+    )
 
 
 @pytest.fixture
@@ -291,10 +327,16 @@ def test_what_others_put_beside_them_is_no_checkpoint_and_stays(folder):
     for step in (1, 2, 3):
         checkpoint(folder, step)
     for name in ("step_keepme", "step_000001_backup"):
-        shutil.copytree(folder.path / "checkpoints" / "step_000001", folder.path / "checkpoints" / name)
+        shutil.copytree(
+            folder.path / "checkpoints" / "step_000001", folder.path / "checkpoints" / name
+        )
     checkpoints.prune(folder, 1)
     assert steps(folder) == [3]
-    assert {path.name for path in (folder.path / "checkpoints").iterdir()} == {"step_000003", "step_keepme", "step_000001_backup"}
+    assert {path.name for path in (folder.path / "checkpoints").iterdir()} == {
+        "step_000003",
+        "step_keepme",
+        "step_000001_backup",
+    }
 
 
 def test_recorded_rollouts_are_thinned_over_the_whole_run(folder):
@@ -319,9 +361,23 @@ def test_what_is_kept_is_no_part_of_what_a_checkpoint_fits(tiny):
 
 @pytest.mark.slow
 def test_the_loop_keeps_what_the_config_says(tiny, tmp_path):
-    folder = run(tiny("grpo", steps=8, checkpoint_every=1, samples_every=1, keep_checkpoints=2, keep_samples=4, eval_every=2), tmp_path / "run")
+    folder = run(
+        tiny(
+            "grpo",
+            steps=8,
+            checkpoint_every=1,
+            samples_every=1,
+            keep_checkpoints=2,
+            keep_samples=4,
+            eval_every=2,
+        ),
+        tmp_path / "run",
+    )
     accuracy = {row["step"]: row.get("eval/accuracy") for row in folder.rows()}
-    best = max((step for step in accuracy if accuracy[step] is not None), key=lambda step: (accuracy[step], step))
+    best = max(
+        (step for step in accuracy if accuracy[step] is not None),
+        key=lambda step: (accuracy[step], step),
+    )
     assert steps(folder) == sorted({best, 7, 8})
     assert folder.sample_steps()[0] == 1
     assert folder.sample_steps()[-1] == 8

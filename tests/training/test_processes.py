@@ -13,7 +13,10 @@ from rlkd_lab.training import run
 
 CASES = {
     # three prompts are no even share of two processes
-    "kdrl": ("kdrl", {"prompts_per_step": 3, "minibatches": 2, "samples_every": 2, "eval_every": 2}),
+    "kdrl": (
+        "kdrl",
+        {"prompts_per_step": 3, "minibatches": 2, "samples_every": 2, "eval_every": 2},
+    ),
     "grpo": ("grpo", {"prompts_per_step": 4, "updates_per_rollout": 2}),
     "gkd": ("gkd", {"prompts_per_step": 2, "on_policy_frac": 1.0}),
     "sft": ("sft", {"prompts_per_step": 4}),
@@ -53,14 +56,39 @@ def test_every_row_has_one_owner_and_shares_are_even(monkeypatch, count):
 
 @pytest.mark.slow
 def test_two_processes_are_one(tiny, tmp_path):
-    configs = {name: tiny(method, **{"steps": 3, "group_size": 4, "checkpoint_every": 1, **fields}) for name, (method, fields) in CASES.items()}
-    (tmp_path / "configs.json").write_text(json.dumps({name: config.model_dump() for name, config in configs.items()}))
+    configs = {
+        name: tiny(method, **{"steps": 3, "group_size": 4, "checkpoint_every": 1, **fields})
+        for name, (method, fields) in CASES.items()
+    }
+    (tmp_path / "configs.json").write_text(
+        json.dumps({name: config.model_dump() for name, config in configs.items()})
+    )
     (tmp_path / "worker.py").write_text(WORKER)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+    ]
     done = subprocess.run(
-        [*launch, "--dynamo_backend", "no", str(tmp_path / "worker.py"), str(tmp_path / "configs.json"), str(tmp_path / "two")],
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+        [
+            *launch,
+            "--dynamo_backend",
+            "no",
+            str(tmp_path / "worker.py"),
+            str(tmp_path / "configs.json"),
+            str(tmp_path / "two"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for name, config in configs.items():
         one, two = run(config, tmp_path / "one" / name), RunFolder.open(tmp_path / "two" / name)
@@ -69,15 +97,25 @@ def test_two_processes_are_one(tiny, tmp_path):
         # gradients are summed in another order, and Adam makes the most of it
         assert first_difference(two.rows(), one.rows(), 5e-4)[0] is None, name
         assert first_difference(two.rows()[:1], one.rows()[:1], 2e-5)[0] is None, name
-        weights = [load_file(folder.checkpoints()[-1] / "adapter_model.safetensors") for folder in (one, two)]
-        assert max(float((weights[0][key] - weights[1][key]).abs().max()) for key in weights[0]) < 5e-4
+        weights = [
+            load_file(folder.checkpoints()[-1] / "adapter_model.safetensors")
+            for folder in (one, two)
+        ]
+        assert (
+            max(float((weights[0][key] - weights[1][key]).abs().max()) for key in weights[0]) < 5e-4
+        )
         assert two.sample_steps() == one.sample_steps()
         for step in one.sample_steps():
-            assert two.samples(step)["completion"].tolist() == one.samples(step)["completion"].tolist()
+            assert (
+                two.samples(step)["completion"].tolist() == one.samples(step)["completion"].tolist()
+            )
 
 
 def test_more_processes_than_prompts_are_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 3)
     monkeypatch.setattr(processes, "from_first", lambda value: value)
-    with pytest.raises(ValueError, match="3 processes share the prompts of a step: set prompts_per_step to 3 or more"):
+    with pytest.raises(
+        ValueError,
+        match="3 processes share the prompts of a step: set prompts_per_step to 3 or more",
+    ):
         run(tiny(prompts_per_step=2), tmp_path / "run")

@@ -1,4 +1,6 @@
-"""A run that was killed and resumed has the rows of one that was not; a replay has the rows of the original."""
+"""A run that was killed and resumed has the rows of one that was not; a replay has the rows of
+the original.
+"""
 
 import json
 import os
@@ -45,7 +47,9 @@ def killer(at, also=None):
 def assert_same(path, expected):
     again = RunFolder.open(path)
     rows = again.rows()
-    assert [row["step"] for row in rows] == [row["step"] for row in expected.rows()]  # none lost, none doubled
+    assert [row["step"] for row in rows] == [
+        row["step"] for row in expected.rows()
+    ]  # none lost, none doubled
     assert first_difference(rows, expected.rows()) == (None, 0.0)
     assert again.touched == expected.touched
     assert moves(again) == moves(expected)
@@ -54,36 +58,54 @@ def assert_same(path, expected):
 
 def moves(folder):
     """All events but the self-check's: there is one for each life."""
-    return [{k: v for k, v in row.items() if k != "time"} for row in folder.rows("events.jsonl") if row["event"] != "selfcheck"]
+    return [
+        {k: v for k, v in row.items() if k != "time"}
+        for row in folder.rows("events.jsonl")
+        if row["event"] != "selfcheck"
+    ]
 
 
 @pytest.fixture(scope="module")
 def touched(tiny, tmp_path_factory):
     """Five steps of KDRL with knobs moved by hand, never interrupted."""
-    folder = run(tiny("kdrl", steps=5, checkpoint_every=2), tmp_path_factory.mktemp("touched") / "run", on_step=touch)
+    folder = run(
+        tiny("kdrl", steps=5, checkpoint_every=2),
+        tmp_path_factory.mktemp("touched") / "run",
+        on_step=touch,
+    )
     assert folder.touched
     assert folder.metrics()["coef/kd_coef"].tolist() == [0.1, 0.9, 0.9, 0.1, 0.1]
     return folder
 
 
-# --- resume -----------------------------------------------------------------------------------------------------------
+# --- resume ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("checkpoint_every", "killed_at"),
     [
         (2, 3),
-        # the last checkpoint holds the moved knobs; or there is none, and all moves come from the recorded events
+        # the last checkpoint holds the moved knobs; or there is none, and all moves come from the
+        # recorded events
         pytest.param(3, 4, marks=pytest.mark.slow),
         pytest.param(0, 4, marks=pytest.mark.slow),
     ],
 )
-def test_a_touched_run_resumes_as_if_nothing_had_happened(tiny, tmp_path, touched, checkpoint_every, killed_at):
+def test_a_touched_run_resumes_as_if_nothing_had_happened(
+    tiny, tmp_path, touched, checkpoint_every, killed_at
+):
     with pytest.raises(Killed):
-        run(tiny("kdrl", steps=5, checkpoint_every=checkpoint_every), tmp_path / "run", on_step=killer(killed_at, touch))
+        run(
+            tiny("kdrl", steps=5, checkpoint_every=checkpoint_every),
+            tmp_path / "run",
+            on_step=killer(killed_at, touch),
+        )
     assert RunFolder.open(tmp_path / "run").status()["state"] == "failed"
     # the hand is on the panel in the second life too, where the first one had not come to
-    resume(tmp_path / "run", on_step=lambda loop, row: touch(loop, row) if row["step"] >= killed_at else None)
+    resume(
+        tmp_path / "run",
+        on_step=lambda loop, row: touch(loop, row) if row["step"] >= killed_at else None,
+    )
     assert_same(tmp_path / "run", touched)
 
 
@@ -112,7 +134,11 @@ def after_the_row(monkeypatch, step):
         raise Killed
 
     save = Loop.save_checkpoint
-    monkeypatch.setattr(Loop, "save_checkpoint", lambda self: no_checkpoint(self) if self.step == step else save(self))
+    monkeypatch.setattr(
+        Loop,
+        "save_checkpoint",
+        lambda self: no_checkpoint(self) if self.step == step else save(self),
+    )
 
 
 def in_the_checkpoint(monkeypatch, step):
@@ -155,7 +181,9 @@ def within_the_row(monkeypatch, step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("crash", [after_the_row, in_the_checkpoint, before_the_row, within_the_row])
+@pytest.mark.parametrize(
+    "crash", [after_the_row, in_the_checkpoint, before_the_row, within_the_row]
+)
 def test_wherever_a_step_is_cut_no_row_is_lost_or_doubled(tiny, tmp_path, touched, crash):
     with pytest.MonkeyPatch.context() as monkeypatch:
         crash(monkeypatch, 4)
@@ -170,7 +198,9 @@ def test_wherever_a_step_is_cut_no_row_is_lost_or_doubled(tiny, tmp_path, touche
 
 @pytest.mark.slow
 def test_a_run_killed_twice_remembers_its_moves(tiny, tmp_path, touched):
-    """The moves after the checkpoint are in events.jsonl alone, and the first resume must not lose what it has not come to yet."""
+    """The moves after the checkpoint are in events.jsonl alone, and the first resume must not
+    lose what it has not come to yet.
+    """
     with pytest.raises(Killed):
         run(tiny("kdrl", steps=5, checkpoint_every=0), tmp_path / "run", on_step=killer(4, touch))
     with pytest.raises(Killed):
@@ -184,13 +214,17 @@ def test_resuming_a_finished_run_changes_nothing(trained, tmp_path):
     import shutil
 
     shutil.copytree(trained("kdrl").path, tmp_path / "run")
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != "status.json"}
+    before = {
+        path: path.read_bytes()
+        for path in (tmp_path / "run").rglob("*")
+        if path.is_file() and path.name != "status.json"
+    }
     resume(tmp_path / "run", on_step=lambda loop, row: pytest.fail("a step was taken"))
     assert {path: path.read_bytes() for path in before} == before
     assert RunFolder.open(tmp_path / "run").status()["state"] == "done"
 
 
-# --- what does not fit ------------------------------------------------------------------------------------------------
+# --- what does not fit ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -208,7 +242,16 @@ def edit(folder, **values):
     folder.write_json("config.json", {**folder.config(), **values})
 
 
-@pytest.mark.parametrize("values", [{"knobs": {"learning_rate": 0.5}}, {"lora_rank": 8}, {"seed": 9}, {"method": "kdrl_masked"}, {"student": "student-weak"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"knobs": {"learning_rate": 0.5}},
+        {"lora_rank": 8},
+        {"seed": 9},
+        {"method": "kdrl_masked"},
+        {"student": "student-weak"},
+    ],
+)
 def test_a_checkpoint_of_other_settings_is_refused(copy, values):
     edit(copy, **values)
     before = (copy.path / "metrics.jsonl").read_bytes()
@@ -226,12 +269,25 @@ def test_a_finished_run_whose_config_now_asks_for_more_steps_is_refused(copy):
 
 
 def test_how_often_things_are_written_may_be_changed(copy):
-    edit(copy, eval_every=3, samples_every=7, checkpoint_every=1, interference_every=5, eval_prompts=16)
+    edit(
+        copy,
+        eval_every=3,
+        samples_every=7,
+        checkpoint_every=1,
+        interference_every=5,
+        eval_prompts=16,
+    )
     assert resume(copy.path).status()["state"] == "done"
 
 
 @pytest.mark.parametrize(
-    ("values", "says"), [({"method": "grop"}, "'grpo'"), ({"steps": 0}, "steps"), ({"stepz": 4}, "stepz"), ({"knobs": {"kd_coef": 99}}, "0–10")]
+    ("values", "says"),
+    [
+        ({"method": "grop"}, "'grpo'"),
+        ({"steps": 0}, "steps"),
+        ({"stepz": 4}, "stepz"),
+        ({"knobs": {"kd_coef": 99}}, "0–10"),
+    ],
 )
 def test_a_config_that_was_edited_badly_is_refused_in_words(copy, values, says):
     edit(copy, **values)
@@ -240,7 +296,9 @@ def test_a_config_that_was_edited_badly_is_refused_in_words(copy, values, says):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "optimizer.safetensors", "state.json"]
+)
 @pytest.mark.parametrize("keep", [0, 200])
 def test_from_a_damaged_checkpoint_nothing_goes_on(copy, name, keep):
     path = copy.checkpoints()[-1] / name
@@ -261,7 +319,9 @@ def test_a_checkpoint_without_some_of_its_tensors_is_damaged(copy, name):
     with pytest.raises(checkpoints.Damaged, match="is not what was written"):
         checkpoints.read(path.parent)
     state = json.loads((path.parent / "state.json").read_text())
-    (path.parent / "state.json").write_text(json.dumps({**state, "sha256": {}, "sha256_of_this": None}))
+    (path.parent / "state.json").write_text(
+        json.dumps({**state, "sha256": {}, "sha256_of_this": None})
+    )
     with pytest.raises(ValueError, match="is damaged: missing or odd tensors"):
         resume(copy.path)
 
@@ -273,10 +333,14 @@ def test_a_missing_file_of_a_checkpoint_is_damage(copy):
 
 
 def test_a_digest_of_something_elsewhere_is_not_looked_at(copy):
-    """The name in a state.json from elsewhere leads out of the folder, to a file that never ends."""
+    """The name in a state.json from elsewhere leads out of the folder, to a file that never
+    ends.
+    """
     path = copy.checkpoints()[-1]
     state = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(json.dumps({**state, "sha256": {"/dev/zero": "0" * 64}, "sha256_of_this": None}))
+    (path / "state.json").write_text(
+        json.dumps({**state, "sha256": {"/dev/zero": "0" * 64}, "sha256_of_this": None})
+    )
     with pytest.raises(checkpoints.Damaged, match="/dev/zero is not what was written"):
         checkpoints.read(path)
 
@@ -295,7 +359,7 @@ def test_the_optimizers_moments_come_back(trained, copy):
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
-# --- replay -----------------------------------------------------------------------------------------------------------
+# --- replay ---------------------------------------------------------------------------------------
 
 
 def test_a_touched_run_replays_to_the_last_bit(touched, tmp_path):
@@ -334,7 +398,7 @@ def test_a_run_without_a_step_cannot_be_replayed(tmp_path, tiny):
     assert not (tmp_path / "again").exists()
 
 
-# --- a true kill ------------------------------------------------------------------------------------------------------
+# --- a true kill ----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -345,16 +409,29 @@ def test_sigkill_in_mid_run_and_resume(tmp_path):
 
     def arguments(out):
         small = {
-            "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 24, "difficulty": "2-2", "eval_every": 4, "eval_prompts": 8,
-            "samples_every": 2, "checkpoint_every": 2,
-        }  # fmt: skip
+            "prompts_per_step": 2,
+            "group_size": 2,
+            "max_new_tokens": 24,
+            "difficulty": "2-2",
+            "eval_every": 4,
+            "eval_prompts": 8,
+            "samples_every": 2,
+            "checkpoint_every": 2,
+        }
         sets = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
         return ["train", "--method", "kdrl", "--steps", "8", "--out", str(out), *sets]
 
     out = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-m", "rlkd_lab.cli", *arguments(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlkd_lab.cli", *arguments(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 240
-    while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_bytes().count(b"\n") < 3:
+    while (
+        not (out / "metrics.jsonl").exists()
+        or (out / "metrics.jsonl").read_bytes().count(b"\n") < 3
+    ):
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -379,7 +456,9 @@ def test_a_run_stopped_between_two_steps_loses_none(tiny, tmp_path):
     def stop_after_two(loop, row):
         loop.stopping = row["step"] == 2
 
-    folder = run(tiny("grpo", steps=4, checkpoint_every=0), tmp_path / "run", on_step=stop_after_two)
+    folder = run(
+        tiny("grpo", steps=4, checkpoint_every=0), tmp_path / "run", on_step=stop_after_two
+    )
     assert [path.name for path in folder.checkpoints()] == ["step_000002"]
     assert folder.status()["state"] == "idle"
 
@@ -396,9 +475,19 @@ def test_a_checkpoint_that_the_rows_do_not_reach_is_not_used(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("broken", "says"), [(DenseTwin, "what is trained through it is not the policy"), (Decoder, "it does not sample the policy")])
-def test_a_twin_that_computes_something_else_stops_the_run_at_its_first_step(tiny, tmp_path, monkeypatch, broken, says):
-    monkeypatch.setattr("rlkd_lab.training.drive.check_start", lambda loop: None)  # which would find it before
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (DenseTwin, "what is trained through it is not the policy"),
+        (Decoder, "it does not sample the policy"),
+    ],
+)
+def test_a_twin_that_computes_something_else_stops_the_run_at_its_first_step(
+    tiny, tmp_path, monkeypatch, broken, says
+):
+    monkeypatch.setattr(
+        "rlkd_lab.training.drive.check_start", lambda loop: None
+    )  # which would find it before
     made = broken.__init__
 
     def spoil(self, source):

@@ -1,4 +1,6 @@
-"""What is wrong silently is found before the first step: four builds, each broken in one place, are refused in words; a sound one is not disturbed."""
+"""What is wrong silently is found before the first step: four builds, each broken in one place,
+are refused in words; a sound one is not disturbed.
+"""
 
 import json
 import math
@@ -26,11 +28,15 @@ FAMILIES = ("qwen3", "qwen2", "gemma2")
 
 
 def lost_after(monkeypatch, armed):
-    """As bitsandbytes does on CPUs with AVX512-BF16: after one forward for inference a 4-bit layer passes no gradient on."""
+    """As bitsandbytes does on CPUs with AVX512-BF16: after one forward for inference a 4-bit
+    layer passes no gradient on.
+    """
     forward = Linear4bit.forward
 
     def spoilt(self, x):
-        self.repacked = getattr(self, "repacked", False) or (bool(armed) and not torch.is_grad_enabled() and not self.training)
+        self.repacked = getattr(self, "repacked", False) or (
+            bool(armed) and not torch.is_grad_enabled() and not self.training
+        )
         return forward(self, x.detach() if self.repacked else x)
 
     monkeypatch.setattr(Linear4bit, "forward", spoilt)
@@ -39,7 +45,9 @@ def lost_after(monkeypatch, armed):
 def lost_after_a_generation(monkeypatch):
     armed, generate = [], selfcheck._generate
     lost_after(monkeypatch, armed)
-    monkeypatch.setattr(selfcheck, "_generate", lambda *given: (armed.append(True), generate(*given))[1])
+    monkeypatch.setattr(
+        selfcheck, "_generate", lambda *given: (armed.append(True), generate(*given))[1]
+    )
 
 
 def lost_while_the_models_are_loaded(monkeypatch):
@@ -51,13 +59,19 @@ def a_copy_of_half_a_gradient(monkeypatch):
     from rlkd_lab.rollouts import twin
 
     backward = twin._Merged.backward
-    monkeypatch.setattr(twin._Merged, "backward", staticmethod(lambda *given: tuple(None if g is None else g / 2 for g in backward(*given))))
+    monkeypatch.setattr(
+        twin._Merged,
+        "backward",
+        staticmethod(lambda *given: tuple(None if g is None else g / 2 for g in backward(*given))),
+    )
 
 
 def a_temperature_that_is_forgotten(monkeypatch):
     from rlkd_lab.rollouts import fast
 
-    monkeypatch.setattr(fast, "_filtered", lambda logits, sampling: torch.log_softmax(logits.float(), dim=-1))
+    monkeypatch.setattr(
+        fast, "_filtered", lambda logits, sampling: torch.log_softmax(logits.float(), dim=-1)
+    )
 
 
 def a_stale_adapter(monkeypatch):
@@ -112,7 +126,9 @@ def a_mask_that_is_ignored(monkeypatch):
 
 
 def positions_that_are_wrong_in_padded_rows(monkeypatch):
-    """Rotary positions are relative, so that a shift of all of them would do no harm; these are wrong in padded rows alone."""
+    """Rotary positions are relative, so that a shift of all of them would do no harm; these are
+    wrong in padded rows alone.
+    """
     states = logprobs.hidden_states
 
     def shifted(lm, sequences):
@@ -132,7 +148,8 @@ def positions_that_are_wrong_in_padded_rows(monkeypatch):
 BROKEN = {
     lost_after_a_generation: "gradients are lost after a generation",
     lost_while_the_models_are_loaded: "gradients are not the slope of the loss",
-    a_copy_of_half_a_gradient: r"the dense copy is wrong: its gradients are not the policy's .*dense_twin=false",
+    a_copy_of_half_a_gradient: r"the dense copy is wrong: its gradients are not the policy's"
+    r" .*dense_twin=false",
     a_stale_adapter: "the dense copy is wrong",
     a_temperature_that_is_forgotten: "what is sampled is not the policy that is trained",
     an_adapter_that_stays_on: "with its adapter off the policy is not its base",
@@ -161,11 +178,17 @@ def test_doctor_deep_fails_on_a_broken_build(monkeypatch, broken):
     broken(monkeypatch)
     result = CliRunner().invoke(app, ["doctor", "--deep", "--student", "student", "--json"])
     assert result.exit_code == 1
-    wrong = [line["text"] for line in json.loads(result.stdout) if not line["ok"] and line["text"].startswith("student (nf4)")]
+    wrong = [
+        line["text"]
+        for line in json.loads(result.stdout)
+        if not line["ok"] and line["text"].startswith("student (nf4)")
+    ]
     assert re.search(BROKEN[broken], wrong[0])
 
 
-@pytest.mark.skipif(not has_avx512bf16(), reason="this CPU has no AVX512-BF16, so bitsandbytes does not repack")
+@pytest.mark.skipif(
+    not has_avx512bf16(), reason="this CPU has no AVX512-BF16, so bitsandbytes does not repack"
+)
 def test_without_the_guard_of_the_loader_no_run_begins_on_such_a_cpu(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "quantised_layers", lambda model: iter(()))
     with pytest.raises(ValueError, match="gradients are not the slope of the loss"):
@@ -182,11 +205,15 @@ def test_an_adapter_of_any_size_is_heard(monkeypatch):
 
 
 def test_a_sound_build_passes_with_its_numbers():
-    result = CliRunner().invoke(app, ["doctor", "--deep", "--student", "knights-student", "--quant", "none"])
-    assert result.exit_code == 0, result.output
-    assert sum("knights-student (none): " in line and re.search(r"[\d.e-]+( nats apart)?$", line) is not None for line in result.stdout.splitlines()) == len(
-        ALL
+    result = CliRunner().invoke(
+        app, ["doctor", "--deep", "--student", "knights-student", "--quant", "none"]
     )
+    assert result.exit_code == 0, result.output
+    assert sum(
+        "knights-student (none): " in line
+        and re.search(r"[\d.e-]+( nats apart)?$", line) is not None
+        for line in result.stdout.splitlines()
+    ) == len(ALL)
 
 
 def test_a_model_is_asked_for_with_deep_alone():
@@ -208,13 +235,24 @@ def test_rounding_in_16_bit_is_no_fault(make_model, monkeypatch, name, dtype):
 
 def test_in_16_bit_a_broken_build_is_found_too(monkeypatch):
     monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
-    for broken in (lost_after_a_generation, a_temperature_that_is_forgotten, an_adapter_that_stays_on, a_stale_adapter):
+    for broken in (
+        lost_after_a_generation,
+        a_temperature_that_is_forgotten,
+        an_adapter_that_stays_on,
+        a_stale_adapter,
+    ):
         with monkeypatch.context() as within:
             broken(within)
             policy = load_policy("student", "nf4")
             policy.model.train()
             wrong = [one.name for one in examine(policy, policy, DenseTwin(policy)) if not one.ok]
-        assert wrong[:1] == ["base" if broken is an_adapter_that_stays_on else "gradients" if broken is lost_after_a_generation else "sampler"]
+        assert wrong[:1] == [
+            "base"
+            if broken is an_adapter_that_stays_on
+            else "gradients"
+            if broken is lost_after_a_generation
+            else "sampler"
+        ]
 
 
 def test_the_record_has_the_numbers(trained):
@@ -225,7 +263,9 @@ def test_the_record_has_the_numbers(trained):
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_is_checked_again_and_fails_where_the_build_broke_since(tiny, tmp_path, monkeypatch):
+def test_a_run_that_goes_on_is_checked_again_and_fails_where_the_build_broke_since(
+    tiny, tmp_path, monkeypatch
+):
     def stop(loop, row):
         loop.stopping = True
 
@@ -240,16 +280,24 @@ def test_a_run_that_goes_on_is_checked_again_and_fails_where_the_build_broke_sin
     assert "with its adapter off" in folder.status()["why"]
     resume(tmp_path / "run")
     assert folder.status()["state"] == "done"
-    assert [row["step"] for row in folder.rows("events.jsonl") if row["event"] == "selfcheck"] == [0, 1, 1]
+    assert [row["step"] for row in folder.rows("events.jsonl") if row["event"] == "selfcheck"] == [
+        0,
+        1,
+        1,
+    ]
 
 
 def test_what_another_process_finds_ends_the_run_in_all(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(selfcheck.processes, "from_all", lambda value: [value, ["the other's models are wrong"]] if value == [] else [value])
+    monkeypatch.setattr(
+        selfcheck.processes,
+        "from_all",
+        lambda value: [value, ["the other's models are wrong"]] if value == [] else [value],
+    )
     with pytest.raises(ValueError, match="the other's models are wrong"):
         run(tiny(), tmp_path / "run")
 
 
-# --- it leaves no trace -----------------------------------------------------------------------------------------------
+# --- it leaves no trace ---------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -259,7 +307,11 @@ def test_a_run_has_the_same_rows_with_and_without(tiny, tmp_path, monkeypatch, f
         loop.stopping = row["step"] == 2
 
     def rows(name):
-        run(tiny("kdrl", {"learning_rate": "0.01"}, steps=3, **fields), tmp_path / name, on_step=stop)
+        run(
+            tiny("kdrl", {"learning_rate": "0.01"}, steps=3, **fields),
+            tmp_path / name,
+            on_step=stop,
+        )
         return resume(tmp_path / name).rows()
 
     checked = rows("checked")
@@ -268,11 +320,19 @@ def test_a_run_has_the_same_rows_with_and_without(tiny, tmp_path, monkeypatch, f
 
 
 def test_weights_gradients_optimizer_and_random_streams_are_as_they_were(tiny, tmp_path):
-    streams = lambda: (torch.random.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: E731, NPY002
+    streams = lambda: (
+        torch.random.get_rng_state().tolist(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+    )  # noqa: E731, NPY002
     seen = {}
 
     def check(loop, row):
-        state = [p.detach().clone() for p in loop.policy.trainable()], [p.grad.clone() for p in loop.policy.trainable()], loop.snapshot().moments
+        state = (
+            [p.detach().clone() for p in loop.policy.trainable()],
+            [p.grad.clone() for p in loop.policy.trainable()],
+            loop.snapshot().moments,
+        )
         loop.twin.sync()
         merged = [p.clone() for p in loop.twin.model.parameters()]
         before = streams()
@@ -283,8 +343,15 @@ def test_weights_gradients_optimizer_and_random_streams_are_as_they_were(tiny, t
             assert torch.equal(p, value)
             assert torch.equal(p.grad, gradient)
         moments = loop.snapshot().moments
-        assert all(torch.equal(moments[i][key], value) for i, entry in state[2].items() for key, value in entry.items())
-        assert all(torch.equal(p, value) for p, value in zip(loop.twin.model.parameters(), merged, strict=True))
+        assert all(
+            torch.equal(moments[i][key], value)
+            for i, entry in state[2].items()
+            for key, value in entry.items()
+        )
+        assert all(
+            torch.equal(p, value)
+            for p, value in zip(loop.twin.model.parameters(), merged, strict=True)
+        )
 
     run(tiny("kdrl", {"learning_rate": "0.01"}, steps=1), tmp_path / "run", on_step=check)
     assert seen["numbers"] == [True] * len(ALL)

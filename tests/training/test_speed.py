@@ -17,8 +17,14 @@ def test_a_forward_pass_is_what_torch_counts_without_attention_and_adapters(make
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
         plain.head(hidden_states(plain, part))
     per_operator = counted.get_flop_counts()["Global"]
-    products = sum(flops for name, flops in per_operator.items() if "attention" not in str(name) and "bmm" not in str(name))
-    adapters = sum(p.numel() for p in plain.trainable()) * 2 * ids.numel() * 2  # two a weight and token, over prompts and completions
+    products = sum(
+        flops
+        for name, flops in per_operator.items()
+        if "attention" not in str(name) and "bmm" not in str(name)
+    )
+    adapters = (
+        sum(p.numel() for p in plain.trainable()) * 2 * ids.numel() * 2
+    )  # two a weight and token, over prompts and completions
     assert Size.of(lm).forward(*tokens(part)) == pytest.approx(products - adapters, rel=0.01)
     assert Size.of(lm) == Size.of(plain)
 

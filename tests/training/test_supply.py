@@ -1,4 +1,6 @@
-"""Files, folders and settings from elsewhere are data: nothing in them is run, followed out of its place, or obeyed by a screen."""
+"""Files, folders and settings from elsewhere are data: nothing in them is run, followed out of
+its place, or obeyed by a screen.
+"""
 
 import ast
 import getpass
@@ -54,14 +56,22 @@ class Bomb:
         return os.mkdir, (str(self.mark),)
 
 
-# --- safetensors, parquet, JSON ---------------------------------------------------------------------------------------
+# --- safetensors, parquet, JSON -------------------------------------------------------------------
 
 
 def calls(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            yield ast.unparse(node.func), name, {word.arg: ast.unparse(word.value) for word in node.keywords}
+            name = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else getattr(node.func, "id", "")
+            )
+            yield (
+                ast.unparse(node.func),
+                name,
+                {word.arg: ast.unparse(word.value) for word in node.keywords},
+            )
 
 
 def test_the_package_has_no_way_to_run_what_it_reads():
@@ -74,25 +84,55 @@ def test_the_package_has_no_way_to_run_what_it_reads():
             if re.search(rf"^\s*(import|from) {name}\b", text, re.M)
         ]
         for whole, name, words in calls(path):
-            unsafe = whole in ("eval", "exec", "compile", "np.load", "numpy.load", "os.system", "pd.read_pickle")
+            unsafe = whole in (
+                "eval",
+                "exec",
+                "compile",
+                "np.load",
+                "numpy.load",
+                "os.system",
+                "pd.read_pickle",
+            )
             unsafe = unsafe or (whole == "torch.load" and words.get("weights_only") != "True")
-            unsafe = unsafe or words.get("shell") == "True" or words.get("allow_pickle") == "True" or words.get("trust_remote_code", "False") != "False"
+            unsafe = (
+                unsafe
+                or words.get("shell") == "True"
+                or words.get("allow_pickle") == "True"
+                or words.get("trust_remote_code", "False") != "False"
+            )
             # where it is left out, transformers asks on the terminal
-            unsafe = unsafe or (name == "from_pretrained" and whole.startswith("Auto") and words.get("trust_remote_code") != "False")
-            unsafe = unsafe or (whole == "AutoModelForCausalLM.from_pretrained" and words.get("use_safetensors") != "True")
+            unsafe = unsafe or (
+                name == "from_pretrained"
+                and whole.startswith("Auto")
+                and words.get("trust_remote_code") != "False"
+            )
+            unsafe = unsafe or (
+                whole == "AutoModelForCausalLM.from_pretrained"
+                and words.get("use_safetensors") != "True"
+            )
             found += [f"{path.name}: {whole}"] * unsafe
-    assert found == ["apart.py: pickle"]  # over a pipe from a run to the process that it has started for its verifier; nothing from a file
+    assert (
+        found == ["apart.py: pickle"]
+    )  # over a pipe from a run to the process that it has started for its verifier; nothing from a file
 
 
 def test_every_adapter_that_peft_reads_is_looked_at_before():
     for path in MODULES:
         for line in path.read_text().splitlines():
             if "PeftModel.from_pretrained(" in line or ".load_adapter(" in line:
-                assert "adapter_folder(" in line or ", start," in line or "(start," in line or "print" in line or '"model = ' in line, f"{path.name}: {line}"
+                assert (
+                    "adapter_folder(" in line
+                    or ", start," in line
+                    or "(start," in line
+                    or "print" in line
+                    or '"model = ' in line
+                ), f"{path.name}: {line}"
 
 
 @pytest.mark.parametrize("load", [load_policy, load_teacher])
-def test_an_adapter_in_a_pickle_is_refused_and_not_opened(make_model, make_adapter, tmp_path, mark, load):
+def test_an_adapter_in_a_pickle_is_refused_and_not_opened(
+    make_model, make_adapter, tmp_path, mark, load
+):
     folder = tmp_path / "adapter"
     shutil.copytree(make_adapter(make_model()), folder)
     (folder / "adapter_model.safetensors").unlink()
@@ -101,7 +141,9 @@ def test_an_adapter_in_a_pickle_is_refused_and_not_opened(make_model, make_adapt
         load(make_model(), "none", adapter=str(folder))
 
 
-def test_an_adapter_whose_config_names_code_is_refused(make_model, make_adapter, tmp_path, monkeypatch, mark):
+def test_an_adapter_whose_config_names_code_is_refused(
+    make_model, make_adapter, tmp_path, monkeypatch, mark
+):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "theirs.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
     folder = make_adapter(make_model(), megatron_config={"a": 1}, megatron_core="theirs")
@@ -115,19 +157,31 @@ def test_an_adapter_whose_config_names_code_is_refused(make_model, make_adapter,
 def test_a_model_that_asks_for_a_kernel_of_the_hub_is_refused(make_model, tmp_path):
     shutil.copytree(make_model(), tmp_path / "model")
     path = tmp_path / "model" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": "somebody/attention"}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"attn_implementation": "somebody/attention"})
+    )
     with pytest.raises(ValueError, match="kernel somebody/attention, which is code from the hub"):
         load_policy(str(tmp_path / "model"), "none")
 
 
 def test_a_parquet_file_with_a_pickled_type_is_read_without_opening_it(trained, tmp_path, mark):
-    field = pa.field("prompt", pa.string(), metadata={"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickle.dumps(Bomb(mark))})
+    field = pa.field(
+        "prompt",
+        pa.string(),
+        metadata={
+            "ARROW:extension:name": "arrow.py_extension_type",
+            "ARROW:extension:metadata": pickle.dumps(Bomb(mark)),
+        },
+    )
     folder = copy(trained("kdrl").path, tmp_path / "run")
-    pq.write_table(pa.table({"prompt": ["1+1?"]}, schema=pa.schema([field])), folder / "samples" / "step_000001.parquet")
+    pq.write_table(
+        pa.table({"prompt": ["1+1?"]}, schema=pa.schema([field])),
+        folder / "samples" / "step_000001.parquet",
+    )
     assert RunFolder.open(folder).samples(1)["prompt"].tolist() == ["1+1?"]
 
 
-# --- run folders from elsewhere ---------------------------------------------------------------------------------------
+# --- run folders from elsewhere -------------------------------------------------------------------
 
 
 def copy(path, to):
@@ -155,8 +209,17 @@ def test_code_in_a_run_folder_is_never_run(trained, tmp_path, mark, what, place)
     assert len(opened.metrics()) == 2
     compare([opened])
     assert overview(tmp_path, lambda pid, since: False)["state"].tolist() == ["done"]
-    for use in (resume, find_target, lambda path: replay(path, tmp_path / "again"), lambda path: config_of(RunFolder.open(path))):
-        with pytest.raises(ValueError, match=rf"as its {what}, which lies in a run folder: such a folder is data, and no code in it is run"):
+    for use in (
+        resume,
+        find_target,
+        lambda path: replay(path, tmp_path / "again"),
+        lambda path: config_of(RunFolder.open(path)),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=rf"as its {what}, which lies in a run folder: such a folder is data, and no"
+            r" code in it is run",
+        ):
             use(str(folder))
 
 
@@ -168,7 +231,17 @@ def test_code_beside_a_run_is_the_users_own_and_opening_does_not_run_it(trained,
     assert overview(tmp_path / "runs", lambda pid, since: False)["state"].tolist() == ["done"]
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "samples", "checkpoints/step_000002/state.json", "twins", "requests.jsonl", "eval"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.jsonl",
+        "samples",
+        "checkpoints/step_000002/state.json",
+        "twins",
+        "requests.jsonl",
+        "eval",
+    ],
+)
 def test_a_link_that_leads_out_of_a_run_folder_is_refused(trained, tmp_path, name):
     folder, outside = copy(trained("kdrl").path, tmp_path / "theirs"), tmp_path / "mine"
     outside.mkdir()
@@ -178,8 +251,15 @@ def test_a_link_that_leads_out_of_a_run_folder_is_refused(trained, tmp_path, nam
         shutil.rmtree(place)
     place.unlink(missing_ok=True)
     place.symlink_to(outside if "." not in place.name else outside / "precious")
-    for use in (RunFolder.open, resume, lambda path: replay(path, tmp_path / "again"), lambda path: find_target(str(path))):
-        with pytest.raises(ValueError, match=r"a link that leads out of it, .*a run folder is data"):
+    for use in (
+        RunFolder.open,
+        resume,
+        lambda path: replay(path, tmp_path / "again"),
+        lambda path: find_target(str(path)),
+    ):
+        with pytest.raises(
+            ValueError, match=r"a link that leads out of it, .*a run folder is data"
+        ):
             use(folder)
     assert (outside / "precious").read_text() == "mine"
     (row,) = overview(tmp_path, lambda pid, since: False).to_dict("records")
@@ -202,7 +282,9 @@ def test_twins_of_a_run_from_elsewhere_delete_nothing_outside(trained, tmp_path)
     (folder / "twins" / "step_000001").mkdir()
     (folder / "twins" / "step_000001" / "link").symlink_to(outside)
     (folder / "twins" / "step_000002").write_text("no folder")
-    for number, about in enumerate(["[]", '{"step": "../../x"}', '{"step": {}, "stream": ""}', '{"step": 9, "stream": 1}'], 3):
+    for number, about in enumerate(
+        ["[]", '{"step": "../../x"}', '{"step": {}, "stream": ""}', '{"step": 9, "stream": 1}'], 3
+    ):
         (folder / "twins" / f"step_{number:06d}").mkdir()
         (folder / "twins" / f"step_{number:06d}" / "fork.json").write_text(about)
     (folder / "twins" / "step_000007").symlink_to(outside)
@@ -210,13 +292,26 @@ def test_twins_of_a_run_from_elsewhere_delete_nothing_outside(trained, tmp_path)
     loop = SimpleNamespace(folder=RunFolder(folder), step=2)
     assert Twins(loop).alive == []
     assert sorted(path.name for path in outside.iterdir()) == ["config.json", "precious"]
-    assert sorted(path.name for path in (folder / "twins").iterdir()) == [f"step_{number:06d}" for number in (1, 2, 3, 4, 5, 7)]  # 6 is of a later step
+    assert sorted(path.name for path in (folder / "twins").iterdir()) == [
+        f"step_{number:06d}" for number in (1, 2, 3, 4, 5, 7)
+    ]  # 6 is of a later step
     assert [path.name for path in (folder / "twins" / "step_000003").iterdir()] == ["fork.json"]
-    warned = [event["text"] for event in loop.folder.rows("events.jsonl") if event["event"] == "warning"]
-    assert [text.partition(" (")[0] for text in warned] == [f"the twin step_{number:06d} cannot go on" for number in (1, 3, 4, 5)]
+    warned = [
+        event["text"] for event in loop.folder.rows("events.jsonl") if event["event"] == "warning"
+    ]
+    assert [text.partition(" (")[0] for text in warned] == [
+        f"the twin step_{number:06d} cannot go on" for number in (1, 3, 4, 5)
+    ]
 
 
-@pytest.mark.parametrize(("change", "says"), [({"step": 7}, "it says that it is of step 7"), ({"step": "../../x"}, "ValueError"), ({"held": 3}, "TypeError")])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"step": 7}, "it says that it is of step 7"),
+        ({"step": "../../x"}, "ValueError"),
+        ({"held": 3}, "TypeError"),
+    ],
+)
 def test_a_checkpoint_that_lies_about_itself_is_refused(trained, tiny, tmp_path, change, says):
     folder = copy(trained("kdrl").path, tmp_path / "theirs")
     edit(folder / "checkpoints" / "step_000002" / "state.json", sha256_of_this=None, **change)
@@ -228,18 +323,25 @@ def test_a_checkpoint_that_lies_about_itself_is_refused(trained, tiny, tmp_path,
 def test_a_recorded_move_that_nobody_could_have_asked_for_is_refused(trained, tmp_path):
     folder = copy(trained("kdrl").path, tmp_path / "theirs")
     for move, says in (
-        ({"knob": "learning_rate", "value": 1e9}, "out of range"),  # kd_coef would be refused by the objective too
+        (
+            {"knob": "learning_rate", "value": 1e9},
+            "out of range",
+        ),  # kd_coef would be refused by the objective too
         ({"knob": "temperature", "value": "1"}, "no value"),
         ({"knob": "x", "value": 1}, "knob"),
     ):
-        (folder / "events.jsonl").write_text(json.dumps({"event": "knob", "step": 1, **move}) + "\n")
+        (folder / "events.jsonl").write_text(
+            json.dumps({"event": "knob", "step": 1, **move}) + "\n"
+        )
         with pytest.raises(ValueError, match=says):
             replay(folder, tmp_path / "again")
 
 
-# --- screens ----------------------------------------------------------------------------------------------------------
+# --- screens --------------------------------------------------------------------------------------
 
-HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)<\\script>[red]\x1b]0;mine\x07\x1b[2J\x9b31m\u202e"
+HOSTILE = (
+    "<img src=x onerror=alert(1)><script>alert(2)<\\script>[red]\x1b]0;mine\x07\x1b[2J\x9b31m\u202e"
+)
 
 
 @pytest.fixture
@@ -258,14 +360,28 @@ def steers(text):
     return [one for one in text if visible(one) != one]
 
 
-@pytest.mark.parametrize("words", [["runs"], ["runs", "--json"], ["compare"], ["compare", "--json"], ["resume"], ["eval"], ["export"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["runs"],
+        ["runs", "--json"],
+        ["compare"],
+        ["compare", "--json"],
+        ["resume"],
+        ["eval"],
+        ["export"],
+    ],
+    ids=" ".join,
+)
 def test_nothing_in_a_run_folder_steers_the_terminal(hostile, tmp_path, words):
     paths = {
         "runs": [hostile.parent],
         "compare": [hostile, hostile.parent / "other", "--figure", tmp_path / "a.png"],
         "export": [hostile, "--out", tmp_path / "out"],
     }
-    result = CliRunner(env={"COLUMNS": "400"}).invoke(app, [words[0], *map(str, paths.get(words[0], [hostile])), *words[1:]])
+    result = CliRunner(env={"COLUMNS": "400"}).invoke(
+        app, [words[0], *map(str, paths.get(words[0], [hostile])), *words[1:]]
+    )
     assert steers(result.output) == []
     if words[0] in ("runs", "compare"):
         assert result.exit_code == 0, result.output
@@ -305,9 +421,14 @@ def test_nothing_in_a_run_folder_is_markup_in_a_notebook(hostile):
     run_ = open_run(hostile)
     watched = panel(run_)
     try:
-        bundle, _ = watched._repr_mimebundle_() if hasattr(watched, "_repr_mimebundle_") else ({}, {})
+        bundle, _ = (
+            watched._repr_mimebundle_() if hasattr(watched, "_repr_mimebundle_") else ({}, {})
+        )
         texts = [watched.state.value, watched.banner.value, bundle.get("text/html", "")]
-        tables = [overview(hostile.parent, lambda pid, since: False), compare([RunFolder.open(hostile)])]
+        tables = [
+            overview(hostile.parent, lambda pid, since: False),
+            compare([RunFolder.open(hostile)]),
+        ]
         for text in [*texts, *(table._repr_html_() for table in tables)]:
             read = Tags(text)
             assert not read.found & {"img", "script"}
@@ -316,7 +437,7 @@ def test_nothing_in_a_run_folder_is_markup_in_a_notebook(hostile):
         watched.close() if hasattr(watched, "close") else None
 
 
-# --- knobs ------------------------------------------------------------------------------------------------------------
+# --- knobs ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -325,9 +446,21 @@ def test_the_command_line_and_a_request_take_and_refuse_the_same(tmp_path, metho
     folder = RunFolder.create(tmp_path / "run", config.model_dump(), {})
     asked = {}
     for name, knob in {**METHODS[method].knobs, **LOOP_KNOBS}.items():
-        for value in (knob.low, knob.high, (knob.low + knob.high) / 2, knob.low - 1, 2 * knob.high + 1, float("nan"), float("inf"), -float("inf"), None):
+        for value in (
+            knob.low,
+            knob.high,
+            (knob.low + knob.high) / 2,
+            knob.low - 1,
+            2 * knob.high + 1,
+            float("nan"),
+            float("inf"),
+            -float("inf"),
+            None,
+        ):
             asked[folder.ask("knob", knob=name, value=value)] = (name, value)
-    for name in {knob for other in METHODS.values() for knob in other.knobs} - METHODS[method].knobs.keys() | {"steps", "__class__"}:
+    for name in {knob for other in METHODS.values() for knob in other.knobs} - METHODS[
+        method
+    ].knobs.keys() | {"steps", "__class__"}:
         asked[folder.ask("knob", knob=name, value=0.1)] = (name, 0.1)
     loop = SimpleNamespace(folder=folder, knobs=Knobs(config), step=0, stopping=False)
     Control(loop)
@@ -346,21 +479,32 @@ def test_the_command_line_and_a_request_take_and_refuse_the_same(tmp_path, metho
             assert number in took or name == "steps", (name, value)
 
 
-# --- servers ----------------------------------------------------------------------------------------------------------
+# --- servers --------------------------------------------------------------------------------------
 
 
 def test_make_lab_listens_on_loopback_alone():
-    (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if "jupyter lab" in line and line.startswith("\t.venv")]
+    (line,) = [
+        line
+        for line in (ROOT / "Makefile").read_text().splitlines()
+        if "jupyter lab" in line and line.startswith("\t.venv")
+    ]
     assert "--ip=127.0.0.1" in line
 
 
 def test_no_notebook_and_no_module_starts_a_server():
-    listens = re.compile(r"http\.server|socketserver|socket\.socket|uvicorn|flask|gradio|share=True|0\.0\.0\.0|create_server|start_server", re.I)
+    listens = re.compile(
+        r"http\.server|socketserver|socket\.socket|uvicorn|flask|gradio|share=True|0\.0\.0\.0|create_server|start_server",
+        re.I,
+    )
     for path in [*MODULES, *(ROOT / "notebooks").glob("*.py")]:
         for line in path.read_text().splitlines():
             assert not listens.search(line), f"{path.name}: {line}"
     for path in (ROOT / "notebooks").glob("*.ipynb"):
-        code = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code")
+        code = "\n".join(
+            "".join(cell["source"])
+            for cell in json.loads(path.read_text())["cells"]
+            if cell["cell_type"] == "code"
+        )
         assert not listens.search(code), path.name
 
 
@@ -375,13 +519,15 @@ def test_ray_is_started_without_its_dashboard(tmp_path, monkeypatch):
         raise Enough
 
     given = {}
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, is_initialized=lambda: False))
+    monkeypatch.setitem(
+        sys.modules, "ray", SimpleNamespace(init=init, is_initialized=lambda: False)
+    )
     with pytest.raises(Enough):
         workers._on_ray([], tmp_path, None, None, lambda: None)
     assert given["include_dashboard"] is False
 
 
-# --- secrets ----------------------------------------------------------------------------------------------------------
+# --- secrets --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -418,7 +564,10 @@ def test_secrets_and_places_of_this_machine_stand_in_no_file_of_a_run(tiny, tmp_
             if path.is_file():
                 content = path.read_bytes()
                 if path.suffix == ".parquet":  # packed
-                    content += repr(pq.read_metadata(path).metadata).encode() + pd.read_parquet(path).to_csv().encode()
+                    content += (
+                        repr(pq.read_metadata(path).metadata).encode()
+                        + pd.read_parquet(path).to_csv().encode()
+                    )
                 assert [one for one in forbidden if one in content] == [], path
                 seen += 1
     assert seen > 12
@@ -426,6 +575,9 @@ def test_secrets_and_places_of_this_machine_stand_in_no_file_of_a_run(tiny, tmp_
 
 def test_a_checkpoint_names_its_base_as_the_run_does(trained):
     (last,) = trained("kdrl").checkpoints()
-    assert json.loads((last / "adapter_config.json").read_text())["base_model_name_or_path"] == "student"
+    assert (
+        json.loads((last / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == "student"
+    )
     assert not (last / "README.md").exists()
     assert find_target(str(last)).load().adapter == "default"

@@ -56,7 +56,9 @@ def test_no_move_and_a_move_that_changes_nothing_make_no_twin(forked):
 
 @pytest.mark.slow
 def test_a_second_move_does_not_fork_again(forked):
-    folder = forked(lambda folder, row: moved(folder, row, at=row["step"], value=float(row["step"])))
+    folder = forked(
+        lambda folder, row: moved(folder, row, at=row["step"], value=float(row["step"]))
+    )
     assert list(twins(folder)) == ["step_000001"]
 
 
@@ -85,7 +87,10 @@ def test_switched_off_it_ends_and_the_next_move_forks_anew(forked):
             folder.ask("knob", knob="kd_coef", value=1.0)
 
     found = twins(forked(ask))
-    assert [(name, len(twin.rows())) for name, twin in found.items()] == [("step_000001", 2), ("step_000003", 5)]
+    assert [(name, len(twin.rows())) for name, twin in found.items()] == [
+        ("step_000001", 2),
+        ("step_000003", 5),
+    ]
     assert [row["coef/kd_coef"] for row in found["step_000003"].rows()] == [0.1, 5.0, 5.0, 5.0, 5.0]
 
 
@@ -146,8 +151,16 @@ def test_a_twin_that_fails_ends_and_the_run_goes_on(forked, monkeypatch):
     assert folder.status()["state"] == "done"
     (twin,) = twins(folder).values()
     assert (twin.status()["state"], twin.status()["step"], len(twin.rows())) == ("failed", 3, 3)
-    (warning,) = [event["text"] for event in folder.rows("events.jsonl") if event["event"] == "warning" and "twin" in event["text"]]
-    assert warning == "the untouched twin failed after its step 3 and has ended (FloatingPointError: the loss of step 4 is nan); the run goes on"
+    (warning,) = [
+        event["text"]
+        for event in folder.rows("events.jsonl")
+        if event["event"] == "warning" and "twin" in event["text"]
+    ]
+    assert (
+        warning
+        == "the untouched twin failed after its step 3 and has ended (FloatingPointError: the"
+        " loss of step 4 is nan); the run goes on"
+    )
 
 
 @pytest.mark.slow
@@ -164,15 +177,20 @@ def test_switched_off_while_nothing_runs_it_is_not_taken_up_again(forked):
     assert (twin.status()["why"], len(twin.rows())) == ("switched off", 4)
 
 
-# --- what happens to the folder of a twin -----------------------------------------------------------------------------
+# --- what happens to the folder of a twin ---------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def stopped(tiny, tmp_path_factory):
-    """Four of six steps with a noise twin and checkpoints; and the run that was never stopped, with its twins."""
+    """Four of six steps with a noise twin and checkpoints; and the run that was never stopped,
+    with its twins.
+    """
     folders = []
     for name, stop_at in (("cut", 4), ("whole", 0)):
-        folder = create(tiny("kdrl", steps=6, group_size=4, checkpoint_every=1), tmp_path_factory.mktemp("stopped") / name)
+        folder = create(
+            tiny("kdrl", steps=6, group_size=4, checkpoint_every=1),
+            tmp_path_factory.mktemp("stopped") / name,
+        )
         folder.ask("twin", kind="noise")
 
         def ask(loop, row, folder=folder, stop_at=stop_at):
@@ -194,7 +212,9 @@ def every_checkpoint(twin):
 
 
 def without_line(number):
-    return lambda data: b"".join(line for at, line in enumerate(data.splitlines(keepends=True), 1) if at != number)
+    return lambda data: b"".join(
+        line for at, line in enumerate(data.splitlines(keepends=True), 1) if at != number
+    )
 
 
 @pytest.mark.slow
@@ -209,7 +229,10 @@ def without_line(number):
         (spoil("metrics.jsonl", without_line(1)), "line 1, step 2 after step 0"),
         (spoil("metrics.jsonl", without_line(2)), "line 2, step 3 after step 1"),
         (spoil("config.json", lambda data: data[:50]), "config.json is torn"),
-        (spoil("fork.json", lambda data: data[:5]), "fork.json, which says where it was forked, is missing or damaged"),
+        (
+            spoil("fork.json", lambda data: data[:5]),
+            "fork.json, which says where it was forked, is missing or damaged",
+        ),
     ],
 )
 def test_a_damaged_twin_does_not_keep_the_run_from_going_on(stopped, tmp_path, damage, says):
@@ -224,7 +247,11 @@ def test_a_damaged_twin_does_not_keep_the_run_from_going_on(stopped, tmp_path, d
         if says is None or "noise" in name:
             assert twin.status()["state"] == "done"
             assert first_difference(twin.rows(), twins(whole)[name].rows()) == (None, 0.0)
-    warnings = [event["text"] for event in folder.rows("events.jsonl") if event["event"] == "warning" and "twin" in event["text"]]
+    warnings = [
+        event["text"]
+        for event in folder.rows("events.jsonl")
+        if event["event"] == "warning" and "twin" in event["text"]
+    ]
     if says is None:
         assert not warnings
     else:
@@ -236,6 +263,9 @@ def test_a_damaged_twin_does_not_keep_the_run_from_going_on(stopped, tmp_path, d
 def test_a_twin_is_not_trained_alone(stopped):
     (path, _) = (twin.path for twin in twins(stopped[0]).values())
     before = (path / "metrics.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"is a twin, which is trained with its run: `rlkd resume .*/cut` goes on with both"):
+    with pytest.raises(
+        ValueError,
+        match=r"is a twin, which is trained with its run: `rlkd resume .*/cut` goes on with both",
+    ):
         resume(path)
     assert (path / "metrics.jsonl").read_bytes() == before

@@ -1,4 +1,6 @@
-"""The mid-size pair, made in small on a CPU through the same code, and trained on through its presets."""
+"""The mid-size pair, made in small on a CPU through the same code, and trained on through its
+presets.
+"""
 
 import importlib.util
 import json
@@ -16,7 +18,19 @@ from rlkd_lab.study.sweep import read_sweep
 from rlkd_lab.tasks.base import split_of
 from rlkd_lab.training import make_config, run
 from rlkd_lab.zoo import midsize
-from rlkd_lab.zoo.midsize import FULL, RECIPES, REHEARSAL, TASKS, Batches, batch_for, build, examples_of, learn_tokenizer, task_of, train
+from rlkd_lab.zoo.midsize import (
+    FULL,
+    RECIPES,
+    REHEARSAL,
+    TASKS,
+    Batches,
+    batch_for,
+    build,
+    examples_of,
+    learn_tokenizer,
+    task_of,
+    train,
+)
 from rlkd_lab.zoo.pretraining import new_model
 
 ROOT = Path(__file__).parents[2]
@@ -37,14 +51,20 @@ def tokenizer(tmp_path_factory):
 
 
 def same(one, other):
-    return len(one) == len(other) and all(torch.equal(a, b) for parts in zip(one, other, strict=True) for a, b in zip(*parts, strict=True))
+    return len(one) == len(other) and all(
+        torch.equal(a, b)
+        for parts in zip(one, other, strict=True)
+        for a, b in zip(*parts, strict=True)
+    )
 
 
 def test_batches_are_a_pure_function_of_seed_and_step(tokenizer):
     recipe = replace(RECIPES["student"], batch=12)
     assert same(batch_for(5, recipe, tokenizer), batch_for(5, recipe, tokenizer))
     assert not same(batch_for(5, recipe, tokenizer), batch_for(6, recipe, tokenizer))
-    assert not same(batch_for(5, recipe, tokenizer), batch_for(5, replace(recipe, seed=99), tokenizer))
+    assert not same(
+        batch_for(5, recipe, tokenizer), batch_for(5, replace(recipe, seed=99), tokenizer)
+    )
 
 
 @pytest.mark.slow
@@ -58,7 +78,12 @@ def test_batches_made_by_other_processes_are_the_same_and_in_order(tokenizer):
 def test_pre_training_sees_training_prompts_alone_as_the_presets_have_them():
     examples = examples_of(RECIPES["student"], 120, random.Random(0))
     assert {split_of(example.id) for example in examples} == {"train"}
-    held_out = {example.prompt for name in TASKS for split in ("validation", "test") for example in task_of(name)[0].examples(15, 0, split)}
+    held_out = {
+        example.prompt
+        for name in TASKS
+        for split in ("validation", "test")
+        for example in task_of(name)[0].examples(15, 0, split)
+    }
     assert not held_out & {example.prompt for example in examples}
     assert {split_of(prompt) for prompt in held_out} == {"validation", "test"}
     for name in TASKS:
@@ -66,7 +91,11 @@ def test_pre_training_sees_training_prompts_alone_as_the_presets_have_them():
         assert config.prompt_template is None
         prompt = task_of(name)[0].examples(1, 0)[0].prompt
         assert prompt.endswith("give the answer between <answer> and </answer>.\n")
-    people = [example.difficulty for example in examples if example.meta["metadata"]["source_dataset"] == "knights_knaves"]
+    people = [
+        example.difficulty
+        for example in examples
+        if example.meta["metadata"]["source_dataset"] == "knights_knaves"
+    ]
     assert {2, 3, 4, 5} == set(people)
     assert 0.2 < 1 - len(people) / len(examples) < 0.5
 
@@ -84,16 +113,31 @@ def test_the_models_have_the_sizes_and_widths_they_should():
 def test_a_folder_that_is_not_there_yet_names_the_command_that_makes_it(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for preset in TASKS.values():
-        with pytest.raises(FileNotFoundError, match=r"models/midsize/student-.*python -m rlkd_lab\.zoo\.midsize"):
+        with pytest.raises(
+            FileNotFoundError, match=r"models/midsize/student-.*python -m rlkd_lab\.zoo\.midsize"
+        ):
             run(make_config("kdrl", preset, steps=1), tmp_path / "run")
 
 
 @pytest.mark.slow
-def test_the_loss_falls_and_a_stopped_build_ends_with_the_same_weights(tokenizer, tmp_path, monkeypatch, capsys):
-    plan = replace(REHEARSAL, recipes={"student": replace(REHEARSAL.recipes["student"], steps=8, batch=4, lr=5e-2, direct=1.0, long=0.0)}, every=2)
+def test_the_loss_falls_and_a_stopped_build_ends_with_the_same_weights(
+    tokenizer, tmp_path, monkeypatch, capsys
+):
+    plan = replace(
+        REHEARSAL,
+        recipes={
+            "student": replace(
+                REHEARSAL.recipes["student"], steps=8, batch=4, lr=5e-2, direct=1.0, long=0.0
+            )
+        },
+        every=2,
+    )
 
     def losses(work):
-        return [json.loads((work / "student" / f"step_{step}" / "trained.json").read_text())["loss"] for step in (2, 8)]
+        return [
+            json.loads((work / "student" / f"step_{step}" / "trained.json").read_text())["loss"]
+            for step in (2, 8)
+        ]
 
     def trained(work):
         train("student", plan, work, tokenizer, CPU, workers=0)
@@ -126,7 +170,13 @@ def test_the_loss_falls_and_a_stopped_build_ends_with_the_same_weights(tokenizer
 @pytest.mark.slow
 def test_the_pair_loads_in_nf4_and_shares_its_tokenizer(place):
     models = place / "models" / "midsize"
-    assert sorted(path.name for path in models.iterdir()) == ["CARD.md", "card.json", "student-countdown", "student-knights", "teacher"]
+    assert sorted(path.name for path in models.iterdir()) == [
+        "CARD.md",
+        "card.json",
+        "student-countdown",
+        "student-knights",
+        "teacher",
+    ]
     for name in ("student-knights", "student-countdown"):
         policy = load_policy(str(models / name))
         assert len([*quantised_layers(policy.model)]) == 14
@@ -142,7 +192,12 @@ def test_the_card_says_what_was_made(place):
     assert card["rehearsal"]
     assert card["models"].keys() == {"teacher", "student-knights", "student-countdown"}
     assert card["models"]["teacher"]["tables"].keys() == set(TASKS)
-    assert card["models"]["teacher"]["tables"]["knights"].keys() == {"none", "nf4", "none ood", "nf4 ood"}
+    assert card["models"]["teacher"]["tables"]["knights"].keys() == {
+        "none",
+        "nf4",
+        "none ood",
+        "nf4 ood",
+    }
     assert card["models"]["student-countdown"]["tables"]["countdown"].keys() == {"none", "nf4"}
     text = (place / "models" / "midsize" / "CARD.md").read_text()
     assert "A rehearsal" in text
@@ -154,7 +209,13 @@ def test_the_card_says_what_was_made(place):
 @pytest.mark.slow
 def test_a_kdrl_step_through_the_presets(place, monkeypatch, tmp_path):
     monkeypatch.chdir(place)
-    settings = {"prompts_per_step": "2", "group_size": "2", "max_new_tokens": "8", "eval_every": "0", "samples_every": "0"}
+    settings = {
+        "prompts_per_step": "2",
+        "group_size": "2",
+        "max_new_tokens": "8",
+        "eval_every": "0",
+        "samples_every": "0",
+    }
     for preset in TASKS.values():
         folder = run(make_config("kdrl", preset, settings, steps=1), tmp_path / preset)
         (row,) = folder.rows()
@@ -163,7 +224,9 @@ def test_a_kdrl_step_through_the_presets(place, monkeypatch, tmp_path):
 
 
 def bench():
-    spec = importlib.util.spec_from_file_location("benchmarks_midsize", ROOT / "benchmarks" / "midsize.py")
+    spec = importlib.util.spec_from_file_location(
+        "benchmarks_midsize", ROOT / "benchmarks" / "midsize.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -184,12 +247,41 @@ def test_the_sweep_leaves_tables_and_figures(place, monkeypatch):
     monkeypatch.chdir(place)
     sweep = read_sweep(ROOT / "benchmarks" / "midsize-countdown.toml")
     small = {
-        "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 8, "eval_every": 1, "eval_prompts": 2, "samples_every": 0,
-    }  # fmt: skip
+        "prompts_per_step": 2,
+        "group_size": 2,
+        "max_new_tokens": 8,
+        "eval_every": 1,
+        "eval_prompts": 2,
+        "samples_every": 0,
+    }
     evaluation = sweep.evaluate.model_copy(update={"prompts": 4, "samples": 2})
-    arms = [arm.model_copy(update={"trials": []}) for arm in sweep.arms if arm.method in ("grpo", "kdrl")]
-    tiny = sweep.model_copy(update={"arms": arms, "seeds": 1, "steps": 1, "settings": small, "evaluate": evaluation, "tune": None})
+    arms = [
+        arm.model_copy(update={"trials": []})
+        for arm in sweep.arms
+        if arm.method in ("grpo", "kdrl")
+    ]
+    tiny = sweep.model_copy(
+        update={
+            "arms": arms,
+            "seeds": 1,
+            "steps": 1,
+            "settings": small,
+            "evaluate": evaluation,
+            "tune": None,
+        }
+    )
     assert bench().run("countdown", tiny, place, workers=1) == []
-    found = {str(path.relative_to(place)) for folder in ("results", "figures") for path in (place / folder).rglob("*") if path.is_file()}
-    assert {f"results/midsize/countdown/{table}" for table in ("runs.csv", "curves.parquet", "levels.csv", "sweep.json")} <= found
-    assert {f"figures/midsize_countdown{end}" for end in (".png", ".json", "_curves.png", "_curves.json")} <= found
+    found = {
+        str(path.relative_to(place))
+        for folder in ("results", "figures")
+        for path in (place / folder).rglob("*")
+        if path.is_file()
+    }
+    assert {
+        f"results/midsize/countdown/{table}"
+        for table in ("runs.csv", "curves.parquet", "levels.csv", "sweep.json")
+    } <= found
+    assert {
+        f"figures/midsize_countdown{end}"
+        for end in (".png", ".json", "_curves.png", "_curves.json")
+    } <= found

@@ -1,4 +1,6 @@
-"""Worked completions of reasoning-gym's Knights & Knaves and Countdown, against the sets' own verifiers and a solver written another way."""
+"""Worked completions of reasoning-gym's Knights & Knaves and Countdown, against the sets' own
+verifiers and a solver written another way.
+"""
 
 import functools
 import random
@@ -16,7 +18,9 @@ EVERY_TASK = pytest.mark.parametrize("name", TASKS)
 
 @functools.cache
 def puzzles(name, difficulty=None):
-    return task_of(name)[0].examples(1000 if name == "knights" and not difficulty else 200, 3, difficulty=difficulty)
+    return task_of(name)[0].examples(
+        1000 if name == "knights" and not difficulty else 200, 3, difficulty=difficulty
+    )
 
 
 def drawn(name, n=200, difficulty=None):
@@ -30,7 +34,9 @@ def test_every_trace_is_right_by_the_tasks_own_verifier(name, style):
     task, _, examples = drawn(name)
     for example in examples:
         text = worked(example, style, random.Random(0))
-        assert task.score(text, example).parts == {"accuracy": 1.0, "credit": 1.0, "format": 1.0}, text
+        assert task.score(text, example).parts == {"accuracy": 1.0, "credit": 1.0, "format": 1.0}, (
+            text
+        )
         assert text.startswith(DIRECT) == (style == "direct")
         assert (CHECK in text) == (style == "checked")
 
@@ -51,14 +57,27 @@ def test_a_corrupted_trace_has_one_wrong_step_and_follows_it(name):
 def test_the_same_stream_gives_the_same_corruption():
     for name in TASKS:
         _, _, examples = drawn(name, 5)
-        assert [worked(e, "corrupted", random.Random(7)) for e in examples] == [worked(e, "corrupted", random.Random(7)) for e in examples]
+        assert [worked(e, "corrupted", random.Random(7)) for e in examples] == [
+            worked(e, "corrupted", random.Random(7)) for e in examples
+        ]
 
 
 def value(statement, world):
     """What a statement is worth, by Python's own logic."""
-    kinds = {"telling-truth": lambda i: world[i], "lying": lambda i: not world[i], "not": lambda a: not a}
-    kinds |= {"and": lambda *a: all(a), "or": lambda *a: any(a), "->": lambda a, b: (not a) or b, "<=>": lambda a, b: a is b}
-    return kinds[statement[0]](*(value(part, world) if isinstance(part, tuple) else part for part in statement[1:]))
+    kinds = {
+        "telling-truth": lambda i: world[i],
+        "lying": lambda i: not world[i],
+        "not": lambda a: not a,
+    }
+    kinds |= {
+        "and": lambda *a: all(a),
+        "or": lambda *a: any(a),
+        "->": lambda a, b: (not a) or b,
+        "<=>": lambda a, b: a is b,
+    }
+    return kinds[statement[0]](
+        *(value(part, world) if isinstance(part, tuple) else part for part in statement[1:])
+    )
 
 
 def test_knights_are_tried_in_order_and_judged_rightly():
@@ -75,7 +94,10 @@ def test_knights_are_tried_in_order_and_judged_rightly():
         worlds = []
         for line in tries:
             roles, _, judged = line.partition("?")
-            world = [part == f"{name} {terms['knight']}" for name, part in zip(names, roles.split(", "), strict=True)]
+            world = [
+                part == f"{name} {terms['knight']}"
+                for name, part in zip(names, roles.split(", "), strict=True)
+            ]
             worlds.append(world)
             verdicts = re.findall(r"(?<=: )[^.]*?(true|false)\.", judged)
             truth = [value(statement, world) for statement in about["statements"]]
@@ -87,9 +109,17 @@ def test_knights_are_tried_in_order_and_judged_rightly():
 
 def test_a_statement_in_words():
     world = (True, False)
-    assert _judged(("not", ("and", ("lying", 1), ("telling-truth", 0))), world) == ("not (true and true)", False)
-    assert _judged(("or", ("not", ("lying", 1)), ("not", ("or", ("lying", 0), ("lying", 0)))), world) == ("false or (not (false or false))", True)
-    assert _judged(("<=>", ("telling-truth", 1), ("lying", 0)), world) == ("false if and only if false", True)
+    assert _judged(("not", ("and", ("lying", 1), ("telling-truth", 0))), world) == (
+        "not (true and true)",
+        False,
+    )
+    assert _judged(
+        ("or", ("not", ("lying", 1)), ("not", ("or", ("lying", 0), ("lying", 0)))), world
+    ) == ("false or (not (false or false))", True)
+    assert _judged(("<=>", ("telling-truth", 1), ("lying", 0)), world) == (
+        "false if and only if false",
+        True,
+    )
 
 
 def test_countdowns_arithmetic_is_right_and_stops_at_the_first_solution():
@@ -98,7 +128,9 @@ def test_countdowns_arithmetic_is_right_and_stops_at_the_first_solution():
         text = worked(example, "checked", random.Random(0))
         for left, sign, right, result in re.findall(r"(\d+)([-+*/])(\d+)=(-?\d+)", text):
             a, b = int(left), int(right)
-            assert {"+": a + b, "-": a - b, "*": a * b, "/": Fraction(a, b)}[sign] == int(result), text
+            assert {"+": a + b, "-": a - b, "*": a * b, "/": Fraction(a, b)}[sign] == int(result), (
+                text
+            )
         for left, right in re.findall(r"(\d+)/(\d+) no", text):
             assert int(left) % int(right) != 0
         assert text.count(" yes.") == 1
@@ -125,22 +157,31 @@ def tokenizer(tmp_path_factory):
 def test_999_of_1000_traces_fit_the_presets_limit(name, style, tokenizer):
     _, limit, examples = drawn(name, 1000)
     rng = random.Random(1)
-    lengths = sorted(len(tokenizer(worked(example, style, rng))["input_ids"]) + 1 for example in examples)
+    lengths = sorted(
+        len(tokenizer(worked(example, style, rng))["input_ids"]) + 1 for example in examples
+    )
     assert lengths[-1 - len(lengths) // 1000] <= limit
 
 
 def test_long_prompts_fit_the_context(tokenizer):
     _, limit, examples = drawn("knights", difficulty=LONG)
     rng = random.Random(1)
-    assert max(len(tokenizer(e.prompt + worked(e, "checked", rng))["input_ids"]) + 1 for e in examples) <= 2048
+    assert (
+        max(len(tokenizer(e.prompt + worked(e, "checked", rng))["input_ids"]) + 1 for e in examples)
+        <= 2048
+    )
     task, _ = task_of("knights")
     prompts = task.examples(200, 3, difficulty=task.ood_difficulty)
     assert max(len(tokenizer(e.prompt)["input_ids"]) for e in prompts) + 2 * limit <= 2048
 
 
 def test_the_tokenizer_reads_numbers_digit_by_digit_and_can_write_anything(tokenizer):
-    assert tokenizer.convert_ids_to_tokens(tokenizer("128*37=4736")["input_ids"]) == list("128*37=4736")
-    assert not [token for token in tokenizer.get_vocab() if len(token) > 1 and re.search("[0-9]", token)]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("128*37=4736")["input_ids"]) == list(
+        "128*37=4736"
+    )
+    assert not [
+        token for token in tokenizer.get_vocab() if len(token) > 1 and re.search("[0-9]", token)
+    ]
     for text in ("Emma is a knight.", "  naïve\n\t – ‘quoted’ 🙂", "<answer>3</answer>"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1)
@@ -148,4 +189,7 @@ def test_the_tokenizer_reads_numbers_digit_by_digit_and_can_write_anything(token
 
 
 def test_the_tokenizer_is_a_pure_function_of_its_seed(tokenizer, tmp_path):
-    assert learn_tokenizer(600, tmp_path).backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert (
+        learn_tokenizer(600, tmp_path).backend_tokenizer.to_str()
+        == tokenizer.backend_tokenizer.to_str()
+    )

@@ -1,4 +1,5 @@
-"""Pictures that make it click: pure functions that return a figure, and :func:`play`, which asks for a prediction first.
+"""Pictures that make it click: pure functions that return a figure, and :func:`play`, which asks
+for a prediction first.
 
 Everything is computed by the functions that the trainer calls; gradients are autograd's.
 """
@@ -9,14 +10,34 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from rlkd_lab.lab.pictures.concentration import kl_concentration, kl_concentration_picture, kl_of_samples
+from rlkd_lab.lab.pictures.concentration import (
+    kl_concentration,
+    kl_concentration_picture,
+    kl_of_samples,
+)
 from rlkd_lab.lab.pictures.estimators import ARROWS, estimator_arrows
-from rlkd_lab.lab.pictures.exposure import after_one_wrong_step, exposure_bias, exposure_picture, measure_exposure
+from rlkd_lab.lab.pictures.exposure import (
+    after_one_wrong_step,
+    exposure_bias,
+    exposure_picture,
+    measure_exposure,
+)
 from rlkd_lab.lab.pictures.fits import HUMPED, two_humps
 from rlkd_lab.lab.pictures.groups import MASKS, SPREAD, group_advantage, mask_grid
 from rlkd_lab.lab.pictures.prediction import Control, Picture, Prediction
-from rlkd_lab.lab.pictures.ratios import CLIP, clip_surrogate, trrd_tokens, trust_region, trust_region_picture
-from rlkd_lab.lab.pictures.runs import annealing_picture, annealing_stack, gradient_angle, gradient_angle_picture
+from rlkd_lab.lab.pictures.ratios import (
+    CLIP,
+    clip_surrogate,
+    trrd_tokens,
+    trust_region,
+    trust_region_picture,
+)
+from rlkd_lab.lab.pictures.runs import (
+    annealing_picture,
+    annealing_stack,
+    gradient_angle,
+    gradient_angle_picture,
+)
 from rlkd_lab.objectives import nearest
 
 PICTURES: Mapping[str, Callable[..., Picture]] = MappingProxyType(
@@ -52,7 +73,8 @@ def play(name: str, *data: Any) -> Prediction:
 
     Args:
         name: a key of :data:`PICTURES`, which are the names of the drawing functions too.
-        data: what the picture is drawn from, see :data:`DATA`; ``trust_region`` takes samples if it gets some.
+        data: what the picture is drawn from, see :data:`DATA`; ``trust_region`` takes samples if it
+            gets some.
 
     Raises:
         ValueError: an unknown name, missing data, or data without what the picture shows.

@@ -17,12 +17,18 @@ def kl_of_samples(samples: pd.DataFrame) -> NDArray[np.float64]:
         ValueError: the run recorded no teacher.
     """
     if "kl_teacher_rev" not in samples or samples["kl_teacher_rev"].isna().any():
-        raise ValueError("these samples have no KL to a teacher: take a run with a teacher, recorded by this version")
-    return np.concatenate([np.asarray(row, float) for row in samples["kl_teacher_rev"]]).clip(min=0.0)  # rounding leaves ±1e-8 where both agree
+        raise ValueError(
+            "these samples have no KL to a teacher: take a run with a teacher, recorded by"
+            " this version"
+        )
+    return np.concatenate([np.asarray(row, float) for row in samples["kl_teacher_rev"]]).clip(
+        min=0.0
+    )  # rounding leaves ±1e-8 where both agree
 
 
 def share_of_top(kl: ArrayLike, top: float = 0.05) -> float:
-    """Share of the summed KL in the ``top`` share of tokens with the largest values (at least one token).
+    """Share of the summed KL in the ``top`` share of tokens with the largest values (at least one
+    token).
 
     Raises:
         ValueError: no tokens, or no KL at all.
@@ -34,7 +40,8 @@ def share_of_top(kl: ArrayLike, top: float = 0.05) -> float:
 
 
 def kl_concentration(kl: ArrayLike, top: float = 0.05, label: str = "KL to the teacher") -> Figure:
-    """Cumulative share of the KL over tokens, largest first; marks what the ``top`` share of tokens carries.
+    """Cumulative share of the KL over tokens, largest first; marks what the ``top`` share of tokens
+    carries.
 
     Args:
         kl: per token, (N,), nats, ≥ 0.
@@ -46,11 +53,31 @@ def kl_concentration(kl: ArrayLike, top: float = 0.05, label: str = "KL to the t
     at = np.arange(len(ordered) + 1) / len(ordered)
     figure = blank(7.0, 4.4)
     axes = figure.subplots()
-    axes.plot(100 * at, 100 * np.concatenate([[0.0], ordered.cumsum() / ordered.sum()]), color=BLUE, linewidth=2.2, label="tokens, largest KL first")
-    axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1, label="if all tokens carried the same")
+    axes.plot(
+        100 * at,
+        100 * np.concatenate([[0.0], ordered.cumsum() / ordered.sum()]),
+        color=BLUE,
+        linewidth=2.2,
+        label="tokens, largest KL first",
+    )
+    axes.plot(
+        [0, 100],
+        [0, 100],
+        color=GREY,
+        linestyle="--",
+        linewidth=1,
+        label="if all tokens carried the same",
+    )
     axes.plot([100 * top], [100 * carried], "o", color=ORANGE, markersize=9)
     axes.vlines(100 * top, 0, 100 * carried, color=ORANGE, linewidth=1.2)
-    axes.annotate(f"the top {top:.0%} carry {carried:.0%}", (100 * top, 100 * carried), (14, -16), textcoords="offset points", color=ORANGE, fontsize=12)
+    axes.annotate(
+        f"the top {top:.0%} carry {carried:.0%}",
+        (100 * top, 100 * carried),
+        (14, -16),
+        textcoords="offset points",
+        color=ORANGE,
+        fontsize=12,
+    )
     axes.set_xlabel("share of tokens, %")
     axes.set_ylabel("share of the KL, %")
     axes.set_title(f"{label}, {len(ordered)} tokens", fontsize=11)
@@ -63,15 +90,25 @@ def kl_concentration(kl: ArrayLike, top: float = 0.05, label: str = "KL to the t
 
 
 def kl_concentration_picture(samples: pd.DataFrame | ArrayLike) -> Picture:
-    """The picture behind its question, from recorded samples of a run with a teacher or from per-token values."""
+    """The picture behind its question, from recorded samples of a run with a teacher or from
+    per-token values.
+    """
     recorded = isinstance(samples, pd.DataFrame)
-    kl = kl_of_samples(samples) if isinstance(samples, pd.DataFrame) else np.asarray(samples, dtype=float)
+    kl = (
+        kl_of_samples(samples)
+        if isinstance(samples, pd.DataFrame)
+        else np.asarray(samples, dtype=float)
+    )
     carried = share_of_top(kl)
     return Picture(
-        question="Student and teacher disagree by some KL at each token. What share of the whole do the 5 % of tokens with the largest values carry?",
+        question="Student and teacher disagree by some KL at each token. What share of the whole"
+        " do the 5 % of tokens with the largest values carry?",
         choices=("under 15 %", "15 to 40 %", "40 to 70 %", "over 70 %"),
         answer=int(np.searchsorted([0.15, 0.4, 0.7], carried, side="right")),
-        why=f"Here the top 5 % carry {carried:.0%}. Most tokens follow from what stands before them, and both models know them; the two part at few forks.",
-        draw=lambda top: kl_concentration(kl, top / 100, "exact KL(π_old‖π_T)" if recorded else "KL to the teacher"),
+        why=f"Here the top 5 % carry {carried:.0%}. Most tokens follow from what stands before"
+        " them, and both models know them; the two part at few forks.",
+        draw=lambda top: kl_concentration(
+            kl, top / 100, "exact KL(π_old‖π_T)" if recorded else "KL to the teacher"
+        ),
         controls={"top": Control("top share of tokens, %", 5, 1, 50, 1)},
     )

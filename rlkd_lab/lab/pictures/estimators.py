@@ -1,4 +1,6 @@
-"""Which divergence a gradient follows: arrows of k1, k2 and k3 as losses on a three-token simplex, against the exact ones."""
+"""Which divergence a gradient follows: arrows of k1, k2 and k3 as losses on a three-token
+simplex, against the exact ones.
+"""
 
 from __future__ import annotations
 
@@ -15,37 +17,64 @@ from matplotlib.patches import FancyArrowPatch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlkd_lab.lab.pictures.prediction import BLUE, GREEN, GREY, ORANGE, PURPLE, Control, Picture, blank
+from rlkd_lab.lab.pictures.prediction import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    Control,
+    Picture,
+    blank,
+)
 from rlkd_lab.objectives import forward_kl, k1, k2, k3, reverse_kl
 
 Kind = Literal["reverse", "forward"]
 COLOURS: dict[Kind, str] = {"reverse": GREEN, "forward": PURPLE}
-EXACT: dict[Kind, Callable[[Tensor, Tensor], Tensor]] = {"reverse": reverse_kl, "forward": forward_kl}
+EXACT: dict[Kind, Callable[[Tensor, Tensor], Tensor]] = {
+    "reverse": reverse_kl,
+    "forward": forward_kl,
+}
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
 STUDENT, TEACHER = (0.35, 0.45, 0.2), (0.02, 0.38, 0.6)
-"""Probabilities of three tokens, chosen so that the two KLs pull in clearly different directions."""
+"""Probabilities of three tokens, chosen so that the two KLs pull in clearly different
+directions.
+"""
 
 
 def _logits(student: Sequence[float]) -> Tensor:
     return torch.tensor(student, dtype=torch.float64).log().requires_grad_()
 
 
-def exact_gradient(kind: Kind, student: Sequence[float] = STUDENT, teacher: Sequence[float] = TEACHER) -> NDArray[np.float64]:
+def exact_gradient(
+    kind: Kind, student: Sequence[float] = STUDENT, teacher: Sequence[float] = TEACHER
+) -> NDArray[np.float64]:
     """Gradient of the exact KL with respect to the student's logits, (V,)."""
     logits = _logits(student)
     loss = EXACT[kind](logits.log_softmax(-1), torch.tensor(teacher, dtype=torch.float64).log())
     return torch.autograd.grad(loss, logits)[0].numpy()
 
 
-def token_gradients(estimator: str, student: Sequence[float] = STUDENT, teacher: Sequence[float] = TEACHER) -> NDArray[np.float64]:
-    """Gradient of an estimator as a loss with respect to the logits, a row for each token that may be sampled, (V, V)."""
+def token_gradients(
+    estimator: str, student: Sequence[float] = STUDENT, teacher: Sequence[float] = TEACHER
+) -> NDArray[np.float64]:
+    """Gradient of an estimator as a loss with respect to the logits, a row for each token that
+    may be sampled, (V, V).
+    """
     logits = _logits(student)
-    losses = ESTIMATORS[estimator](logits.log_softmax(-1), torch.tensor(teacher, dtype=torch.float64).log())
-    return torch.stack([torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in losses]).numpy()
+    losses = ESTIMATORS[estimator](
+        logits.log_softmax(-1), torch.tensor(teacher, dtype=torch.float64).log()
+    )
+    return torch.stack(
+        [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in losses]
+    ).numpy()
 
 
-def followed(estimator: str, student: Sequence[float] = STUDENT, teacher: Sequence[float] = TEACHER) -> str:
-    """What the expected gradient of an estimator is, by enumeration of the tokens: ``zero``, ``reverse`` or ``forward``.
+def followed(
+    estimator: str, student: Sequence[float] = STUDENT, teacher: Sequence[float] = TEACHER
+) -> str:
+    """What the expected gradient of an estimator is, by enumeration of the tokens: ``zero``,
+    ``reverse`` or ``forward``.
 
     >>> followed("k2")
     'reverse'
@@ -53,21 +82,33 @@ def followed(estimator: str, student: Sequence[float] = STUDENT, teacher: Sequen
     mean = np.asarray(student) @ token_gradients(estimator, student, teacher)
     if np.allclose(mean, 0.0, atol=1e-10):
         return "zero"
-    return next(kind for kind in COLOURS if np.allclose(mean, exact_gradient(kind, student, teacher), atol=1e-10))
+    return next(
+        kind
+        for kind in COLOURS
+        if np.allclose(mean, exact_gradient(kind, student, teacher), atol=1e-10)
+    )
 
 
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
 
 
 def arrow(gradient: NDArray[np.float64], student: Sequence[float] = STUDENT) -> NDArray[np.float64]:
-    """Where a small step against a gradient at the logits moves the student in the plane of the simplex, (2,), per unit of step size. Linear in it."""
+    """Where a small step against a gradient at the logits moves the student in the plane of the
+    simplex, (2,), per unit of step size. Linear in it.
+    """
     p = np.asarray(student)
     moved = -(p * gradient - p * (p @ gradient))  # the softmax's Jacobian, diag(p) − p·pᵀ
     return moved @ _CORNERS
 
 
-def estimator_arrows(n: int = 20, seed: int = 0, student: Sequence[float] = STUDENT, teacher: Sequence[float] = TEACHER) -> Figure:
-    """Mean arrows of k1, k2 and k3 over ``n`` samples of the student, on a three-token simplex, against the exact ones.
+def estimator_arrows(
+    n: int = 20,
+    seed: int = 0,
+    student: Sequence[float] = STUDENT,
+    teacher: Sequence[float] = TEACHER,
+) -> Figure:
+    """Mean arrows of k1, k2 and k3 over ``n`` samples of the student, on a three-token simplex,
+    against the exact ones.
 
     Args:
         n: samples drawn from the student, ≥ 1.
@@ -82,7 +123,9 @@ def estimator_arrows(n: int = 20, seed: int = 0, student: Sequence[float] = STUD
     figure = blank(11.0, 4.3)
     for axes, name in zip(figure.subplots(1, 3), ESTIMATORS, strict=True):
         _triangle(axes, here, there)
-        steps = np.array([arrow(row, student) for row in token_gradients(name, student, teacher)])[drawn]
+        steps = np.array([arrow(row, student) for row in token_gradients(name, student, teacher)])[
+            drawn
+        ]
         means = steps.cumsum(0) / np.arange(1, n + 1)[:, None]
         path = here + scale * means
         axes.plot(path[:, 0], path[:, 1], color=GREY, linewidth=0.9, alpha=0.8)
@@ -90,14 +133,34 @@ def estimator_arrows(n: int = 20, seed: int = 0, student: Sequence[float] = STUD
             _arrow(axes, here, here + scale * exact[kind], colour, 5.0, alpha=0.45)
         if np.linalg.norm(scale * means[-1]) > 0.02:
             _arrow(axes, here, path[-1], "black", 1.8)
-        axes.set_title(f"{name} as a loss\nlength {np.linalg.norm(means[-1]) / length:.2f} of the reverse arrow", fontsize=10)
+        axes.set_title(
+            f"{name} as a loss\nlength {np.linalg.norm(means[-1]) / length:.2f} of the"
+            " reverse arrow",
+            fontsize=10,
+        )
         axes.set_xlim(-0.12, 1.12)
         axes.set_ylim(-0.1, 0.95)
     handles = [
-        Line2D([], [], color="black", linewidth=1.8, label=f"mean of {n} sample{'' if n == 1 else 's'}"),
+        Line2D(
+            [], [], color="black", linewidth=1.8, label=f"mean of {n} sample{'' if n == 1 else 's'}"
+        ),
         Line2D([], [], color=GREY, linewidth=0.9, label="the mean's way there"),
-        Line2D([], [], color=GREEN, linewidth=5, alpha=0.45, label="exact: down the reverse KL(π_θ‖π_T)"),
-        Line2D([], [], color=PURPLE, linewidth=5, alpha=0.45, label="exact: down the forward KL(π_T‖π_θ)"),
+        Line2D(
+            [],
+            [],
+            color=GREEN,
+            linewidth=5,
+            alpha=0.45,
+            label="exact: down the reverse KL(π_θ‖π_T)",
+        ),
+        Line2D(
+            [],
+            [],
+            color=PURPLE,
+            linewidth=5,
+            alpha=0.45,
+            label="exact: down the forward KL(π_T‖π_θ)",
+        ),
     ]
     figure.legend(handles=handles, loc="lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle("Where a small step moves the student: all arrows to one scale", fontsize=11)
@@ -108,17 +171,49 @@ def estimator_arrows(n: int = 20, seed: int = 0, student: Sequence[float] = STUD
 def _triangle(axes: Axes, here: NDArray[np.float64], there: NDArray[np.float64]) -> None:
     edge = np.vstack([_CORNERS, _CORNERS[:1]])
     axes.plot(edge[:, 0], edge[:, 1], color=GREY, linewidth=1)
-    for corner, label, way in zip(_CORNERS, ("token 0", "token 1", "token 2"), ("top", "top", "bottom"), strict=True):
-        axes.text(corner[0], corner[1] + (-0.03 if way == "top" else 0.03), label, ha="center", va=way, fontsize=8, color="#444444")
+    for corner, label, way in zip(
+        _CORNERS, ("token 0", "token 1", "token 2"), ("top", "top", "bottom"), strict=True
+    ):
+        axes.text(
+            corner[0],
+            corner[1] + (-0.03 if way == "top" else 0.03),
+            label,
+            ha="center",
+            va=way,
+            fontsize=8,
+            color="#444444",
+        )
     axes.plot(*here, "o", color=BLUE, markersize=8, zorder=4)
     axes.plot(*there, "s", color=ORANGE, markersize=8, zorder=4)
-    axes.annotate("student", (here[0], here[1]), (-8, -3), textcoords="offset points", ha="right", fontsize=9, color=BLUE)
-    axes.annotate("teacher", (there[0], there[1]), (8, 6), textcoords="offset points", fontsize=9, color=ORANGE)
+    axes.annotate(
+        "student",
+        (here[0], here[1]),
+        (-8, -3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
+        color=BLUE,
+    )
+    axes.annotate(
+        "teacher",
+        (there[0], there[1]),
+        (8, 6),
+        textcoords="offset points",
+        fontsize=9,
+        color=ORANGE,
+    )
     axes.set_aspect("equal")
     axes.axis("off")
 
 
-def _arrow(axes: Axes, start: NDArray[np.float64], end: NDArray[np.float64], colour: str, width: float, alpha: float = 1.0) -> None:
+def _arrow(
+    axes: Axes,
+    start: NDArray[np.float64],
+    end: NDArray[np.float64],
+    colour: str,
+    width: float,
+    alpha: float = 1.0,
+) -> None:
     axes.add_patch(
         FancyArrowPatch(
             tuple(start),
@@ -136,11 +231,17 @@ def _arrow(axes: Axes, start: NDArray[np.float64], end: NDArray[np.float64], col
 
 
 ARROWS = Picture(
-    question="The mean of k1 = log π_θ − log π_T over the student's samples is an unbiased estimate of KL(π_θ‖π_T). Differentiate it as a loss: where"
+    question="The mean of k1 = log π_θ − log π_T over the student's samples is an unbiased"
+    " estimate of KL(π_θ‖π_T). Differentiate it as a loss: where"
     " does its mean arrow point once many samples have come in?",
-    choices=("to the teacher, down the reverse KL", "to the teacher, down the forward KL", "nowhere: it shrinks to 0"),
+    choices=(
+        "to the teacher, down the reverse KL",
+        "to the teacher, down the forward KL",
+        "nowhere: it shrinks to 0",
+    ),
     answer=2,
-    why="An unbiased value says nothing about the gradient. The teacher is a constant in k1, and the mean of ∇log π_θ over its own samples is 0. k2 follows"
+    why="An unbiased value says nothing about the gradient. The teacher is a constant in k1, and"
+    " the mean of ∇log π_θ over its own samples is 0. k2 follows"
     " the reverse KL, k3, unbiased as well, the forward KL.",
     draw=estimator_arrows,
     controls={"n": Control("samples n", 20, 1, 2000, 1), "seed": Control("draw", 0, 0, 20, 1)},

@@ -21,7 +21,8 @@ ERRORS = (-10, -3, -2, -1, 1, 2, 3, 10)
 
 
 def wrong_prefix(example: Example, position: int, seed: int = 0) -> tuple[str, str]:
-    """The first ``position`` worked steps of a prompt, all right, and the same with the last of them wrong.
+    """The first ``position`` worked steps of a prompt, all right, and the same with the last of
+    them wrong.
 
     Args:
         example: of the arithmetic task.
@@ -39,11 +40,14 @@ def wrong_prefix(example: Example, position: int, seed: int = 0) -> tuple[str, s
 
 
 @torch.no_grad()
-def measure_exposure(teacher: LanguageModel, operations: int = 4, prompts: int = 64, samples: int = 4, seed: int = 0) -> pd.DataFrame:
-    """Accuracy of a teacher's own continuations of right prefixes and of prefixes whose last step is wrong, by position of that step.
+def measure_exposure(
+    teacher: LanguageModel, operations: int = 4, prompts: int = 64, samples: int = 4, seed: int = 0
+) -> pd.DataFrame:
+    """Accuracy of a teacher's own continuations of right prefixes and of prefixes whose last step
+    is wrong, by position of that step.
 
-    The prefixes are made up, not a student's: the same prompts at every position, one error of ±1, 2, 3 or 10. The teacher
-    samples at T = 1; the answer that counts is the prompt's.
+    The prefixes are made up, not a student's: the same prompts at every position, one error of ±1,
+    2, 3 or 10. The teacher samples at T = 1; the answer that counts is the prompt's.
 
     Args:
         teacher: a model of the arithmetic task.
@@ -53,8 +57,8 @@ def measure_exposure(teacher: LanguageModel, operations: int = 4, prompts: int =
         seed: of prompts, errors and sampling.
 
     Returns:
-        A row for each ``position`` (1 … operations) and ``prefix`` (right, wrong): ``prompts``, ``n`` (continuations), ``accuracy``, ``low``, ``high`` (95 %
-        bootstrap over prompts).
+        A row for each ``position`` (1 … operations) and ``prefix`` (right, wrong): ``prompts``,
+        ``n`` (continuations), ``accuracy``, ``low``, ``high`` (95 % bootstrap over prompts).
     """
     # here: what only draws, `rlkd compare` for one, need not load transformers
     from rlkd_lab.rollouts import DenseTwin, Sampling, sample
@@ -69,11 +73,18 @@ def measure_exposure(teacher: LanguageModel, operations: int = 4, prompts: int =
         pairs = [wrong_prefix(example, position, seed) for example in examples]
         for which, kind in enumerate(("right", "wrong")):
             prefixes = [pair[which] for pair in pairs]
-            texts = [example.prompt + prefix for example, prefix in zip(examples, prefixes, strict=True)]
+            texts = [
+                example.prompt + prefix for example, prefix in zip(examples, prefixes, strict=True)
+            ]
             room = min(20 * operations + 16, teacher.context - max(map(len, texts)) - 1)
             drawn = sample(teacher, texts, samples, Sampling(1.0, room), generator, twin=twin).texts
             right = [
-                np.mean([task.score(prefix + text, example).correct for text in drawn[i * samples : (i + 1) * samples]])
+                np.mean(
+                    [
+                        task.score(prefix + text, example).correct
+                        for text in drawn[i * samples : (i + 1) * samples]
+                    ]
+                )
                 for i, (example, prefix) in enumerate(zip(examples, prefixes, strict=True))
             ]
             interval = bootstrap(right)
@@ -100,20 +111,35 @@ def exposure_bias(measured: pd.DataFrame, title: str = "") -> Figure:
     """
     figure = blank(7.6, 4.4)
     axes = figure.subplots()
-    for kind, shift, colour, label in (("right", -0.2, BLUE, "all steps right so far"), ("wrong", 0.2, ORANGE, "the last step is wrong")):
+    for kind, shift, colour, label in (
+        ("right", -0.2, BLUE, "all steps right so far"),
+        ("wrong", 0.2, ORANGE, "the last step is wrong"),
+    ):
         part = measured[measured["prefix"] == kind]
         at, height = part["position"].to_numpy(float) + shift, 100 * part["accuracy"].to_numpy()
         error = np.abs(100 * part[["low", "high"]].to_numpy().T - height)
-        axes.bar(at, height, width=0.36, color=colour, label=label, yerr=error, capsize=4, ecolor="black")
+        axes.bar(
+            at, height, width=0.36, color=colour, label=label, yerr=error, capsize=4, ecolor="black"
+        )
         for x, value, upper in zip(at, height, 100 * part["high"].to_numpy(), strict=True):
-            axes.text(x, max(value, upper if np.isfinite(upper) else 0) + 2, f"{value:.0f}", ha="center", fontsize=9)
+            axes.text(
+                x,
+                max(value, upper if np.isfinite(upper) else 0) + 2,
+                f"{value:.0f}",
+                ha="center",
+                fontsize=9,
+            )
     axes.set_xticks(sorted(measured["position"].unique()))
     axes.set_xlabel("the teacher goes on after this step")
     axes.set_ylabel("final answers that are right, %")
     axes.set_ylim(0, 125)
     axes.set_yticks(range(0, 101, 20))
     sizes = sorted(measured["n"].unique())
-    axes.set_title(f"{title}{': ' if title else ''}{' or '.join(map(str, sizes))} continuations a bar, 95 % bootstrap over prompts", fontsize=10)
+    axes.set_title(
+        f"{title}{': ' if title else ''}{' or '.join(map(str, sizes))} continuations a bar,"
+        " 95 % bootstrap over prompts",
+        fontsize=10,
+    )
     axes.legend(loc="upper center", ncols=2, frameon=False, fontsize=10)
     axes.grid(axis="y", alpha=0.25)
     figure.tight_layout()
@@ -121,21 +147,29 @@ def exposure_bias(measured: pd.DataFrame, title: str = "") -> Figure:
 
 
 def after_one_wrong_step(measured: pd.DataFrame) -> float:
-    """Mean accuracy over the positions of the wrong step, 0–1: what exercise 02.one_wrong_step asks for."""
+    """Mean accuracy over the positions of the wrong step, 0–1: what exercise 02.one_wrong_step
+    asks for.
+    """
     return float(measured.loc[measured["prefix"] == "wrong", "accuracy"].mean())
 
 
 def exposure_picture(measured: pd.DataFrame, title: str = "") -> Picture:
     """The picture behind its question, from :func:`measure_exposure`."""
-    wrong, right = after_one_wrong_step(measured), float(measured.loc[measured["prefix"] == "right", "accuracy"].mean())
+    wrong, right = (
+        after_one_wrong_step(measured),
+        float(measured.loc[measured["prefix"] == "right", "accuracy"].mean()),
+    )
     edges: Sequence[float] = (0.1, 0.5, 0.9)
     lesson = (
-        "A teacher that knows right steps alone goes on from a wrong one as if it were right: on the student's own wrong prefixes its word is worth little."
+        "A teacher that knows right steps alone goes on from a wrong one as if it were right:"
+        " on the student's own wrong prefixes its word is worth little."
         if wrong < 0.5
-        else "It looks at the prompt again later on, as a check does, and mends what went wrong: read a continuation."
+        else "It looks at the prompt again later on, as a check does, and mends what went wrong:"
+        " read a continuation."
     )
     return Picture(
-        question=f"After right steps the teacher ends up right in {right:.0%} of its continuations. How often after a prefix whose last step is wrong?",
+        question=f"After right steps the teacher ends up right in {right:.0%} of its"
+        " continuations. How often after a prefix whose last step is wrong?",
         choices=("under 10 %", "10 to 50 %", "50 to 90 %", "90 % and more"),
         answer=int(np.searchsorted(edges, wrong, side="right")),
         why=f"In {wrong:.0%}. {lesson}",

@@ -20,13 +20,19 @@ HUMPS = (0.49, 0.02, 0.49)
 
 def binomial(q: Tensor) -> Tensor:
     """Log-probabilities of Binomial(2, q), (...) → (..., 3)."""
-    return torch.stack([2 * torch.log1p(-q), math.log(2) + q.log() + torch.log1p(-q), 2 * q.log()], -1)
+    return torch.stack(
+        [2 * torch.log1p(-q), math.log(2) + q.log() + torch.log1p(-q), 2 * q.log()], -1
+    )
 
 
-def binomial_divergence(kind: Kind, q: ArrayLike, teacher: Sequence[float] = HUMPS) -> NDArray[np.float64]:
+def binomial_divergence(
+    kind: Kind, q: ArrayLike, teacher: Sequence[float] = HUMPS
+) -> NDArray[np.float64]:
     """KL of Binomial(2, q) to a teacher on {0, 1, 2}, nats, for each 0 < q < 1."""
     probabilities = torch.as_tensor(np.asarray(q, dtype=float))
-    return EXACT[kind](binomial(probabilities), torch.tensor(teacher, dtype=torch.float64).log()).numpy()
+    return EXACT[kind](
+        binomial(probabilities), torch.tensor(teacher, dtype=torch.float64).log()
+    ).numpy()
 
 
 def binomial_fits(kind: Kind, teacher: Sequence[float] = HUMPS) -> list[float]:
@@ -37,12 +43,15 @@ def binomial_fits(kind: Kind, teacher: Sequence[float] = HUMPS) -> list[float]:
     """
     q = np.linspace(0.0, 1.0, 10001)[1:-1]
     values = binomial_divergence(kind, q, teacher)
-    lowest = [i for i in range(1, len(q) - 1) if values[i] <= values[i - 1] and values[i] <= values[i + 1]]
+    lowest = [
+        i for i in range(1, len(q) - 1) if values[i] <= values[i - 1] and values[i] <= values[i + 1]
+    ]
     return [float(q[i]) for i in lowest if values[i] < values.min() + 1e-6]
 
 
 def two_humps(q: float = 0.5, teacher: Sequence[float] = HUMPS) -> Figure:
-    """Both divergences of a Binomial(2, q) student to a two-humped teacher as functions of q, and the distributions as bars.
+    """Both divergences of a Binomial(2, q) student to a two-humped teacher as functions of q, and
+    the distributions as bars.
 
     Args:
         q: of the student that is marked, in (0, 1).
@@ -54,10 +63,17 @@ def two_humps(q: float = 0.5, teacher: Sequence[float] = HUMPS) -> Figure:
     labels: dict[Kind, str] = {"forward": "forward KL(π_T‖π_θ)", "reverse": "reverse KL(π_θ‖π_T)"}
     for kind, label in labels.items():
         colour = COLOURS[kind]
-        left.plot(at, binomial_divergence(kind, at, teacher), color=colour, linewidth=2, label=label)
+        left.plot(
+            at, binomial_divergence(kind, at, teacher), color=colour, linewidth=2, label=label
+        )
         fits = binomial_fits(kind, teacher)
         left.plot(
-            fits, binomial_divergence(kind, fits, teacher), "v", color=colour, markersize=9, label="minimum: q = " + " or ".join(f"{f:.3g}" for f in fits)
+            fits,
+            binomial_divergence(kind, fits, teacher),
+            "v",
+            color=colour,
+            markersize=9,
+            label="minimum: q = " + " or ".join(f"{f:.3g}" for f in fits),
         )
         left.plot([q], binomial_divergence(kind, [q], teacher), "o", color="black", markersize=6)
     left.axvline(q, color="black", linewidth=0.9, linestyle=":")
@@ -74,7 +90,9 @@ def two_humps(q: float = 0.5, teacher: Sequence[float] = HUMPS) -> Figure:
     ):
         shown.append((name, binomial(torch.tensor(fit, dtype=torch.float64)).exp().numpy(), colour))
     for i, (name, probabilities, colour) in enumerate(shown):
-        right.bar(np.arange(3) + 0.2 * (i - 1.5), probabilities, width=0.18, color=colour, label=name)
+        right.bar(
+            np.arange(3) + 0.2 * (i - 1.5), probabilities, width=0.18, color=colour, label=name
+        )
     right.set_xticks([0, 1, 2], ["0", "1", "2"])
     right.set_xlabel("outcome")
     right.set_ylabel("probability")
@@ -85,12 +103,15 @@ def two_humps(q: float = 0.5, teacher: Sequence[float] = HUMPS) -> Figure:
 
 
 HUMPED = Picture(
-    question="The teacher says 0 or 2 with 49 % each and hardly ever 1. The student, Binomial(2, q), has one hump. Where does the *forward* KL, the one that"
+    question="The teacher says 0 or 2 with 49 % each and hardly ever 1. The student, Binomial(2,"
+    " q), has one hump. Where does the *forward* KL, the one that"
     " SFT on teacher traces follows, put most of the student's probability?",
     choices=("on 0 or on 2", "on 1, where the teacher has 2 %", "evenly on all three"),
     answer=1,
-    why="Forward KL punishes every outcome of the teacher that the student misses, so q = 0.5 and half of the mass lies in the valley. Reverse KL punishes what"
-    " the teacher would not say: the student takes one hump (q = 0.024 or 0.976) and forgets the other.",
+    why="Forward KL punishes every outcome of the teacher that the student misses, so q = 0.5 and"
+    " half of the mass lies in the valley. Reverse KL punishes what"
+    " the teacher would not say: the student takes one hump (q = 0.024 or 0.976) and forgets"
+    " the other.",
     draw=two_humps,
     controls={"q": Control("q", 0.3, 0.01, 0.99, 0.01)},
 )

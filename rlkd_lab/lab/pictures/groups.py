@@ -20,11 +20,16 @@ EVEN = ((1.0, 1.0, 0.0, 0.0), (0.51, 0.51, 0.5, 0.5), (1.0, 0.0, 0.0, 0.0))
 
 def advantages_of(rewards: Sequence[float], scale: bool = True) -> NDArray[np.float64]:
     """Group-relative advantages of one group, (G,)."""
-    return group_advantages(torch.tensor(list(rewards), dtype=torch.float64), torch.zeros(len(rewards), dtype=torch.long), scale).numpy()
+    return group_advantages(
+        torch.tensor(list(rewards), dtype=torch.float64),
+        torch.zeros(len(rewards), dtype=torch.long),
+        scale,
+    ).numpy()
 
 
 def group_advantage(groups: Sequence[Sequence[float]] = EVEN) -> Figure:
-    """Advantages of each completion with the division by the spread (GRPO) and without it (Dr.GRPO), group by group.
+    """Advantages of each completion with the division by the spread (GRPO) and without it
+    (Dr.GRPO), group by group.
 
     Args:
         groups: rewards, two or more completions a group.
@@ -32,7 +37,10 @@ def group_advantage(groups: Sequence[Sequence[float]] = EVEN) -> Figure:
     figure = blank(8.4, 6.0)
     panels = figure.subplots(2, 1)
     crowded = sum(map(len, groups)) > 20
-    for axes, scale, name in ((panels[0], True, "GRPO: (r − mean) / std"), (panels[1], False, "Dr.GRPO: r − mean")):
+    for axes, scale, name in (
+        (panels[0], True, "GRPO: (r − mean) / std"),
+        (panels[1], False, "Dr.GRPO: r − mean"),
+    ):
         position, ticks, labels = 0, [], []
         values: list[float] = []
         for rewards in groups:
@@ -40,7 +48,14 @@ def group_advantage(groups: Sequence[Sequence[float]] = EVEN) -> Figure:
             places = position + np.arange(len(rewards))
             axes.bar(places, credit, color=np.where(credit >= 0, BLUE, ORANGE), width=0.8)
             for place, value in zip(places, credit, strict=True) if not crowded else ():
-                axes.annotate(f"{value:+.2f}", (place, value), (0, 3 if value >= 0 else -11), textcoords="offset points", ha="center", fontsize=8)
+                axes.annotate(
+                    f"{value:+.2f}",
+                    (place, value),
+                    (0, 3 if value >= 0 else -11),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                )
             ticks += list(places)
             labels += [f"{reward:g}" for reward in rewards]
             values += list(credit)
@@ -64,32 +79,53 @@ def read_groups(text: str) -> list[list[float]]:
         ValueError: with what is wrong, in a sentence.
     """
     try:
-        groups = [[float(number) for number in re.split(r"[,\s]+", part.strip())] for part in text.split("|")]
+        groups = [
+            [float(number) for number in re.split(r"[,\s]+", part.strip())]
+            for part in text.split("|")
+        ]
     except ValueError:
-        raise ValueError(f"{text!r} cannot be read: write rewards as 1, 1, 0, 0 and put | between groups") from None
-    if any(len(group) < 2 for group in groups) or not all(np.isfinite(number) for group in groups for number in group):
-        raise ValueError("every group needs two or more finite rewards: one completion has nothing to be compared with")
+        raise ValueError(
+            f"{text!r} cannot be read: write rewards as 1, 1, 0, 0 and put | between groups"
+        ) from None
+    if any(len(group) < 2 for group in groups) or not all(
+        np.isfinite(number) for group in groups for number in group
+    ):
+        raise ValueError(
+            "every group needs two or more finite rewards: one completion has nothing to be"
+            " compared with"
+        )
     if sum(map(len, groups)) > 40:
         raise ValueError("at most 40 rewards fit into the picture")
     return groups
 
 
 SPREAD = Picture(
-    question="One group has the rewards 1, 1, 0, 0, another .51, .51, .50, .50, fifty times closer together. How much larger are the first one's advantages in"
+    question="One group has the rewards 1, 1, 0, 0, another .51, .51, .50, .50, fifty times"
+    " closer together. How much larger are the first one's advantages in"
     " GRPO, which divides by the spread?",
     choices=("fifty times", "about seven times (the square root)", "hardly at all"),
     answer=2,
-    why="The division makes every group equally loud: a hair's breadth counts like right against wrong, and a lone success in a hard group is pushed"
+    why="The division makes every group equally loud: a hair's breadth counts like right against"
+    " wrong, and a lone success in a hard group is pushed"
     " hardest. Dr.GRPO leaves the spread in. Groups without any spread give 0 in both.",
     draw=lambda text: group_advantage(read_groups(text)),
-    controls={"text": Control("rewards, | between groups", "1, 1, 0, 0 | .51, .51, .5, .5 | 1, 0, 0, 0")},
+    controls={
+        "text": Control("rewards, | between groups", "1, 1, 0, 0 | .51, .51, .5, .5 | 1, 0, 0, 0")
+    },
 )
 
-GRID = ((1, 1, 0, 1, 0, 1, 1, 0), (0, 0, 0, 0, 0, 0, 0, 0), (0, 1, 0, 0, 0, 0, 0, 0), (1, 1, 1, 1, 1, 1, 1, 1), (0, 0, 0, 1, 0, 0, 1, 0))
+GRID = (
+    (1, 1, 0, 1, 0, 1, 1, 0),
+    (0, 0, 0, 0, 0, 0, 0, 0),
+    (0, 1, 0, 0, 0, 0, 0, 0),
+    (1, 1, 1, 1, 1, 1, 1, 1),
+    (0, 0, 0, 1, 0, 0, 1, 0),
+)
 
 
 def mask_grid(correct: ArrayLike = GRID) -> Figure:
-    """Prompts × samples: right and wrong by sign and colour, and for each ``kd_mask`` where the teacher speaks (strong colour, T) or is silent (pale).
+    """Prompts × samples: right and wrong by sign and colour, and for each ``kd_mask`` where the
+    teacher speaks (strong colour, T) or is silent (pale).
 
     Args:
         correct: (prompts, samples) of 0 and 1; a row is a group.
@@ -103,10 +139,26 @@ def mask_grid(correct: ArrayLike = GRID) -> Figure:
         for row in range(prompts):
             for column in range(samples):
                 good, on = bool(right[row, column]), bool(speaks[row, column])
-                axes.add_patch(Rectangle((column, row), 0.94, 0.94, facecolor=BLUE if good else ORANGE, alpha=0.85 if on else 0.15, linewidth=0))
+                axes.add_patch(
+                    Rectangle(
+                        (column, row),
+                        0.94,
+                        0.94,
+                        facecolor=BLUE if good else ORANGE,
+                        alpha=0.85 if on else 0.15,
+                        linewidth=0,
+                    )
+                )
                 words = ("+" if good else "−") + (" T" if on else "")
                 axes.text(
-                    column + 0.47, row + 0.5, words, ha="center", va="center", fontsize=9, color="white" if on else "#333333", fontweight="bold" if on else None
+                    column + 0.47,
+                    row + 0.5,
+                    words,
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    color="white" if on else "#333333",
+                    fontweight="bold" if on else None,
                 )
         axes.set_xlim(0, samples)
         axes.set_ylim(prompts, 0)
@@ -117,7 +169,9 @@ def mask_grid(correct: ArrayLike = GRID) -> Figure:
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        axes.set_title(f"kd_mask={kind}\nthe teacher speaks on {float(speaks.mean()):.0%}", fontsize=10)
+        axes.set_title(
+            f"kd_mask={kind}\nthe teacher speaks on {float(speaks.mean()):.0%}", fontsize=10
+        )
     figure.legend(
         handles=[
             Patch(color=BLUE, label="+ right"),
@@ -131,19 +185,28 @@ def mask_grid(correct: ArrayLike = GRID) -> Figure:
     return figure
 
 
-def drawn_grid(success: float, prompts: int = 6, samples: int = 8, seed: int = 0) -> NDArray[np.float64]:
-    """Right and wrong completions of prompts of mixed difficulty with a mean success rate: each prompt's own rate is drawn from a Beta of mean ``success``."""
+def drawn_grid(
+    success: float, prompts: int = 6, samples: int = 8, seed: int = 0
+) -> NDArray[np.float64]:
+    """Right and wrong completions of prompts of mixed difficulty with a mean success rate: each
+    prompt's own rate is drawn from a Beta of mean ``success``.
+    """
     rng = np.random.default_rng(seed)
     rates = rng.beta(max(success, 1e-3), max(1 - success, 1e-3), size=(prompts, 1))
     return (rng.random((prompts, samples)) < rates).astype(float)
 
 
 MASKS = Picture(
-    question="Eight completions of one prompt, one of them right. KDRL with kd_mask=group_wrong: on how many of them does the teacher speak?",
+    question="Eight completions of one prompt, one of them right. KDRL with kd_mask=group_wrong:"
+    " on how many of them does the teacher speak?",
     choices=("all eight", "the seven wrong ones", "none"),
     answer=2,
-    why="group_wrong asks the teacher only where nobody in the group is right: one success and the reward alone speaks."
+    why="group_wrong asks the teacher only where nobody in the group is right: one success and"
+    " the reward alone speaks."
     " wrong silences it on the right ones alone.",
     draw=lambda success, seed: mask_grid(drawn_grid(success, seed=seed)),
-    controls={"success": Control("mean success rate", 0.4, 0.0, 1.0), "seed": Control("draw", 1, 0, 20, 1)},
+    controls={
+        "success": Control("mean success rate", 0.4, 0.0, 1.0),
+        "seed": Control("draw", 1, 0, 20, 1),
+    },
 )
