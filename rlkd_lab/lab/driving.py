@@ -350,7 +350,7 @@ def _open_or_create(
     begin: bool,
 ) -> Handle:
     from rlkd_lab.models import default_device
-    from rlkd_lab.training.loop import fingerprint
+    from rlkd_lab.training.config import fingerprint
 
     nearest(twin, ("auto", "off", "untouched", "noise"), "twin")
     new = not (Path(out) / "config.json").exists()

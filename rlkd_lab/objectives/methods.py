@@ -101,6 +101,26 @@ limit of ``aggregation='constant'`` and ``topk`` (int) the support of a divergen
 """
 
 
+# --- where samples come from: (on_policy_frac, a uniform draw) -> whether a step uses traces -------
+
+
+def from_student(on_policy_frac: float, uniform: Callable[[], float]) -> bool:
+    """Train every step on the student's own completions."""
+    return False
+
+
+def from_teacher(on_policy_frac: float, uniform: Callable[[], float]) -> bool:
+    """Train every step on the teacher's traces."""
+    return True
+
+
+def from_either(on_policy_frac: float, uniform: Callable[[], float]) -> bool:
+    """Train a share ``on_policy_frac`` of the steps on the student's completions, the others on
+    the teacher's traces. GKD (arXiv 2306.13649).
+    """
+    return uniform() >= on_policy_frac
+
+
 @dataclass(frozen=True)
 class Method:
     """One row of the table. ``needs`` is any of teacher, groups, traces, divergence."""
@@ -109,6 +129,7 @@ class Method:
     source: str
     formula: str
     needs: frozenset[str] = frozenset()
+    samples: Callable[[float, Callable[[], float]], bool] = from_student
     ratio: str = "importance"
     surrogate: str = "clipped"
     advantage: Callable[[TokenBatch, Coefs, Options], Tensor] | None = None
@@ -262,6 +283,7 @@ _sft = Method(
     source="Kim & Rush (arXiv 1606.07947)",
     formula="−log π_θ(y),  y from the teacher",
     needs=frozenset({"traces"}),
+    samples=from_teacher,
     ratio="none",
     penalty=likelihood_penalty,
     watch="reward and length move to the teacher's; prompts the student alone would meet are"
@@ -283,6 +305,7 @@ _table: dict[str, Method] = {
         source="Hinton et al. (arXiv 1503.02531); SeqKD with the full vocabulary",
         formula="kd_coef·Σ_v π_T (log π_T − log π_θ),  y from the teacher",
         needs=frozenset({"traces", "teacher", "divergence"}),
+        samples=from_teacher,
         ratio="none",
         penalty=divergence_penalty,
         coefs={"kd_coef": 1.0},
@@ -295,6 +318,7 @@ _table: dict[str, Method] = {
         formula="kd_coef·JSD_w(π_θ, π_T),  y from the student in a share on_policy_frac of the"
         " steps, else from the teacher",
         needs=frozenset({"traces", "teacher", "divergence"}),
+        samples=from_either,
         ratio="none",
         penalty=divergence_penalty,
         coefs={"kd_coef": 1.0, "jsd_weight": 0.5},
@@ -660,7 +684,7 @@ def prepare(
             the batch lacks.
     """
     method, values, choices = _resolve(name, coefs, options)
-    _require(name, method, batch, needs_of(method, values, choices), str(choices["kd_mask"]))
+    _require(name, method, batch, set(method.needs) & {"groups"}, str(choices["kd_mask"]))
     if batch.prepared_for is not None:
         raise ValueError(
             f"this batch is already prepared (for {batch.prepared_for!r}): prepare the"
@@ -672,35 +696,7 @@ def prepare(
     if denominator is None:
         length = choices["constant_length"]
         denominator = normalizer(mask, aggregation, int(length) if length else None)  # type: ignore[arg-type]
-    if (
-        batch.teacher_logps is not None
-        or batch.divergence is not None
-        or "divergence" in method.needs
-    ):
-        weight = (
-            torch.ones_like(batch.logps)
-            if batch.kd_weight is None
-            else batch.kd_weight.to(batch.logps.dtype)
-        )
-        weight = (weight if weight.dim() == 2 else weight[:, None].expand_as(batch.logps)).detach()
-        if choices["kd_mask"] != "none":
-            assert batch.correct is not None
-            weight = (
-                weight
-                * reward_guided_mask(
-                    choices["kd_mask"], batch.correct.to(weight.dtype), batch.group_ids
-                )[:, None]
-            )  # type: ignore[arg-type]
-        if choices["kd_normalizer"] == "kept":
-            kept = mask * (weight > 0)
-            total = (
-                normalizer(kept, aggregation)
-                if aggregation == "token"
-                else float((kept.sum(-1) > 0).sum())
-            )  # type: ignore[arg-type]
-            full = float(mask.sum()) if aggregation == "token" else float(mask.shape[0])
-            weight = weight * (full / max(total, 1.0))
-        batch = replace(batch, kd_weight=weight)
+    batch = replace(batch, kd_weight=_teacher_weight(batch, choices))
     advantages = batch.advantages
     if advantages is None and "groups" in method.needs:
         assert batch.rewards is not None and batch.group_ids is not None
@@ -717,6 +713,29 @@ def prepare(
     )
 
 
+def _teacher_weight(batch: TokenBatch, options: Options) -> Tensor:
+    """What the teacher term is multiplied by, per token, (B, T), ≥ 0: the batch's own weight, times
+    the reward-guided mask M, rescaled where the normaliser is to count kept tokens alone.
+    """
+    kind, aggregation = str(options["kd_mask"]), options["aggregation"]
+    weight = torch.ones_like(batch.logps)
+    if batch.kd_weight is not None:
+        given = batch.kd_weight.to(weight.dtype)
+        weight = given if given.dim() == 2 else given[:, None].expand_as(batch.logps)
+    if kind != "none":
+        assert batch.correct is not None
+        correct = batch.correct.to(weight.dtype)
+        weight = weight * reward_guided_mask(kind, correct, batch.group_ids)[:, None]  # type: ignore[arg-type]
+    if options["kd_normalizer"] == "kept":
+        kept = batch.mask * (weight > 0)
+        if aggregation == "token":
+            total, full = float(kept.sum()), float(batch.mask.sum())
+        else:
+            total, full = float((kept.sum(-1) > 0).sum()), float(len(kept))
+        weight = weight * (full / max(total, 1.0))
+    return weight.detach()
+
+
 def advantage(
     name: str, batch: TokenBatch, coefs: Coefs | None = None, options: Options | None = None
 ) -> Tensor:
@@ -730,7 +749,9 @@ def advantage(
         raise ValueError(f"{name} has no advantage: it is not a policy-gradient method")
     if batch.prepared_for is None:
         batch = prepare(name, batch, values, choices)
-    return method.advantage(_checked(name, batch, choices), values, choices).detach()
+    return method.advantage(
+        _checked(name, method, batch, values, choices), values, choices
+    ).detach()
 
 
 def idle_rows(
@@ -776,7 +797,7 @@ def token_loss(
     method, values, choices = _resolve(name, coefs, options)
     if batch.prepared_for is None:
         batch = prepare(name, batch, values, choices)
-    batch = _checked(name, batch, choices)
+    batch = _checked(name, method, batch, values, choices)
     mask = batch.mask
     stats: dict[str, float] = {}
     tokens = mask.sum().clamp(min=1)
@@ -840,7 +861,9 @@ def _prepared_with(options: Options) -> dict[str, str | int | bool | None]:
     }
 
 
-def _checked(name: str, batch: TokenBatch, options: Options) -> TokenBatch:
+def _checked(
+    name: str, method: Method, batch: TokenBatch, coefs: Coefs, options: Options
+) -> TokenBatch:
     """A prepared batch ready for the rules: the right method and options, padding blanked, the
     teacher silent where it has no say.
     """
@@ -854,6 +877,8 @@ def _checked(name: str, batch: TokenBatch, options: Options) -> TokenBatch:
             f"this batch was prepared with {batch.prepared_with}, not with"
             f" {_prepared_with(options)}: prepare it again"
         )
+    needs = needs_of(method, coefs, options) - {"groups"}
+    _require(name, method, batch, needs, str(options["kd_mask"]))
     batch = batch.blank_padding()
     if batch.teacher_logps is not None and batch.kd_weight is not None:
         # where the teacher has no say it repeats the old policy: no 0·inf, and TRRD's ratio falls

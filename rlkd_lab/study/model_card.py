@@ -21,7 +21,7 @@ from rlkd_lab.study import report
 from rlkd_lab.study.evaluation import SETS, read_table, summarise
 from rlkd_lab.study.targets import Target
 from rlkd_lab.training import RunConfig
-from rlkd_lab.training.loop import fingerprint
+from rlkd_lab.training.config import fingerprint
 
 ALWAYS = (
     "teacher",

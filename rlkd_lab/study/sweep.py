@@ -45,7 +45,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 
 from rlkd_lab.training import RunConfig, make_config
 from rlkd_lab.training.config import in_words, validated
-from rlkd_lab.training.loop import fingerprint
+from rlkd_lab.training.config import fingerprint
 
 MOST = 10_000
 """Seeds, and arms of a grid: a sweep of more is a slip of the pen."""

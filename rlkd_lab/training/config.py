@@ -4,6 +4,7 @@ knobs that may move.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -509,6 +510,27 @@ def in_words(error: ValidationError) -> str:
         else:
             problems.append(f"{where}={item['input']!r:.200}: {text}" if where else text)
     return " ".join("; ".join(problems).split())
+
+
+DRAWS = "a number for each token"
+"""How completions are drawn. A checkpoint of a version that drew otherwise is refused."""
+_HOW_OFTEN = {
+    "eval_every",
+    "eval_prompts",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "samples_every",
+    "keep_samples",
+    "interference_every",
+}
+NOT_IN_FINGERPRINT = {*_HOW_OFTEN, "plan", "guards", "verifier_seconds"}
+"""Settings that change no weight: a run may be resumed with other values of them."""
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Hash the settings that a checkpoint depends on, and how completions are drawn."""
+    text = DRAWS + config.model_dump_json(exclude=NOT_IN_FINGERPRINT)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def of_teacher(config: RunConfig, problem: object) -> str:

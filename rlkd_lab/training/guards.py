@@ -133,40 +133,47 @@ def declared(settings: Mapping[str, str]) -> dict[str, Guard]:
     return found
 
 
-class Watch:
-    """The guards of one run. ``tell`` gets every event."""
+def _changes(recorded: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Guard]]:
+    """By the step after which they hold."""
+    try:
+        return {int(event["step"]): declared(dict(event["settings"])) for event in recorded}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"an event of the guards is damaged: {type(error).__name__}: {error}"
+        ) from None
+
+
+class Guards:
+    """The guards of one run or fork.
+
+    Args:
+        settings: as the config declares them.
+        tell: takes every event.
+        recorded: events of a run that is replayed, in which guards were declared anew.
+
+    Raises:
+        ValueError: a recorded event is damaged.
+    """
 
     def __init__(
-        self, settings: Mapping[str, str], tell: Callable[[dict[str, Any]], object]
+        self,
+        settings: Mapping[str, str],
+        tell: Callable[[dict[str, Any]], object],
+        recorded: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.guards: Mapping[str, Guard] = declared(settings)
         self.tell = tell
         self.pause: str | None = None
         """Why the run should wait after this step."""
-        self._changes: dict[int, Mapping[str, Guard]] = {}
+        self._changes = _changes(recorded)
+        if self._changes:
+            self.guards = self._changes.get(0, declared({}))
         self._spoken: set[str] = set()
         self._held: dict[str, int] = {}
         self._skipped = 0
 
-    def follow(self, changes: Sequence[Mapping[str, Any]]) -> None:
-        """In a replay: the events that say as of which step the guards were declared otherwise.
-
-        Raises:
-            ValueError: what stands there is no declaration.
-        """
-        try:
-            self._changes = {
-                int(event["step"]): declared(dict(event["settings"])) for event in changes
-            }
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"an event of the guards is damaged: {type(error).__name__}: {error}"
-            ) from None
-        if self._changes:
-            self.guards = self._changes.get(0, declared({}))
-
     def begin(self, step: int) -> None:
-        """A step that is about to be taken."""
+        """Use the guards that were declared before this step."""
         self.guards = self._changes.get(step - 1, self.guards)
 
     # --- before an update -------------------------------------------------------------------------

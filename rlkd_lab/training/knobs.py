@@ -16,29 +16,29 @@ from typing import Any
 
 from rlkd_lab.objectives import Schedule, nearest
 from rlkd_lab.training.config import RunConfig, check_knob
+from rlkd_lab.training.decisions import Decisions
 
 Values = dict[str, float | None]
 
 
 class Knobs:
-    """The live knobs of one run; ``request`` may be called from any thread.
+    """The live knobs of one run or fork; ``request`` may be called from any thread.
+
+    Args:
+        config: schedules and planned moves.
+        decisions: recorded moves to follow; by default there are none.
 
     Raises:
-        ValueError: ``script`` has a move that nobody could have asked for.
+        ValueError: a recorded move that no request could have made.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        script: list[dict[str, Any]] | None = None,
-        record_script: bool = True,
-    ) -> None:
+    def __init__(self, config: RunConfig, decisions: Decisions | None = None) -> None:
         self.config = config
-        self.record_script = record_script
+        self.decisions = decisions or Decisions(config)
         self.schedules: Mapping[str, Schedule] = config.schedules()
         self.held: Values = {}
-        self.script = script or []
-        for move in self.script:  # a record from elsewhere is no better than a request
+        """Values that were set by hand and not released."""
+        for move in self.decisions.moves:  # a record from elsewhere is no better than a request
             if move.get("release"):
                 nearest(str(move["knob"]), self.schedules, f"knob of {config.method}")
             else:
@@ -73,13 +73,11 @@ class Knobs:
         """The values of step ``step``, and an event for every knob that was moved."""
         with self._lock:
             moves, self._requests = self._requests, []
-        scripted = self._scripted(step)
-        self.held = self._after(step, scripted + moves)
+        recorded = self.decisions.moves_at(step)
+        self.held = self._after(step, recorded + moves)
         values = self._scheduled(step) | self.held
-        return values, [
-            {"event": "knob", "step": step, **move}
-            for move in (scripted if self.record_script else []) + moves
-        ]
+        written = (recorded if self.decisions.record else []) + moves
+        return values, [{"event": "knob", "step": step, **move} for move in written]
 
     def moving(self, step: int) -> bool:
         """Whether a move that is waiting makes the values of step ``step`` other than they
@@ -87,8 +85,8 @@ class Knobs:
         """
         with self._lock:
             waiting = list(self._requests)
-        if not self.record_script:  # a resumed run: its own moves, made again
-            waiting = self._scripted(step) + waiting
+        if not self.decisions.record:  # a resumed run: its own moves, made again
+            waiting = self.decisions.moves_at(step) + waiting
         scheduled = self._scheduled(step)
         return scheduled | self._after(step, waiting) != scheduled | self._after(step, [])
 
@@ -105,13 +103,6 @@ class Knobs:
             else:
                 held[move["knob"]] = move["value"]
         return held
-
-    def _scripted(self, step: int) -> list[dict[str, Any]]:
-        return [
-            {k: v for k, v in move.items() if k not in ("step", "event", "time")}
-            for move in self.script
-            if move["step"] == step
-        ]
 
     def _scheduled(self, step: int) -> Values:
         return {

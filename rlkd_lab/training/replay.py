@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.training.drive import config_of, run
-from rlkd_lab.training.loop import Loop, Row
+from rlkd_lab.training.folders import config_of
+from rlkd_lab.training.session import OnStep, Session, run
+from rlkd_lab.training.setup import Row
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Replay:
 
 
 def replay(
-    path: str | Path, out: str | Path, *, tolerance: float = 0.0, on_step: object = None
+    path: str | Path, out: str | Path, *, tolerance: float = 0.0, on_step: OnStep | None = None
 ) -> Replay:
     """Run ``path`` again into ``out`` and compare row by row, timings left out.
 
@@ -41,10 +42,11 @@ def replay(
     script = original.rows("events.jsonl")
     last = rows[-1]["step"]
 
-    def watch(loop: Loop, row: Row) -> None:
-        loop.stopping = row["step"] >= last
-        if callable(on_step):
-            on_step(loop, row)
+    def watch(session: Session, row: Row) -> None:
+        if row["step"] >= last:
+            session.stop()
+        if on_step is not None:
+            on_step(session, row)
 
     folder = run(config_of(original), out, on_step=watch, script=script)
     difference, largest = first_difference(folder.rows("metrics.jsonl"), rows, tolerance)

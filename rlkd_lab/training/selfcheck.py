@@ -35,7 +35,9 @@ from rlkd_lab.models import (
 from rlkd_lab.rollouts import DenseTwin, Request, Sampling, counted, sequences_of
 from rlkd_lab.rollouts.fast import fast
 from rlkd_lab.training.config import RunConfig
-from rlkd_lab.training.loop import MAX_GAP, MAX_GAP_OTHER, Loop, gap_and_limit
+from rlkd_lab.training.context import Context
+from rlkd_lab.training.gaps import MAX_GAP, MAX_GAP_OTHER, gap_and_limit
+from rlkd_lab.training.trainer import Trainer
 
 PROMPTS = ("49-7?", "5+1-2+3+4?")
 """Of two lengths, in characters that every tokenizer has."""
@@ -75,27 +77,22 @@ class Finding:
     """With what was measured; what to do, where it is wrong."""
 
 
-def check_start(loop: Loop) -> None:
+def check_start(trainer: Trainer, context: Context) -> None:
     """Examine the models of a run as it starts or goes on, and record the numbers as an event.
 
     Raises:
         ValueError: what is wrong, in the same words in all of several processes.
     """
-    found = examine(loop.policy, loop.student_lm, loop.twin)
+    models = trainer.setup.models
+    found = examine(models.policy, models.student, models.copy)
     wrong = [
         text
         for texts in processes.from_all([one.text for one in found if not one.ok])
         for text in texts
     ]
-    loop.folder.append(
-        "events.jsonl",
-        {
-            "event": "selfcheck",
-            "step": loop.step,
-            **{one.name: one.value for one in found},
-            "time": time.time(),
-        },
-    )
+    numbers = {one.name: one.value for one in found}
+    step = context.progress.step
+    context.tell({"event": "selfcheck", "step": step, **numbers, "time": time.time()})
     if wrong:
         raise ValueError(wrong[0])
 

@@ -1,0 +1,169 @@
+"""Collect: the completions that a step trains on, drawn from the student or read from traces.
+
+Every random draw of step t comes from a generator that is seeded by (run seed, t, purpose). So no
+random state is stored: a resumed run, a replay and a fork draw the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+
+from rlkd_lab.rollouts import Sampling, sample, sequences_of, teacher_traces
+from rlkd_lab.training.config import RunConfig
+from rlkd_lab.training.context import Context
+from rlkd_lab.training.samples import Rollout, joined
+from rlkd_lab.training.scoring import score, spread_of_groups
+from rlkd_lab.training.setup import Row, Setup, StepValues, Traces
+
+Stop = Callable[[], bool]
+
+
+def generator_for(
+    config: RunConfig, step: int, purpose: str, device: torch.device | str = "cpu", noise: str = ""
+) -> torch.Generator:
+    """Return the random stream of one purpose in one step.
+
+    Args:
+        config: its seed counts.
+        step: of the run.
+        purpose: such as ``prompts``. Each purpose has another stream.
+        device: where the numbers are drawn.
+        noise: of the context. Sampling alone depends on it.
+    """
+    digest = hashlib.sha256(f"{config.seed}/{step}/{purpose}{noise}".encode()).digest()
+    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def collect(setup: Setup, step: StepValues, context: Context, stop: Stop) -> tuple[Rollout, Row]:
+    """Return the rollout of a step, and metrics of how it was collected.
+
+    Raises:
+        Stopped: ``stop`` returned true between two tokens.
+    """
+    config = setup.config
+    draw = generator_for(config, step.number, "prompts")
+    on_traces = setup.method.samples(
+        config.on_policy_frac, lambda: torch.rand(1, generator=draw).item()
+    )
+    if on_traces:
+        return _from_traces(setup, context, draw, stop)
+    first = _sample(setup, step, context, draw, "sampling", stop)
+    if setup.options["zero_spread"] != "resample":
+        return first, {}
+    return _resample(setup, step, context, draw, first, stop)
+
+
+def _sample(
+    setup: Setup,
+    step: StepValues,
+    context: Context,
+    draw: torch.Generator,
+    purpose: str,
+    stop: Stop,
+) -> Rollout:
+    """One rollout of the student on fresh prompts."""
+    config, models = setup.config, setup.models
+    seed = int(torch.randint(2**31, (1,), generator=draw))
+    prompts = models.task.examples(config.prompts_per_step, seed, "train", config.difficulty)
+    drawn = sample(
+        models.policy,
+        [example.prompt for example in prompts],
+        config.group_size,
+        Sampling(step.temperature, config.max_new_tokens, config.top_p, config.top_k),
+        generator_for(config, step.number, purpose, models.policy.device, context.noise),
+        stop,
+        models.engine,
+        models.copy,
+        context.decisions.sample_at_once,
+    )
+    if drawn.at_once != context.decisions.sample_at_once:
+        context.decisions.sample_fewer(step.number, drawn.at_once)
+    examples = [example for example in prompts for _ in range(config.group_size)]
+    return Rollout(
+        examples, drawn.texts, drawn.sequences, drawn.sampler_logps, drawn.finished, on_policy=True
+    )
+
+
+def _resample(
+    setup: Setup,
+    step: StepValues,
+    context: Context,
+    draw: torch.Generator,
+    first: Rollout,
+    stop: Stop,
+) -> tuple[Rollout, Row]:
+    """Sample until ``prompts_per_step`` groups have a spread of rewards, or ``resample_rounds`` are
+    over. Then groups without spread fill up: they have no gradient, and count in the normaliser.
+    DAPO (arXiv 2503.14476), §3.2.
+
+    Rewards and lengths in the row are those of the first rollout: those of the kept groups are near
+    one half by selection.
+    """
+    config, size = setup.config, setup.config.group_size
+    batch, row, _ = score(setup, first)
+    rollouts, spread = [first], spread_of_groups(batch, size)
+    while int(spread.sum()) < config.prompts_per_step and len(rollouts) < config.resample_rounds:
+        purpose = f"sampling, round {len(rollouts) + 1}"
+        rollouts.append(_sample(setup, step, context, draw, purpose, stop))
+        spread = torch.cat([spread, spread_of_groups(score(setup, rollouts[-1])[0], size)])
+    kept = (~spread).int().argsort(stable=True)[: config.prompts_per_step]
+    rows = (kept[:, None] * size + torch.arange(size)).flatten()
+    pad = setup.models.policy.tokenizer.pad_token_id
+    return joined(rollouts, rows, pad), row | {
+        "sampling/rounds": float(len(rollouts)),
+        "sampling/groups_with_spread": spread.float().mean().item(),
+        "generated": sum(int(one.sequences.completion_mask.sum()) for one in rollouts),
+    }
+
+
+def _from_traces(
+    setup: Setup, context: Context, draw: torch.Generator, stop: Stop
+) -> tuple[Rollout, Row]:
+    """A rollout of the teacher's completions, drawn with replacement."""
+    config, traces = setup.config, _traces(setup, context, stop)
+    number = config.prompts_per_step * config.group_size
+    drawn = torch.randint(len(traces.rows), (number,), generator=draw).tolist()
+    rows = [traces.rows[i] for i in drawn]
+    rollout = Rollout(
+        [traces.examples[row["example_id"]] for row in rows],
+        [row["completion"] for row in rows],
+        sequences_of(
+            setup.models.policy,
+            [row["prompt"] for row in rows],
+            [row["completion_ids"] for row in rows],
+        ),
+        None,
+        torch.tensor([row["finished"] for row in rows]),
+        on_policy=False,
+    )
+    return rollout, {"traces/kept": len(traces.rows)}
+
+
+def _traces(setup: Setup, context: Context, stop: Stop) -> Traces:
+    """The teacher's traces, written or read the first time."""
+    config, models, traces = setup.config, setup.models, setup.traces
+    if not traces.rows:
+        teacher = models.frozen("teacher")
+        with models.teacher_here():
+            table = teacher_traces(
+                teacher.own,
+                models.task,
+                config.traces,
+                config.seed,
+                context.folder.path / "traces.parquet",
+                keep=setup.options["keep_traces"],  # type: ignore[arg-type]
+                difficulty=config.difficulty,
+                sampling=Sampling(1.0, config.max_new_tokens),
+                stop=stop,
+                twin=teacher.copy,
+                at_once=context.decisions.sample_at_once,
+                written=context.folder.written,
+            )
+        traces.rows = table.to_pylist()
+        # a verifier may need more of an example than the table holds
+        drawn = models.task.examples(config.traces, config.seed, "train", config.difficulty)
+        traces.examples = {example.id: example for example in drawn}
+    return traces

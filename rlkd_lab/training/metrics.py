@@ -1,0 +1,64 @@
+"""Metrics: the parts of a row that follow from what the phases of a step returned."""
+
+from __future__ import annotations
+
+from rlkd_lab.models import processes
+from rlkd_lab.objectives import k1, k2, k3
+from rlkd_lab.training.environment import peak_memory_gib
+from rlkd_lab.training.samples import Rollout
+from rlkd_lab.training.setup import Row, Setup, StepValues, mean
+from rlkd_lab.training.speed import matmul_flops, tokens
+from rlkd_lab.training.token_stats import KL_METRICS, Clock, TokenStats
+
+
+def token_row(rollout: Rollout, stats: TokenStats) -> Row:
+    """Return entropy, KLs and the sampler's difference, as means over the sampled tokens, nats."""
+    counts, values = rollout.sequences.completion_mask.bool(), stats.values
+    row: Row = {"entropy": mean(values["entropy"][counts])}
+    for kind, name in KL_METRICS.items():
+        if kind in values:
+            # of two equal models rounding leaves ±1e-8
+            row[name] = max(mean(values[kind][counts]), 0.0)
+            row[f"{name}_t1"] = max(mean(values[f"{kind}_t1"][counts]), 0.0)
+    old = values["old_logps"]
+    if "teacher_logps" in values:
+        for name, estimate in (("k1", k1), ("k2", k2), ("k3", k3)):
+            row[f"kl_teacher_{name}"] = mean(estimate(old, values["teacher_logps"])[counts])
+    if "ref_logps" in values:
+        row["kl_ref"] = mean(k3(old, values["ref_logps"])[counts])
+    if rollout.sampler_logps is not None:
+        gap = (old - rollout.sampler_logps)[counts].abs()
+        row["sampling/logp_difference_mean"] = mean(gap)
+        row["sampling/logp_difference_max"] = gap.max().item()
+    return row
+
+
+def time_row(
+    setup: Setup, step: StepValues, rollout: Rollout, sampled: int, clock: Clock, seconds: float
+) -> Row:
+    """Return times, speed and memory of a step.
+
+    Args:
+        setup: config, method and models.
+        step: knob values.
+        rollout: of the step.
+        sampled: tokens.
+        clock: of the phases.
+        seconds: of the step, without what is not training: evaluation and recorded samples.
+    """
+    config, policy = setup.config, setup.models.policy
+    needed = setup.needs(step.coefs) | ({"old"} if config.minibatches > 1 else set())
+    for_curves = {"divergences", "teacher", "reference", "old"} - needed
+    row: Row = {f"time/{name}": spent for name, spent in clock.seconds.items()}
+    row["train_time"] = seconds - sum(clock.seconds.get(name, 0.0) for name in for_curves)
+    row["memory/peak_gib"] = peak_memory_gib(policy.device)
+    if rollout.on_policy:
+        # more, where groups without spread were left out
+        forward = setup.models.size.forward(*tokens(rollout.sequences))
+        clock.flops += forward / processes.count()
+        row["speed/sampled_tokens_per_second"] = sampled / clock.seconds["rollout"]
+    peak = matmul_flops(policy.device, policy.head.weight.dtype)
+    found = processes.from_all((clock.flops, peak))
+    computed, peak = (sum(each) for each in zip(*found, strict=True))
+    speed = computed / sum(clock.seconds.values())
+    return row | {"speed/tflops": speed / 1e12, "speed/utilisation": speed / peak}

@@ -1,0 +1,147 @@
+"""The models of a run: the policy, the teacher, the reference, and their dense copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlkd_lab.models import (
+    LanguageModel,
+    chunk_of,
+    load_policy,
+    load_teacher,
+    reference_of,
+    vocabulary,
+)
+from rlkd_lab.rollouts import DenseTwin, Engine, find_engine
+from rlkd_lab.runs import checkpoints
+from rlkd_lab.tasks import GuardedTask, guarded
+from rlkd_lab.training.config import RunConfig, of_teacher
+from rlkd_lab.training.speed import Size
+
+
+@dataclass(frozen=True)
+class FrozenModel:
+    """A model that scores tokens and is not trained: the teacher or the reference."""
+
+    own: LanguageModel
+    """As it was loaded."""
+    lm: LanguageModel
+    """What the forwards go through: the dense copy, or ``own``."""
+    copy: DenseTwin | None
+    size: Size
+
+
+@dataclass(frozen=True)
+class Models:
+    """Everything that a step computes with."""
+
+    policy: LanguageModel
+    """The model with the adapter that is trained."""
+    student: LanguageModel
+    """What the student's forwards go through. Gradients arrive at the policy's adapter."""
+    copy: DenseTwin | None
+    """The policy's dense copy, which is sampled from."""
+    size: Size
+    teacher: FrozenModel | None
+    reference: FrozenModel
+    task: GuardedTask
+    engine: Engine
+    chunk: int
+    """Tokens whose logits are held at a time."""
+    teacher_visits: bool
+    """With ``teacher_home=host`` the teacher is on the device only while it is asked."""
+
+    def frozen(self, name: str) -> FrozenModel:
+        """Return the ``teacher`` or the ``reference``."""
+        found = self.teacher if name == "teacher" else self.reference
+        assert found is not None
+        return found
+
+    def sync(self) -> None:
+        """Give the dense copy the adapter as it is now."""
+        if self.copy is not None:
+            self.copy.sync()
+
+    @contextmanager
+    def teacher_here(self, asked: bool = True) -> Iterator[None]:
+        """Have the teacher on the device inside, if it lives in host memory and is asked."""
+        if not self.teacher_visits or not asked:
+            yield
+            return
+        assert self.teacher is not None
+        model: Any = self.teacher.own.model
+        model.to(self.policy.device)
+        try:
+            yield
+        finally:
+            model.to("cpu")
+
+
+def load_models(config: RunConfig) -> Models:
+    """Load and verify all models of a run, its task and its engine.
+
+    Raises:
+        FileNotFoundError: a model or an adapter is not there.
+        ValueError: a model, an adapter, the task or the engine cannot be used.
+    """
+    task = guarded(
+        config.task, config.task_settings, config.prompt_template, config.verifier_seconds
+    )
+    engine = find_engine(config.engine)
+    for start in filter(None, (config.adapter, config.teacher_adapter)):
+        checkpoints.check(Path(start))
+    policy = load_policy(
+        config.student,
+        config.quant,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        adapter=config.adapter,
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=config.seed,
+    )
+    policy.model.train()
+    policy.use_chat(config.chat, config.system_prompt)
+    teacher = _load_teacher(config, policy)
+    copy = DenseTwin(policy) if config.dense_twin else None
+    through_copy = copy is not None and copy.merges and not config.gradient_checkpointing
+    copies = config.dense_twin and DenseTwin.suits(policy)
+    visits = (
+        config.teacher_home == "host" and teacher is not None and teacher.model is not policy.model
+    )
+    if visits:
+        assert teacher is not None
+        teacher.model.to("cpu")  # type: ignore[arg-type]
+    return Models(
+        policy=policy,
+        student=copy.lm if copy is not None and through_copy else policy,
+        copy=copy,
+        size=Size.of(policy),
+        teacher=None if teacher is None else _frozen(teacher, copies),
+        reference=_frozen(reference_of(policy), copies),
+        task=task,
+        engine=engine,
+        chunk=chunk_of(config.logits_mib, vocabulary(policy)),
+        teacher_visits=visits,
+    )
+
+
+def _load_teacher(config: RunConfig, policy: LanguageModel) -> LanguageModel | None:
+    if config.teacher is None:
+        return None
+    try:
+        teacher = load_teacher(
+            config.teacher, config.teacher_quant, policy=policy, adapter=config.teacher_adapter
+        )
+    except ValueError as error:
+        raise ValueError(of_teacher(config, error)) from error
+    teacher.use_chat(config.chat, config.system_prompt)
+    return teacher
+
+
+def _frozen(lm: LanguageModel, copies: bool) -> FrozenModel:
+    copy = DenseTwin(lm) if copies else None
+    return FrozenModel(lm, lm if copy is None else copy.lm, copy, Size.of(lm))

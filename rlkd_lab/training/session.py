@@ -1,0 +1,350 @@
+"""Sessions: run, resume, and how a run ends. A session answers the requests that reach its run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rlkd_lab.models import LanguageModel, default_device, processes, zoo_names
+from rlkd_lab.rollouts import Stopped
+from rlkd_lab.runs import RunFolder, alone
+from rlkd_lab.training.config import RunConfig, fingerprint
+from rlkd_lab.training.context import Context
+from rlkd_lab.training.decisions import Decisions, Event
+from rlkd_lab.training.environment import free_memory
+from rlkd_lab.training.folders import config_of, create
+from rlkd_lab.training.forks import FORK, RUN_FAILED, SWITCHED_OFF, Forks
+from rlkd_lab.training.knobs import Knobs
+from rlkd_lab.training.plan import GIB, check_pair, fitted
+from rlkd_lab.training.recovery import declare_guards, go_back
+from rlkd_lab.training.requests import RequestHandler
+from rlkd_lab.training.selfcheck import check_start
+from rlkd_lab.training.setup import Row
+from rlkd_lab.training.trainer import Trainer
+
+LOADING = "loading the models"
+STOPPED = "stopped by hand; `rlkd resume` goes on"
+OnStep = Callable[["Session", Row], object]
+
+
+class Session:
+    """A run in memory. ``on_step`` callbacks get it after each step.
+
+    Args:
+        trainer: with the loaded models.
+        context: of the run.
+    """
+
+    def __init__(self, trainer: Trainer, context: Context) -> None:
+        self.trainer, self.context = trainer, context
+        trainer.switch(context)
+        self.handler = RequestHandler(context, lambda: trainer.save(context))
+        self.forks = Forks(trainer, context)
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the run."""
+        return self.trainer.config
+
+    @property
+    def folder(self) -> RunFolder:
+        """Of the run."""
+        return self.context.folder
+
+    @property
+    def knobs(self) -> Knobs:
+        """Of the run: ``session.knobs.request(…)`` moves one from the next step on."""
+        return self.context.knobs
+
+    @property
+    def policy(self) -> LanguageModel:
+        """The model that is trained."""
+        return self.trainer.policy
+
+    @property
+    def step(self) -> int:
+        """Last whole step of the run."""
+        return self.context.progress.step
+
+    def stop(self) -> None:
+        """End the run after this step. ``resume`` goes on from there."""
+        self.handler.stopping = True
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run ends after this step."""
+        return self.handler.stopping
+
+    def stop_asked(self) -> bool:
+        """Read requests, and return whether to stop between two tokens."""
+        self.handler.listen()
+        # several processes stop together, after the step
+        return self.stopping and processes.count() == 1
+
+    def drive(self, on_step: OnStep | None = None) -> RunFolder:
+        """Take steps until the last one, or until somebody stops the run."""
+        try:
+            self.folder.set_status("running", self.step)
+            check_start(self.trainer, self.context)
+            self._follow()  # where the run was stopped in their turn
+            while self._goes_on():
+                self._take_step(on_step)
+        except (Stopped, KeyboardInterrupt) as error:
+            self._end_cut()
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return self.folder
+        except BaseException as error:
+            self._end_failed(error)
+            raise
+        if self.step == self.config.steps:
+            self._end_done()
+        else:
+            self._end_between_steps()
+        return self.folder
+
+    def _goes_on(self) -> bool:
+        """Whether there is another step to take; waits while the run is paused."""
+        if self.step >= self.config.steps or self.stopping:
+            return False
+        if processes.first():
+            self.handler.before_step()
+        self.handler.stopping = processes.from_first(self.stopping)
+        return not self.stopping
+
+    def _take_step(self, on_step: OnStep | None) -> None:
+        config, handler = self.config, self.handler
+        if handler.forks_off:
+            self.forks.end("idle", SWITCHED_OFF)
+            handler.forks_off = False
+        self.forks.before_step(handler.fork, handler.chances)
+        row = self.trainer.step(self.context, self.stop_asked)
+        self.folder.append("metrics.jsonl", row)
+        every = config.checkpoint_every
+        due = self.step == config.steps or (every and self.step % every == 0)
+        if due:
+            self.trainer.save(self.context)
+        self.folder.set_status("running", self.step)
+        if on_step is not None:
+            on_step(self, row)
+        self._follow()
+        if due:
+            self.forks.save()
+        self.context.guards.after(row)
+        handler.after_step()
+        handler.stopping = processes.from_first(self.stopping)
+
+    def _follow(self) -> None:
+        """Train the forks up to the run's step."""
+        for _ in self.forks.follow(self.stop_asked, lambda: self.stopping):
+            self.handler.listen()
+
+    # --- how a run ends -------------------------------------------------------------------------
+
+    def _end_done(self) -> None:
+        """The last step is done."""
+        self.handler.end()
+        self.folder.set_status("done", self.step)
+        self.forks.end("done")
+
+    def _end_between_steps(self) -> None:
+        """Somebody stopped the run after a step."""
+        self._save_all()
+        self.folder.set_status("idle", self.step, STOPPED)
+        self.forks.end("idle")
+
+    def _end_cut(self) -> None:
+        """Somebody stopped the run within a step. Nothing is lost but that step."""
+        if self.handler.trouble is not None:
+            self.handler.given_up = True
+        try:
+            if self.trainer.go_back(self.context):
+                self._save_all()
+            self.folder.set_status("idle", self.step, STOPPED)
+            self.forks.end("idle")
+        except OSError as refused:
+            self.folder.say_over(
+                "idle",
+                self.step,
+                f"{STOPPED} from the last checkpoint; another could not be written:"
+                f" {refused.strerror}",
+            )
+
+    def _end_failed(self, error: BaseException) -> None:
+        """Something failed. It may be the disk."""
+        self.handler.given_up = True
+        with contextlib.suppress(OSError):
+            self.folder.set_status("failed", self.step, f"{type(error).__name__}: {error}")
+            self.forks.end("failed", RUN_FAILED)
+
+    def _save_all(self) -> None:
+        """Write a last checkpoint of the run and of its forks."""
+        if self.step:
+            self.trainer.save(self.context)
+        self.forks.save()
+
+
+def run(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    on_step: OnStep | None = None,
+    script: list[Event] | None = None,
+) -> RunFolder:
+    """Train from the start into a new run folder, in the foreground.
+
+    Args:
+        config: see :func:`~rlkd_lab.training.config.make_config`.
+        out: the folder to make.
+        on_step: called after each step with the session (``session.knobs.request(…)``,
+            ``session.stop()``) and the row.
+        script: recorded events to follow, see :class:`~rlkd_lab.training.decisions.Decisions`.
+
+    Raises:
+        FileExistsError, PermissionError, FileNotFoundError, ValueError: before anything is written.
+            A later failure is in status.json too.
+    """
+    processes.join()
+    if processes.first():
+        RunFolder.check_free(out)  # before models are loaded
+    config = processes.from_first(within_memory(config))
+    decisions = Decisions(config, script or [])
+    Context(config, RunFolder(out), decisions)  # refuses a damaged script before models are loaded
+    trainer = Trainer(config)
+    context = Context(config, create(config, out), decisions)
+    try:
+        with _alone(context.folder):
+            declare_guards(trainer, context)
+            return _drive(trainer, context, on_step)
+    except ValueError:
+        # a mistake that only the first step could find leaves no half of a run
+        if context.progress.step == 0 and processes.first():
+            shutil.rmtree(context.folder.path)
+        raise
+
+
+def resume(path: str | Path, *, on_step: OnStep | None = None) -> RunFolder:
+    """Resume a run from its last whole checkpoint. Later rows are dropped and computed again.
+
+    A run that is done is left alone.
+
+    Raises:
+        FileNotFoundError, ValueError: no run is there, it is damaged, another process trains it, or
+            a checkpoint does not match its config.
+    """
+    processes.join()
+    folder = RunFolder.open(path)
+    if (folder.path / FORK).exists():
+        raise ValueError(
+            f"{folder.path} is a fork, which is trained with its run: `rlkd resume"
+            f" {folder.path.parent.parent}` resumes both"
+        )
+    folder.writes = processes.first()
+    config = config_of(folder)
+    now = processes.from_first(folder.last_status())
+    ended = now["state"] == "done" and now["step"] >= config.steps
+    if ended and processes.from_first(folder.last_step()) >= config.steps:
+        return folder
+    with _alone(folder):
+        # a button pressed while nothing ran is forgotten; who pressed Start has said so already
+        if processes.first() and not (now.get("pid") == os.getpid() and now.get("why") == LOADING):
+            folder.ask("begin")
+        try:
+            folder.set_status("running", now["step"], LOADING)
+            trainer = Trainer(config)
+            context = go_back(trainer, folder)
+        except KeyboardInterrupt:
+            folder.set_status("idle", now["step"], STOPPED)
+            raise
+        except BaseException as error:
+            folder.set_status("failed", now["step"], f"{type(error).__name__}: {error}")
+            raise
+        return _drive(trainer, context, on_step)
+
+
+def _drive(trainer: Trainer, context: Context, on_step: OnStep | None) -> RunFolder:
+    try:
+        session = Session(trainer, context)
+    except BaseException as error:
+        context.folder.set_status(
+            "failed", context.progress.step, f"{type(error).__name__}: {error}"
+        )
+        trainer.close()
+        raise
+    try:
+        return session.drive(on_step)
+    finally:
+        trainer.close()
+
+
+def load_or_train(
+    config: RunConfig, out: str | Path, *, on_step: OnStep | None = None
+) -> RunFolder:
+    """Return the run in ``out``: done ones as they are, interrupted ones resumed, missing ones
+    trained.
+
+    Raises:
+        ValueError: the run there was made with other settings.
+    """
+    if not (Path(out) / "config.json").exists():
+        return run(config, out, on_step=on_step)
+    folder = RunFolder.open(out)
+    if fingerprint(config_of(folder)) != fingerprint(config):
+        raise ValueError(
+            f"{out} holds a run with other settings: delete it, or choose another folder"
+        )
+    return resume(out, on_step=on_step)
+
+
+def within_memory(config: RunConfig) -> RunConfig:
+    """The config with micro_batch and logits_mib lowered until the plan fits what is free; embedded
+    models always do.
+
+    Raises:
+        ValueError: it cannot be made to fit; says what would.
+    """
+    if config.plan == "off" or {config.student, config.teacher or config.student} <= set(
+        zoo_names()
+    ):
+        return config
+    check_pair(config)
+    device = default_device()
+    free = free_memory(device)
+    fits, _ = fitted(config, free, device.type == "cuda")
+    changed = {
+        name: value for name, value in fits.model_dump().items() if value != getattr(config, name)
+    }
+    if changed:
+        settings = ", ".join(f"{name}={value}" for name, value in changed.items())
+        warnings.warn(
+            f"{free / GIB:.1f} GiB are free: the run is made with {settings}, which changes"
+            " nothing but speed",
+            stacklevel=3,
+        )
+    return fits
+
+
+@contextmanager
+def _alone(folder: RunFolder) -> Iterator[None]:
+    """Hold the folder's lock in the first of several processes. Where it cannot be had, all of them
+    raise.
+    """
+    with ExitStack() as held:
+        refused: Exception | None = None
+        if processes.first():
+            try:
+                held.enter_context(alone(folder.path, "trained"))
+            except (ValueError, OSError) as error:
+                refused = error
+        refused = processes.from_first(refused)
+        if refused is not None:
+            raise refused
+        try:
+            yield
+        finally:
+            folder.wait = None  # a folder that is kept does not keep the models

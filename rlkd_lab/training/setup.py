@@ -1,0 +1,94 @@
+"""What all phases of a step share and none of them changes: config, method, models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from rlkd_lab.objectives import METHODS, Method, needs_of, resolve_options
+from rlkd_lab.tasks import Example
+from rlkd_lab.training.config import LOOP_KNOBS, RunConfig
+from rlkd_lab.training.models import Models, load_models
+
+Coefs = Mapping[str, float | None]
+Row = dict[str, Any]
+
+
+@dataclass
+class Traces:
+    """Completions by the teacher and the examples that they answer, read when first needed."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    examples: dict[str, Example] = field(default_factory=dict)
+    """By id."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A config with its method and its loaded models."""
+
+    config: RunConfig
+    method: Method
+    options: dict[str, str | int | bool | None]
+    """Of the method, with its defaults."""
+    models: Models
+    traces: Traces
+
+    @staticmethod
+    def load(config: RunConfig) -> Setup:
+        """Load the models of a config. See :func:`~rlkd_lab.training.models.load_models`."""
+        method = METHODS[config.method]
+        given = {"constant_length": config.max_new_tokens, **config.options}
+        return Setup(config, method, resolve_options(method, given), load_models(config), Traces())
+
+    @property
+    def chunk(self) -> int:
+        """Tokens whose logits are held at a time."""
+        return self.models.chunk
+
+    def needs(self, coefs: Coefs) -> set[str]:
+        """Return what the method needs with these coefficients."""
+        return needs_of(self.method, coefs, self.options)
+
+    @property
+    def all_scorers(self) -> set[str]:
+        """The frozen models that can score tokens."""
+        return {"reference"} if self.models.teacher is None else {"reference", "teacher"}
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """The knob values of one step."""
+
+    number: int
+    values: Coefs
+    """Of every knob."""
+
+    @property
+    def coefs(self) -> Coefs:
+        """Those of the method."""
+        return {name: value for name, value in self.values.items() if name not in LOOP_KNOBS}
+
+    @property
+    def temperature(self) -> float:
+        """Of sampling, > 0."""
+        return float(self.values["temperature"] or 1.0)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of AdamW, ≥ 0."""
+        return float(self.values["learning_rate"] or 0.0)
+
+    @property
+    def row(self) -> Row:
+        """The values by metric name."""
+        row = {f"coef/{name}": v for name, v in self.values.items() if name != "learning_rate"}
+        return row | {"learning_rate": self.values["learning_rate"]}
+
+
+def mean(values: torch.Tensor) -> float:
+    """Return the mean, NaN of nothing."""
+    return values.float().mean().item() if values.numel() else float("nan")

@@ -1,0 +1,173 @@
+"""What training changes: the adapter, the optimizer's moments and the progress counters.
+
+A run and its forks share one set of live tensors (:class:`TrainState`). What belongs to a run or
+fork while it is not its turn is a :class:`Snapshot`.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlkd_lab.models import LanguageModel, save_adapter
+from rlkd_lab.runs import RunFolder, checkpoints
+from rlkd_lab.runs.checkpoints import Damaged
+from rlkd_lab.training.config import RunConfig, fingerprint
+
+BETAS = (0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    """Last step that is whole."""
+    tokens: int = 0
+    """Tokens sampled up to that step."""
+    accuracy: float | None = None
+    """Validation accuracy after that step, where it was evaluated."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of the adapter's weights and of the optimizer's moments."""
+
+    weights: list[Tensor]
+    moments: dict[int, dict[str, Tensor]]
+
+
+class TrainState:
+    """The live adapter of a policy and its AdamW optimizer. The learning rate is set in each step.
+
+    Args:
+        policy: a model with a trainable adapter.
+        weight_decay: of AdamW, ≥ 0.
+    """
+
+    def __init__(self, policy: LanguageModel, weight_decay: float) -> None:
+        self.policy = policy
+        self.parameters = policy.trainable()
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=1.0, betas=BETAS, weight_decay=weight_decay
+        )
+
+    def copy(self) -> Snapshot:
+        """Copy weights and moments."""
+        moments = self.optimizer.state_dict()["state"]
+        return Snapshot([p.detach().clone() for p in self.parameters], _cloned(moments))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot. What is computed from there is the same to the last bit."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, snapshot.weights, strict=True):
+                parameter.copy_(value)
+        self._set_moments(_cloned(snapshot.moments))  # the optimizer writes in place
+
+    def _set_moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+    # --- on disk --------------------------------------------------------------------------------
+
+    def save(
+        self, folder: RunFolder, config: RunConfig, progress: Progress, held: Mapping[str, Any]
+    ) -> Path:
+        """Write a checkpoint and remove older ones, as ``keep_checkpoints`` says.
+
+        Args:
+            folder: of the run or fork.
+            config: of the run.
+            progress: after the step.
+            held: knob values that were moved by hand.
+        """
+        state = {
+            **asdict(progress),
+            "held": held,
+            "seed": config.seed,
+            "config": fingerprint(config),
+        }
+        path = checkpoints.save(folder, progress.step, self._write, state)
+        checkpoints.prune(folder, config.keep_checkpoints)
+        return path
+
+    def _write(self, beside: Path) -> None:
+        moments = self.optimizer.state_dict()["state"]
+        flat = {
+            f"{index}.{key}": value.contiguous()
+            for index, entry in moments.items()
+            for key, value in entry.items()
+        }
+        try:
+            save_adapter(self.policy, beside)
+            save_file(flat, beside / "optimizer.safetensors")
+        except SafetensorError as error:  # its text is all that is left of the system's error
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+
+    def load(self, path: Path, config: RunConfig) -> tuple[Progress, dict[str, Any]]:
+        """Read a checkpoint into the live tensors.
+
+        Returns:
+            How far it had come, and the knob values that were moved by hand.
+
+        Raises:
+            Damaged: a file is missing or is not what was written.
+            ValueError: the checkpoint belongs to another config.
+        """
+        stored = checkpoints.read(path)
+        try:
+            made_with, held = stored["config"], dict(stored["held"])
+            progress = Progress(int(stored["step"]), int(stored["tokens"]), stored.get("accuracy"))
+            if path.name != f"step_{progress.step:06d}":
+                raise ValueError(f"its state is that of step {progress.step}")
+            adapter = load_file(path / "adapter_model.safetensors")
+            flat = load_file(path / "optimizer.safetensors")
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise Damaged(
+                f"the checkpoint {path} is damaged: {type(error).__name__}: {error}"
+            ) from error
+        if made_with != fingerprint(config):
+            raise ValueError(
+                f"the checkpoint {path} does not match the run's config.json: it was made with"
+                " other settings"
+            )
+        self._check_tensors(path, adapter, flat)
+        set_peft_model_state_dict(self.policy.model, adapter, adapter_name="default")
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in flat.items():
+            index, _, key = name.partition(".")
+            moments.setdefault(int(index), {})[key] = value
+        self._set_moments(moments)
+        return progress, held
+
+    def _check_tensors(
+        self, path: Path, adapter: Mapping[str, Tensor], flat: Mapping[str, Tensor]
+    ) -> None:
+        weights = get_peft_model_state_dict(self.policy.model, adapter_name="default")
+        shapes = {name: value.shape for name, value in weights.items()}
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        moments = {f"{i}.{key}" for i in range(len(self.parameters)) for key in keys}
+        moments = moments if flat else set()  # before the first update there are none
+        if shapes != {name: value.shape for name, value in adapter.items()} or moments != set(flat):
+            odd = sorted(set(shapes) ^ set(adapter) | moments ^ set(flat))
+            what = (
+                f"missing or surplus tensors, such as {odd[0]}"
+                if odd
+                else "tensors of other shapes"
+            )
+            raise Damaged(f"the checkpoint {path} is damaged: {what}")
+
+
+def _cloned(moments: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+    return {i: {key: value.clone() for key, value in e.items()} for i, e in moments.items()}

@@ -1,0 +1,300 @@
+"""Token statistics: what the policy, the teacher and the reference say of the sampled tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlkd_lab.models import (
+    Sequences,
+    hidden_states,
+    measured_divergences,
+    processes,
+    targets,
+    token_divergence,
+    token_logps,
+    unflatten,
+    vocabulary,
+)
+from rlkd_lab.objectives import TokenBatch
+from rlkd_lab.objectives.estimators import Divergence
+from rlkd_lab.rollouts import Prompts
+from rlkd_lab.training.gaps import check_gap
+from rlkd_lab.training.setup import Coefs, Setup, StepValues
+from rlkd_lab.training.speed import tokens
+
+KL_METRICS: dict[Divergence, str] = {"reverse": "kl_teacher_rev", "forward": "kl_teacher_fwd"}
+PASS_COST = 192
+"""Tokens of padding that take about as long as another forward and backward pass."""
+
+
+class Clock:
+    """Seconds by purpose, and floating-point operations."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.flops = 0.0
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+@dataclass
+class TokenStats:
+    """Values per token of a rollout, (B, T) each, filled micro-batch by micro-batch.
+
+    Names: ``old_logps``, ``teacher_logps``, ``ref_logps`` (nats), ``entropy`` (nats, ≥ 0), and the
+    divergences ``reverse``, ``forward``, ``reverse_t1``, ``forward_t1`` (nats).
+    """
+
+    sequences: Sequences
+    temperature: float
+    ask: set[str]
+    """The models that score, and ``divergences``. See :func:`models_to_ask`."""
+    compare_copy: bool = False
+    """Compare the first micro-batch with a forward of the policy without its dense copy."""
+    values: dict[str, Tensor] = field(default_factory=dict)
+    prompts: dict[str, Prompts] = field(default_factory=dict)
+    """Cache of the prompts' keys and values, by frozen model."""
+
+    def add(self, rows: Tensor, mask: Tensor, found: dict[str, Tensor]) -> None:
+        """Store values of some rows, flat over their tokens."""
+        for name, flat in found.items():
+            whole = self.values.setdefault(name, self._blank())
+            whole[rows] = unflatten(flat.float(), mask)
+
+    def _blank(self) -> Tensor:
+        mask = self.sequences.completion_mask
+        return torch.zeros(mask.shape, device=mask.device)
+
+    def share(self) -> None:
+        """Give every process what each has measured of its rows."""
+        names = {name for names in processes.from_all(list(self.values)) for name in names}
+        for name in sorted(names):
+            processes.add_up(self.values.setdefault(name, self._blank()))
+
+    def measured(self) -> dict[str, Tensor]:
+        """Return entropy and divergences to the teacher, by metric name."""
+        names: dict[str, str] = {"entropy": "entropy", **KL_METRICS}
+        return {names[name]: values for name, values in self.values.items() if name in names}
+
+    def fill(self, batch: TokenBatch, rows: Tensor | slice = slice(None)) -> TokenBatch:
+        """Return some rows of a batch with what the models said of them."""
+        old, teacher, reference = (
+            self.values[name][rows] if name in self.values else None
+            for name in ("old_logps", "teacher_logps", "ref_logps")
+        )
+        assert old is not None
+        return replace(
+            batch.select(rows), logps=old, old_logps=old, teacher_logps=teacher, ref_logps=reference
+        )
+
+
+def models_to_ask(setup: Setup, step: StepValues) -> set[str]:
+    """Return the models that must score the sampled tokens.
+
+    Those that the method needs are asked in every step. Every ``kl_every`` steps the others are
+    asked too, for the curves, and ``divergences`` are measured.
+    """
+    needs, every = setup.needs(step.coefs), setup.config.kl_every
+    due = bool(every) and (step.number % every == 0 or step.number == 1)
+    ask = {"reference"} if due or "reference" in needs else set()
+    if setup.models.teacher is not None:
+        ask |= {"teacher"} if due or "teacher" in needs else set()
+        ask |= {"divergences"} if due else set()
+    return ask
+
+
+def check_padding_rows(setup: Setup, sequences: Sequences) -> None:
+    """Raise ValueError for a token in the padding of the student's vocabulary that is longer than
+    the teacher's: the teacher has no row for it.
+    """
+    assert setup.models.teacher is not None
+    ours, theirs = vocabulary(setup.models.policy), vocabulary(setup.models.teacher.own)
+    if ours > theirs and int(sequences.completion_ids.max()) >= theirs:
+        config = setup.config
+        raise ValueError(
+            f"{config.student} has written a token of its padding ({ours} rows), which"
+            f" {config.teacher} has no row for ({theirs}): a student whose weights mean anything"
+            " gives padding no probability"
+        )
+
+
+def score_all(
+    setup: Setup, stats: TokenStats, rows: Tensor, micro_batch: int, clock: Clock
+) -> None:
+    """Score some rows without gradient, in micro-batches."""
+    with torch.no_grad():
+        for some in micro_batches(stats.sequences, own_rows(rows, stats.sequences), micro_batch):
+            score_rows(setup, stats, some, clock)
+
+
+def score_rows(
+    setup: Setup, stats: TokenStats, rows: Tensor, clock: Clock
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Let the models score the tokens of some rows. Their values go into ``stats``.
+
+    Returns:
+        The student's hidden states, (N, H), and log-probabilities, (N,), with their graph if
+        gradients are on, and the teacher's hidden states.
+    """
+    models, part = setup.models, stats.sequences.select(rows)
+    ids, counted = targets(part), tokens(part)
+    clock.flops += models.size.forward(*counted)
+    with clock("update" if torch.is_grad_enabled() else "old"):
+        hidden = hidden_states(models.student, part)
+        logps, entropy = token_logps(models.student, hidden, ids, stats.temperature, setup.chunk)
+    found = {"old_logps": logps.detach(), "entropy": entropy}
+    states: Tensor | None = None
+    with torch.no_grad():
+        if "teacher" in stats.ask:
+            states, found["teacher_logps"] = _frozen(setup, stats, "teacher", rows, part, clock)
+            if "divergences" in stats.ask:
+                with clock("divergences"):
+                    found |= _divergences(setup, stats, hidden, states)
+        if "reference" in stats.ask:
+            _, found["ref_logps"] = _frozen(setup, stats, "reference", rows, part, clock)
+        if stats.compare_copy and not stats.values:
+            _compare_copy(setup, stats, part, logps.detach())
+    stats.add(rows, part.completion_mask, found)
+    return hidden, logps, states
+
+
+def _frozen(
+    setup: Setup, stats: TokenStats, name: str, rows: Tensor, part: Sequences, clock: Clock
+) -> tuple[Tensor, Tensor]:
+    """Hidden states and log-probabilities of a model that is not trained. Where it has a lean
+    forward, each prompt is run once for all of its completions.
+    """
+    model = setup.models.frozen(name)
+    clock.flops += model.size.forward(*tokens(part))
+    with clock(name):
+        decoder = None if model.copy is None else model.copy.decoder
+        if decoder is None:
+            states = hidden_states(model.lm, part)
+        else:
+            if name not in stats.prompts:
+                stats.prompts[name] = decoder.read(stats.sequences)
+            states = decoder.hidden_states(
+                part.completion_ids, part.completion_mask, stats.prompts[name], rows
+            )
+        logps, _ = token_logps(model.lm, states, targets(part), stats.temperature, setup.chunk)
+    return states, logps
+
+
+def _divergences(
+    setup: Setup, stats: TokenStats, hidden: Tensor, theirs: Tensor
+) -> dict[str, Tensor]:
+    """Both KLs to the teacher at the sampling temperature and at T = 1, (N,) each, nats."""
+    measured = measured_divergences(
+        setup.models.student,
+        hidden,
+        setup.models.frozen("teacher").lm,
+        theirs,
+        tuple(KL_METRICS),
+        {stats.temperature, 1.0},
+        setup.chunk,
+    )
+    found = {}
+    for kind in KL_METRICS:
+        found[kind] = measured[kind, stats.temperature]
+        found[f"{kind}_t1"] = measured[kind, 1.0]
+    return found
+
+
+def _compare_copy(setup: Setup, stats: TokenStats, part: Sequences, logps: Tensor) -> None:
+    policy = setup.models.policy
+    states = hidden_states(policy, part)
+    own, _ = token_logps(policy, states, targets(part), stats.temperature, setup.chunk)
+    check_gap(
+        (own - logps).abs(),
+        "the dense copy is wrong: what is trained through it is not the policy",
+        "use --set dense_twin=false",
+    )
+
+
+def live_batch(
+    setup: Setup,
+    stats: TokenStats,
+    coefs: Coefs,
+    batch: TokenBatch,
+    part: Sequences,
+    scored: tuple[Tensor, Tensor, Tensor | None] | None = None,
+) -> TokenBatch:
+    """Return a micro-batch with log-probabilities that carry the gradient, and with the divergence
+    to the teacher where the method needs it.
+
+    Args:
+        setup: models and method.
+        stats: temperature.
+        coefs: of the method.
+        batch: the micro-batch.
+        part: its tokens.
+        scored: what :func:`score_rows` returned with gradients on; by default a new forward.
+    """
+    student, mask = setup.models.student, part.completion_mask
+    if scored is None:
+        hidden = hidden_states(student, part)
+        logps, _ = token_logps(student, hidden, targets(part), stats.temperature, setup.chunk)
+        theirs = None
+    else:
+        hidden, logps, theirs = scored
+    live = replace(batch, logps=unflatten(logps, mask))
+    if "divergence" not in setup.needs(coefs):
+        return live
+    teacher = setup.models.frozen("teacher").lm
+    if theirs is None:
+        with torch.no_grad():
+            theirs = hidden_states(teacher, part)
+    options: Any = setup.options
+    per_token = token_divergence(
+        student,
+        hidden,
+        teacher,
+        theirs,
+        options["divergence"],
+        weight=float(coefs.get("jsd_weight", 0.5) or 0.0),
+        topk=int(options["topk"]) if options["topk"] else None,
+        temperature=stats.temperature,
+        chunk=setup.chunk,
+    )
+    return replace(live, divergence=unflatten(per_token, mask))
+
+
+def own_rows(rows: Tensor, sequences: Sequences) -> Tensor:
+    """Return those of the rows that this process works on, of several."""
+    mine = processes.share(len(sequences.completion_mask))
+    return rows[(rows >= mine.start) & (rows < mine.stop)]
+
+
+def micro_batches(sequences: Sequences, rows: Tensor, micro_batch: int) -> list[Tensor]:
+    """Cut rows into micro-batches of like lengths.
+
+    None holds more tokens than ``micro_batch`` of the rollout's longest would. One ends where its
+    padding would cost more than another pass.
+    """
+    masks = (sequences.completion_mask, sequences.prompt_mask)
+    lengths, prompts = (mask.sum(1).tolist() for mask in masks)
+    limit = micro_batch * (max(prompts) + max(lengths))
+    found: list[list[int]] = []
+    padding = 0
+    for row in sorted(rows.tolist(), key=lambda row: lengths[row]):
+        added = (lengths[row] - lengths[found[-1][-1]]) * len(found[-1]) if found else 0
+        full = found and (len(found[-1]) + 1) * (max(prompts) + lengths[row]) > limit
+        if not found or full or padding + added > PASS_COST:
+            found.append([])
+            padding = added = 0
+        found[-1].append(row)
+        padding += added
+    return [torch.tensor(micro_batch) for micro_batch in found]
