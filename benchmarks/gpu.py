@@ -83,7 +83,8 @@ def memory() -> dict[str, float]:
 def serve_ours(folder: Path, mode: str) -> None:
     """A KDRL step a line."""
     from rlkd_lab.runs import RunFolder
-    from rlkd_lab.training import Loop, make_config
+    from rlkd_lab.training import Trainer, make_config
+    from rlkd_lab.training.context import Context
 
     config = make_config(
         "kdrl",
@@ -103,9 +104,9 @@ def serve_ours(folder: Path, mode: str) -> None:
         knobs={"learning_rate": 0.0},
         **SETTINGS[mode],
     )
-    loop = Loop(config, RunFolder(tempfile.mkdtemp()))
+    trainer, context = Trainer(config), Context(config, RunFolder(tempfile.mkdtemp()))
     for _ in sys.stdin:
-        row = loop.take_step()
+        row = trainer.step(context)
         steps.answer(
             {
                 key: row[key]

@@ -44,9 +44,9 @@ from rlkd_lab.cli import _ended_like_ctrl_c
 from rlkd_lab.models import default_device
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder, Tail, first_difference
-from rlkd_lab.training import RunConfig, create, loop, make_config, resume
+from rlkd_lab.training import RunConfig, create, make_config, resume, state
 from rlkd_lab.training.environment import describe_environment
-from rlkd_lab.training.loop import Row
+from rlkd_lab.training.setup import Row
 
 ENDS = (
     "instant",
@@ -146,7 +146,7 @@ def within_a_line(name: str, number: int, draw: random.Random) -> None:
 
 def within_the_weights(number: int, draw: random.Random) -> None:
     """Die with a part of the ``number``-th checkpoint's moments written."""
-    left, save = [number], loop.save_file
+    left, save = [number], state.save_file
 
     def torn(tensors: Any, path: Path) -> None:
         save(tensors, path)
@@ -155,7 +155,7 @@ def within_the_weights(number: int, draw: random.Random) -> None:
             os.truncate(path, draw.randrange(path.stat().st_size))
             die()
 
-    loop.save_file = torn  # type: ignore[assignment]
+    state.save_file = torn  # type: ignore[assignment]
 
 
 def within_a_request(draw: random.Random) -> None:

@@ -26,9 +26,9 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from rlkd_lab.models import default_device
-from rlkd_lab.training import make_config, run
+from rlkd_lab.training import Session, make_config, run
 from rlkd_lab.training.environment import describe_environment
-from rlkd_lab.training.loop import Loop, Row
+from rlkd_lab.training.setup import Row
 from rlkd_lab.zoo.tokenizer import character_tokenizer
 
 LOOKS = 20
@@ -99,12 +99,12 @@ def long_run(place: Path, steps: int, looks: int = LOOKS, **writes: int) -> list
     process, found = psutil.Process(), list[dict[str, Any]]()
     times, gaps, last = list[float](), list[float](), [0.0]
 
-    def look(loop: Loop, row: Row) -> None:
+    def look(session: Session, row: Row) -> None:
         now = time.perf_counter()
         times.append(row["train_time"])
         gaps.append(now - last[0] - row["step_time"])
         if row["step"] % 100 == 0:
-            loop.folder.ask("knob", knob="kd_coef", value=0.1 + row["step"] % 300 / 1000)
+            session.folder.ask("knob", knob="kd_coef", value=0.1 + row["step"] % 300 / 1000)
         if row["step"] % (steps // looks) == 0:
             at = {
                 "step": row["step"],
@@ -113,9 +113,9 @@ def long_run(place: Path, steps: int, looks: int = LOOKS, **writes: int) -> list
                 "threads": process.num_threads(),
             }
             held = {
-                "folder_mib": size(loop.folder.path) / 2**20,
-                "checkpoints": len(loop.folder.checkpoints()),
-                "samples": len(loop.folder.sample_steps()),
+                "folder_mib": size(session.folder.path) / 2**20,
+                "checkpoints": len(session.folder.checkpoints()),
+                "samples": len(session.folder.sample_steps()),
             }
             found.append(
                 at | held | {"step_ms": 1000 * median(times), "overhead_ms": 1000 * median(gaps)}

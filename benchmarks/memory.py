@@ -135,16 +135,16 @@ def tensors_now() -> int:
     return sum(found.values())
 
 
-def peak_of_a_step(loop: Any) -> tuple[int, int]:
+def peak_of_a_step(trainer: Any, context: Any) -> tuple[int, int]:
     """On a CPU: bytes of all tensors before a step, and the most that the allocator gave more
     during it.
     """
-    loop.optimizer.zero_grad()
+    trainer.state.optimizer.zero_grad()
     before = tensors_now()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
-        loop.take_step()
+        trainer.step(context)
     now = peak = 0
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
@@ -157,7 +157,8 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     """Predicted and measured peak of a case, in bytes."""
     from rlkd_lab.models import loading
     from rlkd_lab.runs import RunFolder
-    from rlkd_lab.training import Loop, describe_environment
+    from rlkd_lab.training import Trainer, describe_environment
+    from rlkd_lab.training.context import Context
     from rlkd_lab.training.plan import plan
 
     if case["precision"] == "16 bit" and not GPU:
@@ -165,18 +166,16 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         config = config_of(case, Path(name))
         predicted = plan(config, case["precision"] == "16 bit")
-        loop = Loop(
-            config,
-            RunFolder.create(
-                Path(name) / "run", config.model_dump(), describe_environment(torch.device("cpu"))
-            ),
+        folder = RunFolder.create(
+            Path(name) / "run", config.model_dump(), describe_environment(torch.device("cpu"))
         )
-        loop.take_step()
+        trainer, context = Trainer(config), Context(config, folder)
+        trainer.step(context)
         if GPU:
             torch.cuda.reset_peak_memory_stats()
-            loop.take_step()
+            trainer.step(context)
             return {"predicted": predicted.peak, "measured": torch.cuda.max_memory_allocated()}
-        before, peak = peak_of_a_step(loop)
+        before, peak = peak_of_a_step(trainer, context)
         return {
             "predicted": predicted.peak,
             "measured": before + peak,

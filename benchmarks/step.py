@@ -39,10 +39,10 @@ def answer(value: dict[str, float]) -> None:
 
 
 def serve_ours(method: str) -> None:
-    """A step of our loop a line."""
+    """A step of our trainer a line."""
     from rlkd_lab.runs import RunFolder
-    from rlkd_lab.training import make_config
-    from rlkd_lab.training.loop import Loop
+    from rlkd_lab.training import Trainer, make_config
+    from rlkd_lab.training.context import Context
 
     config = make_config(
         method,
@@ -58,10 +58,11 @@ def serve_ours(method: str) -> None:
         samples_every=0,
         checkpoint_every=0,
     )
-    loop = Loop(config, RunFolder(tempfile.mkdtemp()))
-    loop.task.examples = lambda n, seed, split="train", difficulty=None: examples(loop.step)  # type: ignore[method-assign]
+    trainer, context = Trainer(config), Context(config, RunFolder(tempfile.mkdtemp()))
+    task = trainer.setup.models.task
+    task.examples = lambda *given: examples(context.progress.step)  # type: ignore[method-assign]
     for _ in sys.stdin:
-        row = loop.take_step()
+        row = trainer.step(context)
         answer(
             {
                 key: row[key]

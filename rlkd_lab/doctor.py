@@ -12,9 +12,9 @@ import torch
 
 from rlkd_lab.models.loading import Quant, compute_dtype, default_device, zoo_names
 from rlkd_lab.training import make_config
-from rlkd_lab.training.session import within_memory
 from rlkd_lab.training.environment import PACKAGES, cpu_name, version_of
 from rlkd_lab.training.selfcheck import examine_models
+from rlkd_lab.training.session import within_memory
 
 
 def examine() -> Iterator[tuple[bool, str]]:

@@ -209,10 +209,10 @@ def test_resume_with_a_checkpoint_of_other_settings(rlkd, runs, tmp_path):
 
 
 def test_a_run_that_fails_ends_with_status_1_and_one_sentence(rlkd, tmp_path, monkeypatch):
-    def diverge(self, *given):
+    def diverge(*given):
         raise FloatingPointError("the loss of step 1 is nan: lower learning_rate")
 
-    monkeypatch.setattr("rlkd_lab.training.loop.Loop._update", diverge)
+    monkeypatch.setattr("rlkd_lab.training.trainer.update", diverge)
     result = rlkd(*train("grpo", tmp_path / "run"))
     assert result.exit_code == 1
     assert "rlkd: the run failed: the loss of step 1 is nan" in result.stderr
@@ -220,10 +220,10 @@ def test_a_run_that_fails_ends_with_status_1_and_one_sentence(rlkd, tmp_path, mo
 
 
 def test_ctrl_c_says_how_to_go_on(rlkd, tmp_path, monkeypatch):
-    def interrupt(self, *given):
+    def interrupt(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlkd_lab.training.loop.Loop._update", interrupt)
+    monkeypatch.setattr("rlkd_lab.training.trainer.update", interrupt)
     result = rlkd(*train("grpo", tmp_path / "run"))
     assert result.exit_code == 130
     assert "rlkd resume" in result.stderr
@@ -909,7 +909,7 @@ def test_out_of_memory_is_one_sentence(rlkd, tmp_path, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("rlkd_lab.training.loop.Loop._update", fail)
+    monkeypatch.setattr("rlkd_lab.training.trainer.update", fail)
     result = rlkd(*train("kdrl", tmp_path / "run"))
     assert result.exit_code == 1
     assert result.stderr.strip().splitlines()[-1] == "rlkd: the run failed: CUDA out of memory"

@@ -101,7 +101,8 @@ limit of ``aggregation='constant'`` and ``topk`` (int) the support of a divergen
 """
 
 
-# --- where samples come from: (on_policy_frac, a uniform draw) -> whether a step uses traces -------
+# --- where samples come from: (on_policy_frac, a uniform draw) -> whether a step uses traces
+# -------
 
 
 def from_student(on_policy_frac: float, uniform: Callable[[], float]) -> bool:
@@ -683,7 +684,7 @@ def prepare(
         ValueError: for an unknown name, a value out of range, or an input that the method needs and
             the batch lacks.
     """
-    method, values, choices = _resolve(name, coefs, options)
+    method, _, choices = _resolve(name, coefs, options)
     _require(name, method, batch, set(method.needs) & {"groups"}, str(choices["kd_mask"]))
     if batch.prepared_for is not None:
         raise ValueError(

@@ -18,14 +18,19 @@ class Context:
     Args:
         config: of the run.
         folder: where rows, events and checkpoints go.
-        decisions: recorded choices to follow.
+        decisions: recorded choices to follow; by default there are none.
         noise: part of the seed of every sampling; another word gives other completions of the
             same prompts.
     """
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, decisions: Decisions, noise: str = ""
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        decisions: Decisions | None = None,
+        noise: str = "",
     ) -> None:
+        decisions = decisions or Decisions(config)
         self.folder, self.decisions, self.noise = folder, decisions, noise
         self.knobs = Knobs(config, decisions)
         followed: Sequence[Event] = decisions.declarations if decisions.record else ()

@@ -43,8 +43,7 @@ def replay(
     last = rows[-1]["step"]
 
     def watch(session: Session, row: Row) -> None:
-        if row["step"] >= last:
-            session.stop()
+        session.stopping = row["step"] >= last
         if on_step is not None:
             on_step(session, row)
 

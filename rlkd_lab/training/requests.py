@@ -1,4 +1,5 @@
-"""Requests: what people ask of a run while it is trained. Knobs, pause, step, stop, checkpoint, fork.
+"""Requests: what people ask of a run while it is trained. Knobs, pause, step, stop, checkpoint,
+fork.
 
 A panel or a terminal appends to requests.jsonl, from the same process or another. The run reads it
 at the top of each step, between tokens and while it is paused, and answers in events.jsonl. A moved

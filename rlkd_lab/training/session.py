@@ -71,14 +71,14 @@ class Session:
         """Last whole step of the run."""
         return self.context.progress.step
 
-    def stop(self) -> None:
-        """End the run after this step. ``resume`` goes on from there."""
-        self.handler.stopping = True
-
     @property
     def stopping(self) -> bool:
-        """Whether the run ends after this step."""
+        """Whether the run ends after this step; ``resume`` takes it up there."""
         return self.handler.stopping
+
+    @stopping.setter
+    def stopping(self, stop: bool) -> None:
+        self.handler.stopping = stop
 
     def stop_asked(self) -> bool:
         """Read requests, and return whether to stop between two tokens."""
@@ -114,7 +114,7 @@ class Session:
             return False
         if processes.first():
             self.handler.before_step()
-        self.handler.stopping = processes.from_first(self.stopping)
+        self.stopping = processes.from_first(self.stopping)
         return not self.stopping
 
     def _take_step(self, on_step: OnStep | None) -> None:
@@ -137,14 +137,14 @@ class Session:
             self.forks.save()
         self.context.guards.after(row)
         handler.after_step()
-        handler.stopping = processes.from_first(self.stopping)
+        self.stopping = processes.from_first(self.stopping)
 
     def _follow(self) -> None:
         """Train the forks up to the run's step."""
         for _ in self.forks.follow(self.stop_asked, lambda: self.stopping):
             self.handler.listen()
 
-    # --- how a run ends -------------------------------------------------------------------------
+    # --- how a run ends ---------------------------------------------------------------------------
 
     def _end_done(self) -> None:
         """The last step is done."""
@@ -202,7 +202,7 @@ def run(
         config: see :func:`~rlkd_lab.training.config.make_config`.
         out: the folder to make.
         on_step: called after each step with the session (``session.knobs.request(…)``,
-            ``session.stop()``) and the row.
+            ``session.stopping = True``) and the row.
         script: recorded events to follow, see :class:`~rlkd_lab.training.decisions.Decisions`.
 
     Raises:

@@ -78,7 +78,7 @@ class TrainState:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
-    # --- on disk --------------------------------------------------------------------------------
+    # --- on disk ----------------------------------------------------------------------------------
 
     def save(
         self, folder: RunFolder, config: RunConfig, progress: Progress, held: Mapping[str, Any]

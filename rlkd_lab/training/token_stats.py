@@ -86,7 +86,7 @@ class TokenStats:
 
     def measured(self) -> dict[str, Tensor]:
         """Return entropy and divergences to the teacher, by metric name."""
-        names: dict[str, str] = {"entropy": "entropy", **KL_METRICS}
+        names = {"entropy": "entropy"} | {str(kind): name for kind, name in KL_METRICS.items()}
         return {names[name]: values for name, values in self.values.items() if name in names}
 
     def fill(self, batch: TokenBatch, rows: Tensor | slice = slice(None)) -> TokenBatch:
@@ -206,9 +206,9 @@ def _divergences(
         {stats.temperature, 1.0},
         setup.chunk,
     )
-    found = {}
+    found: dict[str, Tensor] = {}
     for kind in KL_METRICS:
-        found[kind] = measured[kind, stats.temperature]
+        found[str(kind)] = measured[kind, stats.temperature]
         found[f"{kind}_t1"] = measured[kind, 1.0]
     return found
 

@@ -251,7 +251,8 @@ class Trainer:
         if not self._failures_told:
             self._failures_told = True
             warnings.warn(
-                f"step {step.number}: {failures['text']} (later failures stand in events.jsonl alone)",
+                f"step {step.number}: {failures['text']} (later failures stand in"
+                " events.jsonl alone)",
                 stacklevel=3,
             )
 

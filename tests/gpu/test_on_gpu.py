@@ -24,7 +24,8 @@ from rlkd_lab.objectives import divergence
 from rlkd_lab.rollouts import DenseTwin, Sampling, sample
 from rlkd_lab.runs import first_difference
 from rlkd_lab.tasks import find_task
-from rlkd_lab.training import Loop, create, make_config, resume, run
+from rlkd_lab.training import Trainer, create, make_config, resume, run
+from rlkd_lab.training.context import Context
 from rlkd_lab.training.plan import plan
 
 pytestmark = [
@@ -208,10 +209,11 @@ def test_the_plan_is_within_ten_percent_of_the_allocator(tmp_path, make_model, c
         updates_per_rollout=1,
         knobs={"learning_rate": 0.0},
     )
-    loop = Loop(config, create(config, tmp_path / "run"))
-    loop.take_step()
+    folder = create(config, tmp_path / "run")
+    trainer, context = Trainer(config), Context(config, folder)
+    trainer.step(context)
     torch.cuda.reset_peak_memory_stats()
-    loop.take_step()
+    trainer.step(context)
     assert plan(config, True).peak / torch.cuda.max_memory_allocated() == pytest.approx(1, abs=0.1)
 
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from rlkd_lab.runs import RunFolder, Tail, first_difference
 from rlkd_lab.training import make_config
-from rlkd_lab.training.control import Control
-from rlkd_lab.training.knobs import Knobs
-from rlkd_lab.training.room import Room
+from rlkd_lab.training.context import Context
+from rlkd_lab.training.decisions import Decisions
+from rlkd_lab.training.requests import RequestHandler
+from rlkd_lab.training.state import Progress
 
 MANY = settings(
     max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -213,17 +214,13 @@ REQUEST = st.fixed_dictionaries(
 )
 
 
-class Steps:
-    """What the requests of a run can reach of its loop."""
-
-    def __init__(self, folder):
-        self.folder, self.step, self.stopping = folder, 2, False
-        self.knobs = Knobs(make_config("kdrl", steps=5))
-        self.room = Room(4, 0)
-        self.guards = SimpleNamespace(pause=None)
-
-    def save_checkpoint(self):
-        return SimpleNamespace(name="step_000002")
+def handler_of(folder, after=2):
+    """The handler of a run of five steps that has taken two."""
+    config = make_config("kdrl", steps=5)
+    events = folder.rows("events.jsonl")
+    context = Context(config, folder, Decisions(config, events, after, record=False))
+    context.progress = Progress(after)
+    return RequestHandler(context, lambda: SimpleNamespace(name="step_000002"))
 
 
 @MANY
@@ -279,13 +276,12 @@ def test_whatever_is_asked_the_run_goes_on_and_no_knob_leaves_its_range(tmp_path
     folder = folder_in(tmp_path_factory)
     for name in ("requests.jsonl", "events.jsonl", "metrics.jsonl"):
         (folder.path / name).write_bytes(b"")
-    loop = Steps(folder)
-    control = Control(loop)
+    control = handler_of(folder)
     (folder.path / "requests.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
     control.read()
-    loop.stopping = control.paused = False  # would wait for somebody
+    control.stopping = control.paused = False  # would wait for somebody
     control.before_step()
-    values, moves = loop.knobs.snapshot(3)
+    values, moves = control.knobs.snapshot(3)
     assert all(value is None or math.isfinite(value) for value in values.values())
     assert all(
         isinstance(move.get("release", move.get("value", 0.0)), bool | float | None)
@@ -304,6 +300,4 @@ def test_whatever_is_asked_the_run_goes_on_and_no_knob_leaves_its_range(tmp_path
         assert event["event"] in ("asked", "refused", "replaced", "checkpoint", "knob")
         if event["event"] == "refused":
             assert event["why"].endswith("nothing was changed")
-    events = folder.rows("events.jsonl")
-    Room.of(loop.knobs.config, events, 2)
-    Control(loop)  # another loop takes the file up
+    handler_of(folder)  # another session takes the file up

@@ -24,7 +24,8 @@ from rlkd_lab.rollouts import sequences_of
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study import Settings, about, evaluate_target, find_target, task_of, write_table
 from rlkd_lab.study.export import export_run
-from rlkd_lab.training import Loop, config_of, make_config, run
+from rlkd_lab.training import Trainer, config_of, make_config, run
+from rlkd_lab.training.context import Context
 
 PROMPTS = ["49-7+4?", "5+1-2+3+4?", "8?"]
 COMPLETIONS = ["49-7=42;42+4=46;#46", "#11", "8=8;#8;;#"]
@@ -111,10 +112,11 @@ def exact_kernel(monkeypatch):
 
 def policy_of(trained, step=-1):
     """As the training loop has it."""
-    loop = Loop(config_of(trained), trained)
-    loop.load_checkpoint(trained.checkpoints()[step])
-    loop.policy.model.eval()
-    return loop.policy
+    config = config_of(trained)
+    trainer = Trainer(config)
+    trainer.load(Context(config, trained), trained.checkpoints()[step])
+    trainer.policy.model.eval()
+    return trainer.policy
 
 
 def front_matter(folder):
@@ -386,7 +388,7 @@ def test_no_licence_where_the_base_states_none(chatting, tmp_path, monkeypatch, 
 
 def test_method_knobs_and_run(trained, exported, chatting, tmp_path):
     folder, _ = exported
-    from rlkd_lab.training.loop import fingerprint
+    from rlkd_lab.training.config import fingerprint
 
     method = section(folder / "adapter", "Method")
     rows = (

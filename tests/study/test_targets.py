@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study import find_target, task_of
-from rlkd_lab.training import Loop, config_of
+from rlkd_lab.training import Trainer, config_of
+from rlkd_lab.training.context import Context
 
 
 def logits(lm):
@@ -27,9 +28,10 @@ def test_a_run_is_its_student_with_the_last_adapter(trained):
     )
     assert target.config == config_of(trained)
     lm = target.load()
-    loop = Loop(config_of(trained), trained)
-    loop.load_checkpoint(trained.checkpoints()[-1])
-    torch.testing.assert_close(logits(lm), logits(loop.policy), rtol=0, atol=0)
+    config = config_of(trained)
+    trainer = Trainer(config)
+    trainer.load(Context(config, trained), trained.checkpoints()[-1])
+    torch.testing.assert_close(logits(lm), logits(trainer.policy), rtol=0, atol=0)
     assert not torch.equal(logits(lm), logits(find_target("student").load()))
     assert list(lm.model.peft_config) == ["default"]  # no second copy for a reference
     assert not lm.trainable()

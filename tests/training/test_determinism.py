@@ -126,7 +126,10 @@ def test_whoever_watches_and_whatever_another_cell_draws(trained, tiny, tmp_path
 @pytest.mark.slow
 def test_whatever_is_asked_of_the_models_between_two_steps(trained, tiny, tmp_path):
     def between(loop, row):
-        evaluate(loop.policy, loop.task, 4, difficulty=(2, 2), max_new_tokens=8, twin=loop.twin)
+        models = loop.trainer.setup.models
+        evaluate(
+            models.policy, models.task, 4, difficulty=(2, 2), max_new_tokens=8, twin=models.copy
+        )
         other = load_teacher("student-weak", "nf4")
         sample(
             other,

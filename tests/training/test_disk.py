@@ -13,12 +13,12 @@ import time
 import pytest
 
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.training import control, create, resume, run
+from rlkd_lab.training import create, requests, resume, run
 
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch):
-    monkeypatch.setattr(control, "RETRY", 0.05)
+    monkeypatch.setattr(requests, "RETRY", 0.05)
 
 
 @pytest.fixture

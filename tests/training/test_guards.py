@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.training import create, make_config, replay, resume, run
+from rlkd_lab.training import create, make_config, replay, resume, run, update
 from rlkd_lab.training.guards import GUARDS, MANY, Watch, declared
-from rlkd_lab.training.loop import Loop, Seen
+from rlkd_lab.training.token_stats import TokenStats
+from rlkd_lab.training.trainer import Trainer
 
 NAN, INF = float("nan"), float("inf")
 
@@ -26,24 +27,23 @@ def teacher_says(monkeypatch):
     """
 
     def make(value, steps, name="teacher_logps"):
-        add = Seen.add
+        add, now = TokenStats.add, []
 
         def spoilt(self, rows, mask, found):
-            if name in found and Loop.now in steps:
+            if name in found and now[-1] in steps:
                 values = found[name].clone()
                 values[0] = value
                 found = {**found, name: values}
             add(self, rows, mask, found)
 
-        step = Loop.take_step
+        step = Trainer.step
 
-        def take_step(self):
-            Loop.now = self.step + 1
-            return step(self)
+        def take_step(self, context, *rest):
+            now.append(context.progress.step + 1)
+            return step(self, context, *rest)
 
-        monkeypatch.setattr(Loop, "now", 0, raising=False)
-        monkeypatch.setattr(Loop, "take_step", take_step)
-        monkeypatch.setattr(Seen, "add", spoilt)
+        monkeypatch.setattr(Trainer, "step", take_step)
+        monkeypatch.setattr(TokenStats, "add", spoilt)
 
     return make
 
@@ -53,15 +53,15 @@ def gradients_say(monkeypatch):
     """``gradients_say(value, steps)``: in these steps an element of the gradient is that."""
 
     def make(value, steps):
-        gradients = Loop._gradients
+        gradients = update.gradients
 
-        def spoilt(self, work, *rest):
-            found = gradients(self, work, *rest)
-            if work.step in steps:
-                self.policy.trainable()[0].grad.view(-1)[0] = value
+        def spoilt(job, *rest):
+            found = gradients(job, *rest)
+            if job.step.number in steps:
+                job.state.parameters[0].grad.view(-1)[0] = value
             return found
 
-        monkeypatch.setattr(Loop, "_gradients", spoilt)
+        monkeypatch.setattr(update, "gradients", spoilt)
 
     return make
 
@@ -81,7 +81,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weigh
         run(
             tiny(steps=3),
             tmp_path / "run",
-            on_step=lambda loop, row: kept.append((loop, loop.snapshot())),
+            on_step=lambda loop, row: kept.append((loop, loop.trainer.state.copy())),
         )
     folder = RunFolder.open(tmp_path / "run")
     (event,) = events(folder)
@@ -106,7 +106,7 @@ def test_skip_leaves_the_update_out_and_the_run_goes_on(tiny, tmp_path, gradient
     folder = run(
         tiny(steps=3, guards={"loss": "skip"}, updates_per_rollout=1),
         tmp_path / "run",
-        on_step=lambda loop, row: weights.update({row["step"]: loop.snapshot().weights}),
+        on_step=lambda loop, row: weights.update({row["step"]: loop.trainer.state.copy().weights}),
     )
     assert [row.get("guard/skipped") for row in folder.rows()] == [None, 1.0, None]
     assert folder.rows()[1]["grad_norm"] is None
@@ -256,7 +256,7 @@ def test_pause_keeps_the_run_in_memory_and_it_goes_on_when_told(tiny, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_twin_has_guards_of_its_own(tiny, tmp_path, gradients_say):
+def test_a_fork_has_guards_of_its_own(tiny, tmp_path, monkeypatch):
     """What the twin is stopped for ends the twin; the run, whose knob was moved, goes on."""
 
     def spoil(loop, row):
@@ -264,19 +264,16 @@ def test_a_twin_has_guards_of_its_own(tiny, tmp_path, gradients_say):
             loop.folder.ask("twin", kind="untouched")
             loop.folder.ask("knob", knob="kd_coef", value=0.5)
 
-    gradients = Loop._gradients
-    try:
+    gradients = update.gradients
 
-        def spoilt(self, work, *rest):
-            found = gradients(self, work, *rest)
-            if "twins" in str(self.folder.path) and work.step == 3:
-                self.policy.trainable()[0].grad.view(-1)[0] = NAN
-            return found
+    def spoilt(job, *rest):
+        found = gradients(job, *rest)
+        if "twins" in str(job.context.folder.path) and job.step.number == 3:
+            job.state.parameters[0].grad.view(-1)[0] = NAN
+        return found
 
-        Loop._gradients = spoilt
-        folder = run(tiny(steps=4), tmp_path / "run", on_step=spoil)
-    finally:
-        Loop._gradients = gradients
+    monkeypatch.setattr(update, "gradients", spoilt)
+    folder = run(tiny(steps=4), tmp_path / "run", on_step=spoil)
     twin = RunFolder.open(next((tmp_path / "run" / "twins").iterdir()))
     assert len(folder.rows()) == 4
     assert not events(folder)
@@ -378,7 +375,7 @@ def test_a_declaration_that_means_nothing_is_refused(name, text, says):
 
 
 def test_guards_are_settings_and_change_no_checkpoint():
-    from rlkd_lab.training.loop import fingerprint
+    from rlkd_lab.training.config import fingerprint
 
     config = make_config("grpo", settings={"guard.kl": "stop:2:5", "guard.loss": "skip"})
     assert config.guards == {"kl": "stop:2:5", "loss": "skip"}

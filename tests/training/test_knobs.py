@@ -131,17 +131,17 @@ def test_requests_from_many_threads_are_neither_lost_nor_torn(knobs):
 
 
 def test_in_a_run_a_request_counts_from_the_next_step(tiny, tmp_path, monkeypatch):
-    from rlkd_lab.training.loop import Loop
+    from rlkd_lab.training import trainer
 
-    score = Loop._score
+    collect = trainer.collect
 
-    def request_in_the_middle_of_step_1(self, rollout):
-        if self.step == 0:
-            self.knobs.request("kd_coef", 0.9)
-            self.knobs.request("learning_rate", 0.0)
-        return score(self, rollout)
+    def request_in_the_middle_of_step_1(setup, step, context, stop):
+        if step.number == 1:
+            context.knobs.request("kd_coef", 0.9)
+            context.knobs.request("learning_rate", 0.0)
+        return collect(setup, step, context, stop)
 
-    monkeypatch.setattr(Loop, "_score", request_in_the_middle_of_step_1)
+    monkeypatch.setattr(trainer, "collect", request_in_the_middle_of_step_1)
     weights = {}
 
     def watch(loop, row):

@@ -9,8 +9,10 @@ import torch
 
 from rlkd_lab.rollouts import fast
 from rlkd_lab.runs import TIMING, RunFolder, first_difference
-from rlkd_lab.training import create, replay, resume, run
-from rlkd_lab.training import loop as loop_module
+from rlkd_lab.training import create, replay, resume, run, token_stats
+from rlkd_lab.training import models as models_module
+from rlkd_lab.training.models import Models
+from rlkd_lab.training.trainer import Trainer
 
 FIELDS = {
     "steps": 3,
@@ -29,10 +31,10 @@ def small(monkeypatch):
     """
 
     def shrink(rows, from_step=1):
-        whole, refused = loop_module.hidden_states, []
+        whole, refused = token_stats.hidden_states, []
 
         def hidden_states(lm, sequences):
-            step = small.loop.step + 1 if small.loop is not None else 1
+            step = small.context.progress.step + 1 if small.context is not None else 1
             if (
                 torch.is_grad_enabled()
                 and len(sequences.completion_mask) > rows
@@ -42,19 +44,19 @@ def small(monkeypatch):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             return whole(lm, sequences)
 
-        monkeypatch.setattr(loop_module, "hidden_states", hidden_states)
+        monkeypatch.setattr(token_stats, "hidden_states", hidden_states)
         return refused
 
     class small:
-        loop = None
+        context = None
 
-    taken = loop_module.Loop.take_step
+    taken = Trainer.step
 
-    def take_step(self):
-        small.loop = self
-        return taken(self)
+    def step(self, context, *rest):
+        small.context = context
+        return taken(self, context, *rest)
 
-    monkeypatch.setattr(loop_module.Loop, "take_step", take_step)
+    monkeypatch.setattr(Trainer, "step", step)
     return shrink
 
 
@@ -98,7 +100,7 @@ def test_gradients_that_were_half_made_when_memory_ran_out_are_not_counted_twice
     # the second micro-batch of every update fails once: the first one's gradients are there by then
     fields = {**FIELDS, "micro_batch": 4, **looked}
     whole = run(tiny("kdrl", **fields), tmp_path / "whole")
-    forward, made, failed = loop_module.hidden_states, [], []
+    forward, made, failed = token_stats.hidden_states, [], []
 
     def hidden_states(lm, sequences):
         if torch.is_grad_enabled():
@@ -108,7 +110,7 @@ def test_gradients_that_were_half_made_when_memory_ran_out_are_not_counted_twice
             made.append(1)
         return forward(lm, sequences)
 
-    monkeypatch.setattr(loop_module, "hidden_states", hidden_states)
+    monkeypatch.setattr(token_stats, "hidden_states", hidden_states)
     halved = run(tiny("kdrl", **fields), tmp_path / "halved")
     assert failed
     assert first_difference(rows(halved), rows(whole), 1e-5)[0] is None
@@ -180,7 +182,7 @@ def test_a_run_cut_after_its_checkpoint_follows_its_own_events(tiny, tmp_path, s
 def test_a_twin_that_does_not_fit_halves_its_own_micro_batch_and_not_the_runs(
     tiny, tmp_path, small, monkeypatch
 ):
-    whole = loop_module.hidden_states
+    whole = token_stats.hidden_states
     folder = create(tiny("kdrl", **FIELDS), tmp_path / "run")
     folder.ask("twin", kind="untouched", chances=1)
 
@@ -197,14 +199,14 @@ def test_a_twin_that_does_not_fit_halves_its_own_micro_batch_and_not_the_runs(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return whole(lm, sequences)
 
-    current, taken = [], loop_module.Loop.take_step
+    current, taken = [], Trainer.step
 
-    def take_step(self):
-        current.append(self)
-        return taken(self)
+    def step(self, context, *rest):
+        current.append(context)
+        return taken(self, context, *rest)
 
-    monkeypatch.setattr(loop_module, "hidden_states", in_twins_alone)
-    monkeypatch.setattr(loop_module.Loop, "take_step", take_step)
+    monkeypatch.setattr(token_stats, "hidden_states", in_twins_alone)
+    monkeypatch.setattr(Trainer, "step", step)
     folder = resume(folder.path, on_step=touch)
     (twin,) = sorted((folder.path / "twins").iterdir())
     assert events(RunFolder.open(twin)) != []
@@ -235,7 +237,7 @@ def test_a_teacher_in_host_memory_is_asked_only_while_it_is_on_the_device(
     tiny, tmp_path, monkeypatch, method
 ):
     here, asked = [], []
-    enter = loop_module.Loop._teacher_here
+    enter = Models.teacher_here
 
     @contextmanager
     def teacher_here(self, needed=True):
@@ -244,18 +246,18 @@ def test_a_teacher_in_host_memory_is_asked_only_while_it_is_on_the_device(
             yield
         here.pop()
 
-    monkeypatch.setattr(loop_module.Loop, "_teacher_here", teacher_here)
+    monkeypatch.setattr(Models, "teacher_here", teacher_here)
     fields = {"steps": 2, "samples_every": 1, "dense_twin": False}
     whole = run(tiny(method, **fields), tmp_path / "device")
 
-    made = loop_module.load_teacher
+    made = models_module.load_teacher
 
     def load_teacher(*given, **settings):
         teacher = made(*given, **settings)
         teacher.backbone.register_forward_pre_hook(lambda *_: asked.append(bool(here) and here[-1]))
         return teacher
 
-    monkeypatch.setattr(loop_module, "load_teacher", load_teacher)
+    monkeypatch.setattr(models_module, "load_teacher", load_teacher)
     host = run(tiny(method, teacher_home="host", **fields), tmp_path / "host")
     assert asked
     assert all(asked)

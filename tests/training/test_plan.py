@@ -9,9 +9,10 @@ import torch
 
 from rlkd_lab.models import load_policy, loading
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.training import Loop, create, make_config, run
-from rlkd_lab.training import drive as drive_module
+from rlkd_lab.training import Trainer, create, make_config, run
 from rlkd_lab.training import plan as plan_module
+from rlkd_lab.training import session as session_module
+from rlkd_lab.training.context import Context
 from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, NF4_BYTES, Live, Plan, Shape, fitted, plan
 
 MIB = 2**20
@@ -69,9 +70,10 @@ def measured(config, tmp_path):
     """Peak of a run's second step."""
     from benchmarks.memory import peak_of_a_step
 
-    loop = Loop(config, create(config, tmp_path / "run"))
-    loop.take_step()
-    return sum(peak_of_a_step(loop))
+    folder = create(config, tmp_path / "run")
+    trainer, context = Trainer(config), Context(config, folder)
+    trainer.step(context)
+    return sum(peak_of_a_step(trainer, context))
 
 
 @pytest.mark.slow
@@ -279,12 +281,12 @@ def test_a_run_is_made_to_fit_before_anything_is_loaded(make_model, tmp_path, ti
         group_size=8,
     )
     need = plan(config, False)
-    monkeypatch.setattr(drive_module, "free_memory", lambda _: 0.9 * need.peak * MARGIN)
+    monkeypatch.setattr(session_module, "free_memory", lambda _: 0.9 * need.peak * MARGIN)
     with pytest.warns(UserWarning, match="GiB are free: the run is made with .*micro_batch="):
         folder = run(config, tmp_path / "run")
     assert RunFolder.open(folder.path).config()["micro_batch"] < 16
-    monkeypatch.setattr(drive_module, "Loop", lambda *_: pytest.fail("loaded"))
-    monkeypatch.setattr(drive_module, "free_memory", lambda _: MIB)
+    monkeypatch.setattr(session_module, "Trainer", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(session_module, "free_memory", lambda _: MIB)
     with pytest.raises(ValueError, match="even with micro_batch=1"):
         run(config, tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -292,10 +294,10 @@ def test_a_run_is_made_to_fit_before_anything_is_loaded(make_model, tmp_path, ti
 
 def test_who_knows_better_switches_it_off(make_model, monkeypatch):
     config = make_config("kdrl", student=make_model(), settings={"plan": "off"})
-    monkeypatch.setattr(drive_module, "fitted", lambda *_: pytest.fail("asked"))
-    assert drive_module.within_memory(config) is config
+    monkeypatch.setattr(session_module, "fitted", lambda *_: pytest.fail("asked"))
+    assert session_module.within_memory(config) is config
     assert (
-        drive_module.within_memory(make_config("kdrl")).student == "student"
+        session_module.within_memory(make_config("kdrl")).student == "student"
     )  # embedded models always fit
 
 

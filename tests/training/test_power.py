@@ -9,9 +9,10 @@ import pytest
 
 from rlkd_lab.runs import RunFolder, Tail, checkpoints, first_difference
 from rlkd_lab.training import replay, resume, run
-from rlkd_lab.training.drive import _go_back, config_of
-from rlkd_lab.training.knobs import Knobs
-from rlkd_lab.training.loop import Loop
+from rlkd_lab.training.context import Context
+from rlkd_lab.training.folders import config_of
+from rlkd_lab.training.recovery import go_back
+from rlkd_lab.training.trainer import Trainer
 
 FLIPS, OFFSETS = 50, 200
 
@@ -141,18 +142,19 @@ def test_whoever_measures_or_hands_over_a_damaged_checkpoint_is_told(cut, tmp_pa
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors"])
 def test_a_tensor_file_that_ends_early_is_seen_without_its_digest_too(cut, name):
     """Checkpoints of older versions have none."""
-    loop = Loop(config_of(cut), cut)
+    config = config_of(cut)
+    trainer, context = Trainer(config), Context(config, cut)
     path = cut.checkpoints()[-1] / name
     state = json.loads((path.parent / "state.json").read_text())
     del state["sha256"], state["sha256_of_this"]
     (path.parent / "state.json").write_text(json.dumps(state))
-    loop.load_checkpoint(path.parent)
+    trainer.load(context, path.parent)
     data = path.read_bytes()
     draw = random.Random(0)
     for end in {0, len(data) - 1, *(draw.randrange(len(data)) for _ in range(OFFSETS - 2))}:
         path.write_bytes(data[:end])
         with pytest.raises(checkpoints.Damaged, match="is damaged"):
-            loop.load_checkpoint(path.parent)
+            trainer.load(context, path.parent)
 
 
 @pytest.mark.slow
@@ -229,10 +231,7 @@ def test_rows_that_did_not_reach_the_disk_take_their_checkpoint_with_them(cut):
     2.
     """
     cut.truncate("metrics.jsonl", 3)
-    config = config_of(cut)
-    loop = Loop(config, cut, Knobs(config))
-    _go_back(loop)
-    assert loop.step == 2
+    assert go_back(Trainer(config_of(cut)), cut).progress.step == 2
 
 
 @pytest.mark.slow
@@ -354,7 +353,7 @@ def test_recorded_rollouts_are_thinned_over_the_whole_run(folder):
 
 
 def test_what_is_kept_is_no_part_of_what_a_checkpoint_fits(tiny):
-    from rlkd_lab.training.loop import fingerprint
+    from rlkd_lab.training.config import fingerprint
 
     assert fingerprint(tiny(keep_checkpoints=1, keep_samples=3)) == fingerprint(tiny())
 

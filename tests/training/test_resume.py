@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from rlkd_lab.rollouts import Decoder, DenseTwin
 from rlkd_lab.runs import RunFolder, checkpoints, first_difference
 from rlkd_lab.training import replay, resume, run
-from rlkd_lab.training.loop import Loop
+from rlkd_lab.training.state import TrainState
 
 
 class Killed(BaseException):
@@ -130,20 +130,19 @@ def test_other_methods_too(tiny, tmp_path, method, settings, fields):
 def after_the_row(monkeypatch, step):
     """Killed between the row of a step and its checkpoint."""
 
-    def no_checkpoint(self):
-        raise Killed
+    save = TrainState.save
 
-    save = Loop.save_checkpoint
-    monkeypatch.setattr(
-        Loop,
-        "save_checkpoint",
-        lambda self: no_checkpoint(self) if self.step == step else save(self),
-    )
+    def saved(self, folder, config, progress, held):
+        if progress.step == step:
+            raise Killed
+        return save(self, folder, config, progress, held)
+
+    monkeypatch.setattr(TrainState, "save", saved)
 
 
 def in_the_checkpoint(monkeypatch, step):
     """Killed with half of a checkpoint on disk."""
-    from rlkd_lab.training import loop
+    from rlkd_lab.training import state
 
     def half(tensors, path):
         if f"step_{step:06d}" in str(path):
@@ -151,7 +150,7 @@ def in_the_checkpoint(monkeypatch, step):
             raise Killed
         save_file(tensors, path)
 
-    monkeypatch.setattr(loop, "save_file", half)
+    monkeypatch.setattr(state, "save_file", half)
 
 
 def before_the_row(monkeypatch, step):
@@ -486,7 +485,7 @@ def test_a_twin_that_computes_something_else_stops_the_run_at_its_first_step(
     tiny, tmp_path, monkeypatch, broken, says
 ):
     monkeypatch.setattr(
-        "rlkd_lab.training.drive.check_start", lambda loop: None
+        "rlkd_lab.training.session.check_start", lambda *_: None
     )  # which would find it before
     made = broken.__init__
 

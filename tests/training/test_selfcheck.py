@@ -20,7 +20,7 @@ from rlkd_lab.cli import app
 from rlkd_lab.models import load_policy, loading, logprobs
 from rlkd_lab.rollouts import DenseTwin
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.training import drive, loop, resume, run, selfcheck
+from rlkd_lab.training import Trainer, models, resume, run, selfcheck, session
 from rlkd_lab.training.selfcheck import examine
 
 ALL = ["gradients", "slope", "copy", "base", "adapter", "padding", "sampler"]
@@ -101,7 +101,7 @@ def a_base_that_was_merged_into(monkeypatch):
             policy.causal_lm.model.layers[0].self_attn.q_norm.weight.mul_(1.01)
         return policy
 
-    monkeypatch.setattr(loop, "load_policy", merged)
+    monkeypatch.setattr(models, "load_policy", merged)
     monkeypatch.setattr(selfcheck, "load_policy", merged)
 
 
@@ -165,7 +165,7 @@ broken_builds = pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: bro
 @broken_builds
 def test_a_broken_build_is_refused_before_the_first_step(tiny, tmp_path, monkeypatch, broken):
     broken(monkeypatch)
-    monkeypatch.setattr(loop.Loop, "take_step", lambda self: pytest.fail("a step was taken"))
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("a step was taken"))
     with pytest.raises(ValueError, match=BROKEN[broken]) as caught:
         run(tiny(), tmp_path / "run")
     assert "\n" not in str(caught.value)
@@ -315,34 +315,35 @@ def test_a_run_has_the_same_rows_with_and_without(tiny, tmp_path, monkeypatch, f
         return resume(tmp_path / name).rows()
 
     checked = rows("checked")
-    monkeypatch.setattr(drive, "check_start", lambda loop: None)
+    monkeypatch.setattr(session, "check_start", lambda *_: None)
     assert first_difference(checked, rows("unchecked")) == (None, 0.0)
 
 
 def test_weights_gradients_optimizer_and_random_streams_are_as_they_were(tiny, tmp_path):
-    streams = lambda: (
-        torch.random.get_rng_state().tolist(),
-        random.getstate(),
-        np.random.get_state()[1].tolist(),
-    )  # noqa: E731, NPY002
+    def streams():
+        numpy_state = np.random.get_state()[1].tolist()  # noqa: NPY002
+        return torch.random.get_rng_state().tolist(), random.getstate(), numpy_state
+
     seen = {}
 
-    def check(loop, row):
+    def check(run, row):
+        loop = run.trainer.setup.models
+        moments = run.trainer.state.copy().moments
         state = (
             [p.detach().clone() for p in loop.policy.trainable()],
             [p.grad.clone() for p in loop.policy.trainable()],
-            loop.snapshot().moments,
+            moments,
         )
-        loop.twin.sync()
-        merged = [p.clone() for p in loop.twin.model.parameters()]
+        loop.copy.sync()
+        merged = [p.clone() for p in loop.copy.model.parameters()]
         before = streams()
-        seen["numbers"] = [one.ok for one in examine(loop.policy, loop.student_lm, loop.twin)]
+        seen["numbers"] = [one.ok for one in examine(loop.policy, loop.student, loop.copy)]
         assert streams() == before
         assert loop.policy.model.training
         for p, value, gradient in zip(loop.policy.trainable(), *state[:2], strict=True):
             assert torch.equal(p, value)
             assert torch.equal(p.grad, gradient)
-        moments = loop.snapshot().moments
+        moments = run.trainer.state.copy().moments
         assert all(
             torch.equal(moments[i][key], value)
             for i, entry in state[2].items()
@@ -350,7 +351,7 @@ def test_weights_gradients_optimizer_and_random_streams_are_as_they_were(tiny, t
         )
         assert all(
             torch.equal(p, value)
-            for p, value in zip(loop.twin.model.parameters(), merged, strict=True)
+            for p, value in zip(loop.copy.model.parameters(), merged, strict=True)
         )
 
     run(tiny("kdrl", {"learning_rate": "0.01"}, steps=1), tmp_path / "run", on_step=check)

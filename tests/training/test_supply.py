@@ -29,10 +29,11 @@ from rlkd_lab.study import find_target
 from rlkd_lab.terminal import visible
 from rlkd_lab.training import config_of, environment, make_config, replay, resume, run
 from rlkd_lab.training.config import LOOP_KNOBS
-from rlkd_lab.training.control import Control
-from rlkd_lab.training.knobs import Knobs
-from rlkd_lab.training.loop import Loop
-from rlkd_lab.training.twins import Twins
+from rlkd_lab.training.context import Context
+from rlkd_lab.training.forks import Forks
+from rlkd_lab.training.requests import RequestHandler
+from rlkd_lab.training.state import Progress
+from rlkd_lab.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "rlkd_lab").rglob("*.py"))
@@ -289,25 +290,27 @@ def test_twins_of_a_run_from_elsewhere_delete_nothing_outside(trained, tmp_path)
         (folder / "twins" / f"step_{number:06d}" / "fork.json").write_text(about)
     (folder / "twins" / "step_000007").symlink_to(outside)
     (outside / "config.json").touch()
-    loop = SimpleNamespace(folder=RunFolder(folder), step=2)
-    assert Twins(loop).alive == []
+    config = make_config("kdrl")
+    run = Context(config, RunFolder(folder))
+    run.progress = Progress(2)
+    assert Forks(SimpleNamespace(config=config), run).alive == []
     assert sorted(path.name for path in outside.iterdir()) == ["config.json", "precious"]
     assert sorted(path.name for path in (folder / "twins").iterdir()) == [
         f"step_{number:06d}" for number in (1, 2, 3, 4, 5, 7)
     ]  # 6 is of a later step
     assert [path.name for path in (folder / "twins" / "step_000003").iterdir()] == ["fork.json"]
     warned = [
-        event["text"] for event in loop.folder.rows("events.jsonl") if event["event"] == "warning"
+        event["text"] for event in run.folder.rows("events.jsonl") if event["event"] == "warning"
     ]
     assert [text.partition(" (")[0] for text in warned] == [
-        f"the twin step_{number:06d} cannot go on" for number in (1, 3, 4, 5)
+        f"the fork step_{number:06d} cannot be resumed" for number in (1, 3, 4, 5)
     ]
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"step": 7}, "it says that it is of step 7"),
+        ({"step": 7}, "its state is that of step 7"),
         ({"step": "../../x"}, "ValueError"),
         ({"held": 3}, "TypeError"),
     ],
@@ -315,9 +318,10 @@ def test_twins_of_a_run_from_elsewhere_delete_nothing_outside(trained, tmp_path)
 def test_a_checkpoint_that_lies_about_itself_is_refused(trained, tiny, tmp_path, change, says):
     folder = copy(trained("kdrl").path, tmp_path / "theirs")
     edit(folder / "checkpoints" / "step_000002" / "state.json", sha256_of_this=None, **change)
-    loop = Loop(tiny("kdrl"), RunFolder(folder))
+    config = tiny("kdrl")
+    trainer, context = Trainer(config), Context(config, RunFolder(folder))
     with pytest.raises(ValueError, match=f"the checkpoint .* is damaged.*{says}"):
-        loop.load_checkpoint(folder / "checkpoints" / "step_000002")
+        trainer.load(context, folder / "checkpoints" / "step_000002")
 
 
 def test_a_recorded_move_that_nobody_could_have_asked_for_is_refused(trained, tmp_path):
@@ -462,10 +466,10 @@ def test_the_command_line_and_a_request_take_and_refuse_the_same(tmp_path, metho
         method
     ].knobs.keys() | {"steps", "__class__"}:
         asked[folder.ask("knob", knob=name, value=0.1)] = (name, 0.1)
-    loop = SimpleNamespace(folder=folder, knobs=Knobs(config), step=0, stopping=False)
-    Control(loop)
+    context = Context(config, folder)
+    RequestHandler(context, lambda: None)
     refused = {event["id"] for event in folder.rows("events.jsonl") if event["event"] == "refused"}
-    took = {move["id"] for move in loop.knobs.drop()}
+    took = {move["id"] for move in context.knobs.drop()}
     assert refused | took == set(asked)
     assert not refused & took
     assert took

@@ -6,7 +6,7 @@ import pytest
 
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.training import create, resume, run
-from rlkd_lab.training.loop import Loop
+from rlkd_lab.training.trainer import Trainer
 
 
 def moved(folder, row, at=2, value=5.0):
@@ -136,15 +136,15 @@ def test_a_killed_run_goes_back_behind_the_fork_and_forks_again(forked):
 @pytest.mark.slow
 def test_a_twin_that_fails_ends_and_the_run_goes_on(forked, monkeypatch):
     """What the move has spared the run may happen to its twin."""
-    take_step = Loop.take_step
+    take_step = Trainer.step
 
-    def fail(loop):
-        row = take_step(loop)
-        if loop.folder.path.parent.name == "twins" and loop.step == 4:
+    def fail(self, context, *rest):
+        row = take_step(self, context, *rest)
+        if context.folder.path.parent.name == "twins" and context.progress.step == 4:
             raise FloatingPointError("the loss of step 4 is nan")
         return row
 
-    monkeypatch.setattr(Loop, "take_step", fail)
+    monkeypatch.setattr(Trainer, "step", fail)
     alone = forked(moved, "alone", kind="off")
     folder = forked(moved)
     assert first_difference(folder.rows(), alone.rows()) == (None, 0.0)

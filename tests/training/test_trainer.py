@@ -7,13 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rlkd_lab.training.rollout import Rollout, joined
 
 from rlkd_lab.models import Sequences, loading
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.tasks import ArithmeticTask, Example, Score
 from rlkd_lab.training import replay, run
-from rlkd_lab.training.loop import PASS_COST, Loop
-from rlkd_lab.training.rollout import Rollout, joined
+from rlkd_lab.training.scoring import teacher_weight
+from rlkd_lab.training.token_stats import PASS_COST, micro_batches
 
 ONE_UPDATE = {"steps": 1, "updates_per_rollout": 1}
 
@@ -240,7 +241,7 @@ def test_rows_without_gradient_are_left_out_of_the_backward_pass_and_nothing_els
     fields = {"group_size": 4, "prompts_per_step": 6, "difficulty": (1, 3)}
     skipped = run(tiny("grpo", **fields), tmp_path / "skipped").rows()
     monkeypatch.setattr(
-        "rlkd_lab.training.loop.idle_rows",
+        "rlkd_lab.training.update.idle_rows",
         lambda name, batch, *_: torch.zeros(len(batch.logps), dtype=torch.bool),
     )
     whole = run(tiny("grpo", **fields), tmp_path / "whole").rows()
@@ -259,23 +260,21 @@ def test_a_rollout_without_any_spread_still_steps(tiny, tmp_path, monkeypatch):
     assert rows[0]["frac_reward_zero_std"] == 1.0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [1, 3, 16])
-def test_micro_batches_hold_all_rows_once_within_their_limit(tiny, tmp_path, micro_batch):
-    loop = Loop(tiny("grpo", micro_batch=micro_batch), RunFolder(tmp_path / "run"))
+def test_micro_batches_hold_all_rows_once_within_their_limit(micro_batch):
     lengths = torch.randint(1, 90, (40,), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(90) < lengths[:, None]).long()
     sequences = Sequences(
         torch.ones(40, 7).long(), torch.ones(40, 7).long(), torch.ones_like(mask), mask
     )
     rows = torch.arange(40)[5:]
-    cut = loop._micro_batches(sequences, rows)
+    cut = micro_batches(sequences, rows, micro_batch)
     assert sorted(torch.cat(cut).tolist()) == rows.tolist()
     computed = [len(part) * (7 + int(lengths[part].max())) for part in cut]
     assert max(computed) <= micro_batch * (7 + int(lengths.max()))
     padding = sum(computed) - int((lengths[rows] + 7).sum())
     assert padding <= PASS_COST * len(cut)
-    assert loop._micro_batches(sequences, torch.tensor([], dtype=torch.long)) == []
+    assert micro_batches(sequences, torch.tensor([], dtype=torch.long), micro_batch) == []
 
 
 # --- dynamic sampling -----------------------------------------------------------------------------
@@ -315,23 +314,6 @@ def test_dynamic_sampling_draws_until_the_batch_is_full_of_groups_with_a_spread(
     (single,) = run(tiny("dapo", resample_rounds=1, **fields), tmp_path / "single").rows()
     assert single["sampling/rounds"] == 1.0
     assert single["num_tokens"] == plain["num_tokens"]
-
-
-def test_every_round_samples_on_the_models_device(monkeypatch):
-    made = []
-
-    class Recorded(torch.Generator):
-        def __new__(cls, device):
-            made.append(device)
-            return super().__new__(cls, device="cpu")
-
-    monkeypatch.setattr(torch, "Generator", Recorded)
-    loop = SimpleNamespace(
-        stream="", config=SimpleNamespace(seed=0), policy=SimpleNamespace(device="the model's")
-    )
-    for purpose in ("sampling", "sampling, round 2", "prompts"):
-        Loop._generator(loop, 1, purpose)
-    assert made == ["the model's", "the model's", "cpu"]
 
 
 def test_dynamic_sampling_gives_up_after_its_rounds(tiny, tmp_path, monkeypatch):
@@ -583,11 +565,12 @@ def test_the_teacher_is_not_heard_at_an_end_it_would_write_otherwise():
     sequences = Sequences(ids, ids, ids, torch.tensor([[1, 1, 0], [1, 1, 1]]))
 
     def weight(ours, theirs):
+        teacher = SimpleNamespace(own=SimpleNamespace(eos_ids=frozenset(theirs or ())))
         models = SimpleNamespace(
             policy=SimpleNamespace(eos_ids=frozenset(ours)),
-            teacher=None if theirs is None else SimpleNamespace(eos_ids=frozenset(theirs)),
+            teacher=None if theirs is None else teacher,
         )
-        return Loop._teacher_weight(models, sequences)
+        return teacher_weight(SimpleNamespace(models=models), sequences)
 
     assert weight({1}, {1}) is None
     assert weight({1}, {1, 9}) is None
@@ -598,7 +581,8 @@ def test_the_teacher_is_not_heard_at_an_end_it_would_write_otherwise():
 
 def test_the_weight_reaches_the_loss(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        Loop, "_teacher_weight", lambda self, sequences: torch.zeros(sequences.completion_ids.shape)
+        "rlkd_lab.training.scoring.teacher_weight",
+        lambda setup, sequences: torch.zeros(sequences.completion_ids.shape),
     )
     row = run(tiny("kdrl", **ONE_UPDATE), tmp_path / "run").rows()[0]
     assert row["loss/kd"] == 0
@@ -797,7 +781,11 @@ def test_evaluation_sees_the_policy_as_it_is_after_the_step(tiny, tmp_path):
     def watch(loop, row):
         seen["row"] = row["eval/mean_length"]
         seen["direct"] = evaluate(
-            loop.policy, loop.task, 8, difficulty=(2, 2), max_new_tokens=24
+            loop.policy,
+            loop.trainer.setup.models.task,
+            8,
+            difficulty=(2, 2),
+            max_new_tokens=24,
         ).length
 
     run(
@@ -820,7 +808,6 @@ def poison(loop, row):
 def test_a_run_that_diverged_says_so(tiny, tmp_path, method):
     with pytest.raises(FloatingPointError, match="learning_rate"):
         run(tiny(method, steps=3), tmp_path / "run", on_step=poison)
-    from rlkd_lab.runs import RunFolder
 
     folder = RunFolder.open(tmp_path / "run")
     assert folder.status()["state"] == "failed"
@@ -839,7 +826,6 @@ def test_an_absurd_step_size_ends_in_words_or_in_finite_numbers(tiny, tmp_path, 
 
 @pytest.mark.slow
 def test_an_exception_in_a_callback_is_in_the_status_and_raised(tiny, tmp_path):
-    from rlkd_lab.runs import RunFolder
 
     def fail(loop, row):
         raise RuntimeError("the cat sat on the keyboard")
@@ -894,7 +880,9 @@ def test_a_mistake_that_the_first_step_finds_leaves_nothing(tiny, tmp_path):
 def test_a_folder_in_use_is_refused_before_any_model_is_loaded(tiny, tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").touch()
-    monkeypatch.setattr("rlkd_lab.training.loop.load_policy", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "rlkd_lab.training.models.load_policy", lambda *a, **k: pytest.fail("loaded")
+    )
     with pytest.raises(FileExistsError):
         run(tiny("kdrl"), tmp_path / "run")
 

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from rlkd_lab.runs import RunFolder, Tail, first_difference
-from rlkd_lab.training import control, create, replay, resume, run
+from rlkd_lab.training import create, replay, requests, resume, run
 from rlkd_lab.training.environment import alive
-from rlkd_lab.training.loop import Loop
+from rlkd_lab.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -234,11 +234,11 @@ def test_stop_keeps_what_is_finished_and_resume_takes_the_same_steps(watched):
 def test_a_stop_in_the_middle_of_a_rollout_leaves_a_checkpoint_of_the_step_before(
     watched, monkeypatch
 ):
-    from rlkd_lab.training import control, loop
+    from rlkd_lab.training import collect
 
-    monkeypatch.setattr(control, "LISTEN_EVERY", 0.0)
+    monkeypatch.setattr(requests, "LISTEN_EVERY", 0.0)
     whole = watched(lambda folder, row: None, "whole")
-    sample = loop.sample
+    sample = collect.sample
     calls = []
 
     def stopped_at_the_third(*args, **kwargs):
@@ -248,7 +248,7 @@ def test_a_stop_in_the_middle_of_a_rollout_leaves_a_checkpoint_of_the_step_befor
         return sample(*args, **kwargs)
 
     folder_path = whole.path.parent / "cut"
-    monkeypatch.setattr(loop, "sample", stopped_at_the_third)
+    monkeypatch.setattr(collect, "sample", stopped_at_the_third)
     cut = watched(
         lambda folder, row: row["step"] == 2 and folder.ask("knob", knob="kd_coef", value=0.5),
         "cut",
@@ -352,13 +352,13 @@ def test_a_damaged_status_does_not_keep_a_run_from_going_on(tiny, tmp_path):
 def test_a_knob_moved_in_the_twins_turn_goes_to_the_run_and_not_to_the_twin(
     tiny, tmp_path, monkeypatch
 ):
-    from rlkd_lab.training import control, loop
+    from rlkd_lab.training import collect
 
-    monkeypatch.setattr(control, "LISTEN_EVERY", 0.0)
+    monkeypatch.setattr(requests, "LISTEN_EVERY", 0.0)
     folder = create(tiny("kdrl", steps=6, group_size=4), tmp_path / "run")
     folder.ask("twin", kind="untouched")
     folder.ask("knob", knob="kd_coef", value=0.3, at=2)
-    sample, asked = loop.sample, []
+    sample, asked = collect.sample, []
 
     def during_the_twin(*args, **kwargs):
         if (
@@ -369,7 +369,7 @@ def test_a_knob_moved_in_the_twins_turn_goes_to_the_run_and_not_to_the_twin(
             asked.append(folder.ask("knob", knob="kd_coef", value=0.7))
         return sample(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "sample", during_the_twin)
+    monkeypatch.setattr(collect, "sample", during_the_twin)
     resume(folder.path)
     assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.3, 0.3, 0.7, 0.7, 0.7]
     twin = RunFolder(folder.path / "twins" / "step_000001")
@@ -431,22 +431,22 @@ def test_two_loops_of_one_process_do_not_share_a_folder(watched):
 
 @pytest.mark.slow
 def test_a_stop_during_an_evaluation_loses_that_step_alone(watched, monkeypatch):
-    from rlkd_lab.training import Loop
+    from rlkd_lab.training import trainer
 
     whole = watched(lambda folder, row: None, "whole", eval_every=3, eval_prompts=8)
-    evaluate = Loop.evaluate
+    monkeypatch.setattr(requests, "LISTEN_EVERY", 0.0)
+    evaluate = trainer.evaluation_row
 
-    def stopped(self):
-        if self.step == 3 and self.folder.path.name == "cut":
-            self.folder.ask("stop")
-            self.listen.__self__.listened = 0.0
-        return evaluate(self)
+    def stopped(setup, context, stop):
+        if context.progress.step == 2 and context.folder.path.name == "cut":
+            context.folder.ask("stop")
+        return evaluate(setup, context, stop)
 
-    monkeypatch.setattr(Loop, "evaluate", stopped)
+    monkeypatch.setattr(trainer, "evaluation_row", stopped)
     cut = watched(lambda folder, row: None, "cut", eval_every=3, eval_prompts=8, checkpoint_every=0)
     assert (cut.status()["state"], cut.status()["step"]) == ("idle", 2)
     assert [path.name for path in cut.checkpoints()] == ["step_000002"]
-    monkeypatch.setattr(Loop, "evaluate", evaluate)
+    monkeypatch.setattr(trainer, "evaluation_row", evaluate)
     assert first_difference(resume(cut.path).rows(), whole.rows()) == (None, 0.0)
 
 
@@ -563,17 +563,17 @@ def test_a_recorded_move_that_acts_in_the_step_that_is_computed_stays_recorded(k
         if row["step"] == 3:
             folder.ask("knob", knob="kd_coef", value=0.3)
 
-    copy, take_step = killed(ask), Loop.take_step
+    copy, take_step = killed(ask), Trainer.step
 
-    def take(loop):
+    def take(self, context, *rest):
         if (
-            loop.step == 3
+            context.progress.step == 3
         ):  # step 4 begins, with the recorded move; what is asked now is read while it samples
-            loop.folder.ask("knob", knob="kd_coef", value=0.7)
-        return take_step(loop)
+            context.folder.ask("knob", knob="kd_coef", value=0.7)
+        return take_step(self, context, *rest)
 
-    monkeypatch.setattr(Loop, "take_step", take)
-    monkeypatch.setattr(control, "LISTEN_EVERY", 0.0)
+    monkeypatch.setattr(Trainer, "step", take)
+    monkeypatch.setattr(requests, "LISTEN_EVERY", 0.0)
     resume(copy.path)
     assert [row["coef/kd_coef"] for row in copy.rows()] == [0.1, 0.1, 0.1, 0.3, 0.7, 0.7]
     assert [(event["step"], event["value"]) for event in events(copy, "knob")] == [
