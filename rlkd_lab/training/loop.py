@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -490,7 +490,7 @@ class Loop:
         """
         config, size = self.config, self.config.group_size
         batch, row, _ = self._score(first)
-        rollouts, spread = [first], _spread(batch, size)
+        rollouts, spread = [first], _spread(batch, size).cpu() > 0
         while (
             int(spread.sum()) < config.prompts_per_step and len(rollouts) < config.resample_rounds
         ):
@@ -499,7 +499,7 @@ class Loop:
                     draw, self._generator(step, f"sampling, round {len(rollouts) + 1}"), temperature
                 )
             )
-            spread = torch.cat([spread, _spread(self._score(rollouts[-1])[0], size)])
+            spread = torch.cat([spread, _spread(self._score(rollouts[-1])[0], size).cpu() > 0])
         kept = (~spread).int().argsort(stable=True)[: config.prompts_per_step]
         rows = (kept[:, None] * size + torch.arange(size)).flatten()
         return joined(rollouts, rows, self.policy.tokenizer.pad_token_id), row | {
@@ -548,6 +548,7 @@ class Loop:
             lengths.tolist(),
             self.config.max_new_tokens,
             self.config.group_size,
+            self._left_out(),
         )
         judged = processes.from_first(
             asked() if processes.first() else []
@@ -566,6 +567,9 @@ class Loop:
             rewards=rewards,
             correct=correct,
             group_ids=groups,
+            counted=None
+            if all(verdict.counted for verdict in judged)
+            else torch.tensor([verdict.counted for verdict in judged], device=device),
             kd_weight=self._teacher_weight(sequences),
         )
         lengths = lengths.float()
@@ -576,7 +580,6 @@ class Loop:
             "completions/clipped_ratio": 1 - rollout.finished.float().mean().item(),
         } | self._lengths(rollout, lengths)
         if rollout.on_policy:
-            grouped = rewards.view(-1, self.config.group_size)
             row |= {"reward": rewards.mean().item(), "accuracy": correct.mean().item()}
             row |= {
                 f"reward/{name}": sum(verdict.parts[name] for verdict in judged) / len(judged)
@@ -585,11 +588,18 @@ class Loop:
             if any(verdict.why for verdict in judged):
                 row["reward/unjudged"] = sum(bool(verdict.why) for verdict in judged) / len(judged)
             if self.config.group_size > 1:
+                spread = _spread(batch, self.config.group_size)
                 row |= {
-                    "reward_std": grouped.std(1).mean().item(),
-                    "frac_reward_zero_std": (grouped.std(1) == 0).float().mean().item(),
+                    "reward_std": spread.mean().item(),
+                    "frac_reward_zero_std": (spread == 0).float().mean().item(),
                 }
         return batch, row, judged
+
+    def _left_out(self) -> tuple[Literal["unjudged", "truncated"], ...]:
+        """Which completions do not enter the statistics of their group."""
+        if self.options["group_rows"] == "all":
+            return ()
+        return ("unjudged", "truncated") if self.config.mask_truncated else ("unjudged",)
 
     def _lengths(self, rollout: Rollout, lengths: Tensor) -> Row:
         """What the tokens of a completion are spent on, in tokens per completion; the three add
@@ -1029,7 +1039,10 @@ class Loop:
             )
 
         theirs = None
-        if "teacher" in needs_of(self.method, work.coefs, self.options):
+        if (
+            "teacher" in needs_of(self.method, work.coefs, self.options)
+            and work.coefs.get("kd_coef") != 0
+        ):
             speaks = counts if batch.kd_weight is None else counts & (batch.kd_weight != 0)
             theirs = odd(
                 work.seen.values.get("teacher_logps"), "the teacher's log-probability", speaks
@@ -1398,10 +1411,18 @@ def _add_up_gradients(parameters: Sequence[Tensor]) -> None:
 
 
 def _spread(batch: TokenBatch, group_size: int) -> Tensor:
-    """Which groups have rewards that differ, (prompts,) of bool."""
+    """Unbiased std of the rewards that count, by group, (prompts,), ≥ 0; 0 where fewer than two
+    count.
+    """
     assert batch.rewards is not None
-    grouped = batch.rewards.view(-1, group_size).cpu()
-    return grouped.amax(1) > grouped.amin(1)
+    grouped = batch.rewards.view(-1, group_size)
+    if batch.counted is None:
+        return grouped.std(1)
+    kept = [
+        group[counts]
+        for group, counts in zip(grouped, batch.counted.view(-1, group_size), strict=True)
+    ]
+    return torch.stack([group.std() if len(group) > 1 else group.new_zeros(()) for group in kept])
 
 
 def gap_and_limit(gaps: Tensor, exact: bool = True, limit: float = MAX_GAP) -> tuple[float, float]:
