@@ -1085,6 +1085,7 @@ class Loop:
             2.0 ** int(math.log2(many)) if self.policy.head.weight.dtype == torch.float16 else 1.0
         )
         forward, found = self._live(work), dict[str, float]()
+        unmoved = self._unmoved(work)
         quiet = idle & ~idle.all()  # a minibatch of idle rows alone still has a gradient, of zeros
         for rows in self._micro_batches(work.sequences, _own(chosen[~quiet], work)):
             part = work.sequences.select(rows)
@@ -1097,7 +1098,9 @@ class Loop:
                     if looking
                     else forward(known, part)
                 )
-                loss, stats = token_loss(self.config.method, live, work.coefs, self.options)
+                loss, stats = token_loss(
+                    self.config.method, _without_rounding(live, unmoved), work.coefs, self.options
+                )
                 # The normaliser is the whole rollout's, so a minibatch holds only its share of the
                 # mean.
                 (loss * parts * scale).backward()
@@ -1119,6 +1122,18 @@ class Loop:
         if looking:
             self._look_at(work, chosen[quiet])  # what has no gradient still counts in the metrics
         return found
+
+    def _unmoved(self, work: Work) -> set[str]:
+        """Those of teacher and reference that the method asks and whose weights are the
+        policy's: its own base before the first update, for example.
+        """
+        if self.twin is None or not self.twin.merges:
+            return set()
+        return {
+            name
+            for name in needs_of(self.method, work.coefs, self.options) & self.frozen.keys()
+            if self.twin.equals(self.frozen[name])
+        }
 
     def _within_memory(self, step: int, name: str, passes: Callable[[], Passed]) -> Passed:
         """Some passes over a rollout. Out of memory, they are begun again with half of the
@@ -1389,6 +1404,28 @@ def fingerprint(config: RunConfig) -> str:
     }
     free = {*often, "plan", "guards", "verifier_seconds"}
     return hashlib.sha256((DRAWS + config.model_dump_json(exclude=free)).encode()).hexdigest()[:16]
+
+
+def _without_rounding(batch: TokenBatch, unmoved: set[str]) -> TokenBatch:
+    """The batch in which a model with the policy's weights says what the policy says.
+
+    The frozen models run through another forward, which rounds differently. Where their term is the
+    whole gradient, Adam would make a full step of 1e-7 nats.
+    """
+    same = batch.logps.detach()
+    if "reference" in unmoved:
+        batch = replace(batch, ref_logps=same)
+    if "teacher" in unmoved:
+        nothing = (
+            None if batch.divergence is None else 0.0 * batch.logps
+        )  # with a graph, which the update goes back through
+        batch = replace(
+            batch,
+            old_logps=same,
+            teacher_logps=None if batch.teacher_logps is None else same,
+            divergence=nothing,
+        )
+    return batch
 
 
 def _own(rows: Tensor, work: Work) -> Tensor:
