@@ -34,6 +34,7 @@ from rlkd_lab.objectives import (
 )
 from rlkd_lab.objectives.surrogates import log_importance, trrd_log_ratio
 from rlkd_lab.runs import RunFolder
+from rlkd_lab.training.samples import counted_of
 
 Kind = Literal["step", "probe"]
 Values = NDArray[Any]
@@ -271,6 +272,7 @@ def _credit(
                 rewards=per_row("reward"),
                 correct=per_row("correct"),
                 group_ids=None if groups is None else groups.long(),
+                counted=counted_of(frame),
                 divergence=torch.zeros_like(old) if "divergence" in needs else None,
             )
             prepared = prepare(name, batch, coefs, options)
@@ -298,11 +300,12 @@ def _credit(
                 )
             if method.ratio == "trrd":
                 assert prepared.teacher_logps is not None and prepared.kd_weight is not None
-                silent = torch.where(
-                    prepared.kd_weight == 0, prepared.old, prepared.teacher_logps
-                )  # as token_loss has it
                 said = TokenBatch(
-                    logps=old, completion_mask=mask, old_logps=prepared.old, teacher_logps=silent
+                    old,
+                    mask,
+                    old_logps=prepared.old,
+                    teacher_logps=prepared.teacher_logps,
+                    kd_weight=prepared.kd_weight,
                 )
                 ratio, bound = trrd_log_ratio(
                     said,

@@ -16,7 +16,7 @@ _PER_TOKEN = (
     "ref_logps",
     "divergence",
 )
-_PER_ROW = ("rewards", "correct", "group_ids")
+_PER_ROW = ("rewards", "correct", "group_ids", "counted")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class TokenBatch:
     """(B,): correctness alone, 0 or 1."""
     group_ids: Tensor | None = None
     """(B,) integers: completions of one prompt share an id."""
+    counted: Tensor | None = None
+    """(B,) of bool: completions that enter their group's mean, spread and masks. Missing: all.
+    A completion that does not count has Â = 0; the teacher and reference terms stay where the
+    completion mask is 1."""
     advantages: Tensor | None = None
     """Â, (B,) or (B, T): given, or made by :func:`prepare` from rewards and groups."""
     divergence: Tensor | None = None
@@ -80,6 +84,11 @@ class TokenBatch:
                     f"{name} must be {expected} beside logps of {(rows, tokens)}; got"
                     f" {tuple(value.shape)}"
                 )
+
+        if self.counted is not None and self.counted.dtype != torch.bool:
+            raise ValueError(
+                f"counted must be of bool; got {self.counted.dtype}: use counted.bool()"
+            )
 
     @property
     def mask(self) -> Tensor:

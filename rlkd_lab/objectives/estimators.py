@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 Divergence = Literal["reverse", "forward", "jsd"]
+LARGE = 40.0
+"""Nats of R above which k3 is exp(R) to the last digit of float64."""
 
 
 def k1(logps: Tensor, other_logps: Tensor) -> Tensor:
@@ -52,6 +54,25 @@ def k3(logps: Tensor, other_logps: Tensor) -> Tensor:
     """
     log_ratio = other_logps - logps
     return torch.expm1(log_ratio) - log_ratio
+
+
+def weigh(
+    kind: Literal["k2", "k3"], logps: Tensor, other_logps: Tensor, log_weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A weight and an estimate whose product is exp(log_weight)·k2 or k3, also where one overflows
+    and the other is 0. Any shape; each ≥ 0.
+
+    Where the estimate is 0 the weight is 1. Where R is above :data:`LARGE`, the weight of k3 is 1
+    and its estimate exp(log_weight + R).
+    """
+    if kind == "k2":
+        estimate = k2(logps, other_logps)
+        return log_weight.masked_fill(estimate == 0, 0.0).exp(), estimate
+    log_ratio = other_logps - logps
+    large = log_ratio > LARGE
+    near = k3(logps, torch.where(large, logps, other_logps))
+    estimate = torch.where(large, (log_weight + log_ratio).masked_fill(~large, 0.0).exp(), near)
+    return log_weight.masked_fill(large | (estimate == 0), 0.0).exp(), estimate
 
 
 def _logsumexp(log_probs: Tensor, dim: int, keepdim: bool = False) -> Tensor:

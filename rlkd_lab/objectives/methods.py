@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rlkd_lab.objectives.advantages import group_advantages, reward_guided_mask, teacher_gap
 from rlkd_lab.objectives.batch import TokenBatch
-from rlkd_lab.objectives.estimators import k2, k3
+from rlkd_lab.objectives.estimators import k3, weigh
 from rlkd_lab.objectives.schedules import Schedule, parse_schedule, values_of
 from rlkd_lab.objectives.surrogates import (
     aggregate,
@@ -89,15 +89,24 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "kd_ratio": ("on", "off"),
         "divergence": ("reverse", "forward", "jsd"),
         "zero_spread": ("keep", "resample"),
+        "group_rows": ("judged", "all"),
         "keep_traces": ("finished", "all", "correct"),
     }
 )
-"""Options and their values. ``kd_ratio``: multiply k2 and k3 by the detached ρ, which off-policy
-keeps the estimate right. ``kd_normalizer``: after masking, divide the teacher term like the reward
-term, or by the tokens (rows) it kept; KDRL does not say. ``zero_spread``: groups whose rewards are
-all equal stay in the rollout, or are drawn again (DAPO). ``keep_traces``: which teacher traces are
-trained on; ``correct`` is rejection sampling. Beside these, ``constant_length`` (int) is the length
-limit of ``aggregation='constant'`` and ``topk`` (int) the support of a divergence.
+"""Options and their values.
+
+``kd_ratio``: multiply k2 and k3 by the detached ρ, which off-policy keeps the estimate right.
+    ``kd_normalizer``: after masking, divide the teacher term like
+the reward term, or by the tokens (rows) it kept; KDRL does not say. ``zero_spread``: groups whose
+rewards are all equal stay in the rollout, or are drawn again (DAPO). ``keep_traces``: which teacher
+traces are trained on; ``correct`` is rejection sampling. Beside these, ``constant_length`` (int) is
+the length limit of ``aggregation='constant'`` and ``topk`` (int) the support of a divergence.
+
+``group_rows``: with ``judged``, two kinds of completions do not enter the mean, the spread and the
+    masks of their group: those that the verifier could not
+judge, and those that ``mask_truncated`` leaves out of the loss. Their advantage is 0. The teacher
+term stays on a completion that could not be judged; a completion that ``mask_truncated`` leaves out
+has no term at all. With ``all``, both kinds enter with their reward, as in earlier versions.
 """
 
 
@@ -188,7 +197,11 @@ def sized_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor
     reward = reward_advantage(batch, coefs, options)
     weight, width = _number(coefs, "gap_weight"), _number(coefs, "gap_clip")
     # clipped as a logarithm, so that a gap of a thousand nats does not overflow
-    gap = (reward.sign() * teacher_gap(batch.teacher_logps, batch.old)).clamp(-50.0, 50.0)
+    gap = (
+        (reward.sign() * teacher_gap(batch.teacher_logps, batch.old))
+        .masked_fill(reward == 0, 0.0)
+        .clamp(-50.0, 50.0)
+    )
     return ((1 - weight) + weight * gap.exp().clamp(1 - width, 1 + width)) * reward
 
 
@@ -205,8 +218,11 @@ def teacher_penalty(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options:
     if options["estimator"] == "exact":
         return divergence_penalty(batch, log_ratio, coefs, options)
     assert batch.teacher_logps is not None
-    estimate = (k2 if options["estimator"] == "k2" else k3)(batch.logps, batch.teacher_logps)
-    weight = log_ratio.detach().exp() if options["kd_ratio"] == "on" else 1.0
+    theirs = torch.where(batch.kd_weight == 0, batch.logps.detach(), batch.teacher_logps)
+    log_weight = log_ratio.detach() if options["kd_ratio"] == "on" else torch.zeros_like(log_ratio)
+    weight, estimate = weigh(
+        "k2" if options["estimator"] == "k2" else "k3", batch.logps, theirs, log_weight
+    )
     return _number(coefs, "kd_coef") * batch.kd_weight * weight * estimate
 
 
@@ -215,7 +231,12 @@ def divergence_penalty(
 ) -> Tensor:
     """kd_coef·M·D(π_θ, π_T) over the vocabulary."""
     assert batch.divergence is not None and batch.kd_weight is not None
-    return _number(coefs, "kd_coef", 1.0) * batch.kd_weight * batch.divergence
+    # the divergence may be infinite where the teacher has no say
+    return (
+        _number(coefs, "kd_coef", 1.0)
+        * batch.kd_weight
+        * batch.divergence.masked_fill(batch.kd_weight == 0, 0.0)
+    )
 
 
 def likelihood_penalty(
@@ -231,8 +252,11 @@ def reference_penalty(
     """kl_coef·KL(π_θ‖π_ref) by k3·ρ (TRL's ``use_bias_correction_kl``), k3 or k2."""
     assert batch.ref_logps is not None
     kind = options["ref_estimator"]
-    estimate = (k2 if kind == "k2" else k3)(batch.logps, batch.ref_logps)
-    return _number(coefs, "kl_coef") * estimate * (log_ratio.exp() if kind == "k3_ratio" else 1.0)
+    log_weight = log_ratio if kind == "k3_ratio" else torch.zeros_like(log_ratio)
+    weight, estimate = weigh(
+        "k2" if kind == "k2" else "k3", batch.logps, batch.ref_logps, log_weight
+    )
+    return _number(coefs, "kl_coef") * estimate * weight
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -702,7 +726,7 @@ def prepare(
     if advantages is None and "groups" in method.needs:
         assert batch.rewards is not None and batch.group_ids is not None
         advantages = group_advantages(
-            batch.rewards, batch.group_ids, choices["scale_rewards"] == "group"
+            batch.rewards, batch.group_ids, choices["scale_rewards"] == "group", batch.counted
         )
     advantages = None if advantages is None else advantages.detach()
     return replace(
@@ -726,7 +750,7 @@ def _teacher_weight(batch: TokenBatch, options: Options) -> Tensor:
     if kind != "none":
         assert batch.correct is not None
         correct = batch.correct.to(weight.dtype)
-        weight = weight * reward_guided_mask(kind, correct, batch.group_ids)[:, None]  # type: ignore[arg-type]
+        weight = weight * reward_guided_mask(kind, correct, batch.group_ids, batch.counted)[:, None]  # type: ignore[arg-type]
     if options["kd_normalizer"] == "kept":
         kept = batch.mask * (weight > 0)
         if aggregation == "token":
@@ -792,6 +816,10 @@ def token_loss(
         ``clip_ratio/high``, ``trrd/dead_frac``, ``trrd/bound_frac`` (shares of tokens in [0, 1]),
         ``ratio/max`` (the largest ρ of new to old policy, ≥ 0), ``kl_ref`` (nats, ≥ 0).
 
+        The loss is +∞ where a number that nothing bounds is too large for the dtype (ρ with A < 0,
+        k3 of a teacher that is far likelier). It is never NaN for finite log-probabilities. The
+        guard ``loss`` leaves such an update out, or stops the run.
+
     Raises:
         ValueError: as :func:`prepare`, and for a batch prepared for another method.
     """
@@ -834,8 +862,10 @@ def token_loss(
                     bound & (advantages != 0)
                 )  # where there is something to bound
         if values["importance_cap"] is not None and batch.sampler_logps is not None:
+            # not 0, or an infinite surrogate would become a NaN
+            tiny = torch.finfo(policy.dtype).tiny
             policy = policy * (batch.old - batch.sampler_logps).exp().clamp(
-                max=values["importance_cap"]
+                min=tiny, max=values["importance_cap"]
             )
 
     def summed(per_token: Tensor) -> Tensor:
@@ -881,9 +911,10 @@ def _checked(
     needs = needs_of(method, coefs, options) - {"groups"}
     _require(name, method, batch, needs, str(options["kd_mask"]))
     batch = batch.blank_padding()
+    if batch.kd_weight is not None and coefs.get("kd_coef") == 0:
+        batch = replace(batch, kd_weight=torch.zeros_like(batch.kd_weight))
     if batch.teacher_logps is not None and batch.kd_weight is not None:
-        # where the teacher has no say it repeats the old policy: no 0·inf, and TRRD's ratio falls
-        # back to GRPO's
+        # where the teacher has no say it repeats the old policy, so that 0·inf is no NaN
         batch = replace(
             batch, teacher_logps=torch.where(batch.kd_weight == 0, batch.old, batch.teacher_logps)
         )

@@ -15,6 +15,11 @@ from rlkd_lab.objectives.batch import TokenBatch
 
 Aggregation = Literal["token", "sequence", "constant"]
 Level = Literal["token", "sequence"]
+FAR = 20.0
+"""Nats of log ρ, above every clip and cap.
+
+Where one of them acts, a larger ρ changes neither loss nor gradient, and exp would overflow.
+"""
 
 
 def log_importance(batch: TokenBatch, level: Level = "token") -> Tensor:
@@ -36,6 +41,9 @@ def trrd_log_ratio(
     """log r = α·log π_θ/π_old + (1−α)·log π_θ/π_T, the ratio of TRRD. RLAD (arXiv 2602.22495), Eq.
     3–5.
 
+    Where the teacher is silent (``kd_weight`` 0) and at α = 1, log r is the ratio of GRPO, without
+    a bound.
+
     Args:
         batch: with ``teacher_logps``.
         log_ratio: log π_θ/π_old, (B, T).
@@ -47,14 +55,14 @@ def trrd_log_ratio(
         log r, (B, T), and where the bound acts, (B, T) of bool.
     """
     assert batch.teacher_logps is not None
-    to_teacher = batch.logps - batch.teacher_logps
-    if bound is None:
-        return alpha * log_ratio + (1 - alpha) * to_teacher, torch.zeros_like(
-            to_teacher, dtype=torch.bool
-        )
-    return alpha * log_ratio + (1 - alpha) * to_teacher.clamp(
-        -bound, bound
-    ), to_teacher.abs() > bound
+    nowhere = torch.zeros_like(log_ratio, dtype=torch.bool)
+    if alpha == 1:  # a product with 0 would make a NaN of a teacher at −∞
+        return log_ratio, nowhere
+    silent = nowhere if batch.kd_weight is None else (batch.kd_weight == 0).view(len(log_ratio), -1)
+    to_teacher = batch.logps - torch.where(silent, batch.old, batch.teacher_logps)
+    bounded = to_teacher if bound is None else to_teacher.clamp(-bound, bound)
+    acts = nowhere if bound is None else (to_teacher.abs() > bound) & ~silent
+    return torch.where(silent, log_ratio, alpha * log_ratio + (1 - alpha) * bounded), acts
 
 
 def clipped_surrogate(
@@ -77,9 +85,13 @@ def clipped_surrogate(
 
     Returns:
         The per-token loss, (B, T), and where its gradient is cut, each (B, T) of bool: ``low`` (ρ <
-        1−ε_low and A < 0), ``high`` (ρ > 1+ε_high and A > 0), ``cap`` (ρ > c and A < 0).
+        1−ε_low and A < 0), ``high`` (ρ > 1+ε_high and A > 0), ``cap`` (ρ > c and A < 0). The loss
+        is +∞ where A < 0, nothing bounds ρ, and exp(log ρ) overflows. It is never NaN.
     """
-    ratio = log_ratio.exp()
+    cut_anyway = log_ratio.clamp(max=FAR)  # 0·inf would be a NaN, in the loss or in its gradient
+    ratio = (
+        cut_anyway if ratio_cap is not None else torch.where(advantages < 0, log_ratio, cut_anyway)
+    ).exp()
     objective = torch.minimum(
         ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
     )
@@ -97,11 +109,12 @@ def clipped_surrogate(
 def cispo_surrogate(
     log_ratio: Tensor, advantages: Tensor, logps: Tensor, ratio_cap: float | None
 ) -> Tensor:
-    """−stop-grad(min(ρ, c))·A·log π_θ: the ratio is cut, the gradient is not.
+    """−stop-grad(min(ρ, c))·A·log π_θ: the ratio is cut, the gradient is not. CISPO (arXiv
+    2506.13585); c is absolute, as TRL's ``epsilon_high``.
 
-    CISPO (arXiv 2506.13585); c is absolute, as TRL's ``epsilon_high``.
+    Without a cap the weight is at most exp(:data:`FAR`), so that it cannot overflow.
     """
-    weight = log_ratio.detach().exp()
+    weight = log_ratio.detach().clamp(max=FAR).exp()
     return -(weight if ratio_cap is None else weight.clamp(max=ratio_cap)) * advantages * logps
 
 

@@ -160,6 +160,16 @@ class DenseTwin:
         """Whether the policy computes in float32, so that the copy can be trained through."""
         return policy.head.weight.dtype == torch.float32
 
+    def equals(self, other: DenseTwin) -> bool:
+        """Whether two merged copies have the same weights to the last bit, and so are the same
+        function. Most pairs differ in the first tensor.
+        """
+        mine, theirs = dict(self.model.named_parameters()), dict(other.model.named_parameters())
+        return mine.keys() == theirs.keys() and all(
+            one.data_ptr() == theirs[name].data_ptr() or torch.equal(one, theirs[name])
+            for name, one in mine.items()
+        )
+
     @torch.no_grad()
     def sync(self) -> None:
         """Take the adapter as it is now: W + scaling·B·A, in place, or a copy of it."""

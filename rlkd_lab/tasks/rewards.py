@@ -10,8 +10,9 @@ group too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rlkd_lab.tasks.base import Example, Score, Task
 from rlkd_lab.tasks.verifier import GuardedTask
@@ -31,12 +32,15 @@ class Sample:
     length: int
     limit: int
     correct: bool
+    counted: bool = True
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a completion is worth: the reward, the parts it is made of, the answer that was
-    read, whether it is right; where it could not be judged, why.
+    """What a completion is worth.
+
+    The reward, the parts it is made of, the answer that was read, and whether it is right; where it
+    could not be judged, why; whether it enters the statistics of its group.
     """
 
     reward: float
@@ -44,6 +48,7 @@ class Verdict:
     answer: str | None
     correct: bool
     why: str | None = None
+    counted: bool = True
 
 
 def overlong(group: Sequence[Sample]) -> list[float]:
@@ -62,13 +67,19 @@ def brevity(group: Sequence[Sample]) -> list[float]:
     """λ = ½ − (length − shortest) / (longest − shortest) within the group, at most 0 for a wrong
     answer. Kimi k1.5 (arXiv 2501.12599), §2.3.3.
 
+    Shortest and longest are those of the completions that count; one that does not count has 0.
+
     >>> brevity([Sample("", 10, 100, True), Sample("", 20, 100, True), Sample("", 10, 100, False)])
     [0.5, -0.5, 0.0]
     """
-    shortest, longest = min(one.length for one in group), max(one.length for one in group)
+    lengths = [one.length for one in group if one.counted] or [0]
+    shortest, longest = min(lengths), max(lengths)
     if shortest == longest:
         return [0.0] * len(group)
-    values = [0.5 - (one.length - shortest) / (longest - shortest) for one in group]
+    values = [
+        0.5 - (one.length - shortest) / (longest - shortest) if one.counted else 0.0
+        for one in group
+    ]
     return [
         value if one.correct else min(0.0, value) for one, value in zip(group, values, strict=True)
     ]
@@ -112,6 +123,7 @@ def judge(
     lengths: Sequence[int],
     limit: int,
     group_size: int = 1,
+    leave_out: Collection[Literal["unjudged", "truncated"]] = (),
 ) -> list[Verdict]:
     """Score completions and weigh their parts. A completion that the verifier cannot judge has 0 in
     each of the task's parts, and the reason in its verdict.
@@ -126,6 +138,8 @@ def judge(
         lengths: in tokens, the end of sequence included.
         limit: length limit in tokens.
         group_size: completions a prompt.
+        leave_out: which completions do not count in their group: those that the verifier could not
+            judge, those that the length limit cut.
     """
     task = GuardedTask.of(task)
     # what the length limit cut is worth nothing, and is not shown to the verifier
@@ -140,12 +154,16 @@ def judge(
         else score
         for score in judged
     ]
+    counted = [
+        not (score.why and "unjudged" in leave_out) and (whole or "truncated" not in leave_out)
+        for score, whole in zip(scores, finished, strict=True)
+    ]
     parts = [dict(score.parts) for score in scores]
     for name in weights:
         if name in SHARED:
             samples = [
-                Sample(text, length, limit, score.correct)
-                for text, length, score in zip(texts, lengths, scores, strict=True)
+                Sample(text, length, limit, score.correct, enters)
+                for text, length, score, enters in zip(texts, lengths, scores, counted, strict=True)
             ]
             for start in range(0, len(samples), group_size):
                 for offset, value in enumerate(SHARED[name](samples[start : start + group_size])):
@@ -157,8 +175,9 @@ def judge(
             score.answer,
             score.correct,
             score.why,
+            enters,
         )
-        for own, score in zip(parts, scores, strict=True)
+        for own, score, enters in zip(parts, scores, counted, strict=True)
     ]
 
 

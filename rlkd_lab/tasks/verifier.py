@@ -88,7 +88,7 @@ class GuardedTask:
         if not self.failed:
             return None
         text = (
-            f"{len(self.failed)} of {self.calls} calls of the verifier failed and count as 0:"
+            f"{len(self.failed)} of {self.calls} calls of the verifier failed and score 0:"
             f" {self.failed[0]}"
         )
         gave_up = {"gave_up": self.fresh} if self.fresh else {}

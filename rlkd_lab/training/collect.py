@@ -15,7 +15,7 @@ from rlkd_lab.rollouts import Sampling, sample, sequences_of, teacher_traces
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.samples import Rollout, joined
-from rlkd_lab.training.scoring import score, spread_of_groups
+from rlkd_lab.training.scoring import score, rewards_differ
 from rlkd_lab.training.setup import Row, Setup, StepValues, Traces
 
 Stop = Callable[[], bool]
@@ -104,11 +104,11 @@ def _resample(
     """
     config, size = setup.config, setup.config.group_size
     batch, row, _ = score(setup, first)
-    rollouts, spread = [first], spread_of_groups(batch, size)
+    rollouts, spread = [first], rewards_differ(batch, size)
     while int(spread.sum()) < config.prompts_per_step and len(rollouts) < config.resample_rounds:
         purpose = f"sampling, round {len(rollouts) + 1}"
         rollouts.append(_sample(setup, step, context, draw, purpose, stop))
-        spread = torch.cat([spread, spread_of_groups(score(setup, rollouts[-1])[0], size)])
+        spread = torch.cat([spread, rewards_differ(score(setup, rollouts[-1])[0], size)])
     kept = (~spread).int().argsort(stable=True)[: config.prompts_per_step]
     rows = (kept[:, None] * size + torch.arange(size)).flatten()
     pad = setup.models.policy.tokenizer.pad_token_id

@@ -192,7 +192,11 @@ class RunConfig(BaseModel):
         ),
     ] = 4
     mask_truncated: Annotated[
-        bool, Field(description="leave completions cut by the length limit out of the loss")
+        bool,
+        Field(
+            description="leave completions cut by the length limit out of the loss and, unless"
+            " group_rows=all, out of their group's mean and spread"
+        ),
     ] = False
 
     traces: Annotated[

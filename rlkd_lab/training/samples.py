@@ -3,11 +3,12 @@ token.
 
 One parquet file a step, a row a completion: ``prompt``, ``answer``, ``completion``, ``reward``,
 ``parts`` (the reward's, unweighted, as JSON), ``correct``, ``why`` (where it could not be judged),
-``group``, ``finished``, and per-token lists ``ids``, ``tokens``, ``logps``, ``teacher_logps``,
-``ref_logps``, ``entropy``, ``kl_teacher_rev``, ``kl_teacher_fwd`` (at the sampling temperature;
-None where nobody was asked). The first completion of the first :data:`DETAILED` prompts also has
-both models' likeliest tokens there: ``top_tokens``, ``top_logps``, ``teacher_top_tokens``,
-``teacher_top_logps`` (lists of :data:`ALTERNATIVES`, ids in ``…top_ids``).
+``counted`` (whether it entered its group's statistics), ``group``, ``finished``, and per-token
+lists ``ids``, ``tokens``, ``logps``, ``teacher_logps``, ``ref_logps``, ``entropy``,
+``kl_teacher_rev``, ``kl_teacher_fwd`` (at the sampling temperature; None where nobody was asked).
+The first completion of the first :data:`DETAILED` prompts also has both models' likeliest tokens
+there: ``top_tokens``, ``top_logps``, ``teacher_top_tokens``, ``teacher_top_logps`` (lists of
+:data:`ALTERNATIVES`, ids in ``…top_ids``).
 
 Beside it lies a probe: the same for :data:`PROBES` fixed validation prompts at T = 1, with the same
 random stream every time, so that what changes from one probe to the next is the policy. There every
@@ -98,6 +99,16 @@ def joined(rollouts: Sequence[Rollout], rows: Tensor, pad: int) -> Rollout:
     )
 
 
+def counted_of(samples: pd.DataFrame) -> Tensor | None:
+    """Which recorded completions entered the statistics of their group, (B,) of bool;
+
+    ``None``: all of them, or the run was made by an older version.
+    """
+    if "counted" not in samples or samples["counted"].all():
+        return None
+    return torch.tensor(samples["counted"].to_numpy(dtype=bool))
+
+
 @torch.no_grad()
 def write_samples(
     folder: RunFolder,
@@ -148,6 +159,7 @@ def write_samples(
             "parts": json.dumps(verdict.parts),
             "correct": verdict.correct,
             "why": verdict.why,
+            "counted": verdict.counted,
             "group": int(batch.group_ids[i]) if batch.group_ids is not None else i,
             "finished": bool(rollout.finished[i]),
             "ids": ids,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ def score(setup: Setup, rollout: Rollout) -> tuple[TokenBatch, Row, list[Verdict
     mask = sequences.completion_mask
     if config.mask_truncated:
         mask = mask * rollout.finished.to(mask.device)[:, None]
+    counted = torch.tensor([verdict.counted for verdict in verdicts], device=device)
     batch = TokenBatch(
         logps=torch.zeros(mask.shape, device=device),
         completion_mask=mask,
@@ -40,6 +41,7 @@ def score(setup: Setup, rollout: Rollout) -> tuple[TokenBatch, Row, list[Verdict
         rewards=torch.tensor([verdict.reward for verdict in verdicts], device=device),
         correct=correct,
         group_ids=torch.arange(len(verdicts), device=device) // config.group_size,
+        counted=None if bool(counted.all()) else counted,
         kd_weight=teacher_weight(setup, sequences),
     )
     row = _lengths(setup, rollout, lengths.float(), correct)
@@ -61,10 +63,18 @@ def _judged(setup: Setup, rollout: Rollout, lengths: Tensor) -> list[Verdict]:
         lengths.tolist(),
         config.max_new_tokens,
         config.group_size,
+        _left_out(setup),
     )
     verdicts = processes.from_first(ask() if processes.first() else [])
     check_verifier(setup.models.task, verdicts, finished)
     return verdicts
+
+
+def _left_out(setup: Setup) -> tuple[Literal["unjudged", "truncated"], ...]:
+    """Which completions do not enter the statistics of their group."""
+    if setup.options["group_rows"] == "all":
+        return ()
+    return ("unjudged", "truncated") if setup.config.mask_truncated else ("unjudged",)
 
 
 def _rewards(batch: TokenBatch, verdicts: list[Verdict], group_size: int) -> Row:
@@ -76,7 +86,7 @@ def _rewards(batch: TokenBatch, verdicts: list[Verdict], group_size: int) -> Row
     if any(verdict.why for verdict in verdicts):
         row["reward/unjudged"] = sum(bool(one.why) for one in verdicts) / len(verdicts)
     if group_size > 1:
-        spread = rewards.view(-1, group_size).std(1)
+        spread = group_spread(batch, group_size)
         row["reward_std"] = spread.mean().item()
         row["frac_reward_zero_std"] = (spread == 0).float().mean().item()
     return row
@@ -121,8 +131,26 @@ def teacher_weight(setup: Setup, sequences: Sequences) -> Tensor | None:
     return (~torch.isin(ids, torch.tensor(sorted(ours - theirs), device=ids.device))).float()
 
 
-def spread_of_groups(batch: TokenBatch, group_size: int) -> Tensor:
-    """Return which groups have rewards that differ, (prompts,) of bool."""
+def group_spread(batch: TokenBatch, group_size: int) -> Tensor:
+    """Return the unbiased std of the rewards that count, by group, (prompts,), ≥ 0.
+
+    It is 0 where fewer than two count.
+    """
+    assert batch.rewards is not None
+    grouped = batch.rewards.view(-1, group_size)
+    if batch.counted is None:
+        return grouped.std(1)
+    kept = zip(grouped, batch.counted.view(-1, group_size), strict=True)
+    groups = [group[counts] for group, counts in kept]
+    return torch.stack([g.std() if len(g) > 1 else g.new_zeros(()) for g in groups])
+
+
+def rewards_differ(batch: TokenBatch, group_size: int) -> Tensor:
+    """Return which groups have rewards that count and differ, (prompts,) of bool."""
     assert batch.rewards is not None
     grouped = batch.rewards.view(-1, group_size).cpu()
-    return grouped.amax(1) > grouped.amin(1)
+    counts = torch.ones_like(grouped, dtype=torch.bool)
+    if batch.counted is not None:
+        counts = batch.counted.view(-1, group_size).cpu()
+    largest = grouped.masked_fill(~counts, -torch.inf).amax(1)
+    return largest > grouped.masked_fill(~counts, torch.inf).amin(1)

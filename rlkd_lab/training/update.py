@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -159,6 +159,7 @@ def gradients(job: Update, chosen: Tensor, parts: int, scoring: bool) -> dict[st
     job.state.optimizer.zero_grad()
     scale = _loss_scale(setup, prepared)
     found: dict[str, float] = {}
+    unmoved = _unmoved(job)
     # a minibatch of idle rows alone still has a gradient, of zeros
     idle = job.idle[chosen] & ~job.idle[chosen].all()
     mine = own_rows(chosen[~idle], stats.sequences)
@@ -168,6 +169,7 @@ def gradients(job: Update, chosen: Tensor, parts: int, scoring: bool) -> dict[st
         with job.clock("update"):
             known = stats.fill(prepared, rows)
             live = live_batch(setup, stats, job.step.coefs, known, part, scored)
+            live = _without_rounding(live, unmoved)
             loss, values = token_loss(setup.config.method, live, job.step.coefs, setup.options)
             (loss * parts * scale).backward()
         # backwards through frozen weights is as much as forwards
@@ -192,6 +194,38 @@ def _loss_scale(setup: Setup, prepared: TokenBatch) -> float:
         return 1.0
     many = max(float(prepared.mask.sum()), prepared.normalizer or 1.0)
     return float(2.0 ** int(math.log2(many)))
+
+
+def _unmoved(job: Update) -> set[str]:
+    """Those of teacher and reference that the method needs and whose weights are the policy's, such
+    as its own base before the first update.
+    """
+    models = job.setup.models
+    if models.copy is None or not models.copy.merges:
+        return set()
+    unmoved = set()
+    for name in job.setup.needs(job.step.coefs) & job.setup.all_scorers:
+        copy = models.frozen(name).copy
+        if copy is not None and models.copy.equals(copy):
+            unmoved.add(name)
+    return unmoved
+
+
+def _without_rounding(batch: TokenBatch, unmoved: set[str]) -> TokenBatch:
+    """Let models with the policy's weights say what the policy says.
+
+    The frozen models run through another forward, which rounds differently. Where their term is the
+    whole gradient, Adam would make a full step of 1e-7 nats.
+    """
+    same = batch.logps.detach()
+    if "reference" in unmoved:
+        batch = replace(batch, ref_logps=same)
+    if "teacher" in unmoved:
+        # with a graph, through which the update goes back
+        divergence = None if batch.divergence is None else 0.0 * batch.logps
+        teacher = None if batch.teacher_logps is None else same
+        batch = replace(batch, old_logps=same, teacher_logps=teacher, divergence=divergence)
+    return batch
 
 
 def within_memory(
@@ -233,7 +267,8 @@ def _problems(job: Update, norm: float, totals: dict[str, float]) -> dict[str, s
     batch, values, guards = job.batch, job.stats.values, job.context.guards
     counts = batch.completion_mask.bool()
     teacher = None
-    if "teacher" in job.setup.needs(job.step.coefs):
+    needed = "teacher" in job.setup.needs(job.step.coefs)
+    if needed and job.step.coefs.get("kd_coef") != 0:
         speaks = counts if batch.kd_weight is None else counts & (batch.kd_weight != 0)
         teacher = _not_finite(values.get("teacher_logps"), speaks, "the teacher's log-probability")
     broken = None

@@ -125,3 +125,34 @@ def test_an_unknown_part_is_an_error_that_names_the_known_and_a_weight_of_0_asks
         ].reward
         == 1
     )
+
+
+def test_what_does_not_count_sets_no_length_for_its_group():
+    group = [
+        Sample("", 10, 100, True),
+        Sample("", 20, 100, True),
+        Sample("", 90, 100, False, counted=False),
+    ]
+    assert brevity(group) == [0.5, -0.5, 0.0]
+    assert brevity([Sample("", 10, 100, True), Sample("", 20, 100, True, counted=False)]) == [
+        0.0,
+        0.0,
+    ]
+    assert brevity([Sample("", 10, 100, True, counted=False)] * 2) == [0.0, 0.0]
+    texts, examples = ["#44", "#44", "cut"], [FORTY_FOUR] * 3
+    rest = {
+        "weights": {"accuracy": 1.0, "brevity": 0.2},
+        "finished": [True, True, False],
+        "lengths": [10, 20, 90],
+        "limit": 90,
+        "group_size": 3,
+    }
+    found = judge(
+        ArithmeticTask(), texts=texts, examples=examples, leave_out=("truncated",), **rest
+    )
+    assert [verdict.parts["brevity"] for verdict in found] == [0.5, -0.5, 0.0]
+    assert [verdict.counted for verdict in found] == [True, True, False]
+    assert all(
+        verdict.counted
+        for verdict in judge(ArithmeticTask(), texts=texts, examples=examples, **rest)
+    )

@@ -9,7 +9,7 @@ import torch
 
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.training import create, make_config, replay, resume, run, update
-from rlkd_lab.training.guards import GUARDS, MANY, Watch, declared
+from rlkd_lab.training.guards import GUARDS, MANY, Guards, declared
 from rlkd_lab.training.token_stats import TokenStats
 from rlkd_lab.training.trainer import Trainer
 
@@ -166,7 +166,7 @@ def test_guards_that_are_declared_otherwise_before_a_run_goes_on_hold_from_there
 )
 def test_an_event_of_the_guards_that_declares_nothing_is_a_sentence(event):
     with pytest.raises(ValueError, match="an event of the guards is damaged"):
-        Watch({}, print).follow([event])
+        Guards({}, print).follow([event])
 
 
 @pytest.mark.slow
@@ -285,7 +285,7 @@ def test_a_fork_has_guards_of_its_own(tiny, tmp_path, monkeypatch):
 
 def watch(settings, rows):
     said = []
-    guards = Watch(settings, said.append)
+    guards = Guards(settings, said.append)
     for number, row in enumerate(rows, 1):
         guards.after({"step": number, **row})
     return said, guards

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rlkd_lab.training.rollout import Rollout, joined
+from rlkd_lab.training.samples import Rollout, joined
 
 from rlkd_lab.models import Sequences, loading
 from rlkd_lab.runs import RunFolder, first_difference

@@ -23,6 +23,7 @@ from torch import Tensor
 from rlkd_lab.lab.pictures.prediction import BLUE, GREEN, GREY, ORANGE, Control, Picture, blank
 from rlkd_lab.objectives import TokenBatch, group_advantages
 from rlkd_lab.objectives.surrogates import clipped_surrogate, log_importance, trrd_log_ratio
+from rlkd_lab.training.samples import counted_of
 
 OFF = {"off": None, "1.5": 1.5, "3 (TRRD's default)": 3.0}
 
@@ -195,10 +196,11 @@ def trrd_tokens(samples: pd.DataFrame) -> pd.DataFrame:
     """
     if "teacher_logps" not in samples or samples["teacher_logps"].isna().any():
         raise ValueError("these samples have no teacher_logps: take a run with a teacher")
-    credit = group_advantages(
+    rewards, groups = (
         torch.tensor(samples["reward"].to_numpy(float)),
         torch.tensor(samples["group"].to_numpy(int)),
-    ).numpy()
+    )
+    credit = group_advantages(rewards, groups, counted=counted_of(samples)).numpy()
     gap = [
         np.asarray(old, float) - np.asarray(teacher, float)
         for old, teacher in zip(samples["logps"], samples["teacher_logps"], strict=True)
