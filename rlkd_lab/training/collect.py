@@ -15,7 +15,7 @@ from rlkd_lab.rollouts import Sampling, sample, sequences_of, teacher_traces
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.samples import Rollout, joined
-from rlkd_lab.training.scoring import score, rewards_differ
+from rlkd_lab.training.scoring import rewards_differ, score
 from rlkd_lab.training.setup import Row, Setup, StepValues, Traces
 
 Stop = Callable[[], bool]

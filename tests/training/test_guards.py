@@ -166,7 +166,7 @@ def test_guards_that_are_declared_otherwise_before_a_run_goes_on_hold_from_there
 )
 def test_an_event_of_the_guards_that_declares_nothing_is_a_sentence(event):
     with pytest.raises(ValueError, match="an event of the guards is damaged"):
-        Guards({}, print).follow([event])
+        Guards({}, print, [event])
 
 
 @pytest.mark.slow

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rlkd_lab.training.samples import Rollout, joined
 
 from rlkd_lab.models import Sequences, loading
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.tasks import ArithmeticTask, Example, Score
 from rlkd_lab.training import replay, run
+from rlkd_lab.training.samples import Rollout, joined
 from rlkd_lab.training.scoring import teacher_weight
 from rlkd_lab.training.token_stats import PASS_COST, micro_batches
 
