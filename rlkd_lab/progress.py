@@ -1,4 +1,4 @@
-"""A progress bar for a run: reward, KL to the teacher, length, accuracy, peak memory and ETA."""
+"""A progress bar for a run: reward, KL, length, accuracy, peak memory and time left."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ SHOWN = {
     "acc": "eval/accuracy",
     "GiB": "memory/peak_gib",
 }
+"""The metrics beside the bar, by their short names."""
 
 
 @contextmanager
 def progress(total: int, label: str) -> Iterator[Callable[[Any, dict[str, Any]], None]]:
-    """A bar over ``total`` steps; what it yields is the ``on_step`` of a run.
+    """Yield an ``on_step`` for a run that shows a bar over ``total`` steps.
 
     with progress(config.steps, config.method) as show:
         run(config, out, on_step=show)
@@ -34,20 +35,18 @@ def progress(total: int, label: str) -> Iterator[Callable[[Any, dict[str, Any]],
             if row.get(name) is not None:
                 current[key] = f"{row[name]:.3g}"
         if not bars:
-            # Made with the first step: a run that is only loaded shows no bar, and the rate of a
-            # resumed one is that of its new steps. At most one redraw a second: a notebook keeps
-            # every line that is printed.
-            bars.append(
-                tqdm(
-                    total=total,
-                    desc=label,
-                    unit="step",
-                    dynamic_ncols=True,
-                    mininterval=1.0,
-                    initial=row["step"] - 1,
-                )
+            # The first step makes the bar, so a run that is only loaded shows none,
+            # and the rate of a resumed run is that of its new steps.
+            bar = tqdm(
+                total=total,
+                desc=label,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=1.0,  # a notebook keeps every line that is printed
+                initial=row["step"] - 1,
             )
-            bars[0].start_t = began
+            bar.start_t = began
+            bars.append(bar)
         bars[0].set_postfix(current, refresh=False)
         bars[0].update(row["step"] - bars[0].n)
 

@@ -9,8 +9,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from rlkd_lab.lab import ALL, MAIN, STYLES, plot_groups, plot_runs, png, save_figure, seed_table
 from rlkd_lab.objectives import METHODS
+from rlkd_lab.plots import ALL, MAIN, STYLES, plot_groups, plot_runs, png, save_figure, seed_table
 from rlkd_lab.runs import RunFolder
 
 

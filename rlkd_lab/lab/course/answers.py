@@ -1,6 +1,4 @@
-"""Answers to exercises as readers give them: read with a sentence where they cannot be, and
-compared.
-"""
+"""Read and compare answers to exercises; an answer that cannot be read gets a sentence."""
 
 from __future__ import annotations
 
@@ -10,15 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Verdict = tuple[bool, str]
-"""Right or not, and what to say."""
+"""Whether an answer is right, and a sentence for the reader."""
 
 
 class Unreadable(ValueError):
-    """An answer of the wrong type or shape; the text says what was expected."""
+    """Raised for an answer of the wrong type or shape; the text says what was expected."""
 
 
 def number(answer: Any) -> float:
-    """A finite number, from whatever holds exactly one."""
+    """Return the finite number in an answer: a number, or an array with one element."""
     if isinstance(answer, bool | bytes) or answer is None:
         raise Unreadable(f"I expected a number and got {shown(answer)}")
     try:
@@ -31,7 +29,7 @@ def number(answer: Any) -> float:
 
 
 def numbers(answer: Any, length: int) -> list[float]:
-    """``length`` finite numbers, from a list, tuple, array or tensor."""
+    """Return ``length`` finite numbers from a list, tuple, array or tensor."""
     if isinstance(answer, str | bytes | dict) or answer is None:
         raise Unreadable(f"I expected a list of {length} numbers and got {shown(answer)}")
     try:
@@ -44,14 +42,14 @@ def numbers(answer: Any, length: int) -> list[float]:
 
 
 def word(answer: Any) -> str:
-    """A text in lower case, with underscores for spaces and hyphens."""
+    """Return a text in lower case, with underscores for spaces and hyphens."""
     if not isinstance(answer, str) or not answer.strip():
         raise Unreadable(f"I expected a word in quotes and got {shown(answer)}")
     return re.sub(r"[\s\-]+", "_", answer.strip().lower())
 
 
 def shown(answer: Any) -> str:
-    """An answer as a sentence can quote it."""
+    """Return an answer as text of at most 60 characters, for a sentence that quotes it."""
     text = repr(answer)
     return text if len(text) <= 60 else text[:57] + "…"
 
@@ -59,8 +57,10 @@ def shown(answer: Any) -> str:
 def near(
     right: Callable[[], float | Sequence[float]], tolerance: float, hint: str, praise: str
 ) -> Callable[..., Verdict]:
-    """A grade for a number, or for numbers in order, each within ``tolerance`` of what
-    ``right`` computes.
+    """Return a function that grades a number, or several numbers in order.
+
+    Each must lie within ``tolerance`` of the value that ``right`` computes.
+    The reader sees ``praise`` for a right answer and ``hint`` for a wrong one.
     """
 
     def grade(answer: Any) -> Verdict:
@@ -76,7 +76,7 @@ def near(
 def named(
     right: Callable[[], str], valid: Sequence[str], hint: str, praise: str
 ) -> Callable[..., Verdict]:
-    """A grade for one word out of ``valid``, the one that ``right`` computes."""
+    """Return a function that grades one word out of ``valid``; ``right`` computes the right one."""
 
     def grade(answer: Any) -> Verdict:
         given = word(answer)

@@ -1,12 +1,12 @@
-"""Errors that public implementations of these methods make, as rows of the method table: to be seen
-failing, never to be used.
+"""Bugs of public implementations, as rows of the method table: to be seen failing.
 
-    kdrl_k1         differentiates k1, log π_θ − log π_T at sampled tokens: an unbiased estimate of the KL whose expected gradient is 0
-    kdrl_k1_flipped the same with its sign turned around: still 0
-    kdrl_flipped    KDRL's advantage form with −d in place of d: the student is driven away from its teacher
+    kdrl_k1          differentiates k1 = log π_θ − log π_T at sampled tokens.
+                     k1 is an unbiased estimate of the KL, but its expected gradient is 0.
+    kdrl_k1_flipped  differentiates −k1; the expected gradient is still 0.
+    kdrl_flipped     uses −d in place of d in KDRL's advantage form.
+                     It drives the student away from its teacher.
 
-Their fourth companion, TRRD without bounds, needs no row: ``trrd_gap_bound=off`` and
-``ratio_cap=off``.
+A fourth bug, TRRD without bounds, needs no row: ``trrd_gap_bound=off`` and ``ratio_cap=off``.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from rlkd_lab.objectives.methods import Coefs, Options, reward_advantage, teache
 
 
 def k1_penalty(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options) -> Tensor:
-    """kd_coef·M·k1, with its gradient: the mistake."""
+    """Return kd_coef·M·k1 with its gradient, which is the bug; (B, T)."""
     assert batch.teacher_logps is not None and batch.kd_weight is not None
-    return float(coefs["kd_coef"] or 0.0) * batch.kd_weight * k1(batch.logps, batch.teacher_logps)
+    weight = float(coefs["kd_coef"] or 0.0) * batch.kd_weight
+    return weight * k1(batch.logps, batch.teacher_logps)
 
 
 def flipped_k1_penalty(
     batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options
 ) -> Tensor:
-    """−kd_coef·M·k1, with its gradient."""
+    """Return −kd_coef·M·k1 with its gradient; (B, T)."""
     return -k1_penalty(batch, log_ratio, coefs, options)
 
 
 def flipped_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
-    """rl_coef·Â − kd_coef·M·d: the teacher's likes punished."""
+    """Return rl_coef·Â − kd_coef·M·d, the teacher's term with the wrong sign; (B, T)."""
     return reward_advantage(batch, coefs, options) - teacher_advantage(batch, coefs, options)
 
 
-MISTAKES: Mapping[str, Method] = MappingProxyType(
+COMMON_BUGS: Mapping[str, Method] = MappingProxyType(
     {
         "kdrl_k1": replace(
             METHODS["kdrl"],
@@ -64,9 +65,10 @@ MISTAKES: Mapping[str, Method] = MappingProxyType(
 """Rows by name."""
 
 
-def add_mistakes() -> None:
-    """Put them into the method table of this process, so that ``check_method`` and a run can
-    show what they do.
+def add_common_bugs() -> None:
+    """Add the rows to the method table of this process.
+
+    ``check_method`` and a run then show what each bug does.
     """
-    for name, method in MISTAKES.items():
+    for name, method in COMMON_BUGS.items():
         add_method(name, method)

@@ -1,8 +1,7 @@
-"""What a run will cost, before it is started: hours from a few measured steps, and memory as
-planned beside what is there.
+"""Estimate what a run will cost before it starts: hours and memory.
 
-Nothing here was fitted to a GPU. What is computed follows from shapes; what is measured was
-measured on the machine that you sit at.
+Hours follow from a few measured steps on this machine.
+Memory follows from shapes, and stands beside the bytes that loaded models take now.
 """
 
 from __future__ import annotations
@@ -22,20 +21,21 @@ PARTS = ("rollout", "reward", "old", "teacher", "divergences", "reference", "upd
 
 
 def gpu_hours(rows: pd.DataFrame, steps: int, evaluations: int = 0) -> pd.DataFrame:
-    """Hours for a planned run from the rows of a short one on the same machine.
+    """Return the hours of a planned run from the rows of a short run on the same machine.
+
+    Completions that get longer in training cost more, so measure again later.
 
     Args:
-        rows: ``folder.metrics()`` of the short run. Its first step is left out, which loads and
-            compiles; so it has 2 or more.
-        steps: of the planned run.
-        evaluations: of the planned run; the short one must hold one then, and it may not be in the
-            first step.
+        rows: ``folder.metrics()`` of the short run, with 2 or more steps.
+            Its first step loads and compiles, and is left out.
+        steps: number of steps of the planned run.
+        evaluations: number of evaluations of the planned run.
+            If above 0, the short run needs an evaluation after its first step.
 
     Returns:
-        A row a part, with ``seconds`` (mean of a step, or of an evaluation), ``times`` and
-        ``hours`` = seconds·times / 3600; and ``total``, whose seconds are those of a step with its
-        share of the evaluations. Completions that get longer in training cost more: measure again
-        later.
+        A row for each part and a row ``total``.
+        ``seconds`` is the mean of a step or an evaluation, ``hours`` = seconds·times / 3600.
+        The seconds of ``total`` are those of a step with its share of the evaluations.
 
     Raises:
         ValueError: too few rows, or no evaluation to measure.
@@ -47,51 +47,44 @@ def gpu_hours(rows: pd.DataFrame, steps: int, evaluations: int = 0) -> pd.DataFr
             "hours need 2 or more measured steps: the first one, which warms up, does not count"
         )
     rows = rows.iloc[1:]
-    evaluated = (
-        rows["eval/accuracy"].notna()
-        if "eval/accuracy" in rows
-        else pd.Series(False, index=rows.index)
-    )
-    parts = [
-        part for part in PARTS if f"time/{part}" in rows and rows[f"time/{part}"].notna().any()
-    ]
-    rest = rows["step_time"] - sum(
-        (rows[f"time/{part}"].fillna(0.0) for part in parts), pd.Series(0.0, index=rows.index)
-    )
+    measured = _seconds_of_parts(rows)
+    rest = rows["step_time"] - sum(measured.values(), pd.Series(0.0, index=rows.index))
+    evaluated = pd.Series(False, index=rows.index)
+    if "eval/accuracy" in rows:
+        evaluated = rows["eval/accuracy"].notna()
     between = float(rest[~evaluated].mean()) if not evaluated.all() else 0.0
-    found: list[dict[str, Any]] = [
-        {"part": part, "seconds": float(rows[f"time/{part}"].fillna(0.0).mean()), "times": steps}
-        for part in parts
+    parts: list[dict[str, Any]] = [
+        {"part": part, "seconds": float(seconds.mean()), "times": steps}
+        for part, seconds in measured.items()
     ]
-    found.append({"part": "the rest", "seconds": between, "times": steps})
+    parts.append({"part": "the rest", "seconds": between, "times": steps})
     if evaluations:
         if not evaluated.any():
             raise ValueError(
                 "no evaluation was measured after the first step: set eval_every so that the"
                 " short run has one"
             )
-        found.append(
-            {
-                "part": "evaluation",
-                "seconds": float(rest[evaluated].mean()) - between,
-                "times": evaluations,
-            }
-        )
-    table = pd.DataFrame(found).set_index("part")
-    table["hours"] = table["seconds"] * table["times"] / 3600
-    table.loc["total"] = [
-        float((table["seconds"] * table["times"]).sum()) / steps,
-        steps,
-        float(table["hours"].sum()),
-    ]
+        each = float(rest[evaluated].mean()) - between
+        parts.append({"part": "evaluation", "seconds": each, "times": evaluations})
+    table = pd.DataFrame(parts).set_index("part")
+    spent = table["seconds"] * table["times"]
+    table["hours"] = spent / 3600
+    table.loc["total"] = [float(spent.sum()) / steps, steps, float(table["hours"].sum())]
     return table.astype({"times": int})
 
 
-def held_bytes(lm: LanguageModel) -> int:
-    """Bytes of the frozen weights as they lie in memory now, with the scales of 4 bit.
+def _seconds_of_parts(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return the seconds of each part of a step, 0 where a step did not need it."""
+    columns = {part: f"time/{part}" for part in PARTS}
+    return {
+        part: rows[column].fillna(0.0)
+        for part, column in columns.items()
+        if column in rows and rows[column].notna().any()
+    }
 
-    Adapters are left out.
-    """
+
+def held_bytes(lm: LanguageModel) -> int:
+    """Return the bytes that the frozen weights take now, 4-bit scales included, adapters not."""
     total = 0
     for name, parameter in lm.model.named_parameters():
         if "lora_" in name:
@@ -108,8 +101,7 @@ def held_bytes(lm: LanguageModel) -> int:
 
 
 HOW = {
-    "student": "weights; 4-bit layers with their scales, everything else in the precision that is"
-    " computed in",
+    "student": "weights; 4-bit layers with their scales, all else in the compute precision",
     "teacher": "the same; none where it shares the student's base",
     "adapter": "float32",
     "gradients and optimizer": "of the adapter, float32: 4 bytes and AdamW's 8",
@@ -126,57 +118,52 @@ HOW = {
     "activations, or the teacher and fewer": "with the teacher in host memory: it comes for"
     " passes without gradient, which hold less",
 }
+"""What each part of the plan counts."""
 
 
 def memory_table(
-    student: LanguageModel, teacher: LanguageModel | None, config: RunConfig
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    config: RunConfig,
 ) -> pd.DataFrame:
-    """Where the memory of a run goes: :func:`~rlkd_lab.training.plan.plan` beside what lies in
-    memory now.
+    """Return where the memory of a run goes, planned and measured.
+
+    Parts of sampling and parts of updating are never in memory together.
+    The peak counts the larger of the two sums.
 
     Args:
-        student: as :func:`~rlkd_lab.models.load_policy` gave it.
-        teacher: or none.
+        student: as :func:`~rlkd_lab.models.load_policy` returns it.
+        teacher: a model or ``None``.
         config: of the planned run.
 
     Returns:
-        A row a part: ``predicted``, ``measured`` on this machine (missing: not measured), as text,
-        and ``how``. Parts of sampling and of updating are never there together: the peak counts the
-        larger of the two sums.
+        A row for each part: ``predicted`` by :func:`~rlkd_lab.training.plan.plan`,
+        ``measured`` on this machine (empty: not measured), and ``how``; all text.
     """
-    found = plan(config, gpu=student.head.weight.element_size() == 2)  # type: ignore[operator]
-    here = {"student": student, "teacher": teacher}
+    planned = plan(config, gpu=student.head.weight.element_size() == 2)  # type: ignore[operator]
+    loaded = {"student": student, "teacher": teacher}
+    groups = {"": planned.held, "sampling: ": planned.sampling, "updating: ": planned.updating}
     rows = []
-    for when, parts in (
-        ("", found.held),
-        ("sampling: ", found.sampling),
-        ("updating: ", found.updating),
-    ):
+    for when, parts in groups.items():
         for name, count in parts.items():
-            lm = here.get(name)
-            rows.append(
-                (
-                    when + name,
-                    size(count),
-                    "" if lm is None or not count else size(held_bytes(lm)),
-                    HOW[name],
-                )
-            )
-    rows.append(
-        ("peak", size(found.peak), "", "all the time, and the larger of sampling and updating")
-    )
-    return pd.DataFrame(rows, columns=["part", "predicted", "measured", "how"]).set_index("part")
+            lm = loaded.get(name)
+            measured = "" if lm is None or not count else size(held_bytes(lm))
+            rows.append((when + name, size(count), measured, HOW[name]))
+    peak = "all the time, and the larger of sampling and updating"
+    rows.append(("peak", size(planned.peak), "", peak))
+    columns = ["part", "predicted", "measured", "how"]
+    return pd.DataFrame(rows, columns=columns).set_index("part")
 
 
 def release() -> None:
-    """Give the memory of models that were deleted back to the GPU, for the next process."""
+    """Return the memory of deleted models to the GPU, for the next process."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def size(count: float) -> str:
-    """Bytes in words.
+    """Return a number of bytes in words.
 
     >>> size(1.5e9), size(3 * 2**20)
     ('1.4 GiB', '3.0 MiB')

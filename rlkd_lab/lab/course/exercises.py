@@ -1,186 +1,108 @@
-"""Exercises of the notebooks: :func:`check` says whether an answer is right, in a sentence, and
-hints without giving it away.
+"""Exercises of the notebooks: :func:`check` judges an answer in a sentence.
 
-The right answers are computed, mostly by the functions that the trainer calls. A line an exercise
-in :data:`EXERCISES`; the numbers are the notebooks'.
+A wrong answer gets a hint that does not give the answer away.
+Each exercise is an entry of :data:`EXERCISES`; its number is the notebook's.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
-import re
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 
-from rlkd_lab.lab.answers import Unreadable, Verdict, named, near, number, numbers, shown, word
-from rlkd_lab.lab.pictures.estimators import ESTIMATORS, followed
-from rlkd_lab.lab.pictures.fits import HUMPS, binomial_fits
-from rlkd_lab.lab.pictures.groups import advantages_of
-from rlkd_lab.lab.pictures.ratios import dead_threshold, surrogate_at
-from rlkd_lab.objectives import METHODS, TokenBatch, advantage
+from rlkd_lab.lab.course.answers import (
+    Unreadable,
+    Verdict,
+    named,
+    near,
+    number,
+    numbers,
+    shown,
+    word,
+)
+from rlkd_lab.lab.course.pictures.estimators import ESTIMATORS, followed
+from rlkd_lab.lab.course.pictures.fits import HUMPS, binomial_fits
+from rlkd_lab.lab.course.pictures.groups import advantages_of
+from rlkd_lab.lab.course.pictures.ratios import dead_threshold, surrogate_at
+from rlkd_lab.lab.course.right_answers import (
+    intervals,
+    joint,
+    nf4_gib,
+    reversal_threshold,
+    smallest_group,
+    verdict,
+    weak_verifier,
+    without_teacher,
+)
+from rlkd_lab.objectives import METHODS
 from rlkd_lab.tasks.arithmetic import ArithmeticTask, steps
 from rlkd_lab.tasks.base import Example
 
-T_975 = 2.776445105
-"""97.5 % quantile of Student's t with 4 degrees of freedom: five seeds."""
-DIFFERENCES = (0.04, 0.01, -0.02, 0.05, 0.03)
 GAPS = (-2.0, -8.0, 3.5, -9.1, -0.4)
 PROMPT = "49-7+4-2?"
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """A question and what judges the answer:
-
-    ``grade(answer, **given)`` → right or not, and what to say.
-    """
+    """A question, and ``grade(answer, **given)``, which returns right or wrong and a sentence."""
 
     question: str
     grade: Callable[..., Verdict]
 
 
-# --- right answers --------------------------------------------------------------------------------
-
-
-def no_spread(size: int, success: float) -> float:
-    """Probability that all ``size`` completions are right, or all wrong."""
-    return success**size + (1 - success) ** size
-
-
-def smallest_group(success: float = 0.13, below: float = 0.1) -> int:
-    """Smallest group whose probability of no spread is under ``below``."""
-    return next(size for size in range(2, 10_000) if no_spread(size, success) < below)
-
-
-def reversal_threshold(kd_coef: float = 0.1, credit: float = 0.866) -> float:
-    """The gap d below which KDRL's advantage form pushes a token down although Â > 0: where Â +
-    kd_coef·d crosses 0, by bisection on the method's own rule.
-    """
-    low, high = -1000.0, 0.0
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if joint(kd_coef, credit, [middle])[0] < 0 else (low, middle)
-    return (low + high) / 2
-
-
-def joint(kd_coef: float, credit: float, gaps: Sequence[float]) -> list[float]:
-    """A of ``kdrl_advantage`` for tokens of one completion, whose teacher gaps are ``gaps``."""
-    gap = torch.tensor([list(gaps)], dtype=torch.float64)
-    batch = TokenBatch(
-        torch.zeros_like(gap),
-        torch.ones_like(gap),
-        teacher_logps=gap,
-        advantages=torch.tensor([credit], dtype=torch.float64),
-    )
-    return advantage("kdrl_advantage", batch, {"kd_coef": kd_coef})[0].tolist()
-
-
-def intervals(values: Sequence[float] = DIFFERENCES) -> dict[str, tuple[float, float]]:
-    """95 % intervals of a mean of five: Student's t, and the percentile bootstrap."""
-    from rlkd_lab.study.statistics import bootstrap  # here: its package loads transformers
-
-    mean, half = statistics.mean(values), T_975 * statistics.stdev(values) / math.sqrt(len(values))
-    drawn = bootstrap(values, resamples=20_000)
-    return {"t interval": (mean - half, mean + half), "bootstrap": (drawn.low, drawn.high)}
-
-
-def verdict() -> str:
-    """What the t interval of :data:`DIFFERENCES` says about its sign."""
-    low, high = intervals()["t interval"]
-    return "better" if low > 0 else "worse" if high < 0 else "undecided"
-
-
-def without_teacher() -> str:
-    """The method whose ratio, surrogate and advantage are those of KDRL without its penalty."""
-    parts = ("ratio", "surrogate", "advantage", "coefs")
-    kdrl = {name: getattr(METHODS["kdrl"], name) for name in parts}
-    kdrl["coefs"] = {name: value for name, value in kdrl["coefs"].items() if name != "kd_coef"}
-    return next(
-        name
-        for name, method in METHODS.items()
-        if not method.needs & {"teacher", "traces"}
-        and {part: getattr(method, part) for part in parts} == kdrl
-    )
-
-
-def nf4_gib(parameters: float = 1.5e9, double: bool = False) -> float:
-    """GiB of NF4 weights: half a byte each, and a 4-byte scale for every block of 64; with double
-    quantisation the scales have one byte, and a 4-byte scale of their own for every 256.
-    """
-    return parameters * (0.5 + (1 + 4 / 256 if double else 4) / 64) / 2**30
-
-
-def weak_verifier(completion: str, answer: str) -> bool:
-    """Says right when the number stands anywhere in the text. Easy to fool: see exercise 01.fool.
-
-    >>> weak_verifier("41, 42, 43, 44", "44")
-    True
-    """
-    return isinstance(completion, str) and answer in re.findall(r"\d+", completion)
-
-
-# --- grades with words of their own ---------------------------------------------------------------
+# --- grades ---------------------------------------------------------------------------------------
 
 
 def _fool(answer: Any, prompt: str = PROMPT) -> Verdict:
     if not isinstance(answer, str):
         raise Unreadable(f"I expected a completion, a text in quotes, and got {shown(answer)}")
     example = _example(prompt)
-    fooled, score = weak_verifier(answer, example.answer), ArithmeticTask().score(answer, example)
+    fooled = weak_verifier(answer, example.answer)
+    score = ArithmeticTask().score(answer, example)
     if fooled and not score.correct:
-        return (
-            True,
+        return True, (
             "The weak verifier takes it and the real one gives 0. A policy that is paid by"
-            " the weak one would find this too.",
+            " the weak one would find this too."
         )
     if score.correct:
-        return (
-            False,
+        return False, (
             "The real verifier accepts this as well: it is simply right. Look for a text that"
-            " only mentions the number.",
+            " only mentions the number."
         )
-    return (
-        False,
+    return False, (
         "The weak verifier does not take it: the right number must stand somewhere in it, by"
-        " itself.",
+        " itself."
     )
 
 
 def _example(prompt: str) -> Example:
-    return Example(prompt, str(steps(prompt)[1]), prompt.count("+") + prompt.count("-"), prompt)
+    operations = prompt.count("+") + prompt.count("-")
+    return Example(prompt, str(steps(prompt)[1]), operations, prompt)
 
 
 def _reverse(answer: Any) -> Verdict:
     fits = binomial_fits("reverse", HUMPS)
     if any(abs(number(answer) - fit) <= 0.006 for fit in fits):
         return True, "Either hump will do, and reverse KL is content with one."
-    return (
-        False,
+    return False, (
         "Reverse KL punishes what the teacher would not say: try a student that leaves one of"
-        " the humps alone, and look closely near the edge.",
+        " the humps alone, and look closely near the edge."
     )
 
 
 def _one_wrong_step(answer: Any, measured: float | None = None) -> Verdict:
     if measured is None:
-        raise Unreadable(
-            'give what you measured too: check("02.one_wrong_step", guess, measured=…)'
-        )
+        call = 'check("02.one_wrong_step", guess, measured=…)'
+        raise Unreadable(f"give what you measured too: {call}")
     guess, truth = number(answer), number(measured)
     if not 0 <= guess <= 1:
         raise Unreadable(f"I expected an accuracy from 0 to 1 and got {shown(answer)}")
     good = abs(guess - truth) <= 0.15
-    return (
-        good,
-        f"Measured: {truth:.2f}. Your prediction was {'within' if good else 'more than'} 0.15"
-        f" {'of it' if good else 'away: look at a few continuations'}.",
-    )
+    words = "within 0.15 of it" if good else "more than 0.15 away: look at a few continuations"
+    return good, f"Measured: {truth:.2f}. Your prediction was {words}."
 
 
 def _alive(answer: Any) -> Verdict:
@@ -189,15 +111,13 @@ def _alive(answer: Any) -> Verdict:
         raise Unreadable(f"I expected .5 or 2 and got {shown(answer)}")
     (push,) = surrogate_at([given], -1.0)[1]
     if push != 0:
-        return (
-            True,
+        return True, (
             "It has moved the wrong way, up, and the minimum keeps the unclipped branch, so"
-            " it is pushed down.",
+            " it is pushed down."
         )
-    return (
-        False,
+    return False, (
         "For A < 0 the aim is a smaller ρ. Which of the two has got there already, and needs"
-        " no further push?",
+        " no further push?"
     )
 
 
@@ -212,21 +132,21 @@ def _estimators(answer: Any) -> Verdict:
     elif isinstance(answer, list | tuple) and len(answer) == len(names):
         given = [word(part) for part in answer]
     else:
-        raise Unreadable(f"I expected three words, for {', '.join(names)}, and got {shown(answer)}")
+        wanted = ", ".join(names)
+        raise Unreadable(f"I expected three words, for {wanted}, and got {shown(answer)}")
     given = [one.removesuffix("_kl") for one in given]
     if not set(given) <= {"zero", "reverse", "forward"}:
-        raise Unreadable(f"the words are 'zero', 'reverse' and 'forward'; I got {shown(answer)}")
-    wrong = [name for name, said in zip(names, given, strict=True) if said != followed(name)]
+        words = "'zero', 'reverse' and 'forward'"
+        raise Unreadable(f"the words are {words}; I got {shown(answer)}")
+    wrong = [name for name, each in zip(names, given, strict=True) if each != followed(name)]
     if not wrong:
-        return (
-            True,
+        return True, (
             "Enumerated over the tokens: k1's teacher drops out, k2 is the reverse KL's"
-            " gradient, k3 the forward KL's.",
+            " gradient, k3 the forward KL's."
         )
-    return (
-        False,
+    return False, (
         f"{' and '.join(wrong)}: write the gradient as (a factor)·∇log π_θ and take the mean"
-        " over π_θ; a constant factor gives 0.",
+        " over π_θ; a constant factor gives 0."
     )
 
 
@@ -234,52 +154,43 @@ def _reversed(answer: Any, gaps: Sequence[float] = GAPS) -> Verdict:
     index, gaps = number(answer), numbers(gaps, len(list(gaps)))
     if index != int(index) or not 0 <= index < len(gaps):
         raise Unreadable(f"I expected an index from 0 to {len(gaps) - 1} and got {shown(answer)}")
-    credit = joint(0.1, 0.866, gaps)
-    if credit[int(index)] < 0:
-        return (
-            True,
-            f"Its advantage is {credit[int(index)]:+.3f}, although the completion is right.",
-        )
-    return (
-        False,
-        f"Token {int(index)} has the advantage {credit[int(index)]:+.3f}, which is not below"
-        " 0: compare kd_coef·d with Â.",
+    here = joint(0.1, 0.866, gaps)[int(index)]
+    if here < 0:
+        return True, f"Its advantage is {here:+.3f}, although the completion is right."
+    return False, (
+        f"Token {int(index)} has the advantage {here:+.3f}, which is not below 0: compare"
+        " kd_coef·d with Â."
     )
 
 
 def _interval(answer: Any) -> Verdict:
     given = numbers(answer, 2)
-    for name, bounds in intervals().items():
+    right = intervals()
+    for name, bounds in right.items():
         if all(abs(a - b) <= 0.003 for a, b in zip(given, bounds, strict=True)):
-            other = ", ".join(
-                f"{key} {low:+.3f} to {high:+.3f}"
-                for key, (low, high) in intervals().items()
-                if key != name
-            )
-            return (
-                True,
-                f"That is the {name}. The other way gives another one ({other}): with five"
-                " seeds the bootstrap is too narrow.",
+            (other,) = [key for key in right if key != name]
+            low, high = right[other]
+            return True, (
+                f"That is the {name}. The other way gives another one ({other}: {low:+.3f} to"
+                f" {high:+.3f}): with five seeds the bootstrap is too narrow."
             )
     if given[0] > given[1]:
         return False, "The lower bound comes first."
-    return (
-        False,
+    return False, (
         "Mean ± t·s/√5 with the t of 4 degrees of freedom, or"
-        " rlkd_lab.study.statistics.bootstrap; answer [low, high].",
+        " rlkd_lab.study.statistics.bootstrap; answer [low, high]."
     )
 
 
 def _gpu_hours(answer: Any, steps: float = 300, seconds: float = 45.0) -> Verdict:
     right = number(steps) * number(seconds) / 3600
     good = abs(number(answer) - right) <= 0.01 * abs(right) + 1e-9
-    return (
-        good,
-        "Measure the seconds of a few steps first, on your own card."
-        if good
-        else "Steps times seconds a step are seconds; an hour has 3600 of them.",
-    )
+    if good:
+        return True, "Measure the seconds of a few steps first, on your own card."
+    return False, "Steps times seconds a step are seconds; an hour has 3600 of them."
 
+
+# --- the exercises --------------------------------------------------------------------------------
 
 _FOUR = ("opd", "grpo", "kdrl", "trrd")
 
@@ -436,10 +347,11 @@ EXERCISES: dict[str, Exercise] = {
 def check(name: str, answer: Any, **given: Any) -> bool:
     """Print whether an answer is right, in a sentence, and return it.
 
+    An answer that cannot be read gets a sentence and False.
+
     Args:
         name: of an exercise, see :func:`exercises`.
-        answer: number, list, word or text, as the question says; anything else gets a sentence and
-            False.
+        answer: number, list, word or text, as the question says.
         given: what some exercises take besides: ``measured`` (02.one_wrong_step), ``prompt``
             (01.fool), ``gaps`` (04.reversed), ``steps`` and ``seconds`` (07.gpu_hours).
 
@@ -452,10 +364,10 @@ def check(name: str, answer: Any, **given: Any) -> bool:
     True
     """
     if name not in EXERCISES:
-        close = difflib.get_close_matches(str(name), EXERCISES, n=1, cutoff=0.0)
+        (close,) = difflib.get_close_matches(str(name), EXERCISES, n=1, cutoff=0.0)
+        names = ", ".join(EXERCISES)
         raise ValueError(
-            f"unknown exercise {name!r}: did you mean {close[0]!r}? The exercises are"
-            f" {', '.join(EXERCISES)}"
+            f"unknown exercise {name!r}: did you mean {close!r}? The exercises are {names}"
         )
     try:
         right, words = EXERCISES[name].grade(answer, **given)
@@ -467,7 +379,6 @@ def check(name: str, answer: Any, **given: Any) -> bool:
 
 
 def exercises() -> pd.DataFrame:
-    """All exercises: ``name`` and ``question``."""
-    return pd.DataFrame(
-        [{"name": name, "question": exercise.question} for name, exercise in EXERCISES.items()]
-    )
+    """Return all exercises, a row each: ``name`` and ``question``."""
+    rows = [{"name": name, "question": each.question} for name, each in EXERCISES.items()]
+    return pd.DataFrame(rows)

@@ -1,6 +1,4 @@
-"""What every notebook starts with: where its runs go, how long they are, and the runs that are
-shipped with it.
-"""
+"""The folders and the length of the course's notebooks."""
 
 from __future__ import annotations
 
@@ -15,42 +13,39 @@ from rlkd_lab.study.claims import Study
 from rlkd_lab.study.study import read_study
 
 
-class Stage:
-    """``Stage("04")``: the stage that notebook 04 plays on.
+class Notebook:
+    """Where notebook ``Notebook("04")`` writes its runs, and what it loads.
 
-    The test suite runs notebooks with ``RLKD_SHORT=1``: a few steps into a folder that is thrown
-    away. The curves then mean nothing.
+    The test suite runs notebooks with ``RLKD_SHORT=1``.
+    They then train a few steps into a temporary folder, and their curves mean nothing.
     """
 
     def __init__(self, number: str) -> None:
         self.short = bool(os.environ.get("RLKD_SHORT"))
-        self.runs = (
-            Path(tempfile.mkdtemp()) if self.short else Path("../runs") / f"notebook_{number}"
-        )
+        folder = Path("../runs") / f"notebook_{number}"
+        self.runs = Path(tempfile.mkdtemp()) if self.short else folder
         pd.set_option("display.max_colwidth", 110)
 
     def n(self, steps: int, short: int = 3) -> int:
-        """``steps``, or ``short`` where the notebook is only tested."""
+        """Return ``steps``, or ``short`` where the notebook is only tested."""
         return short if self.short else steps
 
     def study(self, name: str = "embedded") -> Study:
-        """The tables of a study that is shipped, by part (``results/NAME``, made by ``rlkd
-        study --keep``).
-        """
+        """Return the tables of a shipped study, by part (``results/NAME``)."""
         return read_study(Path("../results") / name)
 
     def recorded(self, name: str) -> list[RunFolder]:
-        """The shipped runs of that name, one a seed (made by ``notebooks/record.py``).
+        """Return the shipped runs of a name, one for each seed.
+
+        ``notebooks/record.py`` makes them.
 
         Raises:
-            FileNotFoundError: none; with the names that there are.
+            FileNotFoundError: there is no such run; the message lists the names.
         """
-        found = sorted(Path("recorded").glob(f"{name}-[0-9]*"))
-        found = [path for path in found if path.name.rpartition("-")[0] == name]
-        if not found:
-            names = sorted({path.name.rpartition("-")[0] for path in Path("recorded").glob("*-*")})
-            raise FileNotFoundError(
-                f"no recorded run {name!r}; there are"
-                f" {', '.join(names) or 'none: open the notebook in its own folder'}"
-            )
-        return [RunFolder.open(path) for path in found]
+        runs = {path: path.name.rpartition("-")[0] for path in Path("recorded").glob("*-[0-9]*")}
+        paths = sorted(path for path, each in runs.items() if each == name)
+        if not paths:
+            names = ", ".join(sorted(set(runs.values())))
+            there = names or "none: open the notebook in its own folder"
+            raise FileNotFoundError(f"no recorded run {name!r}; there are {there}")
+        return [RunFolder.open(path) for path in paths]

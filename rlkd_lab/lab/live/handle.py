@@ -1,8 +1,7 @@
-"""Three ways to drive a run, one handle: a thread of this kernel, a process of its own, or attached
-to what runs already.
+"""Start runs from a notebook, attach to them and wait for them.
 
-The handle holds no state of the run: it reads the run folder and writes requests into it. So it
-does not matter who drives, and a new kernel can take over.
+A run is driven by a thread of this kernel, by a process that outlives the kernel,
+or by somebody else. A handle is the same in all three cases.
 """
 
 from __future__ import annotations
@@ -12,45 +11,19 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rlkd_lab.objectives import is_added, nearest
 from rlkd_lab.runs import RunFolder, Tail
-from rlkd_lab.training import RunConfig, config_of, create, resume
-from rlkd_lab.training.config import check_knob
-from rlkd_lab.training.environment import alive
+from rlkd_lab.training import RunConfig, create, resume
+from rlkd_lab.training.remote import FORK_KINDS, LIVE, ForkKind, RemoteRun, Where
 
-Where = Literal["thread", "process", "elsewhere", "nowhere"]
-TwinKind = Literal["off", "untouched", "noise"]
-STATES = {
-    "idle": "idle: Start goes on from the last checkpoint, or begins",
-    "running": "running",
-    "paused": "paused between two steps",
-    "stopping": "stopping: the completion that is being written is given up",
-    "done": "done",
-    "failed": "failed",
-    "lost": "lost: the process that drove it is gone; Start goes on from the last checkpoint",
-}
-
-
-@dataclass(frozen=True)
-class Status:
-    """What a run is doing.
-
-    ``where``: a thread of this kernel, a process started by it, elsewhere, or nowhere.
-    """
-
-    state: Literal["idle", "running", "paused", "stopping", "done", "failed", "lost"]
-    step: int
-    steps: int
-    why: str | None
-    where: Where
+Drive = Literal["thread", "process"]
 
 
 class RunFailed(RuntimeError):
-    """A run that another process drove has failed; the message is its reason."""
+    """Raised for a run of another process that has failed; the message is its reason."""
 
 
 class _Worker:
@@ -58,15 +31,14 @@ class _Worker:
 
     def __init__(self, path: Path) -> None:
         self.error: BaseException | None = None
-        self.thread = threading.Thread(
-            target=self._work, args=(path,), name=f"run {path.name}", daemon=True
-        )
+        name = f"run {path.name}"
+        self.thread = threading.Thread(target=self._work, args=(path,), name=name, daemon=True)
         self.thread.start()
 
     def _work(self, path: Path) -> None:
         try:
             resume(path)
-        except BaseException as error:  # `wait` raises it where somebody sees it
+        except BaseException as error:  # `wait` raises it
             self.error = error
 
 
@@ -74,48 +46,17 @@ _workers: dict[Path, _Worker] = {}
 _processes: dict[Path, subprocess.Popen[bytes]] = {}
 
 
-class Handle:
-    """A run to watch and to steer."""
+class Handle(RemoteRun):
+    """A run to watch, to steer and to start.
 
-    def __init__(self, path: str | Path, drive: Literal["thread", "process"] = "thread") -> None:
-        self.folder = RunFolder.open(path)
-        self.path = self.folder.path.resolve()
-        self.config: RunConfig = config_of(self.folder)
+    Args:
+        path: the run folder.
+        drive: what ``begin`` starts, a thread or a process.
+    """
+
+    def __init__(self, path: str | Path, drive: Drive = "thread") -> None:
+        super().__init__(path)
         self.drive = drive
-        self._stop_asked = False
-
-    def __repr__(self) -> str:
-        now = self.status()
-        return (
-            f"Run {self.path.name}: {self.config.method}, {STATES[now.state]}, step"
-            f" {now.step} of {now.steps}" + (f" ({now.why})" if now.why else "")
-        )
-
-    def status(self) -> Status:
-        """State in one word, step, reason, and where it runs.
-
-        Raises:
-            FileNotFoundError: the run folder is gone.
-        """
-        try:
-            written = self.folder.status()
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"the run folder {self.path} is gone: deleted or moved; open_run(its new"
-                " place) attaches to a run that was moved"
-            ) from None
-        except ValueError as error:  # a crash has spoilt it: whoever starts the run writes it anew
-            return Status("lost", self.folder.last_step(), self.config.steps, str(error), "nowhere")
-        state, where = written["state"], "nowhere"
-        if state in ("running", "paused"):
-            where = self._where(written)
-            if where == "nowhere":
-                state = "lost"
-            elif self._stop_asked:
-                state = "stopping"
-        else:
-            self._stop_asked = False
-        return Status(state, written["step"], self.config.steps, written.get("why"), where)  # type: ignore[arg-type]
 
     def _where(self, written: dict[str, Any]) -> Where:
         worker, process = _workers.get(self.path), _processes.get(self.path)
@@ -125,69 +66,17 @@ class Handle:
             return "process"
         if written.get("pid") == os.getpid() and worker is not None:
             return "nowhere"
-        return "elsewhere" if alive(written) else "nowhere"
-
-    # --- knobs ------------------------------------------------------------------------------------
-
-    def request(
-        self, knob: str, value: float | None, at: int | None = None, source: str = "panel"
-    ) -> int:
-        """Ask for a knob's value, from the next step on or from step ``at`` on; ``None`` is off. A
-        run that is idle takes it when it goes on.
-
-        Returns:
-            the id with which events.jsonl answers.
-
-        Raises:
-            ValueError: unknown knob, value out of range; RuntimeError: the run is done. Nothing is
-                changed.
-        """
-        checked = check_knob(self.config.method, knob, value)
-        if at is not None and (
-            isinstance(at, bool) or not isinstance(at, int) or not 1 <= at <= self.config.steps
-        ):
-            raise ValueError(
-                f"at={at!r} is no step of this run: it has steps 1–{self.config.steps}."
-                " Nothing was changed"
-            )
-        self._check_not_over()
-        return self.folder.ask(
-            "knob", knob=knob, value=checked, source=source, **({} if at is None else {"at": at})
-        )
-
-    def release(self, knob: str, source: str = "panel") -> int:
-        """Give a knob back to its schedule."""
-        nearest(knob, self.config.schedules(), f"knob of {self.config.method}")
-        self._check_not_over()
-        return self.folder.ask("release", knob=knob, source=source)
-
-    def twin(self, kind: TwinKind, chances: int = 1) -> None:
-        """What a moved knob forks: nothing, an untouched twin, or that and ``chances`` twins
-        that show what chance alone does.
-        """
-        nearest(kind, ("off", "untouched", "noise"), "twin")
-        if isinstance(chances, bool) or not isinstance(chances, int) or not 1 <= chances <= 16:
-            raise ValueError(f"chances={chances!r}: a whole number of noise twins, 1–16")
-        self._check_not_over()
-        self.folder.ask("twin", kind=kind, chances=chances)
-
-    def _check_not_over(self) -> None:
-        if self.status().state == "done":
-            raise RuntimeError(
-                "the run is done: nothing was changed. Start another one to move its knobs"
-            )
-
-    # --- buttons ----------------------------------------------------------------------------------
+        return super()._where(written)
 
     def begin(self) -> None:
-        """Start, or go on from the last checkpoint.
+        """Start the run, or continue it from its last checkpoint.
 
         Raises:
-            RuntimeError: it is running already, or done.
+            RuntimeError: the run is running already, or done.
         """
         now = self.status()
         if now.state == "paused":
-            return self.go_on()
+            return self.unpause()
         if now.state not in ("idle", "failed", "lost"):
             raise RuntimeError(f"the run is {now.state}: there is nothing to start")
         self._stop_asked = False
@@ -196,69 +85,33 @@ class Handle:
             self.folder.set_status("running", now.step, "loading the models")
             _workers[self.path] = _Worker(self.path)
         else:
-            _workers.pop(self.path, None)  # what it raised is history
-            command = [sys.executable, "-m", "rlkd_lab.cli", "resume", str(self.path)]
-            away: dict[str, Any] = (
-                {"creationflags": 0x8} if sys.platform == "win32" else {"start_new_session": True}
-            )  # DETACHED_PROCESS
-            with (self.path / "log.txt").open("ab") as log:
-                process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **away
-                )
+            _workers.pop(self.path, None)  # an earlier thread's error no longer counts
+            process = _start_process(self.path)
             _processes[self.path] = process
             self.folder.set_status("running", now.step, "loading the models", process.pid)
         return None
 
-    def pause(self) -> None:
-        """Wait after the step that is running."""
-        self._check_live("pause")
-        self.folder.ask("pause")
-
-    def go_on(self) -> None:
-        """End a pause."""
-        self._check_live("go on")
-        self.folder.ask("go_on")
-
-    def step(self) -> None:
-        """One step, then pause. A run that is not running is started for it."""
-        if self.status().state in ("idle", "failed", "lost"):
-            raise RuntimeError(
-                "the run is not running: start it, pause it, then let it take a step"
-            )
-        self._check_live("step")
-        self.folder.ask("step")
-
-    def stop(self) -> None:
-        """Stop now, within a token; what is finished is kept, and ``begin`` goes on."""
-        self._check_live("stop")
-        self._stop_asked = True
-        self.folder.ask("stop")
-
-    def checkpoint(self) -> None:
-        """Write a checkpoint after the step that is running."""
-        self._check_live("write a checkpoint")
-        self.folder.ask("checkpoint")
-
-    def _check_live(self, what: str) -> None:
-        state = self.status().state
-        if state not in ("running", "paused", "stopping"):
-            raise RuntimeError(f"cannot {what}: the run is {STATES[state]}")
-
-    # --- the end ----------------------------------------------------------------------------------
-
     def wait(self, timeout: float | None = None) -> RunFolder:
-        """Wait until nothing drives the run any more, and raise what it raised. Widgets do not
-        answer while a cell waits.
+        """Wait until nothing drives the run any more.
+
+        Widgets do not answer while a cell waits.
+
+        Args:
+            timeout: seconds; without limit by default.
+
+        Returns:
+            The run folder.
 
         Raises:
-            what the loop raised (thread), RunFailed (elsewhere), TimeoutError.
+            TimeoutError: the run is still going on.
+            RunFailed: the run failed elsewhere, or its process is gone.
+                A run in a thread raises the error of its thread.
         """
         began = time.monotonic()
-        while (now := self.status()).state in ("running", "paused", "stopping"):
+        while (now := self.status()).state in LIVE:
             if timeout is not None and time.monotonic() - began > timeout:
-                raise TimeoutError(
-                    f"still {now.state} at step {now.step} of {now.steps} after {timeout:g} s"
-                )
+                where = f"at step {now.step} of {now.steps}"
+                raise TimeoutError(f"still {now.state} {where} after {timeout:g} s")
             time.sleep(0.05)
         worker = _workers.get(self.path)
         if worker is not None:
@@ -268,23 +121,21 @@ class Handle:
         if now.state == "failed":
             raise RunFailed(now.why or "no reason given")
         if now.state == "lost":
-            raise RunFailed(
-                f"the process that drove {self.path.name} is gone" + _last_words(self.path)
-            )
+            gone = f"the process that drove {self.path.name} is gone"
+            raise RunFailed(gone + _last_words(self.path))
         return self.folder
 
     def settle(self) -> None:
-        """For the end of a notebook: wait where nobody can press a button (``RLKD_WAIT`` or
-        ``RLKD_SHORT`` is set); with a reader, say how far it is and do not block the widgets.
-        Raises what the loop raised.
+        """End a notebook: wait for the run where nobody can press a button.
+
+        That is where ``RLKD_WAIT`` or ``RLKD_SHORT`` is set.
+        Otherwise the method prints how far the run is, and widgets go on answering.
+        It raises what :meth:`wait` raises.
         """
-        if (
-            os.environ.get("RLKD_WAIT")
-            or os.environ.get("RLKD_SHORT")
-            or self.status().state not in ("running", "paused", "stopping")
-        ):
+        nobody = os.environ.get("RLKD_WAIT") or os.environ.get("RLKD_SHORT")
+        if nobody or self.status().state not in LIVE:
             self.wait()
-            from rlkd_lab.lab.panel import draw_now  # it imports this module for its types
+            from rlkd_lab.lab.live.panel import draw_now  # that module imports this one
 
             draw_now(self.path)
         print(self)
@@ -293,51 +144,56 @@ class Handle:
 def start(
     config: RunConfig,
     out: str | Path,
-    twin: TwinKind | Literal["auto"] = "auto",
+    fork: ForkKind | Literal["auto"] = "auto",
     begin: bool = True,
 ) -> Handle:
-    """Drive a run in a thread of this kernel. What is in ``out`` already is attached to: a done run
-    is loaded, an interrupted one goes on.
+    """Drive a run in a thread of this kernel.
+
+    A run that is in ``out`` already is attached to: a done run is loaded, an interrupted
+    run continues.
 
     Args:
         config: of the run.
         out: its folder.
-        twin: ``off``, ``untouched`` or ``noise``; ``auto`` is untouched on a CPU and off on a GPU.
-            What was chosen in a panel since stays.
-        begin: False leaves it idle, for the panel's Start button.
+        fork: what the first moved knob forks: ``off``, ``untouched`` or ``noise``.
+            ``auto`` is ``untouched`` on a CPU and ``off`` on a GPU.
+            A later choice in a panel holds until this argument changes.
+        begin: False leaves the run idle, for the panel's Start button.
 
     Raises:
-        ValueError: there is a run with other settings.
+        ValueError: ``out`` holds a run with other settings.
     """
-    return _open_or_create(config, out, "thread", twin, begin)
+    return _open_or_create(config, out, "thread", fork, begin)
 
 
 def launch(
     config: RunConfig,
     out: str | Path,
-    twin: TwinKind | Literal["auto"] = "auto",
+    fork: ForkKind | Literal["auto"] = "auto",
     begin: bool = True,
 ) -> Handle:
-    """Drive a run in a process of its own, which outlives the kernel; its output is in
-    ``OUT/log.txt``. Otherwise as :func:`start`.
+    """Drive a run in a process that outlives the kernel, otherwise as :func:`start`.
+
+    The process writes its output to ``OUT/log.txt``.
 
     Raises:
-        ValueError: also for a method of :func:`~rlkd_lab.objectives.add_method`, which another
-            process does not have.
+        ValueError: also for a method of :func:`~rlkd_lab.objectives.add_method`, which
+            exists in this process alone.
     """
     if is_added(config.method):
         raise ValueError(
-            f"{config.method} was added in this process, and a process of its own does not"
-            " have it: drive the run with start()"
+            f"{config.method} was added in this process, and another process does not have"
+            " it: drive the run with start()"
         )
-    return _open_or_create(config, out, "process", twin, begin)
+    return _open_or_create(config, out, "process", fork, begin)
 
 
-def open_run(path: str | Path, drive: Literal["thread", "process"] = "thread") -> Handle:
-    """Attach to a run, whoever drives it, or load a finished one.
+def open_run(path: str | Path, drive: Drive = "thread") -> Handle:
+    """Attach to a run, wherever it is driven, or load a finished one.
 
     Raises:
-        FileNotFoundError, ValueError: no run there, or a torn one.
+        FileNotFoundError: there is no run.
+        ValueError: the run folder is damaged.
     """
     return Handle(path, drive)
 
@@ -345,41 +201,55 @@ def open_run(path: str | Path, drive: Literal["thread", "process"] = "thread") -
 def _open_or_create(
     config: RunConfig,
     out: str | Path,
-    drive: Literal["thread", "process"],
-    twin: TwinKind | Literal["auto"],
+    drive: Drive,
+    fork: ForkKind | Literal["auto"],
     begin: bool,
 ) -> Handle:
     from rlkd_lab.models import default_device
     from rlkd_lab.training.loop import fingerprint
 
-    nearest(twin, ("auto", "off", "untouched", "noise"), "twin")
+    nearest(fork, ("auto", *FORK_KINDS), "fork")
     new = not (Path(out) / "config.json").exists()
     handle = Handle(create(config, out).path if new else out, drive)
     if not new and fingerprint(handle.config) != fingerprint(config):
         raise ValueError(
             f"{out} holds a run with other settings: delete it, or choose another folder"
         )
-    kind: TwinKind = (
-        ("off" if default_device().type == "cuda" else "untouched") if twin == "auto" else twin
-    )
-    first = next(
-        (
-            request.get("kind")
-            for request in Tail(handle.path / "requests.jsonl").read()
-            if request.get("request") == "twin"
-        ),
-        kind,
-    )
-    if new or (
-        twin != "auto" and kind != first and handle.status().state != "done"
-    ):  # what was chosen since, in a panel, outlives a cell that is run again
-        handle.twin(kind)
+    kind: ForkKind = "untouched"
+    if fork != "auto":
+        kind = fork
+    elif default_device().type == "cuda":
+        kind = "off"
+    # A panel may have chosen since: only a changed cell overrides that choice.
+    changed = fork != "auto" and kind != next(iter(forks_asked(handle.path)), kind)
+    if new or (changed and handle.status().state != "done"):
+        handle.fork(kind)
     if begin and handle.status().state in ("idle", "failed", "lost"):
         handle.begin()
     return handle
 
 
+def forks_asked(path: Path) -> list[Any]:
+    """Return the kinds of fork that were asked for, oldest first."""
+    requests = Tail(path / "requests.jsonl").read()
+    return [request.get("kind") for request in requests if request.get("request") == "twin"]
+
+
+def _start_process(path: Path) -> subprocess.Popen[bytes]:
+    """Resume the run in a process that outlives this one."""
+    command = [sys.executable, "-m", "rlkd_lab", "resume", str(path)]
+    detached: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        detached = {"creationflags": 0x8}  # DETACHED_PROCESS
+    with (path / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **detached
+        )
+
+
 def _last_words(path: Path) -> str:
     log = path / "log.txt"
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    if not log.exists():
+        return ""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f"; its log ends: {lines[-1][-300:]}" if lines else ""

@@ -1,8 +1,9 @@
-"""The rows and events of a run, read as they come, in memory that stays flat.
+"""Read the rows and events of a run as they come, in memory that stays flat.
 
-Only what was appended since the last look is read. Of each metric about a thousand points are kept:
-the last rows exactly, older ones as means of neighbours. Evaluations are never averaged: where
-there are too many, every second is left out.
+Only lines that were appended since the last read are read.
+About a thousand points of each metric are kept: the last rows exactly, older rows as means
+of neighbours. Evaluations are never averaged; every second one is dropped where there are
+too many.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from typing import Any
 import numpy as np
 
 POINTS = 1000
-"""Points kept of a metric, at most."""
+"""Largest number of points kept of a metric."""
 EXACT = 200
-"""Last points that are kept as they are."""
+"""Number of last points that are never averaged."""
 CHUNK = 1 << 20
 SAME = 256
-"""Bytes before the place reached that must still be the same, or the file was cut and written
-anew.
-"""
+"""Bytes before the place reached; if they change, the file was cut and written anew."""
 
 
 class Series:
-    """One metric: (step, value) pairs in the order of the steps, and of how many rows each is
-    the mean.
+    """One metric: (step, value) pairs in the order of the steps.
+
+    Each pair has a weight, the number of rows that it is the mean of.
+    ``stride`` is the width in steps of averaged points.
+
+    Args:
+        exact: thin by dropping points, without averages; for evaluations.
     """
 
     def __init__(self, exact: bool = False) -> None:
@@ -41,6 +45,7 @@ class Series:
         return len(self._steps)
 
     def append(self, step: float, value: float) -> None:
+        """Add a point, and thin the older ones where there are too many."""
         self._steps.append(step)
         self._values.append(value)
         self._weights.append(1.0)
@@ -56,56 +61,58 @@ class Series:
         return np.array(self._values)
 
     def _thin(self) -> None:
-        steps, values, weights = (
-            np.array(part) for part in (self._steps, self._values, self._weights)
-        )
-        if self.exact:  # the newest stays, whatever the number
-            keep = np.arange(len(steps))[::-2][::-1]
-            steps, values, weights = steps[keep], values[keep], weights[keep]
-        else:
-            old = len(steps) - EXACT
-            # The same grid of steps for every metric and for a twin, so that what is averaged can
-            # still be compared.
-            while (
-                len(starts := np.unique((steps[:old] - 1) // self.stride, return_index=True)[1])
-                > POINTS // 2
-            ):
-                self.stride *= 2
-            weight = np.add.reduceat(weights[:old], starts)
-            thinned = [
-                np.add.reduceat((part * weights)[:old], starts) / weight for part in (steps, values)
-            ]
-            steps, values = (
-                np.concatenate([thinned[0], steps[old:]]),
-                np.concatenate([thinned[1], values[old:]]),
-            )
-            weights = np.concatenate([weight, weights[old:]])
-        self._steps, self._values, self._weights = (
-            array("d", steps),
-            array("d", values),
-            array("d", weights),
-        )
+        parts = [np.array(part) for part in (self._steps, self._values, self._weights)]
+        thinned = self._halved(*parts) if self.exact else self._averaged(*parts)
+        self._steps, self._values, self._weights = (array("d", part) for part in thinned)
+
+    @staticmethod
+    def _halved(*parts: np.ndarray) -> list[np.ndarray]:
+        """Drop every second point; the newest stays."""
+        return [part[::-2][::-1] for part in parts]
+
+    def _averaged(
+        self, steps: np.ndarray, values: np.ndarray, weights: np.ndarray
+    ) -> list[np.ndarray]:
+        """Average neighbours among all points but the last :data:`EXACT`.
+
+        Every metric and every fork has the same grid of steps, so averages can be compared.
+        """
+        old = len(steps) - EXACT
+        while len(starts := self._cells(steps[:old])) > POINTS // 2:
+            self.stride *= 2
+        weight = np.add.reduceat(weights[:old], starts)
+        sums = [np.add.reduceat((part * weights)[:old], starts) for part in (steps, values)]
+        return [
+            np.concatenate([sums[0] / weight, steps[old:]]),
+            np.concatenate([sums[1] / weight, values[old:]]),
+            np.concatenate([weight, weights[old:]]),
+        ]
+
+    def _cells(self, steps: np.ndarray) -> np.ndarray:
+        """Return where each cell of the grid begins."""
+        return np.unique((steps - 1) // self.stride, return_index=True)[1]
 
     def trailing_mean(self, window: int) -> np.ndarray:
-        """Mean over the last ``window`` steps at each point, (N,); over the point's own rows
-        where it is the mean of more.
+        """Return the mean over the last ``window`` steps at each point, (N,).
+
+        A point that is the mean of more rows stays as it is.
         """
         steps, weights = self.steps, np.array(self._weights)
         if not len(steps):
             return steps
         sums = np.concatenate([[0.0], np.cumsum(self.values * weights)])
         counts = np.concatenate([[0.0], np.cumsum(weights)])
-        first = np.minimum(
-            np.searchsorted(steps, steps - window, side="right"), np.arange(len(steps))
-        )
+        before = np.searchsorted(steps, steps - window, side="right")
+        first = np.minimum(before, np.arange(len(steps)))
         ends = np.arange(1, len(steps) + 1)
         return (sums[ends] - sums[first]) / (counts[ends] - counts[first])
 
 
 class Lines:
-    """The whole lines that were appended to a file since the last look.
+    """The whole lines that were appended to a file since the last read.
 
-    A torn last line waits until it is whole.
+    A last line without its end is read once it is whole.
+    ``damaged`` counts whole lines that are no rows.
     """
 
     def __init__(self, path: Path) -> None:
@@ -115,8 +122,9 @@ class Lines:
         self.damaged = 0
 
     def changed(self) -> bool:
-        """Whether the file was cut, or written anew, before the place reached: then all that
-        was read is void.
+        """Return whether the file was cut or written anew before the place reached.
+
+        Everything read so far is then void.
         """
         try:
             if self.path.stat().st_size < self.offset:
@@ -128,10 +136,11 @@ class Lines:
             return self.offset > 0
 
     def restart(self) -> None:
+        """Read from the beginning again."""
         self.offset, self.before, self.damaged = 0, b"", 0
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """New rows; a line that is whole and no row is counted in ``damaged`` and left out."""
+        """Yield new rows; a damaged line is counted and left out."""
         rest = b""
         try:
             file = self.path.open("rb")
@@ -144,18 +153,24 @@ class Lines:
                 for line in lines:
                     self.offset += len(line) + 1
                     self.before = (self.before + line + b"\n")[-SAME:]
-                    try:
-                        row = json.loads(line)
-                        if not isinstance(row["step"], int | float):
-                            raise TypeError
-                    except (ValueError, KeyError, TypeError):
+                    row = _row(line)
+                    if row is not None:
+                        yield row
+                    else:
                         self.damaged += bool(line)
-                        continue
-                    yield row
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """Return a line as a row with a step, or ``None``."""
+    try:
+        row = json.loads(line)
+        return row if isinstance(row["step"], int | float) else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 class History:
-    """A run folder, followed.
+    """What was read of a growing run folder: metrics, events, and forks.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -167,13 +182,11 @@ class History:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._metrics, self._events = (
-            Lines(self.path / "metrics.jsonl"),
-            Lines(self.path / "events.jsonl"),
-        )
+        self._metrics = Lines(self.path / "metrics.jsonl")
+        self._events = Lines(self.path / "events.jsonl")
         self._clear_metrics()
         self._clear_events()
-        self.twins: dict[str, Twin] = {}
+        self.forks: dict[str, Fork] = {}
 
     def _clear_metrics(self) -> None:
         self._metrics.restart()
@@ -186,22 +199,21 @@ class History:
         self.events: deque[dict[str, Any]] = deque(maxlen=2000)
 
     def read(self) -> bool:
-        """Read what is new, here and in the twins; whether there was anything."""
+        """Read new rows and events, here and in the forks; return whether there were any."""
         new = False
-        for tail, clear in (
-            (self._metrics, self._clear_metrics),
-            (self._events, self._clear_events),
-        ):
-            if tail.changed():
-                clear()
-                new = True
+        if self._metrics.changed():
+            self._clear_metrics()
+            new = True
+        if self._events.changed():
+            self._clear_events()
+            new = True
         for row in self._metrics.rows():
             self._add(row)
             new = True
         for event in self._events.rows():
             self.events.append(event)
             new = True
-        return self._read_twins() or new
+        return self._read_forks() or new
 
     def _add(self, row: dict[str, Any]) -> None:
         step = int(row["step"])
@@ -213,63 +225,59 @@ class History:
             self.series[name].append(step, float(value))
         self.last, self.step = row, step
 
-    def _read_twins(self) -> bool:
+    def _read_forks(self) -> bool:
         new = False
-        for name in [
-            name for name, twin in self.twins.items() if not (twin.path / "fork.json").exists()
-        ]:
-            del self.twins[name]  # a resumed run drops the twins that were forked later
-            new = True
-        for fork in sorted(self.path.glob("twins/*/fork.json")):
-            name = fork.parent.name
-            if name not in self.twins:
+        for name, fork in list(self.forks.items()):
+            if not (fork.path / "fork.json").exists():
+                del self.forks[name]  # a resumed run drops forks that began later
+                new = True
+        for file in sorted(self.path.glob("twins/*/fork.json")):
+            name = file.parent.name
+            if name not in self.forks:
                 try:
-                    told = json.loads(fork.read_text())
-                    self.twins[name] = Twin(fork.parent, str(told["kind"]), int(told["step"]))
+                    facts = json.loads(file.read_text(encoding="utf-8"))
+                    fork = Fork(file.parent, str(facts["kind"]), int(facts["step"]))
                 except (OSError, ValueError, KeyError, TypeError):
                     continue  # being written
-            new = self.twins[name].history.read() or new
+                self.forks[name] = fork
+            new = self.forks[name].history.read() or new
         return new
 
-    def fork(self) -> tuple[Twin | None, list[Twin]]:
-        """The latest untouched twin that has taken a step, and the noise twins of the same fork."""
-        begun = [twin for twin in self.twins.values() if twin.history.step > twin.step]
-        untouched = max(
-            (twin for twin in begun if twin.kind == "untouched"),
-            key=lambda twin: twin.step,
-            default=None,
-        )
-        return untouched, [
-            twin
-            for twin in begun
-            if twin.kind == "noise" and untouched is not None and twin.step == untouched.step
-        ]
+    def latest_forks(self) -> tuple[Fork | None, list[Fork]]:
+        """Return the latest untouched fork that has taken a step, and its noise forks."""
+        begun = [fork for fork in self.forks.values() if fork.history.step > fork.step]
+        untouched = [fork for fork in begun if fork.kind == "untouched"]
+        if not untouched:
+            return None, []
+        latest = max(untouched, key=lambda fork: fork.step)
+        noise = [fork for fork in begun if fork.kind == "noise" and fork.step == latest.step]
+        return latest, noise
 
     def __contains__(self, name: str) -> bool:
         return name in self.series
 
     def __getitem__(self, name: str) -> Series:
-        """A metric; an empty series where it was not recorded."""
+        """Return a metric; an empty series where it was not recorded."""
         return self.series.get(name) or Series()
 
     @property
     def damaged(self) -> int:
-        """Lines of the two files that could not be read."""
+        """Number of lines that could not be read."""
         return self._metrics.damaged + self._events.damaged
 
     @property
     def moves(self) -> list[dict[str, Any]]:
-        """Knobs that were moved or given back, oldest first:
+        """Events of knobs that were moved or given back, oldest first.
 
-        ``step``, ``knob``, and ``value`` or ``release``.
+        An event has ``step``, ``knob``, and ``value`` or ``release``.
         """
         return [event for event in self.events if event.get("event") == "knob"]
 
 
-class Twin:
-    """The same run without the moves, from the fork on.
+class Fork:
+    """The same run without the moved knobs, from step ``step`` on.
 
-    ``kind``: ``untouched`` (the same random streams) or ``noise`` (others: what chance alone does).
+    ``kind`` is ``untouched`` (the same random streams) or ``noise`` (other samples).
     """
 
     def __init__(self, path: Path, kind: str, step: int) -> None:
@@ -277,12 +285,13 @@ class Twin:
         self.history = History(path)
 
     def joined(self, parent: History, name: str) -> Series:
-        """The parent's metric up to the fork, then the twin's: a trailing mean over it differs
-        from the parent's only by what came after the fork.
+        """Return the parent's metric up to the fork, then the fork's.
+
+        A trailing mean over it differs from the parent's only by what came after the fork.
         """
         joined = Series(exact=name.startswith("eval/"))
-        for series, own in ((parent[name], False), (self.history[name], True)):
+        for series, after in ((parent[name], False), (self.history[name], True)):
             for step, value in zip(series.steps, series.values, strict=True):
-                if (step > self.step) == own:
+                if (step > self.step) == after:
                     joined.append(step, value)
         return joined

@@ -1,13 +1,13 @@
-"""The keyboard guard: with the focus in a panel, no key reaches the notebook's command mode.
+"""Keep keys inside a panel: with the focus in it, no key reaches the notebook's command mode.
 
-JupyterLab listens on the document before any widget hears a key, so that stopping the event comes
-too late: ``d d`` on a focused slider deletes the cell. But it leaves alone an element that carries
-``data-lm-suppress-shortcuts``, and it asks the focused element first. So every element of a panel
-gets the mark when the focus enters it, which is before the key. Arrows, Tab, Enter and Space keep
-doing what they do in any page.
+JupyterLab hears a key before any widget does, so a widget cannot stop it in time.
+``d d`` on a focused slider would delete the cell.
+JupyterLab ignores keys on elements with the attribute ``data-lm-suppress-shortcuts``.
+Every element of a panel therefore gets that attribute when the focus enters the panel.
+Arrows, Tab, Enter and Space work as on any page.
 
-The same few lines give slider handles a name and a value that a screen reader can say: without them
-a logarithmic slider reads its exponent.
+The script also gives slider handles a name and a value for screen readers.
+Without it, a logarithmic slider reads its exponent aloud.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ function speak(handle) {
   const text = off ? "off" : String(Number(shown.textContent));
   if (handle.getAttribute("aria-valuetext") !== text) handle.setAttribute("aria-valuetext", text);
   const label = row.querySelector("label");
-  if (label && !handle.hasAttribute("aria-label")) handle.setAttribute("aria-label", label.textContent);
+  if (!label || handle.hasAttribute("aria-label")) return;
+  handle.setAttribute("aria-label", label.textContent);
 }
 
 function render({ model, el }) {
   el.style.display = "none";
   const watched = new WeakSet();
-  const observer = new MutationObserver((changes) => changes.forEach((change) => speak(change.target)));
+  const speakAll = (changes) => changes.forEach((change) => speak(change.target));
+  const observer = new MutationObserver(speakAll);
   const prepare = (panel) => {
     panel.tabIndex = -1; // a click beside a control focuses the panel and not the cell
     panel.style.outline = "none";
@@ -50,12 +52,14 @@ function render({ model, el }) {
     if (!panel) return;
     prepare(panel);
     const row = event.target.closest(".rlkd-knob");
-    const name = row ? [...row.classList].find((one) => one.startsWith("rlkd-knob-")) : undefined;
+    const classes = row ? [...row.classList] : [];
+    const name = classes.find((one) => one.startsWith("rlkd-knob-"));
     model.set("focused", name ? name.slice(10) : "");
     model.save_changes();
   };
   const left = (event) => {
-    if (!event.target.closest(".rlkd-knob") || (event.relatedTarget && event.relatedTarget.closest(".rlkd-knob"))) return;
+    if (!event.target.closest(".rlkd-knob")) return;
+    if (event.relatedTarget && event.relatedTarget.closest(".rlkd-knob")) return;
     model.set("focused", "");
     model.save_changes();
   };
@@ -66,7 +70,10 @@ function render({ model, el }) {
   document.addEventListener("focusin", inside, true);
   document.addEventListener("focusout", left, true);
   document.addEventListener("pointerdown", pressed, true);
-  const first = setTimeout(() => { const panel = el.closest(".rlkd-panel"); if (panel) prepare(panel); }, 500);
+  const first = setTimeout(() => {
+    const panel = el.closest(".rlkd-panel");
+    if (panel) prepare(panel);
+  }, 500);
   return () => {
     clearTimeout(first);
     observer.disconnect();
@@ -80,8 +87,8 @@ export default { render };
 """
 
 
-class Guard(anywidget.AnyWidget):
-    """Invisible; stands in a box with the class ``rlkd-panel``.
+class KeyboardGuard(anywidget.AnyWidget):
+    """An invisible widget for a box with the class ``rlkd-panel``.
 
     ``focused`` names the knob whose control has the focus, or is empty.
     """

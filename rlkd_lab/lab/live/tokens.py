@@ -1,16 +1,13 @@
-"""What a step did to each token, from the run folder alone: values the models gave, and the
-gradient that the method makes of them.
+"""Values of each token of a recorded step: what the models said, what the method makes of it.
 
-The log-probabilities of a recorded rollout are those before its first update, so everything here is
-said of that update: π_θ = π_old. What later updates of the same rollout clip cannot be rebuilt from
-the record. Nor can the weight that the loop gives to an end-of-sequence token which the teacher
-would write
-otherwise: there, advantage and gradient are those of a teacher who has a say.
+Recorded log-probabilities are those before the first update of a rollout, so π_θ = π_old.
+Later updates of the same rollout may clip more tokens, which the record does not show.
+The loop may weigh an end-of-sequence token less where the teacher would write another one.
+The record does not hold that weight, so advantage and gradient use the full weight there.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlkd_lab.lab.driving import Handle
+from rlkd_lab.lab.live.handle import Handle
 from rlkd_lab.objectives import (
     METHODS,
     TokenBatch,
@@ -41,10 +38,10 @@ Values = NDArray[Any]
 
 @dataclass(frozen=True)
 class Array:
-    """A value per token.
+    """A value of each token.
 
-    ``scale``: ``signed`` is about 0, ``positive`` starts there, ``ratio`` is about 1 on a
-    logarithmic scale.
+    ``scale`` is ``signed`` (around 0), ``positive`` (from 0 up) or ``ratio`` (around 1,
+    logarithmic).
     """
 
     title: str
@@ -68,33 +65,30 @@ MARKS: dict[str, str] = {
     "dead": "dead: A is not 0, but the clip cuts the policy gradient",
     "bound": "bounded: trrd_gap_bound acts, so at most α's share of the policy gradient is left",
 }
-"""What is said of some tokens; arrays of bool."""
+"""Marks of tokens, arrays of bool, and their meaning."""
 
 
 @dataclass(frozen=True)
 class TokenArrays:
-    """Per-token arrays of a recorded step."""
+    """Arrays of a recorded step, a value for each token."""
 
     step: int
     frame: pd.DataFrame
-    """The completions, a row each, as they were recorded."""
+    """The completions as they were recorded, a row each."""
     arrays: dict[str, list[Values]]
-    """By name, an array a completion, as long as its tokens: :data:`ARRAYS` (float) and
-    :data:`MARKS` (bool), as far as they can be had.
+    """By name: a list with an array for each completion, (T,) each.
+
+    Names are those of :data:`ARRAYS` (float) and :data:`MARKS` (bool) that can be computed.
     """
     missing: dict[str, str]
-    """Why the others cannot be had, a sentence each."""
+    """Why each other array cannot be computed, a sentence each."""
 
 
 def folder_of(run: RunFolder | Handle | str) -> RunFolder:
-    """The folder of a run, a handle of one, or a path."""
-    return (
-        run.folder
-        if isinstance(run, Handle)
-        else run
-        if isinstance(run, RunFolder)
-        else RunFolder.open(run)
-    )
+    """Return the run folder of a handle, a path or a run folder."""
+    if isinstance(run, Handle):
+        return run.folder
+    return run if isinstance(run, RunFolder) else RunFolder.open(run)
 
 
 def token_arrays(
@@ -104,24 +98,46 @@ def token_arrays(
     *,
     kind: Kind = "step",
 ) -> TokenArrays:
-    """Everything that can be said of each token of a recorded rollout.
+    """Return the values of each token of a recorded rollout.
 
     Advantages and gradients come from :func:`~rlkd_lab.objectives.prepare` and
-    :func:`~rlkd_lab.objectives.token_loss`, with the method, options and coefficients of that step,
-    on the whole rollout, whichever rows are asked for: groups and normalisers are those of the run.
+    :func:`~rlkd_lab.objectives.token_loss`, with the settings of that step.
+    They are computed on the whole rollout, so ``rows`` does not change them.
 
     Args:
         run: a run folder, a handle, or a path.
-        step: a recorded one; the last by default.
+        step: a recorded step; the last by default.
         rows: numbers of the completions to return; all by default.
-        kind: ``step``, or ``probe`` for the fixed prompts, which nothing is trained on: they have
-            no advantage and no gradient.
+        kind: ``step``, or ``probe`` for the fixed prompts.
+            Nothing is trained on probes: they have no advantage and no gradient.
 
     Raises:
         FileNotFoundError: nothing was recorded there.
         ValueError: a damaged file.
     """
     folder = folder_of(run)
+    step, frame = _recorded(folder, step, kind)
+    lengths = [len(ids) for ids in frame["ids"]]
+    arrays, missing = _measured(frame, lengths)
+    credited = ("advantage", "trrd_ratio", "gradient_weight", *MARKS)
+    if kind == "probe":
+        missing |= dict.fromkeys(credited, "nothing is trained on the probe's prompts")
+    else:
+        made, why = _credit(folder, step, frame, lengths)
+        for name, array in made.items():
+            arrays[name] = [array[i, :length].numpy() for i, length in enumerate(lengths)]
+        if isinstance(why, str):
+            missing |= {name: why for name in credited if name not in made}
+        else:
+            missing |= why
+    chosen = list(range(len(frame))) if rows is None else list(rows)
+    order = [name for name in (*ARRAYS, *MARKS) if name in arrays]
+    picked = {name: [arrays[name][i] for i in chosen] for name in order}
+    return TokenArrays(step, frame.iloc[chosen].reset_index(drop=True), picked, missing)
+
+
+def _recorded(folder: RunFolder, step: int | None, kind: Kind) -> tuple[int, pd.DataFrame]:
+    """Return a recorded step, the last by default, and its completions."""
     recorded = folder.sample_steps(kind)
     if not recorded:
         what = "recorded rollouts" if kind == "step" else "recorded probes"
@@ -130,70 +146,52 @@ def token_arrays(
             " every step, and 0 records none"
         )
     if step is not None and step not in recorded:
+        there = ", ".join(map(str, recorded))
         raise FileNotFoundError(
-            f"step {step} of {folder.path} was not recorded: choose one of"
-            f" {', '.join(map(str, recorded))}"
+            f"step {step} of {folder.path} was not recorded: choose one of {there}"
         )
     step = recorded[-1] if step is None else int(step)
     try:
         frame = folder.samples(step, kind)
-        lengths = [len(ids) for ids in frame["ids"]]
+        _ = [len(ids) for ids in frame["ids"]]
     except (ValueError, KeyError, TypeError) as error:
-        name = f"{kind}_{step:06d}.parquet"
+        file = f"{folder.path}/samples/{kind}_{step:06d}.parquet"
         raise ValueError(
-            f"{folder.path}/samples/{name} is damaged: delete it and look at another step ({error})"
+            f"{file} is damaged: delete it and look at another step ({error})"
         ) from error
-    found: dict[str, list[Values]] = {}
+    return step, frame
+
+
+def _measured(
+    frame: pd.DataFrame, lengths: list[int]
+) -> tuple[dict[str, list[Values]], dict[str, str]]:
+    """Return the arrays that were recorded as they are, and why others were not."""
+    arrays: dict[str, list[Values]] = {}
     missing: dict[str, str] = {}
-    for name, column, sign in (
-        ("surprisal", "logps", -1),
-        *((name, name, 1) for name in ("kl_teacher_rev", "kl_teacher_fwd", "entropy")),
-    ):
-        values = _lists(frame, column, lengths)
-        if values is None:
-            missing[name] = "it was not measured at this step" + (
-                ""
-                if name == "entropy"
-                else ": no teacher was asked for its distribution (kl_every)"
-            )
+    columns = {"surprisal": "logps"}
+    for name in ("surprisal", "kl_teacher_rev", "kl_teacher_fwd", "entropy"):
+        values = _lists(frame, columns.get(name, name), lengths)
+        if values is not None:
+            arrays[name] = [-one for one in values] if name == "surprisal" else values
         else:
-            found[name] = [sign * one for one in values]
-    logps, theirs = _lists(frame, "logps", lengths), _lists(frame, "teacher_logps", lengths)
-    if logps is None or theirs is None:
+            asked = ": no teacher was asked for its distribution (kl_every)"
+            missing[name] = "it was not measured at this step" + (
+                asked if name != "entropy" else ""
+            )
+    ours = _lists(frame, "logps", lengths)
+    theirs = _lists(frame, "teacher_logps", lengths)
+    if ours is None or theirs is None:
         missing["log_ratio"] = "no teacher was asked at this step (teacher=off)"
     else:
-        found["log_ratio"] = [
-            theirs_of - ours for ours, theirs_of in zip(logps, theirs, strict=True)
-        ]
-    credited = ("advantage", "trrd_ratio", "gradient_weight", *MARKS)
-    if kind == "probe":
-        missing |= dict.fromkeys(credited, "nothing is trained on the probe's prompts")
-    else:
-        made, lacking = _credit(folder, step, frame, lengths)
-        found |= {
-            name: [array[i, :length].numpy() for i, length in enumerate(lengths)]
-            for name, array in made.items()
-        }
-        missing |= (
-            {name: lacking for name in credited if name not in made}
-            if isinstance(lacking, str)
-            else lacking
-        )
-    chosen = list(range(len(frame))) if rows is None else list(rows)
-    order = [name for name in (*ARRAYS, *MARKS) if name in found]
-    return TokenArrays(
-        step,
-        frame.iloc[chosen].reset_index(drop=True),
-        {name: [found[name][i] for i in chosen] for name in order},
-        missing,
-    )
+        arrays["log_ratio"] = [t - o for o, t in zip(ours, theirs, strict=True)]
+    return arrays, missing
 
 
 def _lists(frame: pd.DataFrame, column: str, lengths: list[int]) -> list[Values] | None:
-    """A column of lists as arrays, or ``None`` where it was not recorded for every completion."""
-    if column not in frame or any(
-        value is None or isinstance(value, float) for value in frame[column]
-    ):
+    """Return a column of lists as arrays, or ``None`` where a completion has no value."""
+    if column not in frame:
+        return None
+    if any(value is None or isinstance(value, float) for value in frame[column]):
         return None
     values = [np.asarray(value, dtype=np.float64) for value in frame[column]]
     if [len(value) for value in values] != lengths:
@@ -204,129 +202,130 @@ def _lists(frame: pd.DataFrame, column: str, lengths: list[int]) -> list[Values]
     return values
 
 
+# --- what the method makes of the tokens ----------------------------------------------------------
+
+
 def _credit(
     folder: RunFolder, step: int, frame: pd.DataFrame, lengths: list[int]
 ) -> tuple[dict[str, Tensor], dict[str, str] | str]:
-    """Advantage, ratio, gradient and marks, (B, T) each, of the first update on a rollout; and
-    why some, or all, cannot be had.
+    """Return advantage, ratio, gradient and marks of the first update on a rollout.
+
+    Returns:
+        The arrays, (B, T) each, and why others, or all, cannot be computed.
     """
-    row = next((row for row in folder.rows("metrics.jsonl") if row["step"] == step), None)
+    rows = (row for row in folder.rows("metrics.jsonl") if row["step"] == step)
+    row = next(rows, None)
     if row is None:
-        return (
-            {},
+        return {}, (
             f"step {step} is still being trained, or was cut: its coefficients are not in"
-            " metrics.jsonl yet",
+            " metrics.jsonl yet"
         )
     config = folder.config()
     name = config["method"]
     method = METHODS[nearest(name, METHODS, "method")]
     unknown = [coef for coef in method.coefs if f"coef/{coef}" not in row]
     if unknown:
-        return (
-            {},
-            f"the row of step {step} does not say {', '.join(unknown)}: the run was made by"
-            " an older version",
-        )
+        lacks = ", ".join(unknown)
+        return {}, f"the row of step {step} does not say {lacks}: an older version made the run"
+    if _lists(frame, "logps", lengths) is None:
+        return {}, "the student's log-probabilities were not recorded"
     coefs = {coef: row[f"coef/{coef}"] for coef in method.coefs}
+    with torch.enable_grad():
+        try:
+            constant = {"constant_length": config.get("max_new_tokens")}
+            options = resolve_options(method, {**constant, **config.get("options", {})})
+            needs = needs_of(method, coefs, options)
+            batch = _rebuilt(frame, lengths, bool(config.get("mask_truncated")), needs)
+            prepared = prepare(name, batch, coefs, options)
+            found, missing = _policy_terms(name, prepared, batch.logps, coefs, options)
+            why = _no_gradient(needs, coefs, config)
+            if why:
+                missing["gradient_weight"] = why
+            else:
+                gradient = _gradient(name, prepared, batch.logps, coefs, options)
+                found["gradient_weight"] = -gradient
+        except ValueError as error:
+            return {}, str(error)
+    return {name: array.detach() for name, array in found.items()}, missing
+
+
+def _rebuilt(
+    frame: pd.DataFrame, lengths: list[int], mask_truncated: bool, needs: set[str]
+) -> TokenBatch:
+    """Return the recorded rollout as the loop had it, (B, T); ``logps`` is a new leaf."""
     width = max([1, *lengths])
 
     def padded(column: str) -> Tensor | None:
         values = _lists(frame, column, lengths)
-        return (
-            None
-            if values is None
-            else torch.tensor(
-                np.stack([np.pad(value, (0, width - len(value))) for value in values])
-            )
-        )
+        if values is None:
+            return None
+        return torch.tensor(np.stack([np.pad(one, (0, width - len(one))) for one in values]))
 
     def per_row(column: str) -> Tensor | None:
-        return (
-            None
-            if column not in frame or frame[column].isna().any()
-            else torch.tensor(frame[column].to_numpy(dtype=np.float64))
-        )
+        if column not in frame or frame[column].isna().any():
+            return None
+        return torch.tensor(frame[column].to_numpy(dtype=np.float64))
 
     old, groups = padded("logps"), per_row("group")
-    if old is None:
-        return {}, "the student's log-probabilities were not recorded"
+    assert old is not None
     mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).double()
-    if config.get("mask_truncated"):
+    if mask_truncated:
         mask = mask * torch.tensor(frame["finished"].to_numpy(dtype=np.float64))[:, None]
-    lacking: dict[str, str] = {}
-    found: dict[str, Tensor] = {}
-    with torch.enable_grad():
-        try:
-            options = resolve_options(
-                method,
-                {"constant_length": config.get("max_new_tokens"), **config.get("options", {})},
-            )
-            needs = needs_of(method, coefs, options)
-            batch = TokenBatch(
-                logps=old.clone().requires_grad_(),
-                completion_mask=mask,
-                old_logps=old,
-                teacher_logps=padded("teacher_logps"),
-                ref_logps=padded("ref_logps"),
-                rewards=per_row("reward"),
-                correct=per_row("correct"),
-                group_ids=None if groups is None else groups.long(),
-                divergence=torch.zeros_like(old) if "divergence" in needs else None,
-            )
-            prepared = prepare(name, batch, coefs, options)
-            if method.ratio == "none":
-                lacking |= dict.fromkeys(
-                    ("advantage", "trrd_ratio", *MARKS),
-                    f"{name} has none: it is no policy-gradient method",
-                )
-            else:
-                credit = advantage(name, prepared, coefs, options)
-                # the penalties off: what is left is the policy gradient
-                alone = {
-                    **coefs,
-                    "kl_coef": 0.0,
-                    **({"kd_coef": 0.0} if method.penalty is not None else {}),
-                }
-                cut = (
-                    (_gradient(name, prepared, batch.logps, alone, options) == 0)
-                    & (mask > 0)
-                    & (credit != 0)
-                )
-                found |= {"advantage": credit * mask, "dead": cut}
-                lacking |= dict.fromkeys(
-                    ("trrd_ratio", "bound"), f"{name} has no such ratio: it is TRRD's"
-                )
-            if method.ratio == "trrd":
-                assert prepared.teacher_logps is not None and prepared.kd_weight is not None
-                silent = torch.where(
-                    prepared.kd_weight == 0, prepared.old, prepared.teacher_logps
-                )  # as token_loss has it
-                said = TokenBatch(
-                    logps=old, completion_mask=mask, old_logps=prepared.old, teacher_logps=silent
-                )
-                ratio, bound = trrd_log_ratio(
-                    said,
-                    log_importance(said),
-                    float(coefs["trrd_alpha"] or 0.0),
-                    coefs["trrd_gap_bound"],
-                )
-                found |= {"trrd_ratio": ratio.exp(), "bound": bound & (mask > 0) & (credit != 0)}
-                lacking = {}
-            if "divergence" in needs and coefs.get("kd_coef", 1.0):
-                lacking["gradient_weight"] = (
-                    "the loss holds a divergence over the whole vocabulary, which the record"
-                    " does not"
-                )
-            elif coefs.get("importance_cap") is not None and config.get("engine") != "hf":
-                lacking["gradient_weight"] = (
-                    "importance_cap weighs tokens by what the sampler reported, which is not"
-                    " recorded"
-                )
-            else:
-                found["gradient_weight"] = -_gradient(name, prepared, batch.logps, coefs, options)
-        except ValueError as error:
-            return {}, str(error)
-    return {name: array.detach() for name, array in found.items()}, lacking
+    return TokenBatch(
+        logps=old.clone().requires_grad_(),
+        completion_mask=mask,
+        old_logps=old,
+        teacher_logps=padded("teacher_logps"),
+        ref_logps=padded("ref_logps"),
+        rewards=per_row("reward"),
+        correct=per_row("correct"),
+        group_ids=None if groups is None else groups.long(),
+        divergence=torch.zeros_like(old) if "divergence" in needs else None,
+    )
+
+
+def _policy_terms(
+    name: str,
+    prepared: TokenBatch,
+    logps: Tensor,
+    coefs: dict[str, float | None],
+    options: dict[str, Any],
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return advantage, dead tokens and TRRD's ratio, (B, T), and why some are missing."""
+    method, mask = METHODS[name], prepared.completion_mask
+    if method.ratio == "none":
+        why = f"{name} has none: it is no policy-gradient method"
+        return {}, dict.fromkeys(("advantage", "trrd_ratio", *MARKS), why)
+    credit = advantage(name, prepared, coefs, options)
+    # Without the penalties, what is left is the policy gradient.
+    alone = {**coefs, "kl_coef": 0.0, **({"kd_coef": 0.0} if method.penalty is not None else {})}
+    gradient = _gradient(name, prepared, logps, alone, options)
+    credited = (mask > 0) & (credit != 0)
+    found = {"advantage": credit * mask, "dead": (gradient == 0) & credited}
+    if method.ratio != "trrd":
+        why = f"{name} has no such ratio: it is TRRD's"
+        return found, dict.fromkeys(("trrd_ratio", "bound"), why)
+    assert prepared.teacher_logps is not None and prepared.kd_weight is not None
+    # token_loss puts the old policy in the teacher's place where the teacher has no weight
+    teacher = torch.where(prepared.kd_weight == 0, prepared.old, prepared.teacher_logps)
+    batch = TokenBatch(
+        logps=prepared.old,
+        completion_mask=mask,
+        old_logps=prepared.old,
+        teacher_logps=teacher,
+    )
+    alpha, gap_bound = float(coefs["trrd_alpha"] or 0.0), coefs["trrd_gap_bound"]
+    ratio, bound = trrd_log_ratio(batch, log_importance(batch), alpha, gap_bound)
+    return found | {"trrd_ratio": ratio.exp(), "bound": bound & credited}, {}
+
+
+def _no_gradient(needs: set[str], coefs: dict[str, float | None], config: dict[str, Any]) -> str:
+    """Return why the gradient cannot be rebuilt, or an empty string."""
+    if "divergence" in needs and coefs.get("kd_coef", 1.0):
+        return "the loss holds a divergence over the whole vocabulary, which the record does not"
+    if coefs.get("importance_cap") is not None and config.get("engine") != "hf":
+        return "importance_cap weighs tokens by what the sampler reported, which is not recorded"
+    return ""
 
 
 def _gradient(
@@ -336,60 +335,8 @@ def _gradient(
     coefs: dict[str, float | None],
     options: dict[str, Any],
 ) -> Tensor:
-    """∂loss/∂logps, (B, T)."""
-    loss, _ = token_loss(
-        name,
-        prepared,
-        {coef: value for coef, value in coefs.items() if coef in METHODS[name].coefs},
-        options,
-    )
+    """Return ∂loss/∂logps, (B, T)."""
+    known = {coef: value for coef, value in coefs.items() if coef in METHODS[name].coefs}
+    loss, _ = token_loss(name, prepared, known, options)
     (gradient,) = torch.autograd.grad(loss, logps, retain_graph=True, allow_unused=True)
     return torch.zeros_like(logps) if gradient is None else gradient
-
-
-# --- tokens to look at ----------------------------------------------------------------------------
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The characters by which byte-level tokenizers (GPT-2's and its heirs) write bytes:
-    printable ones are themselves, the others follow from U+0100 on.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + i): byte for i, byte in enumerate(others)
-    }
-
-
-_BYTES = _byte_alphabet()
-
-
-def visible(tokens: Sequence[str]) -> list[str]:
-    """Token strings as a reader should see them: spaces as ␣, line ends as ⏎, tabs as ⇥, and
-    whatever else has no look of its own by its number.
-
-    >>> visible(["Ġof", "Ċ", "<eos>", "Â"])
-    ['␣of', '⏎', '<eos>', '⟨C2⟩']
-    >>> visible(["▁of", " ", "\\u202e"])
-    ['␣of', '␣', '⟨U+202E⟩']
-    """
-    # Only a byte-level vocabulary writes a space as U+0120: elsewhere an É is an É.
-    bytes_meant = any(character in token for token in tokens for character in "ĠĊ")
-    return [_visible(token, bytes_meant) for token in tokens]
-
-
-def _visible(token: str, bytes_meant: bool) -> str:
-    if bytes_meant and all(character in _BYTES for character in token):
-        raw = bytes(_BYTES[character] for character in token)
-        try:
-            token = raw.decode()
-        except UnicodeDecodeError:  # part of a character
-            return "⟨" + " ".join(f"{byte:02X}" for byte in raw) + "⟩"
-    signs = {" ": "␣", "▁": "␣", "\n": "⏎", "\t": "⇥"}
-    shown = "".join(
-        signs.get(c) or (f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c)[0] in "CZ" else c)
-        for c in token
-    )
-    if shown and unicodedata.combining(shown[0]):
-        shown = "◌" + shown
-    return shown or "⟨empty⟩"

@@ -1,12 +1,12 @@
-"""What is wrong with the mistakes, by enumeration on a toy vocabulary: the reason why the table
-does not have them.
+"""What is wrong with the common bugs, by enumeration on a toy vocabulary: the reason why the
+table does not have them.
 """
 
 import pytest
 import torch
 
 from rlkd_lab.lab import check_method
-from rlkd_lab.lab.mistakes import MISTAKES, add_mistakes
+from rlkd_lab.lab.course.common_bugs import COMMON_BUGS, add_common_bugs
 from rlkd_lab.objectives import TokenBatch, methods, reverse_kl, token_loss
 
 VOCABULARY = 7
@@ -14,9 +14,9 @@ VOCABULARY = 7
 
 @pytest.fixture(autouse=True)
 def added():
-    add_mistakes()
+    add_common_bugs()
     yield
-    for name in MISTAKES:
+    for name in COMMON_BUGS:
         methods._table.pop(name)
         methods._added.discard(name)
 
@@ -62,7 +62,7 @@ def test_the_flipped_sign_drives_the_student_away(seed):
         assert torch.allclose(expected_gradient(name, {"kd_coef": 1.0}, seed)[0], right, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("name", COMMON_BUGS)
 def test_the_checks_of_a_method_catch_each_of_them(name):
     found = check_method(name).set_index("check")["passed"]
     assert not found["teacher in expectation"]

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from rlkd_lab.lab import gpu_hours, memory_table
-from rlkd_lab.lab.estimate import HOW, held_bytes, size
+from rlkd_lab.lab.course.estimate import HOW, held_bytes, size
 from rlkd_lab.models import load_policy, load_teacher, reference_of
 from rlkd_lab.rollouts import DenseTwin
 from rlkd_lab.training import make_config

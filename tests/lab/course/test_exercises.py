@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from rlkd_lab.lab import check, exercises, weak_verifier
-from rlkd_lab.lab.exercises import (
+from rlkd_lab.lab.course.exercises import EXERCISES
+from rlkd_lab.lab.course.right_answers import (
     DIFFERENCES,
-    EXERCISES,
     T_975,
     intervals,
     joint,
+    nf4_gib,
     no_spread,
     smallest_group,
+    without_teacher,
 )
 from rlkd_lab.objectives import METHODS, TokenBatch, token_loss
 from rlkd_lab.tasks import ArithmeticTask
@@ -227,7 +229,6 @@ def test_the_reversed_push_is_the_trainer_s():
 
 
 def test_kdrl_without_its_teacher_term_is_grpo():
-    from rlkd_lab.lab.exercises import without_teacher
 
     assert without_teacher() == "grpo"
     generator = torch.Generator().manual_seed(0)
@@ -250,7 +251,6 @@ def test_kdrl_without_its_teacher_term_is_grpo():
 
 
 def test_nf4_s_own_bytes():
-    from rlkd_lab.lab.exercises import nf4_gib
     from rlkd_lab.models import load_base
 
     model, _ = load_base("student", "nf4")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlkd_lab.lab import check_method
-from rlkd_lab.lab.method_checks import CHECKS
+from rlkd_lab.lab.course.method_checks import CHECKS
 from rlkd_lab.objectives import METHODS, add_method, k1, k2, methods
 from rlkd_lab.objectives.methods import reward_advantage, teacher_advantage, teacher_penalty
 

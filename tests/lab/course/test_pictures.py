@@ -11,10 +11,10 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from rlkd_lab.lab import png
-from rlkd_lab.lab.pictures import DATA, PICTURES, play, trrd_tokens
-from rlkd_lab.lab.pictures.concentration import kl_concentration, kl_of_samples, share_of_top
-from rlkd_lab.lab.pictures.estimators import (
+from rlkd_lab.lab.course.pictures import DATA, PICTURES, play
+from rlkd_lab.lab.course.pictures.annealing import annealing_stack, kd_share_of_loss, leaning
+from rlkd_lab.lab.course.pictures.concentration import kl_concentration, kl_of_samples, share_of_top
+from rlkd_lab.lab.course.pictures.estimators import (
     STUDENT,
     TEACHER,
     arrow,
@@ -23,30 +23,31 @@ from rlkd_lab.lab.pictures.estimators import (
     followed,
     token_gradients,
 )
-from rlkd_lab.lab.pictures.exposure import (
+from rlkd_lab.lab.course.pictures.exposure import (
     after_one_wrong_step,
     exposure_bias,
     measure_exposure,
     wrong_prefix,
 )
-from rlkd_lab.lab.pictures.fits import binomial, binomial_divergence, binomial_fits, two_humps
-from rlkd_lab.lab.pictures.groups import drawn_grid, group_advantage, mask_grid, read_groups
-from rlkd_lab.lab.pictures.prediction import BLUE, ORANGE, Picture
-from rlkd_lab.lab.pictures.ratios import (
+from rlkd_lab.lab.course.pictures.fits import (
+    binomial,
+    binomial_divergence,
+    binomial_fits,
+    two_humps,
+)
+from rlkd_lab.lab.course.pictures.gradient_angles import angles, gradient_angle
+from rlkd_lab.lab.course.pictures.groups import drawn_grid, group_advantage, mask_grid, read_groups
+from rlkd_lab.lab.course.pictures.prediction import BLUE, ORANGE, Picture
+from rlkd_lab.lab.course.pictures.ratios import (
     clip_surrogate,
     dead_threshold,
     surrogate_at,
     trrd_gradient,
+    trrd_tokens,
     trust_region,
 )
-from rlkd_lab.lab.pictures.runs import (
-    angles,
-    annealing_stack,
-    gradient_angle,
-    kd_share_of_loss,
-    leaning,
-)
 from rlkd_lab.objectives import TokenBatch, group_advantages, reward_guided_mask, token_loss
+from rlkd_lab.plots import png
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import ArithmeticTask
 

@@ -111,7 +111,7 @@ class FakeHandle:
             raise RuntimeError(f"the run is {self.state}: only a running one can be paused")
         self.state = "paused"
 
-    def go_on(self):
+    def unpause(self):
         self.state = "running"
 
     def step(self):
@@ -130,8 +130,8 @@ class FakeHandle:
             {"event": "checkpoint", "step": self.at, "text": f"checkpoint at step {self.at}"},
         )
 
-    def twin(self, kind):
-        self.calls.append(("twin", kind))
+    def fork(self, kind):
+        self.calls.append(("fork", kind))
         self.folder.ask("twin", kind=kind)
 
     def wait(self, timeout=None):
@@ -184,8 +184,8 @@ class FakeHandle:
             },
         )
 
-    def fork(self, kind="untouched", step=None, count=10, seed=1):
-        """A twin from ``step`` on, ``count`` steps long."""
+    def forked(self, kind="untouched", step=None, count=10, seed=1):
+        """A fork from ``step`` on, ``count`` steps long."""
         step = self.at if step is None else step
         folder = RunFolder.create(
             self.folder.path / "twins" / f"{kind}-{step}", self.config.model_dump(), {}

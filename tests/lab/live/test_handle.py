@@ -63,13 +63,13 @@ def test_starting_what_is_done_loads_it_and_other_settings_are_refused(plain):
     [
         lambda h: h.request("kd_coef", 0.5),
         lambda h: h.release("kd_coef"),
-        lambda h: h.twin("off"),
+        lambda h: h.fork("off"),
         lambda h: h.begin(),
         lambda h: h.pause(),
         lambda h: h.step(),
         lambda h: h.stop(),
         lambda h: h.checkpoint(),
-        lambda h: h.go_on(),
+        lambda h: h.unpause(),
     ],
 )
 def test_a_done_run_refuses_in_words_and_nothing_is_written(plain, ask):
@@ -82,7 +82,7 @@ def test_a_done_run_refuses_in_words_and_nothing_is_written(plain, ask):
 
 
 def test_a_bad_request_is_refused_at_once_and_not_written(tmp_path):
-    handle = start(config(), tmp_path / "run", twin="off", begin=False)
+    handle = start(config(), tmp_path / "run", fork="off", begin=False)
     before = (handle.path / "requests.jsonl").read_text()
     with pytest.raises(ValueError, match="lies in 0–10"):
         handle.request("kd_coef", 11)
@@ -92,14 +92,14 @@ def test_a_bad_request_is_refused_at_once_and_not_written(tmp_path):
         handle.release("kd_coeff")
     assert (handle.path / "requests.jsonl").read_text() == before
     assert handle.status().state == "idle"
-    for button in (handle.pause, handle.step, handle.stop, handle.checkpoint, handle.go_on):
+    for button in (handle.pause, handle.step, handle.stop, handle.checkpoint, handle.unpause):
         with pytest.raises(RuntimeError, match=r"idle|not running"):
             button()
 
 
 @pytest.mark.slow
 def test_buttons(tmp_path):
-    handle = start(config(steps=40), tmp_path / "run", twin="off")
+    handle = start(config(steps=40), tmp_path / "run", fork="off")
     handle.pause()
     until(lambda: handle.status().state == "paused")
     step = handle.status().step
@@ -144,15 +144,15 @@ def test_wait_raises_what_the_loop_raised(tmp_path):
 
 
 def handle_of_another_kernel(path):
-    from rlkd_lab.lab import driving
+    from rlkd_lab.lab.live import handle
 
-    driving._workers.pop(path, None)
+    handle._workers.pop(path, None)
     return open_run(path)
 
 
 @pytest.mark.slow
 def test_a_killed_process_is_lost_and_start_goes_on(plain, tmp_path):
-    handle = launch(config(steps=3), tmp_path / "run", twin="off")
+    handle = launch(config(steps=3), tmp_path / "run", fork="off")
     until(lambda: len(handle.folder.rows()) >= 1)
     os.kill(handle.folder.status()["pid"], signal.SIGKILL)
     until(lambda: handle.status().state == "lost")
@@ -186,7 +186,7 @@ def test_a_panel_attaches_to_a_run_whose_kernel_is_gone(tmp_path):
 
 
 def test_settle_blocks_nobody_who_reads(tmp_path, monkeypatch, capsys):
-    handle = start(config(steps=60), tmp_path / "run", twin="off")
+    handle = start(config(steps=60), tmp_path / "run", fork="off")
     monkeypatch.delenv("RLKD_WAIT", raising=False)
     monkeypatch.delenv("RLKD_SHORT", raising=False)
     handle.settle()
@@ -234,7 +234,7 @@ def test_a_folder_that_is_gone_is_said_in_words(plain, tmp_path):
 
 @pytest.mark.slow
 def test_two_runs_that_start_at_once_load_one_after_the_other(tmp_path):
-    both = [start(config(seed=seed), tmp_path / str(seed), twin="off") for seed in (1, 2)]
+    both = [start(config(seed=seed), tmp_path / str(seed), fork="off") for seed in (1, 2)]
     for seed, handle in zip((1, 2), both, strict=True):
         alone = run(config(seed=seed), tmp_path / f"alone {seed}")
         assert first_difference(handle.wait().rows(), alone.rows()) == (None, 0.0)
@@ -242,7 +242,7 @@ def test_two_runs_that_start_at_once_load_one_after_the_other(tmp_path):
 
 @pytest.mark.slow
 def test_a_second_loop_is_refused_while_the_first_one_loads(tmp_path):
-    handle = start(config(), tmp_path / "run", twin="off")
+    handle = start(config(), tmp_path / "run", fork="off")
     until(lambda: (handle.path / "lock").exists())
     with pytest.raises(ValueError, match="by this process already: two at once"):
         load_or_train(config(), tmp_path / "run")
@@ -259,7 +259,7 @@ def test_a_value_that_is_no_number_is_refused_in_words(tmp_path, value):
             handle.request(knob, 0.3)
 
 
-def test_a_twin_that_was_switched_off_by_hand_stays_off_when_its_cell_is_run_again(tmp_path):
+def test_a_fork_that_was_switched_off_by_hand_stays_off_when_its_cell_is_run_again(tmp_path):
     def asked():
         return [
             request["kind"]
@@ -267,11 +267,11 @@ def test_a_twin_that_was_switched_off_by_hand_stays_off_when_its_cell_is_run_aga
             if request["request"] == "twin"
         ]
 
-    with pytest.raises(ValueError, match="unknown twin"):
-        start(config(), tmp_path / "run", twin="x", begin=False)
+    with pytest.raises(ValueError, match="unknown fork"):
+        start(config(), tmp_path / "run", fork="x", begin=False)
     assert not (tmp_path / "run").exists()
-    start(config(), tmp_path / "run", twin="noise", begin=False).twin("off")
-    start(config(), tmp_path / "run", twin="noise", begin=False)
+    start(config(), tmp_path / "run", fork="noise", begin=False).fork("off")
+    start(config(), tmp_path / "run", fork="noise", begin=False)
     assert asked() == ["noise", "off"]
-    start(config(), tmp_path / "run", twin="untouched", begin=False)  # the cell was changed
+    start(config(), tmp_path / "run", fork="untouched", begin=False)  # the cell was changed
     assert asked() == ["noise", "off", "untouched"]

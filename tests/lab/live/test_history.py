@@ -6,9 +6,12 @@ import pytest
 from fake import FakeHandle
 from matplotlib.image import imread
 
-from rlkd_lab.lab.curves import GROUPS, Redraw, draw, move_labels, png, say, watch_curves
-from rlkd_lab.lab.history import EXACT, POINTS, History, Series
+from rlkd_lab.lab.live.curve_groups import GROUPS
+from rlkd_lab.lab.live.curves import draw, move_labels
+from rlkd_lab.lab.live.history import EXACT, POINTS, History, Series
+from rlkd_lab.lab.live.redraw import Redraw, say, watch_curves
 from rlkd_lab.objectives import METHODS
+from rlkd_lab.plots import png
 
 
 @pytest.fixture
@@ -128,22 +131,22 @@ def test_the_trailing_mean_is_that_of_the_last_steps():
     np.testing.assert_allclose(sparse.trailing_mean(9), [10, 20, 30])
 
 
-def test_twins_come_and_go(run):
+def test_forks_come_and_go(run):
     run.advance(8)
     history = History(run.folder.path)
-    assert history.fork() == (None, [])
-    twin = run.fork(step=8, count=2)
-    run.fork("noise", step=8, count=2, seed=5)
+    assert history.latest_forks() == (None, [])
+    fork = run.forked(step=8, count=2)
+    run.forked("noise", step=8, count=2, seed=5)
     history.read()
-    untouched, [noise] = history.fork()
+    untouched, [noise] = history.latest_forks()
     assert (untouched.step, noise.kind) == (8, "noise")
     joined = untouched.joined(history, "reward")
     np.testing.assert_array_equal(joined.steps, np.arange(1, 11))
     np.testing.assert_array_equal(joined.values[:8], history["reward"].values)
-    np.testing.assert_array_equal(joined.values, twin.metrics()["reward"])
-    twin.path.rename(run.folder.path / "elsewhere")
+    np.testing.assert_array_equal(joined.values, fork.metrics()["reward"])
+    fork.path.rename(run.folder.path / "elsewhere")
     history.read()
-    assert history.fork() == (None, [])
+    assert history.latest_forks() == (None, [])
 
 
 # --- curves ---------------------------------------------------------------------------------------
@@ -175,10 +178,10 @@ def test_every_group_is_drawn_with_what_there_is(run, group):
     assert picture.shape[2] == 3 or (picture[..., 3] == 1).all()  # opaque, for the dark theme
 
 
-def test_the_difference_to_the_twin_is_zero_where_they_are_equal(run):
+def test_the_difference_to_the_fork_is_zero_where_they_are_equal(run):
     run.advance(10)
     for kind in ("untouched", "noise"):
-        folder = run.fork(kind, step=5, count=0)
+        folder = run.forked(kind, step=5, count=0)
         for row in run.folder.rows()[5:]:
             folder.append(
                 "metrics.jsonl", row | ({"reward": row["reward"] + 0.9} if kind == "noise" else {})
@@ -186,7 +189,7 @@ def test_the_difference_to_the_twin_is_zero_where_they_are_equal(run):
     history = History(run.folder.path)
     history.read()
     figure = draw(history, "kdrl")
-    titles = [f"{name}: run − untouched twin" for name in ("reward", "KL to the teacher", "length")]
+    titles = [f"{name}: run − untouched fork" for name in ("reward", "KL to the teacher", "length")]
     assert [axes.get_title("left") for axes in figure.axes[3:]] == titles
     strip = figure.axes[3]
     difference = strip.get_lines()[1]
@@ -198,12 +201,12 @@ def test_the_difference_to_the_twin_is_zero_where_they_are_equal(run):
         [0, *(0.9 * n / min(5 + n, 9) for n in range(1, 6))],
         atol=1e-12,
     )
-    assert {"untouched twin", "untouched, other samples", METHODS["kdrl"].title} <= set(
+    assert {"untouched fork", "untouched, other samples", METHODS["kdrl"].title} <= set(
         words(figure)
     )
     assert any("chance" in label for label in words(figure))
     styles = [line.get_linestyle() for line in figure.axes[0].get_lines()]
-    assert styles.count("-") == 2 + 0  # raw and mean of the run; twins are dotted
+    assert styles.count("-") == 2 + 0  # raw and mean of the run; forks are dotted
 
 
 def test_a_moved_knob_is_a_line_with_its_words(run):
@@ -299,7 +302,7 @@ def test_watch_curves_draws_in_the_foreground(run, monkeypatch):
             updated.append(data)
 
     monkeypatch.setattr(
-        "IPython.display.display", lambda data, **_: (shown.append(data), Shown())[1]
+        "rlkd_lab.lab.live.redraw.display", lambda data, **_: (shown.append(data), Shown())[1]
     )
     now = iter(np.arange(0, 1000, 0.05))
     show = watch_curves(clock=lambda: next(now))

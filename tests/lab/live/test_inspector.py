@@ -7,9 +7,11 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from recorded import rollout, run_folder
 
-from rlkd_lab.lab import inspect_tokens, inspector, token_arrays
-from rlkd_lab.lab.inspector import colour_limit, colours, range_sentence
-from rlkd_lab.lab.tokens import ARRAYS
+from rlkd_lab.lab import inspect_tokens, token_arrays
+from rlkd_lab.lab.live.inspector import ACROSS
+from rlkd_lab.lab.live.inspector_words import range_sentence
+from rlkd_lab.lab.live.token_colours import colour_limit, colours
+from rlkd_lab.lab.live.tokens import ARRAYS
 
 HOSTILE = ("<script>alert(1)</script>", "&amp;", "\"'><b onclick='x'>", "\u202eabc", "א", "</span>")
 
@@ -182,7 +184,7 @@ def test_a_hundred_probes_are_thinned_out_evenly(tmp_path):
     probes = {step: rollout(step, groups=1, size=1, probe=True) for step in range(10, 1010, 10)}
     shown = inspect_tokens(run_folder(tmp_path / "run", "grpo", probes=probes), across=True)
     steps = [one.step for one in shown.shown]
-    assert (len(steps), steps[0], steps[-1]) == (inspector.ACROSS, 10, 1000)
+    assert (len(steps), steps[0], steps[-1]) == (ACROSS, 10, 1000)
     assert "12 of 100 recorded steps" in text_of(shown.legend)
 
 

@@ -7,12 +7,12 @@ import ipywidgets as widgets
 import pytest
 from fake import FakeHandle, Status
 
-from rlkd_lab.lab.controls import chosen, knobs_of, shown, slider_range
-from rlkd_lab.lab.panel import Panel, panel
+from rlkd_lab.lab.live.knob_widgets import front_knob, knobs_of, options_html, slider_range
+from rlkd_lab.lab.live.panel import Panel, panel
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.training.config import make_config
 
-MODULE = sys.modules[Panel.__module__]  # rlkd_lab.lab.panel is the function
+MODULE = sys.modules[Panel.__module__]
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def make(tmp_path):
 
 def controls(run, name):
     watched = Panel(run)
-    return watched, watched.controls[name]
+    return watched, watched.knobs[name]
 
 
 def press(button):
@@ -43,8 +43,8 @@ def text(html):
 def test_every_knob_of_every_method_has_a_control(make, method):
     run = make(method)
     watched = Panel(run)
-    assert set(watched.controls) == set(run.config.schedules())
-    for name, control in watched.controls.items():
+    assert set(watched.knobs) == set(run.config.schedules())
+    for name, control in watched.knobs.items():
         knob = knobs_of(method)[name]
         assert control.slider.description == name
         assert not control.slider.continuous_update
@@ -55,7 +55,7 @@ def test_every_knob_of_every_method_has_a_control(make, method):
         if start:
             assert control.slider.value == pytest.approx(start)
             assert control.box.value == start
-    assert shown(method) in watched.controls
+    assert front_knob(method) in watched.knobs
     assert run.calls == []  # showing values asks for nothing
 
 
@@ -67,7 +67,7 @@ def test_sliders_have_a_hundred_places_or_two(method):
 
 
 def test_options_are_read_only_and_said_to_be(make):
-    said = chosen(make("kdrl_masked").config)
+    said = options_html(make("kdrl_masked").config)
     assert "Chosen before the start" in said
     assert "kd_mask" in said
     assert "wrong" in said
@@ -84,11 +84,11 @@ def test_a_moved_slider_asks_and_then_says_since_when(make):
     control.slider.value = 0.3
     assert run.calls == [("kd_coef", 0.3)]
     assert "asked for 0.3: acts on the next step (now 0.1)" in text(control.words)
-    watched.look()
+    watched.update()
     assert "asked for 0.3" in text(control.words)
     assert control.box.value == 0.3
     run.advance()
-    watched.look()
+    watched.update()
     assert "0.3 since step 5" in text(control.words)
     assert (control.slider.value, control.box.value) == (0.3, 0.3)
     assert run.calls == [("kd_coef", 0.3)]
@@ -99,13 +99,13 @@ def test_any_legal_value_can_be_typed_and_the_slider_widens(make):
     watched, control = controls(run, "clip_high")
     control.box.value = 7.5
     run.advance()
-    watched.look()
+    watched.update()
     assert run.folder.rows()[-1]["coef/clip_high"] == 7.5
     assert control.slider.value == 7.5
-    control = watched.controls["learning_rate"]
+    control = watched.knobs["learning_rate"]
     control.box.value = 1e-7
     run.advance()
-    watched.look()
+    watched.update()
     assert run.folder.rows()[-1]["learning_rate"] == 1e-7
     assert control.slider.value == pytest.approx(1e-7)
     assert len(run.calls) == 2
@@ -120,7 +120,7 @@ def test_a_refused_value_says_why_and_goes_back(make):
     assert "Nothing was changed" in text(control.words)
     assert (control.box.value, control.slider.value) == (0.1, 0.1)
     assert control.undo.disabled
-    watched.look()
+    watched.update()
     assert "lies in 0–10" in watched.banner.value
     control.box.value = 0.2
     assert "Nothing was changed" not in text(control.words)
@@ -133,7 +133,7 @@ def test_a_refusal_by_the_loop_says_why_and_goes_back(make):
     watched, control = controls(run, "kd_coef")
     control.slider.value = 0.5
     run.refuse("kd_coef", 0.5, "the teacher is off; nothing was changed")
-    watched.look()
+    watched.update()
     assert "the teacher is off. Nothing was changed" in text(control.words)
     assert (control.box.value, control.slider.value, control.pending) == (0.1, 0.1, None)
     assert control.undo.disabled
@@ -155,13 +155,13 @@ def test_zero_is_exact_and_the_way_back_remembers(make):
     control.slider.value = 0.4
     control.off.value = True
     run.advance()
-    watched.look()
+    watched.update()
     assert run.folder.rows()[-1]["coef/kd_coef"] == 0.0
     assert (control.box.value, control.off.value, control.slider.readout) == (0.0, True, False)
     assert "0 since step 1" in text(control.words)
     control.off.value = False
     run.advance()
-    watched.look()
+    watched.update()
     assert run.folder.rows()[-1]["coef/kd_coef"] == 0.4
     assert (control.slider.value, control.slider.readout) == (0.4, True)
     assert run.calls == [("kd_coef", 0.4), ("kd_coef", 0.0), ("kd_coef", 0.4)]
@@ -176,16 +176,16 @@ def test_an_optional_knob_is_off_or_has_a_value(make):
     assert (control.off.value, control.slider.value) == (False, 3.0)
     control.off.value = True
     run.advance()
-    watched.look()
+    watched.update()
     assert run.folder.rows()[-1]["coef/ratio_cap"] is None
     assert "off since step 1" in text(control.words)
     control.slider.value = 5.0
     run.advance()
-    watched.look()
+    watched.update()
     assert not control.off.value
     assert run.folder.rows()[-1]["coef/ratio_cap"] == 5.0
-    assert watched.controls["importance_cap"].off.value  # off from the start
-    assert watched.controls["clip_low"].off.layout.display == "none"
+    assert watched.knobs["importance_cap"].off.value  # off from the start
+    assert watched.knobs["clip_low"].off.layout.display == "none"
 
 
 def test_undo_goes_back_value_by_value_to_the_schedule(make):
@@ -195,15 +195,15 @@ def test_undo_goes_back_value_by_value_to_the_schedule(make):
     for value in (0.3, 0.5):
         control.box.value = value
         run.advance()
-        watched.look()
+        watched.update()
     press(control.undo)
     run.advance()
-    watched.look()
+    watched.update()
     assert "0.3 since step 3" in text(control.words)
     assert not control.undo.disabled
     press(control.undo)
     run.advance()
-    watched.look()
+    watched.update()
     assert "0.1, its value from the start, given back at step 4" in text(control.words)
     assert control.undo.disabled
     assert run.calls == [
@@ -223,17 +223,17 @@ def test_a_schedule_is_taken_over_and_given_back(make):
     assert control.back.disabled
     for _ in range(3):  # following the schedule asks for nothing
         run.advance()
-        watched.look()
+        watched.update()
     assert control.box.value == run.folder.rows()[-1]["coef/kd_coef"]
     assert run.calls == []
     control.box.value = 0.7
     run.advance()
-    watched.look()
+    watched.update()
     assert not control.back.disabled
     press(control.back)
     assert "asked for its schedule" in text(control.words)
     run.advance()
-    watched.look()
+    watched.update()
     assert "given back at step 35" in text(control.words)
     assert control.box.value == pytest.approx(run.config.schedules()["kd_coef"].at(35, 60))
     assert run.calls == [("kd_coef", 0.7), ("kd_coef", "release")]
@@ -246,11 +246,11 @@ def test_what_is_being_typed_is_not_overwritten_by_the_schedule(make):
     watched.guard.focused = "kd_coef"
     before = control.box.value
     run.advance(20)
-    watched.look()
+    watched.update()
     assert control.box.value == before
     assert f"now {run.folder.rows()[-1]['coef/kd_coef']:.4g}" in text(control.words)
     watched.guard.focused = ""
-    watched.look()
+    watched.update()
     assert control.box.value == run.folder.rows()[-1]["coef/kd_coef"]
 
 
@@ -262,7 +262,7 @@ def test_moves_of_others_and_of_before_are_shown_and_can_be_undone(make):
     assert "0.3 since step 1" in text(control.words)
     run.request("kd_coef", 0.6)  # from elsewhere
     run.advance()
-    watched.look()
+    watched.update()
     assert control.slider.value == 0.6
     press(control.undo)
     assert run.calls[-1] == ("kd_coef", 0.3)
@@ -326,7 +326,7 @@ def test_the_buttons_do_what_they_say(make):
     assert run.state == "running"
     press(watched.buttons["Stop"])
     assert run.state == "idle"
-    watched.look()
+    watched.update()
     assert "Start goes on" in watched.state.value
 
 
@@ -334,7 +334,7 @@ def test_an_impossible_button_says_why(make):
     run = make()
     watched = Panel(run)
     run.state = "running"
-    watched.look()
+    watched.update()
     run.state = "done"  # between two looks
     press(watched.buttons["Checkpoint"])
     assert "Checkpoint: cannot write a checkpoint: the run is done" in watched.banner.value
@@ -347,7 +347,7 @@ def test_a_button_whose_effect_is_awaited_says_so(make):
     press(watched.buttons["Pause"])
     assert "pause was asked for" in watched.state.value
     run.state = "paused"
-    watched.look()
+    watched.update()
     assert "asked for" not in watched.state.value
 
 
@@ -363,15 +363,15 @@ def test_rate_and_time_left(make):
     assert "about 2 min left" in watched.state.value
 
 
-def test_the_twin_is_chosen_and_explained(make):
+def test_the_fork_is_chosen_and_explained(make):
     run = make()
-    run.twin("untouched")
+    run.fork("untouched")
     watched = Panel(run)
-    assert watched.twin.value == "untouched"
-    assert "the same weights" in watched.twin_help.value
-    watched.twin.value = "noise"
-    assert run.calls == [("twin", "untouched"), ("twin", "noise")]
-    assert "chance" in watched.twin_help.value
+    assert watched.fork.value == "untouched"
+    assert "the same weights" in watched.fork_help.value
+    watched.fork.value = "noise"
+    assert run.calls == [("fork", "untouched"), ("fork", "noise")]
+    assert "chance" in watched.fork_help.value
 
 
 def test_warnings_of_the_run_and_damaged_lines_stand_in_the_banner(make):
@@ -445,18 +445,18 @@ def test_10_000_steps_are_drawn_a_bounded_number_of_times(make, outputs, monkeyp
     for look in range(400):  # ten seconds, 40 looks a second
         now[0] = look / 40
         run.folder.append("metrics.jsonl", {"step": look + 1, "reward": 0.5})
-        watched.look()
+        watched.update()
     assert 9 <= len(outputs[1]) <= 12
     now[0] = 10.01
     run.folder.append("metrics.jsonl", {"step": 401, "reward": 0.5})
     before = len(outputs[1])
     for _ in range(5):
-        watched.look()
+        watched.update()
     assert len(outputs[1]) == before + 1  # the end, once, at once
 
 
 def test_the_thread_survives_errors_shows_them_and_ends_with_the_panel(make, outputs, monkeypatch):
-    monkeypatch.setattr(MODULE, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(MODULE, "POLL_EVERY", 0.01)
     run = make()
     run.advance(2)
     watched = panel(run)
@@ -474,11 +474,11 @@ def test_the_thread_survives_errors_shows_them_and_ends_with_the_panel(make, out
 
 
 def test_callbacks_may_come_while_the_panel_reads(make, outputs, monkeypatch):
-    monkeypatch.setattr(MODULE, "LOOK_EVERY", 0.001)
+    monkeypatch.setattr(MODULE, "POLL_EVERY", 0.001)
     run = make(state="running")
     watched = Panel(run)
     watched._ipython_display_()
-    control = watched.controls["kd_coef"]
+    control = watched.knobs["kd_coef"]
     for n in range(2, 30):
         mover = threading.Thread(target=lambda n=n: setattr(control.box, "value", n / 10))
         mover.start()
@@ -487,7 +487,7 @@ def test_callbacks_may_come_while_the_panel_reads(make, outputs, monkeypatch):
     run.advance()
     wait(lambda: watched.history.step == run.at and control.pending is None)
     watched.close()
-    watched.look()
+    watched.update()
     assert run.calls == [("kd_coef", n / 10) for n in range(2, 30)]
     assert control.box.value == run.folder.rows()[-1]["coef/kd_coef"] == 2.9
     assert watched.problem == ""
@@ -509,7 +509,7 @@ def test_widgets_all_sit_in_the_guarded_box(make):
         one = queue.pop()
         inside.add(one)
         queue += getattr(one, "children", ())
-    for control in watched.controls.values():
+    for control in watched.knobs.values():
         assert {control.slider, control.box, control.off, control.undo, control.back} <= inside
     assert all(isinstance(one, widgets.Widget) for one in inside)
 
@@ -517,18 +517,18 @@ def test_widgets_all_sit_in_the_guarded_box(make):
 def test_a_notice_passes(make):
     run = make(state="running")
     watched = Panel(run)
-    control = watched.controls["kd_coef"]
+    control = watched.knobs["kd_coef"]
     control.box.value = -1.0
-    watched.look()
+    watched.update()
     assert "out of range" in watched.banner.value
     control.box.value = 0.4
-    watched.look()
+    watched.update()
     assert "out of range" not in watched.banner.value  # something else was asked for
     control.box.value = -1.0
-    watched.look()
+    watched.update()
     assert "out of range" in watched.banner.value
     run.advance(3)
-    watched.look()
+    watched.update()
     assert "out of range" not in watched.banner.value
 
 
@@ -543,27 +543,27 @@ def test_a_checkpoint_is_confirmed_also_while_the_run_is_paused(make):
     write()
     (run.folder.path / "checkpoints" / "step_000004").mkdir(parents=True)
     (run.folder.path / "checkpoints" / "step_000004" / "state.json").write_text("{}")
-    watched.look()
+    watched.update()
     assert "asked for" not in watched.state.value
-    assert "checkpoint at step 4" in watched.inspector.value
+    assert "checkpoint at step 4" in watched.records.value
 
 
 def test_a_planned_move_is_shown_until_it_is_answered(make):
     run = make(state="running")
     watched = Panel(run)
     name = run.folder.ask("knob", knob="kd_coef", value=0.5, at=6)
-    watched.look()
+    watched.update()
     assert (
         "planned: 0.5 from step 6 on (moving it now replaces that)"
-        in watched.controls["kd_coef"].words.value
+        in watched.knobs["kd_coef"].words.value
     )
-    assert "planned" not in watched.controls["clip_high"].words.value
+    assert "planned" not in watched.knobs["clip_high"].words.value
     run.folder.append(
         "events.jsonl",
         {"event": "replaced", "step": 2, "knob": "kd_coef", "id": name, "why": "moved by hand"},
     )
-    watched.look()
-    assert "planned" not in watched.controls["kd_coef"].words.value
+    watched.update()
+    assert "planned" not in watched.knobs["kd_coef"].words.value
 
 
 def test_the_first_curve_is_drawn_with_the_first_step_and_the_table_with_the_curves(
@@ -577,10 +577,10 @@ def test_the_first_curve_is_drawn_with_the_first_step_and_the_table_with_the_cur
     now[0] = 5.0
     assert not watched.picture()  # an empty one more would put the first curve off
     run.advance()
-    watched.look()
+    watched.update()
     assert "step 1 of 60" in outputs[1][-1]["text/plain"]
     drawn = len(outputs[1]), len(outputs[3])
     run.advance()
     now[0] += 0.1
-    watched.look()  # too early for curves: the table waits with them
+    watched.update()  # too early for curves: the table waits with them
     assert (len(outputs[1]), len(outputs[3])) == drawn

@@ -4,7 +4,8 @@ import torch
 from recorded import rollout, run_folder
 
 from rlkd_lab.lab import token_arrays
-from rlkd_lab.lab.tokens import ARRAYS, MARKS, visible
+from rlkd_lab.lab.live.token_text import visible
+from rlkd_lab.lab.live.tokens import ARRAYS, MARKS
 from rlkd_lab.objectives import METHODS, TokenBatch, token_loss
 
 KNOWN = ("log_ratio", "kl_teacher_rev", "kl_teacher_fwd", "entropy", "surprisal")

@@ -1,7 +1,6 @@
-"""Pictures that make it click: pure functions that return a figure, and :func:`play`, which asks
-for a prediction first.
+"""Pictures of the course: functions that return a figure, and :func:`play`, which asks first.
 
-Everything is computed by the functions that the trainer calls; gradients are autograd's.
+Values come from the functions that the trainer calls; gradients come from autograd.
 """
 
 from __future__ import annotations
@@ -10,33 +9,24 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from rlkd_lab.lab.pictures.concentration import (
-    kl_concentration,
-    kl_concentration_picture,
-    kl_of_samples,
-)
-from rlkd_lab.lab.pictures.estimators import ARROWS, estimator_arrows
-from rlkd_lab.lab.pictures.exposure import (
+from rlkd_lab.lab.course.pictures.annealing import annealing_picture, annealing_stack
+from rlkd_lab.lab.course.pictures.concentration import kl_concentration, kl_concentration_picture
+from rlkd_lab.lab.course.pictures.estimators import ARROWS, estimator_arrows
+from rlkd_lab.lab.course.pictures.exposure import (
     after_one_wrong_step,
     exposure_bias,
     exposure_picture,
     measure_exposure,
 )
-from rlkd_lab.lab.pictures.fits import HUMPED, two_humps
-from rlkd_lab.lab.pictures.groups import MASKS, SPREAD, group_advantage, mask_grid
-from rlkd_lab.lab.pictures.prediction import Control, Picture, Prediction
-from rlkd_lab.lab.pictures.ratios import (
+from rlkd_lab.lab.course.pictures.fits import HUMPED, two_humps
+from rlkd_lab.lab.course.pictures.gradient_angles import gradient_angle, gradient_angle_picture
+from rlkd_lab.lab.course.pictures.groups import MASKS, SPREAD, group_advantage, mask_grid
+from rlkd_lab.lab.course.pictures.prediction import Picture, Prediction
+from rlkd_lab.lab.course.pictures.ratios import (
     CLIP,
     clip_surrogate,
-    trrd_tokens,
     trust_region,
     trust_region_picture,
-)
-from rlkd_lab.lab.pictures.runs import (
-    annealing_picture,
-    annealing_stack,
-    gradient_angle,
-    gradient_angle_picture,
 )
 from rlkd_lab.objectives import nearest
 
@@ -62,22 +52,22 @@ DATA: Mapping[str, str] = MappingProxyType(
         "gradient_angle": "a run trained with interference_every",
     }
 )
-"""Pictures that cannot be drawn without data, and what they need."""
+"""The data that some pictures need, by picture."""
 
 
 def play(name: str, *data: Any) -> Prediction:
-    """A picture that asks for a prediction first, as the last line of a cell.
+    """Return a picture that asks for a prediction first, for the last line of a cell.
 
     play("clip_surrogate")
     play("trust_region", run.samples())
 
     Args:
-        name: a key of :data:`PICTURES`, which are the names of the drawing functions too.
-        data: what the picture is drawn from, see :data:`DATA`; ``trust_region`` takes samples if it
-            gets some.
+        name: a key of :data:`PICTURES`; the drawing function has the same name.
+        data: what the picture is drawn from, see :data:`DATA`.
+            ``trust_region`` takes samples but does not need them.
 
     Raises:
-        ValueError: an unknown name, missing data, or data without what the picture shows.
+        ValueError: an unknown name, missing data, or data that lacks what the picture shows.
     """
     make = PICTURES[nearest(str(name), PICTURES, "picture")]
     if name in DATA and not data:
@@ -86,10 +76,6 @@ def play(name: str, *data: Any) -> Prediction:
 
 
 __all__ = [
-    "PICTURES",
-    "Control",
-    "Picture",
-    "Prediction",
     "after_one_wrong_step",
     "annealing_stack",
     "clip_surrogate",
@@ -98,11 +84,9 @@ __all__ = [
     "gradient_angle",
     "group_advantage",
     "kl_concentration",
-    "kl_of_samples",
     "mask_grid",
     "measure_exposure",
     "play",
-    "trrd_tokens",
     "trust_region",
     "two_humps",
 ]

@@ -1,4 +1,4 @@
-"""How few tokens carry the KL to the teacher."""
+"""The share of the KL to the teacher that few tokens carry."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from rlkd_lab.lab.pictures.prediction import BLUE, GREY, ORANGE, Control, Picture, blank
+from rlkd_lab.lab.course.pictures.prediction import BLUE, GREY, ORANGE, Picture, PictureControl
+from rlkd_lab.plots.styles import white_figure
 
 
 def kl_of_samples(samples: pd.DataFrame) -> NDArray[np.float64]:
-    """Exact KL(π_old‖π_T) of the next token at every recorded place, (tokens,), nats, ≥ 0.
+    """Return the exact KL(π_old‖π_T) of the next token, (tokens,), nats, ≥ 0.
 
     Raises:
         ValueError: the run recorded no teacher.
@@ -27,8 +28,9 @@ def kl_of_samples(samples: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def share_of_top(kl: ArrayLike, top: float = 0.05) -> float:
-    """Share of the summed KL in the ``top`` share of tokens with the largest values (at least one
-    token).
+    """Return the share of the summed KL that the ``top`` share of tokens carries.
+
+    At least one token counts.
 
     Raises:
         ValueError: no tokens, or no KL at all.
@@ -40,8 +42,9 @@ def share_of_top(kl: ArrayLike, top: float = 0.05) -> float:
 
 
 def kl_concentration(kl: ArrayLike, top: float = 0.05, label: str = "KL to the teacher") -> Figure:
-    """Cumulative share of the KL over tokens, largest first; marks what the ``top`` share of tokens
-    carries.
+    """Draw the cumulative share of the KL over tokens, largest first.
+
+    A dot marks what the ``top`` share of tokens carries.
 
     Args:
         kl: per token, (N,), nats, ≥ 0.
@@ -51,7 +54,7 @@ def kl_concentration(kl: ArrayLike, top: float = 0.05, label: str = "KL to the t
     ordered = np.sort(np.asarray(kl, dtype=float).ravel())[::-1]
     carried = share_of_top(ordered, top)
     at = np.arange(len(ordered) + 1) / len(ordered)
-    figure = blank(7.0, 4.4)
+    figure = white_figure(7.0, 4.4)
     axes = figure.subplots()
     axes.plot(
         100 * at,
@@ -90,9 +93,7 @@ def kl_concentration(kl: ArrayLike, top: float = 0.05, label: str = "KL to the t
 
 
 def kl_concentration_picture(samples: pd.DataFrame | ArrayLike) -> Picture:
-    """The picture behind its question, from recorded samples of a run with a teacher or from
-    per-token values.
-    """
+    """Return the question and the picture, from recorded samples or values of tokens."""
     recorded = isinstance(samples, pd.DataFrame)
     kl = (
         kl_of_samples(samples)
@@ -110,5 +111,5 @@ def kl_concentration_picture(samples: pd.DataFrame | ArrayLike) -> Picture:
         draw=lambda top: kl_concentration(
             kl, top / 100, "exact KL(π_old‖π_T)" if recorded else "KL to the teacher"
         ),
-        controls={"top": Control("top share of tokens, %", 5, 1, 50, 1)},
+        controls={"top": PictureControl("top share of tokens, %", 5, 1, 50, 1)},
     )

@@ -1,4 +1,4 @@
-"""Exposure bias: what a teacher makes of a prefix with one wrong step, measured by sampling."""
+"""Exposure bias: how a teacher continues after a wrong step, measured by sampling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from rlkd_lab.lab.pictures.prediction import BLUE, ORANGE, Picture, blank
+from rlkd_lab.lab.course.pictures.prediction import BLUE, ORANGE, Picture
+from rlkd_lab.plots.styles import white_figure
 from rlkd_lab.tasks.arithmetic import ArithmeticTask, steps
 from rlkd_lab.tasks.base import Example, seeded
 
@@ -21,8 +22,7 @@ ERRORS = (-10, -3, -2, -1, 1, 2, 3, 10)
 
 
 def wrong_prefix(example: Example, position: int, seed: int = 0) -> tuple[str, str]:
-    """The first ``position`` worked steps of a prompt, all right, and the same with the last of
-    them wrong.
+    """Return the first ``position`` worked steps of a prompt, and the same with the last one wrong.
 
     Args:
         example: of the arithmetic task.
@@ -31,7 +31,7 @@ def wrong_prefix(example: Example, position: int, seed: int = 0) -> tuple[str, s
     """
     right, _ = steps(example.prompt)
     rng = seeded("exposure", seed, example.prompt, position)
-    # an error that would leave 0–99 is cut there, and may be none
+    # an error that would leave 0–99 is cut there, and may vanish
     for error in rng.sample(ERRORS, len(ERRORS)):
         wrong, _ = steps(example.prompt, position - 1, error)
         if wrong[position - 1] != right[position - 1]:
@@ -43,11 +43,11 @@ def wrong_prefix(example: Example, position: int, seed: int = 0) -> tuple[str, s
 def measure_exposure(
     teacher: LanguageModel, operations: int = 4, prompts: int = 64, samples: int = 4, seed: int = 0
 ) -> pd.DataFrame:
-    """Accuracy of a teacher's own continuations of right prefixes and of prefixes whose last step
-    is wrong, by position of that step.
+    """Measure a teacher's accuracy after right prefixes and after prefixes with a wrong step.
 
-    The prefixes are made up, not a student's: the same prompts at every position, one error of ±1,
-    2, 3 or 10. The teacher samples at T = 1; the answer that counts is the prompt's.
+    The prefixes are constructed: the same prompts at every position, with an error of
+    ±1, 2, 3 or 10 in the last step. The teacher samples at T = 1, and the prompt's answer
+    counts.
 
     Args:
         teacher: a model of the arithmetic task.
@@ -57,10 +57,11 @@ def measure_exposure(
         seed: of prompts, errors and sampling.
 
     Returns:
-        A row for each ``position`` (1 … operations) and ``prefix`` (right, wrong): ``prompts``,
-        ``n`` (continuations), ``accuracy``, ``low``, ``high`` (95 % bootstrap over prompts).
+        A row for each ``position`` (1 … operations) and ``prefix`` (right, wrong).
+        Further columns: ``prompts``, ``n`` (continuations), ``accuracy``, and its 95 %
+        bootstrap interval over prompts, ``low`` and ``high``.
     """
-    # here: what only draws, `rlkd compare` for one, need not load transformers
+    # imported here, because drawing alone need not load transformers
     from rlkd_lab.rollouts import DenseTwin, Sampling, sample
     from rlkd_lab.study.statistics import bootstrap
 
@@ -78,15 +79,11 @@ def measure_exposure(
             ]
             room = min(20 * operations + 16, teacher.context - max(map(len, texts)) - 1)
             drawn = sample(teacher, texts, samples, Sampling(1.0, room), generator, twin=twin).texts
-            right = [
-                np.mean(
-                    [
-                        task.score(prefix + text, example).correct
-                        for text in drawn[i * samples : (i + 1) * samples]
-                    ]
-                )
-                for i, (example, prefix) in enumerate(zip(examples, prefixes, strict=True))
-            ]
+            right = []
+            for i, (example, prefix) in enumerate(zip(examples, prefixes, strict=True)):
+                completions = drawn[i * samples : (i + 1) * samples]
+                scores = [task.score(prefix + text, example).correct for text in completions]
+                right.append(float(np.mean(scores)))
             interval = bootstrap(right)
             rows.append(
                 {
@@ -103,13 +100,13 @@ def measure_exposure(
 
 
 def exposure_bias(measured: pd.DataFrame, title: str = "") -> Figure:
-    """Bars of :func:`measure_exposure` with their intervals.
+    """Draw the bars of :func:`measure_exposure` with their intervals.
 
     Args:
         measured: ``position``, ``prefix``, ``n``, ``accuracy``, ``low``, ``high``.
         title: say which teacher it is.
     """
-    figure = blank(7.6, 4.4)
+    figure = white_figure(7.6, 4.4)
     axes = figure.subplots()
     for kind, shift, colour, label in (
         ("right", -0.2, BLUE, "all steps right so far"),
@@ -136,8 +133,8 @@ def exposure_bias(measured: pd.DataFrame, title: str = "") -> Figure:
     axes.set_yticks(range(0, 101, 20))
     sizes = sorted(measured["n"].unique())
     axes.set_title(
-        f"{title}{': ' if title else ''}{' or '.join(map(str, sizes))} continuations a bar,"
-        " 95 % bootstrap over prompts",
+        (f"{title}: " if title else "")
+        + f"{' or '.join(map(str, sizes))} continuations a bar, 95 % bootstrap over prompts",
         fontsize=10,
     )
     axes.legend(loc="upper center", ncols=2, frameon=False, fontsize=10)
@@ -147,26 +144,29 @@ def exposure_bias(measured: pd.DataFrame, title: str = "") -> Figure:
 
 
 def after_one_wrong_step(measured: pd.DataFrame) -> float:
-    """Mean accuracy over the positions of the wrong step, 0–1: what exercise 02.one_wrong_step
-    asks for.
+    """Return the mean accuracy over the positions of the wrong step, 0–1.
+
+    Exercise 02.one_wrong_step asks for it.
     """
     return float(measured.loc[measured["prefix"] == "wrong", "accuracy"].mean())
 
 
 def exposure_picture(measured: pd.DataFrame, title: str = "") -> Picture:
-    """The picture behind its question, from :func:`measure_exposure`."""
+    """Return the question and the picture, from :func:`measure_exposure`."""
     wrong, right = (
         after_one_wrong_step(measured),
         float(measured.loc[measured["prefix"] == "right", "accuracy"].mean()),
     )
     edges: Sequence[float] = (0.1, 0.5, 0.9)
     lesson = (
-        "A teacher that knows right steps alone goes on from a wrong one as if it were right:"
-        " on the student's own wrong prefixes its word is worth little."
-        if wrong < 0.5
-        else "It looks at the prompt again later on, as a check does, and mends what went wrong:"
+        "It looks at the prompt again later on, as a check does, and mends what went wrong:"
         " read a continuation."
     )
+    if wrong < 0.5:
+        lesson = (
+            "A teacher that knows right steps alone goes on from a wrong one as if it were"
+            " right: on the student's own wrong prefixes its word is worth little."
+        )
     return Picture(
         question=f"After right steps the teacher ends up right in {right:.0%} of its"
         " continuations. How often after a prefix whose last step is wrong?",

@@ -1,4 +1,4 @@
-"""Forward and reverse KL fit a student with one hump to a teacher with two."""
+"""A student with one hump, fitted to a teacher with two by forward and by reverse KL."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from rlkd_lab.lab.pictures.estimators import COLOURS, EXACT, Kind
-from rlkd_lab.lab.pictures.prediction import GREEN, ORANGE, PURPLE, Control, Picture, blank
+from rlkd_lab.lab.course.pictures.estimators import COLOURS, EXACT, Kind
+from rlkd_lab.lab.course.pictures.prediction import GREEN, ORANGE, PURPLE, Picture, PictureControl
+from rlkd_lab.plots.styles import white_figure
 
 HUMPS = (0.49, 0.02, 0.49)
 """The teacher's probabilities of 0, 1 and 2."""
 
 
 def binomial(q: Tensor) -> Tensor:
-    """Log-probabilities of Binomial(2, q), (...) → (..., 3)."""
+    """Return the log-probabilities of Binomial(2, q), (...) → (..., 3)."""
     return torch.stack(
         [2 * torch.log1p(-q), math.log(2) + q.log() + torch.log1p(-q), 2 * q.log()], -1
     )
@@ -28,7 +29,7 @@ def binomial(q: Tensor) -> Tensor:
 def binomial_divergence(
     kind: Kind, q: ArrayLike, teacher: Sequence[float] = HUMPS
 ) -> NDArray[np.float64]:
-    """KL of Binomial(2, q) to a teacher on {0, 1, 2}, nats, for each 0 < q < 1."""
+    """Return the KL of Binomial(2, q) and a teacher on {0, 1, 2}, nats, for each 0 < q < 1."""
     probabilities = torch.as_tensor(np.asarray(q, dtype=float))
     return EXACT[kind](
         binomial(probabilities), torch.tensor(teacher, dtype=torch.float64).log()
@@ -36,7 +37,7 @@ def binomial_divergence(
 
 
 def binomial_fits(kind: Kind, teacher: Sequence[float] = HUMPS) -> list[float]:
-    """Every q that attains the smallest divergence, to 1e-4, ascending.
+    """Return every q with the smallest divergence, to 1e-4, ascending.
 
     >>> [round(q, 3) for q in binomial_fits("reverse")]
     [0.024, 0.976]
@@ -50,15 +51,16 @@ def binomial_fits(kind: Kind, teacher: Sequence[float] = HUMPS) -> list[float]:
 
 
 def two_humps(q: float = 0.5, teacher: Sequence[float] = HUMPS) -> Figure:
-    """Both divergences of a Binomial(2, q) student to a two-humped teacher as functions of q, and
-    the distributions as bars.
+    """Draw both divergences of a Binomial(2, q) student to the teacher as functions of q.
+
+    The right panel has the distributions as bars.
 
     Args:
         q: of the student that is marked, in (0, 1).
         teacher: probabilities of 0, 1 and 2.
     """
     at = np.linspace(0.002, 0.998, 499)
-    figure = blank(10.4, 4.3)
+    figure = white_figure(10.4, 4.3)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     labels: dict[Kind, str] = {"forward": "forward KL(π_T‖π_θ)", "reverse": "reverse KL(π_θ‖π_T)"}
     for kind, label in labels.items():
@@ -103,15 +105,14 @@ def two_humps(q: float = 0.5, teacher: Sequence[float] = HUMPS) -> Figure:
 
 
 HUMPED = Picture(
-    question="The teacher says 0 or 2 with 49 % each and hardly ever 1. The student, Binomial(2,"
-    " q), has one hump. Where does the *forward* KL, the one that"
-    " SFT on teacher traces follows, put most of the student's probability?",
+    question="The teacher says 0 or 2 with 49 % each and hardly ever 1. The student, "
+    "Binomial(2, q), has one hump. Where does the *forward* KL, the one that SFT on teacher "
+    "traces follows, put most of the student's probability?",
     choices=("on 0 or on 2", "on 1, where the teacher has 2 %", "evenly on all three"),
     answer=1,
-    why="Forward KL punishes every outcome of the teacher that the student misses, so q = 0.5 and"
-    " half of the mass lies in the valley. Reverse KL punishes what"
-    " the teacher would not say: the student takes one hump (q = 0.024 or 0.976) and forgets"
-    " the other.",
+    why="Forward KL punishes every outcome of the teacher that the student misses, so q = 0.5 "
+    "and half of the mass lies in the valley. Reverse KL punishes what the teacher would not "
+    "say: the student takes one hump (q = 0.024 or 0.976) and forgets the other.",
     draw=two_humps,
-    controls={"q": Control("q", 0.3, 0.01, 0.99, 0.01)},
+    controls={"q": PictureControl("q", 0.3, 0.01, 0.99, 0.01)},
 )

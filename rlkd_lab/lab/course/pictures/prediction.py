@@ -1,9 +1,8 @@
-"""A prediction first, then the picture: one small widget for all pictures.
+"""A widget that asks for a prediction before it shows a picture.
 
-In a kernel it asks a question; the picture, its sliders and the answer appear with the reader's
-choice. Without ipywidgets, and where ``RLKD_SHORT`` is set, question, picture and answer are
-displayed at once. Left out: browser-side state. What is displayed beside the widgets is Markdown
-and PNG, which a saved notebook keeps.
+In a kernel it asks a question; the picture, its sliders and the answer follow the choice.
+Without ipywidgets, or with ``RLKD_SHORT`` set, it displays all of them at once.
+It displays Markdown and PNG beside the widgets, because a saved notebook keeps those.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rlkd_lab.lab.plots import png
+from rlkd_lab.plots.files import png
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = (
     "#0072B2",
@@ -27,22 +25,18 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = (
     "#56B4E9",
     "#777777",
 )
-"""Okabe–Ito; in every picture orange is the teacher or a negative advantage, blue the student
-or a positive one.
+"""Colours of Okabe and Ito.
+
+Orange is the teacher or a negative advantage, blue the student or a positive one.
 """
 
 
-def blank(width: float, height: float) -> Figure:
-    """An empty white figure, inches."""
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 @dataclass(frozen=True)
-class Control:
-    """What the reader may move: a slider from ``low`` to ``high``, a choice among ``options``
-    (label → value), or a text where neither is given.
+class PictureControl:
+    """A value of a picture that the reader can change.
+
+    It is a slider from ``low`` to ``high``, a choice among ``options`` (label → value),
+    or a text field where neither is given.
     """
 
     label: str
@@ -55,49 +49,44 @@ class Control:
 
 @dataclass(frozen=True)
 class Picture:
-    """A question, its answer, and a pure function that draws."""
+    """A question, its answer, and a pure function that draws the picture."""
 
     question: str
     choices: tuple[str, ...]
     """Two to four."""
     answer: int
-    """Which choice holds."""
+    """Index of the right choice."""
     why: str
-    """A sentence or two, shown with the verdict."""
+    """One or two sentences, shown with the verdict."""
     draw: Callable[..., Figure]
-    """Takes the controls by name."""
-    controls: dict[str, Control] = field(default_factory=dict)
+    """Takes the values of the controls by name."""
+    controls: dict[str, PictureControl] = field(default_factory=dict)
 
     def figure(self, **values: Any) -> Figure:
-        """The picture; a control that is not given stands where it starts."""
-        return self.draw(
-            **{name: control.value for name, control in self.controls.items()} | values
-        )
+        """Draw the picture; a control that is not given has its first value."""
+        first = {name: control.value for name, control in self.controls.items()}
+        return self.draw(**first | values)
 
     def asked(self) -> str:
-        """The question with its choices, in Markdown."""
-        return f"**Predict first.** {self.question}\n\n" + "\n".join(
-            f"- {choice}" for choice in self.choices
-        )
+        """Return the question with its choices, in Markdown."""
+        choices = "\n".join(f"- {choice}" for choice in self.choices)
+        return f"**Predict first.** {self.question}\n\n{choices}"
 
     def verdict(self, choice: int | None = None) -> str:
-        """Whether the prediction held, and why, in Markdown."""
+        """Return whether the prediction held, and why, in Markdown."""
+        right = self.choices[self.answer]
         if choice is None:
-            return f"**Answer: {self.choices[self.answer]}.** {self.why}"
+            return f"**Answer: {right}.** {self.why}"
         if choice == self.answer:
-            return f"**Your prediction held: {self.choices[choice]}.** {self.why}"
-        return (
-            f"**You predicted “{self.choices[choice]}”; it is: {self.choices[self.answer]}.**"
-            f" {self.why}"
-        )
+            return f"**Your prediction held: {right}.** {self.why}"
+        return f"**You predicted “{self.choices[choice]}”; it is: {right}.** {self.why}"
 
 
 class Prediction:
-    """A picture that asks first. Display it as the last line of a cell, or call :meth:`show`.
+    """A picture that asks first, for the last line of a cell; :meth:`show` displays it too.
 
-    Widgets: ``radio`` (no choice at the start), ``button``, ``controls`` by name, and ``box``,
-        which holds them all; ``None`` where ipywidgets is missing.
-    ``shown`` says whether the picture is open.
+    ``box`` holds the widgets ``radio``, ``button`` and ``controls`` (by name).
+    It is ``None`` where there are no widgets. ``shown`` says whether the picture is open.
     """
 
     def __init__(self, picture: Picture) -> None:
@@ -113,19 +102,15 @@ class Prediction:
 
     def __repr__(self) -> str:
         words = "A question with a picture behind it: " + self.picture.question
-        return (
-            f"{words} {self.picture.verdict(self.choice)}".replace("**", "")
-            if self.shown
-            else words
-        )
+        if self.shown:
+            words += " " + self.picture.verdict(self.choice)
+        return words.replace("**", "")
 
     def figure(self) -> Figure:
-        """The picture as the controls stand now."""
-        return self.picture.figure(
-            **{name: widget.value for name, widget in self.controls.items()}
-            if self.box is not None
-            else {}
-        )
+        """Draw the picture with the values that the controls have now."""
+        if self.box is None:
+            return self.picture.figure()
+        return self.picture.figure(**{name: each.value for name, each in self.controls.items()})
 
     def show(self) -> None:
         """Display question, widgets, verdict and picture."""
@@ -138,15 +123,10 @@ class Prediction:
             return
         display(Markdown(f"**Predict first.** {self.picture.question}"))
         bundle = self.box._repr_mimebundle_()
-        # a saved notebook shows text/plain: the choices in words, not a tree of widgets
+        # A saved notebook shows text/plain, so it has the choices in words.
         choices = "\n".join(f"( ) {choice}" for choice in self.picture.choices)
-        display(
-            {
-                **bundle,
-                "text/plain": f"{choices}\nRun this cell to choose, and to move the sliders.",
-            },
-            raw=True,
-        )
+        words = f"{choices}\nRun this cell to choose, and to move the sliders."
+        display({**bundle, "text/plain": words}, raw=True)
         self._verdict_handle = display(Markdown(self._words()), display_id=True)
         self._picture_handle = display(self._content(), display_id=True, raw=True)
 
@@ -156,24 +136,21 @@ class Prediction:
         try:
             import ipywidgets as widgets
 
-            from rlkd_lab.lab.keys import Guard
+            from rlkd_lab.lab.live.keyboard import KeyboardGuard
         except ImportError:
             return
         wide = {"description_width": "initial"}
         options = [(choice, index) for index, choice in enumerate(self.picture.choices)]
-        self.radio = widgets.RadioButtons(
-            options=options, index=None, layout=widgets.Layout(width="max-content")
-        )
-        self.button = widgets.Button(
-            description="Show", disabled=True, tooltip="Show the picture; choose an answer first"
-        )
+        layout = widgets.Layout(width="max-content")
+        self.radio = widgets.RadioButtons(options=options, index=None, layout=layout)
+        tooltip = "Show the picture; choose an answer first"
+        self.button = widgets.Button(description="Show", disabled=True, tooltip=tooltip)
         self.controls = {
             name: _widget(widgets, control, wide) for name, control in self.picture.controls.items()
         }
-        self._panel = widgets.VBox(
-            list(self.controls.values()), layout=widgets.Layout(display="none")
-        )
-        self.box = widgets.VBox([self.radio, self.button, self._panel, Guard()])
+        hidden = widgets.Layout(display="none")
+        self._panel = widgets.VBox(list(self.controls.values()), layout=hidden)
+        self.box = widgets.VBox([self.radio, self.button, self._panel, KeyboardGuard()])
         self.box.add_class("rlkd-panel")
         self.radio.observe(self._chosen, names="index")
         self.button.on_click(self._commit)
@@ -197,7 +174,7 @@ class Prediction:
         try:
             content = self._content()
             self.complaint = ""
-        except ValueError as error:  # a text that cannot be read: say so, keep the last picture
+        except ValueError as error:  # the text cannot be read: say so, keep the last picture
             self.complaint, content = str(error), None
         if self._verdict_handle is not None:
             from IPython.display import Markdown
@@ -209,50 +186,35 @@ class Prediction:
     def _words(self) -> str:
         if not self.shown:
             return "Choose an answer, then press Show: the picture and its sliders open."
-        return self.picture.verdict(self.choice) + (
-            f"\n\n*{self.complaint}*" if self.complaint else ""
-        )
+        complaint = f"\n\n*{self.complaint}*" if self.complaint else ""
+        return self.picture.verdict(self.choice) + complaint
 
     def _content(self) -> dict[str, str]:
-        """What stands in the picture's place: the PNG, folded away in HTML until the reader has
-        chosen, so that it survives in a saved notebook.
+        """Return the PNG, folded away in HTML until the reader has chosen.
+
+        The folded picture is there for readers of a saved notebook, who have no kernel.
         """
         data = base64.b64encode(png(self.figure())).decode()
         if self.shown:
             return {"image/png": data, "text/plain": repr(self)}
-        # frontends prefer HTML to PNG; where there is no HTML (PDF) the picture stands open
+        # Front ends prefer HTML to PNG; a format without HTML (PDF) shows the open picture.
         image = f'<img alt="the picture" src="data:image/png;base64,{data}">'
-        folded = (
-            "<details><summary>No kernel? Open the picture after you have"
-            f" predicted.</summary>{image}</details>"
-        )
+        summary = "<summary>No kernel? Open the picture after you have predicted.</summary>"
+        folded = f"<details>{summary}{image}</details>"
         return {"text/html": folded, "image/png": data, "text/plain": repr(self)}
 
 
-def _widget(widgets: Any, control: Control, style: dict[str, str]) -> Any:
-    # continuous: a picture takes about 0.1 s, and ipywidgets sends the next value only when the
-    # kernel is idle
+def _widget(widgets: Any, control: PictureControl, style: dict[str, str]) -> Any:
+    """Return the widget of a control.
+
+    Sliders send while they move: ipywidgets waits with the next value until a picture,
+    which takes about 0.1 s, is drawn.
+    """
+    common = {"value": control.value, "description": control.label, "style": style}
     if control.options:
-        return widgets.Dropdown(
-            options=list(control.options.items()),
-            value=control.value,
-            description=control.label,
-            style=style,
-        )
+        return widgets.Dropdown(options=list(control.options.items()), **common)
     if control.low is None:
-        return widgets.Text(
-            value=control.value,
-            description=control.label,
-            style=style,
-            continuous_update=False,
-            layout=widgets.Layout(width="32em"),
-        )
+        layout = widgets.Layout(width="32em")
+        return widgets.Text(continuous_update=False, layout=layout, **common)
     kind = widgets.IntSlider if isinstance(control.value, int) else widgets.FloatSlider
-    return kind(
-        value=control.value,
-        min=control.low,
-        max=control.high,
-        step=control.step,
-        description=control.label,
-        style=style,
-    )
+    return kind(min=control.low, max=control.high, step=control.step, **common)
