@@ -247,7 +247,7 @@ def draw_kernels(axes: Axes, found: dict[str, Any], measure: str, unit: str) -> 
 
 
 def main() -> None:
-    from rlkd_lab.lab.plots import save_figure
+    from rlkd_lab.plots import save_figure
 
     step, gpu = load("step"), load("gpu")
     panels: list[tuple[Any, tuple[Any, ...]]] = []

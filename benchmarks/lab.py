@@ -4,8 +4,8 @@
 
 - Knob to effect: knobs moved at random moments of a running run; a move counts as in time if the
   first step that begins after the request has the value.
-- Overhead of an open panel, twin off: steps in a time slice with the panel open against its
-  neighbours without, in a thread of the kernel and in a process of its own, inside a real kernel,
+- Overhead of an open panel, fork off: steps in a time slice with the panel open against its
+  neighbours without, in a thread of the kernel and in another its own, inside a real kernel,
   learning rate 0 (so that every step samples the same policy).
 - First curve: from the start of the kernel of notebook 00 to the first picture with a step on it,
   all cells run in order.
@@ -117,7 +117,7 @@ def overhead(drive: str) -> dict[str, Any]:
         settings={"learning_rate": "0"},
     )
     run = {"thread": start, "process": launch}[drive](
-        config, Path(tempfile.mkdtemp()) / "run", twin="off"
+        config, Path(tempfile.mkdtemp()) / "run", fork="off"
     )
     while run.status().step < 10:
         time.sleep(0.2)

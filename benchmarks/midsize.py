@@ -16,8 +16,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from rlkd_lab.lab import plot_groups, save_figure
-from rlkd_lab.lab.ablations import plot_arms
+from rlkd_lab.plots import plot_arms, plot_groups, save_figure
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.results import over, read_part
 from rlkd_lab.study.study import KEPT

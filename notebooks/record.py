@@ -11,9 +11,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from rlkd_lab.lab import plot_groups, progress, save_figure
-from rlkd_lab.lab.mistakes import add_mistakes
+from rlkd_lab.lab.course.common_bugs import add_common_bugs
 from rlkd_lab.objectives import METHODS
+from rlkd_lab.plots import plot_groups, save_figure
+from rlkd_lab.progress import progress
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training import load_or_train, make_config
 
@@ -76,7 +77,7 @@ def draw() -> None:
 
 
 if __name__ == "__main__":
-    add_mistakes()
+    add_common_bugs()
     if sys.argv[1:] == ["figure"]:
         draw()
         sys.exit()

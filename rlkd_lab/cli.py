@@ -132,7 +132,7 @@ def train(
 ) -> None:
     """Train a student into a new run folder."""
     with plain_errors():
-        from rlkd_lab.lab import progress
+        from rlkd_lab.progress import progress
         from rlkd_lab.runs import RunFolder
         from rlkd_lab.training import make_config, run
         from rlkd_lab.training import schedule_from as rerun_of
@@ -196,7 +196,7 @@ def _say_end(path: Path) -> None:
 def resume(run_path: RunPath) -> None:
     """Go on with a run from its last checkpoint."""
     with plain_errors():
-        from rlkd_lab.lab import progress
+        from rlkd_lab.progress import progress
         from rlkd_lab.runs import RunFolder
         from rlkd_lab.training import config_of
         from rlkd_lab.training import resume as resume_run
@@ -224,7 +224,7 @@ def replay(
     Status 1 if they differ.
     """
     with plain_errors():
-        from rlkd_lab.lab import progress
+        from rlkd_lab.progress import progress
         from rlkd_lab.runs import RunFolder
         from rlkd_lab.training import replay as replay_run
 
@@ -264,8 +264,8 @@ def compare(
 ) -> None:
     """Several runs in a table and a figure."""
     with plain_errors():
-        from rlkd_lab.lab import ALL, plot_runs, save_figure
         from rlkd_lab.objectives import nearest
+        from rlkd_lab.plots import ALL, plot_runs, save_figure
         from rlkd_lab.runs import RunFolder
         from rlkd_lab.runs import compare as compare_runs
 
@@ -963,7 +963,7 @@ def study(
             write_scorecard(keep)
         found = read_study(out)
         if figures is not None:
-            from rlkd_lab.lab.claim_figures import draw_claims
+            from rlkd_lab.plots import draw_claims
 
             draw_claims(found, figures)
         verdicts = judge_claims(found)
@@ -1017,7 +1017,7 @@ def ask(
     what: Annotated[
         str,
         typer.Argument(
-            help="pause, go_on, step, stop, checkpoint, or a knob: NAME=VALUE, NAME=off,"
+            help="pause, unpause, step, stop, checkpoint, or a knob: NAME=VALUE, NAME=off,"
             " NAME=schedule to give it back"
         ),
     ],
@@ -1028,12 +1028,14 @@ def ask(
 ) -> None:
     """Ask something of a run that goes on, wherever it was started."""
     with plain_errors():
-        from rlkd_lab.lab import open_run
+        from rlkd_lab.training.remote import RemoteRun
 
-        handle = open_run(run_path)
+        handle = RemoteRun(run_path)
         buttons = {
-            name: getattr(handle, name) for name in ("pause", "go_on", "step", "stop", "checkpoint")
+            name: getattr(handle, name)
+            for name in ("pause", "unpause", "step", "stop", "checkpoint")
         }
+        what = "unpause" if what in ("go_on", "resume") else what  # its earlier names
         knob, equals, value = what.partition("=")
         if at is not None and (not equals or value == "schedule"):
             raise ValueError("--at is for a knob's value: NAME=VALUE")

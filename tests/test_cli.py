@@ -687,7 +687,7 @@ def test_a_knob_for_a_step_that_is_over_is_taken_and_said(rlkd, runs, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (["paws"], "'paws' is none of pause, go_on, step, stop, checkpoint"),
+        (["paws"], "'paws' is none of pause, unpause, step, stop, checkpoint"),
         (["kd_coef=much"], "'much' is no value of a knob"),
         (["kd_coef=11"], "kd_coef"),
         (["kd_cof=1"], "did you mean 'kd_coef'"),

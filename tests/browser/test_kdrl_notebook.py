@@ -67,7 +67,7 @@ def test_kdrl_notebook_is_run_steered_and_left_whole(lab: Lab, tmp_path: Path) -
     press_dangerous(lab)
     until(
         lambda: run.status().step == paused + 1 and run.status().state == "paused", 180
-    )  # with two twins
+    )  # with two forks
     assert run.folder.rows()[-1]["coef/kd_coef"] == pytest.approx(value)
     assert any(
         e["event"] == "knob" and e["step"] == paused + 1 and e["value"] == pytest.approx(value)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from in_browser import Lab, setting, until, write_notebook
 
-FAKE = Path(__file__).parents[1] / "lab"
+FAKE = Path(__file__).parents[1] / "lab" / "live"
 SOURCES = [
     "a = 1",
     "import sys\n"
@@ -14,9 +14,9 @@ SOURCES = [
     "from rlkd_lab.lab import panel\n"
     "import tempfile\n"
     "run = FakeHandle(tempfile.mkdtemp() + '/kdrl', steps=60)\n"
-    "run.twin('noise')\n"
-    "run.advance(20); run.request('kd_coef', 0.3); run.advance(22); run.fork('untouched', 20,"
-    " 22); run.fork('noise', 20, 22, seed=3)\n"
+    "run.fork('noise')\n"
+    "run.advance(20); run.request('kd_coef', 0.3); run.advance(22); run.forked('untouched',"
+    " 20, 22); run.forked('noise', 20, 22, seed=3)\n"
     "run.state = 'running'",
     "panel(run)",
     "c = 3",

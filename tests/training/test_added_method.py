@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from rlkd_lab.lab import launch, open_run, plot_runs, png, start
+from rlkd_lab.lab import launch, open_run, start
 from rlkd_lab.objectives import METHODS, add_method, methods
 from rlkd_lab.objectives.methods import reward_advantage
+from rlkd_lab.plots import plot_runs, png
 from rlkd_lab.training import config_of, make_config, resume, run
 
 

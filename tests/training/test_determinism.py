@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlkd_lab.lab import inspect_tokens, open_run
-from rlkd_lab.lab.history import History
+from rlkd_lab.lab.live.history import History
 from rlkd_lab.models import load_teacher
 from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.runs import RunFolder, Tail, first_difference

@@ -1,0 +1,1 @@
+"""What the notebooks teach with: pictures, exercises, checks of a method."""

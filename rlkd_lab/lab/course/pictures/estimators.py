@@ -1,0 +1,239 @@
+"""Which divergence a gradient follows: k1, k2 and k3 as losses against the exact KLs.
+
+The gradients are arrows on a simplex of three tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlkd_lab.lab.course.pictures.prediction import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    Picture,
+    PictureControl,
+)
+from rlkd_lab.objectives import forward_kl, k1, k2, k3, reverse_kl
+from rlkd_lab.plots.styles import white_figure
+
+Kind = Literal["reverse", "forward"]
+COLOURS: dict[Kind, str] = {"reverse": GREEN, "forward": PURPLE}
+EXACT: dict[Kind, Callable[[Tensor, Tensor], Tensor]] = {
+    "reverse": reverse_kl,
+    "forward": forward_kl,
+}
+ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+STUDENT, TEACHER = (0.35, 0.45, 0.2), (0.02, 0.38, 0.6)
+"""Probabilities of three tokens, for which the two KLs pull in different directions."""
+
+
+def _logits(student: Sequence[float]) -> Tensor:
+    return torch.tensor(student, dtype=torch.float64).log().requires_grad_()
+
+
+def exact_gradient(
+    kind: Kind, student: Sequence[float] = STUDENT, teacher: Sequence[float] = TEACHER
+) -> NDArray[np.float64]:
+    """Return the gradient of the exact KL at the student's logits, (V,)."""
+    logits = _logits(student)
+    loss = EXACT[kind](logits.log_softmax(-1), torch.tensor(teacher, dtype=torch.float64).log())
+    return torch.autograd.grad(loss, logits)[0].numpy()
+
+
+def token_gradients(
+    estimator: str, student: Sequence[float] = STUDENT, teacher: Sequence[float] = TEACHER
+) -> NDArray[np.float64]:
+    """Return the gradient of an estimator as a loss at the logits, (V, V).
+
+    Each row belongs to a token that may be sampled.
+    """
+    logits = _logits(student)
+    losses = ESTIMATORS[estimator](
+        logits.log_softmax(-1), torch.tensor(teacher, dtype=torch.float64).log()
+    )
+    return torch.stack(
+        [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in losses]
+    ).numpy()
+
+
+def followed(
+    estimator: str, student: Sequence[float] = STUDENT, teacher: Sequence[float] = TEACHER
+) -> str:
+    """Return which gradient an estimator has in expectation, by enumeration of the tokens.
+
+    The answer is ``zero``, ``reverse`` or ``forward``.
+
+    >>> followed("k2")
+    'reverse'
+    """
+    mean = np.asarray(student) @ token_gradients(estimator, student, teacher)
+    if np.allclose(mean, 0.0, atol=1e-10):
+        return "zero"
+    return next(
+        kind
+        for kind in COLOURS
+        if np.allclose(mean, exact_gradient(kind, student, teacher), atol=1e-10)
+    )
+
+
+_CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
+
+
+def arrow(gradient: NDArray[np.float64], student: Sequence[float] = STUDENT) -> NDArray[np.float64]:
+    """Return where a small step against a gradient moves the student on the simplex, (2,).
+
+    The gradient is one at the logits; the move is per unit of step size.
+    """
+    p = np.asarray(student)
+    moved = -(p * gradient - p * (p @ gradient))  # the softmax's Jacobian, diag(p) − p·pᵀ
+    return moved @ _CORNERS
+
+
+def estimator_arrows(
+    n: int = 20,
+    seed: int = 0,
+    student: Sequence[float] = STUDENT,
+    teacher: Sequence[float] = TEACHER,
+) -> Figure:
+    """Draw the mean arrows of k1, k2 and k3 over ``n`` samples beside the exact arrows.
+
+    Args:
+        n: samples drawn from the student, ≥ 1.
+        seed: of the draw; the first samples stay the same as n grows.
+        student, teacher: probabilities of three tokens, all > 0.
+    """
+    drawn = np.random.default_rng(seed).choice(3, size=n, p=np.asarray(student))
+    here, there = np.asarray(student) @ _CORNERS, np.asarray(teacher) @ _CORNERS
+    exact = {kind: arrow(exact_gradient(kind, student, teacher), student) for kind in COLOURS}
+    scale = 0.42 / max(float(np.linalg.norm(step)) for step in exact.values())
+    length = float(np.linalg.norm(exact["reverse"]))
+    figure = white_figure(11.0, 4.3)
+    for axes, name in zip(figure.subplots(1, 3), ESTIMATORS, strict=True):
+        _triangle(axes, here, there)
+        gradients = token_gradients(name, student, teacher)
+        steps = np.array([arrow(row, student) for row in gradients])[drawn]
+        means = steps.cumsum(0) / np.arange(1, n + 1)[:, None]
+        path = here + scale * means
+        axes.plot(path[:, 0], path[:, 1], color=GREY, linewidth=0.9, alpha=0.8)
+        for kind, colour in COLOURS.items():
+            _arrow(axes, here, here + scale * exact[kind], colour, 5.0, alpha=0.45)
+        if np.linalg.norm(scale * means[-1]) > 0.02:
+            _arrow(axes, here, path[-1], "black", 1.8)
+        share = np.linalg.norm(means[-1]) / length
+        title = f"{name} as a loss\nlength {share:.2f} of the reverse arrow"
+        axes.set_title(title, fontsize=10)
+        axes.set_xlim(-0.12, 1.12)
+        axes.set_ylim(-0.1, 0.95)
+    figure.legend(handles=_legend(n), loc="lower center", ncols=4, frameon=False, fontsize=9)
+    figure.suptitle("Where a small step moves the student: all arrows to one scale", fontsize=11)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    return figure
+
+
+def _legend(n: int) -> list[Line2D]:
+    mean = f"mean of {n} sample{'' if n == 1 else 's'}"
+    reverse, forward = "exact: down the reverse KL(π_θ‖π_T)", "exact: down the forward KL(π_T‖π_θ)"
+    return [
+        Line2D([], [], color="black", linewidth=1.8, label=mean),
+        Line2D([], [], color=GREY, linewidth=0.9, label="the mean's way there"),
+        Line2D([], [], color=GREEN, linewidth=5, alpha=0.45, label=reverse),
+        Line2D([], [], color=PURPLE, linewidth=5, alpha=0.45, label=forward),
+    ]
+
+
+def _triangle(axes: Axes, here: NDArray[np.float64], there: NDArray[np.float64]) -> None:
+    """Draw the simplex with student and teacher."""
+    edge = np.vstack([_CORNERS, _CORNERS[:1]])
+    axes.plot(edge[:, 0], edge[:, 1], color=GREY, linewidth=1)
+    for corner, label, way in zip(
+        _CORNERS, ("token 0", "token 1", "token 2"), ("top", "top", "bottom"), strict=True
+    ):
+        axes.text(
+            corner[0],
+            corner[1] + (-0.03 if way == "top" else 0.03),
+            label,
+            ha="center",
+            va=way,
+            fontsize=8,
+            color="#444444",
+        )
+    axes.plot(*here, "o", color=BLUE, markersize=8, zorder=4)
+    axes.plot(*there, "s", color=ORANGE, markersize=8, zorder=4)
+    axes.annotate(
+        "student",
+        (here[0], here[1]),
+        (-8, -3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
+        color=BLUE,
+    )
+    axes.annotate(
+        "teacher",
+        (there[0], there[1]),
+        (8, 6),
+        textcoords="offset points",
+        fontsize=9,
+        color=ORANGE,
+    )
+    axes.set_aspect("equal")
+    axes.axis("off")
+
+
+def _arrow(
+    axes: Axes,
+    start: NDArray[np.float64],
+    end: NDArray[np.float64],
+    colour: str,
+    width: float,
+    alpha: float = 1.0,
+) -> None:
+    axes.add_patch(
+        FancyArrowPatch(
+            tuple(start),
+            tuple(end),
+            arrowstyle="-|>",
+            mutation_scale=10 + 2 * width,
+            color=colour,
+            linewidth=width,
+            alpha=alpha,
+            shrinkA=0,
+            shrinkB=0,
+            zorder=3,
+        )
+    )
+
+
+ARROWS = Picture(
+    question="The mean of k1 = log π_θ − log π_T over the student's samples is an unbiased "
+    "estimate of KL(π_θ‖π_T). Differentiate it as a loss: "
+    "where does its mean arrow point once many samples have come in?",
+    choices=(
+        "to the teacher, down the reverse KL",
+        "to the teacher, down the forward KL",
+        "nowhere: it shrinks to 0",
+    ),
+    answer=2,
+    why="An unbiased value says nothing about the gradient. The teacher is a constant in k1, "
+    "and the mean of ∇log π_θ over its own samples is 0. k2 follows the reverse KL, "
+    "k3, unbiased as well, the forward KL.",
+    draw=estimator_arrows,
+    controls={
+        "n": PictureControl("samples n", 20, 1, 2000, 1),
+        "seed": PictureControl("draw", 0, 0, 20, 1),
+    },
+)

@@ -1,0 +1,118 @@
+"""A student with one hump, fitted to a teacher with two by forward and by reverse KL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from rlkd_lab.lab.course.pictures.estimators import COLOURS, EXACT, Kind
+from rlkd_lab.lab.course.pictures.prediction import GREEN, ORANGE, PURPLE, Picture, PictureControl
+from rlkd_lab.plots.styles import white_figure
+
+HUMPS = (0.49, 0.02, 0.49)
+"""The teacher's probabilities of 0, 1 and 2."""
+
+
+def binomial(q: Tensor) -> Tensor:
+    """Return the log-probabilities of Binomial(2, q), (...) → (..., 3)."""
+    return torch.stack(
+        [2 * torch.log1p(-q), math.log(2) + q.log() + torch.log1p(-q), 2 * q.log()], -1
+    )
+
+
+def binomial_divergence(
+    kind: Kind, q: ArrayLike, teacher: Sequence[float] = HUMPS
+) -> NDArray[np.float64]:
+    """Return the KL of Binomial(2, q) and a teacher on {0, 1, 2}, nats, for each 0 < q < 1."""
+    probabilities = torch.as_tensor(np.asarray(q, dtype=float))
+    return EXACT[kind](
+        binomial(probabilities), torch.tensor(teacher, dtype=torch.float64).log()
+    ).numpy()
+
+
+def binomial_fits(kind: Kind, teacher: Sequence[float] = HUMPS) -> list[float]:
+    """Return every q with the smallest divergence, to 1e-4, ascending.
+
+    >>> [round(q, 3) for q in binomial_fits("reverse")]
+    [0.024, 0.976]
+    """
+    q = np.linspace(0.0, 1.0, 10001)[1:-1]
+    values = binomial_divergence(kind, q, teacher)
+    lowest = [
+        i for i in range(1, len(q) - 1) if values[i] <= values[i - 1] and values[i] <= values[i + 1]
+    ]
+    return [float(q[i]) for i in lowest if values[i] < values.min() + 1e-6]
+
+
+def two_humps(q: float = 0.5, teacher: Sequence[float] = HUMPS) -> Figure:
+    """Draw both divergences of a Binomial(2, q) student to the teacher as functions of q.
+
+    The right panel has the distributions as bars.
+
+    Args:
+        q: of the student that is marked, in (0, 1).
+        teacher: probabilities of 0, 1 and 2.
+    """
+    at = np.linspace(0.002, 0.998, 499)
+    figure = white_figure(10.4, 4.3)
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    labels: dict[Kind, str] = {"forward": "forward KL(π_T‖π_θ)", "reverse": "reverse KL(π_θ‖π_T)"}
+    for kind, label in labels.items():
+        colour = COLOURS[kind]
+        left.plot(
+            at, binomial_divergence(kind, at, teacher), color=colour, linewidth=2, label=label
+        )
+        fits = binomial_fits(kind, teacher)
+        left.plot(
+            fits,
+            binomial_divergence(kind, fits, teacher),
+            "v",
+            color=colour,
+            markersize=9,
+            label="minimum: q = " + " or ".join(f"{f:.3g}" for f in fits),
+        )
+        left.plot([q], binomial_divergence(kind, [q], teacher), "o", color="black", markersize=6)
+    left.axvline(q, color="black", linewidth=0.9, linestyle=":")
+    left.set_ylim(0, 3.2)
+    left.set_xlabel("q of the student, Binomial(2, q)")
+    left.set_ylabel("divergence, nats")
+    left.legend(fontsize=9, loc="upper center", framealpha=1.0, ncols=2)
+    left.grid(alpha=0.25)
+    shown: list[tuple[str, NDArray[np.float64], str]] = [("teacher", np.asarray(teacher), ORANGE)]
+    for name, fit, colour in (
+        ("fit of forward KL", binomial_fits("forward", teacher)[0], PURPLE),
+        ("fit of reverse KL", binomial_fits("reverse", teacher)[0], GREEN),
+        (f"q = {q:.2f}", q, "black"),
+    ):
+        shown.append((name, binomial(torch.tensor(fit, dtype=torch.float64)).exp().numpy(), colour))
+    for i, (name, probabilities, colour) in enumerate(shown):
+        right.bar(
+            np.arange(3) + 0.2 * (i - 1.5), probabilities, width=0.18, color=colour, label=name
+        )
+    right.set_xticks([0, 1, 2], ["0", "1", "2"])
+    right.set_xlabel("outcome")
+    right.set_ylabel("probability")
+    right.set_ylim(0, 1.3)
+    right.legend(fontsize=9, ncols=2, loc="upper center", frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+HUMPED = Picture(
+    question="The teacher says 0 or 2 with 49 % each and hardly ever 1. The student, "
+    "Binomial(2, q), has one hump. Where does the *forward* KL, the one that SFT on teacher "
+    "traces follows, put most of the student's probability?",
+    choices=("on 0 or on 2", "on 1, where the teacher has 2 %", "evenly on all three"),
+    answer=1,
+    why="Forward KL punishes every outcome of the teacher that the student misses, so q = 0.5 "
+    "and half of the mass lies in the valley. Reverse KL punishes what the teacher would not "
+    "say: the student takes one hump (q = 0.024 or 0.976) and forgets the other.",
+    draw=two_humps,
+    controls={"q": PictureControl("q", 0.3, 0.01, 0.99, 0.01)},
+)

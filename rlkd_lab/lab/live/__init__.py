@@ -1,0 +1,1 @@
+"""Watch a run and steer it from a notebook."""

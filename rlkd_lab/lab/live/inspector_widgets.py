@@ -1,0 +1,55 @@
+"""The controls of the token inspector."""
+
+from __future__ import annotations
+
+import ipywidgets
+
+from rlkd_lab.lab.live.token_view import TokenView
+
+
+class InspectorWidgets:
+    """The controls of an inspector, without their callbacks; ``widget`` holds them all."""
+
+    def __init__(self) -> None:
+        layout = ipywidgets.Layout
+        wide = layout(width="auto", min_width="10em", max_width="24em")
+        modes = [("one rollout", False), ("same prompt across steps", True)]
+        self.mode = ipywidgets.Dropdown(options=modes, description="show", layout=wide)
+        self.step = ipywidgets.Dropdown(description="step", layout=layout(width="11em"))
+        self.prompt = ipywidgets.Dropdown(description="prompt", layout=wide)
+        self.sample = ipywidgets.Dropdown(description="sample", layout=wide)
+        self.array = ipywidgets.Dropdown(description="colour by", layout=wide)
+        self.position = ipywidgets.BoundedIntText(
+            min=1,
+            max=10**6,
+            description="token",
+            continuous_update=False,
+            layout=layout(width="14em"),
+            style={"description_width": "8em"},
+        )
+        self.previous = _button("◀ previous", "previous token")
+        self.next = _button("next ▶", "next token")
+        marked = "next dead or bounded token of this completion"
+        self.next_marked = _button("next marked ▶", marked)
+        self.look_again = _button("look for new steps", "read the run folder again")
+        joined = layout(margin="0", width="100%")  # one white sheet, in a dark theme too
+        self.banner, self.legend, self.detail = (ipywidgets.HTML(layout=joined) for _ in range(3))
+        self.view = TokenView(layout=joined)
+        flow = layout(flex_flow="row wrap", align_items="center")
+        which = [self.mode, self.step, self.prompt, self.sample, self.look_again]
+        moves = [self.array, self.previous, self.position, self.next, self.next_marked]
+        self.widget = ipywidgets.VBox(
+            [
+                ipywidgets.HBox(which, layout=flow),
+                self.banner,
+                ipywidgets.HBox(moves, layout=flow),
+                self.legend,
+                self.view,
+                self.detail,
+            ]
+        )
+
+
+def _button(description: str, tooltip: str) -> ipywidgets.Button:
+    layout = ipywidgets.Layout(width="auto")
+    return ipywidgets.Button(description=description, tooltip=tooltip, layout=layout)

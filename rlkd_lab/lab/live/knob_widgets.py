@@ -1,0 +1,353 @@
+"""The widgets of a run's knobs: slider, box, switch, undo, and back to the schedule.
+
+They are made from the knobs' declarations. A widget asks for a value and shows the value that
+was applied, as the run folder says. It follows a run that another notebook steers too.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as widgets
+
+from rlkd_lab.lab.live.curves import number
+from rlkd_lab.lab.live.handle import Handle
+from rlkd_lab.lab.live.history import History
+from rlkd_lab.objectives import METHODS, Constant, Knob, Schedule, resolve_options
+from rlkd_lab.objectives.schedules import values_of
+from rlkd_lab.training import RunConfig
+from rlkd_lab.training.config import LOOP_KNOBS
+
+Value = float | None
+FRONT = ("trrd_alpha", "gap_weight", "kd_coef", "clip_high", "ratio_cap")
+"""Knobs that stand in front, the first that a method has."""
+
+
+def knobs_of(method: str) -> dict[str, Knob]:
+    """Return every knob of a method that can be moved, the loop's included."""
+    return {**METHODS[method].knobs, **LOOP_KNOBS}
+
+
+def front_knob(method: str) -> str:
+    """Return the knob that stands in front; the others fold away.
+
+    >>> [front_knob(method) for method in ("grpo", "kdrl", "opd", "trrd", "rlsd", "sft")]
+    ['clip_high', 'kd_coef', 'kd_coef', 'trrd_alpha', 'gap_weight', 'temperature']
+    """
+    if "traces" in METHODS[method].needs:
+        return "temperature"
+    return next((name for name in FRONT if name in METHODS[method].knobs), "temperature")
+
+
+def slider_range(knob: Knob, schedule: Schedule) -> tuple[float, float, float]:
+    """Return low, high and step of a slider around the schedule's values.
+
+    All three lie within the knob's range; those of a logarithmic knob are exponents of 10.
+
+    >>> slider_range(Knob(0.0, 10.0, ""), Constant(0.2))
+    (0.0, 1.0, 0.01)
+    >>> slider_range(Knob(0.0, 10.0, "", log=True), Constant(0.1))
+    (-4.0, 1.0, 0.05)
+    """
+    largest = max((value for value in values_of(schedule) if value), default=0.0)
+    if knob.log:
+        usual = max(10.0, largest) if knob.high > 1 else 100 * largest or 1.0
+        top = math.log10(min(knob.high, usual))
+        bottom = min(-4.0, math.log10(largest) - 2) if largest else -4.0
+        return float(math.floor(bottom)), round(top, 6), 0.05
+    top = min(knob.high, 5 * largest or max(1.0, 5 * knob.low))
+    hundredth = (top - knob.low) / 100
+    round_steps = [n * 10.0**power for power in range(-7, 2) for n in (1, 2, 5)]
+    step = min(round_steps, key=lambda step: abs(math.log(step / hundredth)))
+    low = math.ceil(knob.low / step - 1e-9) * step
+    return float(f"{low:.12g}"), float(f"{max(top, knob.low + step):.12g}"), step
+
+
+class KnobWidget:
+    """The widgets of one knob; ``widget`` holds them all.
+
+    Args:
+        run: the handle of the run.
+        name: of the knob.
+        tell: is called with the words of a refusal.
+        lock: is held in every callback and update, since both may come from any thread.
+    """
+
+    def __init__(
+        self,
+        run: Handle,
+        name: str,
+        tell: Callable[[str], None],
+        lock: threading.RLock | None = None,
+    ) -> None:
+        self.run, self.name, self.tell = run, name, tell
+        self.lock = lock or threading.RLock()
+        self.knob = knobs_of(run.config.method)[name]
+        self.schedule = run.config.schedules()[name]
+        self.applied: Value = self.schedule.at(1, run.config.steps)
+        self.pending: tuple[int, str] | None = None
+        """Id and words of the last request, until it is answered."""
+        self.asked: list[Value | str] = []
+        """Values that were asked for, oldest first; ``schedule`` where it was given back."""
+        self.moves: list[dict[str, Any]] = []
+        self.planned: list[tuple[int, Value]] = []
+        """(step, value) of moves that were asked for in advance."""
+        self.counted, self.mine = 0, set[int]()
+        """Number of moves seen so far, and ids of the requests of this widget."""
+        self.problem = ""
+        """Why the last request was refused, or empty."""
+        self._shows: dict[Any, Any] = {}
+        """The value that the program put into a widget: it is not a request."""
+        self._build()
+        self.show(force=True)
+
+    def _build(self) -> None:
+        low, _, _ = slider_range(self.knob, self.schedule)
+        knob, layout = self.knob, widgets.Layout
+        self.zero: Value | str = "none"
+        """The value of the switch: ``None``, 0, or ``none`` where there is no switch."""
+        if knob.optional:
+            self.zero = None
+        elif knob.log and knob.low == 0:
+            self.zero = 0.0
+        self.slider = self._slider(self.applied or (10**low if knob.log else low))
+        legal = f"any value in {knob.low:g}–{knob.high:g}; Enter asks for it"
+        self.box = widgets.FloatText(
+            value=self.applied or 0.0,
+            description="exactly",
+            tooltip=f"{self.name}: {legal}",
+            style={"description_width": "48px"},
+            layout=layout(width="140px"),
+        )
+        words = "off (0)" if self.zero == 0.0 else "off"
+        self.off = widgets.Checkbox(
+            value=False,
+            description=words,
+            indent=False,
+            tooltip=f"{self.name}: {words}",
+            layout=layout(width="70px", display="none" if self.zero == "none" else None),
+        )
+        self.undo = self._button("Undo", "back to the value before")
+        self.back = self._button("To its schedule", f"give it back to {self.schedule}")
+        self.words = widgets.HTML()
+        row = widgets.HBox(
+            [self.slider, self.box, self.off, self.undo, self.back],
+            layout=layout(flex_flow="row wrap", align_items="center"),
+        )
+        self.widget = widgets.VBox([row, self.words], layout=layout(margin="0 0 6px 0"))
+        self.widget._dom_classes = ("rlkd-knob", f"rlkd-knob-{self.name}")
+        self._shows = {self.slider: self.slider.value, self.box: self.box.value, self.off: False}
+        self.slider.observe(lambda change: self._moved(self.slider, change.new), "value")
+        self.box.observe(lambda change: self._moved(self.box, change.new), "value")
+        self.off.observe(self._switched, "value")
+        self.undo.on_click(lambda _: self._undo())
+        self.back.on_click(lambda _: self._give_back())
+
+    def _slider(self, start: float) -> Any:
+        low, high, step = slider_range(self.knob, self.schedule)
+        common: dict[str, Any] = {
+            "value": start,
+            "min": low,
+            "max": high,
+            "step": step,
+            "continuous_update": False,
+            "readout_format": ".3g",
+            "tooltip": self.knob.help,
+            "description": self.name,
+            "style": {"description_width": "110px"},
+            "layout": widgets.Layout(width="360px"),
+        }
+        if self.knob.log:
+            return widgets.FloatLogSlider(base=10, **common)
+        return widgets.FloatSlider(**common)
+
+    def _button(self, description: str, tooltip: str) -> widgets.Button:
+        return widgets.Button(
+            description=description,
+            tooltip=f"{self.name}: {tooltip}",
+            layout=widgets.Layout(width="auto"),
+        )
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    def _moved(self, widget: Any, value: float) -> None:
+        with self.lock:
+            if value != self._shows[widget]:
+                self._shows[widget] = value
+                self._ask(float(f"{value:.3g}") if widget is self.slider else value)
+
+    def _switched(self, change: Any) -> None:
+        with self.lock:
+            if change.new == self._shows[self.off]:
+                return
+            self._shows[self.off] = change.new
+            if change.new:
+                self._ask(self.zero)
+            else:  # back to the value before, or to the slider's
+                numbers = [value for value in self.asked if isinstance(value, float)]
+                before = [value for value in numbers if value != self.zero]
+                self._ask(before[-1] if before else float(f"{self.slider.value:.3g}"))
+
+    def _ask(self, value: Value | str, undoing: bool = False) -> None:
+        """Ask for a value or for ``schedule``.
+
+        A refusal is told, and the widgets go back to the applied value.
+        """
+        try:
+            request = (
+                self.run.release(self.name)
+                if isinstance(value, str)
+                else self.run.request(self.name, value)
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            text = str(error).rstrip(".")
+            told = "nothing was changed" in text
+            self.problem = text if told else f"{text}. Nothing was changed"
+            self.tell(self.problem)
+        else:
+            self.problem = ""
+            self.tell("")
+            self.mine.add(request)
+            if not undoing:
+                self.asked.append(value)
+            words = "its schedule" if isinstance(value, str) else number(value)
+            self.pending = (request, words)
+        self.show(force=True)
+
+    def _give_back(self) -> None:
+        with self.lock:
+            self._ask("schedule")
+
+    def _undo(self) -> None:
+        with self.lock:
+            if not self.asked:
+                return
+            undone = self.asked.pop()
+            self._ask(self.asked[-1] if self.asked else "schedule", undoing=True)
+            if self.problem:
+                self.asked.append(undone)
+
+    # --- showing ----------------------------------------------------------------------------------
+
+    def follow(self, history: History, focused: bool = False) -> None:
+        """Show what the run folder says.
+
+        Args:
+            history: of the run.
+            focused: whether somebody is typing into the widgets.
+                They then keep their text while only the schedule moves the knob.
+        """
+        events = [event for event in history.events if event.get("knob") == self.name]
+        arrived = self._read_answer(events)
+        moves = [event for event in events if event["event"] == "knob"]
+        for move in moves[self.counted :]:
+            if move.get("id") not in self.mine:  # moved elsewhere, or before this panel
+                self.asked.append("schedule" if move.get("release") else move["value"])
+                arrived = True
+        self.counted, self.moves = len(moves), moves
+        column = self.name if self.name == "learning_rate" else f"coef/{self.name}"
+        if column in history.last:
+            before, self.applied = self.applied, history.last[column]
+            arrived = arrived or (before != self.applied and not self.on_schedule())
+        self.show(force=arrived or not focused)
+
+    def _read_answer(self, events: list[dict[str, Any]]) -> bool:
+        """Read the answer to the last request; return whether there is one."""
+        if self.pending is None:
+            return False
+        answers = [event for event in events if event.get("id") == self.pending[0]]
+        if not answers:
+            return False
+        if answers[-1]["event"] == "refused":
+            why = str(answers[-1].get("why", "refused")).rstrip(".")
+            why = why.removesuffix("; nothing was changed")
+            self.problem = f"{why}. Nothing was changed"
+            if self.asked:
+                self.asked.pop()
+            self.tell(f"{self.name}: {self.problem}")
+        self.pending = None
+        return True
+
+    def on_schedule(self) -> bool:
+        """Return whether the knob follows its schedule."""
+        return not self.moves or bool(self.moves[-1].get("release"))
+
+    def sentence(self) -> str:
+        """Return the applied value and since when, or what was asked for."""
+        value = number(self.applied)
+        if self.pending:
+            return f"asked for {self.pending[1]}: acts on the next step (now {value})"
+        if self.on_schedule():
+            now = f"from its schedule {self.schedule}, now {value}"
+            if isinstance(self.schedule, Constant):
+                now = f"{value}, its value from the start"
+            if self.moves:
+                now += f", given back at step {self.moves[-1]['step']}"
+        else:
+            now = f"{value} since step {self.moves[-1]['step']}"
+        planned = sorted(self.planned, key=lambda plan: plan[0])
+        plans = " and ".join(f"{number(each)} from step {step} on" for step, each in planned)
+        return f"{now}; planned: {plans} (moving it now replaces that)" if plans else now
+
+    def show(self, force: bool = False) -> None:
+        """Put words, and with ``force`` the value, into the widgets.
+
+        The value is the applied one, or until it acts the one that was asked for.
+        """
+        if force:
+            last = self.asked[-1] if self.pending and self.asked else self.applied
+            self._put(self.applied if isinstance(last, str) else last)
+        colour = "var(--jp-error-color1, #b00020)" if self.problem else "inherit"
+        problem = f"<span style='color:{colour}'>{html.escape(self.problem)}</span>"
+        words = f"<b>{self.sentence()}. {problem}</b>"
+        style, knob_help = "padding-left:114px;line-height:1.35", html.escape(self.knob.help)
+        text = f"<div style='{style}'>{words}<br><small>{knob_help}</small></div>"
+        self._set(self.words, text)
+        self._disable(self.undo, not self.asked)
+        self._disable(self.back, self.on_schedule() and self.pending is None)
+
+    def _put(self, value: Value) -> None:
+        off = self.zero != "none" and (value is None or (self.zero == 0.0 and value == 0))
+        self._set(self.off, off)
+        self.slider.readout = not off
+        self._set(self.box, 0.0 if value is None else float(value))
+        if off or value is None:
+            return
+        at = math.log10(value) if self.knob.log and value > 0 else value
+        if not self.slider.min <= at <= self.slider.max:  # typed: the slider widens
+            slack = 1e-9 * self.knob.log
+            self.slider.min = min(self.slider.min, at - slack)
+            self.slider.max = max(self.slider.max, at + slack)
+        # The slider's own request, rounded, is not sent back: it may have moved since.
+        if f"{self.slider.value:.3g}" != f"{value:.3g}":
+            self._set(self.slider, float(value))
+
+    def _set(self, widget: Any, value: Any) -> None:
+        if widget.value != value:
+            self._shows[widget] = value
+            widget.value = value
+
+    @staticmethod
+    def _disable(button: widgets.Button, disabled: bool) -> None:
+        if button.disabled != disabled:
+            button.disabled = disabled
+
+
+def options_html(config: RunConfig) -> str:
+    """Return the options of a run as HTML: they can be read, not moved."""
+    method = METHODS[config.method]
+    options = resolve_options(method, config.options)
+    names = {*method.options, *config.options}
+    if "teacher" in method.needs:
+        names |= {"estimator", "kd_mask", "divergence"}
+    rows = "".join(
+        f"<tr><td style='padding-right:16px'>{name}</td><td>{html.escape(str(value))}</td></tr>"
+        for name, value in options.items()
+        if name in names
+    )
+    words = "Chosen before the start; they cannot be moved while a run goes on."
+    return f"<small>{words}</small><table>{rows or '<tr><td>none</td></tr>'}</table>"

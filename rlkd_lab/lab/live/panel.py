@@ -1,0 +1,352 @@
+"""The panel of a run: its state in words, buttons, knobs, live curves.
+
+The panel reads the run folder and writes requests into it, and nothing else.
+Controls are widgets. Curves are pictures in separate outputs, with a sentence and a small
+table, so they stay in a saved notebook.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from IPython.display import display
+
+from rlkd_lab.lab.live.curves import draw, number
+from rlkd_lab.lab.live.handle import Handle, forks_asked
+from rlkd_lab.lab.live.history import History
+from rlkd_lab.lab.live.knob_widgets import KnobWidget, front_knob, knobs_of
+from rlkd_lab.lab.live.panel_texts import (
+    FORK_HELP,
+    FORKS,
+    banner,
+    button_help,
+    gone_words,
+    records_words,
+    state_sentence,
+)
+from rlkd_lab.lab.live.panel_widgets import PanelWidgets, set_trait
+from rlkd_lab.lab.live.redraw import Redraw, picture, say
+from rlkd_lab.plots.styles import title_of
+from rlkd_lab.runs import Tail
+from rlkd_lab.training.remote import Status
+
+POLL_EVERY = 0.25
+"""Seconds between two reads of the run folder."""
+SHARE_BESIDE = 50
+"""Drawing times between two drawings of a run that another process drives.
+
+The panel then takes at most 2 % of the time, not 5 %.
+"""
+OVER = ("idle", "done", "failed", "lost")
+TABLE = (
+    ("reward", "reward"),
+    ("KL to the teacher", "kl_teacher_rev"),
+    ("response length", "completions/mean_length"),
+    ("entropy", "entropy"),
+    ("accuracy, held out", "eval/accuracy"),
+)
+"""The small table below the curves: labels and metrics."""
+
+_panels: dict[Path, Panel] = {}
+"""The panel of each run folder in this kernel: running its cell again replaces it."""
+
+
+def panel(run: Handle) -> Panel:
+    """Return a panel that shows a run and steers it, for the last line of a cell.
+
+    panel(start(config, out))
+    panel(open_run(path))
+
+    The earlier panel of the same run in this kernel is closed.
+    Its pictures stay, and its curves no longer move.
+    """
+    place = Path(run.folder.path).resolve()
+    if place in _panels:
+        _panels[place].close()
+    _panels[place] = Panel(run)
+    return _panels[place]
+
+
+def draw_now(path: Path) -> None:
+    """Let the panel of a run that has ended draw what is left, before a notebook is saved."""
+    if path in _panels:
+        _panels[path].update()
+
+
+class Panel(PanelWidgets):
+    """The object that :func:`panel` returns; displaying it starts a thread that updates it.
+
+    ``close()`` ends the thread.
+    """
+
+    def __init__(self, run: Handle, clock: Callable[[], float] = time.monotonic) -> None:
+        self.run, self.clock = run, clock
+        self.method, self.steps = run.config.method, run.config.steps
+        self.history = History(run.folder.path)
+        self.requests = Tail(run.folder.path / "requests.jsonl")
+        self.plans: dict[int, dict[str, Any]] = {}
+        """Moves that were asked for from a later step on, by id, until they are answered."""
+        self.redraw, self.redraw_more = Redraw(), Redraw()
+        self.problem = ""
+        """An error of the drawing, in words."""
+        self.notice, self.noticed = "", ("", 0)
+        """What the last request led to, and the state and step of that moment."""
+        self.taken: deque[tuple[float, int]] = deque(maxlen=21)
+        """(seconds, step) of finished steps, for the rate; forks take their share of it."""
+        self.asked: tuple[str, str, int, int] | None = None
+        """The button whose effect has not come yet.
+
+        It stands with the state, the step and the number of checkpoints when it was pressed.
+        """
+        self._curves: Any = None
+        self._more: Any = None
+        self._values: Any = None
+        self._lock = threading.RLock()
+        self._wake, self._closed = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._build()
+        self.refresh()
+
+    def _build(self) -> None:
+        self.knobs = {
+            name: KnobWidget(self.run, name, self._tell, self._lock)
+            for name in knobs_of(self.method)
+        }
+        asked = forks_asked(self.history.path)
+        kind = str(asked[-1]) if asked and asked[-1] in FORKS.values() else "off"
+        super().__init__(self.run.config, self.knobs, front_knob(self.method), kind)
+        for name, button in self.buttons.items():
+            button.on_click(lambda _, name=name: self._press(name))
+        self.fork.observe(self._fork_chosen, "value")
+        self.more.observe(lambda _: self._wake.set(), "value")
+
+    # --- what a person does -----------------------------------------------------------------------
+
+    def _press(self, name: str) -> None:
+        with self._lock:
+            paused = self.run.status().state == "paused"
+            action = {
+                "Start": self.run.begin,
+                "Pause": self.run.unpause if paused else self.run.pause,
+                "Step": self.run.step,
+                "Stop": self.run.stop,
+                "Checkpoint": self.run.checkpoint,
+            }[name]
+            now = self.run.status()
+            self.asked = None
+            if self._try(action, name) and name != "Start":
+                self.asked = (name.lower(), now.state, now.step, self._checkpoints())
+            self._show()
+
+    def _fork_chosen(self, change: Any) -> None:
+        with self._lock:
+            self._try(lambda: self.run.fork(change.new), "fork")
+
+    def _try(self, action: Callable[[], Any], name: str) -> bool:
+        """Run an action, or say why it cannot be done; return whether it was done."""
+        words = ""
+        try:
+            action()
+        except (OSError, RuntimeError, ValueError) as error:
+            words = f"{name}: {error}"
+        self._tell(words)
+        self._show()
+        return not words
+
+    def _tell(self, words: str) -> None:
+        """Set the notice; it stays until another one, two more steps or another state."""
+        now = self.run.status()
+        self.notice, self.noticed = words, (now.state, now.step)
+        self._wake.set()
+
+    # --- what is shown ----------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Read what is new and show it in words and controls; :meth:`picture` draws."""
+        with self._lock:
+            self.history.read()
+            self._read_plans()
+            focused = self.guard.focused
+            for name, knob in self.knobs.items():
+                plans = [plan for plan in self.plans.values() if plan.get("knob") == name]
+                knob.planned = [(plan["at"], plan.get("value")) for plan in plans]
+                knob.follow(self.history, focused == name)
+            self._show()
+
+    def _read_plans(self) -> None:
+        for request in self.requests.read():
+            whole = isinstance(request.get("id"), int) and isinstance(request.get("at"), int)
+            if request.get("request") == "knob" and whole:
+                self.plans[request["id"]] = request
+        if self.plans:
+            for event in self.history.events:
+                self.plans.pop(event.get("id"), None)  # type: ignore[arg-type]
+
+    def _show(self) -> None:
+        now = self.run.status()
+        if now.state != self.noticed[0] or now.step > self.noticed[1] + 2:
+            self.notice = ""
+        if now.state != "running":
+            self.taken.clear()
+        elif not self.taken or self.taken[-1][1] != self.history.step:
+            self.taken.append((self.clock(), self.history.step))
+        title, words = title_of(self.method), html.escape(self.sentence(now))
+        style = "font-size:14px;line-height:1.5"
+        set_trait(self.state, "value", f"<div style='{style}'><b>{title}</b> · {words}</div>")
+        set_trait(self.banner, "value", self._banner(now))
+        set_trait(self.fork_help, "value", f"<small>{FORK_HELP[self.fork.value]}</small>")
+        set_trait(self.records, "value", self._records())
+        self._enable(now)
+
+    def sentence(self, now: Status) -> str:
+        """Return state, step, rate, time left, and where the run is driven."""
+        moment = (now.state, now.step, self._checkpoints())
+        if self.asked is not None and self.asked[1:] != moment:
+            self.asked = None
+        return state_sentence(now, self.asked[0] if self.asked else None, self.taken)
+
+    def _banner(self, now: Status) -> str:
+        history, path = self.history, self.run.folder.path
+        return banner(now, path, self.problem, history.damaged, self.notice, history.events)
+
+    def _checkpoints(self) -> int:
+        return sum(event.get("event") == "checkpoint" for event in self.history.events)
+
+    def _records(self) -> str:
+        files = sorted((self.history.path / "samples").glob("step_*.parquet"))
+        points = self.run.folder.checkpoints()
+        last = int(points[-1].name[5:]) if points else None
+        return records_words([int(file.stem[5:]) for file in files], last)
+
+    def _enable(self, now: Status) -> None:
+        for title, (allowed, words) in button_help(now).items():
+            button = self.buttons[title]
+            set_trait(button, "disabled", not allowed)
+            set_trait(button, "tooltip", words)
+        pause, paused = self.buttons["Pause"], now.state == "paused"
+        set_trait(pause, "description", "Go on" if paused else "Pause")
+        set_trait(pause, "icon", "play" if paused else "pause")
+        set_trait(self.fork, "disabled", now.state == "done")
+
+    def values(self) -> tuple[dict[str, str], dict[str, Any]]:
+        """Return the last values as a table and a sentence: data and metadata of an output."""
+        cells = [(label, self.history[name]) for label, name in TABLE if name in self.history]
+        head = "".join(f"<th>{label}</th>" for label, _ in cells)
+        body = "".join(f"<td>{number(float(each.values[-1]))}</td>" for _, each in cells)
+        text = say(self.history, self.method, self.steps, self.run.status().state)
+        table = f"<table><tr>{head}</tr><tr>{body}</tr></table>"
+        return {
+            "text/html": f"{table}<small>{html.escape(text)}</small>",
+            "text/plain": text,
+        }, {}
+
+    # --- drawing ----------------------------------------------------------------------------------
+
+    def picture(self) -> bool:
+        """Draw what is due into the outputs; return whether anything was."""
+        if self._curves is None:
+            return False
+        now = self.run.status()
+        if not self.history.step and now.state not in OVER:
+            return False  # another empty picture would only delay the first curve
+        ended = now.state in OVER
+        share = Redraw.SHARE if now.where == "thread" else SHARE_BESIDE
+        forks = tuple(fork.history.step for fork in self.history.forks.values())
+        what = (self.history.step, len(self.history.events), now.state, forks)
+        drawn = False
+        more = self.more.value
+        for redraw, group, handle in (
+            (self.redraw, "main", self._curves),
+            (self.redraw_more, more, self._more),
+        ):
+            began = self.clock()
+            if not redraw.due((group, *what), began, ended):
+                continue
+            data, metadata = self._figure(group)
+            handle.update(data, metadata=metadata, raw=True)
+            redraw.drawn((group, *what), self.clock(), self.clock() - began, ended, share)
+            drawn = True
+            if group == "main":  # the table has the values of the curves
+                data, metadata = self.values()
+                self._values.update(data, metadata=metadata, raw=True)
+        return drawn
+
+    def _figure(self, group: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        if not group:
+            return {"text/html": "", "text/plain": ""}, {}
+        figure = draw(self.history, self.method, group, steps=self.steps)
+        return picture(figure, say(self.history, self.method, self.steps))
+
+    def _ipython_display_(self) -> None:
+        display(self.top)
+        data, metadata = self._figure("main")
+        self._curves = display(data, metadata=metadata, raw=True, display_id=True)
+        # The first drawing loads fonts, so its time is not that of the next.
+        self.redraw.next = self.clock() + Redraw.LEAST
+        data, metadata = self._figure(self.more.value)
+        self._more = display(data, metadata=metadata, raw=True, display_id=True)
+        data, metadata = self.values()
+        self._values = display(data, metadata=metadata, raw=True, display_id=True)
+        self._watch()
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        self._closed.clear()
+        if self._thread is None or not self._thread.is_alive():
+            name = f"panel of {self.history.path.name}"
+            self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
+            self._thread.start()
+
+    def _follow(self) -> None:
+        # A run in another process comes first: the panel's thread gets a low priority.
+        if hasattr(os, "setpriority") and self.run.status().where != "thread":
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        while not self._closed.is_set():
+            self.update()
+            self._wake.wait(POLL_EVERY)
+            self._wake.clear()
+
+    def update(self) -> None:
+        """Show words and controls, then draw the pictures that are due.
+
+        An error is shown in the banner, and the thread continues.
+        """
+        try:
+            self.refresh()
+            self.picture()
+            if self.problem:
+                self.problem = ""
+                self._show()
+        except Exception as error:  # there is no cell that could raise it
+            if not self.history.path.is_dir():
+                return self._gone()
+            self.problem = f"{type(error).__name__}: {error}"
+            words = f"<b>The panel could not draw:</b> {html.escape(self.problem)}."
+            words += " The run itself is not affected."
+            set_trait(self.banner, "value", f"<div role='alert'>{words}</div>")
+
+    def _gone(self) -> None:
+        set_trait(self.banner, "value", gone_words(self.history.path))
+        for control in (*self.buttons.values(), self.fork):
+            set_trait(control, "disabled", True)
+        self._closed.set()
+
+    def close(self) -> None:
+        """End the thread; the last pictures stay."""
+        self._closed.set()
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(5)
+
+    def __repr__(self) -> str:
+        return say(self.history, self.method, self.steps, self.run.status().state)

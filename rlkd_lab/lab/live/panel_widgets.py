@@ -1,0 +1,97 @@
+"""The widgets of the panel, without what they do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets as widgets
+
+from rlkd_lab.lab.live.curve_groups import GROUPS
+from rlkd_lab.lab.live.keyboard import KeyboardGuard
+from rlkd_lab.lab.live.knob_widgets import KnobWidget, options_html
+from rlkd_lab.lab.live.panel_texts import FORKS
+from rlkd_lab.training import RunConfig
+
+ICONS = {
+    "Start": "play",
+    "Pause": "pause",
+    "Step": "step-forward",
+    "Stop": "stop",
+    "Checkpoint": "save",
+}
+
+
+class Top(widgets.VBox):
+    """A box that is a sentence where widgets cannot be shown."""
+
+    def __repr__(self) -> str:
+        live = "The panel of this run is live in Jupyter: run the cell again."
+        return live + " Curves and values stand below."
+
+
+class PanelWidgets:
+    """The widgets of a panel; ``top`` holds them all.
+
+    Args:
+        config: of the run, for the table of options.
+        knobs: the knob widgets by name.
+        front: the knob that stands in front; the others fold away.
+        fork: the kind of fork that was asked for last.
+    """
+
+    def __init__(
+        self, config: RunConfig, knobs: dict[str, KnobWidget], front: str, fork: str
+    ) -> None:
+        self.state, self.banner = widgets.HTML(), widgets.HTML()
+        self.fork_help, self.records = widgets.HTML(), widgets.HTML()
+        self.guard = KeyboardGuard()
+        self.buttons = {name: _button(name, icon) for name, icon in ICONS.items()}
+        tooltip = "What a moved knob forks"
+        self.fork = _menu("fork", list(FORKS.items()), fork, tooltip)
+        groups = [("none", ""), *((name, name) for name in GROUPS if name != "main")]
+        tooltip = "A second picture below the main curves"
+        self.more = _menu("more curves", groups, "", tooltip)
+        row = widgets.Layout(flex_flow="row wrap", align_items="center")
+        self.top = Top(
+            [
+                self.state,
+                self.banner,
+                widgets.HBox(list(self.buttons.values()), layout=row),
+                knobs[front].widget,
+                _folded(config, [knob for name, knob in knobs.items() if name != front]),
+                widgets.HBox([self.fork, self.fork_help], layout=row),
+                widgets.HBox([self.more, self.records], layout=row),
+                self.guard,
+            ]
+        )
+        self.top.add_class("rlkd-panel")
+
+
+def _button(name: str, icon: str) -> widgets.Button:
+    layout = widgets.Layout(width="auto", min_width="92px")
+    return widgets.Button(description=name, icon=icon, layout=layout)
+
+
+def _menu(name: str, options: list[Any], value: str, tooltip: str) -> widgets.Dropdown:
+    return widgets.Dropdown(
+        options=options,
+        value=value,
+        description=name,
+        tooltip=tooltip,
+        style={"description_width": "92px"},
+        layout=widgets.Layout(width="340px"),
+    )
+
+
+def _folded(config: RunConfig, knobs: list[KnobWidget]) -> widgets.Accordion:
+    """Return the knobs that fold away, and the options of the run."""
+    others = widgets.VBox([knob.widget for knob in knobs])
+    options = widgets.HTML(options_html(config))
+    titles = (f"{len(knobs)} more knobs", "options")
+    return widgets.Accordion([others, options], titles=titles, selected_index=None)
+
+
+def set_trait(widget: Any, name: str, value: Any) -> None:
+    """Set a trait if it differs, so that nothing is sent to the browser for nothing."""
+    if getattr(widget, name) != value:
+        setattr(widget, name, value)

@@ -1,0 +1,343 @@
+"""Values of each token of a recorded step: what the models said, what the method makes of it.
+
+Recorded log-probabilities are those before the first update of a rollout, so π_θ = π_old.
+Later updates of the same rollout may clip more tokens, which the record does not show.
+The loop may weigh an end-of-sequence token less where the teacher would write another one.
+The record does not hold that weight, so advantage and gradient use the full weight there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlkd_lab.lab.live.handle import Handle
+from rlkd_lab.objectives import (
+    METHODS,
+    TokenBatch,
+    advantage,
+    nearest,
+    needs_of,
+    prepare,
+    resolve_options,
+    token_loss,
+)
+from rlkd_lab.objectives.surrogates import log_importance, trrd_log_ratio
+from rlkd_lab.runs import RunFolder
+from rlkd_lab.training.samples import counted_of
+
+Kind = Literal["step", "probe"]
+Values = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Array:
+    """A value of each token.
+
+    ``scale`` is ``signed`` (around 0), ``positive`` (from 0 up) or ``ratio`` (around 1,
+    logarithmic).
+    """
+
+    title: str
+    formula: str
+    scale: Literal["signed", "positive", "ratio"]
+
+
+ARRAYS: dict[str, Array] = {
+    "log_ratio": Array("log-ratio to the teacher", "d = log π_T − log π_old, nats", "signed"),
+    "kl_teacher_rev": Array("KL(student‖teacher)", "of the next token, exact, nats", "positive"),
+    "kl_teacher_fwd": Array("KL(teacher‖student)", "of the next token, exact, nats", "positive"),
+    "entropy": Array("entropy", "of the student's next token, nats", "positive"),
+    "surprisal": Array("surprisal", "−log π_old, nats", "positive"),
+    "advantage": Array("advantage", "A, what the method credits the token with", "signed"),
+    "trrd_ratio": Array("TRRD ratio", "r = (π_θ/π_old)^α · (π_θ/π_T)^(1−α)", "ratio"),
+    "gradient_weight": Array(
+        "gradient weight", "−∂loss/∂log π_θ: above 0 the token is made likelier", "signed"
+    ),
+}
+MARKS: dict[str, str] = {
+    "dead": "dead: A is not 0, but the clip cuts the policy gradient",
+    "bound": "bounded: trrd_gap_bound acts, so at most α's share of the policy gradient is left",
+}
+"""Marks of tokens, arrays of bool, and their meaning."""
+
+
+@dataclass(frozen=True)
+class TokenArrays:
+    """Arrays of a recorded step, a value for each token."""
+
+    step: int
+    frame: pd.DataFrame
+    """The completions as they were recorded, a row each."""
+    arrays: dict[str, list[Values]]
+    """By name: a list with an array for each completion, (T,) each.
+
+    Names are those of :data:`ARRAYS` (float) and :data:`MARKS` (bool) that can be computed.
+    """
+    missing: dict[str, str]
+    """Why each other array cannot be computed, a sentence each."""
+
+
+def folder_of(run: RunFolder | Handle | str) -> RunFolder:
+    """Return the run folder of a handle, a path or a run folder."""
+    if isinstance(run, Handle):
+        return run.folder
+    return run if isinstance(run, RunFolder) else RunFolder.open(run)
+
+
+def token_arrays(
+    run: RunFolder | Handle | str,
+    step: int | None = None,
+    rows: Sequence[int] | None = None,
+    *,
+    kind: Kind = "step",
+) -> TokenArrays:
+    """Return the values of each token of a recorded rollout.
+
+    Advantages and gradients come from :func:`~rlkd_lab.objectives.prepare` and
+    :func:`~rlkd_lab.objectives.token_loss`, with the settings of that step.
+    They are computed on the whole rollout, so ``rows`` does not change them.
+
+    Args:
+        run: a run folder, a handle, or a path.
+        step: a recorded step; the last by default.
+        rows: numbers of the completions to return; all by default.
+        kind: ``step``, or ``probe`` for the fixed prompts.
+            Nothing is trained on probes: they have no advantage and no gradient.
+
+    Raises:
+        FileNotFoundError: nothing was recorded there.
+        ValueError: a damaged file.
+    """
+    folder = folder_of(run)
+    step, frame = _recorded(folder, step, kind)
+    lengths = [len(ids) for ids in frame["ids"]]
+    arrays, missing = _measured(frame, lengths)
+    credited = ("advantage", "trrd_ratio", "gradient_weight", *MARKS)
+    if kind == "probe":
+        missing |= dict.fromkeys(credited, "nothing is trained on the probe's prompts")
+    else:
+        made, why = _credit(folder, step, frame, lengths)
+        for name, array in made.items():
+            arrays[name] = [array[i, :length].numpy() for i, length in enumerate(lengths)]
+        if isinstance(why, str):
+            missing |= {name: why for name in credited if name not in made}
+        else:
+            missing |= why
+    chosen = list(range(len(frame))) if rows is None else list(rows)
+    order = [name for name in (*ARRAYS, *MARKS) if name in arrays]
+    picked = {name: [arrays[name][i] for i in chosen] for name in order}
+    return TokenArrays(step, frame.iloc[chosen].reset_index(drop=True), picked, missing)
+
+
+def _recorded(folder: RunFolder, step: int | None, kind: Kind) -> tuple[int, pd.DataFrame]:
+    """Return a recorded step, the last by default, and its completions."""
+    recorded = folder.sample_steps(kind)
+    if not recorded:
+        what = "recorded rollouts" if kind == "step" else "recorded probes"
+        raise FileNotFoundError(
+            f"{folder.path} has no {what} (yet): train with --set samples_every=1 to record"
+            " every step, and 0 records none"
+        )
+    if step is not None and step not in recorded:
+        there = ", ".join(map(str, recorded))
+        raise FileNotFoundError(
+            f"step {step} of {folder.path} was not recorded: choose one of {there}"
+        )
+    step = recorded[-1] if step is None else int(step)
+    try:
+        frame = folder.samples(step, kind)
+        _ = [len(ids) for ids in frame["ids"]]
+    except (ValueError, KeyError, TypeError) as error:
+        file = f"{folder.path}/samples/{kind}_{step:06d}.parquet"
+        raise ValueError(
+            f"{file} is damaged: delete it and look at another step ({error})"
+        ) from error
+    return step, frame
+
+
+def _measured(
+    frame: pd.DataFrame, lengths: list[int]
+) -> tuple[dict[str, list[Values]], dict[str, str]]:
+    """Return the arrays that were recorded as they are, and why others were not."""
+    arrays: dict[str, list[Values]] = {}
+    missing: dict[str, str] = {}
+    columns = {"surprisal": "logps"}
+    for name in ("surprisal", "kl_teacher_rev", "kl_teacher_fwd", "entropy"):
+        values = _lists(frame, columns.get(name, name), lengths)
+        if values is not None:
+            arrays[name] = [-one for one in values] if name == "surprisal" else values
+        else:
+            asked = ": no teacher was asked for its distribution (kl_every)"
+            missing[name] = "it was not measured at this step" + (
+                asked if name != "entropy" else ""
+            )
+    ours = _lists(frame, "logps", lengths)
+    theirs = _lists(frame, "teacher_logps", lengths)
+    if ours is None or theirs is None:
+        missing["log_ratio"] = "no teacher was asked at this step (teacher=off)"
+    else:
+        arrays["log_ratio"] = [t - o for o, t in zip(ours, theirs, strict=True)]
+    return arrays, missing
+
+
+def _lists(frame: pd.DataFrame, column: str, lengths: list[int]) -> list[Values] | None:
+    """Return a column of lists as arrays, or ``None`` where a completion has no value."""
+    if column not in frame:
+        return None
+    if any(value is None or isinstance(value, float) for value in frame[column]):
+        return None
+    values = [np.asarray(value, dtype=np.float64) for value in frame[column]]
+    if [len(value) for value in values] != lengths:
+        raise ValueError(
+            f"the samples are damaged: {column} has other lengths than the completions; look"
+            " at another step"
+        )
+    return values
+
+
+# --- what the method makes of the tokens ----------------------------------------------------------
+
+
+def _credit(
+    folder: RunFolder, step: int, frame: pd.DataFrame, lengths: list[int]
+) -> tuple[dict[str, Tensor], dict[str, str] | str]:
+    """Return advantage, ratio, gradient and marks of the first update on a rollout.
+
+    Returns:
+        The arrays, (B, T) each, and why others, or all, cannot be computed.
+    """
+    rows = (row for row in folder.rows("metrics.jsonl") if row["step"] == step)
+    row = next(rows, None)
+    if row is None:
+        return {}, (
+            f"step {step} is still being trained, or was cut: its coefficients are not in"
+            " metrics.jsonl yet"
+        )
+    config = folder.config()
+    name = config["method"]
+    method = METHODS[nearest(name, METHODS, "method")]
+    unknown = [coef for coef in method.coefs if f"coef/{coef}" not in row]
+    if unknown:
+        lacks = ", ".join(unknown)
+        return {}, f"the row of step {step} does not say {lacks}: an older version made the run"
+    if _lists(frame, "logps", lengths) is None:
+        return {}, "the student's log-probabilities were not recorded"
+    coefs = {coef: row[f"coef/{coef}"] for coef in method.coefs}
+    with torch.enable_grad():
+        try:
+            constant = {"constant_length": config.get("max_new_tokens")}
+            options = resolve_options(method, {**constant, **config.get("options", {})})
+            needs = needs_of(method, coefs, options)
+            batch = _rebuilt(frame, lengths, bool(config.get("mask_truncated")), needs)
+            prepared = prepare(name, batch, coefs, options)
+            found, missing = _policy_terms(name, prepared, batch.logps, coefs, options)
+            why = _no_gradient(needs, coefs, config)
+            if why:
+                missing["gradient_weight"] = why
+            else:
+                gradient = _gradient(name, prepared, batch.logps, coefs, options)
+                found["gradient_weight"] = -gradient
+        except ValueError as error:
+            return {}, str(error)
+    return {name: array.detach() for name, array in found.items()}, missing
+
+
+def _rebuilt(
+    frame: pd.DataFrame, lengths: list[int], mask_truncated: bool, needs: set[str]
+) -> TokenBatch:
+    """Return the recorded rollout as the loop had it, (B, T); ``logps`` is a new leaf."""
+    width = max([1, *lengths])
+
+    def padded(column: str) -> Tensor | None:
+        values = _lists(frame, column, lengths)
+        if values is None:
+            return None
+        return torch.tensor(np.stack([np.pad(one, (0, width - len(one))) for one in values]))
+
+    def per_row(column: str) -> Tensor | None:
+        if column not in frame or frame[column].isna().any():
+            return None
+        return torch.tensor(frame[column].to_numpy(dtype=np.float64))
+
+    old, groups = padded("logps"), per_row("group")
+    assert old is not None
+    mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).double()
+    if mask_truncated:
+        mask = mask * torch.tensor(frame["finished"].to_numpy(dtype=np.float64))[:, None]
+    return TokenBatch(
+        logps=old.clone().requires_grad_(),
+        completion_mask=mask,
+        old_logps=old,
+        teacher_logps=padded("teacher_logps"),
+        ref_logps=padded("ref_logps"),
+        rewards=per_row("reward"),
+        correct=per_row("correct"),
+        group_ids=None if groups is None else groups.long(),
+        counted=counted_of(frame),
+        divergence=torch.zeros_like(old) if "divergence" in needs else None,
+    )
+
+
+def _policy_terms(
+    name: str,
+    prepared: TokenBatch,
+    logps: Tensor,
+    coefs: dict[str, float | None],
+    options: dict[str, Any],
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return advantage, dead tokens and TRRD's ratio, (B, T), and why some are missing."""
+    method, mask = METHODS[name], prepared.completion_mask
+    if method.ratio == "none":
+        why = f"{name} has none: it is no policy-gradient method"
+        return {}, dict.fromkeys(("advantage", "trrd_ratio", *MARKS), why)
+    credit = advantage(name, prepared, coefs, options)
+    # Without the penalties, what is left is the policy gradient.
+    alone = {**coefs, "kl_coef": 0.0, **({"kd_coef": 0.0} if method.penalty is not None else {})}
+    gradient = _gradient(name, prepared, logps, alone, options)
+    credited = (mask > 0) & (credit != 0)
+    found = {"advantage": credit * mask, "dead": (gradient == 0) & credited}
+    if method.ratio != "trrd":
+        why = f"{name} has no such ratio: it is TRRD's"
+        return found, dict.fromkeys(("trrd_ratio", "bound"), why)
+    assert prepared.teacher_logps is not None and prepared.kd_weight is not None
+    batch = TokenBatch(
+        logps=prepared.old,
+        completion_mask=mask,
+        old_logps=prepared.old,
+        teacher_logps=prepared.teacher_logps,
+        kd_weight=prepared.kd_weight,
+    )
+    alpha, gap_bound = float(coefs["trrd_alpha"] or 0.0), coefs["trrd_gap_bound"]
+    ratio, bound = trrd_log_ratio(batch, log_importance(batch), alpha, gap_bound)
+    return found | {"trrd_ratio": ratio.exp(), "bound": bound & credited}, {}
+
+
+def _no_gradient(needs: set[str], coefs: dict[str, float | None], config: dict[str, Any]) -> str:
+    """Return why the gradient cannot be rebuilt, or an empty string."""
+    if "divergence" in needs and coefs.get("kd_coef", 1.0):
+        return "the loss holds a divergence over the whole vocabulary, which the record does not"
+    if coefs.get("importance_cap") is not None and config.get("engine") != "hf":
+        return "importance_cap weighs tokens by what the sampler reported, which is not recorded"
+    return ""
+
+
+def _gradient(
+    name: str,
+    prepared: TokenBatch,
+    logps: Tensor,
+    coefs: dict[str, float | None],
+    options: dict[str, Any],
+) -> Tensor:
+    """Return ∂loss/∂logps, (B, T)."""
+    known = {coef: value for coef, value in coefs.items() if coef in METHODS[name].coefs}
+    loss, _ = token_loss(name, prepared, known, options)
+    (gradient,) = torch.autograd.grad(loss, logps, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(logps) if gradient is None else gradient

@@ -1,0 +1,184 @@
+"""Accuracy against its price: response length, tokens sampled, seconds of training.
+
+``curves`` is a table with a row for each step: ``curves.parquet`` of a sweep, or
+``pandas.concat`` of :func:`rlkd_lab.study.results.curves_of` for other runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from rlkd_lab.plots.points import (
+    check_columns,
+    count_seeds,
+    dot_style,
+    finish,
+    label_of,
+    note_repeats,
+    panel_figure,
+    runs_that_count,
+)
+from rlkd_lab.plots.styles import Style, line, styles_of
+
+Budget = Literal["sampled_tokens", "train_seconds", "step"]
+
+
+def plot_frontier(
+    runs: pd.DataFrame,
+    cost: str = "id length",
+    gain: str = "id avg",
+    title: str | None = None,
+) -> Figure:
+    """Draw accuracy against length: a dot for each run, a marker for the mean of each arm.
+
+    The dashed line joins the arms that no other arm beats in both.
+    """
+    _, kept, omitted = runs_that_count(runs, cost, gain)
+    seeds = count_seeds(kept) + omitted + note_repeats(kept, "arm")
+    figure, (axes,) = panel_figure(1, width=6.4, height=4.2)
+    means = kept.groupby("arm", sort=False)[[cost, gain]].mean()
+    for arm in dict.fromkeys(kept["arm"]):
+        rows = kept[kept["arm"] == arm]
+        colour, marker = dot_style(str(rows["method"].iloc[0]))
+        axes.scatter(rows[cost], rows[gain], s=14, color=colour, alpha=0.35, linewidths=0)
+        x, y = means.loc[arm, cost], means.loc[arm, gain]
+        axes.plot(x, y, marker, color=colour, markersize=8, label=arm)
+    best = _unbeaten(means, cost, gain)
+    axes.plot(best[cost], best[gain], color="#888888", linewidth=1, linestyle="--", zorder=0)
+    axes.legend(frameon=False, fontsize=8)
+    axes.set_xlabel(label_of(cost))
+    axes.set_ylabel(label_of(gain))
+    axes.grid(alpha=0.25)
+    joined = "dashed: arms that no other beats in both"
+    if len(best) == 1:
+        joined = f"no arm is shorter or more accurate in the mean than {best.index[0]}"
+    return finish(figure, title, f"small dots: seeds; large: means over {seeds}; {joined}")
+
+
+def _unbeaten(means: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:
+    """Return the arms that no other arm beats in both columns, cheapest first."""
+    beaten = []
+    for x, y in means.to_numpy():
+        as_good = (means[cost] <= x) & (means[gain] >= y)
+        better = (means[cost] < x) | (means[gain] > y)
+        beaten.append(bool((as_good & better).any()))
+    return means[~np.array(beaten)].sort_values(cost)
+
+
+def plot_budget(
+    curves: pd.DataFrame,
+    budgets: Sequence[Budget] = ("sampled_tokens", "train_seconds"),
+    metric: str = "eval/accuracy",
+    title: str | None = None,
+) -> Figure:
+    """Draw a metric against what was spent, a panel for each budget.
+
+    Both budgets include the teacher's share.
+    Each seed is faint; the line is the mean of each evaluation over seeds.
+    The vertical line is :func:`shared_budget`.
+
+    Raises:
+        ValueError: a missing column.
+    """
+    check_columns(budgets, "budget")
+    _check_steps(curves, *budgets, metric)
+    figure, panels = panel_figure(len(budgets), width=5.6, columns=2)
+    arms = list(dict.fromkeys(curves["arm"]))
+    methods = {arm: str(curves.loc[curves["arm"] == arm, "method"].iloc[0]) for arm in arms}
+    styles = styles_of(methods)
+    for axes, budget in zip(panels, budgets, strict=True):
+        for arm in arms:
+            rows = curves[(curves["arm"] == arm) & curves[metric].notna()]
+            _draw_spending(axes, rows, budget, metric, styles[arm], arm)
+        limit = shared_budget(curves, budget)
+        axes.axvline(limit, color="#888888", linewidth=0.8, linestyle="--")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 40k
+        axes.set_xlabel(label_of(budget))
+        axes.set_ylabel(label_of(metric))
+        axes.grid(alpha=0.25)
+    panels[-1].legend(frameon=False, fontsize=8)
+    seeds = count_seeds(curves.dropna(subset=[metric]))
+    caption = f"each seed faint, mean over {seeds}; dashed: what the cheapest arm spends"
+    return finish(figure, title, caption)
+
+
+def _draw_spending(
+    axes: Axes,
+    rows: pd.DataFrame,
+    budget: Budget,
+    metric: str,
+    style: Style,
+    label: str,
+) -> None:
+    look = line(style)
+    for _, one in rows.groupby("seed"):
+        axes.plot(one[budget], one[metric], alpha=0.2, linewidth=0.8, **look)
+    mean = rows.groupby("step")[[budget, metric]].mean()
+    look |= {"linewidth": 1.8, "marker": "o", "markersize": 3.5}
+    axes.plot(mean[budget], mean[metric], label=label, **look)
+
+
+def shared_budget(curves: pd.DataFrame, budget: Budget) -> float:
+    """Return what the cheapest arm spends in its most expensive seed.
+
+    Every arm has spent at least that much in one of its seeds.
+    """
+    return float(curves.groupby(["arm", "seed"])[budget].max().groupby("arm").max().min())
+
+
+def at_budget(
+    curves: pd.DataFrame,
+    budget: Budget,
+    metric: str = "eval/accuracy",
+    spent: float | None = None,
+) -> pd.DataFrame:
+    """Return the metric of each run where ``spent`` was spent.
+
+    Between two evaluations the value lies on the line that joins them.
+    After the last evaluation it is the last value.
+    An arm has NaN for every seed if one seed was not evaluated yet.
+
+    Args:
+        curves: a row for each step.
+        budget: the column that is spent.
+        metric: the column to read.
+        spent: in units of the budget; :func:`shared_budget` by default.
+
+    Returns:
+        A row for each run: ``arm``, ``seed``, ``method`` and the metric.
+
+    Raises:
+        ValueError: a missing column.
+    """
+    _check_steps(curves, budget, metric)
+    limit = shared_budget(curves, budget) if spent is None else spent
+    rows = []
+    for (arm, seed), one in curves.groupby(["arm", "seed"], sort=False):
+        known = one[one[metric].notna()]
+        value = math.nan
+        if len(known):
+            x, y = known[budget].to_numpy(float), known[metric].to_numpy(float)
+            value = float(np.interp(limit, x, y, left=math.nan))
+        rows.append({"arm": arm, "seed": seed, "method": one["method"].iloc[0], metric: value})
+    found = pd.DataFrame(rows)
+    too_early = found.groupby("arm")[metric].transform(lambda values: values.isna().any())
+    read = found[metric].mask(too_early)
+    return found.assign(**{metric: read}, diverged=False, touched=False)
+
+
+def _check_steps(curves: pd.DataFrame, *columns: str) -> None:
+    """Raise ValueError where a column is missing or empty."""
+    for name in ("arm", "seed", "method", *columns):
+        if name not in curves or curves[name].isna().all():
+            raise ValueError(
+                f"the table has no column {name!r}, or nothing in it: give a row a step"
+                " (curves.parquet, or curves_of a run), with evaluations on the way"
+            )
