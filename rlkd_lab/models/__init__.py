@@ -3,6 +3,7 @@ per-token log-probabilities.
 """
 
 from rlkd_lab.models import processes
+from rlkd_lab.models.adapters import save_adapter
 from rlkd_lab.models.loading import (
     LanguageModel,
     check_same_tokenizer,
@@ -15,7 +16,6 @@ from rlkd_lab.models.loading import (
     locate,
     probe_logps,
     reference_of,
-    save_adapter,
     verify_quantised,
     zoo_names,
 )

@@ -17,7 +17,7 @@ import json
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -41,6 +41,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
+from rlkd_lab.models.adapters import attach, check_policy_adapter, leaves_base_alone, not_finite
+
 # peft 0.21 asks transformers 5 by a name that is on its way out.
 warnings.filterwarnings(
     "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
@@ -62,6 +64,12 @@ BEHIND_THE_HEAD = {"final_logit_softcapping": None, "logits_scaling": 1, "logit_
 and the value that changes nothing.
 """
 ZOO = Path(__file__).parent.parent / "zoo"
+WITHOUT_4_BIT = (
+    "Load it without: --set quant=none (a teacher: --set teacher_quant=none; rlkd"
+    " eval: --quant none)"
+)
+LORA_RANK, LORA_ALPHA = 16, 32
+"""Of a fresh adapter, where nothing else is asked for."""
 MADE_BY = {"models/midsize/": "python -m rlkd_lab.zoo.midsize"}
 """Folders that a preset names and a command makes."""
 
@@ -102,8 +110,13 @@ class LanguageModel:
 
     @property
     def head(self) -> nn.Module:
-        """The output head."""
-        return self.causal_lm.get_output_embeddings()
+        """The output head, the adapter's where it brings one (``modules_to_save``)."""
+        head: Any = self.causal_lm.get_output_embeddings()
+        return (
+            head.modules_to_save[self.adapter]
+            if self.adapter in getattr(head, "modules_to_save", ())
+            else getattr(head, "original_module", head)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -311,8 +324,8 @@ def load_base(
             import bitsandbytes  # noqa: F401
         except ImportError:
             raise ValueError(
-                "4-bit loading needs bitsandbytes, which has no build for every system; use"
-                " quant='none' here"
+                "4-bit loading needs bitsandbytes, which has no build for every system."
+                f" {WITHOUT_4_BIT}"
             ) from None
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -329,17 +342,26 @@ def load_base(
                 config, field, 0.0
             )  # with dropout the policy that is trained would not be the one that was sampled
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             device_map={"": device},
+            output_loading_info=True,
             **settings,
         )
     except SafetensorError as error:
         raise ValueError(f"the weights of {name!r} are damaged: {error}") from error
+    except RuntimeError as error:
+        if "mismatched" not in str(error):
+            raise
+        raise ValueError(
+            f"the weights of {name!r} do not fit its config.json:"
+            f" {' '.join(str(error).split()):.300}"
+        ) from error
+    check_weights(name, model, found)
     model.config.use_cache = False
     model.requires_grad_(False)
     if quant == "nf4":
@@ -347,6 +369,34 @@ def load_base(
             layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         verify_quantised(model, folder)
     return model, tokenizer
+
+
+def check_weights(name: str, model: nn.Module, found: Mapping[str, Any]) -> None:
+    """Refuse a model some of whose weights are not in its checkpoint, which transformers draws at
+    random, or are not finite.
+
+    Args:
+        name: of the model.
+        model: as it was loaded.
+        found: what transformers says of the loading.
+
+    Raises:
+        ValueError: with the number of tensors and the first of them.
+    """
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"the checkpoint of {name!r} lacks {len(missing)} tensors (first: {missing[0]}),"
+            " which would be random numbers: download it again"
+        )
+    odd = {key: what for key, value in model.named_parameters() if (what := not_finite(value.data))}
+    if odd:
+        key, what = next(iter(odd.items()))
+        where = f"{len(odd)} tensors (first: {key})"
+        dtype = str(model.get_parameter(key).dtype).removeprefix("torch.")
+        raise ValueError(
+            f"the checkpoint of {name!r} holds {what} as {dtype} in {where}: download it"
+            " again, or take another"
+        )
 
 
 def load_tokenizer(name: str, weights: bool = True) -> PreTrainedTokenizerBase:
@@ -408,10 +458,15 @@ def verify_quantised(model: nn.Module, folder: Path) -> float:
         if key not in files:
             raise ValueError(
                 f"the 4-bit layer {name} cannot be verified: the checkpoint has no weight of"
-                " that name. Load this model with quant='none'"
+                f" that name. {WITHOUT_4_BIT}"
             )
         with safe_open(folder / files[key], "pt") as file:
             source = file.get_tensor(key).float()
+        if what := not_finite(source):
+            raise ValueError(
+                f"the checkpoint {str(folder)!r} holds {what} in {key}: download it again, or"
+                " take another"
+            )
         loaded = dequantised(layer).cpu()
         error = (
             float((loaded - source).norm() / source.norm())
@@ -424,7 +479,7 @@ def verify_quantised(model: nn.Module, folder: Path) -> float:
                 f"the 4-bit layer {name} does not decode to its source: relative error"
                 f" {error:.2f}, where NF4 costs about .09."
                 f" Its in_features are {source.shape[1]}: on a CPU this must be a multiple of"
-                " 64. Load this model with quant='none'"
+                f" 64. {WITHOUT_4_BIT}"
             )
     return worst
 
@@ -450,11 +505,12 @@ def verify_head(lm: LanguageModel) -> None:
     if not isinstance(lm.head, nn.Linear) or lm.head.weight.requires_grad:
         raise ValueError(
             f"{lm.source}: the output head is trained, or is no plain linear layer (an"
-            " adapter with modules_to_save?); such heads are not supported"
+            " adapter on lm_head, or with it in modules_to_save?);"
+            " such heads are not supported"
         )
     ids = torch.arange(3, 11, device=lm.device)[None] % int(lm.causal_lm.config.vocab_size)
     with torch.no_grad(), lm.active():
-        whole = lm.causal_lm(input_ids=ids).logits.float()
+        whole = lm.model(input_ids=ids).logits.float()  # as peft runs it, with what it hooks in
         parts = lm.head(lm.backbone(input_ids=ids).last_hidden_state).float()
     gap = float((whole - parts).abs().max() / whole.abs().max())
     if not gap < 1e-4:
@@ -465,10 +521,31 @@ def verify_head(lm: LanguageModel) -> None:
 
 
 @torch.no_grad()
-def probe_logps(lm: LanguageModel) -> torch.Tensor:
-    """Log-probabilities that a view of a model gives a few fixed tokens, (7,), nats."""
-    ids = torch.arange(3, 11, device=lm.device) % int(lm.causal_lm.config.vocab_size)
-    with lm.active():
+def probe_logps(lm: LanguageModel, rounded: bool = False) -> torch.Tensor:
+    """Log-probabilities that a view of a model gives a few fixed tokens, (31,), nats.
+
+    Args:
+        lm: the view.
+        rounded: each entry of the embeddings is changed by one rounding first, up or down: how much
+            the model makes of that is its own noise.
+    """
+
+    def change(_: nn.Module, __: Any, states: torch.Tensor) -> torch.Tensor:
+        signs = (
+            torch.randint(2, states.shape, generator=torch.Generator().manual_seed(0)).to(states)
+            * 2
+            - 1
+        )
+        return states * (1 + torch.finfo(states.dtype).eps * signs)
+
+    size = int(lm.causal_lm.config.vocab_size)
+    ids = (3 + torch.arange(32, device=lm.device) * (size // 32 + 1)) % size
+    hook = (
+        lm.causal_lm.get_input_embeddings().register_forward_hook(change)
+        if rounded
+        else contextlib.nullcontext()
+    )
+    with lm.active(), hook:
         logits = lm.head(lm.backbone(input_ids=ids[None], use_cache=False).last_hidden_state)[
             0, :-1
         ].float()
@@ -480,8 +557,8 @@ def load_policy(
     name: str,
     quant: Quant = "nf4",
     *,
-    lora_rank: int = 16,
-    lora_alpha: int = 32,
+    lora_rank: int | None = None,
+    lora_alpha: int | None = None,
     adapter: str | Path | None = None,
     gradient_checkpointing: bool = False,
     seed: int = 0,
@@ -495,12 +572,18 @@ def load_policy(
     Args:
         name: embedded name, folder or hub id.
         quant: ``nf4`` or ``none``.
-        lora_rank: r ≥ 1.
-        lora_alpha: the adapter's output is scaled by lora_alpha / lora_rank.
+        lora_rank: r ≥ 1; by default that of ``adapter``, otherwise 16.
+        lora_alpha: the adapter's output is scaled by lora_alpha / lora_rank; by default that of
+            ``adapter``, otherwise 32.
         adapter: folder of an adapter to go on from; a frozen copy of it becomes the reference.
         gradient_checkpointing: recompute activations in the backward pass (less memory, more time).
         seed: of the adapter's initial weights.
         device: GPU if there is one.
+
+    Raises:
+        FileNotFoundError: see :func:`locate` and :func:`~rlkd_lab.models.adapters.attach`.
+        ValueError: the base or the adapter is damaged or not supported, they do not fit, or the
+            adapter has another rank or alpha than asked for.
     """
     model, tokenizer = load_base(name, quant, device)
     base_said = probe_logps(LanguageModel(model, tokenizer, name, quant))
@@ -508,24 +591,16 @@ def load_policy(
         checkpoint_activations(model)
     peft_model: PeftModel
     if adapter is not None:
-        start = adapter_folder(adapter)
-        try:
-            peft_model = PeftModel.from_pretrained(model, start, is_trainable=True)
-        except RuntimeError as error:
-            raise ValueError(
-                f"the adapter {start!r} does not fit the base {name!r}: it was trained on"
-                " another one"
-            ) from error
-        # peft looks for the base's config there whenever it saves, on the hub if need be
-        peft_model.peft_config["default"].base_model_name_or_path = model.name_or_path
-        peft_model.load_adapter(start, "reference", is_trainable=False)
+        check_policy_adapter(adapter, {"lora_rank": lora_rank, "lora_alpha": lora_alpha})
+        peft_model = attach(model, adapter, "default", name, trainable=True)
+        attach(peft_model, adapter, "reference", name)
         for module in peft_model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
     else:
         config = LoraConfig(
-            r=lora_rank,
-            lora_alpha=lora_alpha,
+            r=lora_rank or LORA_RANK,
+            lora_alpha=lora_alpha or LORA_ALPHA,
             lora_dropout=0.0,
             target_modules="all-linear",
             task_type="CAUSAL_LM",
@@ -623,46 +698,6 @@ def check_architecture(name: str, config: PreTrainedConfig) -> None:
         )
 
 
-def adapter_folder(path: str | Path) -> str:
-    """``path``, if it holds an adapter in safetensors that names no code.
-
-    Raises:
-        FileNotFoundError: it does not, and peft would read a pickle too.
-        ValueError: its config names a module that peft would import.
-    """
-    folder = Path(path)
-    if not (folder / "adapter_model.safetensors").exists():
-        raise FileNotFoundError(f"{str(path)!r} holds no adapter_model.safetensors")
-    try:
-        named = json.loads((folder / "adapter_config.json").read_text()).get("megatron_config")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"the adapter {str(path)!r} has no adapter_config.json that can be read: {error}"
-        ) from None
-    if named is not None:
-        raise ValueError(
-            f"the adapter {str(path)!r} is one for Megatron, whose config names code to be"
-            " run: such adapters are not supported"
-        )
-    return str(path)
-
-
-def save_adapter(policy: LanguageModel, folder: Path) -> None:
-    """The policy's adapter in PEFT's format. It names its base as the policy was asked for it, not
-    the place where that lies on this machine, and has no blank model card.
-    """
-    assert isinstance(policy.model, PeftModel)
-    policy.model.save_pretrained(str(folder), selected_adapters=["default"])
-    (folder / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
-    path.write_text(
-        json.dumps(
-            json.loads(path.read_text()) | {"base_model_name_or_path": policy.source}, indent=2
-        )
-        + "\n"
-    )
-
-
 def reference_of(policy: LanguageModel) -> LanguageModel:
     """The frozen reference: the policy's own base with the adapter off, or the frozen copy of
     the adapter it started from. No second model.
@@ -681,8 +716,8 @@ def load_teacher(
     adapter: str | Path | None = None,
     device: torch.device | None = None,
 ) -> LanguageModel:
-    """A frozen teacher. On the policy's own base it is another view of it: adapter off, or an
-    adapter of its own.
+    """Load a frozen teacher. On the policy's base it is another view of it, adapter off or with
+    another adapter, unless that adapter would change the base.
 
     Args:
         name: embedded name, folder or hub id.
@@ -692,24 +727,29 @@ def load_teacher(
         device: GPU if there is one.
 
     Raises:
-        ValueError: the tokenizers differ.
+        FileNotFoundError: no such model or adapter.
+        ValueError: the tokenizers differ, or the adapter is damaged, not supported or made for
+            another base.
     """
-    if policy is not None and policy.quant == quant and locate(policy.source) == locate(name):
+    alone = adapter is not None and not leaves_base_alone(adapter)
+    if (
+        policy is not None
+        and not alone
+        and policy.quant == quant
+        and locate(policy.source) == locate(name)
+    ):
         assert isinstance(policy.model, PeftModel)
         if adapter is None:
             return LanguageModel(policy.model, policy.tokenizer, name, quant)
         title = f"teacher{len(policy.model.peft_config)}"
-        policy.model.load_adapter(adapter_folder(adapter), title, is_trainable=False)
-        return LanguageModel(policy.model, policy.tokenizer, name, quant, title, str(adapter))
+        attach(policy.model, adapter, title, name)
+        teacher = LanguageModel(policy.model, policy.tokenizer, name, quant, title, str(adapter))
+        verify_head(teacher)
+        return teacher
     model, tokenizer = load_base(name, quant, device)
     if adapter is not None:
         teacher = LanguageModel(
-            PeftModel.from_pretrained(model, adapter_folder(adapter)),
-            tokenizer,
-            name,
-            quant,
-            "default",
-            str(adapter),
+            attach(model, adapter, "default", name), tokenizer, name, quant, "default", str(adapter)
         )
     else:
         teacher = LanguageModel(model, tokenizer, name, quant)

@@ -70,6 +70,7 @@ from rlkd_lab.rollouts import (
     Prompts,
     Sampling,
     check_length,
+    dense_copy,
     find_engine,
     sample,
     sequences_of,
@@ -153,8 +154,8 @@ class Loop:
         self.policy = load_policy(
             config.student,
             config.quant,
-            lora_rank=config.lora_rank,
-            lora_alpha=config.lora_alpha,
+            lora_rank=None if config.adapter else config.lora_rank,
+            lora_alpha=None if config.adapter else config.lora_alpha,
             adapter=config.adapter,
             gradient_checkpointing=config.gradient_checkpointing,
             seed=config.seed,
@@ -177,7 +178,7 @@ class Loop:
                 pass  # from here on away, if its home is the host
         self.reference = reference_of(self.policy)
         dense = config.dense_twin and DenseTwin.suits(self.policy)
-        self.twin = DenseTwin(self.policy) if config.dense_twin else None
+        self.twin = dense_copy(self.policy) if config.dense_twin else None
         # What the forwards go through; the student's gradients arrive at the policy's adapter
         # either way.
         self.student_lm = (
@@ -186,11 +187,12 @@ class Loop:
             else self.policy
         )
         frozen = {"teacher": self.teacher, "reference": self.reference}
-        self.frozen = {
-            name: DenseTwin(lm) for name, lm in frozen.items() if dense and lm is not None
-        }
+        copies = {name: dense_copy(lm) for name, lm in frozen.items() if dense and lm is not None}
+        self.frozen = {name: copy for name, copy in copies.items() if copy is not None}
         self.teacher_lm = self.frozen["teacher"].lm if "teacher" in self.frozen else self.teacher
-        self.reference_lm = self.frozen["reference"].lm if dense else self.reference
+        self.reference_lm = (
+            self.frozen["reference"].lm if "reference" in self.frozen else self.reference
+        )
         self.sizes = {"student": Size.of(self.policy)} | (
             {} if self.teacher is None else {"teacher": Size.of(self.teacher)}
         )
@@ -1223,7 +1225,9 @@ class Loop:
                 f"the checkpoint {path} does not match the run's config.json: it was made"
                 " with other settings"
             )
-        weights = get_peft_model_state_dict(self.policy.model, adapter_name="default")
+        weights = get_peft_model_state_dict(
+            self.policy.model, adapter_name="default", save_embedding_layers=False
+        )
         shapes = {name: value.shape for name, value in weights.items()}
         moments = {
             f"{i}.{key}"
