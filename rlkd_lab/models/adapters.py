@@ -28,12 +28,39 @@ if TYPE_CHECKING:
     from rlkd_lab.models.loading import LanguageModel
 
 KNOWN = frozenset(
-    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision"
-    " inference_mode r target_modules exclude_modules lora_alpha lora_dropout"
-    " fan_in_fan_out bias use_rslora modules_to_save init_lora_weights layers_to_transform"
-    " layers_pattern rank_pattern alpha_pattern megatron_core loftq_config"
-    " eva_config corda_config lora_ga_config use_dora runtime_config lora_bias"
-    " qalora_group_size ensure_weight_tying".split()
+    {
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "r",
+        "target_modules",
+        "exclude_modules",
+        "lora_alpha",
+        "lora_dropout",
+        "fan_in_fan_out",
+        "bias",
+        "use_rslora",
+        "modules_to_save",
+        "init_lora_weights",
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+        "megatron_core",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "use_dora",
+        "runtime_config",
+        "lora_bias",
+        "qalora_group_size",
+        "ensure_weight_tying",
+    }
 )
 """Fields of an adapter's config that may hold anything.
 
@@ -186,7 +213,7 @@ def attach(
             if isinstance(model, PeftModel):
                 model.add_adapter(name, config)
             else:
-                model = get_peft_model(model, config, name)  # type: ignore[assignment]
+                model = get_peft_model(model, config, name)
     except (
         ValueError,
         TypeError,
@@ -229,10 +256,9 @@ def _read(path: str | Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"the adapter {str(path)!r} is damaged: {error}") from error
     if odd := {key: what for key, value in tensors.items() if (what := not_finite(value))}:
-        key, what = next(iter(odd.items()))
         raise ValueError(
-            f"the adapter {str(path)!r} holds {what} in {_some(odd, len(tensors))}: its"
-            " training has diverged; take an earlier one"
+            f"the adapter {str(path)!r} holds {next(iter(odd.values()))} in"
+            f" {_some(odd, len(tensors))}: its training has diverged; take an earlier one"
         )
     return tensors
 
@@ -320,7 +346,7 @@ def beyond_matrices(lm: LanguageModel) -> str | None:
             return f"DoRA magnitudes ({path})"
         if lm.adapter in module.lora_variant:
             return f"a variant of LoRA, {type(module.lora_variant[lm.adapter]).__name__} ({path})"
-        if module.lora_B[lm.adapter].bias is not None:  # type: ignore[union-attr]
+        if module.lora_B[lm.adapter].bias is not None:
             return f"LoRA biases ({path})"
         if module.merged:
             return f"an adapter that is merged into its layer ({path})"

@@ -20,13 +20,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlkd_lab.models.adapters import attach
-from rlkd_lab.models.loading import (
-    LanguageModel,
-    dequantised,
-    locate,
-    one_at_a_time,
-    quantised_layers,
-)
+from rlkd_lab.models.checks import dequantised, quantised_layers
+from rlkd_lab.models.loading import LanguageModel, locate, one_at_a_time
 from rlkd_lab.models.logprobs import Sequences, hidden_states, token_divergence
 
 INTO = ("nf4", "full")
@@ -109,7 +104,8 @@ def merge(policy: LanguageModel, into: str, dtype: torch.dtype) -> tuple[PreTrai
         head = model.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
     adapted = attach(model, policy.adapter_source, "default", policy.source)
-    if adapted.peft_config["default"].lora_bias and any(
+    settings: Any = adapted.peft_config["default"]
+    if settings.lora_bias and any(
         layer.get_base_layer().bias is None for layer in _adapted_layers(adapted)
     ):
         raise ValueError(

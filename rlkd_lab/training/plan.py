@@ -30,12 +30,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from rlkd_lab.models import LanguageModel, chunk_of, locate, measured_divergences, token_logps
-from rlkd_lab.models.loading import (
-    check_architecture,
-    checkpoint_activations,
-    load_tokenizer,
-    same_tokenizer,
-)
+from rlkd_lab.models.checks import check_architecture
+from rlkd_lab.models.loading import checkpoint_activations, load_tokenizer, same_tokenizer
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.rollouts import traces
 from rlkd_lab.tasks import find_task
