@@ -9,6 +9,7 @@ with those that the model has a place for, before they are loaded and after.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -72,6 +73,8 @@ STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ take a part of the base's weights away.
 """
 PREFIX = "base_model.model."
+# of LoRA biases, whose one dimension peft takes for a part of a matrix
+warnings.filterwarnings("ignore", message=r"Adapter '\w+': .*have invalid shape: \S+lora_B\.bias")
 
 
 def adapter_folder(path: str | Path) -> str:
@@ -138,12 +141,15 @@ def adapter_settings(path: str | Path) -> dict[str, Any]:
     return dict(stored)
 
 
-def leaves_base_alone(path: str | Path) -> bool:
-    """Whether other views can share the base of this adapter: it replaces no whole layer
-    (modules_to_save) and no bias of the base (bias).
+def can_share_base(*adapters: str | Path | None) -> bool:
+    """Whether adapters can lie on one base: none replaces whole layers of it
+    (``modules_to_save``) or its biases (``bias``). ``None`` is no adapter.
     """
-    stored = adapter_settings(path)
-    return not stored.get("modules_to_save") and stored.get("bias", "none") == "none"
+    found = [adapter_settings(path) for path in adapters if path is not None]
+    return all(
+        not stored.get("modules_to_save") and stored.get("bias", "none") == "none"
+        for stored in found
+    )
 
 
 def rank_and_alpha(path: str | Path) -> dict[str, int]:
@@ -288,13 +294,17 @@ def check_tensors(
     surplus = [key for key, value in extra.items() if value is None]
     missing = [key for key in places if key not in tensors]
     if missing or surplus:
-        lacks = [f"it lacks {_some(missing, len(places))} that its config promises"] * bool(missing)
-        more = [f"it has {_some(surplus, len(tensors))} that the base has no place for"] * bool(
-            surplus
+        lacks = (
+            f"it lacks {_some(missing, len(places))} that its config promises" if missing else ""
+        )
+        more = (
+            f"it has {_some(surplus, len(tensors))} that the base has no place for"
+            if surplus
+            else ""
         )
         raise ValueError(
-            f"{unfit}: {', and '.join(lacks + more)}. It was trained on another one, or not"
-            " saved whole"
+            f"{unfit}: {', and '.join(filter(None, (lacks, more)))}. It was trained on"
+            " another one, or not saved whole"
         )
     there = {**places, **{key: value for key, value in extra.items() if value is not None}}
     shapes = [key for key in tensors if tensors[key].shape != there[key].shape]

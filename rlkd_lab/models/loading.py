@@ -37,7 +37,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from rlkd_lab.models.adapters import attach, check_policy_adapter, leaves_base_alone
+from rlkd_lab.models.adapters import attach, can_share_base, check_policy_adapter
 from rlkd_lab.models.checks import (
     WITHOUT_4_BIT,
     check_architecture,
@@ -505,10 +505,10 @@ def load_teacher(
         ValueError: the tokenizers differ, or the adapter is damaged, not supported or made for
             another base.
     """
-    alone = adapter is not None and not leaves_base_alone(adapter)
+    shares = adapter is None or can_share_base(adapter, policy and policy.adapter_source)
     if (
         policy is not None
-        and not alone
+        and shares
         and policy.quant == quant
         and locate(policy.source) == locate(name)
     ):
