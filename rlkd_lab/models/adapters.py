@@ -9,6 +9,7 @@ with those that the model has a place for, before they are loaded and after.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
@@ -206,8 +207,8 @@ def attach(
         ValueError: the adapter is damaged, holds values that are not finite, or does not fit this
             base: tensors are missing, left over or of other shapes.
     """
-    adapter_settings(path)
-    tensors = _read(path)
+    stored, tensors = adapter_settings(path), _read(path)
+    unfit = f"the adapter {str(path)!r} does not fit the base {base!r}"
     try:
         config = LoraConfig.from_pretrained(str(path))
         config.init_lora_weights = True  # every value comes from the file
@@ -229,18 +230,11 @@ def attach(
         NotImplementedError,
     ) as error:
         text = " ".join(str(error).split())
-        raise ValueError(
-            f"the adapter {str(path)!r} does not fit the base {base!r}, it was trained on"
-            f" another one: {text:.300}"
-        ) from error
+        raise ValueError(f"{unfit}, it was trained on another one: {text:.300}") from error
     assert isinstance(model, PeftModel)
     places = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    check_tensors(
-        tensors,
-        places,
-        dict(model.get_base_model().named_parameters()),
-        f"the adapter {str(path)!r} does not fit the base {base!r}",
-    )
+    check_tensors(tensors, places, dict(model.get_base_model().named_parameters()), unfit)
+    _check_depth(stored, places, int(model.get_base_model().config.num_hidden_layers), unfit)
     model.load_adapter(adapter_folder(path), name, is_trainable=trainable)
     arrived = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     lost = [
@@ -320,6 +314,27 @@ def check_tensors(
         raise ValueError(
             f"{unfit}: it brings weights of its own for {_some(changed, len(tensors))}, which"
             " are not the base's; merge it into its base first"
+        )
+
+
+def _check_depth(stored: Mapping[str, Any], places: Iterable[str], layers: int, unfit: str) -> None:
+    """Refuse an adapter of a base with fewer layers. peft writes ``all-linear`` as a list of
+    paths, which holds the first layers of a deeper base alone.
+    """
+    by_path = isinstance(stored.get("target_modules"), list) and any(
+        re.search(r"\.\d+\.", name) for name in stored["target_modules"]
+    )
+    found = {int(number[1]) for key in places if (number := re.search(r"\.(\d+)\.", key))}
+    if (
+        by_path
+        and stored.get("layers_to_transform") is None
+        and len(found) < layers
+        and found == set(range(len(found)))
+    ):
+        raise ValueError(
+            f"{unfit}: it is for the first {len(found)} of {layers} layers, so it was trained"
+            " on another one; if these are what you mean, name them as"
+            " layers_to_transform in its adapter_config.json"
         )
 
 

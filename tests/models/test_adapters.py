@@ -491,6 +491,20 @@ def test_what_peft_loads_otherwise_than_it_lies_there_is_found(base, adapter_of,
         load_teacher(base, "none", adapter=adapter_of(base, "plain"))
 
 
+def test_the_first_layers_alone_can_be_meant(base, make_model, adapter_of, tmp_path):
+    adapter = changed(
+        adapter_of(make_model("qwen2", num_hidden_layers=1), "plain"),
+        tmp_path,
+        layers_to_transform=[0],
+    )
+    torch.testing.assert_close(
+        ours(load_teacher(base, "none", adapter=adapter)),
+        independent(base, adapter, load_teacher(base, "none")),
+        rtol=0,
+        atol=1e-4,
+    )
+
+
 def test_prompts_that_were_tuned_are_no_adapter(base, tmp_path):
     settings = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), settings).save_pretrained(tmp_path)
