@@ -3,20 +3,18 @@ per-token log-probabilities.
 """
 
 from rlkd_lab.models import processes
+from rlkd_lab.models.adapters import save_adapter
+from rlkd_lab.models.checks import dequantised, probe_logps, verify_quantised
 from rlkd_lab.models.loading import (
     LanguageModel,
     check_same_tokenizer,
     compute_dtype,
     default_device,
-    dequantised,
     load_base,
     load_policy,
     load_teacher,
     locate,
-    probe_logps,
     reference_of,
-    save_adapter,
-    verify_quantised,
     zoo_names,
 )
 from rlkd_lab.models.logprobs import (

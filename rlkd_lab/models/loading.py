@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
-import json
 import math
 import threading
 import warnings
@@ -27,19 +25,28 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
+
+from rlkd_lab.models.adapters import attach, can_share_base, check_policy_adapter
+from rlkd_lab.models.checks import (
+    WITHOUT_4_BIT,
+    check_architecture,
+    check_weights,
+    probe_logps,
+    quantised_layers,
+    verify_head,
+    verify_quantised,
+)
 
 # peft 0.21 asks transformers 5 by a name that is on its way out.
 warnings.filterwarnings(
@@ -52,16 +59,9 @@ Quant = Literal["nf4", "none"]
 P = ParamSpec("P")
 R = TypeVar("R")
 _loading = threading.RLock()
-MAX_QUANT_ERROR = 0.12
-"""Largest relative error (Frobenius) of a 4-bit layer against its source.
-
-NF4 itself costs about .09; a layer decoded wrongly .24 and more.
-"""
-BEHIND_THE_HEAD = {"final_logit_softcapping": None, "logits_scaling": 1, "logit_scale": 1}
-"""What configs call a change of the logits behind the output head (Gemma 2, Granite, Cohere),
-and the value that changes nothing.
-"""
 ZOO = Path(__file__).parent.parent / "zoo"
+LORA_RANK, LORA_ALPHA = 16, 32
+"""Of a fresh adapter, where nothing else is asked for."""
 MADE_BY = {"models/midsize/": "python -m rlkd_lab.zoo.midsize"}
 """Folders that a preset names and a command makes."""
 
@@ -102,8 +102,13 @@ class LanguageModel:
 
     @property
     def head(self) -> nn.Module:
-        """The output head."""
-        return self.causal_lm.get_output_embeddings()
+        """The output head, the adapter's where it brings one (``modules_to_save``)."""
+        head: Any = self.causal_lm.get_output_embeddings()
+        return (
+            head.modules_to_save[self.adapter]
+            if self.adapter in getattr(head, "modules_to_save", ())
+            else getattr(head, "original_module", head)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -311,8 +316,8 @@ def load_base(
             import bitsandbytes  # noqa: F401
         except ImportError:
             raise ValueError(
-                "4-bit loading needs bitsandbytes, which has no build for every system; use"
-                " quant='none' here"
+                "4-bit loading needs bitsandbytes, which has no build for every system."
+                f" {WITHOUT_4_BIT}"
             ) from None
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -328,18 +333,29 @@ def load_base(
             setattr(
                 config, field, 0.0
             )  # with dropout the policy that is trained would not be the one that was sampled
+    loaded: Any
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             device_map={"": device},
+            output_loading_info=True,
             **settings,
         )
     except SafetensorError as error:
         raise ValueError(f"the weights of {name!r} are damaged: {error}") from error
+    except RuntimeError as error:
+        if "mismatched" not in str(error):
+            raise
+        raise ValueError(
+            f"the weights of {name!r} do not fit its config.json:"
+            f" {' '.join(str(error).split()):.300}"
+        ) from error
+    model, found = loaded
+    check_weights(name, model, found)
     model.config.use_cache = False
     model.requires_grad_(False)
     if quant == "nf4":
@@ -371,117 +387,13 @@ def load_tokenizer(name: str, weights: bool = True) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every 4-bit linear layer by name."""
-    from bitsandbytes.nn import Linear4bit
-
-    return (
-        (name, module) for name, module in model.named_modules() if isinstance(module, Linear4bit)
-    )
-
-
-def dequantised(layer: nn.Module) -> torch.Tensor:
-    """The weight that a (4-bit) linear layer computes with, (out, in), float32."""
-    weight: Any = layer.weight
-    if getattr(weight, "quant_state", None) is None:
-        return weight.data.float()
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(weight.data, weight.quant_state).float()
-
-
-def verify_quantised(model: nn.Module, folder: Path) -> float:
-    """Compare every 4-bit layer, dequantised, with its weight in the checkpoint.
-
-    Returns:
-        The largest relative error, ‖Ŵ − W‖ / ‖W‖.
-
-    Raises:
-        ValueError: an error above :data:`MAX_QUANT_ERROR`, or a layer whose source cannot be found.
-    """
-    files = _checkpoint_index(folder)
-    worst = 0.0
-    for name, layer in quantised_layers(model):
-        key = f"{name.replace('.base_layer', '')}.weight"
-        # checkpoints saved from the bare backbone lack its prefix
-        key = key if key in files else key.partition(".")[2]
-        if key not in files:
-            raise ValueError(
-                f"the 4-bit layer {name} cannot be verified: the checkpoint has no weight of"
-                " that name. Load this model with quant='none'"
-            )
-        with safe_open(folder / files[key], "pt") as file:
-            source = file.get_tensor(key).float()
-        loaded = dequantised(layer).cpu()
-        error = (
-            float((loaded - source).norm() / source.norm())
-            if loaded.shape == source.shape
-            else float("inf")
-        )
-        worst = max(worst, error)
-        if not error < MAX_QUANT_ERROR:
-            raise ValueError(
-                f"the 4-bit layer {name} does not decode to its source: relative error"
-                f" {error:.2f}, where NF4 costs about .09."
-                f" Its in_features are {source.shape[1]}: on a CPU this must be a multiple of"
-                " 64. Load this model with quant='none'"
-            )
-    return worst
-
-
-def _checkpoint_index(folder: Path) -> dict[str, str]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return dict(json.loads(index.read_text())["weight_map"])
-    files = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            files.update(dict.fromkeys(file.keys(), path.name))
-    return files
-
-
-def verify_head(lm: LanguageModel) -> None:
-    """Check once that head(backbone(x)) are the model's logits, which the chunked log-probabilities
-    rest on.
-
-    Raises:
-        ValueError: the model scales or caps its logits behind the head, or trains it.
-    """
-    if not isinstance(lm.head, nn.Linear) or lm.head.weight.requires_grad:
-        raise ValueError(
-            f"{lm.source}: the output head is trained, or is no plain linear layer (an"
-            " adapter with modules_to_save?); such heads are not supported"
-        )
-    ids = torch.arange(3, 11, device=lm.device)[None] % int(lm.causal_lm.config.vocab_size)
-    with torch.no_grad(), lm.active():
-        whole = lm.causal_lm(input_ids=ids).logits.float()
-        parts = lm.head(lm.backbone(input_ids=ids).last_hidden_state).float()
-    gap = float((whole - parts).abs().max() / whole.abs().max())
-    if not gap < 1e-4:
-        raise ValueError(
-            f"{lm.source}: the logits are not the output head's alone (relative gap"
-            f" {gap:.2g}); such models are not supported"
-        )
-
-
-@torch.no_grad()
-def probe_logps(lm: LanguageModel) -> torch.Tensor:
-    """Log-probabilities that a view of a model gives a few fixed tokens, (7,), nats."""
-    ids = torch.arange(3, 11, device=lm.device) % int(lm.causal_lm.config.vocab_size)
-    with lm.active():
-        logits = lm.head(lm.backbone(input_ids=ids[None], use_cache=False).last_hidden_state)[
-            0, :-1
-        ].float()
-    return torch.log_softmax(logits, dim=-1).gather(-1, ids[1:, None])[:, 0]
-
-
 @one_at_a_time
 def load_policy(
     name: str,
     quant: Quant = "nf4",
     *,
-    lora_rank: int = 16,
-    lora_alpha: int = 32,
+    lora_rank: int | None = None,
+    lora_alpha: int | None = None,
     adapter: str | Path | None = None,
     gradient_checkpointing: bool = False,
     seed: int = 0,
@@ -495,12 +407,18 @@ def load_policy(
     Args:
         name: embedded name, folder or hub id.
         quant: ``nf4`` or ``none``.
-        lora_rank: r ≥ 1.
-        lora_alpha: the adapter's output is scaled by lora_alpha / lora_rank.
+        lora_rank: r ≥ 1; by default that of ``adapter``, otherwise 16.
+        lora_alpha: the adapter's output is scaled by lora_alpha / lora_rank; by default that of
+            ``adapter``, otherwise 32.
         adapter: folder of an adapter to go on from; a frozen copy of it becomes the reference.
         gradient_checkpointing: recompute activations in the backward pass (less memory, more time).
         seed: of the adapter's initial weights.
         device: GPU if there is one.
+
+    Raises:
+        FileNotFoundError: see :func:`locate` and :func:`~rlkd_lab.models.adapters.attach`.
+        ValueError: the base or the adapter is damaged or not supported, they do not fit, or the
+            adapter has another rank or alpha than asked for.
     """
     model, tokenizer = load_base(name, quant, device)
     base_said = probe_logps(LanguageModel(model, tokenizer, name, quant))
@@ -508,24 +426,16 @@ def load_policy(
         checkpoint_activations(model)
     peft_model: PeftModel
     if adapter is not None:
-        start = adapter_folder(adapter)
-        try:
-            peft_model = PeftModel.from_pretrained(model, start, is_trainable=True)
-        except RuntimeError as error:
-            raise ValueError(
-                f"the adapter {start!r} does not fit the base {name!r}: it was trained on"
-                " another one"
-            ) from error
-        # peft looks for the base's config there whenever it saves, on the hub if need be
-        peft_model.peft_config["default"].base_model_name_or_path = model.name_or_path
-        peft_model.load_adapter(start, "reference", is_trainable=False)
+        check_policy_adapter(adapter, {"lora_rank": lora_rank, "lora_alpha": lora_alpha})
+        peft_model = attach(model, adapter, "default", name, trainable=True)
+        attach(peft_model, adapter, "reference", name)
         for module in peft_model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
     else:
         config = LoraConfig(
-            r=lora_rank,
-            lora_alpha=lora_alpha,
+            r=lora_rank or LORA_RANK,
+            lora_alpha=lora_alpha or LORA_ALPHA,
             lora_dropout=0.0,
             target_modules="all-linear",
             task_type="CAUSAL_LM",
@@ -562,107 +472,6 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     model.enable_input_require_grads()
 
 
-def check_architecture(name: str, config: PreTrainedConfig) -> None:
-    """Refuse, by its config alone, a model that is no causal language model with attention, and one
-    of which most weights are not in linear layers (GPT-2's transposed ones, experts in one tensor):
-    neither LoRA nor 4 bit would reach them.
-
-    Raises:
-        ValueError: in one sentence.
-    """
-    if "/" in str(config._attn_implementation):
-        raise ValueError(
-            f"the config of {name!r} asks for the attention kernel"
-            f" {config._attn_implementation}, which is code from the hub: remove that line"
-        )
-    for field, neutral in BEHIND_THE_HEAD.items():
-        if getattr(config, field, None) not in (None, neutral):
-            raise ValueError(
-                f"{name!r} is of type {config.model_type}, which changes its logits behind"
-                f" the output head ({field}, a soft cap or scale of"
-                f" {getattr(config, field)}): the log-probabilities that are computed in"
-                " chunks would be wrong; such models are not supported"
-            )
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(
-            f"{name!r} is of type {config.model_type}, which is no causal language model of"
-            " transformers"
-        )
-    # in another dtype transformers would change the default dtype of the whole process for a
-    # moment, under the feet of a run in another thread
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if (
-        getattr(model, "_is_stateful", False)
-        or getattr(config, "num_attention_heads", None) is None
-    ):
-        raise ValueError(
-            f"{name!r} is of type {config.model_type}, which keeps a state instead of keys"
-            " and values; such models are not supported"
-        )
-    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
-        raise ValueError(
-            f"{name!r} is of type {config.model_type}, which takes no position ids, so that"
-            " padding would shift it; such models are not supported"
-        )
-    embeddings = {
-        id(p)
-        for part in (model.get_input_embeddings(), model.get_output_embeddings())
-        for p in part.parameters()
-    }
-    inside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    sizes = {id(p): p.numel() for p in model.parameters() if id(p) not in embeddings}
-    reached = sum(size for key, size in sizes.items() if key in inside) / max(
-        sum(sizes.values()), 1
-    )
-    if reached < 0.5:
-        raise ValueError(
-            f"{name!r} is of type {config.model_type}: LoRA and 4 bit reach {reached:.0%} of"
-            " its weights, since the others are not in linear layers (GPT-2's"
-            " transposed ones, experts kept as one tensor); such models are not supported"
-        )
-
-
-def adapter_folder(path: str | Path) -> str:
-    """``path``, if it holds an adapter in safetensors that names no code.
-
-    Raises:
-        FileNotFoundError: it does not, and peft would read a pickle too.
-        ValueError: its config names a module that peft would import.
-    """
-    folder = Path(path)
-    if not (folder / "adapter_model.safetensors").exists():
-        raise FileNotFoundError(f"{str(path)!r} holds no adapter_model.safetensors")
-    try:
-        named = json.loads((folder / "adapter_config.json").read_text()).get("megatron_config")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"the adapter {str(path)!r} has no adapter_config.json that can be read: {error}"
-        ) from None
-    if named is not None:
-        raise ValueError(
-            f"the adapter {str(path)!r} is one for Megatron, whose config names code to be"
-            " run: such adapters are not supported"
-        )
-    return str(path)
-
-
-def save_adapter(policy: LanguageModel, folder: Path) -> None:
-    """The policy's adapter in PEFT's format. It names its base as the policy was asked for it, not
-    the place where that lies on this machine, and has no blank model card.
-    """
-    assert isinstance(policy.model, PeftModel)
-    policy.model.save_pretrained(str(folder), selected_adapters=["default"])
-    (folder / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
-    path.write_text(
-        json.dumps(
-            json.loads(path.read_text()) | {"base_model_name_or_path": policy.source}, indent=2
-        )
-        + "\n"
-    )
-
-
 def reference_of(policy: LanguageModel) -> LanguageModel:
     """The frozen reference: the policy's own base with the adapter off, or the frozen copy of
     the adapter it started from. No second model.
@@ -681,8 +490,8 @@ def load_teacher(
     adapter: str | Path | None = None,
     device: torch.device | None = None,
 ) -> LanguageModel:
-    """A frozen teacher. On the policy's own base it is another view of it: adapter off, or an
-    adapter of its own.
+    """Load a frozen teacher. On the policy's base it is another view of it, adapter off or with
+    another adapter, unless that adapter would change the base.
 
     Args:
         name: embedded name, folder or hub id.
@@ -692,24 +501,29 @@ def load_teacher(
         device: GPU if there is one.
 
     Raises:
-        ValueError: the tokenizers differ.
+        FileNotFoundError: no such model or adapter.
+        ValueError: the tokenizers differ, or the adapter is damaged, not supported or made for
+            another base.
     """
-    if policy is not None and policy.quant == quant and locate(policy.source) == locate(name):
+    shares = adapter is None or can_share_base(adapter, policy and policy.adapter_source)
+    if (
+        policy is not None
+        and shares
+        and policy.quant == quant
+        and locate(policy.source) == locate(name)
+    ):
         assert isinstance(policy.model, PeftModel)
         if adapter is None:
             return LanguageModel(policy.model, policy.tokenizer, name, quant)
         title = f"teacher{len(policy.model.peft_config)}"
-        policy.model.load_adapter(adapter_folder(adapter), title, is_trainable=False)
-        return LanguageModel(policy.model, policy.tokenizer, name, quant, title, str(adapter))
+        attach(policy.model, adapter, title, name)
+        teacher = LanguageModel(policy.model, policy.tokenizer, name, quant, title, str(adapter))
+        verify_head(teacher)
+        return teacher
     model, tokenizer = load_base(name, quant, device)
     if adapter is not None:
         teacher = LanguageModel(
-            PeftModel.from_pretrained(model, adapter_folder(adapter)),
-            tokenizer,
-            name,
-            quant,
-            "default",
-            str(adapter),
+            attach(model, adapter, "default", name), tokenizer, name, quant, "default", str(adapter)
         )
     else:
         teacher = LanguageModel(model, tokenizer, name, quant)

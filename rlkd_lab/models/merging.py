@@ -19,14 +19,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlkd_lab.models.loading import (
-    LanguageModel,
-    adapter_folder,
-    dequantised,
-    locate,
-    one_at_a_time,
-    quantised_layers,
-)
+from rlkd_lab.models.adapters import attach
+from rlkd_lab.models.checks import dequantised, quantised_layers
+from rlkd_lab.models.loading import LanguageModel, locate, one_at_a_time
 from rlkd_lab.models.logprobs import Sequences, hidden_states, token_divergence
 
 INTO = ("nf4", "full")
@@ -88,8 +83,8 @@ def merge(policy: LanguageModel, into: str, dtype: torch.dtype) -> tuple[PreTrai
         cost.
 
     Raises:
-        ValueError: ``nf4`` for a policy whose base is not in 4 bit, an adapter that is not finite,
-            or weights that are too large for ``dtype``.
+        ValueError: ``nf4`` for a policy whose base is not in 4 bit, an adapter that cannot be
+            merged, or weights that are too large for ``dtype``.
     """
     if into == "nf4" and policy.quant != "nf4":
         raise ValueError(
@@ -104,7 +99,19 @@ def merge(policy: LanguageModel, into: str, dtype: torch.dtype) -> tuple[PreTrai
             dense: Any = model.get_submodule(path.removesuffix(".base_layer"))
             dense.weight.copy_(dequantised(layer))
     assert policy.adapter_source is not None
-    adapted = PeftModel.from_pretrained(model, adapter_folder(policy.adapter_source))
+    tied = bool(model.config.tie_word_embeddings)
+    if tied:  # what an adapter adds to the embeddings it does not add to the head
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    adapted = attach(model, policy.adapter_source, "default", policy.source)
+    settings: Any = adapted.peft_config["default"]
+    if settings.lora_bias and any(
+        layer.get_base_layer().bias is None for layer in _adapted_layers(adapted)
+    ):
+        raise ValueError(
+            "the adapter holds LoRA biases for layers without a bias, which cannot be merged:"
+            " hand over the adapter without --merge"
+        )
     along = error = size = 0.0
     for layer in _adapted_layers(adapted):
         before = layer.get_base_layer().weight.clone()
@@ -115,10 +122,18 @@ def merge(policy: LanguageModel, into: str, dtype: torch.dtype) -> tuple[PreTrai
         error += float((rounded - after).square().sum(dtype=torch.float64))
         size += float(update.square().sum(dtype=torch.float64))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        warnings.filterwarnings(
+            "ignore",
+            message="All adapters are already merged|Input and output embeddings are no longer"
+            " tied",
+        )
         plain: Any = (
             adapted.merge_and_unload()
         )  # also puts in what else an adapter may hold, such as whole layers that were trained
+    embeddings, head = plain.get_input_embeddings(), plain.get_output_embeddings()
+    plain.config.tie_word_embeddings = tied and torch.equal(embeddings.weight, head.weight)
+    if plain.config.tie_word_embeddings:
+        head.weight = embeddings.weight
     plain.to(dtype)
     for name, weight in plain.named_parameters():
         if not torch.isfinite(weight).all():

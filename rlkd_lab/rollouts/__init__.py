@@ -11,7 +11,7 @@ from rlkd_lab.rollouts.sampling import (
     sample,
 )
 from rlkd_lab.rollouts.traces import sequences_of, teacher_traces
-from rlkd_lab.rollouts.twin import DenseTwin
+from rlkd_lab.rollouts.twin import DenseTwin, dense_copy
 
 __all__ = [
     "ENGINES",
@@ -25,6 +25,7 @@ __all__ = [
     "Stopped",
     "check_length",
     "counted",
+    "dense_copy",
     "find_engine",
     "sample",
     "sequences_of",

@@ -24,7 +24,7 @@ import torch
 from rlkd_lab.models import LanguageModel, Sequences, processes
 from rlkd_lab.rollouts.request import Sampling
 from rlkd_lab.rollouts.sampling import sample
-from rlkd_lab.rollouts.twin import DenseTwin
+from rlkd_lab.rollouts.twin import DenseTwin, dense_copy
 from rlkd_lab.tasks import Task
 
 VERSION = 1
@@ -103,7 +103,7 @@ def teacher_traces(
     if twin is None and DenseTwin.suits(
         teacher
     ):  # a teacher's copy in 16 bit may not fit beside the rest
-        twin = DenseTwin(teacher)
+        twin = dense_copy(teacher)
     rows = []
     for start in range(0, n, batch):
         part = examples[start : start + batch]

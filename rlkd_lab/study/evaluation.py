@@ -34,7 +34,7 @@ import torch
 from tqdm import tqdm
 
 from rlkd_lab.models import LanguageModel
-from rlkd_lab.rollouts import DenseTwin, Sampling, check_length, sample
+from rlkd_lab.rollouts import DenseTwin, Sampling, check_length, dense_copy, sample
 from rlkd_lab.study.statistics import (
     avg_at_k,
     bootstrap,
@@ -134,7 +134,7 @@ def evaluate_target(
     task = GuardedTask.of(task)
     task.begin(0, task.given_up)
     sets = _prompt_sets(lm, task, settings)
-    twin = DenseTwin(lm)
+    twin = dense_copy(lm)
     frames = []
     total = sum(len(examples) for examples, _ in sets.values()) * (
         settings.samples + settings.greedy

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 
 from rlkd_lab.models import LanguageModel
-from rlkd_lab.models.loading import adapter_folder, load_tokenizer
+from rlkd_lab.models.adapters import adapter_folder
+from rlkd_lab.models.loading import load_tokenizer
 from rlkd_lab.models.merging import DTYPES, INTO, Merged, kl_per_token, merge
 from rlkd_lab.objectives import nearest
 from rlkd_lab.rollouts import Sampling, sample

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from rlkd_lab.models import LanguageModel, load_teacher, locate, zoo_names
 from rlkd_lab.models.loading import Quant
 from rlkd_lab.runs import RunFolder, checkpoints
@@ -42,15 +40,7 @@ class Target:
             ValueError: the adapter does not fit the base or is damaged, or a layer fails
                 verification.
         """
-        try:
-            return load_teacher(self.base, self.quant, adapter=self.adapter)
-        except RuntimeError as error:
-            raise ValueError(
-                f"the adapter {self.adapter} does not fit the base {self.base!r}: it was"
-                " trained on another one; give its own with --base"
-            ) from error
-        except SafetensorError as error:
-            raise ValueError(f"the adapter {self.adapter} is damaged: {error}") from error
+        return load_teacher(self.base, self.quant, adapter=self.adapter)
 
     @property
     def table(self) -> Path | None:

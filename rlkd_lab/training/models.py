@@ -16,7 +16,7 @@ from rlkd_lab.models import (
     reference_of,
     vocabulary,
 )
-from rlkd_lab.rollouts import DenseTwin, Engine, find_engine
+from rlkd_lab.rollouts import DenseTwin, Engine, dense_copy, find_engine
 from rlkd_lab.runs import checkpoints
 from rlkd_lab.tasks import GuardedTask, guarded
 from rlkd_lab.training.config import RunConfig, of_teacher
@@ -97,8 +97,8 @@ def load_models(config: RunConfig) -> Models:
     policy = load_policy(
         config.student,
         config.quant,
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_rank=None if config.adapter else config.lora_rank,
+        lora_alpha=None if config.adapter else config.lora_alpha,
         adapter=config.adapter,
         gradient_checkpointing=config.gradient_checkpointing,
         seed=config.seed,
@@ -106,7 +106,7 @@ def load_models(config: RunConfig) -> Models:
     policy.model.train()
     policy.use_chat(config.chat, config.system_prompt)
     teacher = _load_teacher(config, policy)
-    copy = DenseTwin(policy) if config.dense_twin else None
+    copy = dense_copy(policy) if config.dense_twin else None
     through_copy = copy is not None and copy.merges and not config.gradient_checkpointing
     copies = config.dense_twin and DenseTwin.suits(policy)
     visits = (
@@ -143,5 +143,5 @@ def _load_teacher(config: RunConfig, policy: LanguageModel) -> LanguageModel | N
 
 
 def _frozen(lm: LanguageModel, copies: bool) -> FrozenModel:
-    copy = DenseTwin(lm) if copies else None
+    copy = dense_copy(lm) if copies else None
     return FrozenModel(lm, lm if copy is None else copy.lm, copy, Size.of(lm))

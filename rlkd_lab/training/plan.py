@@ -30,12 +30,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from rlkd_lab.models import LanguageModel, chunk_of, locate, measured_divergences, token_logps
-from rlkd_lab.models.loading import (
-    check_architecture,
-    checkpoint_activations,
-    load_tokenizer,
-    same_tokenizer,
-)
+from rlkd_lab.models.adapters import can_share_base
+from rlkd_lab.models.checks import check_architecture
+from rlkd_lab.models.loading import checkpoint_activations, load_tokenizer, same_tokenizer
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.rollouts import traces
 from rlkd_lab.tasks import find_task
@@ -106,8 +103,11 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
                 f" not fit the context of {model.context} of {name}"
             )
             raise ValueError(problem if model is student else of_teacher(config, problem))
+    shares = config.teacher_adapter is None or can_share_base(
+        config.teacher_adapter, config.adapter
+    )
     own_base = teacher is not None and not (
-        config.teacher == config.student and config.teacher_quant == config.quant
+        shares and config.teacher == config.student and config.teacher_quant == config.quant
     )
     dense = config.dense_twin and not gpu
     adapter = student.adapter(config)

@@ -32,7 +32,7 @@ from rlkd_lab.models import (
     probe_logps,
     processes,
 )
-from rlkd_lab.rollouts import DenseTwin, Request, Sampling, counted, sequences_of
+from rlkd_lab.rollouts import DenseTwin, Request, Sampling, counted, dense_copy, sequences_of
 from rlkd_lab.rollouts.fast import fast
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
@@ -106,7 +106,7 @@ def examine_models(config: RunConfig) -> list[Finding]:
         gradient_checkpointing=config.gradient_checkpointing,
     )
     policy.model.train()
-    twin = DenseTwin(policy) if config.dense_twin else None
+    twin = dense_copy(policy) if config.dense_twin else None
     return examine(
         policy,
         twin.lm

@@ -154,7 +154,9 @@ class TrainState:
     def _check_tensors(
         self, path: Path, adapter: Mapping[str, Tensor], flat: Mapping[str, Tensor]
     ) -> None:
-        weights = get_peft_model_state_dict(self.policy.model, adapter_name="default")
+        weights = get_peft_model_state_dict(
+            self.policy.model, adapter_name="default", save_embedding_layers=False
+        )
         shapes = {name: value.shape for name, value in weights.items()}
         keys = ("step", "exp_avg", "exp_avg_sq")
         moments = {f"{i}.{key}" for i in range(len(self.parameters)) for key in keys}

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from rlkd_lab.models import load_policy
 from rlkd_lab.models.loading import Quant, compute_dtype
-from rlkd_lab.rollouts import DenseTwin
+from rlkd_lab.rollouts import dense_copy
 from rlkd_lab.tasks import Split, Task
 from rlkd_lab.training.evaluation import evaluate
 
@@ -259,7 +259,7 @@ def measure(
         device: GPU if there is one.
     """
     policy = load_policy(str(folder), quant, device=device)
-    twin = DenseTwin(policy)
+    twin = dense_copy(policy)
     result = evaluate(
         policy,
         task,

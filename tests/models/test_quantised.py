@@ -17,7 +17,7 @@ from rlkd_lab.models import (
     verify_quantised,
     zoo_names,
 )
-from rlkd_lab.models.loading import MAX_QUANT_ERROR
+from rlkd_lab.models.checks import MAX_QUANT_ERROR
 from rlkd_lab.rollouts import Sampling, sample
 
 on_cpu = {"device": torch.device("cpu")}

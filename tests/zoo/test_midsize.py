@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from rlkd_lab.models import load_policy, load_teacher
-from rlkd_lab.models.loading import check_same_tokenizer, quantised_layers
+from rlkd_lab.models.checks import quantised_layers
+from rlkd_lab.models.loading import check_same_tokenizer
 from rlkd_lab.study.sweep import read_sweep
 from rlkd_lab.tasks.base import split_of
 from rlkd_lab.training import make_config, run

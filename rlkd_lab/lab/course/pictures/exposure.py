@@ -62,13 +62,13 @@ def measure_exposure(
         bootstrap interval over prompts, ``low`` and ``high``.
     """
     # imported here, because drawing alone need not load transformers
-    from rlkd_lab.rollouts import DenseTwin, Sampling, sample
+    from rlkd_lab.rollouts import DenseTwin, Sampling, dense_copy, sample
     from rlkd_lab.study.statistics import bootstrap
 
     task = ArithmeticTask()
     examples = task.examples(prompts, seed, "test", (operations, operations))
     generator = torch.Generator(device=teacher.device).manual_seed(seed)
-    twin = DenseTwin(teacher) if DenseTwin.suits(teacher) else None
+    twin = dense_copy(teacher) if DenseTwin.suits(teacher) else None
     rows = []
     for position in range(1, operations + 1):
         pairs = [wrong_prefix(example, position, seed) for example in examples]

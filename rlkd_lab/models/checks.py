@@ -1,0 +1,256 @@
+"""Checks of a model when it is loaded: its architecture by its config, its weights, its 4-bit
+layers, its head; and what it says of a few fixed tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from rlkd_lab.models.adapters import not_finite
+
+if TYPE_CHECKING:
+    from rlkd_lab.models.loading import LanguageModel
+
+MAX_QUANT_ERROR = 0.12
+"""Largest relative error (Frobenius) of a 4-bit layer against its source.
+
+NF4 itself costs about .09; a layer decoded wrongly .24 and more.
+"""
+BEHIND_THE_HEAD = {"final_logit_softcapping": None, "logits_scaling": 1, "logit_scale": 1}
+"""What configs call a change of the logits behind the output head (Gemma 2, Granite, Cohere),
+and the value that changes nothing.
+"""
+WITHOUT_4_BIT = (
+    "Load it without: --set quant=none (a teacher: --set teacher_quant=none; rlkd"
+    " eval: --quant none)"
+)
+
+
+def check_architecture(name: str, config: PreTrainedConfig) -> None:
+    """Refuse, by its config alone, a model that is no causal language model with attention, and one
+    of which most weights are not in linear layers (GPT-2's transposed ones, experts in one tensor):
+    neither LoRA nor 4 bit would reach them.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if "/" in str(config._attn_implementation):
+        raise ValueError(
+            f"the config of {name!r} asks for the attention kernel"
+            f" {config._attn_implementation}, which is code from the hub: remove that line"
+        )
+    for field, neutral in BEHIND_THE_HEAD.items():
+        if getattr(config, field, None) not in (None, neutral):
+            raise ValueError(
+                f"{name!r} is of type {config.model_type}, which changes its logits behind"
+                f" the output head ({field}, a soft cap or scale of"
+                f" {getattr(config, field)}): the log-probabilities that are computed in"
+                " chunks would be wrong; such models are not supported"
+            )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{name!r} is of type {config.model_type}, which is no causal language model of"
+            " transformers"
+        )
+    # in another dtype transformers would change the default dtype of the whole process for a
+    # moment, under the feet of a run in another thread
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if (
+        getattr(model, "_is_stateful", False)
+        or getattr(config, "num_attention_heads", None) is None
+    ):
+        raise ValueError(
+            f"{name!r} is of type {config.model_type}, which keeps a state instead of keys"
+            " and values; such models are not supported"
+        )
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        raise ValueError(
+            f"{name!r} is of type {config.model_type}, which takes no position ids, so that"
+            " padding would shift it; such models are not supported"
+        )
+    embeddings = {
+        id(p)
+        for part in (model.get_input_embeddings(), model.get_output_embeddings())
+        for p in part.parameters()
+    }
+    inside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    sizes = {id(p): p.numel() for p in model.parameters() if id(p) not in embeddings}
+    reached = sum(size for key, size in sizes.items() if key in inside) / max(
+        sum(sizes.values()), 1
+    )
+    if reached < 0.5:
+        raise ValueError(
+            f"{name!r} is of type {config.model_type}: LoRA and 4 bit reach {reached:.0%} of"
+            " its weights, since the others are not in linear layers (GPT-2's"
+            " transposed ones, experts kept as one tensor); such models are not supported"
+        )
+
+
+def check_weights(name: str, model: nn.Module, found: Mapping[str, Any]) -> None:
+    """Refuse a model some of whose weights are not in its checkpoint, which transformers draws at
+    random, or are not finite.
+
+    Args:
+        name: of the model.
+        model: as it was loaded.
+        found: what transformers says of the loading.
+
+    Raises:
+        ValueError: with the number of tensors and the first of them.
+    """
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"the checkpoint of {name!r} lacks {len(missing)} tensors (first: {missing[0]}),"
+            " which would be random numbers: download it again"
+        )
+    odd = {key: what for key, value in model.named_parameters() if (what := not_finite(value.data))}
+    if odd:
+        key, what = next(iter(odd.items()))
+        where = f"{len(odd)} tensors (first: {key})"
+        dtype = str(model.get_parameter(key).dtype).removeprefix("torch.")
+        raise ValueError(
+            f"the checkpoint of {name!r} holds {what} as {dtype} in {where}: download it"
+            " again, or take another"
+        )
+
+
+def quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every 4-bit linear layer by name."""
+    from bitsandbytes.nn import Linear4bit
+
+    return (
+        (name, module) for name, module in model.named_modules() if isinstance(module, Linear4bit)
+    )
+
+
+def dequantised(layer: nn.Module) -> torch.Tensor:
+    """The weight that a (4-bit) linear layer computes with, (out, in), float32."""
+    weight: Any = layer.weight
+    if getattr(weight, "quant_state", None) is None:
+        return weight.data.float()
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, weight.quant_state).float()
+
+
+def verify_quantised(model: nn.Module, folder: Path) -> float:
+    """Compare every 4-bit layer, dequantised, with its weight in the checkpoint.
+
+    Returns:
+        The largest relative error, ‖Ŵ − W‖ / ‖W‖.
+
+    Raises:
+        ValueError: an error above :data:`MAX_QUANT_ERROR`, or a layer whose source cannot be found.
+    """
+    files = _checkpoint_index(folder)
+    worst = 0.0
+    for name, layer in quantised_layers(model):
+        key = f"{name.replace('.base_layer', '')}.weight"
+        # checkpoints saved from the bare backbone lack its prefix
+        key = key if key in files else key.partition(".")[2]
+        if key not in files:
+            raise ValueError(
+                f"the 4-bit layer {name} cannot be verified: the checkpoint has no weight of"
+                f" that name. {WITHOUT_4_BIT}"
+            )
+        with safe_open(folder / files[key], "pt") as file:
+            source = file.get_tensor(key).float()
+        if what := not_finite(source):
+            raise ValueError(
+                f"the checkpoint {str(folder)!r} holds {what} in {key}: download it again, or"
+                " take another"
+            )
+        loaded = dequantised(layer).cpu()
+        error = (
+            float((loaded - source).norm() / source.norm())
+            if loaded.shape == source.shape
+            else float("inf")
+        )
+        worst = max(worst, error)
+        if not error < MAX_QUANT_ERROR:
+            raise ValueError(
+                f"the 4-bit layer {name} does not decode to its source: relative error"
+                f" {error:.2f}, where NF4 costs about .09."
+                f" Its in_features are {source.shape[1]}: on a CPU this must be a multiple of"
+                f" 64. {WITHOUT_4_BIT}"
+            )
+    return worst
+
+
+def _checkpoint_index(folder: Path) -> dict[str, str]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return dict(json.loads(index.read_text())["weight_map"])
+    files = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            files.update(dict.fromkeys(file.keys(), path.name))
+    return files
+
+
+def verify_head(lm: LanguageModel) -> None:
+    """Check once that head(backbone(x)) are the model's logits, which the chunked log-probabilities
+    rest on.
+
+    Raises:
+        ValueError: the model scales or caps its logits behind the head, or trains it.
+    """
+    if not isinstance(lm.head, nn.Linear) or lm.head.weight.requires_grad:
+        raise ValueError(
+            f"{lm.source}: the output head is trained, or is no plain linear layer (an"
+            " adapter on lm_head, or with it in modules_to_save?);"
+            " such heads are not supported"
+        )
+    ids = torch.arange(3, 11, device=lm.device)[None] % int(lm.causal_lm.config.vocab_size)
+    with torch.no_grad(), lm.active():
+        whole = lm.model(input_ids=ids).logits.float()  # as peft runs it, with what it hooks in
+        parts = lm.head(lm.backbone(input_ids=ids).last_hidden_state).float()
+    gap = float((whole - parts).abs().max() / whole.abs().max())
+    if not gap < 1e-4:
+        raise ValueError(
+            f"{lm.source}: the logits are not the output head's alone (relative gap"
+            f" {gap:.2g}); such models are not supported"
+        )
+
+
+@contextmanager
+def rounded(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, each entry of the embeddings is changed by one rounding, up or down.
+
+    What that does to the model's answers is its noise.
+    """
+
+    def change(_: nn.Module, __: Any, states: torch.Tensor) -> torch.Tensor:
+        signs = (
+            torch.randint(2, states.shape, generator=torch.Generator().manual_seed(0)).to(states)
+            * 2
+            - 1
+        )
+        return states * (1 + torch.finfo(states.dtype).eps * signs)
+
+    with model.get_input_embeddings().register_forward_hook(change):
+        yield
+
+
+@torch.no_grad()
+def probe_logps(lm: LanguageModel) -> torch.Tensor:
+    """Log-probabilities that a view of a model gives a few fixed tokens, (31,), nats."""
+    size = int(lm.causal_lm.config.vocab_size)
+    ids = (3 + torch.arange(32, device=lm.device) * (size // 32 + 1)) % size
+    with lm.active():
+        logits = lm.head(lm.backbone(input_ids=ids[None], use_cache=False).last_hidden_state)[
+            0, :-1
+        ].float()
+    return torch.log_softmax(logits, dim=-1).gather(-1, ids[1:, None])[:, 0]
