@@ -475,7 +475,7 @@ def methods(
 def _described(name: str) -> dict[str, Any]:
     """A row of the table of methods as plain values."""
     from rlkd_lab.objectives import METHODS
-    from rlkd_lab.objectives.methods import DEFAULT_OPTIONS
+    from rlkd_lab.objectives.settings import DEFAULT_OPTIONS
     from rlkd_lab.training.config import LOOP_DEFAULTS, LOOP_KNOBS
 
     method = METHODS[name]

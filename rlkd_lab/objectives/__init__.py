@@ -3,6 +3,7 @@
 This package imports torch and nothing of ours.
 """
 
+from rlkd_lab.objectives.adding import add_method, is_added
 from rlkd_lab.objectives.advantages import group_advantages, reward_guided_mask, teacher_gap
 from rlkd_lab.objectives.batch import TokenBatch
 from rlkd_lab.objectives.estimators import (
@@ -15,25 +16,19 @@ from rlkd_lab.objectives.estimators import (
     reverse_kl,
     topk_with_tail,
 )
-from rlkd_lab.objectives.methods import (
-    CHOICES,
-    KNOBS,
-    METHODS,
-    Knob,
-    Method,
-    add_method,
+from rlkd_lab.objectives.loss import (
+    ResolvedMethod,
+    Terms,
     advantage,
-    check_coef,
     idle_rows,
-    is_added,
-    nearest,
-    needs_of,
     prepare,
-    resolve_options,
-    schedules_for,
+    resolve,
+    terms,
     token_loss,
 )
+from rlkd_lab.objectives.methods import METHODS, Method, needs_of, resolve_options, schedules_for
 from rlkd_lab.objectives.schedules import Constant, Linear, Schedule, Switch, parse_schedule
+from rlkd_lab.objectives.settings import CHOICES, KNOBS, Knob, check_coef, nearest
 
 __all__ = [
     "CHOICES",
@@ -43,8 +38,10 @@ __all__ = [
     "Knob",
     "Linear",
     "Method",
+    "ResolvedMethod",
     "Schedule",
     "Switch",
+    "Terms",
     "TokenBatch",
     "add_method",
     "advantage",
@@ -62,11 +59,13 @@ __all__ = [
     "needs_of",
     "parse_schedule",
     "prepare",
+    "resolve",
     "resolve_options",
     "reverse_kl",
     "reward_guided_mask",
     "schedules_for",
     "teacher_gap",
+    "terms",
     "token_loss",
     "topk_with_tail",
 ]

@@ -45,7 +45,7 @@ def collect(setup: Setup, step: StepValues, context: Context, stop: Stop) -> tup
     """
     config = setup.config
     draw = generator_for(config, step.number, "prompts")
-    on_traces = setup.method.samples(
+    on_traces = setup.method.row.samples(
         config.on_policy_frac, lambda: torch.rand(1, generator=draw).item()
     )
     if on_traces:

@@ -22,12 +22,10 @@ def interference_row(
     """Compare the gradients of reward, teacher and method on a rollout that is scored."""
     return interference(
         setup.models.policy,
-        setup.config.method,
+        setup.method.at(step.coefs),
         stats.fill(batch),
         stats.sequences,
         lambda part, sequences: live_batch(setup, stats, step.coefs, part, sequences),
-        step.coefs,
-        setup.options,
         context.decisions.micro_batch,
     )
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from rlkd_lab.models import LanguageModel, Sequences
-from rlkd_lab.objectives import TokenBatch, prepare, token_loss
-from rlkd_lab.objectives.methods import Coefs, Options
+from rlkd_lab.objectives import ResolvedMethod, TokenBatch, prepare, resolve, token_loss
 
 Forward = Callable[[TokenBatch, Sequences], TokenBatch]
 
@@ -43,24 +42,20 @@ def sign_conflict(a: Tensor, b: Tensor) -> float:
 
 def interference(
     policy: LanguageModel,
-    method: str,
+    method: ResolvedMethod,
     batch: TokenBatch,
     sequences: Sequences,
     forward: Forward,
-    coefs: Coefs,
-    options: Options,
     micro_batch: int,
 ) -> dict[str, float]:
     """The three cosines and sign conflicts, with their split-half values.
 
     Args:
         policy: whose trainable parameters are the coordinates.
-        method: the run's own.
+        method: of the run, with the coefficients of the step.
         batch: the whole rollout, unprepared, on-policy, with rewards, groups and teacher.
         sequences: its tokens.
         forward: fills ``logps`` (and ``divergence``) of a micro-batch with gradient.
-        coefs: of the method.
-        options: of the method.
         micro_batch: rows in one pass.
 
     Returns:
@@ -68,11 +63,8 @@ def interference(
         same with ``_reward_method`` and ``_teacher_method``, and with ``_split_reward``,
         ``_split_teacher`` and ``_split_method``.
     """
-    prepared = {
-        "reward": ("grpo", prepare("grpo", batch), {}, {}),
-        "teacher": ("opd", prepare("opd", batch), {}, {}),
-        "method": (method, prepare(method, batch, coefs, options), coefs, options),
-    }
+    objectives = {"reward": resolve("grpo"), "teacher": resolve("opd"), "method": method}
+    prepared = {name: prepare(objective, batch) for name, objective in objectives.items()}
     assert batch.group_ids is not None
     groups = (
         batch.group_ids.unique()
@@ -84,9 +76,9 @@ def interference(
         sums = {name: [torch.zeros_like(p) for p in parameters] for name in prepared}
         for rows in half.nonzero()[:, 0].split(micro_batch) if half.any() else ():
             live = forward(batch.select(rows), sequences.select(rows))
-            for position, (name, (objective, whole, c, o)) in enumerate(prepared.items()):
+            for position, (name, whole) in enumerate(prepared.items()):
                 part = replace(whole.select(rows), logps=live.logps, divergence=live.divergence)
-                loss, _ = token_loss(objective, part, c, o)
+                loss, _ = token_loss(objectives[name], part)
                 grads = torch.autograd.grad(
                     loss, parameters, retain_graph=position < len(prepared) - 1, allow_unused=True
                 )

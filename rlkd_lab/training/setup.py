@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlkd_lab.objectives import METHODS, Method, needs_of, resolve_options
+from rlkd_lab.objectives import ResolvedMethod, resolve
 from rlkd_lab.tasks import Example
 from rlkd_lab.training.config import LOOP_KNOBS, RunConfig
 from rlkd_lab.training.models import Models, load_models
@@ -31,18 +31,21 @@ class Setup:
     """A config with its method and its loaded models."""
 
     config: RunConfig
-    method: Method
-    options: dict[str, str | int | bool | None]
-    """Of the method, with its defaults."""
+    method: ResolvedMethod
     models: Models
     traces: Traces
 
     @staticmethod
     def load(config: RunConfig) -> Setup:
         """Load the models of a config. See :func:`~rlkd_lab.training.models.load_models`."""
-        method = METHODS[config.method]
-        given = {"constant_length": config.max_new_tokens, **config.options}
-        return Setup(config, method, resolve_options(method, given), load_models(config), Traces())
+        options = {"constant_length": config.max_new_tokens, **config.options}
+        method = resolve(config.method, options=options)
+        return Setup(config, method, load_models(config), Traces())
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the method, with its defaults."""
+        return self.method.options
 
     @property
     def chunk(self) -> int:
@@ -51,7 +54,7 @@ class Setup:
 
     def needs(self, coefs: Coefs) -> set[str]:
         """Return what the method needs with these coefficients."""
-        return needs_of(self.method, coefs, self.options)
+        return self.method.at(coefs).needs
 
     @property
     def all_scorers(self) -> set[str]:

@@ -84,8 +84,9 @@ def update(
         FloatingPointError: a guard ends the run.
     """
     config = setup.config
-    prepared = prepare(config.method, batch, step.coefs, setup.options)
-    idle = idle_rows(config.method, prepared, step.coefs, setup.options).cpu()
+    method = setup.method.at(step.coefs)
+    prepared = prepare(method, batch)
+    idle = idle_rows(method, prepared).cpu()
     job = Update(setup, step, context, state, stats, clock, batch, prepared, idle, not stats.values)
     for group in state.optimizer.param_groups:
         group["lr"] = step.learning_rate
@@ -170,7 +171,7 @@ def gradients(job: Update, chosen: Tensor, parts: int, scoring: bool) -> dict[st
             known = stats.fill(prepared, rows)
             live = live_batch(setup, stats, job.step.coefs, known, part, scored)
             live = _without_rounding(live, unmoved)
-            loss, values = token_loss(setup.config.method, live, job.step.coefs, setup.options)
+            loss, values = token_loss(setup.method.at(job.step.coefs), live)
             (loss * parts * scale).backward()
         # backwards through frozen weights is as much as forwards
         passes = 1 + (not scoring) + setup.config.gradient_checkpointing

@@ -5,8 +5,14 @@ from dataclasses import replace
 import pytest
 from toy import close, logps_gradient, rollout
 
-from rlkd_lab.objectives import METHODS, Method, add_method, is_added, methods, token_loss
-from rlkd_lab.objectives.methods import reward_advantage, teacher_advantage
+from rlkd_lab.objectives import METHODS, Method, add_method, adding, is_added, methods, token_loss
+from rlkd_lab.objectives.rules import (
+    LogRatio,
+    RatioRule,
+    reward_advantage,
+    teacher_advantage,
+    trrd_ratio,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +21,7 @@ def _tidy():
     yield
     for name in set(METHODS) - set(before):
         methods._table.pop(name)
-        methods._added.discard(name)
+        adding._added.discard(name)
 
 
 def halved(batch, coefs, options):
@@ -67,16 +73,16 @@ def test_only_what_was_added_can_be_replaced():
             {"coefs": {"kd_coef": 0.1}},
             "needs a value for clip_low, clip_high, ratio_cap, importance_cap",
         ),
-        ("mine", {"ratio": "trrd"}, "needs a value for trrd_alpha, trrd_gap_bound"),
-        ("mine", {"ratio": "trust"}, "unknown ratio 'trust'"),
-        ("mine", {"surrogate": "cut"}, "unknown surrogate 'cut'"),
+        ("mine", {"ratio": trrd_ratio}, "needs a value for trrd_alpha, trrd_gap_bound"),
+        ("mine", {"ratio": "trust"}, "ratio is 'trust'; it is a RatioRule"),
+        ("mine", {"surrogate": "cut"}, "surrogate is 'cut'; it is a SurrogateRule"),
         ("mine", {"options": {"aggregation": "tokens"}}, "did you mean 'token'"),
         ("mine", {"options": {"estimator": "k1"}}, "k1 cannot be a loss"),
         ("mine", {"needs": frozenset({"teachers"})}, "did you mean 'teacher'"),
         ("mine", {"schedules": {"kd_coef": "linear:20:0"}}, "lies in 0–10"),
         ("mine", {"schedules": {"trrd_alpha": "linear:1:0"}}, "unknown knob of mine"),
         ("mine", {"advantage": None}, "needs an advantage rule"),
-        ("mine", {"advantage": None, "ratio": "none"}, "neither a ratio nor a penalty"),
+        ("mine", {"advantage": None, "ratio": None}, "neither a ratio nor a penalty"),
     ],
 )
 def test_a_row_that_cannot_work_is_refused_in_words(name, row, words):
@@ -92,7 +98,7 @@ def test_a_penalty_alone_is_a_method():
             "mine",
             "here",
             "−log π_θ",
-            ratio="none",
+            ratio=None,
             penalty=lambda batch, log_ratio, coefs, options: -batch.logps,
         ),
     )
@@ -117,3 +123,16 @@ def test_the_code_changes_with_the_rule_its_numbers_and_the_row_alone():
         add_method("mine", mine(advantage=rule(1.0), needs=METHODS["kdrl"].needs | {"divergence"})),
     }
     assert len(changed | {first}) == 6
+
+
+def test_a_ratio_of_ones_own_needs_no_change_of_the_kit():
+    """A ratio to the middle of old policy and teacher is TRRD's at alpha = .5 without a bound."""
+
+    def middle(batch, log_ratio, coefs):
+        to_teacher = batch.logps - batch.teacher_logps
+        return LogRatio(0.5 * (log_ratio + to_teacher), None)
+
+    row = replace(METHODS["trrd"], title="mine", ratio=RatioRule(middle))
+    add_method("mine", row)
+    coefs = {"trrd_alpha": 0.5, "trrd_gap_bound": None}
+    close(logps_gradient("mine", rollout(), coefs), logps_gradient("trrd", rollout(), coefs))

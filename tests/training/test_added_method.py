@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from rlkd_lab.lab import launch, open_run, start
-from rlkd_lab.objectives import METHODS, add_method, methods
-from rlkd_lab.objectives.methods import reward_advantage
+from rlkd_lab.objectives import METHODS, add_method, adding, methods
+from rlkd_lab.objectives.rules import reward_advantage
 from rlkd_lab.plots import plot_runs, png
 from rlkd_lab.training import config_of, make_config, resume, run
 
@@ -22,7 +22,7 @@ def mine(tiny):
     config = tiny("mine", {"kd_coef": "0.3"}, checkpoint_every=1)
     yield config
     methods._table.pop("mine", None)
-    methods._added.discard("mine")
+    adding._added.discard("mine")
 
 
 def test_it_trains_like_any_other(mine, tmp_path):

@@ -36,7 +36,7 @@ def test_sign_conflict_by_hand():
 def spread(monkeypatch):
     """Every second completion is right: the reward's gradient is not 0."""
     from rlkd_lab.tasks import Verdict
-    from rlkd_lab.training import loop
+    from rlkd_lab.training import scoring
 
     def judge(task, weights, texts, *_):
         return [
@@ -44,7 +44,7 @@ def spread(monkeypatch):
             for i in range(len(texts))
         ]
 
-    monkeypatch.setattr(loop, "judge", judge)
+    monkeypatch.setattr(scoring, "judge", judge)
 
 
 # the two that say what the cosines mean come first; the others are there because each builds its

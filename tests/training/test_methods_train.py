@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from rlkd_lab.objectives import METHODS
+from rlkd_lab.objectives.rules import clipped, trrd_ratio
 
 ALWAYS = {
     "step",
@@ -98,11 +99,11 @@ def own(method):
         {"ratio/max"}
         | (
             {"clip_ratio/low", "clip_ratio/high"}
-            if rules.ratio != "none" and rules.surrogate == "clipped"
+            if rules.ratio is not None and rules.surrogate is clipped
             else set()
         )
         | ({"loss/kd"} if rules.penalty is not None else set())
-        | ({"trrd/dead_frac", "trrd/bound_frac"} if rules.ratio == "trrd" else set())
+        | ({"trrd/dead_frac", "trrd/bound_frac"} if rules.ratio is trrd_ratio else set())
         | (DYNAMIC if rules.options.get("zero_spread") == "resample" else set())
     )
 

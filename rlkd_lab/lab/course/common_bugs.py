@@ -18,7 +18,8 @@ from types import MappingProxyType
 from torch import Tensor
 
 from rlkd_lab.objectives import METHODS, Method, TokenBatch, add_method, k1
-from rlkd_lab.objectives.methods import Coefs, Options, reward_advantage, teacher_advantage
+from rlkd_lab.objectives.rules import reward_advantage, teacher_advantage
+from rlkd_lab.objectives.settings import Coefs, Options
 
 
 def k1_penalty(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options) -> Tensor:

@@ -21,15 +21,14 @@ from torch import Tensor
 from rlkd_lab.lab.live.handle import Handle
 from rlkd_lab.objectives import (
     METHODS,
+    ResolvedMethod,
     TokenBatch,
-    advantage,
     nearest,
-    needs_of,
     prepare,
-    resolve_options,
+    resolve,
+    terms,
     token_loss,
 )
-from rlkd_lab.objectives.surrogates import log_importance, trrd_log_ratio
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training.samples import counted_of
 
@@ -222,29 +221,28 @@ def _credit(
             " metrics.jsonl yet"
         )
     config = folder.config()
-    name = config["method"]
-    method = METHODS[nearest(name, METHODS, "method")]
-    unknown = [coef for coef in method.coefs if f"coef/{coef}" not in row]
+    name = nearest(config["method"], METHODS, "method")
+    knobs = METHODS[name].coefs
+    unknown = [coef for coef in knobs if f"coef/{coef}" not in row]
     if unknown:
         lacks = ", ".join(unknown)
         return {}, f"the row of step {step} does not say {lacks}: an older version made the run"
     if _lists(frame, "logps", lengths) is None:
         return {}, "the student's log-probabilities were not recorded"
-    coefs = {coef: row[f"coef/{coef}"] for coef in method.coefs}
+    coefs = {coef: row[f"coef/{coef}"] for coef in knobs}
+    options = {"constant_length": config.get("max_new_tokens"), **config.get("options", {})}
     with torch.enable_grad():
         try:
-            constant = {"constant_length": config.get("max_new_tokens")}
-            options = resolve_options(method, {**constant, **config.get("options", {})})
-            needs = needs_of(method, coefs, options)
-            batch = _rebuilt(frame, lengths, bool(config.get("mask_truncated")), needs)
-            prepared = prepare(name, batch, coefs, options)
-            found, missing = _policy_terms(name, prepared, batch.logps, coefs, options)
-            why = _no_gradient(needs, coefs, config)
+            method = resolve(name, coefs, options)
+            batch = _rebuilt(frame, lengths, bool(config.get("mask_truncated")), method.needs)
+            prepared = prepare(method, batch)
+            found, missing = _policy_terms(method, prepared, batch.logps)
+            why = _no_gradient(method, config)
             if why:
                 missing["gradient_weight"] = why
             else:
-                gradient = _gradient(name, prepared, batch.logps, coefs, options)
-                found["gradient_weight"] = -gradient
+                loss, _ = token_loss(method, prepared)
+                found["gradient_weight"] = -_gradient(loss, batch.logps)
         except ValueError as error:
             return {}, str(error)
     return {name: array.detach() for name, array in found.items()}, missing
@@ -287,57 +285,34 @@ def _rebuilt(
 
 
 def _policy_terms(
-    name: str,
-    prepared: TokenBatch,
-    logps: Tensor,
-    coefs: dict[str, float | None],
-    options: dict[str, Any],
+    method: ResolvedMethod, prepared: TokenBatch, logps: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return advantage, dead tokens and TRRD's ratio, (B, T), and why some are missing."""
-    method, mask = METHODS[name], prepared.completion_mask
-    if method.ratio == "none":
-        why = f"{name} has none: it is no policy-gradient method"
+    parts, mask = terms(method, prepared), prepared.mask
+    if parts.surrogate is None or parts.advantage is None or parts.ratio is None:
+        why = f"{method.name} has none: it is no policy-gradient method"
         return {}, dict.fromkeys(("advantage", "trrd_ratio", *MARKS), why)
-    credit = advantage(name, prepared, coefs, options)
-    # Without the penalties, what is left is the policy gradient.
-    alone = {**coefs, "kl_coef": 0.0, **({"kd_coef": 0.0} if method.penalty is not None else {})}
-    gradient = _gradient(name, prepared, logps, alone, options)
-    credited = (mask > 0) & (credit != 0)
-    found = {"advantage": credit * mask, "dead": (gradient == 0) & credited}
-    if method.ratio != "trrd":
-        why = f"{name} has no such ratio: it is TRRD's"
+    gradient = _gradient((parts.surrogate.loss * mask).sum(), logps)
+    credited = (mask > 0) & (parts.advantage != 0)
+    found = {"advantage": parts.advantage * mask, "dead": (gradient == 0) & credited}
+    if parts.bound is None:
+        why = f"{method.name} has no such ratio: it is TRRD's"
         return found, dict.fromkeys(("trrd_ratio", "bound"), why)
-    assert prepared.teacher_logps is not None and prepared.kd_weight is not None
-    batch = TokenBatch(
-        logps=prepared.old,
-        completion_mask=mask,
-        old_logps=prepared.old,
-        teacher_logps=prepared.teacher_logps,
-        kd_weight=prepared.kd_weight,
-    )
-    alpha, gap_bound = float(coefs["trrd_alpha"] or 0.0), coefs["trrd_gap_bound"]
-    ratio, bound = trrd_log_ratio(batch, log_importance(batch), alpha, gap_bound)
-    return found | {"trrd_ratio": ratio.exp(), "bound": bound & credited}, {}
+    return found | {"trrd_ratio": parts.ratio, "bound": parts.bound & (mask > 0)}, {}
 
 
-def _no_gradient(needs: set[str], coefs: dict[str, float | None], config: dict[str, Any]) -> str:
+def _no_gradient(method: ResolvedMethod, config: dict[str, Any]) -> str:
     """Return why the gradient cannot be rebuilt, or an empty string."""
-    if "divergence" in needs and coefs.get("kd_coef", 1.0):
+    if "divergence" in method.needs and method.coefs.get("kd_coef", 1.0):
         return "the loss holds a divergence over the whole vocabulary, which the record does not"
-    if coefs.get("importance_cap") is not None and config.get("engine") != "hf":
+    if method.coefs.get("importance_cap") is not None and config.get("engine") != "hf":
         return "importance_cap weighs tokens by what the sampler reported, which is not recorded"
     return ""
 
 
-def _gradient(
-    name: str,
-    prepared: TokenBatch,
-    logps: Tensor,
-    coefs: dict[str, float | None],
-    options: dict[str, Any],
-) -> Tensor:
+def _gradient(loss: Tensor, logps: Tensor) -> Tensor:
     """Return ∂loss/∂logps, (B, T)."""
-    known = {coef: value for coef, value in coefs.items() if coef in METHODS[name].coefs}
-    loss, _ = token_loss(name, prepared, known, options)
+    if not loss.requires_grad:
+        return torch.zeros_like(logps)
     (gradient,) = torch.autograd.grad(loss, logps, retain_graph=True, allow_unused=True)
     return torch.zeros_like(logps) if gradient is None else gradient

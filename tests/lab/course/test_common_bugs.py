@@ -7,7 +7,7 @@ import torch
 
 from rlkd_lab.lab import check_method
 from rlkd_lab.lab.course.common_bugs import COMMON_BUGS, add_common_bugs
-from rlkd_lab.objectives import TokenBatch, methods, reverse_kl, token_loss
+from rlkd_lab.objectives import TokenBatch, adding, methods, reverse_kl, token_loss
 
 VOCABULARY = 7
 
@@ -18,7 +18,7 @@ def added():
     yield
     for name in COMMON_BUGS:
         methods._table.pop(name)
-        methods._added.discard(name)
+        adding._added.discard(name)
 
 
 def expected_gradient(method, coefs, seed=0):

@@ -9,8 +9,8 @@ import torch
 
 from rlkd_lab.lab import check_method
 from rlkd_lab.lab.course.method_checks import CHECKS
-from rlkd_lab.objectives import METHODS, add_method, k1, k2, methods
-from rlkd_lab.objectives.methods import reward_advantage, teacher_advantage, teacher_penalty
+from rlkd_lab.objectives import METHODS, add_method, adding, k1, k2, methods
+from rlkd_lab.objectives.rules import reward_advantage, teacher_advantage, teacher_penalty
 
 CHECKED = [name for name in METHODS if name not in ("sft", "rft")]
 """Those two only know the likelihood of the teacher's tokens: expectations over the student's
@@ -45,7 +45,7 @@ def _tidy():
     yield
     for name in set(METHODS) - set(before):
         methods._table.pop(name)
-        methods._added.discard(name)
+        adding._added.discard(name)
 
 
 def checked(reduces_to="grpo", at=None, base="kdrl", **row):

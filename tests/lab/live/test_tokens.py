@@ -105,7 +105,7 @@ def test_arrays_are_as_long_as_the_completions(tmp_path, method):
     assert set(KNOWN) <= set(found.arrays)
     assert set(found.arrays) | set(found.missing) == set(ARRAYS) | set(MARKS)
     assert not set(found.arrays) & set(found.missing)
-    on_policy = METHODS[method].ratio != "none"
+    on_policy = METHODS[method].ratio is not None
     assert ("advantage" in found.arrays) == ("dead" in found.arrays) == on_policy
     assert ("trrd_ratio" in found.arrays) == ("bound" in found.arrays) == (method == "trrd")
     assert ("gradient_weight" in found.arrays) == (method not in ("gkd", "kd_forward"))

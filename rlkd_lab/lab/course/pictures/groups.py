@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlkd_lab.lab.course.pictures.prediction import BLUE, ORANGE, Picture, PictureControl
 from rlkd_lab.objectives import group_advantages, reward_guided_mask
-from rlkd_lab.objectives.methods import CHOICES
+from rlkd_lab.objectives.settings import CHOICES
 from rlkd_lab.plots.styles import white_figure
 
 EVEN = ((1.0, 1.0, 0.0, 0.0), (0.51, 0.51, 0.5, 0.5), (1.0, 0.0, 0.0, 0.0))

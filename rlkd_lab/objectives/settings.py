@@ -1,0 +1,163 @@
+"""Settings of the objectives: knobs with their ranges, options with their values, and the errors that
+name the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from types import MappingProxyType
+
+Coefs = Mapping[str, float | None]
+Options = Mapping[str, str | int | bool | None]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A coefficient that may move while a run goes on. ``optional``: ``None`` switches it off."""
+
+    low: float
+    high: float
+    help: str
+    optional: bool = False
+    log: bool = False
+
+
+KNOBS: Mapping[str, Knob] = MappingProxyType(
+    {
+        "rl_coef": Knob(0.0, 10.0, "weight of the reward term"),
+        "kd_coef": Knob(0.0, 10.0, "weight of the teacher term", log=True),
+        "kl_coef": Knob(0.0, 10.0, "weight of the KL to the frozen reference", log=True),
+        "trrd_alpha": Knob(0.0, 1.0, "anchor exponent: 1 is the old policy (GRPO), 0 the teacher"),
+        "trrd_gap_bound": Knob(
+            0.01, 20.0, "bound in nats on log π_θ/π_T inside the ratio", optional=True
+        ),
+        "ratio_cap": Knob(
+            1.0, 100.0, "dual clip: cap on the ratio where A < 0 (CISPO: everywhere)", optional=True
+        ),
+        "clip_low": Knob(0.0, 1.0, "ε_low: the ratio is clipped below 1 − ε_low"),
+        "clip_high": Knob(0.0, 10.0, "ε_high: the ratio is clipped above 1 + ε_high"),
+        "gap_weight": Knob(
+            0.0,
+            1.0,
+            "RLSD's λ: how far the teacher decides the size of each token's update; 0 is GRPO",
+        ),
+        "gap_clip": Knob(0.0, 1.0, "RLSD's ε_w: that size lies within 1 ± ε_w"),
+        "jsd_weight": Knob(
+            0.0, 1.0, "weight of the teacher in the JSD mixture: 0 forward KL, 1 reverse KL"
+        ),
+        "importance_cap": Knob(
+            1.0, 100.0, "cap of the importance weight π_old/π_sampler", optional=True
+        ),
+    }
+)
+
+CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "aggregation": ("token", "sequence", "constant"),
+        "scale_rewards": ("group", "none"),
+        "level": ("token", "sequence"),
+        "estimator": ("k2", "k3", "exact"),
+        "ref_estimator": ("k3_ratio", "k3", "k2"),
+        "kd_mask": ("none", "wrong", "group_wrong"),
+        "kd_normalizer": ("same", "kept"),
+        "kd_ratio": ("on", "off"),
+        "divergence": ("reverse", "forward", "jsd"),
+        "zero_spread": ("keep", "resample"),
+        "group_rows": ("judged", "all"),
+        "keep_traces": ("finished", "all", "correct"),
+    }
+)
+"""Options and their values.
+
+``aggregation``: how token terms become one number, see
+:func:`~rlkd_lab.objectives.surrogates.normalizer`.
+``scale_rewards``: divide advantages by the group's spread.
+``level``: one ratio per token, or per sequence (GSPO).
+``kd_ratio``: multiply k2 and k3 by the detached ρ, which keeps the estimate right off-policy.
+``kd_normalizer``: after masking, divide the teacher term like the reward term, or by the tokens
+(rows) that are kept; KDRL does not say.
+``zero_spread``: keep groups whose rewards are all equal, or draw them again (DAPO).
+``keep_traces``: which teacher traces are trained on; ``correct`` is rejection sampling.
+``group_rows``: with ``judged``, completions that the verifier could not judge, and those that
+``mask_truncated`` leaves out of the loss, do not enter mean, spread and masks of their group. Their
+advantage is 0. The teacher term stays on a completion that could not be judged. With ``all``, both
+enter with their reward.
+
+Beside these, ``constant_length`` (int) is the length limit of ``aggregation='constant'``, and
+``topk`` (int) the support of a divergence.
+"""
+DEFAULT_OPTIONS: Mapping[str, str] = MappingProxyType(
+    {name: values[0] for name, values in CHOICES.items()}
+)
+
+
+def nearest(name: str, valid: Mapping[str, object] | tuple[str, ...], kind: str) -> str:
+    """``name`` if it is valid; otherwise a ValueError that names the nearest valid one."""
+    if name in valid:
+        return name
+    close = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    listed = (
+        f"valid are {', '.join(valid)}"
+        if len(valid) <= 20
+        else "`rlkd methods` and docs list the valid ones"
+    )
+    raise ValueError(f"unknown {kind} {name!r}: {hint}{listed}")
+
+
+def check_coef(name: str, value: float | None, knobs: Mapping[str, Knob] = KNOBS) -> float | None:
+    """``value`` if it lies in the knob's range, else a ValueError that says the range."""
+    knob = knobs[nearest(name, knobs, "knob")]
+    if value is None and knob.optional:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real | None):
+        raise ValueError(
+            f"{name}={value!r} is no value of a knob: a number in"
+            f" {knob.low:g}–{knob.high:g}{', or None for off' if knob.optional else ''}"
+        )
+    if value is None or not knob.low <= value <= knob.high:  # a NaN fails the comparison too
+        off = ", or off" if knob.optional else ""
+        shown = (
+            "off"
+            if value is None
+            else f"{value:g}"
+            if isinstance(value, float) or abs(value) < 10**300
+            else "a huge number"
+        )
+        raise ValueError(
+            f"{name}={shown} is out of range: {name} ({knob.help}) lies in"
+            f" {knob.low:g}–{knob.high:g}{off}"
+        )
+    return float(value)
+
+
+def checked_options(*given: Options) -> dict[str, str | int | bool | None]:
+    """Return the default options with the given ones on top, later ones over earlier ones.
+
+    Raises:
+        ValueError: for an unknown option or value; ``estimator='k1'`` is refused with the reason.
+    """
+    resolved: dict[str, str | int | bool | None] = {
+        **DEFAULT_OPTIONS,
+        "constant_length": None,
+        "topk": None,
+    }
+    for options in given:
+        resolved |= options
+    if resolved["estimator"] == "k1":
+        raise ValueError(
+            "k1 cannot be a loss: its expected gradient is 0, so the teacher would have no"
+            " influence. Use 'k2' (the gradient of the reverse KL), or a method"
+            " that puts the teacher into the advantage (kdrl_advantage, opd)"
+        )
+    for name in ("constant_length", "topk"):
+        value = resolved[name]
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
+    for name, value in resolved.items():
+        if name not in ("constant_length", "topk"):
+            nearest(str(value), CHOICES[nearest(name, CHOICES, "option")], name)
+    return resolved
