@@ -475,8 +475,8 @@ def _stand_in(config: PreTrainedConfig) -> LlamaConfig:
         num_hidden_layers=config.num_hidden_layers,
         num_attention_heads=heads,
         num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-        vocab_size=config.vocab_size,
         head_dim=getattr(config, "head_dim", None),
+        vocab_size=config.vocab_size,
     )
 
 

@@ -391,7 +391,7 @@ def test_a_model_that_does_not_run_without_data_has_an_estimate_with_one_sentenc
             gpu=False,
             prompt_tokens=16,
         )
-    assert len(told) == 1
+    assert len([one for one in told if "is an estimate" in str(one.message)]) == 1
     lm = load_policy(folder, "none")
     assert found.held["student"] == sum(
         p.numel() * p.element_size() for p in lm.model.parameters() if not p.requires_grad
