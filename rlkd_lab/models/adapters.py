@@ -233,8 +233,9 @@ def attach(
         raise ValueError(f"{unfit}, it was trained on another one: {text:.300}") from error
     assert isinstance(model, PeftModel)
     places = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    check_tensors(tensors, places, dict(model.get_base_model().named_parameters()), unfit)
-    _check_depth(stored, places, int(model.get_base_model().config.num_hidden_layers), unfit)
+    below: Any = model.get_base_model()
+    check_tensors(tensors, places, dict(below.named_parameters()), unfit)
+    _check_depth(stored, places, int(below.config.num_hidden_layers), unfit)
     model.load_adapter(adapter_folder(path), name, is_trainable=trainable)
     arrived = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     lost = [

@@ -505,7 +505,9 @@ def load_teacher(
         ValueError: the tokenizers differ, or the adapter is damaged, not supported or made for
             another base.
     """
-    shares = adapter is None or can_share_base(adapter, policy and policy.adapter_source)
+    shares = adapter is None or can_share_base(
+        adapter, None if policy is None else policy.adapter_source
+    )
     if (
         policy is not None
         and shares

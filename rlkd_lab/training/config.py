@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from rlkd_lab.models.adapters import rank_and_alpha
 from rlkd_lab.objectives import (
     CHOICES,
     KNOBS,
@@ -93,9 +95,17 @@ class RunConfig(BaseModel):
     teacher_adapter: Annotated[str | None, Field(description="adapter folder of the teacher")] = (
         None
     )
-    lora_rank: Annotated[int, Field(ge=1, description="rank r of the LoRA update")] = 16
+    lora_rank: Annotated[
+        int,
+        Field(ge=1, description="rank r of the LoRA update; with `adapter` that of the adapter"),
+    ] = 16
     lora_alpha: Annotated[
-        int, Field(ge=1, description="the update is scaled by lora_alpha / lora_rank")
+        int,
+        Field(
+            ge=1,
+            description="the update is scaled by lora_alpha / lora_rank; with `adapter` that of"
+            " the adapter",
+        ),
     ] = 32
     gradient_checkpointing: Annotated[bool, Field(description="less memory, more time")] = False
 
@@ -477,7 +487,37 @@ def make_config(
             values[name] = (low, high or low)
         else:
             values[name] = value
-    return validated(values)
+    return validated(_with_adapter(values, {*fields, *(settings or {})}))
+
+
+def _with_adapter(values: dict[str, Any], asked: set[str]) -> dict[str, Any]:
+    """The values with the rank and alpha of the adapter that the run starts from; a default or a
+    preset does not change an adapter.
+
+    Raises:
+        ValueError: the user asked for another rank or alpha than the adapter has.
+    """
+    try:
+        own = rank_and_alpha(values["adapter"]) if values.get("adapter") else {}
+    except (OSError, ValueError, TypeError):  # the loader says what is wrong there
+        own = {}
+    other = {
+        name: value
+        for name in own
+        if str(value := values.get(name, RunConfig.model_fields[name].default)) != str(own[name])
+    }
+    for name in other.keys() & asked:
+        raise ValueError(
+            f"{name}={other[name]}: the adapter {values['adapter']} has {name}={own[name]},"
+            f" which cannot be changed; leave {name} out"
+        )
+    if other:
+        told = ", ".join(f"{name}={own[name]}" for name in other)
+        warnings.warn(
+            f"the run has {told}, as the adapter {values['adapter']} that it starts from",
+            stacklevel=4,
+        )
+    return {**values, **own}
 
 
 def _literal(text: str) -> Any:

@@ -4,7 +4,8 @@ Weights, adapters, optimizer and cache are counted from the models' configs. Wha
 backward pass holds is not a formula: the models' own code, shortened to one and two layers, runs on
 PyTorch's meta device, where tensors have shapes and no data, while the bytes that live are counted;
 layers are alike, so the rest is linear in their number. Completions are taken to be as long as the
-limit allows.
+limit allows. A model whose code does not run without data is taken for a Llama of the same sizes,
+with a warning.
 
 Left out: the CUDA context and the allocator's fragmentation (:data:`MARGIN` stands for them), and
 the workspace of attention kernels.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +29,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+)
 
 from rlkd_lab.models import LanguageModel, chunk_of, locate, measured_divergences, token_logps
 from rlkd_lab.models.adapters import can_share_base
@@ -47,6 +55,8 @@ How far off predictions were where that was measured, on a CPU: benchmarks/resul
 """
 CONTEXT = GIB
 """Taken on a GPU by the CUDA context and loaded kernels: an assumption, not measured."""
+COUNTED = "rlkd_counted"
+"""Name of :func:`_counted_attention` in transformers."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A weight in NF4 with double quantisation: 4 bits, an 8-bit scale for each 64, a float32 scale
 for each 256 of those.
@@ -363,6 +373,10 @@ class Shape:
     largest: int
     """Weights of the largest linear layer."""
     context: int
+    counted: PreTrainedConfig
+    """What stands for the model where a pass is counted: its config, or a Llama's of the same
+    sizes.
+    """
 
     @staticmethod
     @functools.lru_cache
@@ -376,14 +390,37 @@ class Shape:
             one + (layers - 1) * (two - one)
             for one, two in zip(*(count[:2] for count in counts), strict=True)
         )
-        return Shape(
-            config,
-            layers,
-            linear,
-            other,
-            counts[0][2],
-            int(getattr(config, "max_position_embeddings", 2**31)),
-        )
+        context = int(getattr(config, "max_position_embeddings", 2**31))
+        shape = Shape(config, layers, linear, other, counts[0][2], context, config)
+        if _made(config, 1).config._attn_implementation != COUNTED:
+            _tell(
+                name,
+                config,
+                "its attention cannot be counted as a fused kernel, so all its probabilities are",
+            )
+        try:
+            for checkpointing in (False, True):
+                _one_pass(
+                    RunConfig(
+                        micro_batch=1, max_new_tokens=8, gradient_checkpointing=checkpointing
+                    ),
+                    [shape],
+                    [2],
+                    torch.float32,
+                    8,
+                    True,
+                )
+        except Exception as error:
+            # whatever the model's code does with shapes alone, training does it with data
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            _tell(
+                name,
+                config,
+                f"its code does not run without data ({text:.120}), so it is taken for a"
+                " Llama of the same sizes",
+            )
+            return replace(shape, counted=_stand_in(config))
+        return shape
 
     @property
     def vocabulary(self) -> int:
@@ -415,15 +452,52 @@ class Shape:
         return one + (self.layers - 1) * (two - one)
 
 
+def _tell(name: str, config: PreTrainedConfig, why: str) -> None:
+    warnings.warn(
+        f"the memory of {name} (type {config.model_type}) is an estimate: {why}", stacklevel=3
+    )
+
+
+def _stand_in(config: PreTrainedConfig) -> LlamaConfig:
+    """A Llama's config of the same sizes."""
+    inner = next(
+        (
+            getattr(config, name)
+            for name in ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")
+            if getattr(config, name, None)
+        ),
+        None,
+    )
+    heads = int(config.num_attention_heads)
+    return LlamaConfig(
+        hidden_size=config.hidden_size,
+        intermediate_size=inner or 4 * config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None),
+        vocab_size=config.vocab_size,
+    )
+
+
 def _made(config: PreTrainedConfig, layers: int, dtype: torch.dtype = torch.float32) -> Any:
-    """A model of so many layers without data."""
+    """A model of so many layers without data, with :func:`_counted_attention` where its code
+    takes one from outside.
+    """
+    try:
+        return _empty(config, layers, dtype, COUNTED)
+    except (KeyError, ValueError):  # a table of its own (GPT-J, Falcon)
+        return _empty(config, layers, dtype, "eager")
+
+
+def _empty(config: PreTrainedConfig, layers: int, dtype: torch.dtype, attention: str) -> Any:
     short = copy.deepcopy(config)
     short.num_hidden_layers = layers
     if getattr(short, "layer_types", None):
         short.layer_types = short.layer_types[:layers]
     if hasattr(short, "quantization_config"):
         del short.quantization_config
-    short._attn_implementation = "rlkd_counted"
+    short._attn_implementation = attention
     short.use_cache = False
     with torch.device("meta"):
         # the dtype afterwards: transformers would change the default of the whole process for a
@@ -514,7 +588,7 @@ def _counted_attention(
     return _Attention.apply(q, k, v).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register("rlkd_counted", _counted_attention)
+AttentionInterface.register(COUNTED, _counted_attention)
 
 
 def _passes(
@@ -553,7 +627,7 @@ def _one_pass(
     """Peaks of the forward and of the backward part, for models of so many layers."""
     rows, width = config.micro_batch, prompt + config.max_new_tokens
     policy, *others = (
-        _made(shape.config, count, dtype) for shape, count in zip(shapes, layers, strict=True)
+        _made(shape.counted, count, dtype) for shape, count in zip(shapes, layers, strict=True)
     )
     policy = _adapted(policy, config).train()
     if config.gradient_checkpointing:

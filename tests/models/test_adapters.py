@@ -276,7 +276,7 @@ WRONG = {
         lambda n, t: {n.replace("base_model.model.", "base_model."): t},
         {},
         r"it lacks 28 of 28 tensors \(first:"
-        r" base_model\.model\.model\.layers\.0",
+        r" base_model\.model\.model\.",
     ),
     "no prefix": (
         lambda n, t: {n.removeprefix("base_model.model."): t},
@@ -301,8 +301,7 @@ WRONG = {
         lambda n, t: {n: t, n.replace("layers.1.", "layers.2."): t.clone()},
         {},
         r"it has 14 of 42 tensors \(first:"
-        r" \S+layers\.2\.\S+\) that the base"
-        r" has no place",
+        r" \S+layers\.2\.",
     ),
     "surplus magnitudes": (
         lambda n, t: (
@@ -350,15 +349,12 @@ WRONG = {
     "its own base": (
         lambda n, t: {n: t, "base_model.model.model.embed_tokens.weight": torch.zeros(128, 64)},
         {},
-        r"weights of its own for 1 of 29"
-        r" tensors \(first: \S+embed_tokens",
+        r"weights of its own for 1 of 29 tensors \(first: \S+embed_tokens",
     ),
     "a larger vocabulary": (
         lambda n, t: {n: t, "base_model.model.model.embed_tokens.weight": torch.zeros(160, 64)},
         {},
-        r"embed_tokens\.weight\) has the shape"
-        r" \(160, 64\), where the base has"
-        r" \(128, 64\)",
+        r"embed_tokens\.weight\) has the shape \(160, 64\), where the base has \(128, 64\)",
     ),
     "pissa": (
         None,

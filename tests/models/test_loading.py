@@ -4,12 +4,15 @@ is refused at the door.
 
 import json
 import logging
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     BloomConfig,
@@ -652,3 +655,78 @@ def test_select_drops_columns_that_are_padding_in_all_rows(make_model, ragged):
     assert isinstance(part, Sequences)
     assert part.prompt_ids.shape == (2, 5)
     torch.testing.assert_close(logps(policy, part), logps(policy, whole)[[0, 2]], rtol=0, atol=1e-5)
+
+
+def damaged(folder, tmp_path, change):
+    """A copy of a model whose tensors went through a function."""
+    copy = tmp_path / "damaged"
+    shutil.copytree(folder, copy)
+    tensors = load_file(copy / "model.safetensors")
+    change(tensors)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return str(copy)
+
+
+@pytest.mark.parametrize("quant", ["nf4", "none"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize(
+    "key", ["model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight", "model.norm.weight"]
+)
+def test_a_checkpoint_with_values_that_are_no_numbers_is_named_as_such(
+    make_model, tmp_path, quant, value, key
+):
+    folder = damaged(
+        make_model(), tmp_path, lambda tensors: tensors[key].view(-1)[3:4].fill_(value)
+    )
+    what = "NaN" if value != value else "infinite values"
+    with pytest.raises(
+        ValueError, match=rf"the checkpoint .*damaged' holds {what} .*{re.escape(key)}"
+    ):
+        load_teacher(folder, quant)
+
+
+def test_numbers_that_do_not_fit_16_bit_are_named_as_such(make_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.float16)
+    folder = damaged(
+        make_model(), tmp_path, lambda tensors: tensors["model.norm.weight"][3:4].fill_(1e5)
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"holds infinite values as float16 in 1 tensors \(first: model\.norm\.weight\)",
+    ):
+        load_teacher(folder, "none")
+
+
+@pytest.mark.parametrize("quant", ["nf4", "none"])
+def test_a_checkpoint_that_lacks_layers_is_refused_and_not_filled_with_random_numbers(
+    make_model, tmp_path, quant
+):
+    def half(tensors):
+        for key in [key for key in tensors if ".layers.1." in key]:
+            del tensors[key]
+
+    with pytest.raises(
+        ValueError,
+        match=r"lacks 11 tensors \(first: model\.layers\.1\.input_layernorm\.weight\), which"
+        r" would be random numbers",
+    ):
+        load_teacher(damaged(make_model(), tmp_path, half), quant)
+
+
+def test_a_checkpoint_of_other_shapes_is_refused_in_words(make_model, tmp_path):
+    folder = damaged(
+        make_model(),
+        tmp_path,
+        lambda tensors: tensors.update({"model.norm.weight": torch.ones(32)}),
+    )
+    with pytest.raises(ValueError, match=r"do not fit its config\.json"):
+        load_teacher(folder, "none")
+
+
+def test_without_bitsandbytes_the_setting_is_named(make_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(
+        ValueError,
+        match=r"--set quant=none \(a teacher: --set teacher_quant=none; rlkd eval: --quant none\)",
+    ):
+        load_policy(make_model(), "nf4")

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import warnings
 
 import pytest
 
@@ -169,6 +170,31 @@ def test_a_config_survives_its_run_folder(tmp_path, method, settings):
     again = config_of(RunFolder.open(folder.path))
     assert again == config
     assert again.schedules() == config.schedules()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"fields": {"lora_rank": 16}}, {"settings": {"lora_rank": "16"}}],
+    ids=["field", "setting"],
+)
+def test_another_rank_than_the_adapters_is_refused_and_a_default_takes_its(
+    make_model, make_adapter, asked
+):
+    adapter = make_adapter(make_model())  # of rank 4 and alpha 8
+    with pytest.raises(
+        ValueError,
+        match=r"lora_rank=16: the adapter .* has lora_rank=4, which cannot be changed; leave"
+        r" lora_rank out",
+    ):
+        make_config(
+            "grpo", settings=asked.get("settings"), adapter=adapter, **asked.get("fields", {})
+        )
+    with pytest.warns(UserWarning, match="the run has lora_rank=4, lora_alpha=8, as the adapter"):
+        config = make_config("grpo", adapter=adapter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same = make_config("grpo", adapter=adapter, settings={"lora_rank": "4", "lora_alpha": "8"})
+    assert (config.lora_rank, config.lora_alpha) == (same.lora_rank, same.lora_alpha) == (4, 8)
 
 
 def test_knobs_off_and_options_survive_too(tmp_path):

@@ -3,9 +3,12 @@ run does not fit.
 """
 
 import json
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 
 from rlkd_lab.models import load_policy, loading
 from rlkd_lab.runs import RunFolder
@@ -14,6 +17,7 @@ from rlkd_lab.training import plan as plan_module
 from rlkd_lab.training import session as session_module
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, NF4_BYTES, Live, Plan, Shape, fitted, plan
+from rlkd_lab.zoo.tokenizer import character_tokenizer
 
 MIB = 2**20
 
@@ -340,3 +344,99 @@ def test_real_sizes_are_planned_from_config_and_tokenizer_alone(tmp_path):
     )
     assert fitted(config, 24 * GIB, True)[0].sample_at_once > 0
     assert json.loads((tmp_path / "teacher" / "config.json").read_text())["model_type"] == "qwen3"
+
+
+SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64}
+HARD = {
+    "falcon": ("Falcon", {}, "its attention cannot be counted as a fused kernel"),
+    "gptj": (
+        "GPTJ",
+        {"n_positions": 128, "rotary_dim": 16, "tie_word_embeddings": False},
+        "its attention cannot be counted as a fused kernel",
+    ),
+    "dynamic rope": (
+        "Llama",
+        {
+            "intermediate_size": 128,
+            "max_position_embeddings": 128,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+        },
+        "its code does not run without data .RuntimeError.*, so it is taken for a Llama of"
+        " the same sizes",
+    ),
+}
+"""Models whose code does not let the plan count as it does elsewhere, and what is said of that."""
+
+
+@pytest.fixture
+def hard(tmp_path):
+    def make(kind):
+        name, fields, _ = HARD[kind]
+        config = getattr(transformers, f"{name}Config")(
+            vocab_size=128, bos_token_id=None, eos_token_id=1, pad_token_id=0, **SIZES, **fields
+        )
+        getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(tmp_path / "model")
+        character_tokenizer().save_pretrained(tmp_path / "model")
+        return str(tmp_path / "model")
+
+    return make
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_a_model_that_does_not_run_without_data_has_an_estimate_with_one_sentence(hard, kind):
+    folder = hard(kind)
+    with pytest.warns(
+        UserWarning, match=rf"the memory of .* is an estimate: {HARD[kind][2]}"
+    ) as told:
+        found = plan(
+            make_config("grpo", student=folder, teacher=None, quant="none"),
+            gpu=False,
+            prompt_tokens=16,
+        )
+    assert len([one for one in told if "is an estimate" in str(one.message)]) == 1
+    lm = load_policy(folder, "none")
+    assert found.held["student"] == sum(
+        p.numel() * p.element_size() for p in lm.model.parameters() if not p.requires_grad
+    )
+    assert found.held["adapter"] == sum(p.numel() * p.element_size() for p in lm.trainable())
+    assert found.updating["activations"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", HARD)
+def test_such_a_model_trains(hard, tiny, tmp_path, kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert (
+            run(
+                tiny("grpo", student=hard(kind), teacher=None, quant="none", steps=1),
+                tmp_path / "run",
+            ).status()["state"]
+            == "done"
+        )
+
+
+def test_a_llama_stands_for_a_llama(make_model):
+    """Where both can be counted, the stand-in holds about as much as the model."""
+    shape = Shape.of(make_model("qwen3"))
+    config = make_config("grpo", student=make_model("qwen3"), teacher=None, quant="none")
+    counted, taken = (
+        plan_module._passes(config, [one], 4, 16)
+        for one in (shape, replace(shape, counted=plan_module._stand_in(shape.config)))
+    )
+    assert 0.8 * counted < taken < 1.25 * counted
+
+
+def test_a_teachers_adapter_that_changes_the_base_needs_a_base_for_itself(make_model, make_adapter):
+    model = make_model()
+    held = [
+        plan(
+            make_config(
+                "kdrl", student=model, teacher=model, teacher_adapter=make_adapter(model, bias=bias)
+            ),
+            gpu=False,
+            prompt_tokens=16,
+        ).held["teacher"]
+        for bias in ("none", "all")
+    ]
+    assert held[0] == 0 < held[1]
