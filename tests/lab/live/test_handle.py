@@ -160,7 +160,7 @@ def test_a_killed_process_is_lost_and_start_goes_on(plain, tmp_path):
         handle.wait(1)
     with pytest.raises(RuntimeError, match="lost"):
         handle.pause()
-    assert "Start goes on" in repr(handle)
+    assert "Start continues" in repr(handle)
     again = open_run(handle.path)
     again.begin()
     assert first_difference(again.wait(120).rows(), plain.rows()) == (None, 0.0)
