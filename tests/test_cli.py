@@ -251,6 +251,22 @@ def test_replay_says_whether_it_was_the_same(rlkd, runs, tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_compare_draws_without_the_lab_and_without_widgets(runs, tmp_path):
+    code = (
+        "import sys\n"
+        "from rlkd_lab.cli import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+        "loaded = {'rlkd_lab.lab', 'IPython', 'ipywidgets', 'matplotlib.pyplot'} &"
+        " set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(loaded)) or 0)"
+    )
+    figure = tmp_path / "compare.png"
+    command = [sys.executable, "-c", code, "compare", str(runs / "kdrl"), "--figure", str(figure)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, figure.is_file()) == (0, True), done.stderr
+
+
 def test_compare_prints_a_table_and_writes_a_figure_with_its_sidecar(rlkd, runs, tmp_path):
     figure = tmp_path / "new" / "both.png"
     result = rlkd(

@@ -90,26 +90,28 @@ BELOW = {
     "training": {"objectives", "models", "rollouts", "tasks", "runs"},
     "study": {"objectives", "models", "rollouts", "tasks", "runs", "training", "terminal"},
     "zoo": {"objectives", "models", "rollouts", "tasks", "runs", "training"},
-    "lab": {"objectives", "models", "rollouts", "tasks", "runs", "training", "study"},
+    "plots": {"objectives", "runs", "study"},
+    "lab": {"objectives", "models", "rollouts", "tasks", "runs", "training", "study", "plots"},
     "doctor": {"models", "training"},
     "terminal": set(),
+    "progress": set(),
     "__main__": {"cli"},
     "cli": {
         "objectives",
         "runs",
         "training",
         "study",
-        "lab",
+        "plots",
         "doctor",
         "models",
         "tasks",
         "terminal",
+        "progress",
     },
 }
-"""Which of our packages each of them may import, itself aside.
+"""The packages of ours that each may import besides itself. Only notebooks import the lab."""
 
-None but the command line may import the lab.
-"""
+DRAWING = {"matplotlib", "ipywidgets", "anywidget", "traitlets", "IPython"}
 
 
 def imports(path):
@@ -138,6 +140,21 @@ def test_imports_point_one_way(part):
         if owner == part:
             ours = {name.split(".")[1] for name in imports(path) if name.startswith("rlkd_lab.")}
             assert ours <= BELOW[part] | {part}, path.name
+
+
+def test_only_plots_draw_and_only_the_lab_has_widgets():
+    """Training, the study and the command line load neither matplotlib nor widgets."""
+    allowed = {"plots": {"matplotlib"}, "lab": DRAWING}
+    for part, path in modules():
+        outside = {name.split(".")[0] for name in imports(path)}
+        assert outside & DRAWING <= allowed.get(part, set()), path.name
+
+
+def test_what_is_live_does_not_know_the_course():
+    for path in (PACKAGE / "lab" / "live").glob("*.py"):
+        assert not [name for name in imports(path) if name.startswith("rlkd_lab.lab.course")], (
+            path.name
+        )
 
 
 def test_the_objectives_know_torch_and_the_run_folder_does_not():

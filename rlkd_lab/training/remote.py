@@ -20,13 +20,13 @@ Where = Literal["thread", "process", "elsewhere", "nowhere"]
 ForkKind = Literal["off", "untouched", "noise"]
 FORK_KINDS: tuple[ForkKind, ...] = ("off", "untouched", "noise")
 STATES = {
-    "idle": "idle: Start goes on from the last checkpoint, or begins",
+    "idle": "idle: Start continues from the last checkpoint, or begins",
     "running": "running",
     "paused": "paused between two steps",
     "stopping": "stopping: the completion that is being written is given up",
     "done": "done",
     "failed": "failed",
-    "lost": "lost: the process that drove it is gone; Start goes on from the last checkpoint",
+    "lost": "lost: the process that drove it is gone; Start continues from the last checkpoint",
 }
 LIVE = ("running", "paused", "stopping")
 
@@ -175,7 +175,7 @@ class RemoteRun:
 
     def unpause(self) -> None:
         """Ask a paused run to continue."""
-        self._check_live("go on")
+        self._check_live("unpause")
         self.folder.ask("go_on")
 
     def step(self) -> None:

@@ -76,7 +76,7 @@ def test_kdrl_notebook_is_run_steered_and_left_whole(lab: Lab, tmp_path: Path) -
     until(lambda: f"since step {paused + 1}" in words.inner_text(), 30)
     until(lambda: list((path / "twins").glob("*/fork.json")), 60)  # the move forked the run
 
-    page.click(f"{PANEL} button:has-text('Go on')")
+    page.click(f"{PANEL} button:has-text('Continue')")
     until(lambda: run.status().step >= paused + 6, 180)
     shots = Path(os.environ.get("RLKD_SHOTS") or tmp_path)
     page.wait_for_timeout(9_000)  # a redraw
@@ -90,7 +90,7 @@ def test_kdrl_notebook_is_run_steered_and_left_whole(lab: Lab, tmp_path: Path) -
     page.click(f"{PANEL} button:has-text('Stop')")
     press_dangerous(lab)
     until(lambda: run.status().state == "idle", 60)
-    until(lambda: "Start goes on" in page.locator(PANEL).inner_text(), 30)
+    until(lambda: "Start continues" in page.locator(PANEL).inner_text(), 30)
     press_dangerous(lab)
     page.locator(f"{PANEL} button:has-text('Start')").focus()
     press_dangerous(lab)

@@ -349,5 +349,5 @@ def options_html(config: RunConfig) -> str:
         for name, value in options.items()
         if name in names
     )
-    words = "Chosen before the start; they cannot be moved while a run goes on."
+    words = "Chosen before the start; they cannot be moved while a run is running."
     return f"<small>{words}</small><table>{rows or '<tr><td>none</td></tr>'}</table>"

@@ -232,7 +232,7 @@ class Panel(PanelWidgets):
             set_trait(button, "disabled", not allowed)
             set_trait(button, "tooltip", words)
         pause, paused = self.buttons["Pause"], now.state == "paused"
-        set_trait(pause, "description", "Go on" if paused else "Pause")
+        set_trait(pause, "description", "Continue" if paused else "Pause")
         set_trait(pause, "icon", "play" if paused else "pause")
         set_trait(self.fork, "disabled", now.state == "done")
 

@@ -36,7 +36,7 @@ def state_words(now: Status, asked: str | None) -> str:
         asked: a button whose effect has not come yet, or ``None``.
     """
     words = {
-        "idle": "stopped; Start goes on" if now.step else "idle; Start begins",
+        "idle": "stopped; Start continues" if now.step else "idle; Start begins",
         "running": "running" + (f" ({now.why})" if now.why else ""),
         "paused": "paused between two steps",
         "stopping": "stopping; the step that is being computed is given up",
@@ -116,7 +116,7 @@ def _errors(now: Status, path: Path, problem: str) -> list[str]:
         why = html.escape(now.why or "no reason given")
         found.append(
             f"<b>The run failed:</b> {why}. "
-            "Finished steps are kept. Start goes on from the last checkpoint; "
+            "Finished steps are kept. Start continues from the last checkpoint; "
             "if it fails again, change what the reason names and start a new run."
         )
     elif now.state == "paused" and now.why:
@@ -125,7 +125,7 @@ def _errors(now: Status, path: Path, problem: str) -> list[str]:
         found.append(
             "<b>The run is lost:</b> the process that drove it is gone. "
             f"What it wrote is kept in {html.escape(str(path))}. "
-            "Start (or <code>rlkd resume</code>) goes on from the last checkpoint; "
+            "Start (or <code>rlkd resume</code>) continues from the last checkpoint; "
             "the steps after it are computed again."
         )
     if problem:
@@ -157,8 +157,8 @@ def button_help(now: Status) -> dict[str, tuple[bool, str]]:
     live, name = now.state in ("running", "paused"), now.state
     start = name in ("idle", "failed", "lost")
     buttons = {
-        "Start": (start, "start, or go on from the last checkpoint"),
-        "Pause": (live, "go on" if name == "paused" else "wait after the step that is running"),
+        "Start": (start, "start, or continue from the last checkpoint"),
+        "Pause": (live, "continue" if name == "paused" else "wait after the step that is running"),
         "Step": (live, "one step, then pause"),
         "Stop": (live, "stop now; finished steps are kept"),
         "Checkpoint": (live, "write a checkpoint after the step that is running"),

@@ -160,7 +160,7 @@ def test_a_killed_process_is_lost_and_start_goes_on(plain, tmp_path):
         handle.wait(1)
     with pytest.raises(RuntimeError, match="lost"):
         handle.pause()
-    assert "Start goes on" in repr(handle)
+    assert "Start continues" in repr(handle)
     again = open_run(handle.path)
     again.begin()
     assert first_difference(again.wait(120).rows(), plain.rows()) == (None, 0.0)
@@ -224,7 +224,7 @@ def test_a_folder_that_is_gone_is_said_in_words(plain, tmp_path):
     run = open_run(shutil.copytree(plain.path, tmp_path / "copy"))
     shown = panel(run)
     shutil.rmtree(tmp_path / "copy")
-    shown.look()
+    shown.update()
     assert "run folder is gone" in shown.banner.value
     assert all(button.disabled for button in shown.buttons.values())
     for ask in (run.status, run.begin, run.stop, lambda: run.request("kd_coef", 0.3)):

@@ -292,15 +292,15 @@ def test_every_state_has_its_words_and_buttons(make, state):
     }.get(state)
     watched = Panel(run)
     assert "step 3 of 60" in watched.state.value
-    assert {"idle": "Start goes on"}.get(state, state) in watched.state.value
+    assert {"idle": "Start continues"}.get(state, state) in watched.state.value
     assert {name for name, button in watched.buttons.items() if not button.disabled} == ENABLED[
         state
     ]
     assert all(button.tooltip for button in watched.buttons.values())
-    assert watched.buttons["Pause"].description == ("Go on" if state == "paused" else "Pause")
+    assert watched.buttons["Pause"].description == ("Continue" if state == "paused" else "Pause")
     if state == "failed":
         assert "lower learning_rate" in watched.banner.value
-        assert "Start goes on from the last checkpoint" in watched.banner.value
+        assert "Start continues from the last checkpoint" in watched.banner.value
     if state == "paused":
         assert "<b>The run waits:</b> the disk is &lt;full&gt;." in watched.banner.value
     if state == "lost":
@@ -327,7 +327,7 @@ def test_the_buttons_do_what_they_say(make):
     press(watched.buttons["Stop"])
     assert run.state == "idle"
     watched.update()
-    assert "Start goes on" in watched.state.value
+    assert "Start continues" in watched.state.value
 
 
 def test_an_impossible_button_says_why(make):
