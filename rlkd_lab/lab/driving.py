@@ -381,5 +381,9 @@ def _open_or_create(
 
 def _last_words(path: Path) -> str:
     log = path / "log.txt"
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    lines = (
+        log.read_text(errors="replace", encoding="utf-8").strip().splitlines()
+        if log.exists()
+        else []
+    )
     return f"; its log ends: {lines[-1][-300:]}" if lines else ""

@@ -224,7 +224,7 @@ class History:
             name = fork.parent.name
             if name not in self.twins:
                 try:
-                    told = json.loads(fork.read_text())
+                    told = json.loads(fork.read_text(encoding="utf-8"))
                     self.twins[name] = Twin(fork.parent, str(told["kind"]), int(told["step"]))
                 except (OSError, ValueError, KeyError, TypeError):
                     continue  # being written

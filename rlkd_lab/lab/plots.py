@@ -412,7 +412,7 @@ def save_figure(figure: Figure, path: str | Path, runs: Sequence[RunFolder], **h
         ],
         **how,
     }
-    path.with_suffix(".json").write_text(json.dumps(sidecar, indent=2) + "\n")
+    path.with_suffix(".json").write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
     return path
 
 

@@ -432,7 +432,7 @@ def verify_quantised(model: nn.Module, folder: Path) -> float:
 def _checkpoint_index(folder: Path) -> dict[str, str]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        return dict(json.loads(index.read_text())["weight_map"])
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     files = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -634,7 +634,9 @@ def adapter_folder(path: str | Path) -> str:
     if not (folder / "adapter_model.safetensors").exists():
         raise FileNotFoundError(f"{str(path)!r} holds no adapter_model.safetensors")
     try:
-        named = json.loads((folder / "adapter_config.json").read_text()).get("megatron_config")
+        named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get(
+            "megatron_config"
+        )
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(
             f"the adapter {str(path)!r} has no adapter_config.json that can be read: {error}"
@@ -657,9 +659,12 @@ def save_adapter(policy: LanguageModel, folder: Path) -> None:
     path = folder / "adapter_config.json"
     path.write_text(
         json.dumps(
-            json.loads(path.read_text()) | {"base_model_name_or_path": policy.source}, indent=2
+            json.loads(path.read_text(encoding="utf-8"))
+            | {"base_model_name_or_path": policy.source},
+            indent=2,
         )
-        + "\n"
+        + "\n",
+        encoding="utf-8",
     )
 
 

@@ -146,7 +146,7 @@ def _taken_up(loop: Loop, folder: RunFolder, stream: str) -> Twin | None:
 
 def _about(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads((path / FORK).read_text())
+        about = json.loads((path / FORK).read_text(encoding="utf-8"))
         return {"step": int(about["step"]), "stream": str(about["stream"])}
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{FORK}, which says where it was forked, is missing or damaged") from None
