@@ -45,7 +45,7 @@ def main() -> None:
         "environment": env,
     }
     target = Path(__file__).parent / "results" / "demo.json"
-    target.write_text(json.dumps(result, indent=2) + "\n")
+    target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps({"total_seconds": result["total_seconds"], "methods": methods}, indent=2))
 
 

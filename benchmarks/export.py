@@ -125,7 +125,7 @@ def main() -> None:
         "small_updates": small,
         "environment": environment,
     }
-    given.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    given.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps(summary, indent=2, ensure_ascii=False))
 
 

@@ -279,7 +279,7 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if not TINY:
         (Path(__file__).parent / "results" / "gpu.json").write_text(
-            json.dumps(result, indent=2) + "\n"
+            json.dumps(result, indent=2) + "\n", encoding="utf-8"
         )
 
 

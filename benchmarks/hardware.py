@@ -40,7 +40,7 @@ PARTS = {
 def load(name: str) -> dict[str, Any]:
     """A results file, or nothing where there is none."""
     path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def times(value: dict[str, float] | None) -> str:
@@ -290,9 +290,10 @@ def main() -> None:
         results=sorted(path.name for path in RESULTS.glob("*.json")),
     )
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(MARKS[0])
+    before, _, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
     readme.write_text(
-        before + MARKS[0] + "\n" + table() + "\n" + MARKS[1] + rest.partition(MARKS[1])[2]
+        before + MARKS[0] + "\n" + table() + "\n" + MARKS[1] + rest.partition(MARKS[1])[2],
+        encoding="utf-8",
     )
 
 

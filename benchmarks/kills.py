@@ -198,21 +198,25 @@ def life(path: Path, end: str | None, number: int, seconds: float, draw: random.
         except KeyboardInterrupt:
             os._exit(3)
         except BaseException as error:
-            (path.parent / "error.txt").write_text(f"{type(error).__name__}: {error}")
+            (path.parent / "error.txt").write_text(
+                f"{type(error).__name__}: {error}", encoding="utf-8"
+            )
             os._exit(1)
     if end in ("instant", "terminate"):
         time.sleep(draw.uniform(0.0, seconds))
         os.kill(child, signal.SIGKILL if end == "instant" else signal.SIGTERM)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1:
-        raise SystemExit(f"{path}, after {end}: {(path.parent / 'error.txt').read_text()}")
+        raise SystemExit(
+            f"{path}, after {end}: {(path.parent / 'error.txt').read_text(encoding='utf-8')}"
+        )
     return os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
 
 
 def weights(folder: RunFolder) -> str:
     """Digest of the last adapter."""
     return str(
-        json.loads((folder.checkpoints()[-1] / "state.json").read_text())["sha256"][
+        json.loads((folder.checkpoints()[-1] / "state.json").read_text(encoding="utf-8"))["sha256"][
             "adapter_model.safetensors"
         ]
     )
@@ -294,7 +298,7 @@ def main() -> None:
         "environment": describe_environment(default_device()),
     }
     (Path(__file__).parent / "results" / "kills.json").write_text(
-        json.dumps(result, indent=2) + "\n"
+        json.dumps(result, indent=2) + "\n", encoding="utf-8"
     )
     print(
         json.dumps({key: value for key, value in result.items() if key != "environment"}, indent=2)

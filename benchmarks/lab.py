@@ -206,7 +206,7 @@ def main() -> None:
         ),
     ):
         result[name] = measure()
-        target.write_text(json.dumps(result, indent=2) + "\n")
+        target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
 
 

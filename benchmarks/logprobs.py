@@ -124,6 +124,7 @@ def main() -> None:
                         [sys.executable, __file__, way, quantity, str(tokens)],
                         capture_output=True,
                         text=True,
+                        encoding="utf-8",
                     )
                     if out.returncode and "OutOfMemory" in out.stderr:
                         continue
@@ -167,7 +168,7 @@ def main() -> None:
         "environment": describe_environment(DEVICE),
     }
     target = Path(__file__).parent / "results" / ("logprobs-gpu.json" if GPU else "logprobs.json")
-    target.write_text(json.dumps(result, indent=2) + "\n")
+    target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def main() -> None:
         "environment": describe_environment(default_device()),
     }
     (Path(__file__).parent / "results" / "long_run.json").write_text(
-        json.dumps(result, indent=2) + "\n"
+        json.dumps(result, indent=2) + "\n", encoding="utf-8"
     )
 
 

@@ -191,7 +191,11 @@ def main() -> None:
     for change in CHANGES:
         case = BASE | change
         out = subprocess.run(
-            [sys.executable, __file__, json.dumps(case)], capture_output=True, text=True, check=True
+            [sys.executable, __file__, json.dumps(case)],
+            capture_output=True,
+            text=True,
+            check=True,
+            encoding="utf-8",
         ).stdout
         found = json.loads(out.splitlines()[-1])
         rows.append(
@@ -206,7 +210,7 @@ def main() -> None:
         "environment": describe_environment(torch.device("cuda" if GPU else "cpu")),
     }
     (Path(__file__).parent / "results" / ("memory-gpu.json" if GPU else "memory.json")).write_text(
-        json.dumps(result, indent=2) + "\n"
+        json.dumps(result, indent=2) + "\n", encoding="utf-8"
     )
 
 

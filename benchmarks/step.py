@@ -193,6 +193,7 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            encoding="utf-8",
         )
 
     def step(self) -> dict[str, float]:
@@ -302,7 +303,7 @@ def main() -> None:
         "environment": describe_environment(device),
     }
     target = Path(__file__).parent / "results" / "step.json"
-    target.write_text(json.dumps(result, indent=2) + "\n")
+    target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(
         json.dumps(
             {

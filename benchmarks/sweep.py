@@ -97,9 +97,9 @@ def cost() -> dict[str, object]:
 
 if __name__ == "__main__":
     target = ROOT / "benchmarks" / "results" / "sweep.json"
-    result = json.loads(target.read_text()) if target.exists() else {}
+    result = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
     result["study"] = cost()
     if "--study" not in sys.argv:
         result |= {"workers": workers(), "environment": describe_environment(default_device())}
-    target.write_text(json.dumps(result, indent=2) + "\n")
+    target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))

@@ -19,13 +19,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rlkd_lab.terminal import escape, say
+from rlkd_lab.terminal import as_utf8, escape, replace_what_it_lacks, say, writes
 
 app = typer.Typer(
     help="Knowledge distillation and reinforcement learning on a 4-bit LoRA student.",
     no_args_is_help=True,
 )
 console = Console(highlight=False)
+
+
+def main() -> None:
+    """The command ``rlkd``."""
+    replace_what_it_lacks()
+    app()
+
 
 RunPath = Annotated[Path, typer.Argument(help="a run folder")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
@@ -35,7 +42,8 @@ def print_json(value: Any) -> None:
     """One JSON value on stdout."""
     from rlkd_lab.study.report import plain
 
-    say(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    say(text if writes(text) else json.dumps(plain(value), indent=2, allow_nan=False))
 
 
 def _method_names() -> list[str]:
@@ -169,7 +177,7 @@ def _settings(items: list[str] | None) -> dict[str, str]:
         name, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"--set {item}: write NAME=VALUE")
-        settings[name] = value
+        settings[name] = as_utf8(value)
     return settings
 
 
@@ -1225,4 +1233,4 @@ def doctor(
 
 
 if __name__ == "__main__":
-    app()
+    main()

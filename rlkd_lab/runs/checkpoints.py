@@ -53,7 +53,9 @@ def save(
         files = sorted(path for path in beside.rglob("*") if path.is_file())
         digests = {str(path.relative_to(beside)): _digest(path) for path in files}
         whole = {**state, DIGESTS: digests}
-        (beside / STATE).write_text(json.dumps({**whole, OWN: _digest_of_text(whole)}))
+        (beside / STATE).write_text(
+            json.dumps({**whole, OWN: _digest_of_text(whole)}), encoding="utf-8"
+        )
         for path in (
             *files,
             beside / STATE,
@@ -77,7 +79,7 @@ def read(checkpoint: Path) -> dict[str, Any]:
         Damaged: they are not.
     """
     try:
-        state = json.loads((checkpoint / STATE).read_text())
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         own = state.pop(OWN, None)  # versions before wrote none
         if own is not None and own != _digest_of_text(state):
             raise ValueError(f"{STATE} is not what was written")
@@ -131,7 +133,9 @@ def sweep_up(folder: RunFolder) -> None:
 
 def _accuracy(checkpoint: Path) -> tuple[float, str]:
     try:
-        return float(json.loads((checkpoint / STATE).read_text())["accuracy"]), checkpoint.name
+        return float(
+            json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["accuracy"]
+        ), checkpoint.name
     except (OSError, ValueError, TypeError, KeyError):
         return -1.0, checkpoint.name
 

@@ -165,11 +165,11 @@ class RunFolder:
 
     def config(self) -> dict[str, Any]:
         """The run's config as it was written."""
-        return json.loads((self.path / "config.json").read_text())
+        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
 
     def env(self) -> dict[str, Any]:
         """Versions, device, commit."""
-        return json.loads((self.path / "env.json").read_text())
+        return json.loads((self.path / "env.json").read_text(encoding="utf-8"))
 
     def status(self) -> dict[str, Any]:
         """``state``, ``step``; for a failed or paused run ``why``; for a running one ``pid``,
@@ -179,7 +179,7 @@ class RunFolder:
             FileNotFoundError: the folder is gone; ValueError: status.json is damaged.
         """
         try:
-            status = json.loads((self.path / "status.json").read_text())
+            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
             needed = {
                 "step": int,
                 **(

@@ -46,7 +46,8 @@ def alone(folder: str | Path, doing: str) -> Iterator[None]:
         ):  # a full disk, or a system that lets nobody write what is locked: only the name of the holder is lost
             file.write_text(
                 json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
-                + "\n"
+                + "\n",
+                encoding="utf-8",
             )
         yield
     finally:
@@ -55,7 +56,7 @@ def alone(folder: str | Path, doing: str) -> Iterator[None]:
 
 def _holder(file: Path) -> str:
     try:
-        held = json.loads(file.read_text())
+        held = json.loads(file.read_text(encoding="utf-8"))
         pid, host = int(held["pid"]), str(held["host"])
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

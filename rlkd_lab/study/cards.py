@@ -20,7 +20,7 @@ def cards() -> dict[str, Any]:
     """``{name: {"parameters", "taken_from", "recipe", "steps", "loss", …, "table"}}``; ``table``
     maps a precision ("none", "nf4", "none ood", "nf4 ood") to shares and mean length.
     """
-    models = json.loads((ZOO / "card.json").read_text())["models"]
+    models = json.loads((ZOO / "card.json").read_text(encoding="utf-8"))["models"]
     return {name: {"parameters": parameters(name), **card} for name, card in models.items()}
 
 

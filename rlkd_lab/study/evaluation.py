@@ -46,6 +46,7 @@ from rlkd_lab.study.statistics import (
     pass_at_k_of_counts,
 )
 from rlkd_lab.tasks import Example, GuardedTask, Split, Task, check_verifier, judge
+from rlkd_lab.tasks.reasoning import fault_of
 from rlkd_lab.training import RunConfig
 from rlkd_lab.training.evaluation import SEED
 
@@ -128,11 +129,14 @@ def evaluate_target(
             is sampled; a verifier that fails on everything.
 
     Warns:
-        UserWarning: how many completions could not be judged and count as wrong.
+        UserWarning: how many completions could not be judged and count as wrong; a task that is
+            known to be wrong, and why.
     """
     lm.use_chat(settings.chat, settings.system_prompt)
     task = GuardedTask.of(task)
     task.begin(0, task.given_up)
+    if (fault := fault_of(task.name)) is not None:
+        warnings.warn(fault, stacklevel=2)
     sets = _prompt_sets(lm, task, settings)
     twin = dense_copy(lm)
     frames = []

@@ -126,10 +126,12 @@ def _write_adapter(target: Target, folder: Path) -> None:
     shutil.copyfile(
         target.adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors"
     )
-    settings = json.loads((target.adapter / "adapter_config.json").read_text()) | {
+    settings = json.loads((target.adapter / "adapter_config.json").read_text(encoding="utf-8")) | {
         "base_model_name_or_path": target.base
     }
-    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "adapter_config.json").write_text(
+        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def _write_merged(

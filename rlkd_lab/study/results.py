@@ -43,7 +43,7 @@ def outcome_of(path: Path) -> dict[str, Any]:
         ValueError: that is damaged.
     """
     try:
-        outcome = json.loads((path / OVER).read_text())
+        outcome = json.loads((path / OVER).read_text(encoding="utf-8"))
         return {
             "diverged": outcome["diverged"],
             "worker_seconds": outcome.get("seconds"),
@@ -348,7 +348,7 @@ def _not_there(path: Path, runs: pd.DataFrame) -> list[str]:
     that was cut.
     """
     try:
-        sweep = Sweep(**json.loads((path / "sweep.json").read_text()))
+        sweep = Sweep(**json.loads((path / "sweep.json").read_text(encoding="utf-8")))
         asked = {(job.arm, job.seed) for job in sweep.jobs()}
     except (
         OSError,

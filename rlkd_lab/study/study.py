@@ -245,7 +245,7 @@ def write_scorecard(out: str | Path) -> Path:
     """
     study, target = read_study(out), Path(out)
     comparisons(judge_claims(study)).to_csv(target / "scorecard.csv", index=False)
-    (target / "scorecard.md").write_text(scorecard(study, out))
+    (target / "scorecard.md").write_text(scorecard(study, out), encoding="utf-8")
     return target / "scorecard.md"
 
 
@@ -333,7 +333,7 @@ def _tuning(study: Study, out: Path) -> list[str]:
             lines.append(f"| {name} | all | 0 | nothing was chosen: the grid is the question | |")
             continue
         try:
-            arms = json.loads((out / name / CHOSEN).read_text())["arms"]
+            arms = json.loads((out / name / CHOSEN).read_text(encoding="utf-8"))["arms"]
         except (ValueError, KeyError, TypeError):
             raise ValueError(
                 f"{out / name / CHOSEN} is damaged: delete it, and start the study again"
@@ -391,7 +391,7 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError:
         raise ValueError(f"{path} is damaged: delete the line that is no JSON") from None
 

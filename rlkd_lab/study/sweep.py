@@ -311,7 +311,7 @@ def settled(sweep: Sweep, out: Path) -> Sweep | None:
     if not (out / CHOSEN).exists():
         return None
     try:
-        chosen = json.loads((out / CHOSEN).read_text())
+        chosen = json.loads((out / CHOSEN).read_text(encoding="utf-8"))
         tuning, best = (
             chosen["tuning"],
             {name: entry["best"] for name, entry in chosen["arms"].items()},

@@ -150,7 +150,9 @@ def _adapter(name: str, adapter: Path, base: str | None, quant: Quant | None) ->
 def _base_of(adapter: Path) -> str:
     """The base that an adapter names, if it is here."""
     try:
-        named = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+        named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
         locate(named)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise FileNotFoundError(

@@ -154,7 +154,7 @@ def choose(sweep: Sweep, out: Path) -> None:
             ],
         }
     record = {"tuning": json.loads(trials.model_dump_json()), "arms": found}
-    (out / f"{CHOSEN}.tmp").write_text(json.dumps(record, indent=2) + "\n")
+    (out / f"{CHOSEN}.tmp").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     (out / f"{CHOSEN}.tmp").rename(out / CHOSEN)
 
 
@@ -217,7 +217,7 @@ def run_sweep(
         check_splits(task_of(config), settings_of(config, **asked.model_dump()))
     target.mkdir(parents=True, exist_ok=True)
     with alone(target, "run"):
-        (target / "sweep.json").write_text(sweep.model_dump_json(indent=2) + "\n")
+        (target / "sweep.json").write_text(sweep.model_dump_json(indent=2) + "\n", encoding="utf-8")
         for job in jobs:
             path = job.folder(target)
             if (
@@ -254,7 +254,7 @@ def run_sweep(
                     "runs": ended,
                 }
                 session = took | describe_environment(default_device())
-                with (target / SESSIONS).open("a") as file:
+                with (target / SESSIONS).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(session) + "\n")
         write_tables(sweep, target)
     return failed

@@ -257,7 +257,7 @@ def _bound_memory() -> None:
     try:
         import resource
 
-        with open("/proc/self/statm") as file:
+        with open("/proc/self/statm", encoding="utf-8") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         limit = now + MEMORY if hard == resource.RLIM_INFINITY else min(now + MEMORY, hard)

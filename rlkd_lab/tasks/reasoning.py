@@ -18,7 +18,8 @@ import dataclasses
 import difflib
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,6 +66,39 @@ fooled by it.
 """
 COMPARED = ("game_of_life_halting",)
 """Sets whose verifier accepts any text; here the answer is compared with the reference."""
+
+
+def _near(answer: str, reference: str) -> bool:
+    return abs(Fraction(answer) - Fraction(reference)) <= Fraction(1, 10_000)
+
+
+def _makes_24(answer: str, reference: str) -> bool:
+    from sympy.parsing.sympy_parser import parse_expr  # which evals: the answer has passed SAFE
+
+    numbers, wanted = (sorted(map(int, re.findall(r"\d+", text))) for text in (answer, reference))
+    return numbers == wanted and parse_expr(answer) == 24
+
+
+ALSO: Mapping[str, Callable[[str, str], bool]] = {"coin_flip": _near, "puzzle24": _makes_24}
+"""What an answer and the reference must satisfy beside the set's own verifier. coin_flip's gives 1
+to a number that begins like the right one, so that ``0`` wins everywhere. puzzle24's takes any four
+numbers, and 24.8 for 24.
+"""
+FAULTS: Mapping[str, str] = {
+    "propositional_logic": "premises that contradict each other make its verifier accept any"
+    " statement (a quarter of level 1, half of levels 2 and 3), and one"
+    " constant answer, (P ∨ Q), is accepted in all questions of level 0 and in three quarters"
+    " of the others",
+    "syllogism": "in levels 2 and 3 about one question in nine has a wrong reference: it calls a"
+    " syllogism valid whose middle term is never distributed",
+    "intermediate_integration": "some references are an unevaluated Integral(…), which no answer"
+    " equals",
+    "jugs": "in some puzzles its own solution fails its own simulation",
+}
+"""Sets that are wrong upstream (reasoning-gym 0.1.25), and why.
+
+They can be trained on; a run and an evaluation say so when they begin.
+"""
 TOP_LEVEL = {"countdown": 0, "jugs": 1, "puzzle24": 0}
 """Level 1 of countdown takes a second a puzzle and level 3 five (its sizes are settings too:
 task.max_numbers=4), level 2 of jugs ten; puzzle24 looks for 24 in large numbers alone for minutes,
@@ -182,9 +216,14 @@ class ReasoningGymTask:
             return 0.0
         try:
             # in this order a NaN is 0
-            return min(
+            credit = min(
                 max(0.0, float(self._set(example.difficulty).score_answer(answer, example.meta))),
                 1.0,
+            )
+            return (
+                0.0
+                if credit == 1 and self.name in ALSO and not ALSO[self.name](answer, example.answer)
+                else credit
             )
         except Exception:
             return 0.0
@@ -244,6 +283,15 @@ class ReasoningGymTask:
                 f" {error}"
             ) from error
         return config
+
+
+def fault_of(task: str) -> str | None:
+    """A sentence about a set that is wrong upstream; ``None`` for every other task."""
+    return (
+        f"reasoning-gym's {task} has a fault of its makers: {FAULTS[task]}"
+        if task in FAULTS
+        else None
+    )
 
 
 def reasoning_gym_sets() -> list[str]:

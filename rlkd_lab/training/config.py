@@ -30,6 +30,7 @@ from rlkd_lab.objectives import (
 from rlkd_lab.objectives.schedules import values_of
 from rlkd_lab.rollouts import ENGINES
 from rlkd_lab.tasks.base import check_template
+from rlkd_lab.tasks.reasoning import fault_of
 from rlkd_lab.training.guards import declared
 from rlkd_lab.training.presets import MODES, PRESETS
 
@@ -606,4 +607,6 @@ def likely_mistakes(config: RunConfig) -> list[str]:
             f"{' and '.join(clips)} cannot act: with one update per rollout the ratio is 1;"
             " set updates_per_rollout to 2 or more"
         )
+    if (fault := fault_of(config.task)) is not None:
+        found.append(fault)
     return found

@@ -48,7 +48,7 @@ def cpu_name() -> str:
     """Model name where the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -65,6 +65,7 @@ def commit() -> str | None:
             text=True,
             timeout=10,
             check=True,
+            encoding="utf-8",
         ).stdout.strip()
         dirty = subprocess.run(
             ["git", "status", "--porcelain", "-uno"],
@@ -73,6 +74,7 @@ def commit() -> str | None:
             text=True,
             timeout=10,
             check=True,
+            encoding="utf-8",
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -187,14 +187,16 @@ def write_card(taken: dict[str, tuple[str, int]], work: Path) -> None:
     and in NF4; models that were not made anew keep theirs.
     """
     card: dict[str, Any] = (
-        json.loads((ZOO / "card.json").read_text())
+        json.loads((ZOO / "card.json").read_text(encoding="utf-8"))
         if (ZOO / "card.json").exists()
         else {"prompts": REPORT_ON, "models": {}}
     )
     environment = describe_environment(torch.device("cpu"))
     for name, (source, step) in taken.items():
         made, recipe = (
-            json.loads((work / source / f"step_{step}" / "trained.json").read_text()),
+            json.loads(
+                (work / source / f"step_{step}" / "trained.json").read_text(encoding="utf-8")
+            ),
             RECIPES[source],
         )
         table = {
@@ -212,7 +214,7 @@ def write_card(taken: dict[str, tuple[str, int]], work: Path) -> None:
             "environment": environment,
         }
         print(name, table, flush=True)
-    (ZOO / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    (ZOO / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     lines = [
         "# The embedded models",
         "",
@@ -241,7 +243,7 @@ def write_card(taken: dict[str, tuple[str, int]], work: Path) -> None:
             if entry["recipe"].get("task", "arithmetic") == task:
                 lines += card_rows(name, entry, entry["table"], name)
     lines += ["", "Recipes, seeds and the numbers with all digits are in `card.json`.", ""]
-    (ZOO / "CARD.md").write_text("\n".join(lines))
+    (ZOO / "CARD.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def main(

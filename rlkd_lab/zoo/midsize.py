@@ -282,7 +282,9 @@ def choose(plan: Plan, work: Path, device: torch.device) -> dict[str, tuple[str,
     """
     kept = work / "measured.json"
     measured: dict[str, dict[str, dict[str, float]]] = (
-        json.loads(kept.read_text()) if kept.exists() else {task: {} for task in TASKS}
+        json.loads(kept.read_text(encoding="utf-8"))
+        if kept.exists()
+        else {task: {} for task in TASKS}
     )
     steps = range(plan.every, plan.recipes["student"].steps + 1, plan.every)
     for step in steps:
@@ -298,7 +300,7 @@ def choose(plan: Plan, work: Path, device: torch.device) -> dict[str, tuple[str,
                     plan.longest,
                     long=False,
                 )
-                kept.write_text(json.dumps(measured, indent=2))
+                kept.write_text(json.dumps(measured, indent=2), encoding="utf-8")
                 print(f"student at {step}, {task}: {found[str(step)]}", flush=True)
     taken = {"teacher": ("teacher", plan.recipes["teacher"].steps)}
     for name, (task, accuracy, direct) in plan.windows.items():
@@ -329,7 +331,9 @@ def write_card(
         for task in TASKS
     }
     for name, (source, step) in taken.items():
-        made = json.loads((work / source / f"step_{step}" / "trained.json").read_text())
+        made = json.loads(
+            (work / source / f"step_{step}" / "trained.json").read_text(encoding="utf-8")
+        )
         entry = {
             "recipe": asdict(plan.recipes[source]),
             "taken_from": f"{source}, step {step}",
@@ -350,7 +354,7 @@ def write_card(
             lines += card_rows(name, entry, table, str(out / name))
             print(name, task, table, flush=True)
         card["models"][name] = entry
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     head = [
         "# The mid-size models",
         "",
@@ -384,7 +388,8 @@ def write_card(
                 " `card.json`.",
                 "",
             ]
-        )
+        ),
+        encoding="utf-8",
     )
 
 

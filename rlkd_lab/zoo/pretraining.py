@@ -209,7 +209,9 @@ def pretrain(
         if (step + 1) % every == 0:
             save(model, tokenizer, folder / f"step_{step + 1}")
             made = {"steps": step + 1, "seconds": round(seconds), "loss": round(mean, 4)}
-            (folder / f"step_{step + 1}" / "trained.json").write_text(json.dumps(made))
+            (folder / f"step_{step + 1}" / "trained.json").write_text(
+                json.dumps(made), encoding="utf-8"
+            )
             weights = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),

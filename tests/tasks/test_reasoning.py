@@ -1,14 +1,16 @@
 """Every set of reasoning-gym: prompts, its own verifier, and what a hostile answer can do to it."""
 
 import builtins
+import itertools
 import random
 import time
+from dataclasses import replace
 
 import pytest
 
 from rlkd_lab.tasks import ReasoningGymTask, Task, find_task
 from rlkd_lab.tasks.base import split_of
-from rlkd_lab.tasks.reasoning import INSTRUCTION, SAFE, reasoning_gym_sets
+from rlkd_lab.tasks.reasoning import FAULTS, INSTRUCTION, SAFE, fault_of, reasoning_gym_sets
 
 FEW = ("chain_sum", "count_bits", "n_queens", "prime_factorization", "gsm_symbolic")
 NO_REFERENCE = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
@@ -190,3 +192,110 @@ def test_drawing_and_judging_leave_the_global_stream_alone():
         (example,) = task.examples(1, 3)
         task.score("<answer>7</answer>", example)
     assert random.getstate() == state
+
+
+# --- sets that are wrong upstream -----------------------------------------------------------------
+
+
+def share_right(task, text, level, number=40):
+    examples = task.examples(number, 1, "train", (level, level))
+    return (
+        sum(task.score(f"<answer>{text}</answer>", example).correct for example in examples)
+        / number
+    )
+
+
+def test_a_number_that_begins_like_the_right_one_is_not_right():
+    task = find_task("coin_flip")
+    for example in task.examples(10, 0):
+        near = f"{float(example.answer) + 5e-5:.6f}"
+        assert task.score(f"<answer>{example.answer}</answer>", example).correct
+        assert task.score(f"<answer>{near}</answer>", example).correct
+        for text in ("0", "0.", example.answer[:3] if len(example.answer) > 5 else "0"):
+            assert not task.score(f"<answer>{text}</answer>", example).correct
+
+
+def test_24_is_made_of_the_numbers_of_the_question():
+    task = find_task("puzzle24")
+    example = next(e for e in task.examples(30, 5) if e.answer == "1*3*(4 + 4)")
+    right = {
+        "(4+4)*3*1": True,
+        "1*3*(4 + 4)": True,
+        "5*(3 + 1) + 4": False,
+        "3*(2 + 2 + 4)": False,
+        "(4+4)*3": False,
+        "4*4+4*3/1-4": False,
+    }
+    assert {
+        text: task.score(f"<answer>{text}</answer>", example).correct for text in right
+    } == right
+    other = replace(example, answer="5*5 - 5/5")
+    assert task.score("<answer>5*5 - 5/5</answer>", other).correct
+    assert not task.score(
+        "<answer>5*5 - 1/5</answer>", replace(example, answer="5*5 - 1/5")
+    ).correct  # 24.8
+
+
+def test_propositional_logic_is_as_wrong_as_its_fault_says():
+    task = find_task("propositional_logic")
+    assert "accept any statement" in fault_of("propositional_logic")
+    assert share_right(task, "(P ∨ Q)", 0) == 1
+    assert share_right(task, "(P ∨ Q)", 2) > 0.6
+    # a contradiction follows from nothing but a contradiction
+    assert share_right(task, "(P ∧ ¬P)", 0) == 0
+    assert 0.3 < share_right(task, "(P ∧ ¬P)", 3) < 0.8
+
+
+def _read(sentence):
+    words = sentence.rstrip(".").split()
+    return ("not" if words[3] == "not" else words[0], words[1], words[-1])
+
+
+def _follows(premises, conclusion):
+    """By all ways to fill the eight regions of three terms; every term has members."""
+    terms = list(dict.fromkeys(term for _, *pair in (*premises, conclusion) for term in pair))
+    regions = list(itertools.product((False, True), repeat=3))
+
+    def true(statement, filled):
+        kind, *pair = statement
+        a, b = map(terms.index, pair)
+        both, alone = any(r[a] and r[b] for r in filled), any(r[a] and not r[b] for r in filled)
+        return {"All": not alone, "No": not both, "Some": both, "not": alone}[kind]
+
+    for chosen in range(1, 256):
+        filled = [region for number, region in enumerate(regions) if chosen >> number & 1]
+        if (
+            all(any(r[i] for r in filled) for i in range(3))
+            and all(true(p, filled) for p in premises)
+            and not true(conclusion, filled)
+        ):
+            return False
+    return True
+
+
+@pytest.mark.parametrize(("level", "low", "high"), [(1, 0.0, 0.0), (3, 0.05, 0.2)])
+def test_syllogism_is_as_wrong_as_its_fault_says(level, low, high):
+    task, wrong = find_task("syllogism"), 0
+    examples = task.examples(200, 2, "train", (level, level))
+    for example in examples:
+        said = example.meta["metadata"]
+        wrong += _follows(
+            [_read(said["premise1"]), _read(said["premise2"])], _read(said["conclusion"])
+        ) != (example.answer == "Yes")
+    assert low <= wrong / 200 <= high
+    assert "one question in nine" in fault_of("syllogism")
+
+
+def test_a_fault_is_told_once_when_a_run_begins(tmp_path):
+    from rlkd_lab.training.drive import create
+
+    from rlkd_lab.training import make_config
+
+    assert set(FAULTS) <= set(reasoning_gym_sets())
+    assert fault_of("chain_sum") is None
+    with pytest.warns(
+        UserWarning, match="reasoning-gym's syllogism has a fault of its makers: in levels 2 and 3"
+    ):
+        folder = create(make_config("grpo", task="syllogism"), tmp_path / "run")
+    (event,) = folder.rows("events.jsonl")
+    assert (event["event"], event["text"]) == ("warning", fault_of("syllogism"))
