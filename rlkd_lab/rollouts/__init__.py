@@ -8,6 +8,7 @@ from rlkd_lab.rollouts.sampling import (
     check_length,
     counted,
     find_engine,
+    prompt_limit,
     sample,
 )
 from rlkd_lab.rollouts.traces import sequences_of, teacher_traces
@@ -26,6 +27,7 @@ __all__ = [
     "check_length",
     "counted",
     "find_engine",
+    "prompt_limit",
     "sample",
     "sequences_of",
     "teacher_traces",

@@ -101,15 +101,15 @@ class RunConfig(BaseModel):
     task: Annotated[
         str,
         Field(
-            description="arithmetic, knights, a reasoning-gym set, a .jsonl/.json/.parquet file"
-            " or folder, hub:OWNER/NAME, or PATH.py:CLASS"
+            description="arithmetic, knights, a reasoning-gym set, a .jsonl/.json/.parquet/.csv"
+            " file or folder, hub:OWNER/NAME, or PATH.py:CLASS"
         ),
     ] = "arithmetic"
     task_settings: Annotated[
         dict[str, Any],
         Field(
             description="of the task, set as task.NAME=VALUE: a reasoning-gym set's config, your"
-            " class's arguments"
+            " class's arguments, a file's columns (question, answer)"
         ),
     ] = {}
     prompt_template: Annotated[
@@ -118,6 +118,21 @@ class RunConfig(BaseModel):
             description="what a prompt looks like, with {question} in it; the task's own by default"
         ),
     ] = None
+    max_prompt_tokens: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="length limit of a prompt, in the chat template; by default what the"
+            " context leaves beside a completion",
+        ),
+    ] = None
+    long_prompts: Annotated[
+        Literal["drop", "refuse"],
+        Field(
+            description="drop: longer rows are left out and counted, generated prompts drawn"
+            " again; refuse: no run with such prompts"
+        ),
+    ] = "drop"
     difficulty: Annotated[
         tuple[int, int] | None,
         Field(description="range of the training prompts; the task's own by default"),
@@ -454,7 +469,7 @@ def make_config(
         if name.startswith("task."):
             values["task_settings"] = {
                 **values.get("task_settings", {}),
-                name.removeprefix("task."): _literal(value),
+                name.removeprefix("task."): literal(value),
             }
             continue
         if name == "mode":
@@ -465,7 +480,10 @@ def make_config(
             values["knobs"][name] = value
         elif name in CHOICES or name in ("constant_length", "topk"):
             values["options"][name] = int(value) if value.lstrip("-").isdigit() else value
-        elif name in ("adapter", "teacher", "teacher_adapter") and value == "off":
+        elif (
+            name in ("adapter", "teacher", "teacher_adapter", "max_prompt_tokens")
+            and value == "off"
+        ):
             values[name] = None
         elif name == "difficulty":
             low, _, high = value.partition("-")
@@ -475,7 +493,7 @@ def make_config(
     return validated(values)
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """A number, true, false, null or a list as JSON has them; any other text is itself."""
     try:
         return json.loads(text.lower() if text in ("True", "False") else text, parse_constant=str)

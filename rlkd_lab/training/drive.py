@@ -19,6 +19,7 @@ from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import FORMAT, RunFolder, alone, checkpoints
 from rlkd_lab.training.config import Move, RunConfig, likely_mistakes, validated
 from rlkd_lab.training.control import Control
+from rlkd_lab.training.data import data_until, record_data, refuse_changed
 from rlkd_lab.training.environment import describe_environment, free_memory
 from rlkd_lab.training.knobs import Knobs
 from rlkd_lab.training.loop import Loop, Row, fingerprint
@@ -37,6 +38,7 @@ def run(
     *,
     on_step: Callable[[Loop, Row], None] | None = None,
     script: list[dict[str, Any]] | None = None,
+    check_data: Callable[[Loop], object] = lambda loop: None,
 ) -> RunFolder:
     """Train from the start into a new run folder, in the foreground.
 
@@ -46,6 +48,8 @@ def run(
         on_step: called after each step with the loop (``loop.knobs.request(…)``, ``loop.stopping =
             True``) and the row.
         script: recorded events to follow: knob moves and halved micro-batches.
+        check_data: called with the loop before the folder is made; raises ValueError where the task
+            does not give what it should.
 
     Raises:
         FileExistsError, PermissionError, FileNotFoundError, ValueError: as the parts do, before
@@ -61,9 +65,11 @@ def run(
         Knobs(config, [event for event in script or [] if event["event"] == "knob"]),
     )
     loop.room = Room.of(config, script or [])
+    check_data(loop)
     loop.folder = create(config, out)
     try:
         with _alone(loop.folder):
+            record_data(loop.folder, loop.asked.data, loop.asked.told, 0, config.task)
             _declare_guards(loop, script or [])
             return _drive(loop, on_step)
     except ValueError:
@@ -102,13 +108,24 @@ def within_memory(config: RunConfig) -> RunConfig:
     return fits
 
 
-def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = None) -> RunFolder:
+def resume(
+    path: str | Path,
+    *,
+    on_step: Callable[[Loop, Row], None] | None = None,
+    accept_changed_data: bool = False,
+) -> RunFolder:
     """Go on with a run from its last whole checkpoint; the rows after it are dropped and computed
     again. A run that is done is left alone.
 
+    Args:
+        path: of the run folder.
+        on_step: as in :func:`run`.
+        accept_changed_data: go on though the task gives other rows or prompts than before, and
+            write an event.
+
     Raises:
         FileNotFoundError, ValueError: no run there, a damaged one, one that another process trains,
-            or a checkpoint that does not match its config.
+            a checkpoint that does not match its config, or changed data.
     """
     processes.join()
     folder = RunFolder.open(path)
@@ -135,7 +152,8 @@ def resume(path: str | Path, *, on_step: Callable[[Loop, Row], None] | None = No
             script = [event for event in folder.rows("events.jsonl") if event["event"] == "knob"]
             folder.set_status("running", now["step"], LOADING)
             loop = Loop(config, folder, Knobs(config, script, record_script=False))
-            _go_back(loop)
+            _go_back(loop, accept_changed_data)
+            record_data(folder, loop.asked.data, loop.asked.told, loop.step, config.task)
         except KeyboardInterrupt:
             folder.set_status("idle", now["step"], STOPPED)
             raise
@@ -166,11 +184,12 @@ def _alone(folder: RunFolder) -> Iterator[None]:
             folder.wait = None  # whoever keeps the folder does not keep the models
 
 
-def _go_back(loop: Loop) -> None:
+def _go_back(loop: Loop, accept_changed_data: bool) -> None:
     """To the last whole checkpoint; later rows are dropped.
 
     Raises:
-        ValueError: there are checkpoints, and none is whole.
+        ValueError: there are checkpoints, and none is whole; or the task does not give what the
+            steps up to there were trained on, and that is not accepted.
     """
     folder = loop.folder
     rows = folder.rows("metrics.jsonl")
@@ -196,6 +215,10 @@ def _go_back(loop: Loop) -> None:
             f"{folder.path} has no checkpoint to go on from: the run begins again from step 1",
             stacklevel=3,
         )
+    if loop.step and not accept_changed_data:  # a run that begins again has one kind of data
+        refuse_changed(
+            data_until(folder), loop.asked.data, loop.config.task, f"rlkd resume {folder.path}"
+        )
     loop.room = Room.of(loop.config, folder.rows("events.jsonl"), loop.step)
     processes.from_all(None)  # have read
     folder.truncate("metrics.jsonl", loop.step)
@@ -204,7 +227,16 @@ def _go_back(loop: Loop) -> None:
     folder.truncate(
         "events.jsonl",
         loop.step,
-        keep=("knob", "micro_batch", "sample_at_once", "verifier", "asked", "refused", "replaced"),
+        keep=(
+            "knob",
+            "data",
+            "micro_batch",
+            "sample_at_once",
+            "verifier",
+            "asked",
+            "refused",
+            "replaced",
+        ),
     )
     for text in spoilt + _elsewhere(folder):
         folder.append(

@@ -69,7 +69,6 @@ from rlkd_lab.rollouts import (
     DenseTwin,
     Prompts,
     Sampling,
-    check_length,
     find_engine,
     sample,
     sequences_of,
@@ -84,6 +83,7 @@ from rlkd_lab.training.evaluation import SEED, evaluate
 from rlkd_lab.training.guards import Watch
 from rlkd_lab.training.interference import interference
 from rlkd_lab.training.knobs import Knobs
+from rlkd_lab.training.prompts import Asked, fit_prompts
 from rlkd_lab.training.rollout import PROBES, Rollout, joined, write_samples
 from rlkd_lab.training.room import Room
 from rlkd_lab.training.speed import Size, matmul_flops, tokens
@@ -170,9 +170,9 @@ class Loop:
                     policy=self.policy,
                     adapter=config.teacher_adapter,
                 )
+                self.teacher.use_chat(config.chat, config.system_prompt)
             except ValueError as error:
                 raise ValueError(of_teacher(config, error)) from error
-            self.teacher.use_chat(config.chat, config.system_prompt)
             with self._teacher_here():
                 pass  # from here on away, if its home is the host
         self.reference = reference_of(self.policy)
@@ -203,34 +203,18 @@ class Loop:
         )
         self.traces: list[dict[str, Any]] | None = None
         self.trace_examples: dict[str, Example] = {}
-        self._check_prompts()
+        self.asked = self._check_prompts()
+        """Which prompts the task was kept to, and a digest of what it gives."""
 
-    def _check_prompts(self) -> None:
-        """Refuse, before anything is written, a task without prompts and prompts that leave no
-        room for a completion.
+    def _check_prompts(self) -> Asked:
+        """Keep the task to prompts that leave room for a completion; refuse, before anything is
+        written, a task without any.
         """
-        needed = [(self.config.difficulty, self.config.max_new_tokens)]
-        if self.config.eval_every and self.task.ood_difficulty is not None:
-            needed.append((self.task.ood_difficulty, 2 * self.config.max_new_tokens))
-        for difficulty, room in needed:
-            try:
-                examples = self.task.examples(16, self.config.seed, "train", difficulty)
-            except (ValueError, OSError):
-                raise
-            except Exception as error:
-                raise ValueError(
-                    f"the task {self.task.name}: examples raised {type(error).__name__}: {error}"
-                ) from error
-            if not examples:
-                raise ValueError(f"the task {self.config.task} has no training prompts")
-            prompts = [example.prompt for example in examples]
-            check_length(self.policy, prompts, room)
-            if self.teacher is not None and difficulty == self.config.difficulty:
-                try:
-                    check_length(self.teacher, prompts, self.config.max_new_tokens)
-                except ValueError as error:
-                    raise ValueError(of_teacher(self.config, error)) from None
-            check_weights(self.task, self.config.reward, examples[0])
+        asked = fit_prompts(self.task, self.config, self.policy, self.teacher)
+        check_weights(self.task, self.config.reward, asked.examples[0])
+        for sentence in asked.told:
+            warnings.warn(sentence, stacklevel=4)
+        return asked
 
     # --- one step ---------------------------------------------------------------------------------
 
@@ -1374,7 +1358,13 @@ def fingerprint(config: RunConfig) -> str:
         "keep_samples",
         "interference_every",
     }
-    free = {*often, "plan", "guards", "verifier_seconds"}
+    later = {
+        "max_prompt_tokens",
+        "long_prompts",
+    }  # at their defaults, checkpoints of versions without them are as good as new ones
+    free = {*often, "plan", "guards", "verifier_seconds"} | {
+        name for name in later if getattr(config, name) == RunConfig.model_fields[name].default
+    }
     return hashlib.sha256((DRAWS + config.model_dump_json(exclude=free)).encode()).hexdigest()[:16]
 
 
