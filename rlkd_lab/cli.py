@@ -200,8 +200,17 @@ def _say_end(path: Path) -> None:
     )
 
 
+ChangedData = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changed-data",
+        help="go on though the task's rows or prompts are not those that the run began with",
+    ),
+]
+
+
 @app.command()
-def resume(run_path: RunPath) -> None:
+def resume(run_path: RunPath, accept_changed_data: ChangedData = False) -> None:
     """Go on with a run from its last checkpoint."""
     with plain_errors():
         from rlkd_lab.progress import progress
@@ -212,7 +221,11 @@ def resume(run_path: RunPath) -> None:
         folder = RunFolder.open(run_path)
         config = config_of(folder)
         with progress(config.steps, config.method) as show:
-            resume_run(run_path, on_step=show if _first() else None)
+            resume_run(
+                run_path,
+                on_step=show if _first() else None,
+                accept_changed_data=accept_changed_data,
+            )
         _say_end(run_path)
 
 
@@ -226,6 +239,7 @@ def replay(
         float,
         typer.Option(help="largest difference that passes; 0 asks for equality to the last bit"),
     ] = 0.0,
+    accept_changed_data: ChangedData = False,
 ) -> None:
     """Run a recorded run again, moved knobs included, and compare every row.
 
@@ -239,9 +253,17 @@ def replay(
         original = RunFolder.open(run_path)
         target = out or run_path.with_name(run_path.name + "-replay")
         with progress(len(original.rows()), "replay") as show:
-            result = replay_run(run_path, target, tolerance=tolerance, on_step=show)
+            result = replay_run(
+                run_path,
+                target,
+                tolerance=tolerance,
+                on_step=show,
+                accept_changed_data=accept_changed_data,
+            )
+    if result.steps < len(original.rows()):
+        say(f"compared up to step {result.steps}, after which the run was trained on changed data")
     if result.difference is None:
-        say(f"the same: {len(original.rows())} steps, largest difference {result.largest:g}")
+        say(f"the same: {result.steps} steps, largest difference {result.largest:g}")
         return
     theirs, ours = original.env(), result.folder.env()
     changed = [key for key in ("versions", "device", "threads") if theirs.get(key) != ours.get(key)]
@@ -339,15 +361,18 @@ def plan(
         from rlkd_lab.models import default_device
         from rlkd_lab.training import make_config
         from rlkd_lab.training.environment import free_memory
-        from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, check_pair, fitted
+        from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, asked_prompts, check_pair, fitted
         from rlkd_lab.training.plan import plan as planned
 
         gpu = memory is not None or default_device().type == "cuda"
         there = memory * GIB if memory is not None else free_memory(default_device())
         config = make_config(method, preset, _settings(set_))
         check_pair(config)
-        whole = planned(config, gpu)
-        fits, least = fitted(config, there, gpu)
+        prompts = asked_prompts(config)
+        for sentence in prompts.told:
+            say(f"rlkd: warning: {sentence}", err=True)
+        whole = planned(config, gpu, prompts.longest)
+        fits, least = fitted(config, there, gpu, prompts.longest)
         asked = {
             name: (getattr(config, name), getattr(fits, name))
             for name in (
@@ -637,6 +662,14 @@ def evaluate(
     ood: Annotated[
         bool, typer.Option(help="out of distribution too, where the task has such prompts")
     ] = True,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="NAME=VALUE as for `rlkd train`: chat, system_prompt, prompt_template,"
+            " max_prompt_tokens, long_prompts, task.NAME",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -653,9 +686,11 @@ def evaluate(
         from rlkd_lab.objectives import nearest
         from rlkd_lab.study import (
             about,
+            asked_as,
             check_ks,
             check_out,
             compare_frames,
+            data_note,
             evaluate_target,
             find_target,
             report,
@@ -664,6 +699,7 @@ def evaluate(
             task_of,
             write_table,
         )
+        from rlkd_lab.training.plan import reader_of
 
         ks = None if k is None else _numbers(k, "--k")
         if quant is not None:
@@ -673,9 +709,14 @@ def evaluate(
         ours = find_target(target, checkpoint=checkpoint, base=base, quant=quant)  # type: ignore[arg-type]
         theirs = None if against is None else find_target(against, quant=quant)  # type: ignore[arg-type]
         config = ours.config or (theirs.config if theirs else None)
-        asked = task_of(config, task)
+        given = _settings(set_)
+        asks, told = asked_as(config, given.pop("task", task), given)
+        asked = task_of(asks)
+        known = ours.run or (theirs.run if theirs else None)
+        for sentence in told + ([note] if (note := data_note(known, asks, asked)) else []):
+            say(f"rlkd: warning: {sentence}", err=True)
         settings = settings_of(
-            config,
+            asks,
             prompts=prompts,
             samples=samples,
             split=split,
@@ -698,8 +739,14 @@ def evaluate(
         for path in written:
             check_out(path)
         pair = [ours] if theirs is None else [ours, theirs]
+        readers = (
+            [reader_of(one.base, settings.chat, settings.system_prompt) for one in pair]
+            if theirs is not None
+            else []
+        )
         frames = [
-            evaluate_target(one.load(), asked, settings, progress=not as_json) for one in pair
+            evaluate_target(one.load(), asked, settings, progress=not as_json, readers=readers)
+            for one in pair
         ]
         records = [about(one.describe(), asked, settings) for one in pair]
         for path, frame, record in zip(written, frames, records, strict=False):

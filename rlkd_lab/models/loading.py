@@ -23,7 +23,6 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
@@ -47,6 +46,7 @@ from rlkd_lab.models.checks import (
     verify_head,
     verify_quantised,
 )
+from rlkd_lab.models.prompts import PromptFormat, check_special_tokens
 
 # peft 0.21 asks transformers 5 by a name that is on its way out.
 warnings.filterwarnings(
@@ -133,34 +133,24 @@ class LanguageModel:
         return int(getattr(self.causal_lm.config, "max_position_embeddings", 2**31))
 
     def use_chat(self, wanted: Literal["auto", "off"], system_prompt: str | None = None) -> None:
-        """``auto``: prompts go into the chat template where the tokenizer has one."""
-        self.chat, self.system_prompt = (
-            wanted == "auto" and self.tokenizer.chat_template is not None,
-            system_prompt,
-        )
-
-    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of prompts, in the chat template where ``chat`` is set.
+        """``auto``: prompts go into the chat template where the tokenizer has one.
 
         Raises:
-            ValueError: the template refuses these turns (some have no place for a system prompt).
+            ValueError: the system prompt would not be asked.
         """
-        if not self.chat:
-            return self.tokenizer(list(prompts))["input_ids"]
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        turns = [[*system, {"role": "user", "content": prompt}] for prompt in prompts]
-        try:
-            texts = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            raise ValueError(
-                f"the chat template of {self.source} refuses the prompt: {error}; change"
-                " system_prompt, or use --set chat=off"
-            ) from error
-        return self.tokenizer(texts, add_special_tokens=False)[
-            "input_ids"
-        ]  # the template writes its own
+        found = PromptFormat.of(self.tokenizer, self.source, wanted, system_prompt)
+        self.chat, self.system_prompt = found.chat, found.system_prompt
+
+    @property
+    def prompts(self) -> PromptFormat:
+        """How prompts become tokens."""
+        return PromptFormat(self.tokenizer, self.source, self.chat, self.system_prompt)
+
+    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of prompts, in the chat template where ``chat`` is set:
+        :meth:`PromptFormat.ids`.
+        """
+        return self.prompts.ids(prompts)
 
     def encode(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """:meth:`prompt_ids` padded left, and their mask, (B, P) each."""
@@ -356,6 +346,11 @@ def load_base(
         ) from error
     model, found = loaded
     check_weights(name, model, found)
+    if not LanguageModel(model, tokenizer, name, quant).eos_ids:
+        raise ValueError(
+            f"no token ends a completion of {name!r}: set eos_token in its"
+            " tokenizer_config.json, or eos_token_id in its generation_config.json"
+        )
     model.config.use_cache = False
     model.requires_grad_(False)
     if quant == "nf4":
@@ -370,6 +365,7 @@ def load_tokenizer(name: str, weights: bool = True) -> PreTrainedTokenizerBase:
 
     Raises:
         FileNotFoundError: see :func:`locate`; or the model has none.
+        ValueError: it has no token to pad with.
     """
     folder = locate(name, weights)
     if not any(
@@ -382,8 +378,7 @@ def load_tokenizer(name: str, weights: bool = True) -> PreTrainedTokenizerBase:
         )
     # trust_remote_code is False in so many words: left out, transformers asks on the terminal
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    check_special_tokens(tokenizer, name)
     return tokenizer
 
 

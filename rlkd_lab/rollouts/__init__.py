@@ -8,6 +8,7 @@ from rlkd_lab.rollouts.sampling import (
     check_length,
     counted,
     find_engine,
+    prompt_limit,
     sample,
 )
 from rlkd_lab.rollouts.traces import sequences_of, teacher_traces
@@ -27,6 +28,7 @@ __all__ = [
     "counted",
     "dense_copy",
     "find_engine",
+    "prompt_limit",
     "sample",
     "sequences_of",
     "teacher_traces",

@@ -20,7 +20,7 @@ from rlkd_lab.rollouts.fast import fast
 from rlkd_lab.rollouts.library import continuous, hf
 from rlkd_lab.rollouts.request import Engine, Request, Sampling, Stopped
 from rlkd_lab.rollouts.twin import DenseTwin
-from rlkd_lab.tasks import from_file
+from rlkd_lab.tasks import Limit, from_file
 
 ENGINES: Mapping[str, Engine] = MappingProxyType({"fast": fast, "hf": hf, "continuous": continuous})
 
@@ -235,6 +235,28 @@ def check_length(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int)
             f" fit the context of {lm.context} tokens of {lm.source}:"
             f" {prompts[lengths.index(longest)][:60]!r}…"
         )
+
+
+def prompt_limit(
+    lm: LanguageModel,
+    max_new_tokens: int,
+    most: int | None = None,
+    remark: Callable[[str], str] = str,
+    context: int | None = None,
+) -> Limit:
+    """The room that a model has for prompts beside completions of up to ``max_new_tokens``; at most
+    ``most`` tokens, if given.
+
+    ``context`` is the model's, for one of which only the tokenizer is loaded.
+    """
+    return Limit(
+        lambda prompts: [len(ids) for ids in lm.prompt_ids(prompts)],
+        lm.source,
+        context or lm.context,
+        max_new_tokens,
+        most,
+        remark,
+    )
 
 
 def counted(ids: Tensor, lm: LanguageModel) -> tuple[Tensor, Tensor]:

@@ -22,18 +22,20 @@ from rlkd_lab.study.statistics import (
     paired_bootstrap,
     pass_at_k,
 )
-from rlkd_lab.study.targets import Target, find_target, task_of
+from rlkd_lab.study.targets import Target, asked_as, data_note, find_target, task_of
 
 __all__ = [
     "Settings",
     "Target",
     "about",
+    "asked_as",
     "bootstrap",
     "chance_of",
     "chance_pass_at_k",
     "check_ks",
     "check_out",
     "compare_frames",
+    "data_note",
     "evaluate_target",
     "find_target",
     "majority_at_k",

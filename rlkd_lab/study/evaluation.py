@@ -34,7 +34,7 @@ import torch
 from tqdm import tqdm
 
 from rlkd_lab.models import LanguageModel
-from rlkd_lab.rollouts import DenseTwin, Sampling, check_length, dense_copy, sample
+from rlkd_lab.rollouts import DenseTwin, Sampling, dense_copy, prompt_limit, sample
 from rlkd_lab.study.statistics import (
     avg_at_k,
     bootstrap,
@@ -45,7 +45,18 @@ from rlkd_lab.study.statistics import (
     pass_at_k,
     pass_at_k_of_counts,
 )
-from rlkd_lab.tasks import Example, GuardedTask, Split, Task, check_verifier, judge
+from rlkd_lab.tasks import (
+    Example,
+    GuardedTask,
+    Limit,
+    LongPrompts,
+    QuestionTask,
+    Split,
+    Task,
+    check_verifier,
+    judge,
+)
+from rlkd_lab.tasks.lengths import check_drawn
 from rlkd_lab.tasks.reasoning import fault_of
 from rlkd_lab.training import RunConfig
 from rlkd_lab.training.evaluation import SEED
@@ -55,6 +66,8 @@ ROWS = 512
 """Most completions sampled at a time."""
 GUESSES = 32
 """Fewest borrowed completions a prompt in the permutation estimate of chance."""
+LOOKED_AT = 64
+"""Prompts that are measured of a task that makes them, to say how many are too long."""
 TRAINED = 1024
 """Training prompts that are looked through for one of another split."""
 SETS = {"id": "in distribution", "ood": "out of distribution"}
@@ -82,6 +95,8 @@ class Settings:
     ood: bool = True
     chat: Literal["auto", "off"] = "auto"
     system_prompt: str | None = None
+    max_prompt_tokens: int | None = None
+    long_prompts: LongPrompts = "drop"
     seed: int = SEED
     """Of prompts and sampling; training seeds do not enter."""
 
@@ -105,7 +120,14 @@ class Settings:
 
 def settings_of(config: RunConfig | None, **given: Any) -> Settings:
     """Settings from a run's config where it has them; what is given and not ``None`` goes first."""
-    shared = ("difficulty", "max_new_tokens", "chat", "system_prompt")
+    shared = (
+        "difficulty",
+        "max_new_tokens",
+        "chat",
+        "system_prompt",
+        "max_prompt_tokens",
+        "long_prompts",
+    )
     own = {} if config is None else {name: getattr(config, name) for name in shared}
     return Settings(**own | {name: value for name, value in given.items() if value is not None})
 
@@ -114,7 +136,12 @@ def settings_of(config: RunConfig | None, **given: Any) -> Settings:
 
 
 def evaluate_target(
-    lm: LanguageModel, task: Task, settings: Settings, *, progress: bool = False
+    lm: LanguageModel,
+    task: Task,
+    settings: Settings,
+    *,
+    progress: bool = False,
+    readers: Sequence[tuple[LanguageModel, int | None]] = (),
 ) -> pd.DataFrame:
     """Sample and judge: the table described at the top of this module.
 
@@ -123,21 +150,25 @@ def evaluate_target(
         task: prompts and verifier.
         settings: how many, how drawn.
         progress: a bar on stderr.
+        readers: further models that are asked the same prompts, with their contexts
+            (:func:`~rlkd_lab.training.plan.reader_of`): a prompt must fit all of them.
 
     Raises:
         ValueError: a prompt that does not fit the context, a split without prompts, before anything
             is sampled; a verifier that fails on everything.
 
     Warns:
-        UserWarning: how many completions could not be judged and count as wrong; a task that is
-            known to be wrong, and why.
+        UserWarning: how many prompts are too long and are not asked; how many completions could not
+            be judged and count as wrong; a task that is known to be wrong, and why.
     """
     lm.use_chat(settings.chat, settings.system_prompt)
     task = GuardedTask.of(task)
+    for sentence in [*keep_to_models(task, settings, [(lm, None), *readers]), *lm.prompts.notes()]:
+        warnings.warn(sentence, stacklevel=2)
     task.begin(0, task.given_up)
     if (fault := fault_of(task.name)) is not None:
         warnings.warn(fault, stacklevel=2)
-    sets = _prompt_sets(lm, task, settings)
+    sets = _prompt_sets(task, settings)
     twin = dense_copy(lm)
     frames = []
     total = sum(len(examples) for examples, _ in sets.values()) * (
@@ -188,6 +219,43 @@ def evaluate_target(
     return pd.concat(frames, ignore_index=True)[[*columns, "chance", "guesses"]]
 
 
+def keep_to_models(
+    task: GuardedTask, settings: Settings, readers: Sequence[tuple[LanguageModel, int | None]]
+) -> list[str]:
+    """Keep a task to the prompts that fit every model, and say what is left out. A context is given
+    where only the tokenizer is loaded.
+
+    Raises:
+        ValueError: nothing fits, or ``long_prompts`` is ``refuse`` and something does not.
+    """
+
+    def limits(completion: int) -> list[Limit]:
+        return [
+            prompt_limit(lm, completion, settings.max_prompt_tokens, context=context)
+            for lm, context in readers
+        ]
+
+    own, ood = limits(settings.max_new_tokens), task.ood_difficulty if settings.ood else None
+    harder = [] if ood is None else limits(2 * settings.max_new_tokens)
+    if harder and settings.difficulty == ood:
+        own = harder
+
+    def drawn(difficulty: tuple[int, int] | None) -> list[Example]:
+        return task.examples(LOOKED_AT, settings.seed, settings.split, difficulty)
+
+    rows = isinstance(task.task, QuestionTask)
+    found = [
+        task.keep_to(own, settings.long_prompts, [] if rows else drawn(settings.difficulty), harder)
+    ]
+    if harder:
+        found.append(
+            check_drawn(
+                f"{task.name}, out of distribution", drawn(ood), harder, settings.long_prompts
+            )
+        )
+    return [each.told for each in found if each.told]
+
+
 def check_splits(task: Task, settings: Settings) -> None:
     """Refuse a task one of whose prompts is in two splits, as far as a thousand training prompts
     and the settings' validation and test prompts show it.
@@ -217,9 +285,7 @@ def check_splits(task: Task, settings: Settings) -> None:
             )
 
 
-def _prompt_sets(
-    lm: LanguageModel, task: Task, settings: Settings
-) -> dict[str, tuple[list[Example], int]]:
+def _prompt_sets(task: Task, settings: Settings) -> dict[str, tuple[list[Example], int]]:
     """Examples and length limit by set."""
     asked = {"id": (settings.difficulty, settings.max_new_tokens)}
     if settings.ood and task.ood_difficulty is not None:
@@ -230,7 +296,6 @@ def _prompt_sets(
         examples = list({example.id: example for example in drawn}.values())
         if not examples:
             raise ValueError(f"the task {task.name} has no prompts in the split {settings.split}")
-        check_length(lm, [example.prompt for example in examples], limit)
         found[name] = (examples, limit)
     return found
 

@@ -21,9 +21,11 @@ from rlkd_lab.models.merging import DTYPES, INTO, Merged, kl_per_token, merge
 from rlkd_lab.objectives import nearest
 from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.runs import RunFolder
+from rlkd_lab.study.evaluation import keep_to_models, settings_of
 from rlkd_lab.study.model_card import model_card
 from rlkd_lab.study.targets import Target, find_target, task_of
 from rlkd_lab.training.evaluation import SEED
+from rlkd_lab.training.plan import reader_of
 
 PROMPTS = 32
 """Validation prompts on which a merge is measured, one completion each."""
@@ -73,9 +75,10 @@ def export_run(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty: choose another --out, or delete it")
     assert target.config is not None
-    examples = task_of(target.config).examples(
-        PROMPTS, SEED, "validation", target.config.difficulty
-    )
+    task = task_of(target.config)
+    settings = settings_of(target.config, split="validation", ood=False)
+    keep_to_models(task, settings, [reader_of(target.base, settings.chat, settings.system_prompt)])
+    examples = task.examples(PROMPTS, SEED, "validation", target.config.difficulty)
     if not examples:
         raise ValueError(f"the task {target.config.task} has no validation prompts")
     prompts = list(dict.fromkeys(example.prompt for example in examples))

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlkd_lab.models import LanguageModel, load_teacher, locate, zoo_names
 from rlkd_lab.models.loading import Quant
+from rlkd_lab.objectives import nearest
 from rlkd_lab.runs import RunFolder, checkpoints
-from rlkd_lab.tasks import GuardedTask, guarded
+from rlkd_lab.tasks import GuardedTask, QuestionTask, guarded
 from rlkd_lab.training import RunConfig, config_of
+from rlkd_lab.training.config import literal, validated
+from rlkd_lab.training.data import data_of, data_until, what_changed
 
 
 @dataclass(frozen=True)
@@ -172,4 +176,81 @@ def task_of(config: RunConfig | None, name: str | None = None) -> GuardedTask:
         return guarded(name or "arithmetic")
     return guarded(
         config.task, config.task_settings, config.prompt_template, config.verifier_seconds
+    )
+
+
+ASKED = (
+    "chat",
+    "system_prompt",
+    "prompt_template",
+    "max_prompt_tokens",
+    "long_prompts",
+    "verifier_seconds",
+)
+"""Settings of a run that say how it is asked, beside ``task`` and ``task.NAME``."""
+
+
+def asked_as(
+    config: RunConfig | None, task: str | None, given: Mapping[str, str]
+) -> tuple[RunConfig, list[str]]:
+    """How an evaluation asks: as the run did, but for what is given.
+
+    Args:
+        config: of the run; ``None`` for a model that is of no run.
+        task: its name, if it is another one; settings and template of the run's task are for that
+            task alone.
+        given: values of :data:`ASKED` and ``task.NAME``, as they stand behind ``--set``.
+
+    Returns:
+        A config whose task and :data:`ASKED` count, and a sentence for each setting that is not the
+        run's.
+
+    Raises:
+        ValueError: an unknown setting or a bad value, in one sentence.
+    """
+    start = RunConfig(teacher=None) if config is None else config
+    other = task is not None and task != start.task
+    values: dict[str, Any] = (
+        {} if not other else {"task": task, "task_settings": {}, "prompt_template": None}
+    )
+    settings = dict(values.get("task_settings", start.task_settings))
+    for name, value in given.items():
+        if name.startswith("task."):
+            settings[name.removeprefix("task.")] = literal(value)
+        else:
+            values[nearest(name, ASKED, "setting of an evaluation for --set")] = (
+                None
+                if value in ("", "off") and name in ("system_prompt", "max_prompt_tokens")
+                else value
+            )
+    found = validated({**start.model_dump(), **values, "task_settings": settings})
+    told = []
+    if config is not None:
+        shown = (
+            [*ASKED, "task_settings"]
+            if not other
+            else [name for name in ASKED if name != "prompt_template"]
+        )
+        changed = [name for name in shown if getattr(found, name) != getattr(config, name)]
+        told = [
+            f"{name} is {getattr(found, name)!r:.80} here and {getattr(config, name)!r:.80}"
+            " in the run"
+            for name in changed
+        ]
+    return found, told
+
+
+def data_note(run: Path | None, config: RunConfig, task: GuardedTask) -> str | None:
+    """A sentence where the rows are not those that the run was trained on: what was held out
+    then may not be now.
+    """
+    before = None if run is None else data_until(RunFolder.open(run))
+    if before is None or not isinstance(task.task, QuestionTask):
+        return None
+    changed = what_changed(before, data_of(task, config.task, []))
+    return (
+        None
+        if changed is None
+        else f"the data of {config.task} is not what the run was trained on: {changed}; questions"
+        " of its training may be among these"
     )

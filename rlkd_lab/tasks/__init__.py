@@ -4,6 +4,7 @@ from rlkd_lab.tasks.arithmetic import ArithmeticTask
 from rlkd_lab.tasks.base import Example, Score, Split, Task
 from rlkd_lab.tasks.find import find_task, from_file
 from rlkd_lab.tasks.knights import KnightsTask
+from rlkd_lab.tasks.lengths import Lengths, Limit, LongPrompts
 from rlkd_lab.tasks.questions import QuestionTask
 from rlkd_lab.tasks.reasoning import ReasoningGymTask
 from rlkd_lab.tasks.rewards import SHARED, Verdict, check_verifier, check_weights, judge
@@ -15,6 +16,9 @@ __all__ = [
     "Example",
     "GuardedTask",
     "KnightsTask",
+    "Lengths",
+    "Limit",
+    "LongPrompts",
     "QuestionTask",
     "ReasoningGymTask",
     "Score",

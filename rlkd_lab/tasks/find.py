@@ -15,14 +15,17 @@ from typing import Any
 from rlkd_lab.tasks.arithmetic import ArithmeticTask
 from rlkd_lab.tasks.base import Task, check_template
 from rlkd_lab.tasks.knights import KnightsTask
-from rlkd_lab.tasks.questions import FILES, QuestionTask, read_files, read_hub
+from rlkd_lab.tasks.questions import QuestionTask
 from rlkd_lab.tasks.reasoning import ReasoningGymTask, reasoning_gym_sets
+from rlkd_lab.tasks.rows import FILES, read_files, read_hub
 
 EMBEDDED: dict[str, type[ArithmeticTask] | type[KnightsTask]] = {
     "arithmetic": ArithmeticTask,
     "knights": KnightsTask,
 }
 """Tasks in the bare notation that the character tokenizer of the embedded models was made for."""
+COLUMNS = ("question", "answer")
+"""Settings of files and of datasets of the hub."""
 MEMBERS = ("name", "train_difficulty", "ood_difficulty", "examples", "score")
 
 
@@ -34,11 +37,11 @@ def find_task(
 
     Args:
         name: ``arithmetic`` or ``knights``; a reasoning-gym set (``countdown``); a file (.jsonl,
-            .json, .parquet) or a folder of train.* and test.* files with a question and an answer a
-            row; ``hub:OWNER/NAME`` or ``hub:OWNER/NAME:CONFIG``; ``PATH.py:CLASS``, a class of your
-            own.
-        settings: of a reasoning-gym set (the fields of its config) or of your own class (keyword
-            arguments); the others have none.
+            .json, .parquet, .csv) or a folder of train.* and test.* files with a question and an
+            answer a row; ``hub:OWNER/NAME`` or ``hub:OWNER/NAME:CONFIG``; ``PATH.py:CLASS``, a
+            class of your own.
+        settings: of a reasoning-gym set (the fields of its config), of your own class (keyword
+            arguments) or of rows (:data:`COLUMNS`).
         template: what a prompt looks like, with ``{question}`` in it; every other brace stands for
             itself. The task's own by default.
 
@@ -60,11 +63,11 @@ def find_task(
             )
         return EMBEDDED[name]()
     if name.startswith("hub:"):
-        _no_settings(name, settings)
-        return QuestionTask(name, read_hub(name.removeprefix("hub:")), template)
+        return QuestionTask(
+            name, read_hub(name.removeprefix("hub:")), template, columns_of(name, settings)
+        )
     if name.endswith(FILES) or Path(name).is_dir() or "/" in name or "\\" in name:
-        _no_settings(name, settings)
-        return QuestionTask(name, read_files(Path(name)), template)
+        return QuestionTask(name, read_files(Path(name)), template, columns_of(name, settings))
     sets = reasoning_gym_sets()
     if name not in sets:
         close = difflib.get_close_matches(name, [*EMBEDDED, *sets], n=3, cutoff=0.5)
@@ -72,7 +75,7 @@ def find_task(
         raise ValueError(
             f"unknown task {name!r}: {hint}A task is arithmetic, knights, one of"
             f" reasoning-gym's {len(sets)} sets (countdown, zebra_puzzles, …),"
-            " a .jsonl, .json or .parquet file or a folder of them, hub:OWNER/NAME, or"
+            " a .jsonl, .json, .parquet or .csv file or a folder of them, hub:OWNER/NAME, or"
             " PATH.py:CLASS"
         )
     return ReasoningGymTask(name, settings, template)
@@ -141,6 +144,18 @@ def own_task(path: Path, attribute: str, settings: Mapping[str, Any], template: 
     return task
 
 
-def _no_settings(name: str, settings: Mapping[str, Any]) -> None:
-    if settings:
-        raise ValueError(f"task {name} has no settings: drop task.{next(iter(settings))}")
+def columns_of(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The names of columns that settings of a task of questions hold.
+
+    Raises:
+        ValueError: another setting.
+    """
+    for setting in settings:
+        if setting not in COLUMNS:
+            close = difflib.get_close_matches(setting, COLUMNS, n=1, cutoff=0.4)
+            hint = f"did you mean task.{close[0]}? " if close else ""
+            raise ValueError(
+                f"task {name} has no setting task.{setting}: {hint}Rows have task.question"
+                " and task.answer, which name their columns"
+            )
+    return {setting: str(value) for setting, value in settings.items()}

@@ -1,43 +1,24 @@
 r"""Questions with answers, from a file or the hub, judged by math-verify: GSM8K and MATH and
 whatever looks like them.
 
-A row has a question (column ``question``, ``problem`` or ``prompt``) and an answer (``answer``,
-``solution`` or ``final_answer``): text whose final answer stands after ``####`` or in
-``\boxed{…}``, or is all of it. ``level`` or ``difficulty`` ("Level 3") is the difficulty, 0
-without; ``split`` may name a split.
+How rows are read: :mod:`rlkd_lab.tasks.rows`. A row's answer is text whose final answer stands
+after ``####`` or in ``\boxed{…}``, or is all of it.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import math
+import hashlib
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rlkd_lab.tasks.base import SPLITS, Example, Score, Split, check_split, seeded, split_of
 from rlkd_lab.tasks.mathematics import final_answer, normal, read, same
+from rlkd_lab.tasks.rows import Question, Row, read_questions
 
-FILES = (".jsonl", ".json", ".parquet")
 TEMPLATE = "{question}\nReason step by step, and put the final answer within \\boxed{}.\n"
-QUESTION = ("question", "problem", "prompt")
-ANSWER = ("answer", "solution", "final_answer")
-DIFFICULTY = ("level", "difficulty")
-_NAMES: Mapping[str, Split] = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 _PLAIN = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
-
-Row = tuple[str, dict[str, Any], Split | None]
-"""Where it stands (file and row, from 1), its columns, the split that its file gives it."""
 
 
 class QuestionTask:
@@ -50,56 +31,71 @@ class QuestionTask:
 
     Rows whose file or ``split`` column says test (validation) are test (validation) rows; where
     nothing says validation, or nothing says anything, the hash of the question decides: 10 % of the
-    train rows, or 80/10/10 of all.
+    train rows, or 80/10/10 of all. A split that the hash leaves empty gets one question of the
+    largest.
 
     Args:
         name: of the task.
-        rows: see :data:`Row`.
+        rows: see :data:`~rlkd_lab.tasks.rows.Row`.
         template: with ``{question}``.
+        columns: names of the columns ``question`` and ``answer``.
 
     Raises:
-        ValueError: no column of questions or answers, a row without one, no answer that can be
-            read, no row for training or validation.
+        ValueError: no column of questions or answers, no answer that can be read, no row for
+            training or validation.
 
     Warns:
-        UserWarning: how many reference answers cannot be read and are left out, with the first of
-            them.
+        UserWarning: how many rows are left out and why, with the first of them; which questions
+            stand there twice.
     """
 
     ood_difficulty: tuple[int, int] | None = None
 
-    def __init__(self, name: str, rows: Iterable[Row], template: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        rows: Iterable[Row],
+        template: str | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.template = template or TEMPLATE
+        self.settings = dict(columns or {})
         self._rows: dict[Split, list[Example]] = {split: [] for split in SPLITS}
         self._warned = False
         unread = []
-        placed = [
-            (*_columns(where, row), given or _given(where, row)) for where, row, given in rows
-        ]
-        has = {given for *_, given in placed}
-        for where, question, text, difficulty, given in placed:
-            answer, marked = final_answer(text)
-            answer = answer if marked else text.strip()
+        questions, sentences = read_questions(name, list(rows), columns)
+        usable: list[Question] = []
+        has = {row.given for row in questions}
+        for row in questions:
+            answer, marked = final_answer(row.answer)
+            answer = answer if marked else row.answer.strip()
             if not _PLAIN.fullmatch(answer) and not read(answer):
-                unread.append(f"{where}: {answer[:60]!r}")
+                unread.append(f"{row.where}: {answer[:60]!r}")
                 continue
-            prompt = self.template.replace("{question}", question)
-            self._rows[_split(question, given, has)].append(
-                Example(prompt, answer, difficulty, question)
-            )
-        self._keep_apart()
+            usable.append(row)
+            prompt = self.template.replace("{question}", row.question)
+            example = Example(prompt, answer, row.difficulty, row.question, {"where": row.where})
+            self._rows[_split(row.question, row.given, has)].append(example)
         if unread:
-            warnings.warn(
-                f"{name}: math-verify cannot read {len(unread)} of {len(placed)} reference"
-                f" answers; left out, first {unread[0]}",
-                stacklevel=2,
+            sentences.append(
+                f"{name}: math-verify cannot read {len(unread)} of {len(questions)} reference"
+                f" answers; left out, first {unread[0]}"
             )
+        sentences += self._keep_apart()
+        self._fill(usable, has)
+        for sentence in sentences + [
+            twice for split in SPLITS if (twice := self._asked_twice(split))
+        ]:
+            warnings.warn(sentence, stacklevel=2)
+        self._check_rows(len(usable))
+
+    def _check_rows(self, usable: int) -> None:
         for split in ("train", "validation"):
             if not self._rows[split]:
                 raise ValueError(
-                    f"{name} has no {split} row among its {len(placed) - len(unread)} usable"
-                    " rows: give more, or a column split that names some"
+                    f"{self.name} has no {split} row among its {usable} usable rows: give"
+                    " three different questions or more, or a column split that names some"
                 )
         levels = [example.difficulty for example in self._rows["train"]]
         self.train_difficulty = (min(levels), max(levels))
@@ -111,22 +107,83 @@ class QuestionTask:
         task.name, task.train_difficulty = name, (0, 0)
         return task
 
-    def _keep_apart(self) -> None:
+    def _keep_apart(self) -> list[str]:
         """Drop training rows whose question is asked in validation or test too, and validation
         rows that are asked in test, and say how many.
         """
         asked: set[str] = set()
+        sentences = []
         for split in reversed(SPLITS):
             kept = [row for row in self._rows[split] if row.id not in asked]
             if len(kept) < len(self._rows[split]):
                 gone = len(self._rows[split]) - len(kept)
-                warnings.warn(
+                sentences.append(
                     f"{self.name}: {gone} {split} rows ask a question that is held out too;"
-                    f" left out of {split}",
-                    stacklevel=3,
+                    f" left out of {split}"
                 )
             self._rows[split] = kept
             asked |= {row.id for row in kept}
+        return sentences
+
+    def _fill(self, usable: Sequence[Question], has: set[Split | None]) -> None:
+        """Give each split that the hash has left empty a question of the largest split, the first
+        in the order of a hash. Only questions whose split the hash chose are moved, each with all
+        of its rows.
+        """
+        wanted = (
+            SPLITS if None in has else ("train", "validation") if "validation" not in has else ()
+        )
+        lender = None if None in has else "train"
+        free = {row.question for row in usable if row.given == lender} - {
+            row.question for row in usable if row.given != lender
+        }
+        for split in [split for split in wanted if not self._rows[split]]:
+            lent = {
+                one: sorted({row.id for row in self._rows[one]} & free, key=_hash) for one in SPLITS
+            }
+            most = max(SPLITS, key=lambda one: len(lent[one]))
+            if len({row.id for row in self._rows[most]}) > 1:
+                moved = [row for row in self._rows[most] if row.id == lent[most][0]]
+                self._rows[most] = [row for row in self._rows[most] if row.id != lent[most][0]]
+                self._rows[split] = moved
+
+    def _asked_twice(self, split: Split) -> str | None:
+        """A sentence about the questions that a split asks more than once."""
+        times = Counter(row.id for row in self._rows[split])
+        twice = [row for row in self._rows[split] if times[row.id] > 1]
+        if not twice:
+            return None
+        answers: dict[str, set[str]] = {}
+        for row in twice:
+            answers.setdefault(row.id, set()).add(row.answer)
+        text = (
+            f"{self.name}: {len(answers)} {split} questions are asked more than once, in"
+            f" {len(twice)} rows (first {twice[0].meta['where']})"
+        )
+        odd = next((question for question, given in answers.items() if len(given) > 1), None)
+        if odd is None:
+            return text
+        many = sum(len(given) > 1 for given in answers.values())
+        places = [f"{row.meta['where']}: {row.answer[:40]!r}" for row in twice if row.id == odd]
+        return (
+            f"{text}; {many} of them with different answers, such as {odd[:60]!r}"
+            f" ({'; '.join(places[:3])})"
+        )
+
+    def rows(self, split: Split) -> list[Example]:
+        """All rows of a split, in the order of the file; ``meta["where"]`` is file and row."""
+        return list(self._rows[split])
+
+    def keep(self, fits: Callable[[Example], bool]) -> None:
+        """Leave out the rows that do not fit.
+
+        Raises:
+            ValueError: no training or validation row is left.
+        """
+        self._rows = {
+            split: [row for row in rows if fits(row)] for split, rows in self._rows.items()
+        }
+        self._check_rows(sum(map(len, self._rows.values())))
 
     def examples(
         self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None
@@ -165,141 +222,6 @@ class QuestionTask:
         return Score(parts, normal(answer, reading) if reading else None)
 
 
-def read_files(path: Path) -> list[Row]:
-    """Rows of a file, or of the files train.*, validation.* and test.* of a folder.
-
-    Raises:
-        FileNotFoundError: nothing there.
-        ValueError: a file that cannot be read, with the row.
-    """
-    if path.is_dir():
-        files = {
-            name: file
-            for name in _NAMES
-            for suffix in FILES
-            if (file := path / f"{name}{suffix}").is_file()
-        }
-        if not {"train", "test"} <= set(files):
-            raise FileNotFoundError(
-                f"the folder {path} needs a train file and a test file"
-                f" ({', '.join(f'train{suffix}' for suffix in FILES)})"
-            )
-        return [
-            (where, row, _NAMES[name])
-            for name, file in files.items()
-            for where, row, _ in read_files(file)
-        ]
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no file or folder {path}; a task of questions is a .jsonl, .json or .parquet"
-            " file, or a folder with train.* and test.*"
-        )
-    if path.suffix not in FILES:
-        raise ValueError(f"{path} is of no kind that is read here: {', '.join(FILES)}")
-    try:
-        return [
-            (f"{path.name}, row {number}", row, None) for number, row in enumerate(_read(path), 1)
-        ]
-    except (ValueError, OSError) as error:  # pyarrow's errors are these too
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        yield from pq.read_table(path).to_pylist()
-        return
-    with path.open(encoding="utf-8-sig") as file:
-        rows = json.load(file) if path.suffix == ".json" else None
-        if rows is not None and not isinstance(rows, list):
-            raise ValueError("a .json file holds a list of rows")
-        for number, row in enumerate(rows if rows is not None else _lines(file), 1):
-            if not isinstance(row, dict):
-                raise ValueError(f"row {number} is no object with columns: {str(row)[:40]!r}")
-            yield row
-
-
-def _lines(file: Iterable[str]) -> Iterator[Any]:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} is no JSON: {error.msg}") from None
-
-
-def read_hub(source: str) -> list[Row]:
-    """Rows of a dataset of the hub, ``OWNER/NAME`` or ``OWNER/NAME:CONFIG``, with its own splits.
-    Needs the extra ``datasets``.
-
-    Raises:
-        ValueError: the package is not there.
-        FileNotFoundError: the hub did not give it.
-    """
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(
-            "a task of the hub needs the package datasets: pip install 'rlkd_lab[datasets]'"
-        ) from None
-    name, _, config = source.partition(":")
-    for noisy in ("huggingface_hub", "datasets"):
-        logging.getLogger(noisy).setLevel(
-            logging.ERROR
-        )  # five lines a retry; what matters is said below
-    try:
-        found = datasets.load_dataset(name, config or None)
-    except Exception as error:  # of its own, of the hub's client, of the network's
-        raise FileNotFoundError(
-            f"the hub did not give the dataset {source!r} ({type(error).__name__}:"
-            f" {str(error).splitlines()[0][:120] if str(error) else ''}). Check the name"
-            " (hub:OWNER/NAME:CONFIG), or download it on a machine with a network, save it as"
-            " train.parquet and test.parquet, and give that folder"
-        ) from error
-    kept = {split: _NAMES[split] for split in found if split in _NAMES} or dict.fromkeys(
-        found, None
-    )
-    return [
-        (f"{source} {split}, row {number}", dict(row), given)
-        for split, given in kept.items()
-        for number, row in enumerate(found[split], 1)
-    ]
-
-
-def _columns(where: str, row: Mapping[str, Any]) -> tuple[str, str, str, int]:
-    """Where, question, answer, difficulty."""
-    found = {}
-    for kind, names in (("question", QUESTION), ("answer", ANSWER)):
-        column = next((name for name in names if name in row), None)
-        if column is None:
-            raise ValueError(
-                f"{where} has no column of {kind}s ({', '.join(names)}): its columns are"
-                f" {', '.join(map(str, row)) or 'none'}"
-            )
-        value = row[column]
-        if not isinstance(value, str | int | float | None) or isinstance(value, bool):
-            raise ValueError(
-                f"{where}: column {column!r} holds a {type(value).__name__}; write text or a number"
-            )
-        empty = value is None or (isinstance(value, float) and not math.isfinite(value))
-        found[kind] = "" if empty else str(value)
-        if not found[kind].strip():
-            raise ValueError(f"{where} has no {kind}: column {column!r} is empty")
-    level = next((row[name] for name in DIFFICULTY if row.get(name) is not None), 0)
-    digits = re.search(r"\d{1,6}", str(level))
-    return where, found["question"], found["answer"], int(digits.group()) if digits else 0
-
-
-def _given(where: str, row: Mapping[str, Any]) -> Split | None:
-    name = row.get("split")
-    if name is None:
-        return None
-    if name not in _NAMES:
-        raise ValueError(f"{where}: unknown split {name!r}; use {', '.join(SPLITS)}")
-    return _NAMES[name]
-
-
 def _split(question: str, given: Split | None, has: set[Split | None]) -> Split:
     """The split of a row: what is given, but for the validation rows that a train file without
     a validation file lends.
@@ -312,3 +234,7 @@ def _split(question: str, given: Split | None, has: set[Split | None]) -> Split:
         if given == "train" and "validation" not in has and hashed == "validation"
         else given
     )
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()

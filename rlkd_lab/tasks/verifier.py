@@ -15,15 +15,24 @@ from __future__ import annotations
 import functools
 import hashlib
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlkd_lab.tasks.apart import Answer, Apart, Unjudged, attempt
 from rlkd_lab.tasks.arithmetic import ArithmeticTask
-from rlkd_lab.tasks.base import Example, Score, Split, Task
+from rlkd_lab.tasks.base import SPLITS, Example, Score, Split, Task
 from rlkd_lab.tasks.find import find_task
 from rlkd_lab.tasks.knights import KnightsTask
+from rlkd_lab.tasks.lengths import (
+    Lengths,
+    Limit,
+    Limits,
+    LongPrompts,
+    check_drawn,
+    check_rows,
+    fitting,
+)
 from rlkd_lab.tasks.questions import QuestionTask
 
 OURS = (ArithmeticTask, KnightsTask)
@@ -54,6 +63,8 @@ class GuardedTask:
             task.train_difficulty,
             task.ood_difficulty,
         )
+        self.limits: Limits = lambda difficulty: ()
+        """Of prompts that are drawn; rows that are too long are gone."""
         self.parts: tuple[str, ...] = ()
         """Their names, as in the first score."""
         self.given_up: GivenUp = {}
@@ -77,7 +88,43 @@ class GuardedTask:
     def examples(
         self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None
     ) -> list[Example]:
-        return self.task.examples(n, seed, split, difficulty)
+        return fitting(self.task, self.limits(difficulty), n, seed, split, difficulty)
+
+    def keep_to(
+        self,
+        limits: Sequence[Limit],
+        long_prompts: LongPrompts,
+        drawn: Sequence[Example],
+        harder: Sequence[Limit] = (),
+    ) -> Lengths:
+        """Ask no prompt from here on that is longer than the limits: of rows the longer ones are
+        left out, other tasks draw again.
+
+        Args:
+            limits: of the prompts.
+            long_prompts: ``drop``, or ``refuse`` a task that has longer ones.
+            drawn: some examples, by which tasks without rows are judged.
+            harder: the limits of prompts out of distribution, if they have others.
+
+        Raises:
+            ValueError: nothing fits, or ``long_prompts`` is ``refuse`` and something does not.
+        """
+        if not isinstance(self.task, QuestionTask):
+            found = check_drawn(self.name, drawn, limits, long_prompts)
+            self.limits = lambda difficulty: (
+                harder if harder and difficulty == self.ood_difficulty else limits
+            )
+            return found
+        kept, found = check_rows(
+            self.name,
+            [row for split in SPLITS for row in self.task.rows(split)],
+            limits,
+            long_prompts,
+        )
+        ids = {id(row) for row in kept}
+        self.task.keep(lambda row: id(row) in ids)
+        self.train_difficulty = self.task.train_difficulty
+        return found
 
     def begin(self, step: int, given_up: GivenUp) -> None:
         """A step, with the calls that are given up in it; those that it adds are written there."""

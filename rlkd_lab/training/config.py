@@ -113,15 +113,15 @@ class RunConfig(BaseModel):
     task: Annotated[
         str,
         Field(
-            description="arithmetic, knights, a reasoning-gym set, a .jsonl/.json/.parquet file"
-            " or folder, hub:OWNER/NAME, or PATH.py:CLASS"
+            description="arithmetic, knights, a reasoning-gym set, a .jsonl/.json/.parquet/.csv"
+            " file or folder, hub:OWNER/NAME, or PATH.py:CLASS"
         ),
     ] = "arithmetic"
     task_settings: Annotated[
         dict[str, Any],
         Field(
             description="of the task, set as task.NAME=VALUE: a reasoning-gym set's config, your"
-            " class's arguments"
+            " class's arguments, a file's columns (question, answer)"
         ),
     ] = {}
     prompt_template: Annotated[
@@ -130,6 +130,21 @@ class RunConfig(BaseModel):
             description="what a prompt looks like, with {question} in it; the task's own by default"
         ),
     ] = None
+    max_prompt_tokens: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="length limit of a prompt, in the chat template; by default what the"
+            " context leaves beside a completion",
+        ),
+    ] = None
+    long_prompts: Annotated[
+        Literal["drop", "refuse"],
+        Field(
+            description="drop: longer rows are left out and counted, generated prompts drawn"
+            " again; refuse: no run with such prompts"
+        ),
+    ] = "drop"
     difficulty: Annotated[
         tuple[int, int] | None,
         Field(description="range of the training prompts; the task's own by default"),
@@ -470,7 +485,7 @@ def make_config(
         if name.startswith("task."):
             values["task_settings"] = {
                 **values.get("task_settings", {}),
-                name.removeprefix("task."): _literal(value),
+                name.removeprefix("task."): literal(value),
             }
             continue
         if name == "mode":
@@ -481,7 +496,10 @@ def make_config(
             values["knobs"][name] = value
         elif name in CHOICES or name in ("constant_length", "topk"):
             values["options"][name] = int(value) if value.lstrip("-").isdigit() else value
-        elif name in ("adapter", "teacher", "teacher_adapter") and value == "off":
+        elif (
+            name in ("adapter", "teacher", "teacher_adapter", "max_prompt_tokens")
+            and value == "off"
+        ):
             values[name] = None
         elif name == "difficulty":
             low, _, high = value.partition("-")
@@ -521,7 +539,7 @@ def _with_adapter(values: dict[str, Any], asked: set[str]) -> dict[str, Any]:
     return {**values, **own}
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """A number, true, false, null or a list as JSON has them; any other text is itself."""
     try:
         return json.loads(text.lower() if text in ("True", "False") else text, parse_constant=str)
@@ -570,11 +588,16 @@ _HOW_OFTEN = {
 }
 NOT_IN_FINGERPRINT = {*_HOW_OFTEN, "plan", "guards", "verifier_seconds"}
 """Settings that change no weight: a run may be resumed with other values of them."""
+LATER_SETTINGS = {"max_prompt_tokens", "long_prompts"}
+"""Settings that earlier versions lack. At their defaults they do not change a fingerprint, so that
+checkpoints of earlier versions can be resumed."""
 
 
 def fingerprint(config: RunConfig) -> str:
     """Hash the settings that a checkpoint depends on, and how completions are drawn."""
-    text = DRAWS + config.model_dump_json(exclude=NOT_IN_FINGERPRINT)
+    fields = RunConfig.model_fields
+    unset = {name for name in LATER_SETTINGS if getattr(config, name) == fields[name].default}
+    text = DRAWS + config.model_dump_json(exclude=NOT_IN_FINGERPRINT | unset)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -136,9 +136,9 @@ def _load_teacher(config: RunConfig, policy: LanguageModel) -> LanguageModel | N
         teacher = load_teacher(
             config.teacher, config.teacher_quant, policy=policy, adapter=config.teacher_adapter
         )
+        teacher.use_chat(config.chat, config.system_prompt)
     except ValueError as error:
         raise ValueError(of_teacher(config, error)) from error
-    teacher.use_chat(config.chat, config.system_prompt)
     return teacher
 
 

@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -43,9 +43,10 @@ from rlkd_lab.models.checks import check_architecture
 from rlkd_lab.models.loading import checkpoint_activations, load_tokenizer, same_tokenizer
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.rollouts import traces
-from rlkd_lab.tasks import find_task
+from rlkd_lab.tasks import GuardedTask, find_task
 from rlkd_lab.training import evaluation
 from rlkd_lab.training.config import RunConfig, of_teacher
+from rlkd_lab.training.prompts import Asked, fit_prompts
 
 GIB = 2**30
 MARGIN = 1.1
@@ -95,7 +96,7 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
     Args:
         config: of the run.
         gpu: whether it computes in 16 bit (on a GPU) or in float32 (on a CPU).
-        prompt_tokens: of the longest prompt; by default that of 64 prompts of the task.
+        prompt_tokens: of the longest prompt; by default see :func:`longest_prompt`.
 
     Raises:
         FileNotFoundError, ValueError: a model or task that is not there, a context that is too
@@ -110,7 +111,7 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
         if model is not None and width > model.context:
             problem = (
                 f"prompts of {prompt} tokens and completions of {config.max_new_tokens} do"
-                f" not fit the context of {model.context} of {name}"
+                f" not fit the context of {model.context} tokens of {name}"
             )
             raise ValueError(problem if model is student else of_teacher(config, problem))
     shares = config.teacher_adapter is None or can_share_base(
@@ -348,13 +349,36 @@ def _halves(value: int, lowest: int) -> list[int]:
 
 
 def longest_prompt(config: RunConfig) -> int:
-    """Tokens of the longest of 64 prompts of the task, in the chat template where there is one."""
-    lm = LanguageModel(None, load_tokenizer(config.student, weights=False), config.student, "none")  # type: ignore[arg-type]
-    lm.use_chat(config.chat, config.system_prompt)
-    examples = find_task(config.task, config.task_settings, config.prompt_template).examples(
-        64, config.seed, "train", config.difficulty
-    )
-    return max(len(ids) for ids in lm.prompt_ids([example.prompt for example in examples]))
+    """Tokens of the longest prompt that the run may ask, measured as
+    :func:`~rlkd_lab.training.prompts.fit_prompts` does before a start.
+    """
+    return asked_prompts(config).longest
+
+
+def asked_prompts(config: RunConfig) -> Asked:
+    """What the run may ask, found with tokenizers and configs alone."""
+    task = GuardedTask(find_task(config.task, config.task_settings, config.prompt_template))
+    student, context = reader_of(config.student, config.chat, config.system_prompt)
+    if config.teacher is None:
+        return fit_prompts(task, config, student, None, (context, None))
+    try:
+        teacher, theirs = reader_of(config.teacher, config.chat, config.system_prompt)
+    except ValueError as error:
+        raise ValueError(of_teacher(config, error)) from None
+    return fit_prompts(task, config, student, teacher, (context, theirs))
+
+
+def reader_of(
+    name: str, chat: Literal["auto", "off"], system_prompt: str | None
+) -> tuple[LanguageModel, int]:
+    """A model without its weights, which can read prompts, and its context in tokens.
+
+    Raises:
+        FileNotFoundError, ValueError: no such model, or the system prompt would not be asked.
+    """
+    lm = LanguageModel(None, load_tokenizer(name, weights=False), name, "none")  # type: ignore[arg-type]
+    lm.use_chat(chat, system_prompt)
+    return lm, Shape.of(name).context
 
 
 # --- a model by its config ------------------------------------------------------------------------

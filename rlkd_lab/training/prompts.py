@@ -1,45 +1,113 @@
-"""Prompts: what is checked before a run writes anything."""
+"""Before the first step: which of a task's prompts fit the models, and what the task gives."""
 
 from __future__ import annotations
 
-from rlkd_lab.rollouts import check_length
-from rlkd_lab.tasks import Example, check_weights
-from rlkd_lab.training.config import of_teacher
-from rlkd_lab.training.setup import Setup
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from rlkd_lab.models import LanguageModel
+from rlkd_lab.rollouts import prompt_limit
+from rlkd_lab.tasks import Example, GuardedTask, Limit
+from rlkd_lab.tasks.lengths import check_drawn
+from rlkd_lab.training.config import RunConfig, of_teacher
+from rlkd_lab.training.data import data_of
+
+DRAWN = 64
+"""Prompts by which a task that makes them is judged; rows are measured one and all."""
+DRAWN_OOD = 16
+"""The same, out of distribution."""
 
 
-def check_prompts(setup: Setup) -> None:
-    """Refuse a task without prompts, and prompts that leave no room for a completion.
+@dataclass(frozen=True)
+class Asked:
+    """What a run may ask."""
+
+    examples: list[Example]
+    """Some, for checks."""
+    longest: int
+    """Tokens of the longest prompt in distribution, as student and teacher read it."""
+    data: dict[str, Any]
+    """See :func:`~rlkd_lab.training.data.data_of`."""
+    told: list[str] = field(default_factory=list)
+    """Sentences about prompts that are not asked as they stand."""
+
+
+def fit_prompts(
+    task: GuardedTask,
+    config: RunConfig,
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    contexts: Sequence[int | None] = (None, None),
+) -> Asked:
+    """Keep a task to the prompts that fit the context of student and teacher beside a completion,
+    and ``max_prompt_tokens``.
+
+    Args:
+        task: of the run; it is changed.
+        config: of the run.
+        student: with its chat template set, as ``teacher``.
+        teacher: or ``None``.
+        contexts: of student and teacher, where only their tokenizers are loaded.
 
     Raises:
-        ValueError: in one sentence. OSError: what the task raised.
+        ValueError: the task has no prompts, or none fits, or ``long_prompts`` is ``refuse`` and
+            some do not.
     """
-    config, models = setup.config, setup.models
-    needed = [(config.difficulty, config.max_new_tokens)]
-    if config.eval_every and models.task.ood_difficulty is not None:
-        needed.append((models.task.ood_difficulty, 2 * config.max_new_tokens))
-    for difficulty, room in needed:
-        examples = _examples(setup, difficulty)
-        prompts = [example.prompt for example in examples]
-        check_length(models.policy, prompts, room)
-        if models.teacher is not None and difficulty == config.difficulty:
-            try:
-                check_length(models.teacher.own, prompts, config.max_new_tokens)
-            except ValueError as error:
-                raise ValueError(of_teacher(config, error)) from None
-        check_weights(models.task, config.reward, examples[0])
+    limit = partial(prompt_limit, most=config.max_prompt_tokens)
+    own = [limit(student, config.max_new_tokens, context=contexts[0])]
+    if teacher is not None:
+        own.append(
+            _of_teacher(config, student, limit(teacher, config.max_new_tokens, context=contexts[1]))
+        )
+    harder: list[Limit] = []
+    if config.eval_every and task.ood_difficulty is not None:
+        harder = [limit(student, 2 * config.max_new_tokens, context=contexts[0])]
+        if config.difficulty == task.ood_difficulty:
+            own = harder = own + harder
+    drawn = _some(task, DRAWN, config.seed, config.difficulty)
+    hard = _some(task, DRAWN_OOD, config.seed, task.ood_difficulty) if harder else []
+    data = data_of(task, config.task, drawn)
+    found = [task.keep_to(own, config.long_prompts, drawn, harder)]
+    if harder:
+        found.append(
+            check_drawn(f"{task.name}, out of distribution", hard, harder, config.long_prompts)
+        )
+    notes = [note for lm in (student, teacher) if lm is not None for note in lm.prompts.notes()]
+    return Asked(
+        drawn,
+        found[0].longest,
+        data,
+        [each.told for each in found if each.told] + list(dict.fromkeys(notes)),
+    )
 
 
-def _examples(setup: Setup, difficulty: tuple[int, int] | None) -> list[Example]:
-    task = setup.models.task
+def _of_teacher(config: RunConfig, student: LanguageModel, own: Limit) -> Limit:
+    """The limit of a teacher, which reads the student's prompts where it scores and its own
+    where it writes traces.
+    """
+
+    def measure(prompts: Sequence[str]) -> list[int]:
+        theirs = [len(ids) for ids in student.prompt_ids(prompts)]
+        return [max(pair) for pair in zip(theirs, own.measure(prompts), strict=True)]
+
+    return Limit(
+        measure, own.source, own.context, own.completion, own.most, partial(of_teacher, config)
+    )
+
+
+def _some(
+    task: GuardedTask, n: int, seed: int, difficulty: tuple[int, int] | None
+) -> list[Example]:
     try:
-        examples = task.examples(16, setup.config.seed, "train", difficulty)
+        found = task.examples(n, seed, "train", difficulty)
     except (ValueError, OSError):
         raise
     except Exception as error:
         raise ValueError(
             f"the task {task.name}: examples raised {type(error).__name__}: {error}"
         ) from error
-    if not examples:
-        raise ValueError(f"the task {setup.config.task} has no training prompts")
-    return examples
+    if not found:
+        raise ValueError(f"the task {task.name} has no training prompts")
+    return found

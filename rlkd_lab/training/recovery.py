@@ -10,12 +10,14 @@ from rlkd_lab.models import default_device, processes
 from rlkd_lab.runs import RunFolder, checkpoints
 from rlkd_lab.runs.checkpoints import Damaged
 from rlkd_lab.training.context import Context
+from rlkd_lab.training.data import data_until, refuse_changed
 from rlkd_lab.training.decisions import Decisions, Event
 from rlkd_lab.training.environment import describe_environment
 from rlkd_lab.training.trainer import Trainer
 
 KEPT = (
     "knob",
+    "data",
     "micro_batch",
     "sample_at_once",
     "verifier",
@@ -27,14 +29,20 @@ KEPT = (
 was answered is not asked again."""
 
 
-def go_back(trainer: Trainer, folder: RunFolder) -> Context:
+def go_back(trainer: Trainer, folder: RunFolder, accept_changed_data: bool = False) -> Context:
     """Load the last whole checkpoint of a run and drop later rows.
+
+    Args:
+        trainer: with the loaded models.
+        folder: of the run.
+        accept_changed_data: go back though the task gives other rows or prompts than before.
 
     Returns:
         The run's context after that step.
 
     Raises:
-        ValueError: a checkpoint is damaged and no other is whole.
+        ValueError: a checkpoint is damaged and no other is whole; or the task does not give what
+            the steps up to there were trained on.
     """
     rows = folder.rows("metrics.jsonl")
     events = folder.rows("events.jsonl")
@@ -47,6 +55,13 @@ def go_back(trainer: Trainer, folder: RunFolder) -> Context:
         warnings.warn(
             f"{folder.path} has no checkpoint to go on from: the run begins again from step 1",
             stacklevel=4,
+        )
+    if step and not accept_changed_data:  # a run that begins again has one kind of data
+        refuse_changed(
+            data_until(folder),
+            trainer.asked.data,
+            trainer.config.task,
+            f"rlkd resume {folder.path}",
         )
     processes.from_all(None)  # have read
     folder.truncate("metrics.jsonl", step)

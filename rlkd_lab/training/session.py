@@ -15,6 +15,7 @@ from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import RunFolder, alone
 from rlkd_lab.training.config import RunConfig, fingerprint
 from rlkd_lab.training.context import Context
+from rlkd_lab.training.data import record_data
 from rlkd_lab.training.decisions import Decisions, Event
 from rlkd_lab.training.environment import free_memory
 from rlkd_lab.training.folders import config_of, create
@@ -195,6 +196,7 @@ def run(
     *,
     on_step: OnStep | None = None,
     script: list[Event] | None = None,
+    check_data: Callable[[Trainer], object] = lambda trainer: None,
 ) -> RunFolder:
     """Train from the start into a new run folder, in the foreground.
 
@@ -204,6 +206,8 @@ def run(
         on_step: called after each step with the session (``session.knobs.request(…)``,
             ``session.stopping = True``) and the row.
         script: recorded events to follow, see :class:`~rlkd_lab.training.decisions.Decisions`.
+        check_data: called before the folder is made; raises ValueError where the task does not
+            give what it should.
 
     Raises:
         FileExistsError, PermissionError, FileNotFoundError, ValueError: before anything is written.
@@ -216,9 +220,11 @@ def run(
     decisions = Decisions(config, script or [])
     Context(config, RunFolder(out), decisions)  # refuses a damaged script before models are loaded
     trainer = Trainer(config)
+    check_data(trainer)
     context = Context(config, create(config, out), decisions)
     try:
         with _alone(context.folder):
+            _record_data(trainer, context)
             declare_guards(trainer, context)
             return _drive(trainer, context, on_step)
     except ValueError:
@@ -228,14 +234,22 @@ def run(
         raise
 
 
-def resume(path: str | Path, *, on_step: OnStep | None = None) -> RunFolder:
+def resume(
+    path: str | Path, *, on_step: OnStep | None = None, accept_changed_data: bool = False
+) -> RunFolder:
     """Resume a run from its last whole checkpoint. Later rows are dropped and computed again.
 
     A run that is done is left alone.
 
+    Args:
+        path: of the run folder.
+        on_step: as in :func:`run`.
+        accept_changed_data: resume though the task gives other rows or prompts than before, and
+            write an event.
+
     Raises:
-        FileNotFoundError, ValueError: no run is there, it is damaged, another process trains it, or
-            a checkpoint does not match its config.
+        FileNotFoundError, ValueError: no run is there, it is damaged, another process trains it, a
+            checkpoint does not match its config, or its data was changed.
     """
     processes.join()
     folder = RunFolder.open(path)
@@ -257,7 +271,8 @@ def resume(path: str | Path, *, on_step: OnStep | None = None) -> RunFolder:
         try:
             folder.set_status("running", now["step"], LOADING)
             trainer = Trainer(config)
-            context = go_back(trainer, folder)
+            context = go_back(trainer, folder, accept_changed_data)
+            _record_data(trainer, context)
         except KeyboardInterrupt:
             folder.set_status("idle", now["step"], STOPPED)
             raise
@@ -265,6 +280,11 @@ def resume(path: str | Path, *, on_step: OnStep | None = None) -> RunFolder:
             folder.set_status("failed", now["step"], f"{type(error).__name__}: {error}")
             raise
         return _drive(trainer, context, on_step)
+
+
+def _record_data(trainer: Trainer, context: Context) -> None:
+    asked, step = trainer.asked, context.progress.step
+    record_data(context.folder, asked.data, asked.told, step, trainer.config.task)
 
 
 def _drive(trainer: Trainer, context: Context, on_step: OnStep | None) -> RunFolder:

@@ -17,6 +17,7 @@ import torch
 from rlkd_lab.models import LanguageModel, processes
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.rollouts import DenseTwin
+from rlkd_lab.tasks import check_weights
 from rlkd_lab.training.collect import Stop, collect
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
@@ -24,7 +25,7 @@ from rlkd_lab.training.decisions import Event
 from rlkd_lab.training.gaps import MAX_GAP_OTHER, check_gap
 from rlkd_lab.training.hooks import evaluation_row, interference_row, record_samples
 from rlkd_lab.training.metrics import time_row, token_row
-from rlkd_lab.training.prompts import check_prompts
+from rlkd_lab.training.prompts import Asked, fit_prompts
 from rlkd_lab.training.samples import Rollout
 from rlkd_lab.training.scoring import score
 from rlkd_lab.training.setup import Row, Setup, StepValues
@@ -50,7 +51,7 @@ class Trainer:
 
     Raises:
         FileNotFoundError, ValueError: what :func:`~rlkd_lab.training.models.load_models` and
-            :func:`~rlkd_lab.training.prompts.check_prompts` raise.
+            :func:`~rlkd_lab.training.prompts.fit_prompts` raise.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -61,13 +62,24 @@ class Trainer:
             )
         self.config = config
         self.setup = Setup.load(config)
-        check_prompts(self.setup)
+        self.asked = self._fit_prompts()
+        """Which prompts the task was kept to, and a digest of what it gives."""
         self.state = TrainState(self.setup.models.policy, config.weight_decay)
         self.whole = True
         """Whether the live tensors are those of the context's progress."""
         self._current: Context | None = None
         self._checked = 0
         self._failures_told = False
+
+    def _fit_prompts(self) -> Asked:
+        """Keep the task to prompts that leave room for a completion, and check its verifier."""
+        models = self.setup.models
+        teacher = None if models.teacher is None else models.teacher.own
+        asked = fit_prompts(models.task, self.config, models.policy, teacher)
+        check_weights(models.task, self.config.reward, asked.examples[0])
+        for sentence in asked.told:
+            warnings.warn(sentence, stacklevel=4)
+        return asked
 
     @property
     def policy(self) -> LanguageModel:

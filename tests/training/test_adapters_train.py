@@ -14,7 +14,8 @@ from rlkd_lab.models import locate
 from rlkd_lab.study.evaluation import Settings, evaluate_target
 from rlkd_lab.study.targets import find_target
 from rlkd_lab.tasks import ArithmeticTask
-from rlkd_lab.training import Loop, run
+from rlkd_lab.training import Trainer, run
+from rlkd_lab.training.context import Context
 
 KINDS = {
     "dora": {"use_dora": True},
@@ -121,11 +122,11 @@ def test_a_run_is_on_the_adapter_that_peft_computes(tiny, tmp_path, plain, kind,
     assert np.abs(moved).max() > 1e-2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        again = Loop(config, folder)
+        again, context = Trainer(config), Context(config, folder)
     again.policy.model.train()
-    again.load_checkpoint(after_one)
-    again.folder.writes = False
-    row, recorded = again.take_step(), folder.rows()[1]
+    again.load(context, after_one)
+    folder.writes = False
+    row, recorded = again.step(context), folder.rows()[1]
     assert {
         name: row[name] for name in ("loss/policy", "grad_norm", "reward", "entropy") if name in row
     } == {

@@ -99,7 +99,7 @@ def pairs(make_model, tmp_path, monkeypatch):
         ),
         "context": (
             {"student": make_model(), "teacher": make_model(max_position_embeddings=32)},
-            "do not fit the context of 32 of",
+            "do not fit the context of 32 tokens of",
         ),
         "weights": ({"student": str(bare), "teacher": make_model()}, "has no *.safetensors"),
         "folder": (

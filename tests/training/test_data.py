@@ -1,0 +1,225 @@
+"""A run knows what its task gave: changed rows are refused or accepted by name, long rows are
+found before the start.
+"""
+
+import json
+import warnings
+from collections import Counter
+
+import pytest
+
+from rlkd_lab.runs import RunFolder
+from rlkd_lab.tasks import GuardedTask, find_task
+from rlkd_lab.training import make_config, replay, resume, run
+from rlkd_lab.training.config import fingerprint
+from rlkd_lab.training.data import data_of, data_until, what_changed
+from rlkd_lab.training.plan import longest_prompt
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def write(path, rows):
+    path.write_text(
+        "question,answer\n" + "".join(f"{question},{answer}\n" for question, answer in rows)
+    )
+    return str(path)
+
+
+ROWS = [(f"{i}+1?", i + 1) for i in range(20)]
+CHANGES = {
+    "a row more": ([*ROWS, ("99+1?", 100)], "rows then: .* train, .* now: "),
+    "another answer": (
+        [*ROWS[:-1], ("19+1?", 21)],
+        "as many rows as then .*, some with another question, answer or difficulty",
+    ),
+    "another order": (ROWS[::-1], "the same rows in another order"),
+}
+
+
+def data(path):
+    return data_of(GuardedTask(find_task(path)), path, [])
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_every_change_that_moves_draws_is_a_change(tmp_path, case):
+    rows, says = CHANGES[case]
+    before = data(write(tmp_path / "s.csv", ROWS))
+    assert (
+        what_changed(before, json.loads(json.dumps(data(write(tmp_path / "s.csv", ROWS))))) is None
+    )
+    with pytest.raises(AssertionError, match=says):
+        raise AssertionError(what_changed(before, data(write(tmp_path / "s.csv", rows))))
+
+
+def test_a_task_that_makes_its_prompts_is_known_by_some_of_them(tmp_path, monkeypatch):
+    from rlkd_lab.tasks.reasoning import ReasoningGymTask
+
+    task = GuardedTask(find_task("chain_sum"))
+    drawn = task.examples(8, 0)
+    before = data_of(task, "chain_sum", drawn)
+    assert before["version"].startswith("reasoning-gym 0")
+    monkeypatch.setattr("rlkd_lab.training.data.version_of", lambda package: "9.9")
+    assert what_changed(before, data_of(task, "chain_sum", drawn)) is None
+    says = what_changed(before, data_of(task, "chain_sum", task.examples(8, 1)))
+    assert (
+        says
+        == f"it draws other prompts than then ({before['version']} then, reasoning-gym 9.9 now)"
+    )
+    assert isinstance(task.task, ReasoningGymTask)
+    own = tmp_path / "own.py"
+    own.write_text("class Own: pass\n")
+    arithmetic = GuardedTask(find_task("arithmetic"))
+    first = data_of(arithmetic, f"{own}:Own", drawn)
+    own.write_text("class Own: 'edited'\n")
+    assert what_changed(first, data_of(arithmetic, f"{own}:Own", drawn)) is None
+    assert (
+        what_changed(first, data_of(arithmetic, f"{own}:Own", drawn[1:]))
+        == "it draws other prompts than then (its file was edited)"
+    )
+
+
+def test_checkpoints_of_versions_without_these_settings_are_still_taken():
+    assert (
+        fingerprint(make_config("grpo"))
+        == fingerprint(make_config("grpo", long_prompts="drop", max_prompt_tokens=None))
+        == OLD
+    )
+    assert (
+        len(
+            {
+                fingerprint(make_config("grpo", **fields))
+                for fields in ({}, {"max_prompt_tokens": 50}, {"long_prompts": "refuse"})
+            }
+        )
+        == 3
+    )
+
+
+OLD = "b46124085ebe6d54"
+"""As version d8fa068 computed it."""
+
+
+@pytest.fixture
+def stopped(tiny, tmp_path):
+    """A run on a file of rows, stopped after two of four steps, and the file."""
+    file = tmp_path / "s.csv"
+    write(file, ROWS)
+
+    def stop(loop, row):
+        loop.stopping = row["step"] == 2
+
+    config = tiny(
+        "grpo",
+        task=str(file),
+        teacher=None,
+        difficulty=None,
+        steps=4,
+        checkpoint_every=1,
+        max_new_tokens=8,
+    )
+    return run(config, tmp_path / "run", on_step=stop), file
+
+
+def test_a_run_on_changed_rows_is_refused_or_accepted_by_name(stopped, tmp_path):
+    folder, file = stopped
+    original = file.read_text()
+    assert folder.env()["data"]["rows"] == dict(
+        Counter(
+            split
+            for split in ("train", "validation", "test")
+            for _ in find_task(str(file)).rows(split)
+        )
+    )
+    before = (folder.path / "metrics.jsonl").read_bytes()
+    write(file, ROWS[::-1])
+    with pytest.raises(
+        ValueError,
+        match=r"s\.csv was changed since the run began: the same rows in another order.*`rlkd"
+        r" resume .*run --accept-changed-data`",
+    ):
+        resume(folder.path)
+    assert (folder.path / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(
+        ValueError,
+        match=r"the same rows in another order.*`rlkd replay .*run --accept-changed-data`",
+    ):
+        replay(folder.path, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+    resume(
+        folder.path,
+        accept_changed_data=True,
+        on_step=lambda loop, row: setattr(loop, "stopping", row["step"] == 3),
+    )
+    (event,) = [event for event in folder.rows("events.jsonl") if event["event"] == "data"]
+    assert event["step"] == 2
+    assert "from here on the run is trained on changed data" in event["text"]
+    assert data_until(folder, 1) == folder.env()["data"] != data_until(folder) == event["data"]
+    resume(folder.path)  # what was accepted once is not asked again
+    assert RunFolder.open(folder.path).status()["state"] == "done"
+    assert len([event for event in folder.rows("events.jsonl") if event["event"] == "data"]) == 1
+
+    with pytest.raises(
+        ValueError, match="was changed since the run began"
+    ):  # it began with the other rows
+        replay(folder.path, tmp_path / "again")
+    assert replay(folder.path, tmp_path / "other", accept_changed_data=True).difference is not None
+    file.write_text(original)
+    found = replay(folder.path, tmp_path / "again")
+    assert (found.difference, found.steps) == (None, 2)
+
+
+def test_a_run_that_did_not_record_its_rows_goes_on_with_a_note(stopped):
+    folder, file = stopped
+    env = folder.env()
+    del env["data"]
+    folder.write_json("env.json", env)
+    write(file, ROWS[::-1])
+    with pytest.warns(UserWarning, match="made by a version that did not record its data"):
+        resume(folder.path)
+    assert any(
+        "did not record its data" in event.get("text", "") for event in folder.rows("events.jsonl")
+    )
+    assert folder.env()["data"] == json.loads(json.dumps(data(str(file))))
+
+
+def test_a_long_row_is_left_out_before_the_start_and_the_plan_knows_it(tiny, tmp_path):
+    """Before, the run ended at the step that drew it, and again after every resume."""
+    file = write(tmp_path / "s.csv", [*ROWS[:16], ("1+" * 260 + "1?", 261), *ROWS[16:]])
+    config = tiny(
+        "grpo",
+        task=file,
+        teacher=None,
+        difficulty=None,
+        steps=3,
+        prompts_per_step=8,
+        max_new_tokens=4,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        folder = run(config, tmp_path / "run")
+    (sentence,) = [str(one.message) for one in caught if "above" in str(one.message)]
+    assert (
+        "1 of 21 rows have prompts above 508 tokens (the context of 512 tokens of student,"
+        " less 4 for the completion)" in sentence
+    )
+    assert sentence.endswith("(s.csv, row 17)")
+    assert sentence in [event.get("text") for event in folder.rows("events.jsonl")]
+    assert folder.status()["state"] == "done"
+    assert longest_prompt(config) < 120
+    assert longest_prompt(config.model_copy(update={"max_prompt_tokens": 80})) <= 80
+    with pytest.raises(
+        ValueError, match=r"longest 5\d\d \(s\.csv, row 17\): shorten or remove them"
+    ):
+        run(config.model_copy(update={"long_prompts": "refuse"}), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_system_prompt_without_a_template_is_refused(tiny, tmp_path):
+    with pytest.raises(
+        ValueError,
+        match=r"the tokenizer of student has no chat template; drop system_prompt, or"
+        r" .*prompt_template",
+    ):
+        run(tiny("grpo", teacher=None, system_prompt="Be brief."), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
