@@ -120,8 +120,8 @@ class Loop:
         self.config, self.folder = config, folder
         if processes.count() > config.prompts_per_step:
             raise ValueError(
-                f"{processes.count()} processes share the prompts of a step: set"
-                f" prompts_per_step to {processes.count()} or more"
+                f"{processes.count()} processes share the prompts of a step: use --set"
+                f" prompts_per_step={processes.count()} or more"
             )
         self.knobs = knobs or Knobs(config)
         self.method = METHODS[config.method]
@@ -877,7 +877,7 @@ class Loop:
             _check_gap(
                 gap,
                 wrong,
-                "correct for it with importance_cap=2, or use engine=fast",
+                "correct for it with --set importance_cap=2, or use --set engine=fast",
                 DenseTwin.suits(self.policy),
                 MAX_GAP_OTHER,
             )
