@@ -196,7 +196,8 @@ def attach(
     """Put the adapter of a folder on a model, under a name, and check that all of it arrives.
 
     Args:
-        model: a base, or one that has adapters already.
+        model: a base, or one that has adapters already. In one without data (device meta) the
+            adapter is checked and not loaded.
         path: the adapter's folder.
         name: of the adapter in the model.
         base: what the user calls the model, for messages.
@@ -209,6 +210,7 @@ def attach(
     """
     stored, tensors = adapter_settings(path), _read(path)
     unfit = f"the adapter {str(path)!r} does not fit the base {base!r}"
+    empty = model.device.type == "meta"
     try:
         config = LoraConfig.from_pretrained(str(path))
         config.init_lora_weights = True  # every value comes from the file
@@ -220,7 +222,7 @@ def attach(
             if isinstance(model, PeftModel):
                 model.add_adapter(name, config)
             else:
-                model = get_peft_model(model, config, name)
+                model = get_peft_model(model, config, name, low_cpu_mem_usage=empty)
     except (
         ValueError,
         TypeError,
@@ -236,6 +238,8 @@ def attach(
     below: Any = model.get_base_model()
     check_tensors(tensors, places, dict(below.named_parameters()), unfit)
     _check_depth(stored, places, int(below.config.num_hidden_layers), unfit)
+    if empty:
+        return model
     model.load_adapter(adapter_folder(path), name, is_trainable=trainable)
     arrived = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     lost = [
@@ -310,7 +314,11 @@ def check_tensors(
             f" {tuple(tensors[key].shape)}, where the base has {tuple(there[key].shape)};"
             " it was trained on another one; give its own base"
         )
-    changed = [key for key in extra if not torch.equal(tensors[key].to(there[key]), there[key])]
+    changed = [
+        key
+        for key in extra
+        if not there[key].is_meta and not torch.equal(tensors[key].to(there[key]), there[key])
+    ]
     if changed:
         raise ValueError(
             f"{unfit}: it brings weights of its own for {_some(changed, len(tensors))}, which"

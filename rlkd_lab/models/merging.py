@@ -89,7 +89,7 @@ def merge(policy: LanguageModel, into: str, dtype: torch.dtype) -> tuple[PreTrai
     if into == "nf4" and policy.quant != "nf4":
         raise ValueError(
             f"the base of this adapter was not quantised (quant={policy.quant}), so there are"
-            " no NF4 weights to merge into: use full"
+            " no NF4 weights to merge into: use --into full"
         )
     model = AutoModelForCausalLM.from_pretrained(
         locate(policy.source), dtype=torch.float32, use_safetensors=True, trust_remote_code=False

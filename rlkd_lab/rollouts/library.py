@@ -72,7 +72,7 @@ def continuous(request: Request) -> tuple[Tensor, Tensor]:
         # its paged attention leaves them out (seen with transformers 5.23)
         raise ValueError(
             "transformers' continuous batching does not compute the soft caps of"
-            f" {lm.source}: use engine=fast"
+            f" {lm.source}: use --set engine=fast"
         )
     prompts = request.unpadded()
     together = min(request.at_once or request.rows, request.rows)
@@ -110,7 +110,7 @@ def continuous(request: Request) -> tuple[Tensor, Tensor]:
                 found = manager.get_result(timeout=0.05)
                 if found is not None and found.error is not None:
                     raise RuntimeError(
-                        f"transformers' continuous batching: {found.error}; use engine=fast"
+                        f"transformers' continuous batching: {found.error}; use --set engine=fast"
                     )
                 if found is not None and found.is_finished():
                     row, drawn = rows.pop(found.request_id), found.generated_tokens
@@ -121,7 +121,8 @@ def continuous(request: Request) -> tuple[Tensor, Tensor]:
                 elif found is None and not manager.is_running():
                     raise RuntimeError(
                         "transformers' continuous batching ended early:"
-                        f" {manager.background_thread_status.fatal_error}; use engine=fast"
+                        f" {manager.background_thread_status.fatal_error}; use --set"
+                        " engine=fast"
                     )
             stopped = False
         finally:

@@ -11,11 +11,10 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlkd_lab.models import LanguageModel
-from rlkd_lab.models.adapters import adapter_folder
+from rlkd_lab.models import LanguageModel, locate
+from rlkd_lab.models.adapters import adapter_folder, attach
 from rlkd_lab.models.loading import load_tokenizer
 from rlkd_lab.models.merging import DTYPES, INTO, Merged, kl_per_token, merge
 from rlkd_lab.objectives import nearest
@@ -109,15 +108,15 @@ def export_run(
 
 
 def _student_of(run: Path, checkpoint: int | None) -> Target:
-    """The run's target, with an adapter that can be read."""
+    """The run's target, with an adapter that can be read and is whole."""
     RunFolder.open(run)  # an adapter or a model, which an evaluation takes too, is no run
     target = find_target(str(run), checkpoint=checkpoint)
     assert target.adapter is not None
-    try:
-        with safe_open(Path(adapter_folder(target.adapter)) / "adapter_model.safetensors", "pt"):
-            pass
-    except SafetensorError as error:
-        raise ValueError(f"the adapter {target.adapter} is damaged: {error}") from error
+    adapter_folder(target.adapter)
+    config = AutoConfig.from_pretrained(locate(target.base), trust_remote_code=False)
+    with torch.device("meta"):  # sizes are enough to see whether the adapter is whole
+        empty = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    attach(empty, target.adapter, "default", target.base)
     return target
 
 

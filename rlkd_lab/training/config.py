@@ -368,13 +368,13 @@ class RunConfig(BaseModel):
             and self.teacher is None
         ):
             raise ValueError(
-                f"{self.method} needs a teacher: set teacher to an embedded name (teacher,"
-                " teacher-concise), a folder or a hub id"
+                f"{self.method} needs a teacher: --set teacher=NAME, an embedded name"
+                " (teacher, teacher-concise), a folder or a hub id"
             )
         if self.interference_every and self.group_size < 2:
             raise ValueError(
                 "interference compares the method with GRPO, which needs a group of 2 or"
-                " more: raise group_size, or set interference_every to 0"
+                " more: use --set group_size=2 or more, or --set interference_every=0"
             )
         if self.teacher_home == "host" and "divergence" in needs_of(method, {}, options):
             raise ValueError(
@@ -384,7 +384,7 @@ class RunConfig(BaseModel):
         if "groups" in method.needs and self.group_size < 2:
             raise ValueError(
                 f"{self.method} compares completions of one prompt: a group of"
-                f" {self.group_size} has no spread; set group_size to 2 or more"
+                f" {self.group_size} has no spread; use --set group_size=2 or more"
             )
         try:
             json.dumps(self.model_dump(), allow_nan=False, ensure_ascii=False).encode()
@@ -628,7 +628,7 @@ def likely_mistakes(config: RunConfig) -> list[str]:
     if clips and config.updates_per_rollout * config.minibatches == 1 and config.method != "trrd":
         found.append(
             f"{' and '.join(clips)} cannot act: with one update per rollout the ratio is 1;"
-            " set updates_per_rollout to 2 or more"
+            " use --set updates_per_rollout=2 or more"
         )
     if (fault := fault_of(config.task)) is not None:
         found.append(fault)

@@ -46,7 +46,7 @@ GUARDS: Mapping[str, Guard] = {
     "teacher": Guard(
         "a teacher that gives a sampled token the log-probability −∞ or NaN, where the method"
         " needs it",
-        "load it with teacher_quant=none to see whether quantisation does that, or take"
+        "load it with --set teacher_quant=none to see whether quantisation does that, or take"
         " another teacher",
         "stop",
         update=True,

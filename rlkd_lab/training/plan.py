@@ -309,9 +309,9 @@ def _would_fit(config: RunConfig, memory: float, gpu: bool, prompt: int) -> str:
             if len(together) == len(names) and plan(
                 config.model_copy(update=together), gpu, prompt
             ).fits(memory, gpu):
-                return f"What would fit: {', '.join(names)} together"
+                return f"What would fit: {' '.join(f'--set {name}' for name in names)} together"
     return (
-        f"What would fit: {' or '.join(ways)}"
+        f"What would fit: {' or '.join(f'--set {way}' for way in ways)}"
         if ways
         else "A smaller model would be needed, or a larger card"
     )

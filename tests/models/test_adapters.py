@@ -12,9 +12,10 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlkd_lab.models import load_policy, load_teacher, policy_logps, reference_of
+from rlkd_lab.models.adapters import attach
 from rlkd_lab.models.merging import merge
 from rlkd_lab.rollouts import dense_copy, sequences_of
 from rlkd_lab.study.targets import find_target
@@ -127,6 +128,11 @@ def assert_is(lm, model, adapter, held):
         torch.testing.assert_close(ours(copy.lm), expected, rtol=0, atol=1e-4)
     if adapter is not None:  # which would be the same without a word
         assert (ours(lm) - independent(model, None, lm)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_adapter_fits_a_base_without_data(base, adapter_of, kind):
+    without_data(base, adapter_of(base, kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -401,6 +407,13 @@ EVERYWHERE = ("another prefix", "half of the layers", "more layers", "not a numb
 """Of them, those that are tried on every path."""
 
 
+def without_data(base, adapter):
+    """As an export looks at an adapter that it copies."""
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    return attach(empty, adapter, "default", base)
+
+
 def shared_teacher(base, adapter):
     return load_teacher(base, "none", policy=load_policy(base, "none"), adapter=adapter)
 
@@ -417,6 +430,7 @@ PATHS = {
     "teacher_adapter=, apart": lambda base, adapter: load_teacher(base, "none", adapter=adapter),
     "rlkd eval": lambda base, adapter: find_target(adapter, base=base, quant="none").load(),
     "merge": merged,
+    "export": without_data,
 }
 
 

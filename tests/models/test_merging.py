@@ -166,7 +166,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(adapter_with):
 
 
 def test_nf4_weights_that_there_are_not(adapter_with):
-    with pytest.raises(ValueError, match=r"was not quantised \(quant=none\).*use full"):
+    with pytest.raises(ValueError, match=r"was not quantised \(quant=none\).*use --into full"):
         merge(load_teacher("student", "none", adapter=adapter_with(0.05)), "nf4", torch.bfloat16)
 
 

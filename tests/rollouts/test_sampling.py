@@ -120,7 +120,7 @@ def test_pitfall_05_so_are_those_of_continuous_batching(make_model, stir, family
 def test_continuous_batching_is_refused_where_it_leaves_something_out(make_model):
     # transformers' paged attention does not know Gemma 2's soft caps: log-probabilities were wrong
     # in the third digit, without a word
-    with pytest.raises(ValueError, match=r"soft caps of .*: use engine=fast"):
+    with pytest.raises(ValueError, match=r"soft caps of .*: use --set engine=fast"):
         sample(
             load_policy(make_model("gemma2"), "none"),
             PROMPTS,

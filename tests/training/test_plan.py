@@ -250,13 +250,13 @@ def test_what_cannot_be_made_to_fit_says_what_would(make_model):
     [
         (
             {"max_new_tokens": 128, "teacher_home": "host"},
-            "max_new_tokens=128, teacher_home=host together",
+            "--set max_new_tokens=128 --set teacher_home=host together",
         ),
         (
             {"max_new_tokens": 64, "prompts_per_step": 3, "teacher_home": "host"},
-            "max_new_tokens=64, prompts_per_step=3, teacher_home=host together",
+            "--set max_new_tokens=64 --set prompts_per_step=3 --set teacher_home=host together",
         ),
-        ({"prompts_per_step": 3}, "prompts_per_step=3"),
+        ({"prompts_per_step": 3}, "--set prompts_per_step=3"),
         ({"max_new_tokens": 32}, "A smaller model would be needed, or a larger card"),
     ],
 )

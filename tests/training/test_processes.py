@@ -116,6 +116,6 @@ def test_more_processes_than_prompts_are_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "from_first", lambda value: value)
     with pytest.raises(
         ValueError,
-        match="3 processes share the prompts of a step: set prompts_per_step to 3 or more",
+        match="3 processes share the prompts of a step: use --set prompts_per_step=3 or more",
     ):
         run(tiny(prompts_per_step=2), tmp_path / "run")

@@ -186,7 +186,7 @@ def test_an_engine_that_does_not_sample_the_policy_is_refused_unless_it_is_corre
     with pytest.raises(
         ValueError,
         match=r"engines.py:lying does not sample the policy.* differ by 0\.5 nats; correct for it"
-        r" with importance_cap=2",
+        r" with --set importance_cap=2",
     ):
         run(tiny("grpo", engine=engine, **ONE_UPDATE), tmp_path / "refused")
     with pytest.raises(
