@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from matplotlib.transforms import offset_copy
 
-from rlkd_lab.lab.plots import PANELS, STYLES, looks
+from rlkd_lab.lab.plots import PANELS, STYLES, literal, looks
 from rlkd_lab.study.results import left_out
 from rlkd_lab.study.statistics import half_width
 
@@ -163,7 +163,7 @@ def draw_arms(
         rows = runs[runs["arm"] == arm]
         spread(axes, place, rows[measure], *dot(str(rows["method"].iloc[0])))
     tick(axes, [(names or {}).get(arm, arm) for arm in arms])
-    axes.set_ylabel(NAMES.get(measure, measure))
+    axes.set_ylabel(_named(measure))
     axes.grid(axis="y", alpha=0.25)
 
 
@@ -219,7 +219,7 @@ def plot_differences(
         draw_arms(
             axes, rest.assign(**{measure: rest[measure] - rest["seed"].map(base[measure])}), measure
         )
-        axes.set_ylabel(f"{NAMES.get(measure, measure)}\nminus that of {against}")
+        axes.set_ylabel(f"{_named(measure)}\nminus that of {literal(against)}")
     return _finished(
         figure,
         title,
@@ -250,7 +250,7 @@ def plot_knob(
     figure, panels = new_figure(len(methods))
     for axes, method in zip(panels, methods, strict=True):
         draw_knob(axes, kept[kept["method"] == method], knob, measure)
-        axes.set_title(method, fontsize=10)
+        axes.set_title(literal(method), fontsize=10)
     low, high = _limits(panels)
     for axes in panels:
         axes.set_ylim(low, high)
@@ -282,8 +282,8 @@ def draw_knob(axes: Axes, runs: pd.DataFrame, knob: str, measure: str) -> None:
     axes.margins(x=0.1)  # room for the dots
     for value, place in places.items():
         spread(axes, place, groups[value], colour, marker)
-    axes.set_xlabel(knob)
-    axes.set_ylabel(NAMES.get(measure, measure))
+    axes.set_xlabel(literal(knob))
+    axes.set_ylabel(_named(measure))
     axes.grid(alpha=0.25)
 
 
@@ -308,7 +308,7 @@ def plot_frontier(
             marker,
             color=colour,
             markersize=8,
-            label=arm,
+            label=literal(arm, legend=True),
         )
     beaten = [
         ((means[cost] <= x) & (means[gain] >= y) & ((means[cost] < x) | (means[gain] > y))).any()
@@ -322,8 +322,8 @@ def plot_frontier(
         else f"no arm is shorter or more accurate in the mean than {best.index[0]}"
     )
     axes.legend(frameon=False, fontsize=8)
-    axes.set_xlabel(NAMES.get(cost, cost))
-    axes.set_ylabel(NAMES.get(gain, gain))
+    axes.set_xlabel(_named(cost))
+    axes.set_ylabel(_named(gain))
     axes.grid(alpha=0.25)
     return _finished(figure, title, f"small dots: seeds; large: means over {seeds}; {joined}")
 
@@ -368,12 +368,12 @@ def plot_budget(
                 linewidth=1.8,
                 marker="o",
                 markersize=3.5,
-                label=arm,
+                label=literal(arm, legend=True),
             )
         axes.axvline(shared_budget(curves, budget), color="#888888", linewidth=0.8, linestyle="--")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 40k
-        axes.set_xlabel(NAMES.get(budget, budget))
-        axes.set_ylabel(NAMES.get(metric, metric))
+        axes.set_xlabel(_named(budget))
+        axes.set_ylabel(_named(metric))
         axes.grid(alpha=0.25)
     panels[-1].legend(frameon=False, fontsize=8)
     return _finished(
@@ -463,23 +463,28 @@ def plot_heat(
             )
     axes.set_xticks(
         range(len(means.columns)),
-        [f"{value:g}" if isinstance(value, float) else str(value) for value in means.columns],
+        [f"{value:g}" if isinstance(value, float) else literal(value) for value in means.columns],
     )
     axes.set_yticks(
         range(len(means.index)),
-        [f"{value:g}" if isinstance(value, float) else str(value) for value in means.index],
+        [f"{value:g}" if isinstance(value, float) else literal(value) for value in means.index],
     )
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    figure.colorbar(image, ax=axes, label=NAMES.get(measure, measure))
+    axes.set_xlabel(literal(across))
+    axes.set_ylabel(literal(up))
+    figure.colorbar(image, ax=axes, label=_named(measure))
     return _finished(figure, title, f"mean and half of the 95 % interval over {seeds}")
+
+
+def _named(column: str) -> str:
+    """A column for an axis."""
+    return literal(NAMES.get(column, column))
 
 
 def tick(axes: Axes, texts: Sequence[str]) -> None:
     """Names along the bottom, turned where there are many."""
     axes.set_xticks(
         range(len(texts)),
-        texts,
+        [literal(text) for text in texts],
         rotation=30 if len(texts) > 3 else 0,
         ha="right" if len(texts) > 3 else "center",
     )
@@ -493,6 +498,6 @@ def _limits(panels: Sequence[Axes]) -> tuple[float, float]:
 
 def _finished(figure: Figure, title: str | None, caption: str) -> Figure:
     if title:
-        figure.suptitle(title, fontsize=11)
-    figure.supxlabel(caption, fontsize=8, color="#555555")
+        figure.suptitle(literal(title), fontsize=11)
+    figure.supxlabel(literal(caption), fontsize=8, color="#555555")
     return figure

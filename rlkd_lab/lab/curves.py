@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import SymmetricalLogLocator
 
 from rlkd_lab.lab.history import History, Twin
-from rlkd_lab.lab.plots import PANELS, STYLES, png
+from rlkd_lab.lab.plots import PANELS, STYLES, literal, png
 from rlkd_lab.objectives import METHODS
 
 WINDOW = 9
@@ -194,7 +194,7 @@ def draw(history: History, method: str, group: str = "main", *, steps: int | Non
                 names[0],
                 colour,
                 "-" if style == ":" else style,
-                METHODS[method].title if method in METHODS else method,
+                literal(METHODS[method].title if method in METHODS else method, legend=True),
                 window,
             )
             _twins(axes, history, names[0], colour, untouched, chance, window)

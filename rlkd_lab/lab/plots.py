@@ -79,6 +79,21 @@ ALL = (
 )
 
 
+def literal(text: object, legend: bool = False) -> str:
+    r"""A user's text for a figure, which matplotlib then shows as it stands: it would read ``$…$``
+    as a formula.
+
+    Args:
+        text: a name of a run, an arm, a method, a column or a knob, or a value of one.
+        legend: for a legend, which leaves out names that begin with ``_``; they begin with a space
+            here.
+
+    >>> literal("5$ to 7$"), literal("_own", legend=True)
+    ('5\$ to 7\$', ' _own')
+    """
+    return (" " if legend and str(text).startswith("_") else "") + str(text).replace("$", r"\$")
+
+
 def x_values(frame: pd.DataFrame, x: XAxis) -> pd.Series:
     """Steps, generated tokens so far, or seconds so far."""
     if x == "tokens":
@@ -104,9 +119,8 @@ def draw_metric(
         label = None
         if method not in labelled:
             seeds = methods.count(method)
-            label = (METHODS[method].title if method in METHODS else method) + (
-                f", {seeds} runs" if seeds > 1 else ""
-            )
+            title = METHODS[method].title if method in METHODS else method
+            label = literal(title + (f", {seeds} runs" if seeds > 1 else ""), legend=True)
             labelled.add(method)
         if metric.startswith("eval/"):
             axes.plot(
@@ -122,7 +136,7 @@ def draw_metric(
                 linewidth=1.8,
                 label=label,
             )
-    axes.set_ylabel(PANELS.get(metric, metric))
+    axes.set_ylabel(literal(PANELS.get(metric, metric)))
     axes.set_xlabel({"steps": "step", "tokens": "generated tokens", "seconds": "seconds"}[x])
     axes.grid(alpha=0.25)
     if metric.startswith("eval/accuracy"):
@@ -188,7 +202,7 @@ def plot_runs(
             title_fontsize=8,
         )
     if title:
-        figure.suptitle(title)
+        figure.suptitle(literal(title))
     height = figure.get_figheight()
     rows_of_legend = -(-len(found) // 4)
     figure.tight_layout(rect=(0, (0.35 + 0.22 * rows_of_legend) / height, 1, 1))
@@ -257,7 +271,7 @@ def plot_groups(
                 marker="o" if evaluated else None,
                 markersize=4,
             )
-        axes.set_ylabel(PANELS.get(metric, metric))
+        axes.set_ylabel(literal(PANELS.get(metric, metric)))
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
         if metric.startswith("eval/accuracy"):
@@ -277,9 +291,10 @@ def plot_groups(
     counts = {len(runs) for runs in groups.values()}
     seeds = f"{min(counts)} seeds" if len(counts) == 1 else f"{min(counts)}–{max(counts)} seeds"
     heading = f"mean over {seeds}, each seed faint · trailing mean of {window} steps"
+    labels = [literal(label, legend=True) for label in handles]
     figure.legend(
         handles.values(),
-        handles.keys(),
+        labels,
         loc="lower center",
         ncols=min(4, len(handles)),
         title=heading,
@@ -288,7 +303,7 @@ def plot_groups(
         title_fontsize=8,
     )
     if title:
-        figure.suptitle(title)
+        figure.suptitle(literal(title))
     figure.tight_layout(
         rect=(0, (0.4 + 0.22 * -(-len(handles) // 4)) / figure.get_figheight(), 1, 1)
     )

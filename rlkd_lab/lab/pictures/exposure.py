@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from rlkd_lab.lab.pictures.prediction import BLUE, ORANGE, Picture, blank
+from rlkd_lab.lab.plots import literal
 from rlkd_lab.tasks.arithmetic import ArithmeticTask, steps
 from rlkd_lab.tasks.base import Example, seeded
 
@@ -136,8 +137,8 @@ def exposure_bias(measured: pd.DataFrame, title: str = "") -> Figure:
     axes.set_yticks(range(0, 101, 20))
     sizes = sorted(measured["n"].unique())
     axes.set_title(
-        f"{title}{': ' if title else ''}{' or '.join(map(str, sizes))} continuations a bar,"
-        " 95 % bootstrap over prompts",
+        f"{literal(title)}{': ' if title else ''}{' or '.join(map(str, sizes))} continuations"
+        " a bar, 95 % bootstrap over prompts",
         fontsize=10,
     )
     axes.legend(loc="upper center", ncols=2, frameon=False, fontsize=10)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rlkd_lab.lab.pictures.prediction import BLUE, GREEN, GREY, ORANGE, Control, Picture, blank
-from rlkd_lab.lab.plots import STYLES
+from rlkd_lab.lab.plots import STYLES, literal
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
 
@@ -80,8 +80,10 @@ def annealing_stack(runs: RunFolder | Sequence[RunFolder], window: int = 5) -> F
         coefficient = (
             pd.to_numeric(frame["coef/kd_coef"]) if has_teacher_term else pd.Series([], dtype=float)
         )
-        name = f"{METHODS[config['method']].title}, seed {config['seed']}" + (
-            "" if has_teacher_term else " (no kd_coef)"
+        name = literal(
+            f"{METHODS[config['method']].title}, seed {config['seed']}"
+            + ("" if has_teacher_term else " (no kd_coef)"),
+            legend=True,
         )
         top.plot(coefficient.index, coefficient, label=name, **look)
         drawn[0] += has_teacher_term
@@ -292,7 +294,7 @@ def gradient_angle(run: RunFolder) -> Figure:
     axes.set_xlabel("step")
     axes.set_ylabel("angle, degrees")
     axes.set_title(
-        f"{METHODS[run.config()['method']].title}: two gradients at the LoRA coordinates",
+        f"{literal(METHODS[run.config()['method']].title)}: two gradients at the LoRA coordinates",
         fontsize=11,
     )
     axes.grid(alpha=0.25)
