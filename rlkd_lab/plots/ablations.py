@@ -25,6 +25,7 @@ from rlkd_lab.plots.points import (
     panel_figure,
     runs_that_count,
 )
+from rlkd_lab.plots.styles import literal
 from rlkd_lab.study.statistics import half_width
 
 
@@ -72,7 +73,7 @@ def plot_differences(
         axes.axhline(0, color="#888888", linewidth=0.8)
         difference = rest[measure] - rest["seed"].map(base[measure])
         draw_arms(axes, rest.assign(**{measure: difference}), measure)
-        axes.set_ylabel(f"{label_of(measure)}\nminus that of {against}")
+        axes.set_ylabel(f"{label_of(measure)}\nminus that of {literal(against)}")
     caption = "dots: seeds; mean and 95 % interval of the difference by seed"
     return finish(figure, title, f"{caption}, over {count_seeds(rest)}{omitted}")
 
@@ -119,7 +120,7 @@ def plot_knob(
     figure, panels = panel_figure(len(methods))
     for axes, method in zip(panels, methods, strict=True):
         draw_knob(axes, kept[kept["method"] == method], knob, measure)
-        axes.set_title(method, fontsize=10)
+        axes.set_title(literal(method), fontsize=10)
     share_limits(panels)
     return finish(figure, title, f"dots: seeds; line: means; bars: 95 % interval over {seeds}")
 
@@ -158,9 +159,9 @@ def plot_heat(
             colour = "white" if value < middle else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     for set_ticks, values in ((axes.set_xticks, means.columns), (axes.set_yticks, means.index)):
-        texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+        texts = [f"{value:g}" if isinstance(value, float) else literal(value) for value in values]
         set_ticks(range(len(texts)), texts)
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
+    axes.set_xlabel(literal(across))
+    axes.set_ylabel(literal(up))
     figure.colorbar(image, ax=axes, label=label_of(measure))
     return finish(figure, title, f"mean and half of the 95 % interval over {seeds}")

@@ -26,7 +26,7 @@ from rlkd_lab.plots.points import (
     panel_figure,
     runs_that_count,
 )
-from rlkd_lab.plots.styles import Style, line, styles_of
+from rlkd_lab.plots.styles import Style, line, literal, styles_of
 
 Budget = Literal["sampled_tokens", "train_seconds", "step"]
 
@@ -50,7 +50,7 @@ def plot_frontier(
         colour, marker = dot_style(str(rows["method"].iloc[0]))
         axes.scatter(rows[cost], rows[gain], s=14, color=colour, alpha=0.35, linewidths=0)
         x, y = means.loc[arm, cost], means.loc[arm, gain]
-        axes.plot(x, y, marker, color=colour, markersize=8, label=arm)
+        axes.plot(x, y, marker, color=colour, markersize=8, label=literal(arm, legend=True))
     best = _unbeaten(means, cost, gain)
     axes.plot(best[cost], best[gain], color="#888888", linewidth=1, linestyle="--", zorder=0)
     axes.legend(frameon=False, fontsize=8)
@@ -123,7 +123,7 @@ def _draw_spending(
         axes.plot(one[budget], one[metric], alpha=0.2, linewidth=0.8, **look)
     mean = rows.groupby("step")[[budget, metric]].mean()
     look |= {"linewidth": 1.8, "marker": "o", "markersize": 3.5}
-    axes.plot(mean[budget], mean[metric], label=label, **look)
+    axes.plot(mean[budget], mean[metric], label=literal(label, legend=True), **look)
 
 
 def shared_budget(curves: pd.DataFrame, budget: Budget) -> float:

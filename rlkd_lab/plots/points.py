@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
-from rlkd_lab.plots.styles import AXIS_LABELS, say_empty, style_of, white_figure
+from rlkd_lab.plots.styles import AXIS_LABELS, literal, say_empty, style_of, white_figure
 from rlkd_lab.study.results import left_out
 from rlkd_lab.study.statistics import half_width
 
@@ -44,7 +44,7 @@ def dot_style(method: str) -> tuple[str, str]:
 
 def label_of(column: str) -> str:
     """Return the axis label of a metric or column."""
-    return LABELS.get(column, column)
+    return literal(LABELS.get(column, column))
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def draw_knob(axes: Axes, runs: pd.DataFrame, knob: str, measure: str) -> None:
     axes.margins(x=0.1)  # space for the dots
     for value, place in places.items():
         draw_spread(axes, place, groups[value], colour, marker)
-    axes.set_xlabel(knob)
+    axes.set_xlabel(literal(knob))
     axes.set_ylabel(label_of(measure))
     axes.grid(alpha=0.25)
 
@@ -199,13 +199,15 @@ def name_ticks(axes: Axes, texts: Sequence[str]) -> None:
     """Write names along the x-axis, turned where there are more than three."""
     many = len(texts) > 3
     rotation, side = (30, "right") if many else (0, "center")
-    axes.set_xticks(range(len(texts)), texts, rotation=rotation, ha=side)
+    axes.set_xticks(
+        range(len(texts)), [literal(text) for text in texts], rotation=rotation, ha=side
+    )
     axes.set_xlim(-0.6, len(texts) - 0.4)
 
 
 def finish(figure: Figure, title: str | None, caption: str) -> Figure:
     """Add the title above a figure and the caption below it."""
     if title:
-        figure.suptitle(title, fontsize=11)
-    figure.supxlabel(caption, fontsize=8, color="#555555")
+        figure.suptitle(literal(title), fontsize=11)
+    figure.supxlabel(literal(caption), fontsize=8, color="#555555")
     return figure

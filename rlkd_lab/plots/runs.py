@@ -20,6 +20,7 @@ from rlkd_lab.plots.styles import (
     Style,
     legend_entries,
     line,
+    literal,
     say_empty,
     style_of,
     styles_of,
@@ -91,7 +92,9 @@ def draw_metric(
         label = None
         if method not in labelled:
             seeds = methods.count(method)
-            label = title_of(method) + (f", {seeds} runs" if seeds > 1 else "")
+            label = literal(title_of(method), legend=True) + (
+                f", {seeds} runs" if seeds > 1 else ""
+            )
             labelled.add(method)
         if metric.startswith("eval/"):
             axes.plot(at, values, marker="o", markersize=4, label=label, **look)
@@ -164,7 +167,15 @@ def _draw_group(
         axes.plot(curve.index, curve, alpha=0.25, linewidth=0.8, **look)
     mean = pd.concat(curves, axis=1, join="inner").mean(axis=1)  # where every seed has a value
     marker = "o" if evaluated else None
-    axes.plot(mean.index, mean, linewidth=2, marker=marker, markersize=4, label=label, **look)
+    axes.plot(
+        mean.index,
+        mean,
+        linewidth=2,
+        marker=marker,
+        markersize=4,
+        label=literal(label, legend=True),
+        **look,
+    )
 
 
 def seed_table(
@@ -265,7 +276,7 @@ def _x_values(frame: pd.DataFrame, x: XAxis) -> pd.Series:
 
 
 def _finish_panel(axes: Axes, metric: str, label: str) -> None:
-    axes.set_ylabel(AXIS_LABELS.get(metric, metric))
+    axes.set_ylabel(literal(AXIS_LABELS.get(metric, metric)))
     axes.set_xlabel(label)
     axes.grid(alpha=0.25)
     if metric.startswith("eval/accuracy"):
@@ -295,6 +306,6 @@ def _add_legend(
             title_fontsize=8,
         )
     if title:
-        figure.suptitle(title)
+        figure.suptitle(literal(title))
     lines = -(-len(entries) // 4)
     figure.tight_layout(rect=(0, (space + 0.22 * lines) / figure.get_figheight(), 1, 1))

@@ -58,6 +58,20 @@ AXIS_LABELS: dict[str, str] = {
 """Labels of the y-axes, by metric."""
 
 
+def literal(text: object, legend: bool = False) -> str:
+    r"""Return a user's text as matplotlib shows it unchanged. It would read ``$…$`` as a formula.
+
+    Args:
+        text: a name of a run, an arm, a method, a column or a knob, or a value of one.
+        legend: for a legend, which leaves out names that begin with ``_``. They begin with a space
+            here.
+
+    >>> literal("5$ to 7$"), literal("_own", legend=True)
+    ('5\\$ to 7\\$', ' _own')
+    """
+    return (" " if legend and str(text).startswith("_") else "") + str(text).replace("$", r"\$")
+
+
 def style_of(method: str) -> Style:
     """Return the style of a method, or a grey solid line for a method without a style."""
     return STYLES.get(method, ("#555555", "-"))

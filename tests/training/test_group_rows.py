@@ -5,8 +5,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from rlkd_lab.lab.live.tokens import token_arrays
 
+from rlkd_lab.lab.live.tokens import token_arrays
 from rlkd_lab.objectives import group_advantages
 from rlkd_lab.tasks import ArithmeticTask, Score
 from rlkd_lab.training import replay, run

@@ -27,7 +27,15 @@ from rlkd_lab.lab.live.curve_groups import (
     TITLES,
 )
 from rlkd_lab.lab.live.history import Fork, History
-from rlkd_lab.plots.styles import legend_entries, line, say_empty, style_of, title_of, white_figure
+from rlkd_lab.plots.styles import (
+    legend_entries,
+    line,
+    literal,
+    say_empty,
+    style_of,
+    title_of,
+    white_figure,
+)
 
 WINDOW = 9
 LABEL = 36
@@ -176,7 +184,7 @@ def _draw_one(
     series = history[name]
     if not len(series):
         return
-    look = line((colour, style), label=label)
+    look = line((colour, style), label=literal(label, legend=True))
     if series.exact:
         axes.plot(series.steps, series.values, marker="o", markersize=4, **look)
     else:

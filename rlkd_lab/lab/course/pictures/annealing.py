@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rlkd_lab.lab.course.pictures.prediction import GREY, Picture, PictureControl
-from rlkd_lab.plots.styles import line, say_empty, style_of, title_of, white_figure
+from rlkd_lab.plots.styles import line, literal, say_empty, style_of, title_of, white_figure
 from rlkd_lab.runs import RunFolder
 
 
@@ -64,7 +64,7 @@ def annealing_stack(runs: RunFolder | Sequence[RunFolder], window: int = 5) -> F
         colour, style = style_of(config["method"])
         # Dotted is the untouched fork in every other figure.
         look = line((colour, "-" if style == ":" else style), linewidth=1.8)
-        name = f"{title_of(config['method'])}, seed {config['seed']}"
+        name = literal(f"{title_of(config['method'])}, seed {config['seed']}", legend=True)
         if "coef/kd_coef" in frame:
             coefficient = pd.to_numeric(frame["coef/kd_coef"])
             top.plot(coefficient.index, coefficient, label=name, **look)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from rlkd_lab.lab.course.pictures.prediction import BLUE, GREY, ORANGE, Picture, PictureControl
-from rlkd_lab.plots.styles import white_figure
+from rlkd_lab.plots.styles import literal, white_figure
 
 
 def kl_of_samples(samples: pd.DataFrame) -> NDArray[np.float64]:
@@ -83,7 +83,7 @@ def kl_concentration(kl: ArrayLike, top: float = 0.05, label: str = "KL to the t
     )
     axes.set_xlabel("share of tokens, %")
     axes.set_ylabel("share of the KL, %")
-    axes.set_title(f"{label}, {len(ordered)} tokens", fontsize=11)
+    axes.set_title(f"{literal(label)}, {len(ordered)} tokens", fontsize=11)
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 103)
     axes.grid(alpha=0.25)

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from rlkd_lab.lab.course.pictures.prediction import BLUE, ORANGE, Picture
-from rlkd_lab.plots.styles import white_figure
+from rlkd_lab.plots.styles import literal, white_figure
 from rlkd_lab.tasks.arithmetic import ArithmeticTask, steps
 from rlkd_lab.tasks.base import Example, seeded
 
@@ -133,7 +133,7 @@ def exposure_bias(measured: pd.DataFrame, title: str = "") -> Figure:
     axes.set_yticks(range(0, 101, 20))
     sizes = sorted(measured["n"].unique())
     axes.set_title(
-        (f"{title}: " if title else "")
+        (f"{literal(title)}: " if title else "")
         + f"{' or '.join(map(str, sizes))} continuations a bar, 95 % bootstrap over prompts",
         fontsize=10,
     )

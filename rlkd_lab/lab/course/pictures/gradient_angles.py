@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rlkd_lab.lab.course.pictures.prediction import BLUE, GREEN, GREY, ORANGE, Picture
-from rlkd_lab.plots.styles import line, title_of, white_figure
+from rlkd_lab.plots.styles import line, literal, title_of, white_figure
 from rlkd_lab.runs import RunFolder
 
 NOT_RECORDED = "this run recorded no interference: train it with --set interference_every=5"
@@ -58,7 +58,7 @@ def gradient_angle(run: RunFolder) -> Figure:
         axes.text(0.99, height / 180, word, fontsize=8, color=GREY, **place)
     axes.set_xlabel("step")
     axes.set_ylabel("angle, degrees")
-    title = f"{title_of(run.config()['method'])}: two gradients at the LoRA coordinates"
+    title = f"{literal(title_of(run.config()['method']))}: two gradients at the LoRA coordinates"
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.25)
     axes.legend(loc="upper left", frameon=False, fontsize=9)
