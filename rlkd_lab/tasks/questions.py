@@ -1,5 +1,5 @@
-r"""Questions with answers, from a file or the hub, judged by math-verify: GSM8K and MATH and
-whatever looks like them.
+r"""Questions with answers, from a file or the hub, judged by the kind of the answer: GSM8K and MATH
+and whatever looks like them.
 
 A row has a question (column ``question``, ``problem`` or ``prompt``) and an answer (``answer``,
 ``solution`` or ``final_answer``): text whose final answer stands after ``####`` or in
@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlkd_lab.tasks.answers import final_answer, grade, why_not
 from rlkd_lab.tasks.base import SPLITS, Example, Score, Split, check_split, seeded, split_of
-from rlkd_lab.tasks.mathematics import final_answer, normal, read, same
 
 FILES = (".jsonl", ".json", ".parquet")
 TEMPLATE = "{question}\nReason step by step, and put the final answer within \\boxed{}.\n"
@@ -34,7 +34,6 @@ _NAMES: Mapping[str, Split] = {
     "dev": "validation",
     "test": "test",
 }
-_PLAIN = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
 
 Row = tuple[str, dict[str, Any], Split | None]
 """Where it stands (file and row, from 1), its columns, the split that its file gives it."""
@@ -43,10 +42,10 @@ Row = tuple[str, dict[str, Any], Split | None]
 class QuestionTask:
     r"""Rows of questions and answers.
 
-    Parts: ``accuracy``, 1 where math-verify finds the final answer equal to the reference;
-        ``format``, 1 where there is a marked final answer
-    (``\boxed{…}``, ``#### …`` or ``<answer>…</answer>``); ``parsed``, 1 where an answer could be
-    read.
+    Parts: ``accuracy``, 1 where the final answer equals the reference
+        (:func:`~rlkd_lab.tasks.answers.grade`);
+    ``format``, 1 where there is a marked final answer (``\boxed{…}``, ``#### …`` or
+    ``<answer>…</answer>``); ``parsed``, 1 where an answer could be read.
 
     Rows whose file or ``split`` column says test (validation) are test (validation) rows; where
     nothing says validation, or nothing says anything, the hash of the question decides: 10 % of the
@@ -62,8 +61,8 @@ class QuestionTask:
             read, no row for training or validation.
 
     Warns:
-        UserWarning: how many reference answers cannot be read and are left out, with the first of
-            them.
+        UserWarning: how many reference answers cannot be judged and are left out, by reason, with
+            the first of each.
     """
 
     ood_difficulty: tuple[int, int] | None = None
@@ -73,7 +72,7 @@ class QuestionTask:
         self.template = template or TEMPLATE
         self._rows: dict[Split, list[Example]] = {split: [] for split in SPLITS}
         self._warned = False
-        unread = []
+        self.left_out: dict[str, list[str]] = {}
         placed = [
             (*_columns(where, row), given or _given(where, row)) for where, row, given in rows
         ]
@@ -81,24 +80,29 @@ class QuestionTask:
         for where, question, text, difficulty, given in placed:
             answer, marked = final_answer(text)
             answer = answer if marked else text.strip()
-            if not _PLAIN.fullmatch(answer) and not read(answer):
-                unread.append(f"{where}: {answer[:60]!r}")
+            if reason := why_not(answer):
+                self.left_out.setdefault(reason, []).append(f"{where}: {answer[:60]!r}")
                 continue
             prompt = self.template.replace("{question}", question)
             self._rows[_split(question, given, has)].append(
                 Example(prompt, answer, difficulty, question)
             )
         self._keep_apart()
-        if unread:
+        unjudged = sum(map(len, self.left_out.values()))
+        if unjudged:
+            reasons = "; ".join(
+                f"{len(rows)} × {reason}, first {rows[0]}"
+                for reason, rows in sorted(self.left_out.items())
+            )
             warnings.warn(
-                f"{name}: math-verify cannot read {len(unread)} of {len(placed)} reference"
-                f" answers; left out, first {unread[0]}",
+                f"{name}: {unjudged} of {len(placed)} reference answers cannot be judged and"
+                f" are left out: {reasons}",
                 stacklevel=2,
             )
         for split in ("train", "validation"):
             if not self._rows[split]:
                 raise ValueError(
-                    f"{name} has no {split} row among its {len(placed) - len(unread)} usable"
+                    f"{name} has no {split} row among its {len(placed) - unjudged} usable"
                     " rows: give more, or a column split that names some"
                 )
         levels = [example.difficulty for example in self._rows["train"]]
@@ -156,13 +160,13 @@ class QuestionTask:
 
     def score(self, completion: str, example: Example) -> Score:
         answer, marked = final_answer(completion)
-        reading = read(answer, marked) if answer else ()
+        found = grade(example.answer, answer, marked)
         parts = {
-            "accuracy": float(same(read(example.answer), reading)),
+            "accuracy": float(found.correct),
             "format": float(marked),
-            "parsed": float(bool(reading)),
+            "parsed": float(found.text is not None),
         }
-        return Score(parts, normal(answer, reading) if reading else None)
+        return Score(parts, found.text)
 
 
 def read_files(path: Path) -> list[Row]:
