@@ -32,8 +32,8 @@ MEMBERS = ("name", "train_difficulty", "ood_difficulty", "examples", "score")
 def find_task(
     name: str, settings: Mapping[str, Any] | None = None, template: str | None = None
 ) -> Task:
-    r"""The task of that name. Only a name of reasoning-gym's imports reasoning-gym, only questions
-    import math-verify.
+    r"""The task of that name. Only a name of reasoning-gym's imports reasoning-gym, only formulas
+    import math-verify's parser.
 
     Args:
         name: ``arithmetic`` or ``knights``; a reasoning-gym set (``countdown``); a file (.jsonl,

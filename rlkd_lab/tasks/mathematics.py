@@ -1,85 +1,50 @@
-r"""Mathematical answers read and compared by math-verify.
+r"""Formulas: what no kind of answer could read goes to math-verify's LaTeX parser, within bounds.
 
 math-verify bounds its time by signals, which no thread but the main one has, and a limit in seconds
-would make a reward depend on the machine. So it runs without them here, and what it is shown is
-bounded instead (:func:`harmless`): an answer that is longer, deeper or larger than any final answer
-needs to be is not read. Left out: sums, products, integrals and limits, which sympy would set about
-computing. What sympy does with the rest is bounded by no proof: in a run all of this happens in a
-process of its own, within a time limit that hardly any answer comes near
+would make a reward depend on the machine. So it runs without them here. Instead :func:`harmless`
+bounds what it is shown: an answer that is longer, deeper or larger than a final answer needs to be
+is not read. Sums, products, integrals and limits are left out, because sympy would compute them. A
+run judges in a subprocess with a time limit that hardly any answer comes near
 (:mod:`rlkd_lab.tasks.verifier`).
+
+Where this differs from math-verify's own ``parse`` and ``verify``:
+
+- Only a whole answer is parsed. math-verify also picks out a number, or the last equation.
+- Its parser for plain text is not used: that one is Python's ``eval``.
+- Values are compared by their size, so 2^-30 is not 0. math-verify rounds to six decimals.
+- What has no value (1/0) equals nothing. math-verify has 1/0 = 7/0.
+- Formulas are evaluated at points. math-verify simplifies them, which can take hours.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-TAIL = 4000
-"""Characters at the end of a completion in which its final answer is looked for."""
 LONGEST = 200
-"""Characters of an answer."""
-_CLOSED_TAG = "</answer>"
-_TEXT = re.compile(r"(?:\\text(?:bf|rm|it)?|\\mathrm|\\mathbf)\{([^{}\\]*)\}")
-_WORDS = re.compile(r"[^\W\d_]{3,}(?:[\s'-]+[^\W\d_]+)*\.?")
-_UNIT = re.compile(
-    r"(-?[$€£]?\s?-?\d[\d,]*(?:\.\d+)?)\s+[A-Za-z]{3,}(?:[\s-]+[A-Za-z]+)*\.?", re.ASCII
-)
-_PERCENT = re.compile(r"\s*\\?%\s*\Z")
-_SCIENTIFIC = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?[eE][+-]?\d{1,2}", re.ASCII)
+"""Characters of an answer that sympy is shown."""
+DIGITS = 50
+"""Digits to which formulas are evaluated."""
+_TIGHT, _LOOSE = 1e-30, 1e-5
+"""Relative differences of equal values, between exact formulas and where one holds a decimal."""
 _GROWS = re.compile(r"\^|\*\*|(?:exp|exponentialE|sinh|cosh|tanh|[Gg]amma)(?![A-Za-z])")
 _OPENING = re.compile(r"\s*(?:\\left\s*)?(?:\\[A-Za-z]+\s*)?([({\[])")
 _TOKEN = re.compile(r"\s*(?:[+-]?\w+|\\\w+|.)?", re.DOTALL)
 _NEVER = re.compile(
-    r"\\(?:sum|prod|int|iint|oint|lim|det|gcd|lcm|operatorname)\b|[)}\]!]\s*!|\d{4,}\s*!|\\end\{[a-z]*matrix\}\s*\^"
-    r"|\\d?t?binom\D*\d{4,}|\d{50,}|\\(?:input|def|newcommand)\b"
+    r"\\(?:sum|prod|int|iint|oint|lim|det|gcd|lcm|operatorname)(?![A-Za-z])|[)}\]!]\s*!|\d{4,}\s*!|\\end\{[a-z]*matrix\}\s*\^"
+    r"|\\d?t?binom\D*\d{4,}|\d{50,}|\\(?:input|def|newcommand)(?![A-Za-z])"
 )
-
-
-def final_answer(text: str) -> tuple[str, bool]:
-    r"""The final answer of a completion, and whether it was marked as one.
-
-    The last of ``\boxed{…}``, ``#### …`` and ``<answer>…</answer>`` counts; without any, the last
-    line that is not empty.
-
-    >>> final_answer(r"First \boxed{3}, no, \boxed{\frac{1}{2}}.")
-    ('\\frac{1}{2}', True)
-    >>> final_answer("6 · 7 makes\n#### 42")
-    ('42', True)
-    >>> final_answer("It is 42.")
-    ('It is 42.', False)
-    """
-    text = text[-TAIL:]
-    starts = {mark: text.rfind(mark) for mark in ("\\boxed{", "####", "<answer>")}
-    mark = max(starts, key=lambda one: starts[one])
-    if starts[mark] >= 0:
-        rest = text[starts[mark] + len(mark) :]
-        if mark == "####":
-            line = rest.strip().partition("\n")[0].strip()
-            return line, bool(line)
-        end = rest.find(_CLOSED_TAG) if mark == "<answer>" else _closing(rest)
-        if end >= 0:
-            return rest[:end].strip(), bool(rest[:end].strip())
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[-1][-LONGEST:] if lines else ""), False
-
-
-def _closing(text: str) -> int:
-    """Index of the brace that closes one opened before ``text``; −1 where none does."""
-    depth = 1
-    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(match.group(), 0)
-        if depth == 0:
-            return match.start()
-    return -1
+_NO_FORMULA = re.compile(
+    r"(?<!_)\d\s+\d|\d\s*:\s*\d|%|(?<![\\A-Za-z])[A-Za-z]{3,}\s+(?:[A-Za-z]{2,}|\d)|[?$]|[\"#@&_]\s*\Z|\A[\s.,;:?!]*\Z"
+)
+"""Two numbers in a row, a time, a percentage, several words."""
 
 
 def harmless(answer: str) -> bool:
-    """Whether math-verify may be shown an answer: short, shallow, and with no number in it that
-    takes long to compute.
+    """Return whether sympy may be shown an answer: short, shallow, without numbers that take long.
 
     >>> [harmless(text) for text in ("2^{10}", "9^{9^9}", "9**9**9", "((9^{99})^{99})^{99}", "(" * 30, "1000000!")]
     [True, False, False, False, False, False]
@@ -112,9 +77,7 @@ def harmless(answer: str) -> bool:
 
 
 def _argument(answer: str, start: int) -> tuple[str, int]:
-    """What is raised to, or what a function is of, and where it ends: a bracket, all those
-    after a command (``\\frac{1}{2}``), or a word.
-    """
+    """Return an exponent or a function's argument, and where it ends: brackets, or a word."""
     opening = _OPENING.match(answer, start)
     if opening is None:
         token = _TOKEN.match(answer, start)
@@ -128,137 +91,221 @@ def _argument(answer: str, start: int) -> tuple[str, int]:
 
 
 @lru_cache(maxsize=4096)
-def read(answer: str, marked: bool = True) -> tuple[Any, ...]:
-    """What an answer means: sympy expressions, or one text for an answer in words; empty where
-    it cannot be read. Never raises.
-    """
-    words = _TEXT.sub(r"\1", answer).strip().strip("$")
-    if marked and len(words) <= LONGEST and _WORDS.fullmatch(words) and "\\" not in words:
-        return (" ".join(words.lower().rstrip(".").split()),)
-    quantity = _UNIT.fullmatch(words) if len(words) <= LONGEST else None
-    answer = quantity.group(1) if quantity else answer
-    answer = _PERCENT.sub("", answer)  # "50\\%" and "50" are the same answer in MATH
-    scientific = _SCIENTIFIC.fullmatch(answer.strip())
-    if scientific:
-        answer = f"{Decimal(scientific.group()):f}"
-    if not harmless(answer):
-        return ()
+def formula(answer: str) -> Any:
+    """Return the sympy object of a cleaned answer; ``None``: it cannot be read. Never raises."""
+    if not harmless(answer) or (_NO_FORMULA.search(answer) and "matrix" not in answer):
+        return None
     try:
-        parse, _ = _math_verify()
-        return tuple(
-            parse(
-                rf"\boxed{{{answer}}}" if marked else answer,
-                fallback_mode="no_fallback",
-                parsing_timeout=None,
+        import sympy
+
+        value = _parse(_latex(answer))
+        if not isinstance(value, sympy.Basic | sympy.MatrixBase) or value in (
+            sympy.true,
+            sympy.false,
+        ):
+            return None
+        if value.has(sympy.zoo, sympy.nan):
+            return None
+        return value.xreplace(
+            {one: sympy.Symbol(one.name) for one in value.free_symbols}
+        )  # some are made real, some not
+    except Exception:
+        return None
+
+
+def numeric(answer: str) -> Any:
+    """Return the real ``Number`` (:mod:`~rlkd_lab.tasks.answers.numbers`) of a formula, if it
+    has one.
+    """
+    from rlkd_lab.tasks.answers.numbers import BITS, Number
+
+    if not re.search(r"\d|\\|\be\b|\bpi\b", answer):
+        return None  # words; this saves the import of sympy
+    value = formula(answer)
+    try:
+        import sympy
+
+        if (
+            not isinstance(value, sympy.Expr)
+            or value.free_symbols
+            or value.has(sympy.oo, -sympy.oo)
+        ):
+            return None
+        value = value.doit()
+        if value.is_Rational:
+            found = Fraction(int(value.p), int(value.q))
+            return (
+                Number(found)
+                if max(found.numerator.bit_length(), found.denominator.bit_length()) <= BITS
+                else None
             )
+        size = _value(value, {})
+        if size is None or abs(size.imag) > 0:
+            return None
+        sign, digits, power, _ = size.real._mpf_
+        found = Fraction(-int(digits) if sign else int(digits)) * Fraction(2) ** int(power)
+        return (
+            Number(found, abs(found) / 10**9)
+            if value.has(sympy.Float)
+            else Number(found, rough=True)
         )
     except Exception:
-        return ()
+        return None
 
 
-def same(gold: tuple[Any, ...], found: tuple[Any, ...]) -> bool:
-    """Whether two readings mean the same. Never raises.
-
-    Numbers are equal exactly, or to six decimals where one is no fraction; formulas where they
-    agree at three points; lists member by member. Intervals, relations and matrices are for
-    math-verify's ``verify``, where they are small. It would simplify formulas, which can take
-    hours.
-    """
+def agree(gold: Any, found: Any) -> bool:
+    """Return whether two formulas are the same, at points or member by member. Never raises."""
     try:
-        return any(_equal(one, other) for one in gold for other in found)
+        return _agree(gold, found)
     except Exception:
         return False
-
-
-def _equal(gold: Any, found: Any) -> bool:
-    if isinstance(gold, str) or isinstance(found, str):
-        return isinstance(gold, str) and gold == found
-    import sympy
-
-    if _relational(gold) != _relational(found):
-        gold, found = _right_side(gold), _right_side(found)
-    if gold == found:
-        return True
-    if isinstance(gold, sympy.Expr) and isinstance(found, sympy.Expr):
-        return _agree(gold, found)
-    if isinstance(gold, sympy.FiniteSet) and isinstance(found, sympy.FiniteSet):
-        left = list(found.args)
-        if len(left) != len(gold.args) or len(left) > 20:
-            return False
-        return all(any(_equal(one, other) for other in left) for one in gold.args) and all(
-            any(_equal(one, other) for one in gold.args) for other in left
-        )
-    if getattr(gold, "free_symbols", None) != getattr(found, "free_symbols", None):
-        return False
-    powers = [power.exp for power in found.atoms(sympy.Pow) if power.exp.is_Integer]
-    if _operations(found) > 2 * _operations(gold) + 10 or any(
-        abs(int(power)) > 10 for power in powers
-    ):
-        return False
-    return bool(_math_verify()[1](gold, found, timeout_seconds=None))
 
 
 def _agree(gold: Any, found: Any) -> bool:
-    if gold.is_Rational and found.is_Rational:
-        return False  # they would have been equal
-    symbols = sorted(gold.free_symbols, key=str)
-    if gold.free_symbols != found.free_symbols:
-        return False
-    for point in (0.7134, 1.3791, 2.6183) if symbols else (1.0,):
-        values = {symbol: point + 0.317 * index for index, symbol in enumerate(symbols)}
-        difference = gold.evalf(20, subs=values) - found.evalf(20, subs=values)
-        if not (difference.is_number and abs(complex(difference)) < 5e-7):
-            return False
-    return True
-
-
-def _relational(value: Any) -> bool:
-    return bool(getattr(value, "is_Relational", False))  # matrices have no such attribute
-
-
-def _right_side(value: Any) -> Any:
-    """5 for x = 5; anything else as it is."""
-    return (
-        value.rhs
-        if _relational(value) and value.func.__name__ == "Equality" and value.lhs.is_Symbol
-        else value
-    )
-
-
-def normal(answer: str, reading: tuple[Any, ...]) -> str:
-    """A text for an answer that is the same for most answers that are equal:
-
-    ``0.5``, ``1/2`` and ``\\frac{1}{2}`` are ``1/2``.
-    """
-    try:
-        value = reading[0]
-        if isinstance(value, str):
-            return value
-        import sympy
-
-        value = _right_side(value)
-        value = value.doit() if value.is_number else value
-        return str(sympy.Rational(str(value)) if value.is_Float else value)
-    except Exception:
-        return " ".join(answer.lower().split())
-
-
-def _operations(value: Any) -> int:
     import sympy
 
-    return int(sympy.count_ops(value))
+    if gold == found:
+        return True
+    if isinstance(gold, sympy.Expr) and isinstance(found, sympy.Expr):
+        return _same_values(gold, found)
+    if isinstance(gold, sympy.core.relational.Relational) and isinstance(
+        found, sympy.core.relational.Relational
+    ):
+        return _same_relations(gold, found)
+    if isinstance(gold, sympy.MatrixBase) and isinstance(found, sympy.MatrixBase):
+        return gold.shape == found.shape and all(map(_agree, gold, found))
+    if (
+        type(gold) is not type(found)
+        or len(gold.args) != len(found.args)
+        or not gold.args
+        or len(gold.args) > 20
+    ):
+        return False
+    if isinstance(gold, sympy.FiniteSet | sympy.Union | sympy.And | sympy.Or):
+        return all(any(_agree(one, other) for other in found.args) for one in gold.args)
+    return all(map(_agree, gold.args, found.args))
 
 
-_VERIFY: list[Any] = []
+def _same_values(gold: Any, found: Any) -> bool:
+    """Return whether two expressions agree wherever both are real, at three points or more."""
+    import sympy
+
+    if gold.free_symbols != found.free_symbols:
+        return False
+    symbols = sorted(gold.free_symbols, key=str)
+    near = _LOOSE if gold.has(sympy.Float) or found.has(sympy.Float) else _TIGHT
+    agreed = 0
+    for point in _POINTS if symbols else _POINTS[:1]:
+        at = _at(symbols, point)
+        one, other = _value(gold, at), _value(found, at)
+        if one is None or other is None or (symbols and point < 0 and (one.imag or other.imag)):
+            continue
+        if abs(one - other) > near * max(abs(one), abs(other)):
+            return False
+        agreed += 1
+    return agreed >= (3 if symbols else 1)
 
 
-def _math_verify() -> Any:
-    """Its ``parse`` and ``verify``: sympy's half a second to import is for those who need it."""
-    if not _VERIFY:
-        from math_verify import parse, verify
+def _same_relations(gold: Any, found: Any) -> bool:
+    """Return whether two equations are multiples of each other; inequalities by a positive
+    number.
+    """
+    import sympy
 
-        logging.getLogger("math_verify").setLevel(
-            logging.ERROR
-        )  # it warns that there is no time limit, which is so by intent
-        _VERIFY.extend((parse, verify))
-    return _VERIFY
+    def sides(one: Any) -> tuple[str, Any]:
+        sign, left, right = one.rel_op, one.lhs, one.rhs
+        return {">": "<", ">=": "<="}.get(sign, sign), right - left if sign in (
+            ">",
+            ">=",
+        ) else left - right
+
+    (one_sign, one), (other_sign, other) = sides(gold), sides(found)
+    if one_sign != other_sign or one.free_symbols != other.free_symbols:
+        return False
+    near = _LOOSE if one.has(sympy.Float) or other.has(sympy.Float) else _TIGHT
+    ratios: list[Any] = []
+    for point in _POINTS:
+        at = _at(sorted(one.free_symbols, key=str), point)
+        left, right = _value(one, at), _value(other, at)
+        if left and right and not (left.imag or right.imag):
+            ratios.append(left.real / right.real)
+    same = len(ratios) >= 3 and all(
+        abs(ratio - ratios[0]) <= near * abs(ratios[0]) for ratio in ratios
+    )
+    return bool(same and (one_sign in ("==", "!=") or ratios[0] > 0))
+
+
+_POINTS = (0.7134, 1.3791, 2.6183, -1.1373, -0.4211)
+
+
+def _at(symbols: list[Any], point: float) -> dict[Any, Any]:
+    import sympy
+
+    return {
+        symbol: sympy.Rational(
+            round(10_000 * (point + 0.317 * index * (1 if point > 0 else -1))), 10_000
+        )
+        for index, symbol in enumerate(symbols)
+    }
+
+
+def _value(expression: Any, at: dict[Any, Any]) -> Any:
+    """Return the value at a point, to :data:`DIGITS` digits, as mpmath has it; ``None``: it has
+    none.
+
+    A sum that is far smaller than its terms is 0: ``sin²x + cos²x − 1`` leaves rounding noise.
+    """
+    import mpmath
+
+    value = expression.evalf(DIGITS, subs=at)
+    if not value.is_number or value.has(*_nothing()):
+        return None
+    with mpmath.workdps(DIGITS):
+        real, imaginary = value.as_real_imag()
+        size = mpmath.mpc(real._to_mpmath(200), imaginary._to_mpmath(200))
+        terms = (
+            [
+                abs(mpmath.mpmathify(term))
+                for one in expression.args
+                if (term := one.evalf(15, subs=at)).is_number
+            ]
+            if expression.is_Add
+            else []
+        )
+        noise = sum(terms) * mpmath.mpf(10) ** (5 - DIGITS)
+        return mpmath.mpc(
+            0 if abs(size.real) <= noise else size.real,
+            0 if abs(size.imag) <= max(noise, abs(size) * mpmath.mpf(10) ** -40) else size.imag,
+        )
+
+
+def _nothing() -> tuple[Any, ...]:
+    import sympy
+
+    return sympy.zoo, sympy.nan, sympy.oo, -sympy.oo
+
+
+def _latex(answer: str) -> str:
+    """Return LaTeX for a formula that may lack backslashes, such as ``sqrt(2)`` or ``pi/2``."""
+    tight = re.sub(r"\s*([{}])\s*", r"\1", answer).replace("**", "^")
+    named = re.sub(
+        r"(?<![\\A-Za-z])(sqrt|pi|sin|cos|tan|log|ln|exp|theta|alpha|beta)(?![A-Za-z])",
+        r"\\\1 ",
+        tight,
+    )
+    return re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", named)
+
+
+def _parse(latex: str) -> Any:
+    """Return what math-verify's parser makes of LaTeX. The import is slow, so it stands here."""
+    from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy, normalize_latex
+
+    config = NormalizationConfig(
+        basic_latex=True, malformed_operators=True, nits=True, boxed="none"
+    )
+    return latex2sympy(
+        normalize_latex(latex, config),
+        is_real=True,
+        convert_degrees=False,
+        normalization_config=None,
+    )

@@ -1,5 +1,5 @@
-r"""Questions with answers, from a file or the hub, judged by math-verify: GSM8K and MATH and
-whatever looks like them.
+r"""Questions with answers, from a file or the hub, judged by the kind of the answer: GSM8K and MATH
+and whatever looks like them.
 
 How rows are read: :mod:`rlkd_lab.tasks.rows`. A row's answer is text whose final answer stands
 after ``####`` or in ``\boxed{…}``, or is all of it.
@@ -8,26 +8,24 @@ after ``####`` or in ``\boxed{…}``, or is all of it.
 from __future__ import annotations
 
 import hashlib
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from rlkd_lab.tasks.answers import final_answer, grade, why_not
 from rlkd_lab.tasks.base import SPLITS, Example, Score, Split, check_split, seeded, split_of
-from rlkd_lab.tasks.mathematics import final_answer, normal, read, same
 from rlkd_lab.tasks.rows import Question, Row, read_questions
 
 TEMPLATE = "{question}\nReason step by step, and put the final answer within \\boxed{}.\n"
-_PLAIN = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
 
 
 class QuestionTask:
     r"""Rows of questions and answers.
 
-    Parts: ``accuracy``, 1 where math-verify finds the final answer equal to the reference;
-        ``format``, 1 where there is a marked final answer
-    (``\boxed{…}``, ``#### …`` or ``<answer>…</answer>``); ``parsed``, 1 where an answer could be
-    read.
+    Parts: ``accuracy``, 1 where the final answer equals the reference
+        (:func:`~rlkd_lab.tasks.answers.grade`);
+    ``format``, 1 where there is a marked final answer (``\boxed{…}``, ``#### …`` or
+    ``<answer>…</answer>``); ``parsed``, 1 where an answer could be read.
 
     Rows whose file or ``split`` column says test (validation) are test (validation) rows; where
     nothing says validation, or nothing says anything, the hash of the question decides: 10 % of the
@@ -63,25 +61,23 @@ class QuestionTask:
         self.settings = dict(columns or {})
         self._rows: dict[Split, list[Example]] = {split: [] for split in SPLITS}
         self._warned = False
-        unread = []
+        self.left_out: dict[str, list[str]] = {}
+        """Rows whose reference cannot be judged, by reason."""
         questions, sentences = read_questions(name, list(rows), columns)
         usable: list[Question] = []
         has = {row.given for row in questions}
         for row in questions:
             answer, marked = final_answer(row.answer)
             answer = answer if marked else row.answer.strip()
-            if not _PLAIN.fullmatch(answer) and not read(answer):
-                unread.append(f"{row.where}: {answer[:60]!r}")
+            if reason := why_not(answer):
+                self.left_out.setdefault(reason, []).append(f"{row.where}: {answer[:60]!r}")
                 continue
             usable.append(row)
             prompt = self.template.replace("{question}", row.question)
             example = Example(prompt, answer, row.difficulty, row.question, {"where": row.where})
             self._rows[_split(row.question, row.given, has)].append(example)
-        if unread:
-            sentences.append(
-                f"{name}: math-verify cannot read {len(unread)} of {len(questions)} reference"
-                f" answers; left out, first {unread[0]}"
-            )
+        if self.left_out:
+            sentences.append(self._unjudged(len(questions)))
         sentences += self._keep_apart()
         self._fill(usable, has)
         for sentence in sentences + [
@@ -89,6 +85,17 @@ class QuestionTask:
         ]:
             warnings.warn(sentence, stacklevel=2)
         self._check_rows(len(usable))
+
+    def _unjudged(self, rows: int) -> str:
+        """A sentence about references that cannot be judged."""
+        reasons = "; ".join(
+            f"{len(places)} × {reason}, first {places[0]}"
+            for reason, places in sorted(self.left_out.items())
+        )
+        return (
+            f"{self.name}: {sum(map(len, self.left_out.values()))} of {rows} reference answers"
+            f" cannot be judged and are left out: {reasons}"
+        )
 
     def _check_rows(self, usable: int) -> None:
         for split in ("train", "validation"):
@@ -213,13 +220,13 @@ class QuestionTask:
 
     def score(self, completion: str, example: Example) -> Score:
         answer, marked = final_answer(completion)
-        reading = read(answer, marked) if answer else ()
+        found = grade(example.answer, answer, marked)
         parts = {
-            "accuracy": float(same(read(example.answer), reading)),
+            "accuracy": float(found.correct),
             "format": float(marked),
-            "parsed": float(bool(reading)),
+            "parsed": float(found.text is not None),
         }
-        return Score(parts, normal(answer, reading) if reading else None)
+        return Score(parts, found.text)
 
 
 def _split(question: str, given: Split | None, has: set[Split | None]) -> Split:

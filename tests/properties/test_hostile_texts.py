@@ -17,7 +17,7 @@ from rlkd_lab.tasks import (
     guarded,
     judge,
 )
-from rlkd_lab.tasks.mathematics import final_answer, harmless, normal, read, same
+from rlkd_lab.tasks.answers import final_answer, grade
 from rlkd_lab.tasks.rewards import Sample
 
 LARGE = 1_000_000
@@ -260,16 +260,36 @@ def test_what_may_be_read_is_read_in_a_moment():
     """Every hostile text as an answer, cut to what is looked at: harmless and quick, or not
     read.
     """
-    gold = [read(text) for text in ("42", "x^2+1", "(1,2)", "\\{1,2\\}", "x=5", "x<3")]
+    golds = (
+        "42",
+        "x^2+1",
+        "(1,2)",
+        "\\{1,2\\}",
+        "x=5",
+        "x<3",
+        "7:00",
+        "2020-05-03",
+        "(B) 12",
+        "yes",
+        "blue",
+        "18 cm^2",
+    )
     for kind, text in HOSTILE.items():
-        for answer in {text[:200], text[-200:], text[7:207].strip("}"), final_answer(text)[0]}:
-            began = time.perf_counter()
-            found = read(answer)
-            assert found == () or harmless(answer) or len(found) == 1, kind
-            for one in gold:
-                same(one, found)
-            assert isinstance(normal(answer, found), str)
-            assert time.perf_counter() - began < BOUND, (kind, answer)
+        for answer in {
+            text[:200],
+            text[-200:],
+            text[7:207].strip("}"),
+            text[:800],
+            final_answer(text)[0],
+        }:
+            for marked in (True, False):
+                began = time.perf_counter()
+                found = [grade(gold, answer, marked) for gold in golds]
+                assert all(
+                    isinstance(one.text, str | None) and (one.text is not None or not one.correct)
+                    for one in found
+                )
+                assert time.perf_counter() - began < BOUND, (kind, answer)
 
 
 def test_a_rollout_of_hostile_texts_is_judged(tmp_path):

@@ -1,0 +1,138 @@
+r"""Remove what only changes how an answer looks: math delimiters, markdown, ``\text{…}``, spacing.
+
+Every function here takes time in proportion to the text, which callers keep short.
+"""
+
+from __future__ import annotations
+
+import re
+
+_SIGNS = {
+    "−": "-", "–": "-", "×": r" \times ", "·": r" \cdot ", "⋅": r" \cdot ", "÷": r" \div ",
+    "≤": r" \le ", "≥": r" \ge ", "≠": r" \ne ", "≈": r" \approx ", "π": r" \pi ", "∞": r" \infty ",
+    "∪": r" \cup ", "∈": r" \in ", "ℝ": r"\mathbb{R}", "∅": r"\emptyset", "±": r" \pm ",
+    "°": r"^\circ ", "²": "^2", "³": "^3", "½": " 1/2", "¼": " 1/4", "¾": " 3/4",
+    "’": "'", "“": '"', "”": '"', "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "",
+    **{chr(0x2080 + digit): f"_{digit}" for digit in range(10)},
+}  # fmt: skip
+_NAMES = [
+    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+    (r"\\(?:leq?slant|leq)(?![A-Za-z])", r"\\le"),
+    (r"\\(?:geq?slant|geq)(?![A-Za-z])", r"\\ge"),
+    (r"\\neq(?![A-Za-z])", r"\\ne"),
+    (r"\\lt(?![A-Za-z])|&lt;", "<"),
+    (r"\\gt(?![A-Za-z])|&gt;", ">"),
+    (r"\\(?:lbrace|lbrack)(?![A-Za-z])", r"\\{"),
+    (r"\\rbrace(?![A-Za-z])", r"\\}"),
+    (r"\\(?:left|right|[Bb]igg?[lr]?)(?![A-Za-z])\s*\.?", ""),
+    (r"\\(?:displaystyle|textstyle|limits|nolimits|bf|rm|it)(?![A-Za-z])", " "),
+    (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", r"^\\circ "),
+    (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset"),
+    (r"\\to(?![A-Za-z])|\\[Rr]ightarrow(?![A-Za-z])", r" \\to "),
+    (r"\\land(?![A-Za-z])|\\wedge(?![A-Za-z])", " and "),
+    (r"\\lor(?![A-Za-z])|\\vee(?![A-Za-z])", " or "),
+    (r"\\%", "%"),
+]
+_RULES = [(re.compile(pattern), new) for pattern, new in _NAMES]
+_TEXT = re.compile(
+    r"\\(?:text(?:bf|rm|it|sf|tt|normal|up)?|mathrm|mathbf|mathit|mathsf|mathtt|boldsymbol|mbox|hbox"
+    r"|emph|underline|boxed|fbox|operatorname)\*?\s*\{([^{}\\]*)\}"
+)
+_ELLIPSIS = re.compile(r"\\(?:[cdl]?dots[bcmio]?|ldots)(?![A-Za-z])|\.{3,}|…")
+_THOUSANDS = re.compile(r"(?<=\d)(?:,?\\[,;:! ]\s*|\{,\}|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
+_SPACES = re.compile(
+    r"\\[,;: ]|~|\\q?quad(?![A-Za-z])|&nbsp;|\\(?:thin|med|thick)space(?![A-Za-z])"
+)
+_WRAPPERS = [
+    ("$$", "$$"),
+    ("$", "$"),
+    (r"\(", r"\)"),
+    (r"\[", r"\]"),
+    ("**", "**"),
+    ("__", "__"),
+    ("*", "*"),
+    ("_", "_"),
+    ("`", "`"),
+    ('"', '"'),
+    ("'", "'"),
+    (r"\boxed{", "}"),
+    (r"\text{", "}"),
+    ("{", "}"),
+]
+_END = re.compile(r"(?:(?<!\\)[.,;:。]|\\\\|\\[,;: !]|(?<!\\)\s)+\Z")
+_OPEN = {"(": ")", "[": "]", "{": "}"}
+
+
+def clean(text: str) -> str:
+    r"""Return an answer without wrappers, markdown, text commands and spacing.
+
+    >>> [clean(text) for text in (r"\text{13}", "**73**.", r"$\dfrac{1}{2}$", r"18\text{ cm}^2")]
+    ['13', '73', '\\frac{1}{2}', '18 cm ^2']
+    """
+    text = _unwrapped(_ELLIPSIS.sub(r" \\ldots ", _THOUSANDS.sub("", text)))
+    for sign, new in _SIGNS.items():
+        text = text.replace(sign, new)
+    for pattern, new in _RULES:
+        text = pattern.sub(new, text)
+    for _ in range(5):
+        text, changed = _TEXT.subn(r" \1 ", text)
+        if not changed:
+            break
+    text = _SPACES.sub(" ", text).replace(r"\!", "").replace(r"\$", "$")
+    return _unwrapped(" ".join(text.split()))
+
+
+def plain(text: str) -> str:
+    """Return a line without markdown emphasis, headings, list marks and tags."""
+    return re.sub(
+        r"\*\*|__|`|</?[a-z]{1,12}>", "", re.sub(r"\A\s*(?:#+|>|[-*+])\s+", "", text)
+    ).strip()
+
+
+def _unwrapped(text: str) -> str:
+    before = None
+    while text != before:
+        before = text = _END.sub("", text.strip())
+        for opening, closing in _WRAPPERS:
+            inner = text[len(opening) : -len(closing)]
+            if (
+                len(text) > len(opening) + len(closing) - 1
+                and text.startswith(opening)
+                and text.endswith(closing)
+                and not text.endswith("\\" + closing)
+                and _alone(inner, closing)
+            ):
+                text = inner.strip()
+                break
+    return text
+
+
+def _alone(inner: str, closing: str) -> bool:
+    """Whether a wrapper around ``inner`` is one pair and not two (``$1$ and $2$``)."""
+    return bool(inner.strip()) and (balanced(inner) if closing == "}" else closing not in inner)
+
+
+def balanced(text: str) -> bool:
+    r"""Whether no brace of ``text`` closes one that it did not open; ``\{`` is no brace."""
+    depth = 0
+    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def split(text: str, pattern: re.Pattern[str]) -> list[str]:
+    r"""Split at matches of ``pattern`` that stand in no bracket.
+
+    >>> split("(1,2), 3", re.compile(","))
+    ['(1,2)', '3']
+    """
+    parts, start, depth = [], 0, 0
+    for match in re.finditer(rf"(?P<bracket>[(\[{{}})\]])|(?:{pattern.pattern})", text):
+        if match.group("bracket"):
+            depth += 1 if match.group() in _OPEN else -1
+        elif depth <= 0:
+            parts.append(text[start : match.start()].strip())
+            start = match.end()
+    return [*parts, text[start:].strip()]

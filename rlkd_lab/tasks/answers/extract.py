@@ -1,0 +1,116 @@
+r"""The final answer of a completion: what it marks as such, or the line that says it."""
+
+from __future__ import annotations
+
+import re
+
+from rlkd_lab.tasks.answers.clean import plain
+
+TAIL = 4000
+"""Characters of an answer, and characters at the end that may hold an unmarked answer."""
+_BOX = re.compile(r"\\f?boxed\s*\{")
+_THOUGHT = "</think>"
+_OPENED, _CLOSED = "<answer>", "</answer>"
+_SAID = re.compile(
+    r"\banswers?\b(?:\W{0,4}\n+|[^.\n:=?]{0,40}?(?:\b(?:is|are|be|equals)\b\W{0,3}?[:=]?|[:=]))"
+    r"(?!\s*(?:not|as follows|given|found|obtained|clear|obvious|correct|wrong|let|we|i"
+    r"|the following)\b)",
+    re.IGNORECASE,
+)
+_BARE = re.compile(r"\W{0,4}(?:yes|no|true|false|[A-J])\b\W{0,4}\Z", re.IGNORECASE)
+_NOTHING = re.compile(r"[\s$\\\[\]()*_`~#.:-]*\Z")
+_NO_WORDS = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z]{1,2}(?![A-Za-z])|[^A-Za-z\\]|\\)*\Z")
+
+
+def final_answer(text: str) -> tuple[str, bool]:
+    r"""Return the final answer of a completion, and whether it was marked as one.
+
+    Only what follows the last ``</think>`` counts. There, the last of ``\boxed{…}``, ``#### …`` and
+    ``<answer>…</answer>`` is the answer. Without any, it is the rest of the last line that says
+    "answer is" or "answer:", else a first line that is yes, no or a letter, else the last line. A
+    box that is never closed was cut: there is no answer.
+
+    >>> final_answer(r"First \boxed{3}, no, \boxed{\frac{1}{2}}.")
+    ('\\frac{1}{2}', True)
+    >>> final_answer("6 · 7 makes\n#### 42")
+    ('42', True)
+    >>> final_answer(r"<think>\boxed{4}? no</think> It is 42.")
+    ('It is 42.', False)
+    """
+    start = text.rfind(_THOUGHT)
+    if start >= 0:
+        text = text[start + len(_THOUGHT) :]
+    found = _marked(text)
+    if found is not None:
+        return found, bool(found)
+    whole, text = len(text) <= TAIL, text[-TAIL:]
+    if (said := _said(text)) is not text:
+        return said, False
+    lines = [line.strip() for line in text.splitlines() if not _NOTHING.match(line)]
+    if lines and whole and _BARE.match(lines[0]):
+        return lines[0], False
+    return (lines[-1] if lines else ""), False
+
+
+def _marked(text: str) -> str | None:
+    """Return the last marked answer, ``""`` where it was cut, ``None`` without one."""
+    box, tag, hashes = _last_box(text), text.rfind(_OPENED), text.rfind("####")
+    if hashes > max(box[0], tag):
+        line = _first_line(text[hashes + 4 : hashes + 4 + TAIL])
+        if line and (
+            max(box[0], tag) < 0 or _NO_WORDS.match(line)
+        ):  # a heading behind a box is no answer
+            return line
+    if max(box[0], tag) < 0:
+        return None
+    if tag > box[0]:
+        end = text.find(_CLOSED, tag, tag + TAIL)
+        return (
+            _said(text[tag + len(_OPENED) : end].strip())
+            if end >= 0
+            else _unclosed(text[tag + len(_OPENED) :])
+        )
+    end = _closing(text[box[1] : box[1] + TAIL])
+    return text[box[1] : box[1] + end].strip() if end >= 0 else ""
+
+
+def _said(text: str) -> str:
+    """Return what follows the last "answer is" or "answer:" in its line; else the text itself."""
+    ends = [match.end() for match in _SAID.finditer(text)]
+    return (_first_line(text[ends[-1] :]) if ends else "") or text
+
+
+def _unclosed(text: str) -> str | None:
+    """Return the line that follows a tag which is never closed; ``None`` if there are more."""
+    line = _first_line(text[:TAIL])
+    return line if line and len(text) < TAIL and line == text.strip() and "<" not in line else None
+
+
+def _last_box(text: str) -> tuple[int, int]:
+    r"""Return where the last ``\boxed{`` starts and ends; (−1, −1) without one."""
+    end = len(text)
+    while (at := text.rfind("boxed", 0, end)) >= 0:
+        start = text.rfind("\\", max(at - 2, 0), at)
+        if start >= 0 and (match := _BOX.match(text, start)):
+            return match.span()
+        end = at
+    return -1, -1
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if not _NOTHING.match(line)), "")
+
+
+def _closing(text: str) -> int:
+    """Return the index of the brace that closes one opened before ``text``; −1 where none does."""
+    depth = 1
+    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        if depth == 0:
+            return match.start()
+    return -1
+
+
+def short(answer: str) -> str:
+    """Return the start of an answer, for a message."""
+    return plain(answer)[:60]

@@ -1,0 +1,391 @@
+r"""What an answer means: the table of kinds, and one comparison for each.
+
+The reference answer decides the kind: the first kind of :data:`KINDS` that can read it. The answer
+of a completion is then read as that kind. math-verify's parser is the last resort.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from rlkd_lab.tasks import mathematics
+from rlkd_lab.tasks.answers import groups, moments, words
+from rlkd_lab.tasks.answers.clean import clean, plain
+from rlkd_lab.tasks.answers.numbers import NotANumber, close, number
+from rlkd_lab.tasks.answers.quantities import in_sentence, last_quantity, quantity, same
+
+LONGEST = 200
+"""Characters of an answer; a longer one is not read."""
+MOST_SIDES = 8
+"""Sides of a chain of equations."""
+_GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|pi|rho|sigma|tau|phi|omega|ell)"
+_SYMBOL = rf"(?:[A-Za-z]|{_GREEK})(?:_\{{?\s*\w{{1,4}}\s*\}}?)?'*"
+_NAME = re.compile(
+    rf"(?P<name>{_SYMBOL}|{_SYMBOL}(?:\s*\+\s*{_SYMBOL}){{1,5}}"  # x, m + n
+    r"|[A-Za-z]'*\([^()=<>]{1,12}\)|\|?[A-Z]{2,4}\|?"  # f(2), AB, |AB|
+    r"|m?\\angle\s*\w{1,3}|\\(?:overline|overrightarrow|vec)\s*\{\w{1,3}\}"
+    r"|[A-Za-z][A-Za-z' ]{2,60}(?:\([a-z]\))?)"  # Total cost
+    r"\s*(?:=|\\approx|:=|\\equiv|\\in(?![A-Za-z])|:(?!=))\s*(?P<rest>.+)\Z"
+)
+_ONE_SYMBOL = re.compile(_SYMBOL + r"\Z")
+_EQUALS = re.compile(r"(?<![<>!:])=(?!=)")
+_CUTS = re.compile(
+    r"[.!?;](?=\s|\Z)|,?\s+(?:because|since|which|where|so|as|therefore|altogether|in"
+    r" total|for)\b|\s+[(—–]|\n"
+)
+_SPANS = re.compile(r"\$([^$\n]{1,200})\$|\\\(([^\n]{1,200}?)\\\)|\\\[([^\n]{1,200}?)\\\]")
+_OR = re.compile(r"\bor\W*\Z")
+_IS = re.compile(r"\b(?:is|are|was|be|equals)\b:?|:(?=\s)")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How answers of one kind are read, compared and named."""
+
+    name: str
+    read: Callable[[str], Any]
+    """Cleaned text → what it means, ``None`` where it is no such answer."""
+    same: Callable[[Any, Any], bool]
+    """(reference, found) → whether they are the same."""
+    text: Callable[[Any, Any], str]
+    """(found, reference or ``None``) → a text, the same for equal answers; empty: nothing was
+    found.
+    """
+    read_beside: Callable[[str], Any] | None = None
+    """How a completion's answer is read where that is wider than ``read``."""
+    said: Callable[[str], Any] | None = None
+    """How it is read in a sentence, where nothing marks the answer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that was read.
+
+    Args:
+        kind: see :data:`KINDS`.
+        value: what the kind's ``read`` returned.
+        name: the variable that the answer is given to, such as x in ``x = 5``.
+    """
+
+    kind: Kind
+    value: Any
+    name: str = ""
+
+    def text(self, gold: Answer | None = None) -> str:
+        """Name the answer; equal answers of one question have equal names."""
+        text = self.kind.text(
+            self.value, gold.value if gold is not None and gold.kind is self.kind else None
+        )
+        return (
+            f"{self.name} = {text}"
+            if gold is not None and _contradict(gold.name, self.name)
+            else text
+        )
+
+
+@dataclass(frozen=True)
+class Formula:
+    """The right side of an equation (2x of ``y = 2x``) and the whole of it; one may be ``None``."""
+
+    side: Any
+    whole: Any
+
+
+@dataclass(frozen=True)
+class Several:
+    """Members of a set or of a tuple."""
+
+    kind: str
+    members: tuple[Answer, ...]
+
+
+def read(text: str) -> Answer | None:
+    r"""Read a reference answer, or any answer by itself. Never raises.
+
+    >>> [read(text).kind.name for text in ("72", "(B) 12", "7:00", r"x \le 3", "1, 2", "x^2", "blue")]
+    ['number', 'choice', 'time or ratio', 'interval', 'set or tuple', 'expression', 'word']
+    """
+    try:
+        return _read(text) if len(text) <= 4 * LONGEST else None
+    except Exception:
+        return None
+
+
+def read_beside(gold: Answer, text: str, marked: bool) -> Answer | None:
+    """Read a completion's answer as the kind of the reference. Never raises.
+
+    Args:
+        gold: the reference.
+        text: the final answer, or a line that holds it.
+        marked: whether the completion marked it, as in a box.
+    """
+    try:
+        if len(text) > 4 * LONGEST:
+            return None
+        parts = [text] if marked else pieces(text)
+        for piece in reversed(parts) if gold.kind.name == "word" else parts:
+            found = _read_as(gold.kind, clean(piece), beside=True)
+            if found is not None:
+                return found
+        said = (
+            gold.kind.said(clean(plain(text)))
+            if gold.kind.said and (not marked or gold.kind.name == "choice")
+            else None
+        )
+        return Answer(gold.kind, said) if said is not None else None
+    except Exception:
+        return None
+
+
+def equal(gold: Answer, found: Answer) -> bool:
+    """Return whether two readings mean the same. Never raises."""
+    try:
+        return _equal(gold, found)
+    except Exception:
+        return False
+
+
+def pieces(line: str) -> list[str]:
+    """Return the parts of an unmarked line that may be its answer, the most likely first.
+
+    >>> pieces("72, which is the total.")
+    ['72, which is the total.', '72', 'the total.']
+    """
+    line = plain(line)
+    found = [line]
+    cut = _CUTS.search(line)
+    if cut and cut.start():
+        found.append(line[: cut.start()])
+    spans = list(_SPANS.finditer(line))
+    if spans and not _OR.search(line[: spans[-1].start()]):
+        found.append(next(filter(None, spans[-1].groups())))
+    last = [match.end() for match in _IS.finditer(line)]
+    if last and line[last[-1] :].strip(" .!"):
+        found.append(line[last[-1] :].strip())
+    return list(dict.fromkeys(found))
+
+
+@lru_cache(maxsize=8192)
+def _read(text: str) -> Answer | None:
+    cleaned = clean(text)
+    if not cleaned or len(cleaned) > LONGEST or r"\ldots" in cleaned:
+        return None
+    return next((found for kind in KINDS if (found := _read_as(kind, cleaned)) is not None), None)
+
+
+@lru_cache(maxsize=8192)
+def _read_as(kind: Kind, cleaned: str, beside: bool = False) -> Answer | None:
+    if not cleaned or len(cleaned) > LONGEST or r"\ldots" in cleaned:
+        return None
+    reader = kind.read_beside if beside and kind.read_beside else kind.read
+    if kind.name in ("date", "time or ratio", "interval", "choice"):
+        value = reader(cleaned)
+        name = value.name if isinstance(value, groups.Intervals) else ""
+    else:
+        value, name = reader(cleaned) if kind.name == "set or tuple" else None, ""  # x = 1, y = 2
+        if value is None:
+            name, rest = _named(cleaned)
+            value = reader(rest) if rest is not None else None
+            if rest is None:
+                return None
+    if kind.name == "expression":
+        whole = reader(cleaned) if _EQUALS.search(cleaned) else None
+        value = Formula(value, whole) if value is not None or whole is not None else None
+    return Answer(kind, value, name) if value is not None else None
+
+
+def _named(text: str) -> tuple[str, str | None]:
+    """Cut ``x = 5`` into x and 5.
+
+    The sides of ``2 + 3 = 5`` must agree, else the rest is ``None``.
+    """
+    name = ""
+    while match := _NAME.match(text):  # x = y = 5
+        name, text = name or match.group("name").strip(), match.group("rest").strip()
+    sides = [side.strip() for side in _EQUALS.split(text)]
+    if len(sides) == 1:
+        return name, text
+    if len(sides) > MOST_SIDES:
+        return name, None
+    values = []
+    for side in sides:
+        try:
+            values.append(number(re.sub("[$€£¥₹]", "", side)))
+        except NotANumber:
+            if (value := quantity(side)) is None:
+                return name, text  # an equation
+            values.append(value.number)
+    agreed = all(close(one, values[-1]) for one in values)
+    return name, sides[-1] if agreed else None
+
+
+def _equal(gold: Answer, found: Answer) -> bool:
+    if gold.kind is not found.kind:
+        return False
+    return not _contradict(gold.name, found.name) and gold.kind.same(gold.value, found.value)
+
+
+def _contradict(gold: str, found: str) -> bool:
+    """Whether two answers are given to two variables, as in ``x = 5`` and ``y = 5``."""
+    return gold != found and bool(_ONE_SYMBOL.match(gold)) and bool(_ONE_SYMBOL.match(found))
+
+
+def _choice_beside(text: str) -> tuple[str, str] | None:
+    return words.letter(text) or ((text.upper(), "") if re.fullmatch(r"[a-j]", text) else None)
+
+
+def _choice_said(text: str) -> tuple[str, str]:
+    return words.letter_said(text) or "", text
+
+
+def _same_choice(gold: tuple[str, str], found: tuple[str, str]) -> bool:
+    if found[0]:
+        return gold[0] == found[0]
+    behind = read(gold[1]) if gold[1] else None
+    said = read_beside(behind, found[1], marked=False) if behind else None
+    return bool(behind and said and equal(behind, said))
+
+
+def _several(text: str) -> Several | None:
+    cut = groups.members(text)
+    if cut is None:
+        return None
+    kind, ways = cut
+    for parts in ways:
+        found = [
+            one
+            for part in parts
+            if (one := _read(part)) is not None
+            and (one.kind.name != "set or tuple" or part[0] in "([\\")
+        ]
+        if len(found) == len(parts):
+            name = found[0].name if found else ""  # x = 2, 3
+            return Several(
+                kind, tuple(Answer(one.kind, one.value, one.name or name) for one in found)
+            )
+    return None
+
+
+def _several_beside(text: str) -> Several | None:
+    found = _several(text)
+    if found is None and (one := _read(text)) is not None and one.kind.name != "set or tuple":
+        return Several("set", (one,))
+    return found
+
+
+def _same_several(gold: Several, found: Several) -> bool:
+    one, other = gold.members, found.members
+    if gold.kind != found.kind:
+        return False
+    if gold.kind == "tuple":
+        return len(one) == len(other) and all(map(equal, one, other))
+    return all(any(equal(left, right) for right in other) for left in one) and all(
+        any(equal(left, right) for left in one) for right in other
+    )
+
+
+def _several_text(found: Several, gold: Several | None) -> str:
+    names = len({one.name for one in found.members}) > 1
+    texts = [f"{one.name}={one.text()}" if names else one.text() for one in found.members]
+    return (
+        "(" + ", ".join(texts) + ")"
+        if found.kind == "tuple"
+        else "{" + ", ".join(sorted(set(texts))) + "}"
+    )
+
+
+def _same_formula(gold: Formula, found: Formula) -> bool:
+    sides = (
+        gold.side is not None
+        and found.side is not None
+        and mathematics.agree(gold.side, found.side)
+    )
+    return sides or (
+        gold.whole is not None
+        and found.whole is not None
+        and mathematics.agree(gold.whole, found.whole)
+    )
+
+
+def _word_said(text: str) -> str | None:
+    return words.word(text) if len(text.split()) <= 3 else None
+
+
+KINDS = (
+    Kind(
+        "choice",
+        words.letter,
+        _same_choice,
+        lambda found, gold: found[0],
+        _choice_beside,
+        _choice_said,
+    ),
+    Kind(
+        "yes or no",
+        words.yes,
+        lambda gold, found: gold == found,
+        lambda found, gold: found,
+        words.yes_said,
+        words.yes_said,
+    ),
+    Kind(
+        "date",
+        moments.date,
+        moments.same_date,
+        lambda found, gold: moments.date_text(found),
+        None,
+        moments.date_said,
+    ),
+    Kind(
+        "time or ratio",
+        moments.colon,
+        moments.same_colon,
+        lambda found, gold: moments.colon_text(found),
+        moments.colon_or_fraction,
+        moments.colon_said,
+    ),
+    Kind(
+        "number",
+        quantity,
+        same,
+        lambda found, gold: found.text(gold),
+        None,
+        lambda text: _number_said(text),
+    ),
+    Kind("word", words.word, lambda gold, found: gold == found, lambda found, gold: found),
+    Kind(
+        "interval",
+        groups.intervals,
+        groups.same_intervals,
+        lambda found, gold: groups.intervals_text(found),
+    ),
+    Kind("set or tuple", _several, _same_several, _several_text, _several_beside),
+    Kind(
+        "expression",
+        mathematics.formula,
+        _same_formula,
+        lambda found, gold: str(found.whole if found.side is None else found.side),
+    ),
+)
+"""In the order in which a reference answer is tried."""
+
+
+def _number_said(text: str) -> Any:
+    last = last_quantity(text)
+    rest = _named(last)[1] if "=" in last else last
+    if rest is None or _OR.search(text[: text.rfind(last)]):
+        return None
+    if "=" in rest:
+        *sides, rest = (side.strip() for side in _EQUALS.split(rest))
+        found = in_sentence(rest)
+        before = quantity(sides[-1]) if sides else None
+        return (
+            found
+            if found is not None and (before is None or close(before.number, found.number))
+            else None
+        )
+    return in_sentence(rest)

@@ -1,0 +1,217 @@
+r"""Numbers with or without a unit, a currency or a percent sign; lengths of time."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from rlkd_lab.tasks import mathematics
+from rlkd_lab.tasks.answers.numbers import NotANumber, Number, close, number
+from rlkd_lab.tasks.answers.units import Unit, agree, large, unit
+
+_ABOUT = re.compile(
+    r"(?:about|approximately|approx\.?|exactly|roughly|around|a total"
+    r" of|\\approx|\\sim|~)\s*(?=[-\d.$€£¥₹\\(])",
+    re.I,
+)
+_BEFORE = re.compile(r"(?P<minus>-?)\s*(?P<unit>US\$|[$€£¥₹]|USD|EUR|GBP|Rs\.?)\s*(?=[-\d.\\(])")
+_STARTS = re.compile(r"\\[A-Za-z]+|[A-Za-zµμΩ]+|\^\\circ|[%$€£¥₹¢]")
+_PAIR = r"(?:(?:,\s*)?(?:and\s+)?(\d[\d,]*(?:\.\d+)?(?:\s+\d+/\d+)?)\s*([A-Za-z]+)\.?\s*)"
+_PAIRS = re.compile(rf"{_PAIR}{{2,4}}\Z", re.ASCII)
+_ONE = re.compile(_PAIR, re.ASCII)
+_BASE = re.compile(
+    r"(\d+)_(?:\{?\s*(\d{1,2})\s*\}?|\{?\s*(two|three|four|five|six|seven|eight|nine)\s*\}?)\Z",
+    re.ASCII,
+)
+_RATIO = re.compile(r"(\d+)\s*:\s*(\d+)\Z", re.ASCII)
+
+
+_OPERATORS = {"+", "-", "*", "/", "=", "^", "×", "·", "÷", "−"}
+_COUNTS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+)
+NONE = Unit()
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number and what stands behind it."""
+
+    number: Number
+    unit: Unit = NONE
+
+    def text(self, gold: Quantity | None) -> str:
+        """Name the quantity. A unit that ``gold`` has is added, one that it lacks is dropped."""
+        known = gold.unit if gold and (not self.unit or not gold.unit) else self.unit
+        return f"{self.number}{'%' if self.unit.percent else ''} {known}".strip()
+
+
+def quantity(text: str) -> Quantity | None:
+    r"""Read a cleaned text; ``None``: it is no quantity.
+
+    >>> [quantity(text).text(None) for text in ("$1.50", "18 cm^2", "50 %", "2 hours 30 minutes")]
+    ['3/2 dollar', '18 cm^2', '50%', '9000 s']
+    """
+    text = _ABOUT.sub("", text, count=1) if not text[:1].isdigit() else text
+    currency = None
+    if before := _BEFORE.match(text):
+        currency, text = (
+            unit(before.group("unit").replace("US$", "$").rstrip(".")),
+            before.group("minus") + text[before.end() :],
+        )
+    found = _written(text) or _compound(text) or _with_unit(text)
+    if found is None and (value := mathematics.numeric(text)) is not None:
+        found = Quantity(value)
+    if found is not None and currency is not None:
+        return (
+            Quantity(found.number, currency)
+            if not found.unit or agree(currency, found.unit)
+            else None
+        )
+    return found
+
+
+def same(gold: Quantity, found: Quantity) -> bool:
+    """Return whether two quantities are the same.
+
+    A percentage equals its hundredth (50 % is 0.5) and, as MATH's graders have it, the bare number
+    (50 % is 50): what the question asks for is not known here.
+    """
+    if not agree(gold.unit, found.unit):
+        return False
+    one, other = gold.number, found.number
+    if (
+        gold.unit.known != found.unit.known
+        and (left := gold.unit.common())
+        and (right := found.unit.common())
+    ):
+        one, other = one.times(left[1]), other.times(right[1])
+    if close(one, other):
+        return True
+    if gold.unit.percent == found.unit.percent:
+        return False
+    share = Fraction(1, 100)
+    return close(one.times(share), other) if gold.unit.percent else close(one, other.times(share))
+
+
+def last_quantity(line: str) -> str:
+    """Return the part of a sentence from its last number on, with the calculation before it.
+
+    >>> last_quantity("So Tom has 3 + 4 = 7 red apples left")
+    '3 + 4 = 7 red apples left'
+    """
+    words = line.split()
+    last = next(
+        (
+            index
+            for index in reversed(range(len(words)))
+            if any(character.isdigit() for character in words[index])
+        ),
+        None,
+    )
+    if last is None:
+        return ""
+    first = last
+    while first and re.fullmatch(
+        r"[-+*/=^().,\d$€£%×·÷−]+|\\(?:cdot|times|div|frac)\S*", words[first - 1]
+    ):
+        first -= 1
+    if words[first] in _OPERATORS:  # the calculation begins with a variable: n + 2 = 7
+        first = max(
+            [index + 1 for index in range(first, last) if words[index] == "="], default=last
+        )
+    return " ".join(words[first:])
+
+
+def in_sentence(text: str) -> Quantity | None:
+    """Read a number at the start of a text that may go on with other words."""
+    match = re.match(r"[^A-Za-z]*", text)
+    assert match is not None
+    head, tail = match.group().rstrip(" ,;:.!?-(\"'"), text[match.end() :]
+    found = quantity(head) if head else None
+    if found is None or found.unit:
+        return found
+    factor, tail = large(tail)
+    behind = unit(re.split(r"[,;:.!?()]", tail)[0], loose=True) or NONE
+    return Quantity(
+        found.number.times(Fraction(factor)),
+        behind if behind.known or behind.percent else found.unit,
+    )
+
+
+def _written(text: str) -> Quantity | None:
+    """Read a number without unit or sympy, a word such as five, a number in a base, or a ratio."""
+    if text.lower() in _COUNTS:
+        return Quantity(Number(Fraction(_COUNTS.index(text.lower()))))
+    try:
+        return Quantity(number(text))
+    except NotANumber:
+        pass
+    if based := _BASE.match(text):
+        base = int(based.group(2)) if based.group(2) else _COUNTS.index(based.group(3))
+        if base < 2 or any(int(digit) >= base for digit in based.group(1)):
+            return None
+        return Quantity(Number(Fraction(int(based.group(1)))), Unit(((f"base {base}", 1),)))
+    ratio = _RATIO.match(text)
+    if ratio and int(ratio.group(2)) and not re.match(r"\d{1,2}\s*:\s*[0-5]\d\Z", text):
+        return Quantity(Number(Fraction(int(ratio.group(1)), int(ratio.group(2)))))
+    return None
+
+
+def _compound(text: str) -> Quantity | None:
+    """Read hours and minutes, feet and inches, dollars and cents."""
+    if not _PAIRS.match(text):
+        return None
+    total, base = Fraction(0), ""
+    for count, name in _ONE.findall(text):
+        named = unit("min" if name == "m" and base == "s" else f" {name}")
+        common = named.common() if named else None
+        if common is None or base not in ("", common[0]):
+            return None
+        base = common[0]
+        total += number(count).value * common[1]
+    return Quantity(Number(total), Unit(((base, 1),)))
+
+
+def _with_unit(text: str) -> Quantity | None:
+    """Read a number and a unit, at the first place where the text can be cut into the two."""
+    for start in list(_STARTS.finditer(text))[:12]:
+        at = start.start()
+        if (
+            start.group().startswith("\\")
+            or not at
+            or (len(start.group()) == 1 and start.group().isalpha() and text[at - 1] != " ")
+        ):
+            continue
+        head, (factor, tail) = text[:at].strip(), large(text[at:])
+        behind = NONE if tail.strip() in ("", "st", "nd", "rd", "th") else unit(tail)
+        if behind is None:
+            continue
+        try:
+            value: Number | None = number(head)
+        except NotANumber:
+            value = mathematics.numeric(head) if "\\" in head or behind.known else None
+        if value is not None:
+            return Quantity(value.times(Fraction(factor)), behind)
+    return None
