@@ -220,14 +220,23 @@ def dense_copy(lm: LanguageModel) -> DenseTwin | None:
     """
     lost = beyond_matrices(lm)
     if lost is None:
-        twin = DenseTwin(lm)
-        gap, limit = apart(lm, twin.lm)
-        if gap <= limit:  # a NaN is not
-            return twin
-        lost = (
-            f"something else: log-probabilities differ by {gap:.2g} nats, and rounding"
-            f" explains {limit:.2g}"
-        )
+        try:
+            twin = DenseTwin(lm)
+            gap, limit = apart(lm, twin.lm)
+        except (
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:  # modules that transformers' own code does not make
+            lost = f"something else ({type(error).__name__}: {error})"
+        else:
+            if gap <= limit:  # a NaN is not
+                return twin
+            lost = (
+                f"something else: log-probabilities differ by {gap:.2g} nats, and rounding"
+                f" explains {limit:.2g}"
+            )
     adapter = "" if lm.adapter_source is None else f" with the adapter {lm.adapter_source}"
     warnings.warn(
         f"{lm.source}{adapter} is run without a dense copy, more slowly: a copy would lose {lost}",

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlkd_lab.models import load_policy, load_teacher, policy_logps, reference_of
 from rlkd_lab.models.adapters import attach
 from rlkd_lab.models.merging import merge
-from rlkd_lab.rollouts import dense_copy, sequences_of
+from rlkd_lab.rollouts import DenseTwin, dense_copy, sequences_of
 from rlkd_lab.study.targets import find_target
 
 LINEAR = ["q_proj", "v_proj", "o_proj", "down_proj"]
@@ -564,3 +564,11 @@ def test_a_copy_that_nobody_knew_to_be_wrong_is_found_by_its_numbers(base, adapt
         r" rounding explains 0\.001",
     ):
         assert dense_copy(lm) is None
+
+
+def test_a_model_of_which_no_copy_can_be_made_runs_itself(base, monkeypatch):
+    monkeypatch.setattr(DenseTwin, "__init__", lambda self, policy: policy.no_such_module)
+    with pytest.warns(
+        UserWarning, match="a copy would lose something else .AttributeError: .*no_such_module"
+    ):
+        assert dense_copy(load_teacher(base, "none")) is None
