@@ -15,12 +15,14 @@ from rlkd_lab.study.evaluation import (
     summarise,
     write_table,
 )
+from rlkd_lab.study.sides import check_sides, compare_runs, expanded
 from rlkd_lab.study.statistics import (
     bootstrap,
     chance_pass_at_k,
     majority_at_k,
     paired_bootstrap,
     pass_at_k,
+    welch,
 )
 from rlkd_lab.study.targets import Target, find_target, task_of
 
@@ -33,8 +35,11 @@ __all__ = [
     "chance_pass_at_k",
     "check_ks",
     "check_out",
+    "check_sides",
     "compare_frames",
+    "compare_runs",
     "evaluate_target",
+    "expanded",
     "find_target",
     "majority_at_k",
     "paired_bootstrap",
@@ -45,5 +50,6 @@ __all__ = [
     "settings_of",
     "summarise",
     "task_of",
+    "welch",
     "write_table",
 ]
