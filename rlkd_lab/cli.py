@@ -609,15 +609,19 @@ def _print_methods() -> None:
 
 @app.command("eval")
 def evaluate(
-    target: Annotated[
-        str,
+    targets: Annotated[
+        list[str],
         typer.Argument(
-            help="a run folder, an adapter folder, or a model: embedded name, folder or hub id"
+            help="a run folder, an adapter folder, or a model: embedded name, folder or hub id;"
+            " several runs of one method, also as 'runs/a-*'"
         ),
     ],
     against: Annotated[
-        str | None,
-        typer.Option(help="a second one, asked the same prompts; differences are TARGET − AGAINST"),
+        list[str] | None,
+        typer.Option(
+            help="the other side, asked the same prompts; repeat it or quote a pattern for"
+            " several runs; differences are TARGETS − AGAINST"
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(help="completions a prompt")] = 8,
     prompts: Annotated[int, typer.Option(help="prompts of each set")] = 256,
@@ -688,17 +692,17 @@ def evaluate(
             about,
             asked_as,
             check_ks,
-            check_out,
-            compare_frames,
+            check_sides,
             data_note,
             evaluate_target,
+            expanded,
             find_target,
-            report,
             settings_of,
             summarise,
             task_of,
             write_table,
         )
+        from rlkd_lab.study.report import Compared
         from rlkd_lab.training.plan import reader_of
 
         ks = None if k is None else _numbers(k, "--k")
@@ -706,13 +710,18 @@ def evaluate(
             nearest(quant, ("nf4", "none"), "quant")
         nearest(split, ("train", "validation", "test"), "split")
         check_ks(ks, samples)
-        ours = find_target(target, checkpoint=checkpoint, base=base, quant=quant)  # type: ignore[arg-type]
-        theirs = None if against is None else find_target(against, quant=quant)  # type: ignore[arg-type]
-        config = ours.config or (theirs.config if theirs else None)
+        ours = [
+            find_target(name, checkpoint=checkpoint, base=base, quant=quant)  # type: ignore[arg-type]
+            for name in expanded(targets)
+        ]
+        theirs = [find_target(name, quant=quant) for name in expanded(against or ())]  # type: ignore[arg-type]
+        check_sides(ours, theirs)
+        pair = [*ours, *theirs]
+        config = next((target.config for target in pair if target.config), None)
         given = _settings(set_)
         asks, told = asked_as(config, given.pop("task", task), given)
         asked = task_of(asks)
-        known = ours.run or (theirs.run if theirs else None)
+        known = next((target.run for target in pair if target.run), None)
         for sentence in told + ([note] if (note := data_note(known, asks, asked)) else []):
             say(f"rlkd: warning: {sentence}", err=True)
         settings = settings_of(
@@ -728,64 +737,65 @@ def evaluate(
             greedy=greedy,
             ood=ood,
         )
-        out = out or ours.table
-        if out is not None:
-            check_out(out)
-        written = (
-            []
-            if out is None
-            else [out, out.with_name(f"{out.stem}-against.parquet")][: 1 if theirs is None else 2]
-        )
-        for path in written:
-            check_out(path)
-        pair = [ours] if theirs is None else [ours, theirs]
+        written = _tables(ours, theirs, out)
         readers = (
             [reader_of(one.base, settings.chat, settings.system_prompt) for one in pair]
-            if theirs is not None
+            if len(pair) > 1
             else []
         )
         frames = [
             evaluate_target(one.load(), asked, settings, progress=not as_json, readers=readers)
             for one in pair
         ]
-        records = [about(one.describe(), asked, settings) for one in pair]
-        for path, frame, record in zip(written, frames, records, strict=False):
-            write_table(path, frame, record)
+        records = [about(one.describe(), asked, settings) for one in (*ours, *theirs)]
+        for path, frame, record in zip(written, frames, records, strict=True):
+            if path is not None:
+                write_table(path, frame, record)
         summaries = [summarise(frame, ks) for frame in frames]
-        differences = compare_frames(frames[0], frames[1], ks) if theirs else None
-        estimated = bool((frames[0]["guesses"] > 0).any())
+        shown = Compared(ours, theirs, frames, summaries, ks)
+        kept = [str(path) for path in written if path is not None]
         if as_json:
-            chance = "permutation" if estimated else "task"
-            found = [
-                {**record, "chance": chance, "results": report.nested(summary)}
-                for record, summary in zip(records, summaries, strict=True)
-            ]
-            pairs = (
-                {}
-                if differences is None
-                else {"against": found[1], "differences": differences.to_dict("records")}
-            )
-            print_json({**found[0], **pairs, "out": [str(path) for path in written]})
+            print_json({**shown.as_json(records), "out": kept})
             return
         console.print(
-            f"[bold]{escape(ours.label)}[/] ({ours.quant}), {escape(asked.name)}, split"
-            f" {split}, T = {temperature:g}; shares in %, lengths in tokens\n"
+            f"[bold]{escape(shown.labels[0])}[/] ({ours[0].quant}), {escape(asked.name)},"
+            f" split {split}, T = {temperature:g}; shares in %, lengths in tokens\n"
         )
-        for name in dict.fromkeys(summaries[0]["set"]):
-            console.print(report.summary_table(summaries[0], name), "")
-        if differences is not None and theirs is not None:
-            for name in dict.fromkeys(differences["set"]):
-                console.print(
-                    report.difference_table(differences, name, ours.label, theirs.label, samples),
-                    "",
-                )
-        say(report.chance_note(asked.name, estimated))
-        say(report.interval_note(theirs is not None))
+        for table in shown.tables(samples):
+            console.print(table, "")
+        for line in shown.notes(asked.name):
+            say(line)
         say(
-            f"every completion: {', '.join(map(str, written))}"
-            if written
+            f"every completion: {', '.join(kept)}"
+            if kept
             else "completions were not kept: name a file with --out"
         )
+
+
+def _tables(ours: list[Any], theirs: list[Any], out: Path | None) -> list[Path | None]:
+    """Where the completions of each target go, ``None`` for nowhere: the run's own table, or
+    ``--out`` for a single target.
+    """
+    from rlkd_lab.study import check_out
+
+    if out is not None and (len(ours) > 1 or len(theirs) > 1):
+        raise ValueError(
+            "--out is for a single target: with several runs each one's completions go to RUN/eval"
+        )
+    found = [target.table for target in (*ours, *theirs)]
+    if len(ours) == 1 and len(theirs) <= 1:
+        first = out or found[0]
+        found = [
+            first,
+            *(
+                [None if first is None else first.with_name(f"{first.stem}-against.parquet")]
+                * len(theirs)
+            ),
+        ]
+    for path in found:
+        if path is not None:
+            check_out(path)
+    return found
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -15,12 +15,14 @@ from rlkd_lab.study.evaluation import (
     summarise,
     write_table,
 )
+from rlkd_lab.study.sides import check_sides, compare_runs, expanded
 from rlkd_lab.study.statistics import (
     bootstrap,
     chance_pass_at_k,
     majority_at_k,
     paired_bootstrap,
     pass_at_k,
+    welch,
 )
 from rlkd_lab.study.targets import Target, asked_as, data_note, find_target, task_of
 
@@ -34,9 +36,12 @@ __all__ = [
     "chance_pass_at_k",
     "check_ks",
     "check_out",
+    "check_sides",
     "compare_frames",
+    "compare_runs",
     "data_note",
     "evaluate_target",
+    "expanded",
     "find_target",
     "majority_at_k",
     "paired_bootstrap",
@@ -47,5 +52,6 @@ __all__ = [
     "settings_of",
     "summarise",
     "task_of",
+    "welch",
     "write_table",
 ]

@@ -518,7 +518,9 @@ def compare_frames(
     """Two models on the same prompts: a row a set and measure, with both means, ``difference`` (a −
     b), its 95 % interval ``low``–``high``, and ``p``.
 
-    The interval is over prompts and samples. It says nothing of other training seeds.
+    Interval and ``p`` are over prompts and samples. They are about these two checkpoints and not
+    about methods: two seeds of one method have p < .05 in about half of all pairs.
+    :func:`~rlkd_lab.study.sides.compare_runs` compares methods.
 
     Raises:
         ValueError: the prompts or sets differ, or a k is larger than the number of samples of

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 from rich.table import Table
 
-from rlkd_lab.study.evaluation import SETS
+from rlkd_lab.study.evaluation import SETS, compare_frames
+from rlkd_lab.study.sides import compare_runs, side_label
+from rlkd_lab.study.targets import Target
 from rlkd_lab.terminal import escape
 
 TOKENS = ("length", "length_correct", "length_wrong")
@@ -125,7 +130,10 @@ def summary_table(summary: pd.DataFrame, name: str) -> Table:
 def difference_table(
     differences: pd.DataFrame, name: str, ours: str, theirs: str, samples: int
 ) -> Table:
-    """One set of a comparison: a row a measure."""
+    """One set of a comparison: a row a measure.
+
+    The heading says what ``p`` is over: prompts, or runs where there are several a side.
+    """
     ours, theirs = escape(ours), escape(theirs)
     table = Table(
         box=None,
@@ -134,7 +142,8 @@ def difference_table(
         title_justify="left",
         title_style="bold",
     )
-    for heading in ("", ours, theirs, "difference", "95 % interval", "p"):
+    over = "runs" if "runs_a" in differences else "prompts"
+    for heading in ("", ours, theirs, "difference", "95 % interval", f"p, {over}"):
         table.add_column(heading, justify="right" if heading else "left")
     for row in differences[
         (differences["set"] == name) & (differences["measure"] != "pass@1")
@@ -163,12 +172,119 @@ def chance_note(task: str, estimated: bool) -> str:
     return f"chance: blind guesses, as {task} states them"
 
 
+ONE_PAIR = (
+    "p is over prompts and compares these two checkpoints, not two methods: two seeds of one"
+    " method have p < .05 in about half of all pairs."
+    " To compare methods, give several runs a side: rlkd eval 'runs/a-*' --against 'runs/b-*'"
+)
+"""What is said beside every p-value of two single checkpoints."""
+
+
 def interval_note(compared: bool) -> str:
-    """What the intervals cover."""
-    return (
+    """What the intervals cover, and what the p-value of two checkpoints does not."""
+    note = (
         f"intervals: bootstrap over prompts{', paired' if compared else ''}; they do not cover"
         " other training seeds"
     )
+    return f"{note}\n{ONE_PAIR}" if compared else note
+
+
+def runs_note(ours: int, theirs: int) -> str:
+    """What the intervals of a comparison over runs cover."""
+    fewest, most = sorted((ours, theirs))
+    spread = (
+        f"Student's t over {most} runs against one fixed model"
+        if fewest == 1
+        else f"Welch's t over {ours} and {theirs} runs"
+    )
+    few = (
+        "; with fewer than five runs a side they are wide, and a difference may be missed"
+        if (most if fewest == 1 else fewest) < 5
+        else ""
+    )
+    return f"intervals and p: {spread}. They cover training seeds, on these prompts{few}"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What `rlkd eval` says of its targets and, where there is one, of the other side.
+
+    ``frames`` and ``summaries``: one a target, ours first.
+    """
+
+    ours: Sequence[Target]
+    theirs: Sequence[Target]
+    frames: Sequence[pd.DataFrame]
+    summaries: Sequence[pd.DataFrame]
+    ks: Sequence[int] | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether a side has several runs, so that p is over runs."""
+        return max(len(self.ours), len(self.theirs)) > 1
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Of both sides, for headings."""
+        return side_label(self.ours), side_label(self.theirs) if self.theirs else ""
+
+    @cached_property
+    def estimated(self) -> bool:
+        """Whether chance was estimated."""
+        return bool((self.frames[0]["guesses"] > 0).any())
+
+    @cached_property
+    def differences(self) -> pd.DataFrame | None:
+        """Of the two sides: over runs where there are several, over prompts otherwise."""
+        if not self.theirs:
+            return None
+        ours, theirs = self.frames[: len(self.ours)], self.frames[len(self.ours) :]
+        return (
+            compare_runs(ours, theirs, self.ks)
+            if self.several
+            else compare_frames(ours[0], theirs[0], self.ks)
+        )
+
+    def tables(self, samples: int) -> Iterator[Table]:
+        """A table a set: of each target, where they are not held against others over runs, and
+        of the difference.
+        """
+        for target, summary in zip(self.ours, self.summaries, strict=False):
+            for name in () if self.several and self.theirs else dict.fromkeys(summary["set"]):
+                table = summary_table(summary, name)
+                if len(self.ours) > 1:
+                    table.title = f"{escape(target.label)}, {table.title}"
+                yield table
+        if self.differences is not None:
+            for name in dict.fromkeys(self.differences["set"]):
+                yield difference_table(self.differences, name, *self.labels, samples)
+
+    def notes(self, task: str) -> list[str]:
+        """Where chance comes from, and what the intervals and p cover."""
+        if self.several and self.theirs:
+            return [runs_note(len(self.ours), len(self.theirs))]
+        return [chance_note(task, self.estimated), interval_note(bool(self.theirs))]
+
+    def as_json(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """One object: of one target its record and results, with ``against`` and
+        ``differences``; of several, lists of them. ``p_covers``: prompts or runs.
+        """
+        chance = "permutation" if self.estimated else "task"
+        found = [
+            {**record, "chance": chance, "results": nested(summary)}
+            for record, summary in zip(records, self.summaries, strict=True)
+        ]
+        ours, theirs = found[: len(self.ours)], found[len(self.ours) :]
+        pair: dict[str, Any] = {}
+        if self.differences is not None:
+            covers = "runs" if self.several else "prompts"
+            pair = {
+                "against": theirs if self.several else theirs[0],
+                "differences": self.differences.to_dict("records"),
+                "p_covers": covers,
+            }
+            pair["note"] = runs_note(len(ours), len(theirs)) if self.several else ONE_PAIR
+        return {**({"runs": ours} if self.several else ours[0]), **pair}
 
 
 def nested(summary: pd.DataFrame) -> dict[str, Any]:

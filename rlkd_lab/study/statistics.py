@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t
+from scipy.stats import t, ttest_1samp, ttest_ind
 
 RESAMPLES = 4000
 LEVEL = 0.95
@@ -31,8 +31,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of a − b over the same prompts, its bootstrap interval, and a two-sided p-value in
-    (0, 1].
+    """Mean of a − b, its 95 % interval, and a two-sided p-value in [0, 1]: over prompts
+    (:func:`paired_bootstrap`) or over runs (:func:`welch`).
     """
 
     mean: float
@@ -213,6 +213,34 @@ def half_width(values: ArrayLike) -> float:
     if len(array) < 2:
         return float("nan")
     return float(t.ppf((1 + LEVEL) / 2, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
+
+
+def welch(a: ArrayLike, b: ArrayLike) -> Difference:
+    """Difference of the means of two groups of runs, with Welch's t: mean(a) − mean(b) ±
+    t·√(s²_a/n_a + s²_b/n_b), the variances not taken as equal.
+
+    Args:
+        a, b: one number a run, runs of different seeds. A group of one is a fixed model, which has
+            no seeds: the spread is then the other group's alone.
+
+    Returns:
+        NaN for interval and p where neither group has two runs, or where no two runs differ.
+
+    >>> welch([0.5, 0.6, 0.7], [0.2, 0.3, 0.4]).mean.__round__(3)
+    0.3
+    """
+    one, other = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    gap = float(one.mean() - other.mean())
+    if max(len(one), len(other)) < 2 or (np.ptp(one) == 0 and np.ptp(other) == 0):
+        return Difference(gap, float("nan"), float("nan"), float("nan"))
+    several = min(len(one), len(other)) > 1
+    found = (
+        ttest_ind(one, other, equal_var=False)
+        if several
+        else ttest_1samp((one[:, None] - other[None, :]).ravel(), 0.0)
+    )
+    low, high = found.confidence_interval(LEVEL)
+    return Difference(gap, float(low), float(high), float(found.pvalue))
 
 
 def _resampled_means(values: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:

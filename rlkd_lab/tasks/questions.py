@@ -149,7 +149,7 @@ class QuestionTask:
                 one: sorted({row.id for row in self._rows[one]} & free, key=_hash) for one in SPLITS
             }
             most = max(SPLITS, key=lambda one: len(lent[one]))
-            if len({row.id for row in self._rows[most]}) > 1:
+            if lent[most] and len({row.id for row in self._rows[most]}) > 1:
                 moved = [row for row in self._rows[most] if row.id == lent[most][0]]
                 self._rows[most] = [row for row in self._rows[most] if row.id != lent[most][0]]
                 self._rows[split] = moved

@@ -1,0 +1,199 @@
+"""Two methods compared: several runs a side, which differ in their seed alone.
+
+A p-value over prompts between two single runs is about those two checkpoints. Two seeds of one
+method differ at p < .05 in about half of all pairs, because each training run ends at another
+place. So methods are compared over runs: a run is one number, and the spread between runs is the
+yardstick.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rlkd_lab.study.evaluation import per_prompt, powers_of_two, samples_of
+from rlkd_lab.study.statistics import welch
+from rlkd_lab.study.targets import Target
+
+FREE = {
+    "seed",
+    "plan",
+    "guards",
+    "verifier_seconds",
+    "eval_every",
+    "eval_prompts",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "samples_every",
+    "keep_samples",
+}
+"""Settings in which runs of one side may differ: they change no number of the trained student,
+or are the seed.
+"""
+
+
+def expanded(names: Sequence[str]) -> list[str]:
+    """The names, with each pattern such as ``runs/a-*`` replaced by the paths that it matches, in
+    order.
+
+    Raises:
+        FileNotFoundError: a pattern matches nothing.
+    """
+    found: list[str] = []
+    for name in names:
+        if not glob.has_magic(name) or Path(name).exists():
+            found.append(name)
+            continue
+        paths = sorted(glob.glob(name))
+        if not paths:
+            raise FileNotFoundError(f"no file matches {name}")
+        found += paths
+    return found
+
+
+def check_sides(ours: Sequence[Target], theirs: Sequence[Target]) -> None:
+    """Refuse sides that cannot be compared over runs, and warn where the runs of a side differ in
+    more than their seed.
+
+    Raises:
+        ValueError: a run stands twice, a single run is held against several, or runs of the other
+            side stand among the targets.
+
+    Warns:
+        UserWarning: with the first settings that differ; with a seed that a side has twice.
+    """
+    places = [target.run.resolve() for target in (*ours, *theirs) if target.run is not None]
+    twice = next((place for number, place in enumerate(places) if place in places[:number]), None)
+    if twice is not None:
+        raise ValueError(f"{twice} stands twice: give each run once")
+    if theirs and max(len(ours), len(theirs)) > 1:
+        others = {_settings(target) for target in theirs if target.config is not None}
+        strayed = [
+            target.name
+            for target in ours
+            if target.config is not None
+            and _settings(target) in others
+            and _settings(target) != _settings(ours[0])
+        ]
+        if strayed:
+            raise ValueError(
+                f"{strayed[0]} has the settings of --against and stands among the targets:"
+                " quote the pattern, as in --against 'runs/b-*'"
+            )
+        for side, other in ((ours, theirs), (theirs, ours)):
+            if len(side) == 1 and side[0].run is not None:
+                raise ValueError(
+                    f"{side[0].name} is one run against {len(other)}: a method is compared"
+                    " over two runs or more a side; give runs of other seeds"
+                )
+    for side in (ours, theirs):
+        _warn_of_a_mixed_side(side)
+
+
+def _settings(target: Target) -> str:
+    return "" if target.config is None else target.config.model_dump_json(exclude=FREE)
+
+
+def _warn_of_a_mixed_side(side: Sequence[Target]) -> None:
+    """The settings in which the runs of one side differ, and seeds that stand twice."""
+    if len(side) < 2:
+        return
+    known = [target for target in side if target.config is not None]
+    if len(known) < len(side):
+        odd = next(target for target in side if target.config is None)
+        warnings.warn(
+            f"{odd.name} is no run: nothing says whether it differs from the others in its"
+            " seed alone",
+            stacklevel=3,
+        )
+    first, *rest = [
+        {**target.config.model_dump(exclude=FREE), "checkpoint": target.step}
+        for target in known
+        if target.config is not None
+    ]
+    for target, settings in zip(known[1:], rest, strict=True):
+        odd_names = [name for name in first if first[name] != settings[name]]
+        if odd_names:
+            text = ", ".join(
+                f"{name} ({first[name]} and {settings[name]})" for name in odd_names[:3]
+            )
+            warnings.warn(
+                f"{known[0].name} and {target.name} are taken for one method and differ in"
+                f" {text:.300}",
+                stacklevel=3,
+            )
+            break
+    seeds = [target.config.seed for target in known if target.config is not None]
+    if len(set(seeds)) < len(seeds):
+        warnings.warn(
+            f"{known[0].name} and others of its side share a seed: they are not independent runs",
+            stacklevel=3,
+        )
+
+
+def compare_runs(
+    ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame], ks: Sequence[int] | None = None
+) -> pd.DataFrame:
+    """Two methods on the same prompts: a row a set and measure, as
+    :func:`~rlkd_lab.study.evaluation.compare_frames` gives it.
+
+    A run is the mean of a measure over its prompts. ``a`` and ``b`` are means over runs,
+    ``difference`` is a − b, and ``low``, ``high`` and ``p`` come from
+    :func:`~rlkd_lab.study.statistics.welch`. ``runs_a`` and ``runs_b`` say how many runs there
+    were. The prompts are the same for all runs and are not drawn again, so the interval is about
+    these prompts.
+
+    Args:
+        ours: the tables of one side, one a run.
+        theirs: of the other; a single one is a fixed model, without seeds.
+        ks: of pass@k and majority@k.
+
+    Raises:
+        ValueError: the tables have other prompts or sets, or fewer samples than a k.
+    """
+    every = [*ours, *theirs]
+    ks = powers_of_two(min(map(samples_of, every))) if ks is None else ks
+    if any(
+        set(frame["prompt_id"]) != set(every[0]["prompt_id"])
+        or set(frame["set"]) != set(every[0]["set"])
+        for frame in every
+    ):
+        raise ValueError("the runs were not asked the same prompts: evaluate them with one command")
+    rows: list[dict[str, Any]] = []
+    for name in every[0]["set"].unique():
+        a, b = (
+            pd.DataFrame([per_prompt(frame[frame["set"] == name], ks).mean() for frame in side])
+            for side in (ours, theirs)
+        )
+        for measure in [measure for measure in a if measure in b]:
+            found = welch(a[measure], b[measure])
+            rows.append(
+                {
+                    "set": name,
+                    "measure": measure,
+                    "a": a[measure].mean(),
+                    "b": b[measure].mean(),
+                    "difference": found.mean,
+                    "low": found.low,
+                    "high": found.high,
+                    "p": found.p,
+                    "runs_a": len(ours),
+                    "runs_b": len(theirs),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def side_label(side: Sequence[Target]) -> str:
+    """Short, for headings: ``a-…, 5 runs``, or the label of a single target."""
+    if len(side) == 1:
+        return side[0].label
+    names = [(target.run or Path(target.name)).name for target in side]
+    shared = os.path.commonprefix(names)  # noqa: RUF071 (of the names' characters)
+    return f"{shared}…, {len(side)} runs" if shared else f"{names[0]} and {len(side) - 1} more"
