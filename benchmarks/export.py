@@ -1,7 +1,9 @@
 """What a merge changes: into the NF4 weights that the adapter was trained beside, against into the
 base's own; and what bfloat16 keeps of a small update.
 
-    python benchmarks/export.py --runs runs/export          # trains what is not there; half an hour; writes benchmarks/results/export.json
+    python benchmarks/export.py --runs runs/export   # half an hour; trains what is not there
+
+Writes benchmarks/results/export.json.
 
 KDRL and GRPO on the embedded student, 60 steps, five seeds each. Policy and merged models are asked
 the same 256 test prompts, 8 samples and a greedy completion each; the merged weights are bfloat16,

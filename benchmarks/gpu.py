@@ -2,7 +2,7 @@
 and transformers' `generate`.
 
     python benchmarks/gpu.py             # writes benchmarks/results/gpu.json
-    python benchmarks/gpu.py --tiny      # the same code on small models, also on a CPU; writes nothing
+    python benchmarks/gpu.py --tiny      # small models, also on a CPU; writes nothing
 
 Models of random weights in the shapes of Qwen2.5-1.5B (student, NF4 with LoRA) and Qwen2.5-7B
 (teacher, NF4): all completions run to their limit, so that every side has the same tokens. TRL

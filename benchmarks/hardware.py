@@ -1,7 +1,7 @@
 """The README's hardware table and figures/hardware.png, from the files in benchmarks/results/. What
 no file says is "not measured".
 
-python benchmarks/hardware.py        # writes the figure, and the table between its two marks in README.md
+    python benchmarks/hardware.py        # writes the figure, and the table in README.md
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the lab costs and how fast it answers.
 
-    python benchmarks/lab.py          # about ten minutes on an idle machine; writes benchmarks/results/lab.json
+    python benchmarks/lab.py   # ten minutes on an idle machine; writes results/lab.json
 
 - Knob to effect: knobs moved at random moments of a running run; a move counts as in time if the
   first step that begins after the request has the value.

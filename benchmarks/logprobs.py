@@ -1,7 +1,7 @@
 """Log-probabilities and reverse KL from hidden states at a vocabulary of 151,936: ours, TRL's
 kernels and the dense way, a forward and a backward pass.
 
-    python benchmarks/logprobs.py        # writes benchmarks/results/logprobs.json, or logprobs-gpu.json where there is a GPU
+    python benchmarks/logprobs.py   # writes results/logprobs.json, on a GPU logprobs-gpu.json
 
 Each measurement is a process of its own (so that peak memory is its own), the ways alternate, and
 the median of neighbours' ratios counts. On a GPU: bfloat16, a hidden size of 2048, up to 32k tokens

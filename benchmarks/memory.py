@@ -1,6 +1,6 @@
 """Predicted against measured peak memory, over models, precisions, lengths and micro-batches.
 
-    python benchmarks/memory.py        # writes benchmarks/results/memory.json, or memory-gpu.json where there is a GPU
+    python benchmarks/memory.py   # writes results/memory.json, on a GPU memory-gpu.json
 
 Models of random weights with a vocabulary of 32,000, so that completions run to their limit.
 Measured is the second step of a KDRL run: on a GPU what PyTorch's allocator had at most; on a CPU

@@ -1,7 +1,7 @@
 """The main methods on the mid-size pair: two sweeps, their tables and figures. ``make midsize``
 builds the pair first.
 
-    python benchmarks/midsize.py                 # runs/midsize, results/midsize, figures/midsize_*.png; started again, it takes up what is missing
+    python benchmarks/midsize.py                 # started again, it takes up what is missing
     python benchmarks/midsize.py --workers 4     # runs at a time on one GPU
     python benchmarks/midsize.py --only countdown
 

@@ -1,6 +1,6 @@
 """What a sweep makes of the cores, and what the study cost.
 
-    python benchmarks/sweep.py          # about twelve minutes on an idle machine; writes benchmarks/results/sweep.json
+    python benchmarks/sweep.py   # twelve minutes on an idle machine; writes results/sweep.json
 
 - Workers: a sweep of four runs (KDRL, 24 steps, evaluated) with one worker and with one a core,
   alternating; the ratio of neighbouring wall times, its median and range. Starting Python and

@@ -806,7 +806,13 @@ def test_study(rlkd, tmp_path, monkeypatch):
         """
         steps = 2
         seeds = 2
-        settings = {prompts_per_step = 2, group_size = 2, max_new_tokens = 24, difficulty = "2", eval_every = 0, samples_every = 0}
+        [settings]
+        prompts_per_step = 2
+        group_size = 2
+        max_new_tokens = 24
+        difficulty = "2"
+        eval_every = 0
+        samples_every = 0
         [[arms]]
         name = "grpo"
         method = "grpo"

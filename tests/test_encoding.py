@@ -66,12 +66,25 @@ def without_encoding(call: ast.Call) -> bool:
     return name in ("TextIOWrapper", "FileHandler")
 
 
-@pytest.mark.parametrize(("code", "wrong"), [
-    ("open(p)", True), ("open(p, 'rb')", False), ("p.open('a')", True), ("p.open('ab')", False), ("p.open(mode='w', encoding='utf-8')", False),
-    ("p.read_text()", True), ("p.read_text('utf-8')", False), ("p.write_text(t)", True), ("p.write_text(t, encoding='utf-8')", False),
-    ("subprocess.run(c, text=True)", True), ("subprocess.run(c, text=True, encoding='utf-8')", False), ("os.fdopen(1, 'wb')", False),
-    ("NamedTemporaryFile('w')", True), ("RunFolder.open(p)", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("open(p)", True),
+        ("open(p, 'rb')", False),
+        ("p.open('a')", True),
+        ("p.open('ab')", False),
+        ("p.open(mode='w', encoding='utf-8')", False),
+        ("p.read_text()", True),
+        ("p.read_text('utf-8')", False),
+        ("p.write_text(t)", True),
+        ("p.write_text(t, encoding='utf-8')", False),
+        ("subprocess.run(c, text=True)", True),
+        ("subprocess.run(c, text=True, encoding='utf-8')", False),
+        ("os.fdopen(1, 'wb')", False),
+        ("NamedTemporaryFile('w')", True),
+        ("RunFolder.open(p)", False),
+    ],
+)
 def test_the_rule_itself(code, wrong):
     assert without_encoding(ast.parse(code).body[0].value) is wrong
 

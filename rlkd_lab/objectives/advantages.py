@@ -30,7 +30,8 @@ def group_advantages(
     Raises:
         ValueError: for a group of one, which has no spread.
 
-    >>> group_advantages(torch.tensor([1.0, 0.0, 3.0, 3.0]), torch.tensor([0, 0, 1, 1]), scale=False)
+    >>> rewards, groups = torch.tensor([1.0, 0.0, 3.0, 3.0]), torch.tensor([0, 0, 1, 1])
+    >>> group_advantages(rewards, groups, scale=False)
     tensor([ 0.5000, -0.5000,  0.0000,  0.0000])
     >>> judged = torch.tensor([True, True, False])
     >>> group_advantages(torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3), scale=False, counted=judged)

@@ -75,7 +75,7 @@ def number(coefs: Coefs, name: str, default: float | None = None) -> float:
     return value
 
 
-# --- where samples come from ------------------------------------------------------------------------
+# --- where samples come from ----------------------------------------------------------------------
 
 
 def from_student(on_policy_frac: float, uniform: Callable[[], float]) -> bool:
@@ -95,7 +95,7 @@ def from_either(on_policy_frac: float, uniform: Callable[[], float]) -> bool:
     return uniform() >= on_policy_frac
 
 
-# --- ratios -----------------------------------------------------------------------------------------
+# --- ratios ---------------------------------------------------------------------------------------
 
 
 def _importance(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs) -> LogRatio:
@@ -113,7 +113,7 @@ trrd_ratio = RatioRule(_trrd, ("trrd_alpha", "trrd_gap_bound"))
 """ρ = (π_θ/π_old)^α · (π_θ/π_T)^(1−α). RLAD (arXiv 2602.22495), Eq. 3–5."""
 
 
-# --- surrogates -------------------------------------------------------------------------------------
+# --- surrogates -----------------------------------------------------------------------------------
 
 
 def _clipped(log_ratio: Tensor, advantages: Tensor, batch: TokenBatch, coefs: Coefs) -> Surrogate:

@@ -1,6 +1,4 @@
-"""Settings of the objectives: knobs with their ranges, options with their values, and the errors that
-name the nearest valid one.
-"""
+"""Knobs with their ranges, options with their values, and errors that name the nearest one."""
 
 from __future__ import annotations
 

@@ -124,12 +124,12 @@ def _checked(answer: Any, shape: torch.Size, lm: LanguageModel) -> tuple[Tensor,
             )
     if ids.is_floating_point():
         raise ValueError(f"the engine gave tokens as {ids.dtype}; they are integers")
-    size = lm.head.out_features
+    size = int(lm.head.out_features)  # type: ignore[arg-type]
     if ((ids < 0) | (ids >= size)).any():
         raise ValueError(
             f"the engine gave the tokens {int(ids.min())} to {int(ids.max())}; the model has"
             f" 0 to {size - 1}"
-        )  # type: ignore[operator]
+        )
     if (
         logps is not None and not (logps.to(ids.device)[counted(ids, lm)[0]] < 1e-3).all()
     ):  # a NaN is neither

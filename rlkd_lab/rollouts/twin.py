@@ -120,9 +120,8 @@ class DenseTwin:
         config = copy.deepcopy(source.config)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        with torch.device(
-            "meta"
-        ):  # every weight and buffer is given below; in another dtype the default of the whole process would change for a moment
+        # Weights and buffers are given below. Another default dtype would hold for all threads.
+        with torch.device("meta"):
             self.model = (
                 AutoModelForCausalLM.from_config(config, dtype=torch.float32)
                 .eval()

@@ -1,11 +1,16 @@
 """The run folder: the only thing between the loop and what a notebook shows. Plain files; nothing
 here knows of models.
 
-    config.json      what was asked for                       events.jsonl   knob requests and outcomes, warnings
-    env.json         versions, device, seed, commit           samples/       step_000010.parquet: completions with per-token arrays
-    metrics.jsonl    a row a step                             checkpoints/   step_000010/
-    status.json      idle, running, paused, done, failed and why       requests.jsonl   what others ask of the loop; it answers in events.jsonl
-    twins/           forks of the run without its moved knobs, run folders themselves       lock   held by the process that trains the run
+    config.json      settings
+    env.json         versions, device, seed, commit, digest of the data
+    status.json      idle, running, paused, done, or failed and why
+    metrics.jsonl    a row a step
+    events.jsonl     knob requests and outcomes, decisions, warnings
+    requests.jsonl   what people ask of the run; it answers in events.jsonl
+    samples/         step_000010.parquet: completions with per-token arrays
+    checkpoints/     step_000010/
+    twins/           forks of the run without its moved knobs, run folders themselves
+    lock             held by the process that trains the run
 
 Appends are whole lines; replacements are written beside and renamed. A reader tolerates a torn last
 line. Where the disk is full or cannot be written, the run waits (``RunFolder.wait``) and writes
@@ -260,9 +265,8 @@ class RunFolder:
         number = time.time_ns()
         with contextlib.suppress(OSError, ValueError):
             now = self.status()
-            if (
-                now["state"] in ("running", "paused")
-            ):  # killed before it has read this, it does not act on it in steps that are computed again
+            # a run that is killed before it has read this does not act on it in repeated steps
+            if now["state"] in ("running", "paused"):
                 what = {"after": now["step"], **what}
         line = (json.dumps({"id": number, "request": request, **what}) + "\n").encode()
         path = self.path / "requests.jsonl"

@@ -41,9 +41,8 @@ def alone(folder: str | Path, doing: str) -> Iterator[None]:
     except PermissionError as error:
         raise PermissionError(f"no permission to write {folder}: {error.strerror}") from error
     try:
-        with suppress(
-            OSError
-        ):  # a full disk, or a system that lets nobody write what is locked: only the name of the holder is lost
+        # On a full disk, or where a locked file cannot be written, only the holder's name is lost.
+        with suppress(OSError):
             file.write_text(
                 json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
                 + "\n",

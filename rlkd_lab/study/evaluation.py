@@ -3,14 +3,21 @@
 File format (version 1): one parquet file, a row a completion; schema metadata ``rlkd_eval`` =
 ``{"version": 1, "model": …, "task": …, settings, seed}``.
 
-    prompt_id   str     the same for the same prompt everywhere        completion  str     as decoded, without special tokens
-    prompt      str                                                    extracted   str     the answer as it was read; null: none, or cut by the limit
-    answer      str     reference                                      correct     bool    a completion cut by the length limit is wrong
-    set         str     "id" or "ood": in or out of distribution       formatted   bool    in the task's format
-    difficulty  int     of the prompt                                  finished    bool    ended by itself, not by the length limit
-    mode        str     "sample" or "greedy"                           length      int     tokens, the end of sequence included
-    sample      int     0, 1, … within a prompt and mode               chance      float   probability that a blind guess is right, of the prompt
-                                                                       guesses     int     guesses behind ``chance``; 0: known, not estimated
+    prompt_id   str    the same for the same prompt everywhere
+    prompt      str
+    answer      str    reference
+    set         str    "id" or "ood": in or out of distribution
+    difficulty  int    of the prompt
+    mode        str    "sample" or "greedy"
+    sample      int    0, 1, … within a prompt and mode
+    completion  str    as decoded, without special tokens
+    extracted   str    the answer as it was read; null: none, or cut by the length limit
+    correct     bool   a completion cut by the length limit is wrong
+    formatted   bool   in the task's format
+    finished    bool   ended by an end-of-sequence token, not by the length limit
+    length      int    tokens, the end of sequence included
+    chance      float  probability that a blind guess is right, of the prompt
+    guesses     int    guesses behind ``chance``; 0: known, not estimated
 
 Everything from :func:`per_prompt` on works on such a table alone, without a model.
 """

@@ -8,7 +8,7 @@ A sweep is a TOML file:
     seeds = 5                       # 0 … 4, or a list
     settings = {interference_every = 5}    # of every arm: what `rlkd train --set` takes
 
-    [evaluate]                      # each run's last checkpoint, on test prompts; left out: not evaluated
+    [evaluate]             # each run's last checkpoint, on test prompts; left out: not evaluated
     prompts = 256
     samples = 8
 
@@ -19,12 +19,14 @@ A sweep is a TOML file:
     name = "kdrl"
     method = "kdrl"
     settings = {teacher = "teacher-concise"}
-    trials = [{kd_coef = 0.05}, {kd_coef = 0.2}]    # the best on validation prompts is run with all seeds
+    # the best on validation prompts is run with all seeds
+    trials = [{kd_coef = 0.05}, {kd_coef = 0.2}]
 
     [[arms]]
     name = "trrd"
     method = "trrd"
-    grid = {trrd_alpha = [0.3, 0.5, 0.7]}           # an arm for every combination: trrd,trrd_alpha=0.3 …; no trials then
+    # an arm for every combination: trrd,trrd_alpha=0.3 …; no trials then
+    grid = {trrd_alpha = [0.3, 0.5, 0.7]}
 
 :mod:`rlkd_lab.study.workers` runs it, :mod:`rlkd_lab.study.results` reads what came out.
 """

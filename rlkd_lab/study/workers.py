@@ -227,9 +227,8 @@ def run_sweep(
                     RunFolder.open(path).last_step() < job.config.steps or not _evaluated(job, path)
                 )
             ):
-                (
-                    path / OVER
-                ).unlink()  # it has lost rows since, or other questions are asked: what is missing is computed
+                # it has lost rows since, or other questions are asked: the rest is computed
+                (path / OVER).unlink()
         left = [job for job in jobs if not over(job.folder(target))]
         began = time.time()
 

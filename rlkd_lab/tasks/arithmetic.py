@@ -69,7 +69,8 @@ class ArithmeticTask:
 def well_formed(completion: str) -> bool:
     """Whether it is an answer alone, one after steps, or one after steps and steps that check them.
 
-    >>> [well_formed(text) for text in ("#4", "2+2=4;#4", "2+2=4;!2+2=4;#4", "2+2=4;!#4", "2+2=4#4")]
+    >>> texts = ("#4", "2+2=4;#4", "2+2=4;!2+2=4;#4", "2+2=4;!#4", "2+2=4#4")
+    >>> [well_formed(text) for text in texts]
     [True, True, True, False, False]
     """
     worked, mark, answer = completion.partition("#")

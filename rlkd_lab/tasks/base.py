@@ -116,7 +116,8 @@ def made_of(piece: re.Pattern[str], text: str) -> bool:
     ``+`` around the pattern says the same wherever no match begins with another, and keeps a place
     to come back to for each, which a long completion fills the memory with.
 
-    >>> made_of(re.compile("a;"), "a;a;"), made_of(re.compile("a;"), "a;a"), made_of(re.compile("a;"), "")
+    >>> piece = re.compile("a;")
+    >>> made_of(piece, "a;a;"), made_of(piece, "a;a"), made_of(piece, "")
     (True, False, False)
     """
     at = 0

@@ -89,7 +89,8 @@ def think_format(group: Sequence[Sample]) -> list[float]:
     """1 where the completion is ``<think>…</think>`` and then an answer. DeepSeek-R1 (arXiv
     2501.12948), §2.2.2.
 
-    >>> think_format([Sample(text, 1, 9, True) for text in ("<think>2+2</think>4", "4", "<think>4</think>")])
+    >>> texts = ("<think>2+2</think>4", "4", "<think>4</think>")
+    >>> think_format([Sample(text, 1, 9, True) for text in texts])
     [1.0, 0.0, 0.0]
     """
     return [float(_thinks(one.text)) for one in group]

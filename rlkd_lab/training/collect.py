@@ -154,7 +154,7 @@ def _traces(setup: Setup, context: Context, stop: Stop) -> Traces:
                 config.traces,
                 config.seed,
                 context.folder.path / "traces.parquet",
-                keep=setup.options["keep_traces"],  # type: ignore[arg-type]
+                keep=setup.options["keep_traces"],
                 difficulty=config.difficulty,
                 sampling=Sampling(1.0, config.max_new_tokens),
                 stop=stop,

@@ -69,7 +69,8 @@ def _sha(lines: Iterable[str]) -> str:
 def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """How data differs, in words; ``None``: it does not.
 
-    >>> what_changed({"digest": "a", "unordered": "c", "rows": {"train": 8}}, {"digest": "b", "unordered": "c", "rows": {"train": 8}})
+    >>> before = {"digest": "a", "unordered": "c", "rows": {"train": 8}}
+    >>> what_changed(before, before | {"digest": "b"})
     'the same rows in another order'
     """
     if before.get("digest") == now["digest"]:

@@ -33,7 +33,7 @@ def adapter_with(tmp_path, stir):
     return make
 
 
-def test_into_nf4_is_the_function_that_was_trained_and_into_full_is_the_adapter_beside_the_base_itself(
+def test_into_nf4_is_what_was_trained_and_into_full_is_the_adapter_beside_the_base(
     adapter_with,
 ):
     place = adapter_with(0.05)

@@ -163,9 +163,11 @@ from rlkd_lab.rollouts import Sampling, sample
 def ours(request):
     # asks ours for the same, as a server would be asked
     generator = torch.Generator().manual_seed(request.seed)
-    drawn = sample(request.lm, request.lm.tokenizer.batch_decode(request.unpadded()), request.group_size, request.sampling, generator)
+    prompts = request.lm.tokenizer.batch_decode(request.unpadded())
+    drawn = sample(request.lm, prompts, request.group_size, request.sampling, generator)
     rest = (0, request.sampling.max_new_tokens - drawn.sampler_logps.shape[1])
-    return torch.nn.functional.pad(drawn.sequences.completion_ids, rest), torch.nn.functional.pad(drawn.sampler_logps, rest)
+    pad = torch.nn.functional.pad
+    return pad(drawn.sequences.completion_ids, rest), pad(drawn.sampler_logps, rest)
 
 class Lying:
     def __call__(self, request):

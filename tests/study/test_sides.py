@@ -138,24 +138,54 @@ def test_runs_that_differ_in_their_seed_alone_are_a_side(recwarn):
     assert not recwarn.list
 
 
-@pytest.mark.parametrize(("ours", "theirs", "words"), [
-    ([target("a-0"), target("a-1", 1, group_size=4)], [MODEL], r"differ in group_size \(8 and 4\)"),
-    ([target("a-0"), target("a-1", 1, step=5)], [MODEL], r"differ in checkpoint \(10 and 5\)"),
-    ([target("a-0"), target("a-1", 0)], [MODEL], "share a seed"),
-    ([target("a-0"), target("a-1", 1)], [target("b-0", method="kdrl"), target("b-1", 1, method="opd")], "differ in method"),
-    ([target("a-0"), MODEL], [target("b-0", method="kdrl"), target("b-1", 1, method="kdrl")], "student is no run"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        (
+            [target("a-0"), target("a-1", 1, group_size=4)],
+            [MODEL],
+            r"differ in group_size \(8 and 4\)",
+        ),
+        ([target("a-0"), target("a-1", 1, step=5)], [MODEL], r"differ in checkpoint \(10 and 5\)"),
+        ([target("a-0"), target("a-1", 0)], [MODEL], "share a seed"),
+        (
+            [target("a-0"), target("a-1", 1)],
+            [target("b-0", method="kdrl"), target("b-1", 1, method="opd")],
+            "differ in method",
+        ),
+        (
+            [target("a-0"), MODEL],
+            [target("b-0", method="kdrl"), target("b-1", 1, method="kdrl")],
+            "student is no run",
+        ),
+    ],
+)
 def test_a_side_of_unlike_runs_is_told(ours, theirs, words):
     with pytest.warns(UserWarning, match=words):
         check_sides(ours, theirs)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "words"), [
-    ([target("a-0"), target("a-1", 1), target("b-1", 1, method="kdrl")], [target("b-0", method="kdrl")], "b-1 has the .* quote the pattern"),
-    ([target("a-0"), target("a-1", 1)], [target("b-0", method="kdrl")], "b-0 is one run against 2"),
-    ([target("a-0")], [target("b-0", method="kdrl"), target("b-1", 1, method="kdrl")], "a-0 is one run against 2"),
-    ([target("a-0"), target("a-1", 1)], [target("a-0")], "stands twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        (
+            [target("a-0"), target("a-1", 1), target("b-1", 1, method="kdrl")],
+            [target("b-0", method="kdrl")],
+            "b-1 has the .* quote the pattern",
+        ),
+        (
+            [target("a-0"), target("a-1", 1)],
+            [target("b-0", method="kdrl")],
+            "b-0 is one run against 2",
+        ),
+        (
+            [target("a-0")],
+            [target("b-0", method="kdrl"), target("b-1", 1, method="kdrl")],
+            "a-0 is one run against 2",
+        ),
+        ([target("a-0"), target("a-1", 1)], [target("a-0")], "stands twice"),
+    ],
+)
 def test_sides_that_cannot_be_compared_are_refused(ours, theirs, words):
     with pytest.raises(ValueError, match=words):
         check_sides(ours, theirs)

@@ -331,7 +331,8 @@ from pathlib import Path
 from rlkd_lab.study.sweep import Sweep
 from rlkd_lab.study.workers import run_sweep
 if __name__ == "__main__":
-    run_sweep(Sweep.model_validate_json(Path({str(tmp_path / "sweep.json")!r}).read_text()), {str(tmp_path / "out")!r}, workers=2)
+    sweep = Sweep.model_validate_json(Path({str(tmp_path / "sweep.json")!r}).read_text())
+    run_sweep(sweep, {str(tmp_path / "out")!r}, workers=2)
 """
     (tmp_path / "go.py").write_text(code)
     process = subprocess.Popen([sys.executable, str(tmp_path / "go.py")], start_new_session=True)
@@ -429,7 +430,8 @@ class Sums:
 
     def examples(self, n, seed, split="train", difficulty=None):
         rng = random.Random(f"{seed} {split}")
-        return [Example(f"{a}+{b}?", str(a + b), 2, f"{a}{b}") for a, b in ((rng.randint(1, 9), rng.randint(1, 9)) for _ in range(n))]
+        pairs = [(rng.randint(1, 9), rng.randint(1, 9)) for _ in range(n)]
+        return [Example(f"{a}+{b}?", str(a + b), 2, f"{a}{b}") for a, b in pairs]
 
     def score(self, completion, example):
         return Score({"accuracy": float(completion == "#" + example.answer)}, completion)

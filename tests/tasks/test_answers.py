@@ -79,9 +79,15 @@ def test_an_answer_is_in_the_group_of_the_reference_exactly_where_it_is_right():
 
 @pytest.mark.parametrize(
     "texts",
-    [("0.5", "1/2", r"\frac{1}{2}", "x=0.5", r"\frac{2}{4}"), ("73", "73.0", "73 apples", "**73**", r"\text{73}"), (r"\text{Blue}", "blue", "the blue"),
-     ("5 dollars", r"\$5", "5"), ("(1, 2]", r"1 < x \le 2", r"x \in (1,2]"), ("1, 2", "2 and 1", r"\{1,2\}")],
-)  # fmt: skip
+    [
+        ("0.5", "1/2", r"\frac{1}{2}", "x=0.5", r"\frac{2}{4}"),
+        ("73", "73.0", "73 apples", "**73**", r"\text{73}"),
+        (r"\text{Blue}", "blue", "the blue"),
+        ("5 dollars", r"\$5", "5"),
+        ("(1, 2]", r"1 < x \le 2", r"x \in (1,2]"),
+        ("1, 2", "2 and 1", r"\{1,2\}"),
+    ],
+)
 def test_equal_wrong_answers_are_one_group(texts):
     assert len({score("1001", rf"\boxed{{{text}}}").answer for text in texts}) == 1
 

@@ -26,7 +26,8 @@ def test_the_default_imports_no_task_library():
 import sys
 from rlkd_lab.tasks import find_task
 find_task('arithmetic').examples(2, 0)
-print([name for name in sys.modules if name in ('reasoning_gym', 'math_verify', 'latex2sympy2_extended', 'datasets')])
+libraries = ('reasoning_gym', 'math_verify', 'latex2sympy2_extended', 'datasets')
+print([name for name in libraries if name in sys.modules])
 """
     assert (
         subprocess.run(

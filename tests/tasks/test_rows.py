@@ -157,10 +157,15 @@ def test_each_file_of_a_folder_must_have_the_columns(tmp_path, file):
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (float("nan"), "without an answer"), (float("inf"), "without an answer"), (None, "without an answer"), ("  ", "without an answer"),
-        ({"a": 1}, "with a dict as answer"), (["1", "2"], "with a list as answer"), (True, "with a bool as answer"),
+        (float("nan"), "without an answer"),
+        (float("inf"), "without an answer"),
+        (None, "without an answer"),
+        ("  ", "without an answer"),
+        ({"a": 1}, "with a dict as answer"),
+        (["1", "2"], "with a list as answer"),
+        (True, "with a bool as answer"),
     ],
-)  # fmt: skip
+)
 def test_rows_without_a_usable_answer_are_left_out_and_counted_by_reason(tmp_path, answer, why):
     odd = [{"question": f"odd {i}?", "answer": answer} for i in range(2)]
     task, said = told(jsonl(tmp_path / "odd.jsonl", [*sums(), *odd, {"answer": "1"}]))

@@ -58,7 +58,9 @@ class Odd(ArithmeticTask):
         if text == "pid": return Score({"accuracy": 1.0}, str(os.getpid()))
         return Score({"accuracy": float(text in ("right", "print"))}, text)
     def checking(self, text):
-        return {"number": 3, "raises": None}.get(text, "!" + text) if text != "raises" else text[10 ** 6]
+        if text == "raises":
+            return text[10 ** 6]
+        return {"number": 3}.get(text, "!" + text)
 """
 
 

@@ -379,15 +379,17 @@ def test_a_knob_moved_in_the_twins_turn_goes_to_the_run_and_not_to_the_twin(
 @pytest.mark.parametrize(
     "line",
     [
-        '{"id": 1, "request": "twin", "kind": "noise", "chances": "x"}', '{"id": [], "request": "knob", "knob":'
-            ' "kd_coef", "value": 0.3, "at": "x"}',
-        '{"id": {}, "request": "pause", "at": -5}'.replace("pause", "dance"), '{"id": 2, "request": "knob", "knob":'
-            ' "kd_coef", "value": 1' + "0" * 400 + "}",
-        '{"id": 3, "request": "knob", "knob": "\\ud800", "value": 1}', '{"id": 4, "request": "knob", "knob":'
-            ' 5, "value": 1}', "[" * 200_000,
-        '{"id": 5, "request": "knob", "knob": "kd_coef", "value": 0.3, "at": -5}', '{"id": 6, "request": []}',
+        '{"id": 1, "request": "twin", "kind": "noise", "chances": "x"}',
+        '{"id": [], "request": "knob", "knob": "kd_coef", "value": 0.3, "at": "x"}',
+        '{"id": {}, "request": "dance", "at": -5}',
+        '{"id": 2, "request": "knob", "knob": "kd_coef", "value": 1' + "0" * 400 + "}",
+        '{"id": 3, "request": "knob", "knob": "\\ud800", "value": 1}',
+        '{"id": 4, "request": "knob", "knob": 5, "value": 1}',
+        "[" * 200_000,
+        '{"id": 5, "request": "knob", "knob": "kd_coef", "value": 0.3, "at": -5}',
+        '{"id": 6, "request": []}',
     ],
-)  # fmt: skip
+)
 def test_no_request_whatever_it_is_ends_a_run(watched, line):
     def ask(folder, row):
         if row["step"] == 1:

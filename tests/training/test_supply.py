@@ -112,9 +112,8 @@ def test_the_package_has_no_way_to_run_what_it_reads():
                 and words.get("use_safetensors") != "True"
             )
             found += [f"{path.name}: {whole}"] * unsafe
-    assert (
-        found == ["apart.py: pickle"]
-    )  # over a pipe from a run to the process that it has started for its verifier; nothing from a file
+    # over a pipe from a run to its verifier's process; nothing from a file
+    assert found == ["apart.py: pickle"]
 
 
 def test_every_adapter_that_peft_reads_is_looked_at_before():

@@ -106,7 +106,8 @@ class Several:
 def read(text: str) -> Answer | None:
     r"""Read a reference answer, or any answer by itself. Never raises.
 
-    >>> [read(text).kind.name for text in ("72", "(B) 12", "7:00", r"x \le 3", "1, 2", "x^2", "blue")]
+    >>> texts = ("72", "(B) 12", "7:00", r"x \le 3", "1, 2", "x^2", "blue")
+    >>> [read(text).kind.name for text in texts]
     ['number', 'choice', 'time or ratio', 'interval', 'set or tuple', 'expression', 'word']
     """
     try:

@@ -83,7 +83,8 @@ def number(text: str) -> Number:
     Raises:
         NotANumber: it writes none, or a fraction with denominator 0, or one that is too large.
 
-    >>> [str(number(text).value) for text in (r"\frac{1}{2^{3}}", "1 1/2", r"-2\frac13", "1,234.50")]
+    >>> texts = (r"\frac{1}{2^{3}}", "1 1/2", r"-2\frac13", "1,234.50")
+    >>> [str(number(text).value) for text in texts]
     ['1/8', '3/2', '-7/3', '2469/2']
     """
     parser = _Parser(text)

@@ -112,7 +112,8 @@ def yes(text: str) -> str | None:
 def yes_said(text: str) -> str | None:
     """Return the yes or no that a sentence begins or ends with.
 
-    >>> [yes_said(text) for text in ("No, 7 is prime", "It is yes", "It is not true", "No solution")]
+    >>> texts = ("No, 7 is prime", "It is yes", "It is not true", "No solution")
+    >>> [yes_said(text) for text in texts]
     ['no', 'yes', 'no', None]
     """
     words = re.findall(r"[A-Za-z]+|[^\sA-Za-z]", text)
