@@ -878,7 +878,10 @@ def test_plan_shows_the_parts_and_what_was_made_smaller(rlkd, make_model):
     models = [
         word
         for name, seed in (("student", 0), ("teacher", 1))
-        for word in ("--set", f"{name}={make_model(vocabulary=8000, seed=seed)}")
+        for word in (
+            "--set",
+            f"{name}={make_model(vocabulary=8000, seed=seed, max_position_embeddings=512)}",
+        )
     ]
     whole = rlkd("plan", *models, "--memory", "24")
     assert whole.exit_code == 0, whole.output

@@ -349,6 +349,17 @@ def test_a_tiny_train_file_lends_a_validation_row_and_never_the_test_rows(questi
     assert task.rows("validation")
 
 
+def test_an_empty_split_is_never_filled_with_rows_that_name_theirs():
+    rows = [
+        (f"f, row {i}", {"question": f"q{i}", "answer": "1"}, "test" if i < 9 else None)
+        for i in range(12)
+    ]
+    task = QuestionTask("t", rows)
+    assert {row.id for row in task.rows("test")} >= {f"q{i}" for i in range(9)}
+    assert task.rows("train")
+    assert task.rows("validation")
+
+
 def test_a_column_that_names_the_splits_is_not_overruled(tmp_path):
     rows = [row | {"split": "train" if i else "val"} for i, row in enumerate(sums(5))]
     task = find_task(jsonl(tmp_path / "s.jsonl", rows))
