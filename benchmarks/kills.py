@@ -40,7 +40,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
-from rlkd_lab.cli import _ended_like_ctrl_c
+from rlkd_lab.commands.common import ended_like_ctrl_c
 from rlkd_lab.models import default_device
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder, Tail, first_difference
@@ -192,7 +192,7 @@ def life(path: Path, end: str | None, number: int, seconds: float, draw: random.
                 within_the_weights(number, draw)
             elif end == "torn request":
                 within_a_request(draw)
-            with _ended_like_ctrl_c():
+            with ended_like_ctrl_c():
                 train(path)
             os._exit(0)
         except KeyboardInterrupt:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rlkd_lab import cli
-from rlkd_lab.cli import app
+from rlkd_lab.commands import app
+from rlkd_lab.commands.common import ended_like_ctrl_c
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study import read_table
@@ -255,7 +255,7 @@ def test_replay_says_whether_it_was_the_same(rlkd, runs, tmp_path):
 def test_compare_draws_without_the_lab_and_without_widgets(runs, tmp_path):
     code = (
         "import sys\n"
-        "from rlkd_lab.cli import app\n"
+        "from rlkd_lab.commands import app\n"
         "app(sys.argv[1:], standalone_mode=False)\n"
         "loaded = {'rlkd_lab.lab', 'IPython', 'ipywidgets', 'matplotlib.pyplot'} &"
         " set(sys.modules)\n"
@@ -683,7 +683,7 @@ def test_a_run_is_steered_and_ended_from_outside(rlkd, tmp_path):
 
 def test_who_is_ending_is_not_cut_by_a_second_signal():
     before = signal.getsignal(signal.SIGTERM)
-    with cli._ended_like_ctrl_c():
+    with ended_like_ctrl_c():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # while the last checkpoint is written
@@ -924,7 +924,7 @@ def test_a_preset_says_how_many_steps(rlkd, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "rlkd_lab.training.run", lambda config, out, on_step: seen.append(config.steps)
     )
-    monkeypatch.setattr("rlkd_lab.cli._say_end", lambda out: None)
+    monkeypatch.setattr("rlkd_lab.commands.train._say_end", lambda out: None)
     for words in (["--preset", "kdrl-math"], ["--preset", "kdrl-math", "--steps", "3"], []):
         assert rlkd("train", "--method", "kdrl", *words, "--out", tmp_path / "run").exit_code == 0
     assert seen == [280, 3, 60]
@@ -994,9 +994,9 @@ def test_an_unknown_method(rlkd):
 
 
 def test_the_shell_can_complete_method_names(rlkd):
-    from rlkd_lab.cli import _method_names
+    from rlkd_lab.commands.common import method_names
 
-    assert _method_names() == list(METHODS)
+    assert method_names() == list(METHODS)
     assert "--install-completion" in rlkd("--help").stdout
 
 

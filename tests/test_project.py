@@ -95,8 +95,8 @@ BELOW = {
     "doctor": {"models", "training"},
     "terminal": set(),
     "progress": set(),
-    "__main__": {"cli"},
-    "cli": {
+    "__main__": {"commands"},
+    "commands": {
         "objectives",
         "runs",
         "training",

@@ -404,7 +404,7 @@ def test_runs_of_ones_own_come_into_the_same_form(tmp_path):
     """
     from typer.testing import CliRunner
 
-    from rlkd_lab.cli import app
+    from rlkd_lab.commands import app
     from rlkd_lab.study.results import table_of
     from rlkd_lab.training import make_config, run
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from rlkd_lab.cli import app
+from rlkd_lab.commands import app
 from rlkd_lab.study import compare_frames, compare_runs, expanded, welch
 from rlkd_lab.study.report import ONE_PAIR, interval_note, runs_note
 from rlkd_lab.study.sides import check_sides, side_label

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from rlkd_lab.cli import app
+from rlkd_lab.commands import app
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import Task, find_task
 from rlkd_lab.zoo.tokenizer import CHARACTERS

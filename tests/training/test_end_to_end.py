@@ -23,7 +23,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from rlkd_lab.cli import app
+from rlkd_lab.commands import app
 from rlkd_lab.runs import RunFolder, first_difference
 
 CHATML = (

@@ -15,7 +15,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from rlkd_lab.cli import app
+from rlkd_lab.commands import app
 from rlkd_lab.models import loading
 from rlkd_lab.training import run
 from rlkd_lab.zoo.tokenizer import character_tokenizer

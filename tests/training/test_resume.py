@@ -404,7 +404,7 @@ def test_a_run_without_a_step_cannot_be_replayed(tmp_path, tiny):
 def test_sigkill_in_mid_run_and_resume(tmp_path):
     from typer.testing import CliRunner
 
-    from rlkd_lab.cli import app
+    from rlkd_lab.commands import app
 
     def arguments(out):
         small = {
@@ -422,7 +422,7 @@ def test_sigkill_in_mid_run_and_resume(tmp_path):
 
     out = tmp_path / "killed"
     process = subprocess.Popen(
-        [sys.executable, "-m", "rlkd_lab.cli", *arguments(out)],
+        [sys.executable, "-m", "rlkd_lab", *arguments(out)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -16,7 +16,7 @@ from bitsandbytes.nn import Linear4bit
 from peft.tuners.lora import bnb
 from typer.testing import CliRunner
 
-from rlkd_lab.cli import app
+from rlkd_lab.commands import app
 from rlkd_lab.models import load_policy, loading, logprobs
 from rlkd_lab.rollouts import DenseTwin
 from rlkd_lab.runs import RunFolder, first_difference

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from rlkd_lab.cli import app
+from rlkd_lab.commands import app
 from rlkd_lab.models import load_policy, load_teacher
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder, compare, overview

@@ -1,0 +1,10 @@
+"""The command line: commands parse and print; what they do is elsewhere.
+
+The order of the imports is the order of ``rlkd --help``.
+"""
+
+from rlkd_lab.commands.common import app, main
+
+from rlkd_lab.commands import train, methods, show, evaluate, study  # isort: skip
+
+__all__ = ["app", "evaluate", "main", "methods", "show", "study", "train"]

@@ -1,0 +1,286 @@
+"""Commands about choices before a run: methods, presets, plan."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from rlkd_lab.commands.common import (
+    Json,
+    app,
+    console,
+    method_names,
+    plain_errors,
+    print_json,
+    settings_from,
+)
+from rlkd_lab.terminal import escape, say
+
+
+@app.command()
+def plan(
+    method: Annotated[
+        str, typer.Option(help="a row of `rlkd methods`", autocompletion=method_names)
+    ] = "kdrl",
+    preset: Annotated[str, typer.Option(help="starting settings, see `rlkd presets`")] = "tiny",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE, as for `rlkd train`")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.1, help="GiB of a GPU; what is free here by default")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The memory that a run will need, part by part, before anything is loaded, and the
+    micro-batch that fits.
+    """
+    with plain_errors("nothing was loaded"):
+        from rlkd_lab.models import default_device
+        from rlkd_lab.training import make_config
+        from rlkd_lab.training.environment import free_memory
+        from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, asked_prompts, check_pair, fitted
+        from rlkd_lab.training.plan import plan as planned
+
+        gpu = memory is not None or default_device().type == "cuda"
+        there = memory * GIB if memory is not None else free_memory(default_device())
+        config = make_config(method, preset, settings_from(set_))
+        check_pair(config)
+        prompts = asked_prompts(config)
+        for sentence in prompts.told:
+            say(f"rlkd: warning: {sentence}", err=True)
+        whole = planned(config, gpu, prompts.longest)
+        fits, least = fitted(config, there, gpu, prompts.longest)
+        asked = {
+            name: (getattr(config, name), getattr(fits, name))
+            for name in (
+                "sample_at_once",
+                "micro_batch",
+                "logits_mib",
+                "gradient_checkpointing",
+                "dense_twin",
+            )
+        }
+        if as_json:
+            parts: dict[str, Any] = {
+                "held": least.held,
+                "sampling": least.sampling,
+                "updating": least.updating,
+                "peak": least.peak,
+            }
+            print_json(
+                {
+                    **parts,
+                    "as_asked": whole.peak,
+                    "memory": there,
+                    "settings": {name: new for name, (_, new) in asked.items()},
+                }
+            )
+            return
+        table = Table(box=None, pad_edge=False)
+        for heading in ("", "part", "memory"):
+            table.add_column(heading, justify="right" if heading == "memory" else "left")
+        for title, some in (
+            ("all the time", least.held),
+            ("sampling", least.sampling),
+            ("updating", least.updating),
+        ):
+            for name, size in some.items():
+                table.add_row(title if name == next(iter(some)) else "", name, _memory(size))
+        console.print(table, "")
+        changed = [
+            f"{name}={new} instead of {'all' if name == 'sample_at_once' and not old else old}"
+            for name, (old, new) in asked.items()
+            if old != new
+        ]
+        where = (
+            f"{there / GIB:.1f} GiB of {'GPU' if gpu else 'host'} memory, models in"
+            f" {'16 bit' if gpu else 'float32'}"
+        )
+        instead = (
+            f", with {', '.join(changed)}; as asked it would be {_memory(whole.peak)}"
+            if changed
+            else ", as asked"
+        )
+        say(f"{where}: {_memory(least.peak)} at the highest{instead}")
+        held_back = f"{MARGIN - 1:.0%} more" + (
+            f" and {CONTEXT / GIB:g} GiB for CUDA" if gpu else ""
+        )
+        say(f"a prediction for completions that all run to the limit; {held_back} are kept free")
+
+
+def _memory(size: float) -> str:
+    """Bytes in GiB, or MiB below a tenth of one."""
+    return f"{size / 2**30:.2f} GiB" if size >= 0.1 * 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="one preset, in full")] = None,
+    as_json: Json = False,
+) -> None:
+    """Starting settings: the embedded pairs and the papers' settings.
+
+    With a NAME: every number and where it comes from.
+    """
+    with plain_errors():
+        from rlkd_lab.objectives import nearest
+        from rlkd_lab.training.presets import PRESETS
+
+        chosen = PRESETS if name is None else {name: PRESETS[nearest(name, PRESETS, "preset")]}
+        if as_json:
+            print_json(
+                {
+                    key: {
+                        "title": one.title,
+                        "settings": dict(one.settings),
+                        "sources": dict(one.sources),
+                    }
+                    for key, one in chosen.items()
+                }
+            )
+            return
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for key, one in chosen.items():
+            if name is None:
+                table.add_row(f"[bold]{key}[/]", escape(one.title))
+                continue
+            width = max(map(len, one.sources), default=0)
+            nested = {
+                **one.settings,
+                **one.settings.get("knobs", {}),
+                **{f"task.{k}": v for k, v in one.settings.get("task_settings", {}).items()},
+            }
+            console.print(escape(one.title), "")
+            for (
+                setting,
+                source,
+            ) in one.sources.items():  # no table, which would cut the ids that one copies
+                say(f"{setting:<{width}}  {nested[setting]}  ({source})")
+        if name is None:
+            console.print(table)
+
+
+@app.command()
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="one method, in full", autocompletion=method_names)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The table of methods: loss, knobs with default and range, source, what to watch; then
+    every option and setting. With a NAME, that one in full.
+    """
+    with plain_errors():
+        from rlkd_lab.objectives import METHODS, nearest
+
+        wanted = list(METHODS) if name is None else [nearest(name, METHODS, "method")]
+        if as_json:
+            print_json({each: _described(each) for each in wanted})
+        elif name is not None:
+            _print_method(name)
+        else:
+            _print_methods()
+
+
+def _described(name: str) -> dict[str, Any]:
+    """A row of the table of methods as plain values."""
+    from rlkd_lab.objectives import METHODS
+    from rlkd_lab.objectives.settings import DEFAULT_OPTIONS
+    from rlkd_lab.training.config import LOOP_DEFAULTS, LOOP_KNOBS
+
+    method = METHODS[name]
+    defaults: dict[str, Any] = {**method.coefs, **LOOP_DEFAULTS, **method.schedules}
+    knobs = {
+        knob: {
+            "default": defaults[knob],
+            "low": declared.low,
+            "high": declared.high,
+            "may_be_off": declared.optional,
+            "help": declared.help,
+        }
+        for knob, declared in {**method.knobs, **LOOP_KNOBS}.items()
+    }
+    return {
+        "title": method.title,
+        "formula": method.formula,
+        "source": method.source,
+        "needs": sorted(method.needs),
+        "watch": method.watch,
+        "knobs": knobs,
+        "options": {
+            option: method.options.get(option, default)
+            for option, default in DEFAULT_OPTIONS.items()
+        },
+    }
+
+
+def _print_method(name: str) -> None:
+    from rlkd_lab.objectives import CHOICES
+
+    found = _described(name)
+    console.print(f"[bold]{name}[/]  {found['title']}\n\n    {escape(found['formula'])}\n")
+    console.print(
+        f"source  {found['source']}\nneeds  "
+        f" {', '.join(found['needs']) or 'nothing but the student'}\nwatch  "
+        f" {found['watch']}\n"
+    )
+    knobs = Table(
+        box=None, pad_edge=False, title="knobs (may move while a run goes on)", title_justify="left"
+    )
+    for column in ("name", "default", "range", "meaning"):
+        knobs.add_column(column)
+    for knob, about in found["knobs"].items():
+        span = f"{about['low']:g}–{about['high']:g}{' or off' if about['may_be_off'] else ''}"
+        knobs.add_row(knob, _shown(about["default"]), span, about["help"])
+    console.print(knobs)
+    options = Table(
+        box=None, pad_edge=False, title="\noptions (fixed before the start)", title_justify="left"
+    )
+    for column in ("name", "default", "values"):
+        options.add_column(column)
+    for option, default in found["options"].items():
+        options.add_row(option, str(default), " | ".join(CHOICES[option]))
+    console.print(options)
+
+
+def _shown(default: float | str | None) -> str:
+    return "off" if default is None else default if isinstance(default, str) else f"{default:g}"
+
+
+def _print_methods() -> None:
+    from rlkd_lab.objectives import CHOICES, METHODS
+    from rlkd_lab.training.config import LOOP_KNOBS, RunConfig
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 1, 0))
+    for name, method in METHODS.items():
+        knobs = []
+        for knob, declared in method.knobs.items():
+            shown = _shown(method.schedules.get(knob, method.coefs[knob]))
+            knobs.append(
+                f"{knob} {shown}"
+                f" ({declared.low:g}–{declared.high:g}{' or off' if declared.optional else ''})"
+            )
+        needs = f"needs {', '.join(sorted(method.needs))}\n" if method.needs else ""
+        watch = f"\nwatch: {method.watch}" if method.watch else ""
+        table.add_row(
+            f"[bold]{name}[/]",
+            f"{method.title} — {method.source}\n{escape(method.formula)}\n{needs}knobs:"
+            f" {' · '.join(knobs) or 'none'}{watch}",
+        )
+    console.print(table)
+    shared = "; ".join(
+        f"{name} ({knob.help}, {knob.low:g}–{knob.high:g})" for name, knob in LOOP_KNOBS.items()
+    )
+    console.print(f"Every method also listens to {shared}.\n")
+    settings = Table(box=None, show_header=False, pad_edge=False)
+    for option, choices in CHOICES.items():
+        settings.add_row(option, " | ".join(choices), "option")
+    for name, field in RunConfig.model_fields.items():
+        if name not in ("method", "preset", "steps", "seed", "knobs", "options"):
+            settings.add_row(name, str(field.default), field.description)
+    console.print(
+        "For --set, beside the knobs (options: the method's own default where it has one):"
+    )
+    console.print(settings)

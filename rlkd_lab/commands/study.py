@@ -1,0 +1,240 @@
+"""Commands about many runs: sweep, study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from rlkd_lab.commands.common import (
+    Json,
+    app,
+    console,
+    plain_errors,
+    print_json,
+)
+from rlkd_lab.terminal import escape, say
+
+
+@app.command()
+def sweep(
+    file: Annotated[
+        Path, typer.Argument(help="a sweep file (TOML): arms, settings, grids, seeds, evaluation")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="the sweep's folder; started again, it takes up what is missing")
+    ],
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="runs at a time; one a core on a CPU, one on a GPU by default"),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="processes of this machine, or a Ray cluster (pip install 'rlkd_lab\\[ray]')"
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="of the cluster's head, host:port; OUT on a file system that all nodes share"
+        ),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="only list the runs")] = False,
+    as_json: Json = False,
+) -> None:
+    """Many runs: arms × seeds, trained and evaluated in parallel, resumable.
+
+    A table by arm and OUT/runs.csv.
+    """
+    with plain_errors(f"`rlkd sweep {file} --out {out}` goes on"):
+        from rlkd_lab.study.results import by_arm, collect, over
+        from rlkd_lab.study.sweep import read_sweep, settled
+        from rlkd_lab.study.watch import run_watched
+
+        wanted = read_sweep(file)
+        if plan:
+            count = settled(wanted, out)
+            known = ([(wanted.tuning(), out / "tuning")] if wanted.tune else []) + (
+                [(count, out)] if count else []
+            )
+            for stage, folder in known:
+                for job in stage.jobs():
+                    say(f"{'over' if over(job.folder(folder)) else 'to do':6} {job.folder(folder)}")
+            if count is None:
+                say(
+                    f"then, with the settings chosen, {len(wanted.arms)} arms ×"
+                    f" {len(wanted.all_seeds)} seeds"
+                )
+            return
+        stage, folder, failed = run_watched(
+            wanted, out, workers=workers, engine=engine, address=address
+        )
+        runs = collect(stage, folder)
+        measures = [name for name in MEASURES if name in runs]
+        arms = by_arm(runs, measures)
+        if as_json:
+            print_json(
+                {
+                    "arms": arms.to_dict("records"),
+                    "failed": failed,
+                    "table": str(folder / "runs.csv"),
+                }
+            )
+        else:
+            table = Table(box=None, pad_edge=False)
+            table.add_column("arm", overflow="fold")
+            for heading in ("seeds", *(MEASURES[name] for name in measures)):
+                table.add_column(heading, justify="right")
+            for row in arms.to_dict("records"):
+                seeds = f"{row['runs']}" + (
+                    f" ({row['left_out']} left out)" if row["left_out"] else ""
+                )
+                table.add_row(
+                    escape(str(row["arm"])),
+                    seeds,
+                    *(_with_half_width(row[name], row[f"{name} ±"]) for name in measures),
+                )
+            console.print(table, "")
+            say(
+                "mean over seeds ± half of its 95 % interval (Student's t); every run:"
+                f" {folder / 'runs.csv'}"
+            )
+        for sentence in failed:
+            say(f"rlkd: failed: {sentence}", err=True)
+        if failed:
+            raise typer.Exit(1)
+
+
+@app.command()
+def study(
+    out: Annotated[
+        Path, typer.Option(help="the study's folder; started again, it takes up what is missing")
+    ] = Path("runs/study"),
+    core: Annotated[
+        bool,
+        typer.Option(
+            "--core", help="eight methods, one pair, five seeds: under two hours on two CPU cores"
+        ),
+    ] = False,
+    part: Annotated[
+        list[str] | None, typer.Option(help="a part to run, and again for another; all by default")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="models and task of the parts that are not about an embedded pair"),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="runs at a time; one a core on a CPU, one on a GPU by default"),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="processes of this machine, or a Ray cluster (pip install 'rlkd_lab\\[ray]')"
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="of the cluster's head, host:port; OUT on a file system that all nodes share"
+        ),
+    ] = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="run nothing: judge the tables in OUT")
+    ] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="also copy tables and scorecard there, without the run folders"),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="draw a figure for each claim into this folder")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The claims of the papers, tested: runs the sweeps that they need and writes
+    OUT/scorecard.md.
+    """
+    with plain_errors("the same command goes on"):
+        from rlkd_lab.study.claims import CLAIMS, judge_claims
+        from rlkd_lab.study.study import (
+            EDGE,
+            PARTS,
+            comparisons,
+            copy_tables,
+            parts_of,
+            read_study,
+            sweep_of,
+            write_scorecard,
+        )
+        from rlkd_lab.study.watch import run_watched
+
+        if judge and (core or part or preset or workers or address):
+            raise ValueError("--judge runs nothing: give it --out alone, with --keep or --figures")
+        failed: list[str] = []
+        for name in [] if judge else parts_of(core, part or [], preset):
+            title = f"{name} ({PARTS[name]})"
+            failed += run_watched(
+                sweep_of(name, preset),
+                out / name,
+                title,
+                workers=workers,
+                engine=engine,
+                address=address,
+            )[2]
+        for sentence in failed:
+            say(f"rlkd: failed: {sentence}", err=True)
+        path = write_scorecard(out)
+        if keep is not None:
+            copy_tables(out, keep)
+            write_scorecard(keep)
+        found = read_study(out)
+        if figures is not None:
+            from rlkd_lab.plots import draw_claims
+
+            draw_claims(found, figures)
+        verdicts = judge_claims(found)
+        if as_json:
+            print_json(
+                {
+                    "comparisons": comparisons(verdicts).to_dict("records"),
+                    "failed": failed,
+                    "scorecard": str(path),
+                }
+            )
+        else:
+            table = Table(box=None, pad_edge=False)
+            for heading in ("", "paper", "claim", "here"):
+                table.add_column(heading, overflow="fold")
+            for claim, verdict in zip(CLAIMS, verdicts, strict=True):
+                table.add_row(
+                    str(claim.number),
+                    claim.source,
+                    escape(claim.text),
+                    verdict.outcome + EDGE * verdict.edge,
+                )
+            console.print(table, "")
+            say(f"effects, intervals, seeds, settings and cost: {path}")
+        if failed:
+            raise typer.Exit(1)
+
+
+MEASURES = {
+    "reward": "reward",
+    "id avg": "accuracy",
+    "ood avg": "accuracy, ood",
+    "completions/mean_length": "length",
+}
+"""Of the table of a sweep, as far as they are there: what fits a terminal of 80 columns."""
+
+
+def _with_half_width(value: float, half: float) -> str:
+    """``.612 ± .031``; digits by the size of the value."""
+    digits = 1 if abs(value) >= 10 else 3
+    return (
+        "–"
+        if value != value
+        else f"{value:.{digits}f}" + ("" if half != half else f" ± {half:.{digits}f}")
+    )

@@ -1,0 +1,222 @@
+"""Commands about one run in training: train, resume, replay, ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlkd_lab.commands.common import (
+    RunPath,
+    app,
+    is_first,
+    method_names,
+    plain_errors,
+    settings_from,
+)
+from rlkd_lab.terminal import say
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="the run folder to make")],
+    method: Annotated[
+        str | None, typer.Option(help="a row of `rlkd methods`", autocompletion=method_names)
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="starting settings; tiny by default")] = None,
+    steps: Annotated[int | None, typer.Option(help="steps; the preset's by default")] = None,
+    seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="NAME=VALUE: a knob (number, off, linear:START:END, switch:BEFORE:AFTER), option"
+            " or setting; `rlkd methods` lists them",
+        ),
+    ] = None,
+    schedule_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="a run whose knobs were moved by hand: its settings and moves, with another --seed"
+        ),
+    ] = None,
+) -> None:
+    """Train a student into a new run folder."""
+    with plain_errors():
+        from rlkd_lab.progress import progress
+        from rlkd_lab.runs import RunFolder
+        from rlkd_lab.training import make_config, run
+        from rlkd_lab.training import schedule_from as rerun_of
+
+        settings = settings_from(set_)
+        if schedule_from is not None:
+            if settings or any(given is not None for given in (method, preset, steps)):
+                raise ValueError(
+                    "--schedule-from takes method, steps and settings from that run: give"
+                    " --seed and --out beside it, nothing else"
+                )
+            config = rerun_of(RunFolder.open(schedule_from), seed)
+        elif method is None:
+            raise ValueError(
+                "which method? --method NAME, a row of `rlkd methods`; or --schedule-from RUN"
+            )
+        else:
+            config = make_config(
+                method,
+                preset or "tiny",
+                settings,
+                seed=seed,
+                **({} if steps is None else {"steps": steps}),
+            )
+        with progress(config.steps, config.method) as show:
+            run(config, out, on_step=show if is_first() else None)
+        _say_end(out)
+
+
+def _say_end(path: Path) -> None:
+    """Done, or stopped by whoever watched the run."""
+    from rlkd_lab.runs import RunFolder
+
+    if not is_first():
+        return
+    status = RunFolder.open(path).status()
+    say(
+        f"done: {path}"
+        if status["state"] == "done"
+        else f"stopped at step {status['step']}; `rlkd resume {path}` goes on"
+    )
+
+
+ChangedData = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changed-data",
+        help="go on though the task's rows or prompts are not those that the run began with",
+    ),
+]
+
+
+@app.command()
+def resume(run_path: RunPath, accept_changed_data: ChangedData = False) -> None:
+    """Go on with a run from its last checkpoint."""
+    with plain_errors():
+        from rlkd_lab.progress import progress
+        from rlkd_lab.runs import RunFolder
+        from rlkd_lab.training import config_of
+        from rlkd_lab.training import resume as resume_run
+
+        folder = RunFolder.open(run_path)
+        config = config_of(folder)
+        with progress(config.steps, config.method) as show:
+            resume_run(
+                run_path,
+                on_step=show if is_first() else None,
+                accept_changed_data=accept_changed_data,
+            )
+        _say_end(run_path)
+
+
+@app.command()
+def replay(
+    run_path: RunPath,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the second run; RUN-replay by default")
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(help="largest difference that passes; 0 asks for equality to the last bit"),
+    ] = 0.0,
+    accept_changed_data: ChangedData = False,
+) -> None:
+    """Run a recorded run again, moved knobs included, and compare every row.
+
+    Status 1 if they differ.
+    """
+    with plain_errors():
+        from rlkd_lab.progress import progress
+        from rlkd_lab.runs import RunFolder
+        from rlkd_lab.training import replay as replay_run
+
+        original = RunFolder.open(run_path)
+        target = out or run_path.with_name(run_path.name + "-replay")
+        with progress(len(original.rows()), "replay") as show:
+            result = replay_run(
+                run_path,
+                target,
+                tolerance=tolerance,
+                on_step=show,
+                accept_changed_data=accept_changed_data,
+            )
+    if result.steps < len(original.rows()):
+        say(f"compared up to step {result.steps}, after which the run was trained on changed data")
+    if result.difference is None:
+        say(f"the same: {result.steps} steps, largest difference {result.largest:g}")
+        return
+    theirs, ours = original.env(), result.folder.env()
+    changed = [key for key in ("versions", "device", "threads") if theirs.get(key) != ours.get(key)]
+    say(f"different: {result.difference} (largest difference {result.largest:g})")
+    if changed:
+        say(
+            f"the two runs had different {', '.join(changed)}: equality to the last bit is"
+            " not to be expected; see --tolerance"
+        )
+    raise typer.Exit(1)
+
+
+@app.command()
+def ask(
+    run_path: RunPath,
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="pause, unpause, step, stop, checkpoint, or a knob: NAME=VALUE, NAME=off,"
+            " NAME=schedule to give it back"
+        ),
+    ],
+    at: Annotated[
+        int | None,
+        typer.Option(help="of a knob: the step from which it is wanted; the next one by default"),
+    ] = None,
+) -> None:
+    """Ask something of a run that goes on, wherever it was started."""
+    with plain_errors():
+        from rlkd_lab.training.remote import RemoteRun
+
+        handle = RemoteRun(run_path)
+        buttons = {
+            name: getattr(handle, name)
+            for name in ("pause", "unpause", "step", "stop", "checkpoint")
+        }
+        what = "unpause" if what in ("go_on", "resume") else what  # its earlier names
+        knob, equals, value = what.partition("=")
+        if at is not None and (not equals or value == "schedule"):
+            raise ValueError("--at is for a knob's value: NAME=VALUE")
+        try:
+            if not equals:
+                if what not in buttons:
+                    raise ValueError(
+                        f"{what!r} is none of {', '.join(buttons)}, and no knob's NAME=VALUE"
+                    )
+                buttons[what]()
+            elif value == "schedule":
+                handle.release(knob, source="command line")
+            else:
+                handle.request(knob, _value(value), at, source="command line")
+        except RuntimeError as error:  # it is done, or nothing runs
+            raise ValueError(str(error)) from None
+        late = (
+            f"; step {at} is over, so it acts in the next one"
+            if at is not None and at <= handle.status().step
+            else ""
+        )
+        say(f"asked{late}; the answer stands in {run_path / 'events.jsonl'}")
+
+
+def _value(text: str) -> float | None:
+    try:
+        return None if text == "off" else float(text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no value of a knob: a number, off, or schedule to give it back"
+        ) from None
