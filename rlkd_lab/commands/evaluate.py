@@ -97,8 +97,9 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a run, an adapter or a model on held-out prompts: avg@k, pass@k with its chance
-    line, majority@k, greedy, lengths.
+    """Evaluate runs, adapters or models on held-out prompts.
+
+    Prints avg@k, pass@k with its chance line, majority@k, greedy accuracy and lengths.
     """
     with plain_errors("nothing was written"):
         from rlkd_lab.objectives import nearest
@@ -236,8 +237,9 @@ def export(
         typer.Option(help="with --merge: bfloat16, float16 or float32; bfloat16 by default"),
     ] = None,
 ) -> None:
-    """Hand over a run's student: its adapter in PEFT's format or, with --merge, a model in
-    transformers' format; with tokenizer and model card.
+    """Export the student of a run: its adapter or, with --merge, a whole model.
+
+    Either folder also holds the tokenizer and a model card.
     """
     with plain_errors("nothing was written"):
         from rlkd_lab.study.export import export_run

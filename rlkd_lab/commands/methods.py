@@ -33,8 +33,9 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The memory that a run will need, part by part, before anything is loaded, and the
-    micro-batch that fits.
+    """Predict the memory of a run, part by part, before anything is loaded.
+
+    Also prints the micro-batch that fits.
     """
     with plain_errors("nothing was loaded"):
         from rlkd_lab.models import default_device
@@ -120,7 +121,7 @@ def presets(
     name: Annotated[str | None, typer.Argument(help="one preset, in full")] = None,
     as_json: Json = False,
 ) -> None:
-    """Starting settings: the embedded pairs and the papers' settings.
+    """List starting settings: the embedded pairs and the papers' settings.
 
     With a NAME: every number and where it comes from.
     """
@@ -169,8 +170,9 @@ def methods(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The table of methods: loss, knobs with default and range, source, what to watch; then
-    every option and setting. With a NAME, that one in full.
+    """List the methods with their losses and knobs, then all options and settings.
+
+    With a NAME: that one in full, with its source and what to watch.
     """
     with plain_errors():
         from rlkd_lab.objectives import METHODS, nearest

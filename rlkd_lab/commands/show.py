@@ -35,7 +35,7 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Several runs in a table and a figure."""
+    """Compare several runs in a table and a figure."""
     with plain_errors():
         from rlkd_lab.objectives import nearest
         from rlkd_lab.plots import ALL, plot_runs, save_figure
@@ -90,7 +90,7 @@ def list_runs(
     ),
     as_json: Json = False,
 ) -> None:
-    """The runs in a folder: state, settings that differ, last reward and accuracy."""
+    """List the runs in a folder: state, settings that differ, reward, accuracy."""
     with plain_errors():
         from rlkd_lab.runs import overview
         from rlkd_lab.training.environment import alive
@@ -150,7 +150,7 @@ def zoo(
     name: Annotated[str | None, typer.Argument(help="one model, with its recipe")] = None,
     as_json: Json = False,
 ) -> None:
-    """The embedded models: size, accuracy in full precision and NF4."""
+    """List the embedded models with their size and accuracy."""
     with plain_errors():
         from rlkd_lab.objectives import nearest
         from rlkd_lab.study.cards import accuracies, cards, levels
@@ -219,7 +219,7 @@ def doctor(
     quant: Annotated[Literal["nf4", "none"], typer.Option(help="of that model")] = "nf4",
     as_json: Json = False,
 ) -> None:
-    """Say in plain words what this machine can do."""
+    """Say what this machine can do."""
     with plain_errors("nothing was written"):
         from rlkd_lab.doctor import examine, examine_deep
 

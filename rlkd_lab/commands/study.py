@@ -45,9 +45,9 @@ def sweep(
     plan: Annotated[bool, typer.Option("--plan", help="only list the runs")] = False,
     as_json: Json = False,
 ) -> None:
-    """Many runs: arms × seeds, trained and evaluated in parallel, resumable.
+    """Train and evaluate many runs, arms × seeds, in parallel.
 
-    A table by arm and OUT/runs.csv.
+    A sweep that was stopped is resumed. Prints a table by arm and writes OUT/runs.csv.
     """
     with plain_errors(f"`rlkd sweep {file} --out {out}` goes on"):
         from rlkd_lab.study.results import by_arm, collect, over
@@ -154,8 +154,9 @@ def study(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The claims of the papers, tested: runs the sweeps that they need and writes
-    OUT/scorecard.md.
+    """Test the claims of the papers.
+
+    Runs the sweeps that they need and writes OUT/scorecard.md.
     """
     with plain_errors("the same command goes on"):
         from rlkd_lab.study.claims import CLAIMS, judge_claims

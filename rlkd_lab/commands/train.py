@@ -99,7 +99,7 @@ ChangedData = Annotated[
 
 @app.command()
 def resume(run_path: RunPath, accept_changed_data: ChangedData = False) -> None:
-    """Go on with a run from its last checkpoint."""
+    """Resume a run from its last checkpoint."""
     with plain_errors():
         from rlkd_lab.progress import progress
         from rlkd_lab.runs import RunFolder
@@ -129,9 +129,9 @@ def replay(
     ] = 0.0,
     accept_changed_data: ChangedData = False,
 ) -> None:
-    """Run a recorded run again, moved knobs included, and compare every row.
+    """Replay a recorded run, moved knobs included, and compare every row.
 
-    Status 1 if they differ.
+    The exit status is 1 if they differ.
     """
     with plain_errors():
         from rlkd_lab.progress import progress
@@ -179,7 +179,7 @@ def ask(
         typer.Option(help="of a knob: the step from which it is wanted; the next one by default"),
     ] = None,
 ) -> None:
-    """Ask something of a run that goes on, wherever it was started."""
+    """Ask something of a run that is being trained, from any terminal."""
     with plain_errors():
         from rlkd_lab.training.remote import RemoteRun
 
