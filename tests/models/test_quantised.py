@@ -82,8 +82,8 @@ def test_pitfall_01_without_the_guard_gradients_are_lost(make_model, stir, ragge
 def test_pitfall_01_a_width_that_nf4_decodes_wrongly_is_refused_by_name(make_model):
     with pytest.raises(
         ValueError,
-        match=r"model\.layers\.0\.self_attn\.q_proj does not decode.*160.*multiple of"
-        r" 64.*quant='none'",
+        match=r"model\.layers\.0\.self_attn\.q_proj does not decode.*160.*multiple of 64.*--set"
+        r" quant=none",
     ):
         load_base(make_model(hidden=160), "nf4", **on_cpu)
 
@@ -149,7 +149,7 @@ def test_a_layer_without_a_source_is_refused(make_model, tmp_path):
     shutil.copytree(folder, tmp_path / "other")
     model.extra = model.model.layers[0].mlp.up_proj
     del model.model.layers[0].mlp.up_proj
-    with pytest.raises(ValueError, match=r"4-bit layer extra cannot be verified.*quant='none'"):
+    with pytest.raises(ValueError, match=r"4-bit layer extra cannot be verified.*--set quant=none"):
         verify_quantised(model, tmp_path / "other")
 
 

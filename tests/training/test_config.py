@@ -53,7 +53,7 @@ BAD = {
     "schedule of a loop knob": ("kdrl", {"learning_rate": "linear:0.001:2"}, "lies in 0–1"),
     "off for a knob that has no off": ("kdrl", {"kd_coef": "off"}, "lies in 0–10"),
     "off for a loop knob": ("kdrl", {"temperature": "off"}, "lies in 0.05–5"),
-    "group of one": ("grpo", {"group_size": "1"}, "group_size to 2 or more"),
+    "group of one": ("grpo", {"group_size": "1"}, "--set group_size=2 or more"),
     "no teacher": ("opd", {"teacher": "off"}, "opd needs a teacher"),
     "no teacher for the traces": ("sft", {"teacher": "off"}, "sft needs a teacher"),
     "k1 as a loss": ("kdrl", {"estimator": "k1"}, "k1 cannot be a loss"),
