@@ -4,7 +4,8 @@ themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,11 +95,16 @@ class PromptFormat:
         text, without those that it puts after one, and with one beginning of sequence where
         template and tokenizer both write it.
 
+        The name of a special token in a prompt is plain text: a question with ``</s>`` does not
+        end there. A bare prompt may write beginnings of sequence and the marks of a chat by
+        itself: there only tokens that end or pad a text are, unless the chat template has them.
+
         Raises:
             ValueError: as :meth:`texts`.
         """
         if not prompts:
             return []
+        plain = self._plain()
         if self.chat:
             found = self.tokenizer(self.texts(prompts), add_special_tokens=False)[
                 "input_ids"
@@ -107,8 +113,43 @@ class PromptFormat:
             found = self.tokenizer(list(prompts))["input_ids"]
             if ending := len(ending_of(self.tokenizer)):
                 found = [ids[:-ending] for ids in found]
+        for i, prompt in enumerate(prompts):
+            if plain.search(prompt):
+                found[i] = self._with_names(prompt, plain)
         bos = self.tokenizer.bos_token_id
         return [ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids for ids in found]
+
+    def _plain(self) -> re.Pattern[str]:
+        """Names of special tokens that are text in a prompt."""
+        tokenizer = self.tokenizer
+        if self.chat:
+            return re.compile(_any_of(special_tokens(tokenizer)))
+        template = str(tokenizer.chat_template or "")
+        ends = {str(one) for one in (tokenizer.eos_token, tokenizer.pad_token) if one}
+        begins = {str(tokenizer.bos_token)} & ends  # one token for both, as GPT-2 has it
+        names = [_any_of(name for name in ends - begins if name not in template)]
+        names += [rf"(?!\A)(?:{_any_of(name for name in begins if name not in template)})"]
+        return re.compile("|".join(names))
+
+    def _with_names(self, prompt: str, plain: re.Pattern[str]) -> list[int]:
+        """Token ids of a prompt in which names of special tokens, those of ``plain``, are text."""
+        free = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in prompt)
+        # one character of no script for each name, while the template writes its own tokens
+        held = dict(zip(dict.fromkeys(plain.findall(prompt)), free, strict=False))
+        text = plain.sub(lambda name: held[name.group()], prompt)
+        found = [] if self.chat else around(self.tokenizer)[0]
+        special = _any_of(special_tokens(self.tokenizer))
+        for piece in re.split(f"({special})", self.texts([text])[0] if self.chat else text):
+            if re.fullmatch(special, piece):
+                found.append(int(self.tokenizer.convert_tokens_to_ids(piece)))
+                continue
+            for name, character in held.items():
+                piece = piece.replace(character, name)
+            if piece:
+                found += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)[
+                    "input_ids"
+                ]
+        return found
 
     def notes(self) -> list[str]:
         """Sentences about what the tokenizer adds and is left out here."""
@@ -122,16 +163,33 @@ class PromptFormat:
         ]
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Names of all special tokens."""
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return list(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
+
+
+def _any_of(names: Iterable[str]) -> str:
+    """A pattern of one of some texts, the longest first; without any, of nothing."""
+    found = sorted(filter(str.strip, names), key=len, reverse=True)
+    return "|".join(map(re.escape, found)) or "(?!)"
+
+
 def ending_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Special tokens that a tokenizer puts after a text, as some do with the end of sequence."""
+    return around(tokenizer)[1]
+
+
+def around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Special tokens that a tokenizer puts before and after a text."""
     whole, bare = (
         tokenizer(PROBE)["input_ids"],
         tokenizer(PROBE, add_special_tokens=False)["input_ids"],
     )
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
-            return list(whole[start + len(bare) :])
-    return []
+            return list(whole[:start]), list(whole[start + len(bare) :])
+    return [], []
 
 
 def check_special_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

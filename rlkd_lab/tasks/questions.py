@@ -8,6 +8,8 @@ after ``####`` or in ``\boxed{…}``, or is all of it.
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -80,10 +82,17 @@ class QuestionTask:
             sentences.append(self._unjudged(len(questions)))
         sentences += self._keep_apart()
         self._fill(usable, has)
+        if usable and None in has and not self._rows["test"]:
+            sentences.append(
+                f"{self.name} has no test row: three different questions without a split fill"
+                " train, validation and test"
+            )
         for sentence in sentences + [
             twice for split in SPLITS if (twice := self._asked_twice(split))
         ]:
             warnings.warn(sentence, stacklevel=2)
+        if not usable:
+            raise ValueError(f"{name} has no row whose answer can be judged")
         self._check_rows(len(usable))
 
     def _unjudged(self, rows: int) -> str:
@@ -100,8 +109,9 @@ class QuestionTask:
     def _check_rows(self, usable: int) -> None:
         for split in ("train", "validation"):
             if not self._rows[split]:
+                rows = "its 1 row" if usable == 1 else f"its {usable} rows"
                 raise ValueError(
-                    f"{self.name} has no {split} row among its {usable} usable rows: give"
+                    f"{self.name} has no {split} row among {rows} that can be asked: give"
                     " three different questions or more, or a column split that names some"
                 )
         levels = [example.difficulty for example in self._rows["train"]]
@@ -119,17 +129,23 @@ class QuestionTask:
         rows that are asked in test, and say how many.
         """
         asked: set[str] = set()
+        exact: set[str] = set()
         sentences = []
         for split in reversed(SPLITS):
-            kept = [row for row in self._rows[split] if row.id not in asked]
+            kept = [row for row in self._rows[split] if _key(row.id) not in asked]
             if len(kept) < len(self._rows[split]):
                 gone = len(self._rows[split]) - len(kept)
+                near = sum(
+                    _key(row.id) in asked and row.id not in exact for row in self._rows[split]
+                )
                 sentences.append(
-                    f"{self.name}: {gone} {split} rows ask a question that is held out too;"
-                    f" left out of {split}"
+                    f"{self.name}: {gone} {split} rows ask a question that is held out too"
+                    + (f" ({near} in other spacing or letter case)" if near else "")
+                    + f"; left out of {split}"
                 )
             self._rows[split] = kept
-            asked |= {row.id for row in kept}
+            asked |= {_key(row.id) for row in kept}
+            exact |= {row.id for row in kept}
         return sentences
 
     def _fill(self, usable: Sequence[Question], has: set[Split | None]) -> None:
@@ -141,39 +157,45 @@ class QuestionTask:
             SPLITS if None in has else ("train", "validation") if "validation" not in has else ()
         )
         lender = None if None in has else "train"
-        free = {row.question for row in usable if row.given == lender} - {
-            row.question for row in usable if row.given != lender
+        free = {_key(row.question) for row in usable if row.given == lender} - {
+            _key(row.question) for row in usable if row.given != lender
         }
         for split in [split for split in wanted if not self._rows[split]]:
             lent = {
-                one: sorted({row.id for row in self._rows[one]} & free, key=_hash) for one in SPLITS
+                one: sorted({row.id for row in self._rows[one] if _key(row.id) in free}, key=_hash)
+                for one in SPLITS
             }
             most = max(SPLITS, key=lambda one: len(lent[one]))
-            if lent[most] and len({row.id for row in self._rows[most]}) > 1:
-                moved = [row for row in self._rows[most] if row.id == lent[most][0]]
-                self._rows[most] = [row for row in self._rows[most] if row.id != lent[most][0]]
-                self._rows[split] = moved
+            rows = self._rows[most]
+            if lent[most] and len({_key(row.id) for row in rows}) > 1:
+                key = _key(lent[most][0])
+                self._rows[split] = [row for row in rows if _key(row.id) == key]
+                self._rows[most] = [row for row in rows if _key(row.id) != key]
 
     def _asked_twice(self, split: Split) -> str | None:
         """A sentence about the questions that a split asks more than once."""
-        times = Counter(row.id for row in self._rows[split])
-        twice = [row for row in self._rows[split] if times[row.id] > 1]
+        times = Counter(_key(row.id) for row in self._rows[split])
+        twice = [row for row in self._rows[split] if times[_key(row.id)] > 1]
         if not twice:
             return None
         answers: dict[str, set[str]] = {}
         for row in twice:
-            answers.setdefault(row.id, set()).add(row.answer)
+            answers.setdefault(_key(row.id), set()).add(row.answer)
         text = (
             f"{self.name}: {len(answers)} {split} questions are asked more than once, in"
             f" {len(twice)} rows (first {twice[0].meta['where']})"
         )
-        odd = next((question for question, given in answers.items() if len(given) > 1), None)
-        if odd is None:
+        odd = [row for row in twice if len(answers[_key(row.id)]) > 1]
+        if not odd:
             return text
         many = sum(len(given) > 1 for given in answers.values())
-        places = [f"{row.meta['where']}: {row.answer[:40]!r}" for row in twice if row.id == odd]
+        places = [
+            f"{row.meta['where']}: {row.answer[:40]!r}"
+            for row in odd
+            if _key(row.id) == _key(odd[0].id)
+        ]
         return (
-            f"{text}; {many} of them with different answers, such as {odd[:60]!r}"
+            f"{text}; {many} of them with different answers, such as {odd[0].id[:60]!r}"
             f" ({'; '.join(places[:3])})"
         )
 
@@ -240,6 +262,23 @@ def _split(question: str, given: Split | None, has: set[Split | None]) -> Split:
         "validation"
         if given == "train" and "validation" not in has and hashed == "validation"
         else given
+    )
+
+
+def _key(question: str) -> str:
+    """The same for questions that differ in spacing, or in the case of words: of the first, and
+    of those of three letters or more. Shorter ones may be names in a formula.
+
+    >>> _key(" what is 1+1?") == _key("What is  1+1?"), _key("What is T+t?") == _key("What is t+t?")
+    (True, False)
+    """
+    words = unicodedata.normalize("NFC", question).split() if question.split()[1:] else []
+    if not words:
+        return question.strip()
+    return re.sub(
+        r"^[^\W\d_]+|(?<![^\W\d_])[^\W\d_]{3,}",
+        lambda word: word.group().casefold(),
+        " ".join(words),
     )
 
 

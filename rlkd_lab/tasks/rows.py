@@ -13,7 +13,6 @@ import difflib
 import io
 import json
 import logging
-import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,13 +21,29 @@ from pathlib import Path
 from typing import Any
 
 from rlkd_lab.tasks.base import SPLITS, Split
+from rlkd_lab.tasks.cells import (
+    LeftOut,
+    Missing,
+    cell_of,
+    dialogue,
+    is_empty,
+    is_index,
+    last_of,
+    replies,
+    reply_of,
+    text_of,
+    turns_of,
+)
 
 FILES = (".jsonl", ".json", ".parquet", ".csv")
 QUESTION = ("question", "problem", "prompt", "messages")
 ANSWER = ("answer", "solution", "final_answer")
 DIFFICULTY = ("level", "difficulty")
+HARDEST = 999_999
 DELIMITERS = ",;\t"
 """Of CSV files: the one that divides the header into the most columns."""
+COMMA = re.compile(r"[-+]?(\d+,(\d{1,2}|\d{4,})|0,\d+)").fullmatch
+"""A number that may have a decimal comma; ``1,234`` is read as thousands."""
 NAMES: Mapping[str, Split] = {
     "train": "train",
     "validation": "validation",
@@ -51,10 +66,6 @@ class Question:
     answer: str
     difficulty: int
     given: Split | None
-
-
-class LeftOut(Exception):
-    """Why a row cannot be used, behind a number of rows: "without an answer"."""
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -255,6 +266,12 @@ def read_questions(
     if reasons:
         gone = sum(map(len, reasons.values()))
         sentences.append(f"{name}: left out {gone:,} of {len(rows):,} rows: {_counted(reasons)}")
+    if commas := [row for row in found if ".csv, row" in row.where and COMMA(row.answer.strip())]:
+        sentences.append(
+            f"{name}: {len(commas):,} answers of a CSV file, such as {commas[0].answer.strip()!r}"
+            f" (first {commas[0].where}), are read as lists; write a point where the comma begins"
+            " decimal places"
+        )
     if systems:
         many = (
             f"{len(systems):,} rows have a system turn"
@@ -299,7 +316,7 @@ def _check_columns(file: str, rows: Sequence[Row], columns: Mapping[str, str]) -
             and not set(usual) & set(there)
             and not (
                 kind == "answer"
-                and any(_turns(value) for _, row, _ in rows for value in row.values())
+                and any(turns_of(row[name]) for _, row, _ in rows for name in replies(row))
             )
         ):
             raise ValueError(
@@ -315,110 +332,51 @@ def _texts(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[str, str
         LeftOut: it lacks one, or holds what is not read here.
     """
     asked = _value(row, columns, "question", QUESTION)
-    turns = _turns(asked)
-    question, reply, system = _dialogue(turns) if turns else (_text(asked, "question"), None, None)
+    turns = turns_of(asked)
+    question, reply, system = dialogue(turns) if turns else (cell_of(asked, "question"), None, None)
     answered = _value(row, columns, "answer", ANSWER)
-    if isinstance(answered, _Missing):
-        # a chat may stand in two columns, as in TRL's prompt and completion
-        answered = reply or next(
-            (text for value in row.values() if (text := _last(_turns(value) or (), "assistant"))),
-            None,
-        )
-    elif turns := _turns(answered):
-        answered = _last(turns, "assistant")
-    return question, _text(answered, "answer"), system
-
-
-class _Missing:
-    """A row without such a column."""
+    if turns := turns_of(answered):
+        return question, text_of(last_of(turns, "assistant"), "answer"), system
+    if is_empty(answered) and "answer" not in columns and (said := reply or reply_of(row)):
+        return question, text_of(said, "answer"), system
+    answer = cell_of(answered, "answer")
+    if is_index(answered, row, question):
+        raise LeftOut("with the place of a choice as answer, where the choice itself is read")
+    return question, answer, system
 
 
 def _value(
     row: Mapping[str, Any], columns: Mapping[str, str], kind: str, usual: Sequence[str]
 ) -> Any:
     names = (columns[kind],) if kind in columns else usual
-    return next((row[name] for name in names if name in row), _Missing())
-
-
-def _text(value: Any, kind: str) -> str:
-    """Text or a number as text."""
-    empty = (
-        value is None
-        or isinstance(value, _Missing)
-        or (isinstance(value, float) and not math.isfinite(value))
-    )
-    if not empty and (not isinstance(value, str | int | float) or isinstance(value, bool)):
-        raise LeftOut(f"with a {type(value).__name__} as {kind}, where text or a number is read")
-    text = "" if empty else str(value)
-    if not text.strip():
-        raise LeftOut(f"without {'an' if kind == 'answer' else 'a'} {kind}")
-    return text
-
-
-def _turns(value: Any) -> list[tuple[str, Any]] | None:
-    """Role and content of the turns of a chat; ``None`` for any other value."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):  # as CSV holds them
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-    if (
-        not isinstance(value, list)
-        or not value
-        or not all(
-            isinstance(turn, dict) and "role" in turn and "content" in turn for turn in value
-        )
-    ):
-        return None
-    return [(str(turn["role"]), _joined(turn["content"])) for turn in value]
-
-
-def _joined(content: Any) -> Any:
-    """The text of a turn that is given in parts, if all of them are text."""
-    if isinstance(content, list) and all(
-        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
-    ):
-        return "".join(part["text"] for part in content)
-    return content
-
-
-def _dialogue(turns: Sequence[tuple[str, Any]]) -> tuple[str, Any, str | None]:
-    """The last user turn, the last assistant turn after it, and the system turn.
-
-    Raises:
-        LeftOut: a turn stands before that question, or of another role.
-    """
-    odd = next(
-        (role for role, _ in turns if role not in ("system", "developer", "user", "assistant")),
-        None,
-    )
-    if odd is not None:
-        raise LeftOut(f"with a turn of role {odd!r}, which is not read here")
-    last = max((i for i, (role, _) in enumerate(turns) if role == "user"), default=None)
-    if last is None:
-        raise LeftOut("without a question")
-    if any(role in ("user", "assistant") for role, _ in turns[:last]):
-        raise LeftOut("with turns before the last question, where a prompt holds one question")
-    system = next(
-        (content for role, content in turns if role in ("system", "developer") and content), None
-    )
-    return _text(turns[last][1], "question"), _last(turns[last:], "assistant"), system
-
-
-def _last(turns: Sequence[tuple[str, Any]], role: str) -> Any:
-    return next((content for name, content in reversed(turns) if name == role), None)
+    there = [row[name] for name in names if name in row]
+    return next((value for value in there if not is_empty(value)), there[0] if there else Missing())
 
 
 def _difficulty(row: Mapping[str, Any]) -> int:
-    level = next((row[name] for name in DIFFICULTY if row.get(name) is not None), 0)
-    digits = re.search(r"\d{1,6}", str(level))
-    return int(digits.group()) if digits else 0
+    """A number as it is, not below 0 and at most :data:`HARDEST`; of a text, its first number.
+
+    >>> [_difficulty({"level": level}) for level in ("Level 3", 2.5, "-2", "1e9", None)]
+    [3, 2, 0, 999999, 0]
+    """
+    level = str(next((row[name] for name in DIFFICULTY if row.get(name) is not None), 0))
+    digits = re.search(r"\d{1,6}", level)
+    if not digits:
+        return 0
+    try:
+        number = float(level)
+    except ValueError:
+        number = float(digits.group())
+    return int(max(0, min(number, HARDEST)))
 
 
 def _given(where: str, row: Mapping[str, Any]) -> Split | None:
     name = row.get("split")
-    if name is None or name == "":  # an empty field of CSV
+    if is_empty(name):  # as an empty field of CSV
         return None
-    if name not in NAMES:
-        raise ValueError(f"{where}: unknown split {name!r}; use {', '.join(SPLITS)}")
-    return NAMES[name]
+    known = str(name).strip().casefold()
+    if known not in NAMES:
+        close = difflib.get_close_matches(known, NAMES, n=1)
+        hint = f"did you mean {close[0]!r}? Use" if close else "use"
+        raise ValueError(f"{where}: unknown split {name!r}; {hint} {', '.join(SPLITS)}")
+    return NAMES[known]

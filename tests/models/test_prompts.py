@@ -76,6 +76,40 @@ def test_a_chat_template_writes_its_own_special_tokens():
     assert asked.notes() == []
 
 
+@pytest.mark.parametrize("template", [None, CHATML])
+@pytest.mark.parametrize("single", [None, "<bos> $A <eos>"])
+def test_the_name_of_a_special_token_in_a_question_is_text(template, single):
+    found = tokenizer(single, template, bos="<bos>")
+    found.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    asked = PromptFormat.of(found, "m", "auto")
+    plain, named = asked.ids(["Emma is", "Emma <eos><pad>\ue000 is<eos>"])
+    marks = set(found.all_special_ids)
+    assert [i for i in named if i in marks] == [i for i in plain if i in marks]
+    texts = ["Emma <eos><pad>\ue000 is<eos>"]
+    assert found.decode(named).removeprefix("<bos>") == (
+        asked.texts(texts)[0] if template else texts[0]
+    )
+    assert asked.ids(["Emma is"]) == [plain]  # nothing of it stays in the tokenizer
+
+
+def test_a_bare_prompt_may_write_the_marks_of_a_chat_by_itself():
+    found = tokenizer("<bos> $A", CHATML.replace("<|im_end|>", "<eos>"), bos="<bos>")
+    found.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    (ids,) = PromptFormat.of(found, "m", "off").ids(["<|im_start|>user 1?<eos>"])
+    assert ids[1] == found.convert_tokens_to_ids("<|im_start|>")
+    assert ids[-1] == found.eos_token_id
+    (ids,) = PromptFormat.of(found, "m", "off").ids(["<|im_start|>user <pad>1?<eos>"])
+    assert ids[1] == found.convert_tokens_to_ids("<|im_start|>")
+    assert found.pad_token_id not in ids
+    assert ids[-1] == found.eos_token_id
+
+
+def test_one_token_that_begins_and_ends_a_text_is_text_but_at_the_beginning():
+    found = tokenizer(bos="<eos>")
+    (ids,) = PromptFormat.of(found, "m", "off").ids(["<eos>Emma <eos>"])
+    assert [i for i in ids if i == found.eos_token_id] == ids[:1]
+
+
 REFUSED = {
     "chat off": (
         "chatml",

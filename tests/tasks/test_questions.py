@@ -136,7 +136,7 @@ BAD = {
     "split": (lambda rows: [rows[0] | {"split": "holdout"}], "unknown split 'holdout'"),
     "too few": (
         lambda rows: rows[:1],
-        "row among its 1 usable rows: give three different questions or more",
+        "row among its 1 row that can be asked: give three different questions or more",
     ),
 }
 
@@ -188,7 +188,7 @@ def test_answers_that_cannot_be_read_are_counted_and_shown(tmp_path):
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match="row among its 0 usable rows"):
+        with pytest.raises(ValueError, match="has no row whose answer can be judged"):
             find_task(write(tmp_path / "none.jsonl", rows[-2:]))
 
 
