@@ -267,7 +267,7 @@ def _split(question: str, given: Split | None, has: set[Split | None]) -> Split:
 
 def _key(question: str) -> str:
     """The same for questions that differ in spacing, or in the case of words: of the first, and
-    of those of three letters or more. Shorter ones may be names in a formula.
+    of those of two letters or more. Single letters may be names in a formula.
 
     >>> _key(" what is 1+1?") == _key("What is  1+1?"), _key("What is T+t?") == _key("What is t+t?")
     (True, False)
@@ -276,7 +276,7 @@ def _key(question: str) -> str:
     if not words:
         return question.strip()
     return re.sub(
-        r"^[^\W\d_]+|(?<![^\W\d_])[^\W\d_]{3,}",
+        r"^[^\W\d_]+|(?<![^\W\d_])[^\W\d_]{2,}",
         lambda word: word.group().casefold(),
         " ".join(words),
     )

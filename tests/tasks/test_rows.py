@@ -164,6 +164,10 @@ def test_each_file_of_a_folder_must_have_the_columns(tmp_path, file):
         ({"a": 1}, "with a dict as answer"),
         (["1", "2"], "with a list as answer"),
         (True, "with a bool as answer"),
+        ("NaN", "with 'NaN' as answer, which stands for a missing one"),
+        (" None ", "with 'None' as answer, which stands for a missing one"),
+        ("N/A", "with 'N/A' as answer, which stands for a missing one"),
+        ("\ud800", "with half of a character"),
     ],
 )
 def test_rows_without_a_usable_answer_are_left_out_and_counted_by_reason(tmp_path, answer, why):
@@ -172,6 +176,63 @@ def test_rows_without_a_usable_answer_are_left_out_and_counted_by_reason(tmp_pat
     assert asked(task) == {row["question"]: row["answer"] for row in sums()}
     assert f"left out 3 of 33 rows: 2 {why}" in said[0]
     assert "(first odd.jsonl, row 31); 1 without a question (first odd.jsonl, row 33)" in said[0]
+
+
+CHOSEN = {
+    "an index": ("Which is red?", 1, ["sky", "blood", "leaf"], False),
+    "an index as text": ("Which is red?", "1", "['sky', 'blood', 'leaf']", False),
+    "as ARC": ("Which is red?", 1.0, {"text": ["sky", "blood"], "label": ["A", "B"]}, False),
+    "a choice": ("1 + 1?", 2, [1, 2, 3], True),
+    "a text": ("Which is red?", "blood", ["sky", "blood"], True),
+    "another number": ("Count!", 17, ["sky", "blood"], True),
+    "numbered there": ("Which is red? 1) sky 2) blood", 2, ["sky", "blood"], True),
+    "no list": ("Which is red?", 1, "sky or blood", True),
+}
+
+
+@pytest.mark.parametrize("case", CHOSEN)
+def test_the_place_of_a_choice_is_no_answer(case):
+    question, answer, choices, usable = CHOSEN[case]
+    row = {"question": question, "answer": answer, "choices": choices}
+    rows = [("f, row 1", {"question": "1?", "answer": "1"}, None), ("f, row 2", row, None)]
+    found, said = read_questions("t", rows)
+    assert (len(found) == 2) is usable
+    assert usable or "1 with the place of a choice as answer" in said[0]
+
+
+def test_an_empty_column_gives_way_to_the_next():
+    row = {"question": None, "problem": "1?", "answer": "", "solution": "2"}
+    (found,), said = read_questions("t", [("f", row, None)])
+    assert (found.question, found.answer, said) == ("1?", "2", [])
+    row = {"messages": [turn("user", "1?"), turn("assistant", "2")], "answer": None}
+    (found,), _ = read_questions("t", [("f", row, None)])
+    assert found.answer == "2"
+    with pytest.raises(ValueError, match="1 without an answer"):
+        read_questions("t", [("f", row, None)], {"answer": "answer"})
+
+
+def test_half_a_character_in_a_question_leaves_its_row_out(tmp_path):
+    task, said = told(
+        jsonl(tmp_path / "s.jsonl", [*sums(), {"question": "1\ud800?", "answer": "1"}])
+    )
+    assert len(asked(task)) == 30
+    assert "left out 1 of 31 rows: 1 with half of a character (a lone surrogate)" in said[0]
+    assert "in the question (first s.jsonl, row 31)" in said[0]
+
+
+def test_answers_that_may_have_a_decimal_comma_are_told(tmp_path):
+    lines = "".join(f"{i} halves?;{i},5\n" for i in range(9))
+    (tmp_path / "s.csv").write_text("question;answer\n" + lines + "big?;1,234\n")
+    _, said = told(str(tmp_path / "s.csv"))
+    assert "9 answers of a CSV file, such as '0,5' (first s.csv, row 1), are read as" in said[0]
+
+
+def test_splits_have_any_case_and_a_wrong_one_a_hint(tmp_path):
+    rows = [row | {"split": "Train" if i else " VAL "} for i, row in enumerate(sums(5))]
+    task = find_task(jsonl(tmp_path / "s.jsonl", rows))
+    assert [len(task.rows(split)) for split in SPLITS] == [4, 1, 0]
+    with pytest.raises(ValueError, match="unknown split 'Trian'; did you mean 'train'"):
+        find_task(jsonl(tmp_path / "s.jsonl", [rows[0] | {"split": "Trian"}]))
 
 
 # --- chats ----------------------------------------------------------------------------------------
@@ -227,6 +288,60 @@ def test_the_last_user_turn_is_the_question_and_the_last_assistant_turn_the_answ
     if said:
         assert "1 row has a system turn (first f, row 1), which is not asked" in said[0]
         assert "--set system_prompt=TEXT" in said[0]
+
+
+PREFERENCES = {
+    "rejected first": {"rejected": "9", "chosen": "2"},
+    "another name of it": {"response_rejected": "9", "response": "2"},
+    "completion wins": {"other": "9", "completion": "2", "rejected": "8"},
+    "the same reply twice": {"one": "2", "other": "2"},
+}
+
+
+@pytest.mark.parametrize("case", PREFERENCES)
+def test_a_reply_that_is_rejected_is_no_answer(case):
+    replies = {name: [turn("assistant", text)] for name, text in PREFERENCES[case].items()}
+    (found,), _ = read_questions("t", [("f", {"prompt": [turn("user", "1+1?")]} | replies, None)])
+    assert found.answer == "2"
+
+
+def test_rows_with_rejected_or_different_replies_alone_are_left_out():
+    asked = {"prompt": [turn("user", "1+1?")]}
+    with pytest.raises(ValueError, match="f has no usable row: 1 without an answer"):
+        read_questions("t", [("f", asked | {"rejected": [turn("assistant", "9")]}, None)])
+    different = {"one": [turn("assistant", "9")], "other": [turn("assistant", "2")]}
+    with pytest.raises(ValueError, match="1 with different replies in the columns one, other"):
+        read_questions("t", [("f", asked | different, None)])
+    (found,), _ = read_questions("t", [("f", asked | different, None)], {"answer": "other"})
+    assert found.answer == "2"
+
+
+WRITTEN = {
+    "json": json.dumps,
+    "json with spaces": lambda turns: " " + json.dumps(turns, indent=1),
+    "pandas": str,
+    "numpy": lambda turns: "[" + "\n ".join(map(str, turns)) + "]",
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_a_field_of_csv_holds_a_chat_as_programs_write_it(tmp_path, how):
+    with (tmp_path / "c.csv").open("w", newline="") as file:
+        chats = [[turn("user", f"It's }}\n{{{i}?"), turn("assistant", str(i))] for i in range(9)]
+        csv.writer(file).writerows([["messages"], *([WRITTEN[how](chat)] for chat in chats)])
+    assert asked(find_task(str(tmp_path / "c.csv"))) == {
+        f"It's }}\n{{{i}?": str(i) for i in range(9)
+    }
+
+
+def test_a_text_that_only_begins_like_a_chat():
+    rows = [
+        ("f, row 1", {"question": "[{'role': 'user', 'content': 1?", "answer": "1"}, None),
+        ("f, row 2", {"question": "[{1}] has how many elements?", "answer": "1"}, None),
+    ]
+    (found,), (said,) = read_questions("t", rows)
+    assert found.where == "f, row 2"
+    assert "1 with a chat as question that cannot be read (first f, row 1)" in said
 
 
 ODD_CHATS = {
@@ -298,6 +413,56 @@ def test_questions_that_are_asked_twice_are_told(tmp_path):
     )
 
 
+@pytest.mark.parametrize("column", [True, False])
+def test_a_question_in_other_spacing_or_case_is_not_held_out_and_trained_on(column):
+    texts = [f"What is {i}+{i}?" for i in range(60)]
+    near = [change(text) for text in texts for change in (" {} ".format, str.lower, str.upper)]
+    near += [text.replace(" ", "  \n") for text in texts]
+    rows = [
+        (f"f, row {i}", {"question": text, "answer": "1"}, split if column else None)
+        for split, part in (
+            ("test", texts[:9]),
+            ("validation", texts[9:18]),
+            ("train", texts + near),
+        )
+        for i, text in enumerate(part)
+    ]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        task = QuestionTask("t", rows)
+    plain = {
+        split: {" ".join(row.id.casefold().split()) for row in task.rows(split)} for split in SPLITS
+    }
+    assert not plain["train"] & (plain["validation"] | plain["test"])
+    assert not plain["validation"] & plain["test"]
+    said = [str(one.message) for one in caught]
+    assert any("in other spacing or letter case); left out of train" in text for text in said)
+    assert not column or "t: 90 train rows ask a question that is held out too (72 in" in said[0]
+
+
+def test_names_in_a_formula_keep_their_case():
+    rows = [
+        (f"f, row {i}", {"question": text, "answer": "1"}, split)
+        for i, (text, split) in enumerate(
+            [
+                ("What is T+t?", "train"),
+                ("What is t+t?", "test"),
+                ("v?", "train"),
+                ("a?", "validation"),
+            ]
+        )
+    ]
+    task = QuestionTask("t", rows)
+    assert [len(task.rows(split)) for split in SPLITS] == [2, 1, 1]
+
+
+def test_a_copy_in_other_spacing_goes_with_a_question_that_fills_a_split():
+    task = made(["What is 1+1?", " what is 1+1?", "What is 2+2?", "What is  2+2?"])
+    ids = [{" ".join(row.id.casefold().split()) for row in task.rows(split)} for split in SPLITS]
+    assert sorted(map(len, ids)) == [0, 1, 1]
+    assert len(set.union(*ids)) == 2
+
+
 # --- tiny files -----------------------------------------------------------------------------------
 
 QUESTIONS = st.lists(
@@ -347,6 +512,12 @@ def test_a_tiny_train_file_lends_a_validation_row_and_never_the_test_rows(questi
     assert [row.id for row in task.rows("test")] == ["z"]
     assert task.rows("train")
     assert task.rows("validation")
+
+
+def test_two_questions_leave_no_test_row_and_that_is_told(tmp_path):
+    task, said = told(jsonl(tmp_path / "s.jsonl", sums(2)))
+    assert [len(task.rows(split)) for split in SPLITS] == [1, 1, 0]
+    assert "has no test row: three different questions" in said[0]
 
 
 def test_an_empty_split_is_never_filled_with_rows_that_name_theirs():
