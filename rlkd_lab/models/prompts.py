@@ -140,15 +140,13 @@ class PromptFormat:
         found = [] if self.chat else around(self.tokenizer)[0]
         special = _any_of(special_tokens(self.tokenizer))
         for piece in re.split(f"({special})", self.texts([text])[0] if self.chat else text):
-            if re.fullmatch(special, piece):
-                found.append(int(self.tokenizer.convert_tokens_to_ids(piece)))
-                continue
+            own = re.fullmatch(special, piece) is not None
             for name, character in held.items():
                 piece = piece.replace(character, name)
             if piece:
-                found += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)[
-                    "input_ids"
-                ]
+                found += self.tokenizer(
+                    piece, add_special_tokens=False, split_special_tokens=not own
+                )["input_ids"]
         return found
 
     def notes(self) -> list[str]:

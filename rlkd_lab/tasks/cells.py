@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,16 +93,21 @@ def _literal(text: str) -> Any:
     """A list that a field of CSV holds as JSON, as Python writes it, or as numpy does."""
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
-    # numpy puts a line break where Python puts a comma; inside of quotes both write \\n
+    # numpy puts a line break where Python puts a comma; inside of quotes both write \n
     for written in (text, re.sub(r"(?<=\})\s*\n\s*(?=\{)", ", ", text)):
-        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        with (
+            contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError),
+            warnings.catch_warnings(action="ignore"),  # of backslashes
+        ):
             return ast.literal_eval(written.strip())
     return None
 
 
 def turns_of(value: Any) -> list[tuple[str, Any]] | None:
     """Role and content of the turns of a chat; ``None`` for any other value."""
-    if isinstance(value, str) and re.match(r"\s*\[\s*\{", value):  # as CSV holds them
+    if (
+        isinstance(value, str) and re.match(r"\s*\[\s*\{", value) and "role" in value
+    ):  # as CSV holds them
         value = _literal(value)
     if (
         not isinstance(value, list)
