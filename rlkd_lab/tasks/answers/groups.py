@@ -138,9 +138,11 @@ def members(text: str) -> tuple[str, list[list[str]]] | None:
     ):
         cut = len(r"\langle") if text.startswith("\\") else 1
         inner = text[cut : -len(r"\rangle") if cut > 1 else -1].strip()
-        kind = "tuple"
+        kind = "list" if text[0] == "[" else "tuple"
         if text[0] in "([" and len(split(text, _COMMAS[1])) > 1:
             kind, inner = "set", text  # (1,2), (3,4)
+        elif text[0] in "([" and (not _pair(text) or text[0] + text[-1] not in ("()", "[]")):
+            return None  # (x,y)=(1,2), (1,2,3]
     if inner.count(r"\pm") == 1 and kind == "set" and not split(inner, _COMMAS[1])[1:]:
         plus, minus = inner.replace(r"\pm", "+"), inner.replace(r"\pm", "-")
         return "set", [
@@ -157,6 +159,16 @@ def members(text: str) -> tuple[str, list[list[str]]] | None:
     if not ways and inner is not text and kind == "set":
         ways = [[inner]]
     return (kind, ways[:1] if ways[0] == ways[-1] else ways) if ways else None
+
+
+def _pair(text: str) -> bool:
+    """Whether the bracket that ``text`` begins with is closed at its end."""
+    depth = 0
+    for index, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if not depth:
+            return index == len(text) - 1
+    return False
 
 
 def _bracketed(text: str) -> tuple[list[Interval], str] | None:

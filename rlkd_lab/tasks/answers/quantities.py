@@ -52,6 +52,10 @@ _COUNTS = (
     "twenty",
 )
 NONE = Unit()
+_PART = re.compile(r"(?:ten|hundred|thousand)ths?\b", re.I)
+_FACTOR = re.compile(r"(?!m\s*\^)[A-Za-z](?![A-Za-z])")
+"""A variable behind a number, as in 72x."""
+_RANGE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*-\s*(\d{1,9}(?:\.\d{1,9})?)\Z", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,11 @@ def quantity(text: str) -> Quantity | None:
     r"""Read a cleaned text; ``None``: it is no quantity.
 
     >>> [quantity(text).text(None) for text in ("$1.50", "18 cm^2", "50 %", "2 hours 30 minutes")]
-    ['3/2 dollar', '18 cm^2', '50%', '9000 s']
+    ['3/2 dollar', '18 cm^2', '50%', '5/2 h']
     """
     text = _ABOUT.sub("", text, count=1) if not text[:1].isdigit() else text
+    if span(text):
+        return None
     currency = None
     if before := _BEFORE.match(text):
         currency, text = (
@@ -90,6 +96,14 @@ def quantity(text: str) -> Quantity | None:
             else None
         )
     return found
+
+
+def span(text: str) -> str | None:
+    """Read from one number to a larger one: ``5-7`` is 5 to 7, and not −2."""
+    ends = _RANGE.match(text)
+    if ends is None or float(ends.group(1)) >= float(ends.group(2)):
+        return None
+    return f"{ends.group(1)} to {ends.group(2)}"
 
 
 def same(gold: Quantity, found: Quantity) -> bool:
@@ -152,6 +166,10 @@ def in_sentence(text: str) -> Quantity | None:
     found = quantity(head) if head else None
     if found is None or found.unit:
         return found
+    if _PART.match(tail) or (match.group()[-1:].isdigit() and _FACTOR.match(tail)):
+        return None
+    if re.search(r"[-+*/^]\s*\Z", match.group()) and not re.match(r"[A-Za-z]{2}|[aI]\b", tail):
+        return None  # 72 - x
     factor, tail = large(tail)
     behind = unit(re.split(r"[,;:.!?()]", tail)[0], loose=True) or NONE
     return Quantity(
@@ -180,18 +198,20 @@ def _written(text: str) -> Quantity | None:
 
 
 def _compound(text: str) -> Quantity | None:
-    """Read hours and minutes, feet and inches, dollars and cents."""
+    """Read hours and minutes, feet and inches, dollars and cents, in the first of the two."""
     if not _PAIRS.match(text):
         return None
-    total, base = Fraction(0), ""
+    total, base, first = Fraction(0), "", NONE
+    size = Fraction(0)
     for count, name in _ONE.findall(text):
         named = unit("min" if name == "m" and base == "s" else f" {name}")
         common = named.common() if named else None
         if common is None or base not in ("", common[0]):
             return None
-        base = common[0]
+        base, first = (common[0], named) if not size else (base, first)
+        size = size or common[1]
         total += number(count).value * common[1]
-    return Quantity(Number(total), Unit(((base, 1),)))
+    return Quantity(Number(total / size), first)
 
 
 def _with_unit(text: str) -> Quantity | None:
@@ -206,7 +226,9 @@ def _with_unit(text: str) -> Quantity | None:
             continue
         head, (factor, tail) = text[:at].strip(), large(text[at:])
         behind = NONE if tail.strip() in ("", "st", "nd", "rd", "th") else unit(tail)
-        if behind is None:
+        if behind is None or (
+            "degree" in behind.words and mathematics.TRIGONOMETRY.search(head)
+        ):  # the degrees are those of the angle
             continue
         try:
             value: Number | None = number(head)

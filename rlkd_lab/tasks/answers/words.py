@@ -12,6 +12,11 @@ _SAID = re.compile(r"\b(?:option|choice|answer(?:\s+is)?)\s*:?\s*\(?([A-J])\)?(?
 _ALONE = re.compile(
     r"\(([A-J])\)|(?<![A-Za-z'\\])([B-HJ]|A(?!\s+(?!(?:or|and)\b)[a-z]))(?![A-Za-z'])"
 )
+_IN_FORMULA = re.compile(
+    r"\d[A-J](?![A-Za-z])|(?<![A-Za-z\\])[A-J](?:\s*(?:[+/^<>_]|\*(?!\*))|\(|\d|\s*-\s*\d)"
+    r"|[\d)]\s*[-+*/]\s*[A-J](?![A-Za-z])|[+/^]\s*[A-J](?![A-Za-z])"
+)
+"""A letter that is a variable: ``C(5,2)``, ``2B``, ``B + 1``, ``3 - B``."""
 _NOT = re.compile(r"\b(?:not|than|over)\s+(?:option\s+|choice\s+)?\(?[A-J]\)?(?![A-Za-z'])", re.I)
 _YES = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _GOES_ON = {
@@ -97,6 +102,8 @@ def letter(text: str) -> tuple[str, str] | None:
 def letter_said(text: str) -> str | None:
     """Return the letter behind "answer", "option" or "choice", or the only one in a sentence."""
     text = _NOT.sub("", text)
+    if _IN_FORMULA.search(text):
+        return None
     said = _SAID.findall(text)
     if said:
         return str(said[-1])
