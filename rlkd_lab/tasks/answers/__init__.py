@@ -59,6 +59,8 @@ def grade(gold: str, answer: str, marked: bool = True) -> Grade:
     if not name:
         other = read(answer) if marked else next(filter(None, map(read, pieces(answer))), None)
         name = other.text() if other else ""
+    if reference and name == reference.text(reference):
+        name = f"not {name}"  # names have 12 digits of what is irrational
     return Grade(False, name or None)
 
 

@@ -19,7 +19,7 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 _ASKS = re.compile(r"(?:the\s+)?(?:final\s+)?answer\W*\Z", re.IGNORECASE)
-_ALL_ONE = re.compile(r"\s*[^\s\\#<]{1,40}\s*\Z")
+_ALL_ONE = re.compile(r"\s*(?=\S*\d)[^\s\\#<]{1,40}\s*\Z")
 MOST_HEADINGS = 20
 _TAKEN_BACK = re.compile(
     r"\b(?:actually\W+(?:no|not|it|that|this|the|let)\b|wait\s*[,.!:—-]|correction\b|scratch that"
