@@ -200,7 +200,9 @@ def evaluate_target(
                 for part, first, size in _pieces(examples, samples):
                     rows += [
                         {"set": name, "mode": mode, **row}
-                        for row in _complete(lm, task, part, first, size, sampling, generator, twin, votes)
+                        for row in _complete(
+                            lm, task, part, first, size, sampling, generator, twin, votes
+                        )
                     ]
                     bar.update(len(part) * size)
             frame = pd.DataFrame(rows)

@@ -267,7 +267,9 @@ def _equal(gold: Answer, found: Answer) -> bool:
 
 def _contradict(gold: str, found: str) -> bool:
     """Whether two answers are given to two things, as in ``x = 5`` and ``y = 5``."""
-    gold, found = (re.sub(r"\\(?:overline|overrightarrow|vec)|[\s{}|]", "", one) for one in (gold, found))
+    gold, found = (
+        re.sub(r"\\(?:overline|overrightarrow|vec)|[\s{}|]", "", one) for one in (gold, found)
+    )
     for sort in _NAMES if gold and found else ():
         one, other = sort.match(gold), sort.match(found)
         if one and other:

@@ -51,6 +51,9 @@ _COUNTS = (
     "nineteen",
     "twenty",
 )
+_TEN = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_TENS = re.compile(rf"({'|'.join(_TEN)})(?:[- ]({'|'.join(_COUNTS[1:10])}))?\Z", re.I)
+_HALVES = {"half", "a half", "one half", "one-half"}
 NONE = Unit()
 _PART = re.compile(r"(?:ten|hundred|thousand)ths?\b", re.I)
 _FACTOR = re.compile(r"(?!m\s*\^)[A-Za-z](?![A-Za-z])")
@@ -182,6 +185,13 @@ def _written(text: str) -> Quantity | None:
     """Read a number without unit or sympy, a word such as five, a number in a base, or a ratio."""
     if text.lower() in _COUNTS:
         return Quantity(Number(Fraction(_COUNTS.index(text.lower()))))
+    if counted := _TENS.match(text):
+        tens = 10 * (_TEN.index(counted.group(1).lower()) + 2)
+        return Quantity(
+            Number(Fraction(tens + _COUNTS.index((counted.group(2) or "zero").lower())))
+        )
+    if text.lower() in _HALVES:
+        return Quantity(Number(Fraction(1, 2)))
     try:
         return Quantity(number(text))
     except NotANumber:

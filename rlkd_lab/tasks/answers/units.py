@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 _TABLE = """
-dollar $ us$ usd dollar dollars buck bucks | euro € eur euro euros | gbp £ gbp | pound pound pounds | lb lb lbs
+dollar $ us$ usd dollar dollars buck bucks | euro € eur euro euros
+gbp £ gbp | pound pound pounds | lb lb lbs
 yen ¥ jpy yen | rupee ₹ rs inr rupee rupees | yuan rmb cny yuan | cent ¢ cent cents
 mm millimeter millimeters millimetre millimetres | cm centimeter centimeters centimetre centimetres
 km kilometer kilometers kilometre kilometres kms | m meter meters metre metres
@@ -171,9 +172,7 @@ def agree(gold: Unit, found: Unit) -> bool:
             _renamed(gold, name) == _renamed(found, name) for name in ("", "gbp", "lb")
         ):  # pounds are money or a weight
             return True
-        return (
-            one is not None and other is not None and one[0] == other[0]
-        )
+        return one is not None and other is not None and one[0] == other[0]
     return gold.words <= found.words or found.words <= gold.words
 
 

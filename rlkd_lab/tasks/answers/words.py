@@ -155,6 +155,8 @@ def word(text: str) -> str | None:
         return tight
     if not _WORDS.fullmatch(text):
         return None
+    if min(text) > "\u2e80":  # Chinese, Japanese, Korean
+        return text
     words = re.split(r"[\s-]+", text.lower())
     if len(words) > MOST_WORDS:
         return None
@@ -165,4 +167,9 @@ def word(text: str) -> str | None:
         and (len(text) < 3 or (len(text) < 5 and not re.search("[aeiou]|[^a-z]", text)))
     ):
         return None
-    return " ".join([one for one in words if one not in _ARTICLES] or words)
+    kept = [one for one in words if one not in _ARTICLES] or words
+    if kept.count("and") == 1 and 0 < kept.index("and") < len(kept) - 1:
+        at = kept.index("and")  # Bob and Alice
+        return " and ".join(sorted((" ".join(kept[:at]), " ".join(kept[at + 1 :]))))
+    text = " ".join(kept)
+    return "does not exist" if text == "dne" else text
