@@ -3,6 +3,7 @@ r"""Find answers in completions, read them by their kind, and compare them.
 - ``extract`` finds the final answer of a completion.
 - ``clean`` removes what only changes how an answer looks.
 - ``kinds`` holds the table of kinds, and reads an answer as one of them.
+- ``names`` cuts the name off an answer, as x of ``x = 5``.
 - ``numbers``, ``units``, ``quantities``, ``moments``, ``words``, ``groups`` each hold some kinds.
 - :mod:`rlkd_lab.tasks.mathematics` reads formulas, the kind of all the rest.
 """

@@ -33,8 +33,8 @@ _SAID = re.compile(
     r"|the following)\b)",
     re.IGNORECASE,
 )
-_ONE_OF = re.compile(r"\\boxed\s*\{[^{}]*\}[\s$,]*or[\s$]*\Z")
-"""Before the second of two boxes of which neither is the answer."""
+_ONE_OF = re.compile(r"\\boxed\s*\{([^{}]*)\}[\s$,]*or[\s$]*\Z")
+"""Before the second of two boxes, which are the answer together."""
 _BARE = re.compile(r"\W{0,4}(?:yes|no|true|false|[A-J])\b\W{0,4}\Z", re.IGNORECASE)
 _NOTHING = re.compile(r"[\s$\\\[\]()*_`~#.:-]*\Z")
 _NO_WORDS = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z]{1,2}(?![A-Za-z])|[^A-Za-z\\]|\\)*\Z")
@@ -93,9 +93,11 @@ def _marked(text: str) -> str | None:
             else _unclosed(text[tag + len(_OPENED) :])
         )
     end = _closing(text[box[1] : box[1] + TAIL])
-    if end < 0 or _ONE_OF.search(text[max(0, box[0] - 40) : box[0]]):
+    if end < 0:
         return ""
-    return _said_inside(text[box[1] : box[1] + end].strip())
+    found = _said_inside(text[box[1] : box[1] + end].strip())
+    other = _ONE_OF.search(text[max(0, box[0] - 60) : box[0]])
+    return f"{other.group(1)} or {found}" if other and other.group(1) != found else found
 
 
 def _under_hashes(text: str, start: int) -> str:
@@ -110,7 +112,7 @@ def _under_hashes(text: str, start: int) -> str:
         if _ASKS.match(line):
             line = _first_line(below.partition(line)[2])
         if line and not _HEADING.match(line):
-            return _said(line)
+            return re.sub(r"\A[*_]+\s+", "", _said(line)) or line
         end = at
     return ""
 

@@ -15,38 +15,12 @@ from typing import Any
 from rlkd_lab.tasks import mathematics
 from rlkd_lab.tasks.answers import groups, moments, words
 from rlkd_lab.tasks.answers.clean import clean, plain
-from rlkd_lab.tasks.answers.numbers import NotANumber, close, number
+from rlkd_lab.tasks.answers.names import EQUALS, contradict, named
+from rlkd_lab.tasks.answers.numbers import close
 from rlkd_lab.tasks.answers.quantities import in_sentence, last_quantity, quantity, same, span
 
 LONGEST = 200
 """Characters of an answer; a longer one is not read."""
-MOST_SIDES = 8
-"""Sides of a chain of equations."""
-_GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|pi|rho|sigma|tau|phi|omega|ell)"
-_SYMBOL = rf"(?:[A-Za-z]|{_GREEK})(?:_\{{?\s*\w{{1,4}}\s*\}}?)?'*"
-_SUM = rf"{_SYMBOL}(?:\s*\+\s*{_SYMBOL}){{1,5}}"
-_NAME = re.compile(
-    rf"(?P<name>{_SYMBOL}|(?P<sum>{_SUM})"  # x, m + n
-    rf"|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL}){{1,5}}\s*\)"  # (x, y)
-    r"|[A-Za-z]'*\([^()=<>]{1,12}\)|\|?[A-Z]{2,4}\|?"  # f(2), AB, |AB|
-    r"|m?\\angle\s*\w{1,3}|\\(?:overline|overrightarrow|vec)\s*\{\w{1,3}\}"
-    r"|[A-Za-z][A-Za-z' ]{2,60}(?:\([a-z]\))?)"  # Total cost
-    r"\s*(?:=|\\approx|:=|\\equiv|\\in(?![A-Za-z])|:(?!=))\s*(?P<rest>.+)\Z"
-)
-_NAMES = [
-    re.compile(pattern + r"\Z")
-    for pattern in (
-        _SYMBOL,
-        _SUM,
-        r"(?P<function>[A-Za-z]'*)\(\w{1,3}\)",
-        r"(?P<points>[A-Z]{2,4})",
-        r"m?\\angle[A-Z]{3}",
-        r"m?\\angle[A-Z]",
-        rf"\({_SYMBOL}(?:,{_SYMBOL}){{1,5}}\)",
-    )
-]
-"""Names of one sort: two that differ are two things."""
-_EQUALS = re.compile(r"(?<![<>!:])=(?!=)")
 _CUTS = re.compile(
     r"[.!?;](?=\s|\Z)|,?\s+(?:because|since|which|where|so|as|therefore|altogether|in"
     r" total|for)\b|\s+[(—–]|\n"
@@ -61,8 +35,8 @@ _OTHERWISE = re.compile(
 )
 """What stands before a number that is no answer: not 72, at most 72, between 70 and 72."""
 _RULED_OUT = re.compile(
-    r"(?:,|\band|\bbut)?\s*\b(?:not|rather than|instead of|out of)\s+(?:the\s+|all\s+)?"
-    r"[$€£]?-?\d[\d,.]*(?<![.,])%?",
+    r"(?:[,(]|\band|\bbut)?\s*\b(?:not|rather than|instead of|out of)\s+(?:the\s+|all\s+)?"
+    r"[$€£]?-?\d[\d,.]*(?<![.,])%?\)?",
     re.I,
 )
 _DENIED = re.compile(rf"{_NOT}\s*\Z", re.I)
@@ -109,7 +83,7 @@ class Answer:
         )
         return (
             f"{self.name} = {text}"
-            if gold is not None and _contradict(gold.name, self.name)
+            if gold is not None and contradict(gold.name, self.name)
             else text
         )
 
@@ -218,65 +192,23 @@ def _read_as(kind: Kind, cleaned: str, beside: bool = False) -> Answer | None:
     else:
         value, name = reader(cleaned) if kind.name == "set or tuple" else None, ""  # x = 1, y = 2
         if value is None:
-            name, rest = _named(cleaned, beside)
+            name, rest = named(cleaned, beside)
             value = reader(rest) if rest is not None else None
             if rest is None:
                 return None
     if value is None and beside and kind.name == "interval":  # D = (0, 1)
-        rest = _named(cleaned, beside)[1]
+        rest = named(cleaned, beside)[1]
         value = reader(rest) if rest not in (None, cleaned) else None
     if kind.name == "expression":
-        whole = reader(cleaned) if _EQUALS.search(cleaned) else None
+        whole = reader(cleaned) if EQUALS.search(cleaned) else None
         value = Formula(value, whole) if value is not None or whole is not None else None
     return Answer(kind, value, name) if value is not None else None
-
-
-def _named(text: str, beside: bool) -> tuple[str, str | None]:
-    """Cut ``x = 5`` into x and 5.
-
-    The sides of ``2 + 3 = 5`` must agree, else the rest is ``None``. A reference ``m + n = 5`` is
-    an equation; beside a reference 5, it names a 5.
-    """
-    name = ""
-    while (match := _NAME.match(text)) and (beside or not match.group("sum")):  # x = y = 5
-        name, text = name or match.group("name").strip(), match.group("rest").strip()
-    sides = [side.strip() for side in _EQUALS.split(text)]
-    if len(sides) == 1:
-        return name, text
-    if len(sides) > MOST_SIDES:
-        return name, None
-    values = []
-    for side in sides:
-        try:
-            values.append(number(re.sub("[$€£¥₹]", "", side)))
-        except NotANumber:
-            if (value := quantity(side)) is None:
-                if len(sides) == 2 and side is sides[1] and _NAMES[0].match(side):  # 5 = x
-                    return name or side, sides[0]
-                return name, text  # an equation
-            values.append(value.number)
-    agreed = all(close(one, values[-1]) for one in values)
-    return name, sides[-1] if agreed else None
 
 
 def _equal(gold: Answer, found: Answer) -> bool:
     if gold.kind is not found.kind:
         return False
-    return not _contradict(gold.name, found.name) and gold.kind.same(gold.value, found.value)
-
-
-def _contradict(gold: str, found: str) -> bool:
-    """Whether two answers are given to two things, as in ``x = 5`` and ``y = 5``."""
-    gold, found = (
-        re.sub(r"\\(?:overline|overrightarrow|vec)|[\s{}|]", "", one) for one in (gold, found)
-    )
-    for sort in _NAMES if gold and found else ():
-        one, other = sort.match(gold), sort.match(found)
-        if one and other:
-            if "points" in sort.groupindex or "+" in gold:
-                return sorted(gold) != sorted(found)  # AB and BA
-            return gold != found
-    return False
+    return not contradict(gold.name, found.name) and gold.kind.same(gold.value, found.value)
 
 
 def _choice_beside(text: str) -> tuple[str, str] | None:
@@ -432,11 +364,11 @@ KINDS = (
 def _number_said(text: str) -> Any:
     text = _RULED_OUT.sub("", text)
     last = last_quantity(text)
-    rest = _named(last, True)[1] if "=" in last else last
+    rest = named(last, True)[1] if "=" in last else last
     if rest is None or _OTHERWISE.search(text[: text.rfind(last)]):
         return None
     if "=" in rest:
-        *sides, rest = (side.strip() for side in _EQUALS.split(rest))
+        *sides, rest = (side.strip() for side in EQUALS.split(rest))
         found = in_sentence(rest)
         before = quantity(sides[-1]) if sides else None
         return (

@@ -109,6 +109,7 @@ _NOT_UNITS = {
     "minus",
     "to",
     "than",
+    "not",
     "tenth",
     "tenths",
     "hundredth",

@@ -13,7 +13,7 @@ _ALONE = re.compile(
     r"\(([A-J])\)|(?<![A-Za-z'\\])([B-HJ]|A(?!\s+(?!(?:or|and)\b)[a-z]))(?![A-Za-z'])"
 )
 _IN_FORMULA = re.compile(
-    r"\d[A-J](?![A-Za-z])|(?<![A-Za-z\\])[A-J](?:\s*(?:[+/^<>_]|\*(?!\*))|\(|\d|\s*-\s*\d)"
+    r"\d[A-J](?![A-Za-z])|(?<![A-Za-z\\])[A-J](?:\s*(?:[+/^<>_]|\*(?!\*))|\(|\d|-\d|\s*-\s*\d+\s*\Z)"
     r"|[\d)]\s*[-+*/]\s*[A-J](?![A-Za-z])|[+/^]\s*[A-J](?![A-Za-z])"
 )
 """A letter that is a variable: ``C(5,2)``, ``2B``, ``B + 1``, ``3 - B``."""
