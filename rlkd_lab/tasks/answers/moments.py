@@ -108,8 +108,8 @@ def same_colon(gold: Colon, found: Colon) -> bool:
     AM or PM that one side alone has is ignored: 7:00 is 7:00 PM, but not 19:00.
     """
     if gold.clock and not found.clock:
-        hour, minute, second, half = gold.clock
-        if second or half or minute < 10 or not minute % 15 or math.gcd(hour, minute) > 1:
+        hour, minute, second, noon = gold.clock
+        if second or noon or minute < 10 or not minute % 15 or math.gcd(hour, minute) > 1:
             return False  # 12:30 is no ratio, 16:25 may be one
     if gold.clock and found.clock:
         one, other = gold.clock, found.clock

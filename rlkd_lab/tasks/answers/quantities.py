@@ -211,7 +211,8 @@ def _compound(text: str) -> Quantity | None:
     """Read hours and minutes, feet and inches, dollars and cents, in the first of the two."""
     if not _PAIRS.match(text):
         return None
-    total, base, first = Fraction(0), "", NONE
+    total, base = Fraction(0), ""
+    first: Unit | None = None
     size = Fraction(0)
     for count, name in _ONE.findall(text):
         named = unit("min" if name == "m" and base == "s" else f" {name}")
@@ -221,7 +222,7 @@ def _compound(text: str) -> Quantity | None:
         base, first = (common[0], named) if not size else (base, first)
         size = size or common[1]
         total += number(count).value * common[1]
-    return Quantity(Number(total / size), first)
+    return Quantity(Number(total / size), first or NONE)
 
 
 def _with_unit(text: str) -> Quantity | None:
