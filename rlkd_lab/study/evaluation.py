@@ -65,6 +65,7 @@ from rlkd_lab.tasks import (
 )
 from rlkd_lab.tasks.lengths import check_drawn
 from rlkd_lab.tasks.reasoning import fault_of
+from rlkd_lab.tasks.votes import Votes
 from rlkd_lab.training import RunConfig
 from rlkd_lab.training.evaluation import SEED
 
@@ -190,6 +191,7 @@ def evaluate_target(
                 max_new_tokens=limit, top_k=1
             )  # all the mass on the most likely token, whatever the temperature
             rows: list[dict[str, Any]] = []
+            votes = Votes(task)
             for mode, sampling, samples in (
                 ("sample", drawn, settings.samples),
                 ("greedy", greediest, int(settings.greedy)),
@@ -198,7 +200,9 @@ def evaluate_target(
                 for part, first, size in _pieces(examples, samples):
                     rows += [
                         {"set": name, "mode": mode, **row}
-                        for row in _complete(lm, task, part, first, size, sampling, generator, twin)
+                        for row in _complete(
+                            lm, task, part, first, size, sampling, generator, twin, votes
+                        )
                     ]
                     bar.update(len(part) * size)
             frame = pd.DataFrame(rows)
@@ -328,6 +332,7 @@ def _complete(
     sampling: Sampling,
     generator: torch.Generator,
     twin: DenseTwin | None,
+    votes: Votes,
 ) -> Iterator[dict[str, Any]]:
     drawn = sample(
         lm, [example.prompt for example in examples], size, sampling, generator, twin=twin
@@ -351,7 +356,7 @@ def _complete(
             "difficulty": example.difficulty,
             "sample": first + row % size,
             "completion": text,
-            "extracted": verdict.answer,
+            "extracted": votes.name(example, text, verdict) if whole else verdict.answer,
             "correct": verdict.correct,
             "formatted": formatted,
             "finished": whole,

@@ -41,6 +41,12 @@ _NO_FORMULA = re.compile(
     r"(?<!_)\d\s+\d|\d\s*:\s*\d|%|(?<![\\A-Za-z])[A-Za-z]{3,}\s+(?:[A-Za-z]{2,}|\d)|[?$]|[\"#@&_]\s*\Z|\A[\s.,;:?!]*\Z"
 )
 """Two numbers in a row, a time, a percentage, several words."""
+TRIGONOMETRY = re.compile(r"\\?(?<![A-Za-z])(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_DEGREES = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^(?:\d|\{\d\}))?)\s*[({]?\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*"
+    r"(?:\^\\circ|degrees?(?![A-Za-z]))\s*[)}]?"
+)
+_PRIMES = re.compile(r"(?<=[A-Za-z])'{1,3}(?!\w)")
 
 
 def harmless(answer: str) -> bool:
@@ -107,6 +113,10 @@ def formula(answer: str) -> Any:
             return None
         if value.has(sympy.zoo, sympy.nan):
             return None
+        if isinstance(value, sympy.core.relational.Relational) and not all(
+            isinstance(side, sympy.Expr | sympy.MatrixBase) for side in value.args
+        ):
+            return None  # (x, y) = (1, 2)
         return value.xreplace(
             {one: sympy.Symbol(one.name) for one in value.free_symbols}
         )  # some are made real, some not
@@ -294,12 +304,21 @@ def _latex(answer: str) -> str:
         r"\\\1 ",
         tight,
     )
+    named = _DEGREES.sub(r"\1(\\frac{\2\\pi}{180})", named)
+    if TRIGONOMETRY.search(named) and r"\circ" in named:
+        raise ValueError("degrees within a calculation")
+    named = _PRIMES.sub(lambda match: f"_{{{'p' * len(match.group())}}}", named)
     return re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", named)
 
 
 def _parse(latex: str) -> Any:
     """Return what math-verify's parser makes of LaTeX. The import is slow, so it stands here."""
-    from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy, normalize_latex
+    from latex2sympy2_extended.latex2sympy2 import (
+        ConversionConfig,
+        NormalizationConfig,
+        latex2sympy,
+        normalize_latex,
+    )
 
     config = NormalizationConfig(
         basic_latex=True, malformed_operators=True, nits=True, boxed="none"
@@ -309,4 +328,5 @@ def _parse(latex: str) -> Any:
         is_real=True,
         convert_degrees=False,
         normalization_config=None,
+        conversion_config=ConversionConfig(lowercase_symbols=False),
     )

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from rlkd_lab.tasks import Example, QuestionTask
+from rlkd_lab.study import majority_at_k
+from rlkd_lab.tasks import Example, QuestionTask, judge
 from rlkd_lab.tasks.answers import final_answer, grade, read, why_not
 from rlkd_lab.tasks.answers.numbers import BITS, NotANumber, number
+from rlkd_lab.tasks.votes import Votes
 
 PAIRS = [
     json.loads(line)
@@ -90,6 +92,29 @@ def test_an_answer_is_in_the_group_of_the_reference_exactly_where_it_is_right():
 )
 def test_equal_wrong_answers_are_one_group(texts):
     assert len({score("1001", rf"\boxed{{{text}}}").answer for text in texts}) == 1
+
+
+@pytest.mark.parametrize(
+    ("gold", "wrong"),
+    [
+        ("50%", ["60%", "0.6", "60"]),
+        ("7:00", ["8:00", "8:00 PM", "20:00"]),
+        ("2x+y=3", ["2x+y=4", "4x+2y=8", "y=4-2x"]),
+        ("72", [r"\sqrt2", "1.41421356", "1.414213562"]),
+        ("x^2", ["(x+1)^2", "x^2+2x+1", "1+2x+x^2"]),
+        ("2 hours", ["3 hours", "180 minutes", "3 h"]),
+        (r"\sqrt{10^{20}+1}", ["10^{10}"] * 3),
+    ],
+)
+def test_three_equal_wrong_answers_outvote_two_right_ones(gold, wrong):
+    example = Example("", gold, 0, "")
+    texts = [rf"\boxed{{{text}}}" for text in (gold, gold, *wrong)]
+    verdicts = judge(TASK, {}, texts, [example] * 5, [True] * 5, [5] * 5, 9)
+    votes = Votes(TASK)
+    names = [votes.name(example, *one) for one in zip(texts, verdicts, strict=True)]
+    right = [one.correct for one in verdicts]
+    assert right == [True, True, False, False, False]
+    assert majority_at_k([names], [right], 5).tolist() == [0.0], names
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -207,6 +232,9 @@ def test_the_answer_is_found_behind_the_thought_and_before_the_explanation():
     assert final_answer("\\boxed{5}" + " and so on" * 9000) == ("5", True)
     assert final_answer("\\boxed{5}\n#### 6") == ("6", True)
     assert final_answer("#### Answer\n#### blue") == ("blue", True)
+    assert final_answer("<think>so \\boxed{72} I") == ("", False)
+    assert final_answer("#### 72\n\n#### Explanation\nfine") == ("72", True)
+    assert final_answer("#### Final Answer\n72") == ("72", True)
     assert final_answer("The answer is 5.\nThis is so because 2 + 3.") == ("5.", False)
 
 

@@ -3,6 +3,7 @@ r"""Find answers in completions, read them by their kind, and compare them.
 - ``extract`` finds the final answer of a completion.
 - ``clean`` removes what only changes how an answer looks.
 - ``kinds`` holds the table of kinds, and reads an answer as one of them.
+- ``names`` cuts the name off an answer, as x of ``x = 5``.
 - ``numbers``, ``units``, ``quantities``, ``moments``, ``words``, ``groups`` each hold some kinds.
 - :mod:`rlkd_lab.tasks.mathematics` reads formulas, the kind of all the rest.
 """
@@ -59,6 +60,8 @@ def grade(gold: str, answer: str, marked: bool = True) -> Grade:
     if not name:
         other = read(answer) if marked else next(filter(None, map(read, pieces(answer))), None)
         name = other.text() if other else ""
+    if reference and name == reference.text(reference):
+        name = f"not {name}"  # names have 12 digits of what is irrational
     return Grade(False, name or None)
 
 

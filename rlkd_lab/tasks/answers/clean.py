@@ -11,7 +11,7 @@ _SIGNS = {
     "−": "-", "–": "-", "×": r" \times ", "·": r" \cdot ", "⋅": r" \cdot ", "÷": r" \div ",
     "≤": r" \le ", "≥": r" \ge ", "≠": r" \ne ", "≈": r" \approx ", "π": r" \pi ", "∞": r" \infty ",
     "∪": r" \cup ", "∈": r" \in ", "ℝ": r"\mathbb{R}", "∅": r"\emptyset", "±": r" \pm ",
-    "°": r"^\circ ", "²": "^2", "³": "^3", "½": " 1/2", "¼": " 1/4", "¾": " 3/4",
+    "°": r"^\circ ", "½": " 1/2", "¼": " 1/4", "¾": " 3/4",
     "’": "'", "“": '"', "”": '"', "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "",
     **{chr(0x2080 + digit): f"_{digit}" for digit in range(10)},
 }  # fmt: skip
@@ -60,6 +60,8 @@ _WRAPPERS = [
     ("{", "}"),
 ]
 _END = re.compile(r"(?:(?<!\\)[.,;:。]|\\\\|\\[,;: !]|(?<!\\)\s)+\Z")
+_RAISED = re.compile("([⁺⁻]?)([⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
+_ROOT = re.compile(r"√\s*(\d{1,20}|[A-Za-z])")
 _OPEN = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -70,6 +72,7 @@ def clean(text: str) -> str:
     ['13', '73', '\\frac{1}{2}', '18 cm ^2']
     """
     text = _unwrapped(_ELLIPSIS.sub(r" \\ldots ", _THOUSANDS.sub("", text)))
+    text = _RAISED.sub(_power, _ROOT.sub(r"\\sqrt{\1}", text))
     for sign, new in _SIGNS.items():
         text = text.replace(sign, new)
     for pattern, new in _RULES:
@@ -80,6 +83,12 @@ def clean(text: str) -> str:
             break
     text = _SPACES.sub(" ", text).replace(r"\!", "").replace(r"\$", "$")
     return _unwrapped(" ".join(text.split()))
+
+
+def _power(match: re.Match[str]) -> str:
+    minus = "-" if match.group(1) == "⁻" else ""
+    digits = "".join(str("⁰¹²³⁴⁵⁶⁷⁸⁹".index(digit)) for digit in match.group(2))
+    return f"^{digits}" if len(minus + digits) == 1 else f"^{{{minus}{digits}}}"
 
 
 def plain(text: str) -> str:

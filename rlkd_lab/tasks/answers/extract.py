@@ -10,13 +10,31 @@ TAIL = 4000
 """Characters of an answer, and characters at the end that may hold an unmarked answer."""
 _BOX = re.compile(r"\\f?boxed\s*\{")
 _THOUGHT = "</think>"
+_THINKS = "<think>"
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _OPENED, _CLOSED = "<answer>", "</answer>"
+_HEADING = re.compile(
+    r"(?:\d{1,2}[.):]\s+[A-Za-z]|step\b|(?:the\s+)?(?:explanation|solution|reasoning|notes?|check|proof"
+    r"|verification|conclusion|summary|justification)\W*\Z)",
+    re.IGNORECASE,
+)
+_ASKS = re.compile(r"(?:the\s+)?(?:final\s+)?answer\W*\Z", re.IGNORECASE)
+_ALL_ONE = re.compile(r"\s*(?=\S*\d)[^\s\\#<]{1,40}\s*\Z")
+MOST_HEADINGS = 20
+_TAKEN_BACK = re.compile(
+    r"\b(?:actually\W+(?:no|not|it|that|this|the|let)\b|wait\s*[,.!:—-]|correction\b|scratch that"
+    r"|sorry\b|i was wrong|no, )",
+    re.IGNORECASE,
+)
+"""What takes an answer back that stands before it."""
 _SAID = re.compile(
     r"\banswers?\b(?:\W{0,4}\n+|[^.\n:=?]{0,40}?(?:\b(?:is|are|be|equals)\b\W{0,3}?[:=]?|[:=]))"
     r"(?!\s*(?:not|as follows|given|found|obtained|clear|obvious|correct|wrong|let|we|i"
     r"|the following)\b)",
     re.IGNORECASE,
 )
+_ONE_OF = re.compile(r"\\boxed\s*\{([^{}]*)\}[\s$,]*or[\s$]*\Z")
+"""Before the second of two boxes, which are the answer together."""
 _BARE = re.compile(r"\W{0,4}(?:yes|no|true|false|[A-J])\b\W{0,4}\Z", re.IGNORECASE)
 _NOTHING = re.compile(r"[\s$\\\[\]()*_`~#.:-]*\Z")
 _NO_WORDS = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z]{1,2}(?![A-Za-z])|[^A-Za-z\\]|\\)*\Z")
@@ -40,12 +58,19 @@ def final_answer(text: str) -> tuple[str, bool]:
     start = text.rfind(_THOUGHT)
     if start >= 0:
         text = text[start + len(_THOUGHT) :]
+    start = text.find(_THINKS)
+    if start >= 0 and not _ALL_ONE.match(text, start + len(_THINKS)):  # a thought that was cut
+        text = text[:start]
+    text = _TAG.sub(r"<\1answer>", text)
     found = _marked(text)
     if found is not None:
         return found, bool(found)
     whole, text = len(text) <= TAIL, text[-TAIL:]
-    if (said := _said(text)) is not text:
-        return said, False
+    if said := _said_at(text):
+        back = list(_TAKEN_BACK.finditer(text, said))
+        if not back:
+            return _said(text), False
+        text = text[back[-1].start() :]
     lines = [line.strip() for line in text.splitlines() if not _NOTHING.match(line)]
     if lines and whole and _BARE.match(lines[0]):
         return lines[0], False
@@ -54,13 +79,10 @@ def final_answer(text: str) -> tuple[str, bool]:
 
 def _marked(text: str) -> str | None:
     """Return the last marked answer, ``""`` where it was cut, ``None`` without one."""
-    box, tag, hashes = _last_box(text), text.rfind(_OPENED), text.rfind("####")
-    if hashes > max(box[0], tag):
-        line = _first_line(text[hashes + 4 : hashes + 4 + TAIL])
-        if line and (
-            max(box[0], tag) < 0 or _NO_WORDS.match(line)
-        ):  # a heading behind a box is no answer
-            return line
+    box, tag = _last_box(text), text.rfind(_OPENED)
+    line = _under_hashes(text, max(box[0], tag))
+    if line and (max(box[0], tag) < 0 or _NO_WORDS.match(line)):
+        return line  # a heading behind a box is no answer
     if max(box[0], tag) < 0:
         return None
     if tag > box[0]:
@@ -71,13 +93,46 @@ def _marked(text: str) -> str | None:
             else _unclosed(text[tag + len(_OPENED) :])
         )
     end = _closing(text[box[1] : box[1] + TAIL])
-    return text[box[1] : box[1] + end].strip() if end >= 0 else ""
+    if end < 0:
+        return ""
+    found = _said_inside(text[box[1] : box[1] + end].strip())
+    other = _ONE_OF.search(text[max(0, box[0] - 60) : box[0]])
+    return f"{other.group(1)} or {found}" if other and other.group(1) != found else found
+
+
+def _under_hashes(text: str, start: int) -> str:
+    """Return the line of the last ``####`` behind ``start`` that is no heading."""
+    end = len(text)
+    for _ in range(MOST_HEADINGS):
+        at = text.rfind("####", max(start, 0), end)
+        if at < 0:
+            break
+        below = text[at + 4 : at + 4 + TAIL]
+        line = _first_line(below)
+        if _ASKS.match(line):
+            line = _first_line(below.partition(line)[2])
+        if line and not _HEADING.match(line):
+            return re.sub(r"\A[*_]+\s+", "", _said(line)) or line
+        end = at
+    return ""
+
+
+def _said_inside(box: str) -> str:
+    r"""Return 72 of ``\text{The answer is 72}``, and any other box as it is."""
+    text = re.sub(r"\A\\text\s*\{([^{}]*)\}\Z", r"\1", box)
+    said = _said(text)
+    return box if said is text else said
 
 
 def _said(text: str) -> str:
     """Return what follows the last "answer is" or "answer:" in its line; else the text itself."""
-    ends = [match.end() for match in _SAID.finditer(text)]
-    return (_first_line(text[ends[-1] :]) if ends else "") or text
+    end = _said_at(text)
+    return (_first_line(text[end:]) if end else "") or text
+
+
+def _said_at(text: str) -> int:
+    """Return where what follows the last "answer is" begins; 0 without one."""
+    return max((match.end() for match in _SAID.finditer(text)), default=0)
 
 
 def _unclosed(text: str) -> str | None:

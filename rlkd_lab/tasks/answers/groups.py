@@ -10,6 +10,7 @@ from rlkd_lab.tasks.answers.numbers import Number, close
 from rlkd_lab.tasks.answers.quantities import quantity
 
 MOST_MEMBERS = 30
+_NO_MEMBERS = {"no solution", "no solutions", "empty set", "the empty set"}
 _INFINITY = re.compile(r"([+-]?)\s*(?:\\infty|infinity|inf|oo)\Z", re.I)
 _UNION = re.compile(r"\\cup|(?<=[\])])\s*[Uu]\s*(?=[\[(])|\bor\b|\bunion\b")
 _ORDER = re.compile(r"\\(?:le|ge|ne)(?![A-Za-z])|<=|>=|!=|<|>")
@@ -96,7 +97,19 @@ def intervals(text: str) -> Intervals | None:
             return None
         name = name or variable or (named.group("name") if named else "")
         found += parts
-    return Intervals(tuple(sorted(found, key=lambda part: _size(part.low))), name)
+    return Intervals(_joined(sorted(found, key=lambda part: _size(part.low))), name)
+
+
+def _joined(parts: list[Interval]) -> tuple[Interval, ...]:
+    """Join intervals of which one ends where the next begins: (0,1] and [1,2) are (0,2)."""
+    joined: list[Interval] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if last and _same_end(last.high, part.low) and (last.with_high or part.with_low):
+            joined[-1] = Interval(last.low, part.high, last.with_low, part.with_high)
+        else:
+            joined.append(part)
+    return tuple(joined)
 
 
 def same_intervals(gold: Intervals, found: Intervals) -> bool:
@@ -131,16 +144,18 @@ def members(text: str) -> tuple[str, list[list[str]]] | None:
             return None  # {x | …}
         if not inner:
             return "set", [[]]
-    elif text in (r"\emptyset", "\\{\\}"):
+    elif text in (r"\emptyset", "\\{\\}") or text.lower() in _NO_MEMBERS:
         return "set", [[]]
     elif (text[:1] in "([" and text[-1:] in ")]") or (
         text.startswith(r"\langle") and text.endswith(r"\rangle")
     ):
         cut = len(r"\langle") if text.startswith("\\") else 1
         inner = text[cut : -len(r"\rangle") if cut > 1 else -1].strip()
-        kind = "tuple"
+        kind = "list" if text[0] == "[" else "tuple"
         if text[0] in "([" and len(split(text, _COMMAS[1])) > 1:
             kind, inner = "set", text  # (1,2), (3,4)
+        elif text[0] in "([" and (not _pair(text) or text[0] + text[-1] not in ("()", "[]")):
+            return None  # (x,y)=(1,2), (1,2,3]
     if inner.count(r"\pm") == 1 and kind == "set" and not split(inner, _COMMAS[1])[1:]:
         plus, minus = inner.replace(r"\pm", "+"), inner.replace(r"\pm", "-")
         return "set", [
@@ -157,6 +172,16 @@ def members(text: str) -> tuple[str, list[list[str]]] | None:
     if not ways and inner is not text and kind == "set":
         ways = [[inner]]
     return (kind, ways[:1] if ways[0] == ways[-1] else ways) if ways else None
+
+
+def _pair(text: str) -> bool:
+    """Whether the bracket that ``text`` begins with is closed at its end."""
+    depth = 0
+    for index, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if not depth:
+            return index == len(text) - 1
+    return False
 
 
 def _bracketed(text: str) -> tuple[list[Interval], str] | None:

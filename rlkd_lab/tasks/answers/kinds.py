@@ -15,30 +15,31 @@ from typing import Any
 from rlkd_lab.tasks import mathematics
 from rlkd_lab.tasks.answers import groups, moments, words
 from rlkd_lab.tasks.answers.clean import clean, plain
-from rlkd_lab.tasks.answers.numbers import NotANumber, close, number
-from rlkd_lab.tasks.answers.quantities import in_sentence, last_quantity, quantity, same
+from rlkd_lab.tasks.answers.names import EQUALS, contradict, named
+from rlkd_lab.tasks.answers.numbers import close
+from rlkd_lab.tasks.answers.quantities import in_sentence, last_quantity, quantity, same, span
 
 LONGEST = 200
 """Characters of an answer; a longer one is not read."""
-MOST_SIDES = 8
-"""Sides of a chain of equations."""
-_GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|pi|rho|sigma|tau|phi|omega|ell)"
-_SYMBOL = rf"(?:[A-Za-z]|{_GREEK})(?:_\{{?\s*\w{{1,4}}\s*\}}?)?'*"
-_NAME = re.compile(
-    rf"(?P<name>{_SYMBOL}|{_SYMBOL}(?:\s*\+\s*{_SYMBOL}){{1,5}}"  # x, m + n
-    r"|[A-Za-z]'*\([^()=<>]{1,12}\)|\|?[A-Z]{2,4}\|?"  # f(2), AB, |AB|
-    r"|m?\\angle\s*\w{1,3}|\\(?:overline|overrightarrow|vec)\s*\{\w{1,3}\}"
-    r"|[A-Za-z][A-Za-z' ]{2,60}(?:\([a-z]\))?)"  # Total cost
-    r"\s*(?:=|\\approx|:=|\\equiv|\\in(?![A-Za-z])|:(?!=))\s*(?P<rest>.+)\Z"
-)
-_ONE_SYMBOL = re.compile(_SYMBOL + r"\Z")
-_EQUALS = re.compile(r"(?<![<>!:])=(?!=)")
 _CUTS = re.compile(
     r"[.!?;](?=\s|\Z)|,?\s+(?:because|since|which|where|so|as|therefore|altogether|in"
     r" total|for)\b|\s+[(—–]|\n"
 )
 _SPANS = re.compile(r"\$([^$\n]{1,200})\$|\\\(([^\n]{1,200}?)\\\)|\\\[([^\n]{1,200}?)\\\]")
 _OR = re.compile(r"\bor\W*\Z")
+_NOT = r"(?:\bnot|n't|\bcannot|\bnever)"
+_OTHERWISE = re.compile(
+    rf"(?:\bor|{_NOT}(?: be| equal| equal to)?|\bbetween\b.*\band|\bat (?:most|least)|\bup to"
+    r"|\b(?:above|below|under)|\bthan(?: or equal to)?)\W*\Z",
+    re.I | re.DOTALL,
+)
+"""What stands before a number that is no answer: not 72, at most 72, between 70 and 72."""
+_RULED_OUT = re.compile(
+    r"(?:[,(]|\band|\bbut)?\s*\b(?:not|rather than|instead of|out of)\s+(?:the\s+|all\s+)?"
+    r"[$€£]?-?\d[\d,.]*(?<![.,])%?\)?",
+    re.I,
+)
+_DENIED = re.compile(rf"{_NOT}\s*\Z", re.I)
 _IS = re.compile(r"\b(?:is|are|was|be|equals)\b:?|:(?=\s)")
 
 
@@ -82,7 +83,7 @@ class Answer:
         )
         return (
             f"{self.name} = {text}"
-            if gold is not None and _contradict(gold.name, self.name)
+            if gold is not None and contradict(gold.name, self.name)
             else text
         )
 
@@ -156,7 +157,7 @@ def pieces(line: str) -> list[str]:
     >>> pieces("72, which is the total.")
     ['72, which is the total.', '72', 'the total.']
     """
-    line = plain(line)
+    line = re.sub(r"(?<=\d)!+\Z", "", plain(line))  # 72! is no factorial
     found = [line]
     cut = _CUTS.search(line)
     if cut and cut.start():
@@ -164,7 +165,9 @@ def pieces(line: str) -> list[str]:
     spans = list(_SPANS.finditer(line))
     if spans and not _OR.search(line[: spans[-1].start()]):
         found.append(next(filter(None, spans[-1].groups())))
-    last = [match.end() for match in _IS.finditer(line)]
+    last = [
+        match.end() for match in _IS.finditer(line) if not _DENIED.search(line[: match.start()])
+    ]
     if last and line[last[-1] :].strip(" .!"):
         found.append(line[last[-1] :].strip())
     return list(dict.fromkeys(found))
@@ -189,50 +192,23 @@ def _read_as(kind: Kind, cleaned: str, beside: bool = False) -> Answer | None:
     else:
         value, name = reader(cleaned) if kind.name == "set or tuple" else None, ""  # x = 1, y = 2
         if value is None:
-            name, rest = _named(cleaned)
+            name, rest = named(cleaned, beside)
             value = reader(rest) if rest is not None else None
             if rest is None:
                 return None
+    if value is None and beside and kind.name == "interval":  # D = (0, 1)
+        rest = named(cleaned, beside)[1]
+        value = reader(rest) if rest not in (None, cleaned) else None
     if kind.name == "expression":
-        whole = reader(cleaned) if _EQUALS.search(cleaned) else None
+        whole = reader(cleaned) if EQUALS.search(cleaned) else None
         value = Formula(value, whole) if value is not None or whole is not None else None
     return Answer(kind, value, name) if value is not None else None
-
-
-def _named(text: str) -> tuple[str, str | None]:
-    """Cut ``x = 5`` into x and 5.
-
-    The sides of ``2 + 3 = 5`` must agree, else the rest is ``None``.
-    """
-    name = ""
-    while match := _NAME.match(text):  # x = y = 5
-        name, text = name or match.group("name").strip(), match.group("rest").strip()
-    sides = [side.strip() for side in _EQUALS.split(text)]
-    if len(sides) == 1:
-        return name, text
-    if len(sides) > MOST_SIDES:
-        return name, None
-    values = []
-    for side in sides:
-        try:
-            values.append(number(re.sub("[$€£¥₹]", "", side)))
-        except NotANumber:
-            if (value := quantity(side)) is None:
-                return name, text  # an equation
-            values.append(value.number)
-    agreed = all(close(one, values[-1]) for one in values)
-    return name, sides[-1] if agreed else None
 
 
 def _equal(gold: Answer, found: Answer) -> bool:
     if gold.kind is not found.kind:
         return False
-    return not _contradict(gold.name, found.name) and gold.kind.same(gold.value, found.value)
-
-
-def _contradict(gold: str, found: str) -> bool:
-    """Whether two answers are given to two variables, as in ``x = 5`` and ``y = 5``."""
-    return gold != found and bool(_ONE_SYMBOL.match(gold)) and bool(_ONE_SYMBOL.match(found))
+    return not contradict(gold.name, found.name) and gold.kind.same(gold.value, found.value)
 
 
 def _choice_beside(text: str) -> tuple[str, str] | None:
@@ -282,11 +258,15 @@ def _same_several(gold: Several, found: Several) -> bool:
     one, other = gold.members, found.members
     if gold.kind != found.kind:
         return False
-    if gold.kind == "tuple":
+    if gold.kind != "set":
         return len(one) == len(other) and all(map(equal, one, other))
-    return all(any(equal(left, right) for right in other) for left in one) and all(
-        any(equal(left, right) for left in one) for right in other
-    )
+    rest = list(other)  # 1, 1, 2 is not 1, 2
+    for left in one:
+        match = next((index for index, right in enumerate(rest) if equal(left, right)), None)
+        if match is None:
+            return False
+        del rest[match]
+    return not rest
 
 
 def _several_text(found: Several, gold: Several | None) -> str:
@@ -295,6 +275,8 @@ def _several_text(found: Several, gold: Several | None) -> str:
     return (
         "(" + ", ".join(texts) + ")"
         if found.kind == "tuple"
+        else "[" + ", ".join(texts) + "]"
+        if found.kind == "list"
         else "{" + ", ".join(sorted(set(texts))) + "}"
     )
 
@@ -312,8 +294,12 @@ def _same_formula(gold: Formula, found: Formula) -> bool:
     )
 
 
-def _word_said(text: str) -> str | None:
-    return words.word(text) if len(text.split()) <= 3 else None
+def _word(text: str) -> str | None:
+    return words.word(text) or span(text)
+
+
+def _word_beside(text: str) -> str | None:
+    return _word(text) or span(re.sub(r"(?<=\d)\s+to\s+(?=\d)", "-", text))
 
 
 KINDS = (
@@ -357,7 +343,7 @@ KINDS = (
         None,
         lambda text: _number_said(text),
     ),
-    Kind("word", words.word, lambda gold, found: gold == found, lambda found, gold: found),
+    Kind("word", _word, lambda gold, found: gold == found, lambda found, gold: found, _word_beside),
     Kind(
         "interval",
         groups.intervals,
@@ -376,12 +362,13 @@ KINDS = (
 
 
 def _number_said(text: str) -> Any:
+    text = _RULED_OUT.sub("", text)
     last = last_quantity(text)
-    rest = _named(last)[1] if "=" in last else last
-    if rest is None or _OR.search(text[: text.rfind(last)]):
+    rest = named(last, True)[1] if "=" in last else last
+    if rest is None or _OTHERWISE.search(text[: text.rfind(last)]):
         return None
     if "=" in rest:
-        *sides, rest = (side.strip() for side in _EQUALS.split(rest))
+        *sides, rest = (side.strip() for side in EQUALS.split(rest))
         found = in_sentence(rest)
         before = quantity(sides[-1]) if sides else None
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -106,6 +107,10 @@ def same_colon(gold: Colon, found: Colon) -> bool:
 
     AM or PM that one side alone has is ignored: 7:00 is 7:00 PM, but not 19:00.
     """
+    if gold.clock and not found.clock:
+        hour, minute, second, noon = gold.clock
+        if second or noon or minute < 10 or not minute % 15 or math.gcd(hour, minute) > 1:
+            return False  # 12:30 is no ratio, 16:25 may be one
     if gold.clock and found.clock:
         one, other = gold.clock, found.clock
         if bool(one[3]) == bool(other[3]):

@@ -182,7 +182,10 @@ class _Parser:
             self.depth += 1
             if self.depth > 20:
                 raise NotANumber("too deep")
+            point = token == "(" and "," in self.peek()
             found = self.sum()
+            if point and self.tokens[self.at - 2] == "(":  # (3,125) is a point
+                raise NotANumber("a point")
             self.take(")" if token == "(" else "}")
             self.depth -= 1
             return found

@@ -51,7 +51,14 @@ _COUNTS = (
     "nineteen",
     "twenty",
 )
+_TEN = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_TENS = re.compile(rf"({'|'.join(_TEN)})(?:[- ]({'|'.join(_COUNTS[1:10])}))?\Z", re.I)
+_HALVES = {"half", "a half", "one half", "one-half"}
 NONE = Unit()
+_PART = re.compile(r"(?:ten|hundred|thousand)ths?\b", re.I)
+_FACTOR = re.compile(r"(?!m\s*\^)[A-Za-z](?![A-Za-z])")
+"""A variable behind a number, as in 72x."""
+_RANGE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*-\s*(\d{1,9}(?:\.\d{1,9})?)\Z", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,11 @@ def quantity(text: str) -> Quantity | None:
     r"""Read a cleaned text; ``None``: it is no quantity.
 
     >>> [quantity(text).text(None) for text in ("$1.50", "18 cm^2", "50 %", "2 hours 30 minutes")]
-    ['3/2 dollar', '18 cm^2', '50%', '9000 s']
+    ['3/2 dollar', '18 cm^2', '50%', '5/2 h']
     """
     text = _ABOUT.sub("", text, count=1) if not text[:1].isdigit() else text
+    if span(text):
+        return None
     currency = None
     if before := _BEFORE.match(text):
         currency, text = (
@@ -90,6 +99,14 @@ def quantity(text: str) -> Quantity | None:
             else None
         )
     return found
+
+
+def span(text: str) -> str | None:
+    """Read from one number to a larger one: ``5-7`` is 5 to 7, and not −2."""
+    ends = _RANGE.match(text)
+    if ends is None or float(ends.group(1)) >= float(ends.group(2)):
+        return None
+    return f"{ends.group(1)} to {ends.group(2)}"
 
 
 def same(gold: Quantity, found: Quantity) -> bool:
@@ -152,6 +169,10 @@ def in_sentence(text: str) -> Quantity | None:
     found = quantity(head) if head else None
     if found is None or found.unit:
         return found
+    if _PART.match(tail) or (match.group()[-1:].isdigit() and _FACTOR.match(tail)):
+        return None
+    if re.search(r"[-+*/^]\s*\Z", match.group()) and not re.match(r"[A-Za-z]{2}|[aI]\b", tail):
+        return None  # 72 - x
     factor, tail = large(tail)
     behind = unit(re.split(r"[,;:.!?()]", tail)[0], loose=True) or NONE
     return Quantity(
@@ -164,6 +185,13 @@ def _written(text: str) -> Quantity | None:
     """Read a number without unit or sympy, a word such as five, a number in a base, or a ratio."""
     if text.lower() in _COUNTS:
         return Quantity(Number(Fraction(_COUNTS.index(text.lower()))))
+    if counted := _TENS.match(text):
+        tens = 10 * (_TEN.index(counted.group(1).lower()) + 2)
+        return Quantity(
+            Number(Fraction(tens + _COUNTS.index((counted.group(2) or "zero").lower())))
+        )
+    if text.lower() in _HALVES:
+        return Quantity(Number(Fraction(1, 2)))
     try:
         return Quantity(number(text))
     except NotANumber:
@@ -180,18 +208,21 @@ def _written(text: str) -> Quantity | None:
 
 
 def _compound(text: str) -> Quantity | None:
-    """Read hours and minutes, feet and inches, dollars and cents."""
+    """Read hours and minutes, feet and inches, dollars and cents, in the first of the two."""
     if not _PAIRS.match(text):
         return None
     total, base = Fraction(0), ""
+    first: Unit | None = None
+    size = Fraction(0)
     for count, name in _ONE.findall(text):
         named = unit("min" if name == "m" and base == "s" else f" {name}")
         common = named.common() if named else None
         if common is None or base not in ("", common[0]):
             return None
-        base = common[0]
+        base, first = (common[0], named) if not size else (base, first)
+        size = size or common[1]
         total += number(count).value * common[1]
-    return Quantity(Number(total), Unit(((base, 1),)))
+    return Quantity(Number(total / size), first or NONE)
 
 
 def _with_unit(text: str) -> Quantity | None:
@@ -206,7 +237,9 @@ def _with_unit(text: str) -> Quantity | None:
             continue
         head, (factor, tail) = text[:at].strip(), large(text[at:])
         behind = NONE if tail.strip() in ("", "st", "nd", "rd", "th") else unit(tail)
-        if behind is None:
+        if behind is None or (
+            "degree" in behind.words and mathematics.TRIGONOMETRY.search(head)
+        ):  # the degrees are those of the angle
             continue
         try:
             value: Number | None = number(head)

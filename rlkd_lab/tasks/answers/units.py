@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 _TABLE = """
-dollar $ us$ usd dollar dollars buck bucks | euro € eur euro euros | pound £ gbp pound pounds lb lbs
+dollar $ us$ usd dollar dollars buck bucks | euro € eur euro euros
+gbp £ gbp | pound pound pounds | lb lb lbs
 yen ¥ jpy yen | rupee ₹ rs inr rupee rupees | yuan rmb cny yuan | cent ¢ cent cents
 mm millimeter millimeters millimetre millimetres | cm centimeter centimeters centimetre centimetres
 km kilometer kilometers kilometre kilometres kms | m meter meters metre metres
@@ -108,6 +109,13 @@ _NOT_UNITS = {
     "minus",
     "to",
     "than",
+    "not",
+    "tenth",
+    "tenths",
+    "hundredth",
+    "hundredths",
+    "thousandth",
+    "thousandths",
 }
 _LARGE = {
     "hundred": 10**2,
@@ -161,9 +169,11 @@ def agree(gold: Unit, found: Unit) -> bool:
         return True
     if gold.known or found.known:
         one, other = gold.common(), found.common()
-        return gold.known == found.known or (
-            one is not None and other is not None and one[0] == other[0]
-        )
+        if any(
+            _renamed(gold, name) == _renamed(found, name) for name in ("", "gbp", "lb")
+        ):  # pounds are money or a weight
+            return True
+        return one is not None and other is not None and one[0] == other[0]
     return gold.words <= found.words or found.words <= gold.words
 
 
@@ -241,6 +251,10 @@ def large(text: str) -> tuple[int, str]:
     word = re.match(r"\s*([A-Za-z]+)s?\b", text)
     factor = _LARGE.get(word.group(1).lower().rstrip("s")) if word else None
     return (factor, text[word.end() :]) if word and factor else (1, text)
+
+
+def _renamed(one: Unit, name: str) -> list[tuple[str, int]]:
+    return sorted(("pound" if known == name else known, power) for known, power in one.known)
 
 
 def _made(powers: dict[str, int], words: set[str]) -> Unit:

@@ -1,0 +1,78 @@
+r"""The names that answers are given to, as x in ``x = 5``."""
+
+from __future__ import annotations
+
+import re
+
+from rlkd_lab.tasks.answers.numbers import NotANumber, close, number
+from rlkd_lab.tasks.answers.quantities import quantity
+
+MOST_SIDES = 8
+"""Sides of a chain of equations."""
+_GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|pi|rho|sigma|tau|phi|omega|ell)"
+_SYMBOL = rf"(?:[A-Za-z]|{_GREEK})(?:_\{{?\s*\w{{1,4}}\s*\}}?)?'*"
+_SUM = rf"{_SYMBOL}(?:\s*\+\s*{_SYMBOL}){{1,5}}"
+_NAME = re.compile(
+    rf"(?P<name>{_SYMBOL}|(?P<sum>{_SUM})"  # x, m + n
+    rf"|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL}){{1,5}}\s*\)"  # (x, y)
+    r"|[A-Za-z]'*\([^()=<>]{1,12}\)|\|?[A-Z]{2,4}\|?"  # f(2), AB, |AB|
+    r"|m?\\angle\s*\w{1,3}|\\(?:overline|overrightarrow|vec)\s*\{\w{1,3}\}"
+    r"|[A-Za-z][A-Za-z' ]{2,60}(?:\([a-z]\))?)"  # Total cost
+    r"\s*(?:=|\\approx|:=|\\equiv|\\in(?![A-Za-z])|:(?!=))\s*(?P<rest>.+)\Z"
+)
+_NAMES = [
+    re.compile(pattern + r"\Z")
+    for pattern in (
+        _SYMBOL,
+        _SUM,
+        r"[A-Za-z]'*\(\w{1,3}\)",
+        r"(?P<points>[A-Z]{2,4})",
+        r"m?\\angle[A-Z]{3}",
+        r"m?\\angle[A-Z]",
+        rf"\({_SYMBOL}(?:,{_SYMBOL}){{1,5}}\)",
+    )
+]
+"""Names of one sort: two that differ are two things."""
+EQUALS = re.compile(r"(?<![<>!:])=(?!=)")
+
+
+def named(text: str, beside: bool) -> tuple[str, str | None]:
+    """Cut ``x = 5`` into x and 5.
+
+    The sides of ``2 + 3 = 5`` must agree, else the rest is ``None``. A reference ``m + n = 5`` is
+    an equation; beside a reference 5, it names a 5.
+    """
+    name = ""
+    while (match := _NAME.match(text)) and (beside or not match.group("sum")):  # x = y = 5
+        name, text = name or match.group("name").strip(), match.group("rest").strip()
+    sides = [side.strip() for side in EQUALS.split(text)]
+    if len(sides) == 1:
+        return name, text
+    if len(sides) > MOST_SIDES:
+        return name, None
+    values = []
+    for side in sides:
+        try:
+            values.append(number(re.sub("[$€£¥₹]", "", side)))
+        except NotANumber:
+            if (value := quantity(side)) is None:
+                if len(sides) == 2 and side is sides[1] and _NAMES[0].match(side):  # 5 = x
+                    return name or side, sides[0]
+                return name, text  # an equation
+            values.append(value.number)
+    agreed = all(close(one, values[-1]) for one in values)
+    return name, sides[-1] if agreed else None
+
+
+def contradict(gold: str, found: str) -> bool:
+    """Whether two answers are given to two things, as in ``x = 5`` and ``y = 5``."""
+    gold, found = (
+        re.sub(r"\\(?:overline|overrightarrow|vec)|[\s{}|]", "", one) for one in (gold, found)
+    )
+    for sort in _NAMES if gold and found else ():
+        one, other = sort.match(gold), sort.match(found)
+        if one and other:
+            if "points" in sort.groupindex or "+" in gold:
+                return sorted(gold) != sorted(found)  # AB and BA
+            return gold != found
+    return False
