@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -113,6 +114,12 @@ def check_weights(name: str, model: nn.Module, found: Mapping[str, Any]) -> None
     Raises:
         ValueError: with the number of tensors and the first of them.
     """
+    if others := sorted(found["mismatched_keys"]):
+        key, there, wanted = others[0]
+        raise ValueError(
+            f"the weights of {name!r} do not fit its config.json: {len(others)} tensors have other"
+            f" shapes (first: {key}, {tuple(there)}, where the config asks for {tuple(wanted)})"
+        )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"the checkpoint of {name!r} lacks {len(missing)} tensors (first: {missing[0]}),"
@@ -222,6 +229,14 @@ def _checkpoint_index(folder: Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             files.update(dict.fromkeys(file.keys(), path.name))
     return files
+
+
+def check_head(name: str, model: Any) -> None:
+    """Refuse an adapter on the output head, of a model that may be without data."""
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise ValueError(
+            f"{name}: its adapter is on the output head (lm_head); such heads are not supported"
+        )
 
 
 def verify_head(lm: LanguageModel) -> None:

@@ -38,7 +38,7 @@ from transformers import (
 )
 
 from rlkd_lab.models import LanguageModel, chunk_of, locate, measured_divergences, token_logps
-from rlkd_lab.models.adapters import can_share_base
+from rlkd_lab.models.adapters import attach, can_share_base, check_policy_adapter
 from rlkd_lab.models.checks import check_architecture
 from rlkd_lab.models.loading import checkpoint_activations, load_tokenizer, same_tokenizer
 from rlkd_lab.objectives import METHODS
@@ -338,6 +338,26 @@ def check_pair(config: RunConfig) -> None:
             )
         except ValueError as error:
             raise ValueError(of_teacher(config, error)) from None
+    _check_adapters(config)
+
+
+def _check_adapters(config: RunConfig) -> None:
+    """Refuse adapters that do not fit their base, which is made without data."""
+    if config.adapter is not None:
+        checkpoints.check(Path(config.adapter))
+        check_policy_adapter(config.adapter, {})
+        _check_adapter(config.student, config.adapter)
+    if config.teacher is not None and config.teacher_adapter is not None:
+        try:
+            checkpoints.check(Path(config.teacher_adapter))
+            _check_adapter(config.teacher, config.teacher_adapter)
+        except ValueError as error:
+            raise ValueError(of_teacher(config, error)) from None
+
+
+def _check_adapter(name: str, adapter: str) -> None:
+    shape = Shape.of(name)
+    check_head(name, attach(_made(shape.config, shape.layers), adapter, "default", name))
 
 
 def _halves(value: int, lowest: int) -> list[int]:

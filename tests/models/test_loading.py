@@ -742,14 +742,16 @@ def test_a_head_that_is_its_embedding_may_stand_in_the_checkpoint(make_model, tm
     load_teacher(damaged(make_model(tie_word_embeddings=True), tmp_path, tie), "none")
 
 
-def test_a_checkpoint_of_other_shapes_is_refused_in_words(make_model, tmp_path):
+@pytest.mark.parametrize("quant", ["nf4", "none"])
+def test_a_checkpoint_of_other_shapes_is_refused_in_words(make_model, tmp_path, quant):
     folder = damaged(
         make_model(),
         tmp_path,
         lambda tensors: tensors.update({"model.norm.weight": torch.ones(32)}),
     )
-    with pytest.raises(ValueError, match=r"do not fit its config\.json"):
-        load_teacher(folder, "none")
+    says = r"do not fit its config\.json: 1 tensors .*model\.norm\.weight, \(32,\), .*\(64,\)"
+    with pytest.raises(ValueError, match=says):
+        load_teacher(folder, quant)
 
 
 def test_without_bitsandbytes_the_setting_is_named(make_model, monkeypatch):
