@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -231,9 +232,12 @@ def _checkpoint_index(folder: Path) -> dict[str, str]:
     return files
 
 
-def check_head(name: str, model: Any) -> None:
-    """Refuse an adapter on the output head, of a model that may be without data."""
-    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+def check_head(name: str, model: Any, trained: bool) -> None:
+    """Refuse LoRA on the output head, and a head that would be ``trained``, of a model that may be
+    without data.
+    """
+    head = model.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer) or (trained and isinstance(head, AuxiliaryTrainingWrapper)):
         raise ValueError(
             f"{name}: its adapter is on the output head (lm_head); such heads are not supported"
         )

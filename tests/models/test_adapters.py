@@ -165,6 +165,9 @@ def test_a_teachers_adapter_on_the_students_base(base, adapter_of, kind, warm):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_policy_that_starts_from_it(base, adapter_of, kind):
     adapter = adapter_of(base, kind)
+    told = pytest.raises(ValueError, match=REFUSED[kind]) if kind in REFUSED else nullcontext()
+    with told:
+        check_pair(make_config("grpo", student=base, teacher=None, adapter=adapter))
     if kind in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[kind]):
             load_policy(base, "none", adapter=adapter)
@@ -445,8 +448,8 @@ def merged(base, adapter):
 
 
 def planned(base, adapter):
-    for names in ({"adapter": adapter}, {"teacher": base, "teacher_adapter": adapter}):
-        check_pair(make_config("opd", student=base, **{"teacher": "student"} | names))
+    check_pair(make_config("opd", student=base, teacher=base, teacher_adapter=adapter))
+    check_pair(make_config("grpo", student=base, teacher=None, adapter=adapter))
 
 
 PATHS = {
