@@ -92,7 +92,8 @@ ChangedData = Annotated[
     bool,
     typer.Option(
         "--accept-changed-data",
-        help="go on though the task's rows or prompts are not those that the run began with",
+        help="go on though the task's rows or prompts, or the files of models and adapters, are"
+        " not those that the run began with",
     ),
 ]
 

@@ -26,6 +26,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlkd_lab.models.adapter_fields import check_fields, warn_of_another_base
+
 if TYPE_CHECKING:
     from rlkd_lab.models.loading import LanguageModel
 
@@ -139,6 +141,7 @@ def adapter_settings(path: str | Path) -> dict[str, Any]:
             " convert it to plain LoRA (path_initial_model_for_weight_conversion of peft's"
             " save_pretrained)"
         )
+    check_fields(path, stored)
     return dict(stored)
 
 
@@ -213,6 +216,9 @@ def attach(
     empty = model.device.type == "meta"
     try:
         config = LoraConfig.from_pretrained(str(path))
+        for field in fields(config):
+            if field.default is None and getattr(config, field.name) in ([], {}):
+                setattr(config, field.name, None)  # to peft a list of nothing is something
         config.init_lora_weights = True  # every value comes from the file
         config.inference_mode, config.task_type = not trainable, "CAUSAL_LM"
         config.base_model_name_or_path = (
@@ -236,8 +242,11 @@ def attach(
     assert isinstance(model, PeftModel)
     places = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     below: Any = model.get_base_model()
-    check_tensors(tensors, places, dict(below.named_parameters()), unfit)
+    own = dict(below.named_parameters(remove_duplicate=False))
+    check_tensors(tensors, places, own, unfit)
     _check_depth(stored, places, int(below.config.num_hidden_layers), unfit)
+    if name != "reference":  # of which the policy has told
+        warn_of_another_base(path, stored.get("base_model_name_or_path"), base)
     if empty:
         return model
     model.load_adapter(adapter_folder(path), name, is_trainable=trainable)

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -31,6 +33,8 @@ BEHIND_THE_HEAD = {"final_logit_softcapping": None, "logits_scaling": 1, "logit_
 """What configs call a change of the logits behind the output head (Gemma 2, Granite, Cohere),
 and the value that changes nothing.
 """
+BUFFERS = (".inv_freq", ".cos_cached", ".sin_cached", ".masked_bias", "position_ids")
+"""Ends of names of tensors in old checkpoints that are computed, not learned."""
 WITHOUT_4_BIT = (
     "Load it without: --set quant=none (a teacher: --set teacher_quant=none; rlkd"
     " eval: --quant none)"
@@ -100,7 +104,8 @@ def check_architecture(name: str, config: PreTrainedConfig) -> None:
 
 def check_weights(name: str, model: nn.Module, found: Mapping[str, Any]) -> None:
     """Refuse a model some of whose weights are not in its checkpoint, which transformers draws at
-    random, or are not finite.
+    random, or are not finite; and one whose checkpoint holds weights that the model has no place
+    for, which transformers leaves out.
 
     Args:
         name: of the model.
@@ -110,11 +115,18 @@ def check_weights(name: str, model: nn.Module, found: Mapping[str, Any]) -> None
     Raises:
         ValueError: with the number of tensors and the first of them.
     """
+    if others := sorted(found["mismatched_keys"]):
+        key, there, wanted = others[0]
+        raise ValueError(
+            f"the weights of {name!r} do not fit its config.json: {len(others)} tensors have other"
+            f" shapes (first: {key}, {tuple(there)}, where the config asks for {tuple(wanted)})"
+        )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"the checkpoint of {name!r} lacks {len(missing)} tensors (first: {missing[0]}),"
             " which would be random numbers: download it again"
         )
+    _check_places(name, model, found["unexpected_keys"])
     odd = {key: what for key, value in model.named_parameters() if (what := not_finite(value.data))}
     if odd:
         key, what = next(iter(odd.items()))
@@ -123,6 +135,26 @@ def check_weights(name: str, model: nn.Module, found: Mapping[str, Any]) -> None
         raise ValueError(
             f"the checkpoint of {name!r} holds {what} as {dtype} in {where}: download it"
             " again, or take another"
+        )
+
+
+def _check_places(name: str, model: Any, unexpected: Iterable[str]) -> None:
+    """Refuse weights that were left out. transformers knows what a type of model can do without."""
+    if surplus := sorted(key for key in unexpected if not key.endswith(BUFFERS)):
+        raise ValueError(
+            f"the checkpoint of {name!r} holds {len(surplus)} tensors that its config.json has no"
+            f" place for (first: {surplus[0]}): they would be left out. Put the config.json back"
+            " that belongs to these weights"
+        )
+    head = model.get_output_embeddings()
+    if (
+        getattr(model.config, "tie_word_embeddings", False)
+        and head is not None
+        and head.weight is not model.get_input_embeddings().weight
+    ):
+        raise ValueError(
+            f"the checkpoint of {name!r} holds an output head that is not its embedding, and its"
+            " config.json says they are one: set tie_word_embeddings to false there"
         )
 
 
@@ -198,6 +230,17 @@ def _checkpoint_index(folder: Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             files.update(dict.fromkeys(file.keys(), path.name))
     return files
+
+
+def check_head(name: str, model: Any, trained: bool) -> None:
+    """Refuse LoRA on the output head, and a head that would be ``trained``, of a model that may be
+    without data.
+    """
+    head = model.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer) or (trained and isinstance(head, AuxiliaryTrainingWrapper)):
+        raise ValueError(
+            f"{name}: its adapter is on the output head (lm_head); such heads are not supported"
+        )
 
 
 def verify_head(lm: LanguageModel) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from rlkd_lab.models import locate
 from rlkd_lab.study.evaluation import per_prompt, powers_of_two, samples_of
 from rlkd_lab.study.statistics import welch
 from rlkd_lab.study.targets import Target
@@ -62,16 +63,13 @@ def check_sides(ours: Sequence[Target], theirs: Sequence[Target]) -> None:
     more than their seed.
 
     Raises:
-        ValueError: a run stands twice, a single run is held against several, or runs of the other
-            side stand among the targets.
+        ValueError: a run, adapter or model stands twice, a single run is held against several,
+            or runs of the other side stand among the targets.
 
     Warns:
         UserWarning: with the first settings that differ; with a seed that a side has twice.
     """
-    places = [target.run.resolve() for target in (*ours, *theirs) if target.run is not None]
-    twice = next((place for number, place in enumerate(places) if place in places[:number]), None)
-    if twice is not None:
-        raise ValueError(f"{twice} stands twice: give each run once")
+    _refuse_twice((*ours, *theirs))
     if theirs and max(len(ours), len(theirs)) > 1:
         others = {_settings(target) for target in theirs if target.config is not None}
         strayed = [
@@ -96,6 +94,22 @@ def check_sides(ours: Sequence[Target], theirs: Sequence[Target]) -> None:
         _warn_of_a_mixed_side(side)
 
 
+def _refuse_twice(targets: Sequence[Target]) -> None:
+    seen = set()
+    for target in targets:
+        if target.run is not None:
+            key: tuple[str, ...] = (str(target.run.resolve()),)
+            text = f"{key[0]} stands twice: give each run once"
+        else:
+            adapter = "" if target.adapter is None else str(target.adapter.resolve())
+            key = (str(locate(target.base, weights=False).resolve()), target.quant, adapter)
+            kind = "adapter" if adapter else "model"
+            text = f"{target.name} stands twice: give each {kind} once"
+        if key in seen:
+            raise ValueError(text)
+        seen.add(key)
+
+
 def _settings(target: Target) -> str:
     return "" if target.config is None else target.config.model_dump_json(exclude=FREE)
 
@@ -112,6 +126,8 @@ def _warn_of_a_mixed_side(side: Sequence[Target]) -> None:
             " seed alone",
             stacklevel=3,
         )
+    if not known:
+        return
     first, *rest = [
         {**target.config.model_dump(exclude=FREE), "checkpoint": target.step}
         for target in known

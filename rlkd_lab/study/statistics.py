@@ -7,6 +7,7 @@ samples; to count the completions as if they were independent would make every i
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -224,21 +225,25 @@ def welch(a: ArrayLike, b: ArrayLike) -> Difference:
             no seeds: the spread is then the other group's alone.
 
     Returns:
-        NaN for interval and p where neither group has two runs, or where no two runs differ.
+        NaN for interval and p where neither group has two runs, or where no two runs differ by
+        more than rounding.
 
     >>> welch([0.5, 0.6, 0.7], [0.2, 0.3, 0.4]).mean.__round__(3)
     0.3
     """
     one, other = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     gap = float(one.mean() - other.mean())
-    if max(len(one), len(other)) < 2 or (np.ptp(one) == 0 and np.ptp(other) == 0):
+    rounding = 1e-12 * max(np.abs(one).max(), np.abs(other).max())
+    if max(len(one), len(other)) < 2 or max(np.ptp(one), np.ptp(other)) <= rounding:
         return Difference(gap, float("nan"), float("nan"), float("nan"))
     several = min(len(one), len(other)) > 1
-    found = (
-        ttest_ind(one, other, equal_var=False)
-        if several
-        else ttest_1samp((one[:, None] - other[None, :]).ravel(), 0.0)
-    )
+    with warnings.catch_warnings():  # scipy's, of a group whose runs are alike
+        warnings.filterwarnings("ignore", message="Precision loss", category=RuntimeWarning)
+        found = (
+            ttest_ind(one, other, equal_var=False)
+            if several
+            else ttest_1samp((one[:, None] - other[None, :]).ravel(), 0.0)
+        )
     low, high = found.confidence_interval(LEVEL)
     return Difference(gap, float(low), float(high), float(found.pvalue))
 

@@ -38,11 +38,12 @@ from transformers import (
 )
 
 from rlkd_lab.models import LanguageModel, chunk_of, locate, measured_divergences, token_logps
-from rlkd_lab.models.adapters import can_share_base
-from rlkd_lab.models.checks import check_architecture
+from rlkd_lab.models.adapters import attach, can_share_base, check_policy_adapter
+from rlkd_lab.models.checks import check_architecture, check_head
 from rlkd_lab.models.loading import checkpoint_activations, load_tokenizer, same_tokenizer
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.rollouts import traces
+from rlkd_lab.runs import checkpoints
 from rlkd_lab.tasks import GuardedTask, find_task
 from rlkd_lab.training import evaluation
 from rlkd_lab.training.config import RunConfig, of_teacher
@@ -338,6 +339,26 @@ def check_pair(config: RunConfig) -> None:
             )
         except ValueError as error:
             raise ValueError(of_teacher(config, error)) from None
+    _check_adapters(config)
+
+
+def _check_adapters(config: RunConfig) -> None:
+    """Refuse adapters that do not fit their base, which is made without data."""
+    if config.adapter is not None:
+        checkpoints.check(Path(config.adapter))
+        check_policy_adapter(config.adapter, {})
+        _check_adapter(config.student, config.adapter, trained=True)
+    if config.teacher is not None and config.teacher_adapter is not None:
+        try:
+            checkpoints.check(Path(config.teacher_adapter))
+            _check_adapter(config.teacher, config.teacher_adapter, trained=False)
+        except ValueError as error:
+            raise ValueError(of_teacher(config, error)) from None
+
+
+def _check_adapter(name: str, adapter: str, trained: bool) -> None:
+    shape = Shape.of(name)
+    check_head(name, attach(_made(shape.config, shape.layers), adapter, "default", name), trained)
 
 
 def _halves(value: int, lowest: int) -> list[int]:

@@ -14,6 +14,7 @@ from rlkd_lab.training.data import data_until, refuse_changed
 from rlkd_lab.training.decisions import Decisions, Event
 from rlkd_lab.training.environment import describe_environment
 from rlkd_lab.training.trainer import Trainer
+from rlkd_lab.training.weights import refuse_changed_weights, weights_until
 
 KEPT = (
     "knob",
@@ -35,7 +36,8 @@ def go_back(trainer: Trainer, folder: RunFolder, accept_changed_data: bool = Fal
     Args:
         trainer: with the loaded models.
         folder: of the run.
-        accept_changed_data: go back though the task gives other rows or prompts than before.
+        accept_changed_data: go back though the task gives other rows or prompts than before,
+            or models and adapters are others.
 
     Returns:
         The run's context after that step.
@@ -57,12 +59,9 @@ def go_back(trainer: Trainer, folder: RunFolder, accept_changed_data: bool = Fal
             stacklevel=4,
         )
     if step and not accept_changed_data:  # a run that begins again has one kind of data
-        refuse_changed(
-            data_until(folder),
-            trainer.asked.data,
-            trainer.config.task,
-            f"rlkd resume {folder.path}",
-        )
+        config, command = trainer.config, f"rlkd resume {folder.path}"
+        refuse_changed(data_until(folder), trainer.asked.data, config.task, command)
+        refuse_changed_weights(weights_until(folder), trainer.weights, config, command)
     processes.from_all(None)  # have read
     folder.truncate("metrics.jsonl", step)
     folder.truncate("events.jsonl", step, keep=KEPT)

@@ -11,6 +11,7 @@ from rlkd_lab.training.folders import config_of
 from rlkd_lab.training.session import OnStep, Session, run
 from rlkd_lab.training.setup import Row
 from rlkd_lab.training.trainer import Trainer
+from rlkd_lab.training.weights import refuse_changed_weights, weights_until
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ def replay(
 
     def check_data(trainer: Trainer) -> None:
         if not accept_changed_data:
-            before, now = data_until(original, 0), trainer.asked.data
-            refuse_changed(before, now, trainer.config.task, f"rlkd replay {path}")
+            command, config = f"rlkd replay {path}", trainer.config
+            refuse_changed(data_until(original, 0), trainer.asked.data, config.task, command)
+            refuse_changed_weights(weights_until(original, 0), trainer.weights, config, command)
 
     def watch(session: Session, row: Row) -> None:
         session.stopping = row["step"] >= last

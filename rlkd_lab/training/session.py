@@ -27,6 +27,7 @@ from rlkd_lab.training.requests import RequestHandler
 from rlkd_lab.training.selfcheck import check_start
 from rlkd_lab.training.setup import Row
 from rlkd_lab.training.trainer import Trainer
+from rlkd_lab.training.weights import record_weights
 
 LOADING = "loading the models"
 STOPPED = "stopped by hand; `rlkd resume` goes on"
@@ -244,8 +245,8 @@ def resume(
     Args:
         path: of the run folder.
         on_step: as in :func:`run`.
-        accept_changed_data: resume though the task gives other rows or prompts than before, and
-            write an event.
+        accept_changed_data: resume though the task gives other rows or prompts than before, or
+            the files of a model or adapter were changed, and write an event.
 
     Raises:
         FileNotFoundError, ValueError: no run is there, it is damaged, another process trains it, a
@@ -285,6 +286,7 @@ def resume(
 def _record_data(trainer: Trainer, context: Context) -> None:
     asked, step = trainer.asked, context.progress.step
     record_data(context.folder, asked.data, asked.told, step, trainer.config.task)
+    record_weights(context.folder, trainer.weights, step, trainer.config, asked.data)
 
 
 def _drive(trainer: Trainer, context: Context, on_step: OnStep | None) -> RunFolder:

@@ -38,6 +38,7 @@ from rlkd_lab.training.token_stats import (
     score_all,
 )
 from rlkd_lab.training.update import update, within_memory
+from rlkd_lab.training.weights import weights_of
 
 CHECKED_STEPS = 2
 """Steps of a process in which sampler and copy are compared: in the first the adapter is 0."""
@@ -62,6 +63,8 @@ class Trainer:
             )
         self.config = config
         self.setup = Setup.load(config)
+        self.weights = weights_of(config)
+        """Digests of the models and adapters."""
         self.asked = self._fit_prompts()
         """Which prompts the task was kept to, and a digest of what it gives."""
         self.state = TrainState(self.setup.models.policy, config.weight_decay)

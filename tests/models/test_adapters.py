@@ -15,10 +15,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlkd_lab.models import load_policy, load_teacher, policy_logps, reference_of
+from rlkd_lab.models.adapter_fields import warn_of_another_base
 from rlkd_lab.models.adapters import attach
+from rlkd_lab.models.loading import ZOO
 from rlkd_lab.models.merging import merge
 from rlkd_lab.rollouts import DenseTwin, dense_copy, sequences_of
 from rlkd_lab.study.targets import find_target
+from rlkd_lab.training import make_config
+from rlkd_lab.training.plan import check_pair
 
 LINEAR = ["q_proj", "v_proj", "o_proj", "down_proj"]
 KINDS = {
@@ -161,6 +165,9 @@ def test_a_teachers_adapter_on_the_students_base(base, adapter_of, kind, warm):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_policy_that_starts_from_it(base, adapter_of, kind):
     adapter = adapter_of(base, kind)
+    told = pytest.raises(ValueError, match=REFUSED[kind]) if kind in REFUSED else nullcontext()
+    with told:
+        check_pair(make_config("grpo", student=base, teacher=None, adapter=adapter))
     if kind in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[kind]):
             load_policy(base, "none", adapter=adapter)
@@ -403,6 +410,22 @@ WRONG = {
     "no type": (None, {"peft_type": None}, r"is of peft's type None, and only LORA is supported"),
 }
 
+WRONG |= {
+    f"{name} {value}": (None, {name: value}, rf"has {name}=.*, where .* must stand")
+    for name, value in [
+        ("lora_alpha", "8"),
+        ("lora_alpha", float("nan")),
+        ("lora_dropout", 2.0),
+        ("lora_dropout", None),
+        ("bias", None),
+        ("target_modules", []),
+        ("rank_pattern", None),
+        ("alpha_pattern", {"q_proj": "8"}),
+        ("use_dora", "yes"),
+        ("modules_to_save", "norm"),
+        ("r", 4.0),
+    ]
+}
 EVERYWHERE = ("another prefix", "half of the layers", "more layers", "not a number", "tokens")
 """Of them, those that are tried on every path."""
 
@@ -424,7 +447,13 @@ def merged(base, adapter):
     return merge(lm, "full", torch.float32)
 
 
+def planned(base, adapter):
+    check_pair(make_config("opd", student=base, teacher=base, teacher_adapter=adapter))
+    check_pair(make_config("grpo", student=base, teacher=None, adapter=adapter))
+
+
 PATHS = {
+    "rlkd plan": planned,
     "adapter=": lambda base, adapter: load_policy(base, "none", adapter=adapter),
     "teacher_adapter=, shared": shared_teacher,
     "teacher_adapter=, apart": lambda base, adapter: load_teacher(base, "none", adapter=adapter),
@@ -498,6 +527,48 @@ def test_what_peft_loads_otherwise_than_it_lies_there_is_found(base, adapter_of,
     monkeypatch.setattr(PeftModel, "load_adapter", half)
     with pytest.raises(ValueError, match=r"peft has not loaded 1 of 28 tensors \(first: \S+lora_B"):
         load_teacher(base, "none", adapter=adapter_of(base, "plain"))
+
+
+def test_an_empty_list_is_nothing(base, adapter_of, tmp_path):
+    nothing = {"trainable_token_indices": [], "arrow_config": {}, "target_parameters": []}
+    adapter = changed(adapter_of(base, "plain"), tmp_path, **nothing)
+    for path in PATHS.values():
+        path(base, adapter)
+
+
+def test_lora_on_a_tied_head_is_named_as_such(tied, tmp_path):
+    lora = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tied), lora).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the output head is trained, or is no plain linear layer"):
+        load_teacher(tied, "none", adapter=tmp_path)
+    with pytest.raises(ValueError, match="its adapter is on the output head"):
+        planned(tied, str(tmp_path))
+
+
+def test_another_base_of_the_same_shape_is_told(base, make_model, adapter_of, tmp_path):
+    other = make_model("qwen2", tie_word_embeddings=False, seed=1)
+    for path in ("adapter=", "teacher_adapter=, shared", "export"):
+        with pytest.warns(UserWarning, match="names '.*' as its base and is put on '.*'") as told:
+            PATHS[path](other, adapter_of(base, "plain"))
+        assert len([one for one in told if "as its base" in str(one.message)]) == 1
+    same = [base, f"{base}/", f"/of/another/machine/{Path(base).name}", None]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".* as its base")
+        for number, name in enumerate(same):
+            (tmp_path / str(number)).mkdir()
+            adapter = changed(
+                adapter_of(base, "plain"), tmp_path / str(number), base_model_name_or_path=name
+            )
+            load_teacher(base, "none", adapter=adapter)
+        for named, given in [
+            ("/x/models--Qwen--Qwen3-4B/snapshots/0a1b", "Qwen/Qwen3-4B"),
+            (str(ZOO / "student"), "student"),
+            ("student", str(ZOO / "student")),
+            ("Qwen/Qwen3-4B", "models/qwen3-4b"),
+        ]:
+            warn_of_another_base("own", named, given)
+    with pytest.warns(UserWarning, match="as its base"):
+        warn_of_another_base("own", "student", "student-weak")
 
 
 def test_the_first_layers_alone_can_be_meant(base, make_model, adapter_of, tmp_path):

@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -713,14 +714,44 @@ def test_a_checkpoint_that_lacks_layers_is_refused_and_not_filled_with_random_nu
         load_teacher(damaged(make_model(), tmp_path, half), quant)
 
 
-def test_a_checkpoint_of_other_shapes_is_refused_in_words(make_model, tmp_path):
+@pytest.mark.parametrize("quant", ["nf4", "none"])
+@pytest.mark.parametrize(
+    ("new", "says"),
+    [
+        ({"model.layers.0.self_attn.o_proj.bias": (64,)}, r"1 tensors .*first: \S+o_proj\.bias"),
+        ({"model.layers.2.mlp.up_proj.weight": (128, 64)}, "would be left out"),
+        ({"lm_head.weight": (128, 64)}, "set tie_word_embeddings to false"),
+        ({"model.layers.0.self_attn.rotary_emb.inv_freq": (8,), "model.position_ids": (1, 8)}, ""),
+    ],
+)
+def test_weights_that_the_model_has_no_place_for_are_not_left_out(
+    make_model, tmp_path, quant, new, says
+):
+    change = {key: torch.zeros(shape) for key, shape in new.items()}
+    folder = damaged(
+        make_model(tie_word_embeddings=True), tmp_path, lambda tensors: tensors.update(change)
+    )
+    with pytest.raises(ValueError, match=says) if says else nullcontext():
+        load_teacher(folder, quant)
+
+
+def test_a_head_that_is_its_embedding_may_stand_in_the_checkpoint(make_model, tmp_path):
+    def tie(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    load_teacher(damaged(make_model(tie_word_embeddings=True), tmp_path, tie), "none")
+
+
+@pytest.mark.parametrize("quant", ["nf4", "none"])
+def test_a_checkpoint_of_other_shapes_is_refused_in_words(make_model, tmp_path, quant):
     folder = damaged(
         make_model(),
         tmp_path,
         lambda tensors: tensors.update({"model.norm.weight": torch.ones(32)}),
     )
-    with pytest.raises(ValueError, match=r"do not fit its config\.json"):
-        load_teacher(folder, "none")
+    says = r"do not fit its config\.json: 1 tensors .*model\.norm\.weight, \(32,\), .*\(64,\)"
+    with pytest.raises(ValueError, match=says):
+        load_teacher(folder, quant)
 
 
 def test_without_bitsandbytes_the_setting_is_named(make_model, monkeypatch):

@@ -50,12 +50,20 @@ def test_a_fixed_model_has_no_spread():
 
 
 @pytest.mark.parametrize(
-    ("a", "b"), [([0.5], [0.4]), ([0.5, 0.5], [0.4, 0.4]), ([0.5, 0.5], [0.4])]
+    ("a", "b"),
+    [([0.5], [0.4]), ([0.5, 0.5], [0.4, 0.4]), ([0.5, 0.5], [0.4]), ([0.1 + 0.2, 0.3], [0.2, 0.2])],
 )
 def test_where_nothing_varies_there_is_no_interval(a, b):
     found = welch(a, b)
     assert found.mean == pytest.approx(0.1)
     assert np.isnan([found.low, found.high, found.p]).all()
+
+
+def test_a_group_of_like_runs_has_no_spread_and_no_warning(recwarn):
+    found, wanted = welch([0.1 + 0.2, 0.3], [0.1, 0.4]), welch([0.3, 0.3], [0.1, 0.4])
+    assert (found.mean, found.p) == pytest.approx((wanted.mean, wanted.p))
+    assert welch([0.0, 1e-9], [0.0, 0.0]).p > 0.1  # small, and not rounding
+    assert not recwarn.list
 
 
 def evaluated(rng, level):
@@ -126,6 +134,7 @@ def target(name, seed=0, step=10, method="grpo", **settings):
 
 
 MODEL = Target("student", "student", "nf4")
+ADAPTER = Target("own", "student", "nf4", Path("own"))
 
 
 def test_runs_that_differ_in_their_seed_alone_are_a_side(recwarn):
@@ -158,6 +167,7 @@ def test_runs_that_differ_in_their_seed_alone_are_a_side(recwarn):
             [target("b-0", method="kdrl"), target("b-1", 1, method="kdrl")],
             "student is no run",
         ),
+        ([MODEL, Target("student-weak", "student-weak", "nf4")], [], "student is no run"),
     ],
 )
 def test_a_side_of_unlike_runs_is_told(ours, theirs, words):
@@ -184,6 +194,8 @@ def test_a_side_of_unlike_runs_is_told(ours, theirs, words):
             "a-0 is one run against 2",
         ),
         ([target("a-0"), target("a-1", 1)], [target("a-0")], "stands twice"),
+        ([MODEL], [MODEL], "student stands twice: give each model once"),
+        ([ADAPTER, MODEL, ADAPTER], [], "own stands twice: give each adapter once"),
     ],
 )
 def test_sides_that_cannot_be_compared_are_refused(ours, theirs, words):

@@ -3,17 +3,22 @@ found before the start.
 """
 
 import json
+import shutil
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from rlkd_lab.models.loading import ZOO
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import GuardedTask, find_task
 from rlkd_lab.training import make_config, replay, resume, run
 from rlkd_lab.training.config import fingerprint
 from rlkd_lab.training.data import data_of, data_until, what_changed
 from rlkd_lab.training.plan import longest_prompt
+from rlkd_lab.training.weights import weights_of, weights_until
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -181,6 +186,64 @@ def test_a_run_that_did_not_record_its_rows_goes_on_with_a_note(stopped):
         "did not record its data" in event.get("text", "") for event in folder.rows("events.jsonl")
     )
     assert folder.env()["data"] == json.loads(json.dumps(data(str(file))))
+
+
+def test_a_run_with_changed_weights_is_refused_or_accepted_by_name(tiny, make_adapter, tmp_path):
+    """Before, it went on with another teacher, without a word."""
+    adapter, model = tmp_path / "adapter", tmp_path / "model"
+    shutil.copytree(make_adapter("student", 1), adapter)
+    shutil.copytree(ZOO / "student", model)
+
+    def stop(step):
+        return lambda loop, row: setattr(loop, "stopping", row["step"] == step)
+
+    settings = {"teacher": str(model), "teacher_adapter": str(adapter), "steps": 4}
+    config = tiny("opd", checkpoint_every=1, max_new_tokens=8, **settings)
+    folder = run(config, tmp_path / "run", on_step=stop(1))
+    assert folder.env()["weights"].keys() == {"student", "teacher", "teacher_adapter"}
+    resume(folder.path, on_step=stop(2))
+    assert weights_until(folder) == weights_of(config) == folder.env()["weights"]
+
+    shutil.copy2(Path(make_adapter("student", 2)) / "adapter_model.safetensors", adapter)
+    says = r"the files of teacher_adapter=\S+adapter were changed .*`rlkd {} \S+run --accept-ch"
+    with pytest.raises(ValueError, match=says.format("resume")):
+        resume(folder.path)
+    with pytest.raises(ValueError, match=says.format("replay")):
+        replay(folder.path, tmp_path / "again")
+    resume(folder.path, accept_changed_data=True, on_step=stop(3))
+    (event,) = [event for event in folder.rows("events.jsonl") if event["event"] == "data"]
+    assert (event["step"], event["weights"]) == (2, weights_of(config))
+    assert weights_until(folder, 1) == folder.env()["weights"] != weights_until(folder)
+
+    told = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(told | {"transformers_version": "9"}))
+    assert weights_of(config) == weights_until(folder)  # says nothing of its numbers
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"][3] *= 2
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"the files of teacher=\S+model were changed"):
+        resume(folder.path)
+
+    folder.write_json("env.json", {k: v for k, v in folder.env().items() if k != "weights"})
+    events = (folder.path / "events.jsonl").read_text().splitlines(keepends=True)
+    (folder.path / "events.jsonl").write_text(
+        "".join(line for line in events if '"weights"' not in line)
+    )
+    with pytest.warns(UserWarning, match="a version that did not record the weights"):
+        resume(folder.path)
+    assert folder.env()["weights"] == weights_of(config)
+
+
+def test_of_a_large_file_samples_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlkd_lab.training.weights.WHOLE", 1000)
+    monkeypatch.setattr("rlkd_lab.training.weights.START", 100)
+    shutil.copytree(ZOO / "student", tmp_path / "model")
+    config = make_config("grpo", student=str(tmp_path / "model"), teacher=None)
+    before = weights_of(config)
+    with (tmp_path / "model" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+    assert weights_of(config) != before
 
 
 def test_a_long_row_is_left_out_before_the_start_and_the_plan_knows_it(tiny, tmp_path):
