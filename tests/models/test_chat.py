@@ -58,19 +58,20 @@ def test_without_a_system_prompt_there_is_no_system_turn(make):
 def test_off_and_no_template_are_the_bare_prompt(make):
     for template, wanted in ((PLAIN, "off"), (None, "auto")):
         lm = make(template)
-        lm.use_chat(wanted, "Be brief.")
+        lm.use_chat(wanted)
         assert not lm.chat
         assert lm.prompt_ids(["1+1?"])[0] == lm.tokenizer("1+1?")["input_ids"]
+        with pytest.raises(ValueError, match="system_prompt cannot act"):
+            lm.use_chat(wanted, "Be brief.")
 
 
 def test_a_template_that_refuses_a_system_turn_is_an_error_in_words(make):
     lm = make(NO_SYSTEM)
-    lm.use_chat("auto", "Be brief.")
     with pytest.raises(
         ValueError,
         match="the chat template of tiny refuses the prompt: no system role; change"
         " system_prompt, or use --set chat=off",
     ):
-        lm.prompt_ids(["1+1?"])
+        lm.use_chat("auto", "Be brief.")
     lm.use_chat("auto")
     assert lm.tokenizer.decode(lm.prompt_ids(["1+1?"])[0]) == "1+1?"
