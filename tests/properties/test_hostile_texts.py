@@ -77,6 +77,10 @@ HOSTILE = {
     "dollars": "$" * LARGE,
     "hashes": "#" * LARGE,
     "bars": "|" * LARGE,
+    "headings without an answer": "#### Explanation\n" * 60_000,
+    "thoughts that are cut": "<think>" * 100_000 + "4",
+    "one box or another": "\\boxed{1} or " * 60_000,
+    "raised digits": "²" * LARGE,
     "repeated moves": "<answer>R99999999 A+999999999</answer>",
 }
 BOUND = 5.0
