@@ -216,9 +216,9 @@ def attach(
     empty = model.device.type == "meta"
     try:
         config = LoraConfig.from_pretrained(str(path))
-        for field in fields(config):
-            if field.default is None and getattr(config, field.name) in ([], {}):
-                setattr(config, field.name, None)  # to peft a list of nothing is something
+        for field in sorted(set(stored) - KNOWN):
+            if stored[field] in ([], {}):
+                setattr(config, field, None)  # to peft a list of nothing is something
         config.init_lora_weights = True  # every value comes from the file
         config.inference_mode, config.task_type = not trainable, "CAUSAL_LM"
         config.base_model_name_or_path = (
