@@ -224,7 +224,7 @@ def verify_quantised(model: nn.Module, folder: Path) -> float:
 def _checkpoint_index(folder: Path) -> dict[str, str]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        return dict(json.loads(index.read_text())["weight_map"])
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     files = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:

@@ -58,8 +58,8 @@ class Trainer:
     def __init__(self, config: RunConfig) -> None:
         if processes.count() > config.prompts_per_step:
             raise ValueError(
-                f"{processes.count()} processes share the prompts of a step: set prompts_per_step"
-                f" to {processes.count()} or more"
+                f"{processes.count()} processes share the prompts of a step: use --set"
+                f" prompts_per_step={processes.count()} or more"
             )
         self.config = config
         self.setup = Setup.load(config)
@@ -245,7 +245,7 @@ class Trainer:
             check_gap(
                 gap,
                 f"the engine {config.engine} does not sample the policy that is trained",
-                "correct for it with importance_cap=2, or use engine=fast",
+                "correct for it with --set importance_cap=2, or use --set engine=fast",
                 DenseTwin.suits(self.policy),
                 MAX_GAP_OTHER,
             )

@@ -265,7 +265,7 @@ def test_a_twin_is_not_trained_alone(stopped):
     before = (path / "metrics.jsonl").read_bytes()
     with pytest.raises(
         ValueError,
-        match=r"is a twin, which is trained with its run: `rlkd resume .*/cut` goes on with both",
+        match=r"is a fork, which is trained with its run: `rlkd resume .*/cut` resumes both",
     ):
         resume(path)
     assert (path / "metrics.jsonl").read_bytes() == before

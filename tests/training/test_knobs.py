@@ -3,6 +3,7 @@ import threading
 import pytest
 
 from rlkd_lab.training import Knobs, make_config, run
+from rlkd_lab.training.decisions import Decisions
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_a_script_moves_the_same_knobs_at_the_same_steps(knobs):
     knobs.request("kd_coef", 0.7)
     first, recorded = knobs.snapshot(4)
     stored = [{**event, "time": 1.0} for event in recorded]
-    again = Knobs(knobs.config, stored)
+    again = Knobs(knobs.config, Decisions(knobs.config, stored))
     assert again.snapshot(3)[0]["kd_coef"] != 0.7
     values, events = again.snapshot(4)
     assert values == first

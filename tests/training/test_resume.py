@@ -321,7 +321,7 @@ def test_a_checkpoint_without_some_of_its_tensors_is_damaged(copy, name):
     (path.parent / "state.json").write_text(
         json.dumps({**state, "sha256": {}, "sha256_of_this": None})
     )
-    with pytest.raises(ValueError, match="is damaged: missing or odd tensors"):
+    with pytest.raises(ValueError, match="is damaged: missing or surplus tensors"):
         resume(copy.path)
 
 

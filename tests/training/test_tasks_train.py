@@ -42,9 +42,9 @@ def test_a_run_with_a_chat_template(tiny, make_model, tmp_path):
     # the same prompts in other turns: other completions
     runs = {
         chat: run(
-            tiny("grpo", {"chat": chat}, system_prompt="Be brief.", **fields), tmp_path / chat
+            tiny("grpo", {"chat": chat}, system_prompt=system, **fields), tmp_path / chat
         ).rows()
-        for chat in ("auto", "off")
+        for chat, system in (("auto", "Be brief."), ("off", None))
     }
     assert len(runs["auto"]) == len(runs["off"]) == 2
     assert runs["auto"][0]["entropy"] != runs["off"][0]["entropy"]
