@@ -150,6 +150,7 @@ class Forks:
         """
         for fork in list(self.alive):
             while fork.progress.step < self.run.progress.step and not stopping():
+                before = fork.progress
                 try:
                     row = self.trainer.step(fork, stop)
                     fork.folder.append("metrics.jsonl", row)
@@ -157,6 +158,7 @@ class Forks:
                 except Stopped:
                     raise
                 except Exception as error:  # perhaps what the moved knob has spared the run
+                    fork.progress = before  # a step whose row is not written is not whole
                     self._lose(fork, f"{type(error).__name__}: {error}")
                     break
                 yield row
