@@ -154,7 +154,7 @@ def test_a_twin_that_fails_ends_and_the_run_goes_on(forked, monkeypatch):
     (warning,) = [
         event["text"]
         for event in folder.rows("events.jsonl")
-        if event["event"] == "warning" and "twin" in event["text"]
+        if event["event"] == "warning" and "fork" in event["text"]
     ]
     assert (
         warning
@@ -250,14 +250,14 @@ def test_a_damaged_twin_does_not_keep_the_run_from_going_on(stopped, tmp_path, d
     warnings = [
         event["text"]
         for event in folder.rows("events.jsonl")
-        if event["event"] == "warning" and "twin" in event["text"]
+        if event["event"] == "warning" and "fork" in event["text"]
     ]
     if says is None:
         assert not warnings
     else:
         assert RunFolder(tmp_path / "run" / "twins" / "step_000001").status()["state"] == "failed"
         (warning,) = warnings
-        assert warning.startswith("the twin step_000001 cannot go on (") and says in warning
+        assert warning.startswith("the fork step_000001 cannot be resumed (") and says in warning
 
 
 def test_a_twin_is_not_trained_alone(stopped):
