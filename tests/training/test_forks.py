@@ -158,7 +158,7 @@ def test_a_twin_that_fails_ends_and_the_run_goes_on(forked, monkeypatch):
     ]
     assert (
         warning
-        == "the untouched twin failed after its step 3 and has ended (FloatingPointError: the"
+        == "the untouched fork failed after its step 3 and has ended (FloatingPointError: the"
         " loss of step 4 is nan); the run goes on"
     )
 
