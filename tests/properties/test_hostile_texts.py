@@ -77,7 +77,7 @@ HOSTILE = {
     "dollars": "$" * LARGE,
     "hashes": "#" * LARGE,
     "bars": "|" * LARGE,
-    "headings without an answer": "#### Explanation\n" * 60_000,
+    "headings without an answer": "#### Explanation\n" * 58_000,
     "thoughts that are cut": "<think>" * 100_000 + "4",
     "one box or another": "\\boxed{1} or " * 60_000,
     "raised digits": "²" * LARGE,
