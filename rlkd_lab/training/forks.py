@@ -98,7 +98,6 @@ def _load_fork(trainer: Trainer, run: Context, folder: RunFolder, stream: str) -
         fork = Context(trainer.config, folder, decisions, stream)
         folder.wait = run.folder.wait
         with contextlib.suppress(Damaged):
-            fork.snapshot = trainer.state.copy()
             trainer.load(fork, point)
             folder.truncate("metrics.jsonl", fork.progress.step)
             return fork

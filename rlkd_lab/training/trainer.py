@@ -71,6 +71,9 @@ class Trainer:
         self.whole = True
         """Whether the live tensors are those of the context's progress."""
         self._current: Context | None = None
+        self._shared = False
+        """Whether another context has had the tensors. Then a step that is cut in an update must
+        leave its context with the weights of the step before."""
         self._checked = 0
         self._failures_told = False
 
@@ -93,16 +96,25 @@ class Trainer:
         """Give the live tensors to a context. The one that had them keeps a copy of its own."""
         if self._current is context:
             return
-        if self._current is not None and self.whole:
-            self._current.snapshot = self.state.copy()
+        self._leave()
         if context.snapshot is not None:
             self.state.restore(context.snapshot)
+        elif self._current is not None:
+            raise RuntimeError("a context without weights: its step was cut in an update")
         self._current, self.whole = context, True
+
+    def _leave(self) -> None:
+        """Keep a copy of the live tensors for the context that has them."""
+        if self._current is not None:
+            self._shared = True
+            if self.whole:
+                self._current.snapshot = self.state.copy()
 
     def go_back(self, context: Context) -> bool:
         """Go back to the context's last whole step, and return whether that was possible.
 
-        It is possible before the first update of the step that was cut, and in its evaluation.
+        It is possible before the first update of the step that was cut, in its evaluation, and
+        wherever forks are trained beside the run.
         """
         self.switch(context)
         if not self.whole and context.snapshot is not None:
@@ -156,7 +168,8 @@ class Trainer:
                 record_samples(setup, step, context, batch, stats, rollout, verdicts, stop)
 
         evaluates = _due(config.eval_every, step, last=config.steps)
-        context.snapshot = self.state.copy() if evaluates else None
+        if context.snapshot is None and (evaluates or self._shared):
+            context.snapshot = self.state.copy()
         self.whole = False
         row |= update(setup, step, context, self.state, batch, stats, clock)
         row |= token_row(rollout, stats)
@@ -173,7 +186,7 @@ class Trainer:
         self._tell_failures(context, step)
         tokens = context.progress.tokens + sampled
         context.progress = Progress(step.number, tokens, row.get("eval/accuracy"))
-        self.whole = True
+        self.whole, context.snapshot = True, None
         counters = {"num_tokens": tokens, "on_policy": rollout.on_policy, "step_time": seconds}
         return {"step": step.number, **row, **step.row, **counters}
 
@@ -285,8 +298,9 @@ class Trainer:
             Damaged: a file is missing or is not what was written.
             ValueError: the checkpoint belongs to another config.
         """
-        self.switch(context)
+        self._leave()
         context.progress, context.knobs.held = self.state.load(path, self.config)
+        self._current, self.whole, context.snapshot = context, True, None
 
     def close(self) -> None:
         """End the verifier's process."""

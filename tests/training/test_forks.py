@@ -3,9 +3,10 @@
 import shutil
 
 import pytest
+from safetensors.torch import load_file
 
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.training import create, resume, run
+from rlkd_lab.training import create, resume, run, trainer
 from rlkd_lab.training.trainer import Trainer
 
 
@@ -269,3 +270,31 @@ def test_a_twin_is_not_trained_alone(stopped):
     ):
         resume(path)
     assert (path / "metrics.jsonl").read_bytes() == before
+
+
+def test_ctrl_c_in_the_update_of_a_fork_leaves_the_fork_its_own_weights(
+    tiny, tmp_path, monkeypatch
+):
+    """Not those of the run, which are live when all are saved."""
+    update, weights = trainer.update, {}
+
+    def interrupted(setup, step, context, state, *rest):
+        if context.folder.path.parent.name == "twins" and step.number == 3:
+            weights["before"] = [p.detach().clone() for p in state.parameters]
+            update(setup, step, context, state, *rest)
+            raise KeyboardInterrupt
+        return update(setup, step, context, state, *rest)
+
+    monkeypatch.setattr(trainer, "update", interrupted)
+    folder = create(
+        tiny("kdrl", {"learning_rate": "0.01"}, steps=4, group_size=4), tmp_path / "run"
+    )
+    folder.ask("twin", kind="untouched")
+    folder.ask("knob", knob="kd_coef", value=5.0, at=2)
+    with pytest.raises(KeyboardInterrupt):
+        resume(folder.path)
+    (fork,) = twins(folder).values()
+    assert fork.status()["step"] == 2
+    saved = load_file(fork.checkpoints()[-1] / "adapter_model.safetensors")
+    held = {tuple(value.flatten().tolist()) for value in saved.values()}
+    assert {tuple(value.flatten().tolist()) for value in weights["before"]} == held
