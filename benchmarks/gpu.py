@@ -34,8 +34,8 @@ SHAPES = {
 }
 """Hidden size, feed-forward, layers, heads, key-value heads, vocabulary, tied embeddings."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    "fast": {"dense_twin": True, "gradient_checkpointing": False, "micro_batch": 8},
-    "lean": {"dense_twin": False, "gradient_checkpointing": True, "micro_batch": 8},
+    "fast": {"dense_copy": True, "gradient_checkpointing": False, "micro_batch": 8},
+    "lean": {"dense_copy": False, "gradient_checkpointing": True, "micro_batch": 8},
 }
 
 
@@ -184,13 +184,13 @@ def serve_sampling(folder: Path, what: str) -> None:
     """A rollout a line; ``what``: engine and number of completions."""
     import torch
 
-    from rlkd_lab.models import load_policy
-    from rlkd_lab.rollouts import DenseTwin, Sampling, sample
+    from rlkd_lab.models import DenseCopy, load_policy
+    from rlkd_lab.rollouts import Sampling, sample
     from rlkd_lab.tasks import ArithmeticTask
 
     engine, _, rows = what.partition(":")
     policy = load_policy(str(folder / "student"), "nf4")
-    twin = None if engine == "hf" else DenseTwin(policy)
+    dense = None if engine == "hf" else DenseCopy(policy)
     for turn, _ in enumerate(sys.stdin):
         prompts = [
             example.prompt
@@ -199,7 +199,7 @@ def serve_sampling(folder: Path, what: str) -> None:
         generator = torch.Generator(policy.device).manual_seed(turn)
         began = time.perf_counter()
         drawn = sample(
-            policy, prompts, GROUP, Sampling(1.0, LIMIT), generator, engine=engine, twin=twin
+            policy, prompts, GROUP, Sampling(1.0, LIMIT), generator, engine=engine, dense=dense
         )
         tokens = float(drawn.sequences.completion_mask.sum())
         steps.answer({"step_time": time.perf_counter() - began, "num_tokens": tokens} | memory())

@@ -157,17 +157,17 @@ def serve_sampling(engine: str) -> None:
     """
     import torch
 
-    from rlkd_lab.models import load_policy
-    from rlkd_lab.rollouts import DenseTwin, Sampling, sample
+    from rlkd_lab.models import DenseCopy, load_policy
+    from rlkd_lab.rollouts import Sampling, sample
 
     policy = load_policy("student", "nf4")
-    twin = DenseTwin(policy) if engine == "fast" else None
+    dense = DenseCopy(policy) if engine == "fast" else None
     for step, _ in enumerate(sys.stdin):
         prompts = [example.prompt for example in examples(step)]
         generator = torch.Generator(policy.device).manual_seed(step)
         began = time.perf_counter()
         drawn = sample(
-            policy, prompts, GROUP, Sampling(1.0, LIMIT), generator, engine=engine, twin=twin
+            policy, prompts, GROUP, Sampling(1.0, LIMIT), generator, engine=engine, dense=dense
         )  # type: ignore[arg-type]
         answer(
             {

@@ -60,7 +60,7 @@ def plan(
                 "micro_batch",
                 "logits_mib",
                 "gradient_checkpointing",
-                "dense_twin",
+                "dense_copy",
             )
         }
         if as_json:

@@ -2,9 +2,10 @@
 per-token log-probabilities.
 """
 
-from rlkd_lab.models import processes
+from rlkd_lab.models import distributed
 from rlkd_lab.models.adapters import save_adapter
 from rlkd_lab.models.checks import dequantised, probe_logps, verify_quantised
+from rlkd_lab.models.dense_copy import DenseCopy, make_dense_copy
 from rlkd_lab.models.loading import (
     LanguageModel,
     check_same_tokenizer,
@@ -32,6 +33,7 @@ from rlkd_lab.models.logprobs import (
 )
 
 __all__ = [
+    "DenseCopy",
     "LanguageModel",
     "Sequences",
     "check_same_tokenizer",
@@ -39,15 +41,16 @@ __all__ = [
     "compute_dtype",
     "default_device",
     "dequantised",
+    "distributed",
     "hidden_states",
     "load_base",
     "load_policy",
     "load_teacher",
     "locate",
+    "make_dense_copy",
     "measured_divergences",
     "policy_logps",
     "probe_logps",
-    "processes",
     "reference_of",
     "save_adapter",
     "targets",

@@ -108,20 +108,20 @@ def fast(request: Request) -> tuple[Tensor, Tensor]:
 
 
 def _sample(request: Request) -> tuple[Tensor, Tensor]:
-    lm, sampling, noise, rows, twin = (
+    lm, sampling, noise, rows, dense = (
         request.lm,
         request.sampling,
         request.noise,
         request.rows,
-        request.twin,
+        request.dense,
     )
     ids = torch.full((rows, sampling.max_new_tokens), lm.tokenizer.pad_token_id, device=lm.device)
     logps = torch.zeros(rows, sampling.max_new_tokens, device=lm.device)
     eos = torch.tensor(sorted(lm.eos_ids), device=lm.device)
-    if twin is not None and twin.decoder is not None:
-        decoder: Any = twin.decoder
+    if dense is not None and dense.decoder is not None:
+        decoder: Any = dense.decoder
     else:
-        decoder = OwnForward(lm.causal_lm if twin is None else twin.model)
+        decoder = OwnForward(lm.causal_lm if dense is None else dense.model)
     cache, logits = decoder.prefill(
         request.prompt_ids, request.prompt_mask, request.group_size, sampling.max_new_tokens
     )

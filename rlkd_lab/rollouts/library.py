@@ -67,7 +67,7 @@ def continuous(request: Request) -> tuple[Tensor, Tensor]:
     cache holds ``at_once`` completions at their limit.
     """
     lm, size, limit = request.lm, request.group_size, request.sampling.max_new_tokens
-    model: Any = lm.causal_lm if request.twin is None else request.twin.model
+    model: Any = lm.causal_lm if request.dense is None else request.dense.model
     if getattr(model.config, "attn_logit_softcapping", None) is not None:
         # its paged attention leaves them out (seen with transformers 5.23)
         raise ValueError(

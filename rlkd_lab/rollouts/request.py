@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from rlkd_lab.models import LanguageModel
-from rlkd_lab.rollouts.twin import DenseTwin
+from rlkd_lab.models.dense_copy import DenseCopy
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Request:
     """
     stop: Callable[[], bool] = lambda: False
     """To be asked as often as is cheap; where it says yes, raise :class:`Stopped`."""
-    twin: DenseTwin | None = None
+    dense: DenseCopy | None = None
     """A dense copy to sample from."""
     at_once: int = 0
     """Completions whose cache fits into memory, at least a group; 0 is all."""

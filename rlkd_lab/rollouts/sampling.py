@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkd_lab.models import LanguageModel, Sequences, processes
+from rlkd_lab.models import LanguageModel, Sequences, distributed
+from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.rollouts.fast import fast
 from rlkd_lab.rollouts.library import continuous, hf
 from rlkd_lab.rollouts.request import Engine, Request, Sampling, Stopped
-from rlkd_lab.rollouts.twin import DenseTwin
 from rlkd_lab.tasks import Limit, from_file
 
 ENGINES: Mapping[str, Engine] = MappingProxyType({"fast": fast, "hf": hf, "continuous": continuous})
@@ -145,7 +145,7 @@ def sample(
     generator: torch.Generator,
     stop: Callable[[], bool] = lambda: False,
     engine: Engine | str = "fast",
-    twin: DenseTwin | None = None,
+    dense: DenseCopy | None = None,
     at_once: int = 0,
 ) -> Completions:
     """``group_size`` completions for each prompt. Of several processes each samples its share of
@@ -159,8 +159,8 @@ def sample(
         generator: the loop's own random stream, on the model's device.
         stop: asked between tokens.
         engine: one of :data:`ENGINES`, ``PATH.py:NAME``, or the engine itself.
-        twin: a dense copy to sample from (not for ``hf``), see
-            :class:`~rlkd_lab.rollouts.twin.DenseTwin`.
+        dense: a dense copy to sample from (not for ``hf``), see
+            :class:`~rlkd_lab.models.dense_copy.DenseCopy`.
         at_once: completions whose cache fits into memory, at least a group; 0 is all.
 
     Raises:
@@ -182,7 +182,7 @@ def sample(
         torch.zeros(rows, limit, dtype=torch.long, device=lm.device),
         torch.zeros(rows, limit, device=lm.device),
     )
-    mine = processes.share(len(prompts))
+    mine = distributed.share(len(prompts))
     some, place = (
         slice(mine.start, mine.stop),
         slice(mine.start * group_size, mine.stop * group_size),
@@ -200,7 +200,7 @@ def sample(
                 sampling,
                 noise[place],
                 stop,
-                twin,
+                dense,
                 at_once,
             )
             with torch.no_grad(), lm.active():
@@ -214,10 +214,10 @@ def sample(
                 logps[place] = told.to(logps)
     finally:
         lm.model.train(was_training)
-    processes.add_up(ids)
-    processes.add_up(logps)
-    told_by_all = all(processes.from_all(known))
-    fewest = min((fewer for fewer in processes.from_all(at_once) if fewer), default=0)
+    distributed.add_up(ids)
+    distributed.add_up(logps)
+    told_by_all = all(distributed.from_all(known))
+    fewest = min((fewer for fewer in distributed.from_all(at_once) if fewer), default=0)
     return _completions(
         lm, prompt_ids, prompt_mask, group_size, ids, logps if told_by_all else None, fewest
     )

@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rlkd_lab.models import LanguageModel, Sequences, processes
+from rlkd_lab.models import LanguageModel, Sequences, distributed
+from rlkd_lab.models.dense_copy import DenseCopy, make_dense_copy
 from rlkd_lab.rollouts.request import Sampling
 from rlkd_lab.rollouts.sampling import sample
-from rlkd_lab.rollouts.twin import DenseTwin, dense_copy
 from rlkd_lab.tasks import Task
 
 VERSION = 1
@@ -45,7 +45,7 @@ def teacher_traces(
     sampling: Sampling | None = None,
     batch: int = BATCH,
     stop: Callable[[], bool] = lambda: False,
-    twin: DenseTwin | None = None,
+    dense: DenseCopy | None = None,
     at_once: int = 0,
     written: Callable[[Callable[[], object]], object] = lambda write: write(),
 ) -> pa.Table:
@@ -65,7 +65,7 @@ def teacher_traces(
         batch: completions in a batch.
         at_once: of them sampled at a time; 0 is all.
         stop: asked between tokens.
-        twin: the teacher's dense copy, if there is one already.
+        dense: the teacher's dense copy, if there is one already.
         written: calls what writes the cache, and calls it again where the disk is full, say.
 
     Raises:
@@ -100,10 +100,10 @@ def teacher_traces(
             )
         return table
     generator = torch.Generator(device=teacher.device).manual_seed(seed)
-    if twin is None and DenseTwin.suits(
+    if dense is None and DenseCopy.suits(
         teacher
     ):  # a teacher's copy in 16 bit may not fit beside the rest
-        twin = dense_copy(teacher)
+        dense = make_dense_copy(teacher)
     rows = []
     for start in range(0, n, batch):
         part = examples[start : start + batch]
@@ -114,14 +114,14 @@ def teacher_traces(
             sampling,
             generator,
             stop,
-            twin=twin,
+            dense=dense,
             at_once=at_once,
         )
         whole = drawn.finished.tolist()
         asked = zip(part, drawn.texts, whole, strict=True)
-        right = processes.from_first(
+        right = distributed.from_first(
             [finished and task.score(text, example).correct for example, text, finished in asked]
-            if processes.first()
+            if distributed.first()
             else []
         )
         for example, text, ids, mask, finished, correct in zip(
@@ -154,7 +154,7 @@ def teacher_traces(
     table = pa.Table.from_pylist(kept).replace_schema_metadata(
         {"rlkd_traces": json.dumps(key), "rlkd_tokens": str(tokens)}
     )
-    if not processes.first():
+    if not distributed.first():
         return table
 
     def write() -> None:

@@ -40,8 +40,8 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from rlkd_lab.models import LanguageModel
-from rlkd_lab.rollouts import DenseTwin, Sampling, dense_copy, prompt_limit, sample
+from rlkd_lab.models import DenseCopy, LanguageModel, make_dense_copy
+from rlkd_lab.rollouts import Sampling, prompt_limit, sample
 from rlkd_lab.study.statistics import (
     avg_at_k,
     bootstrap,
@@ -177,7 +177,7 @@ def evaluate_target(
     if (fault := fault_of(task.name)) is not None:
         warnings.warn(fault, stacklevel=2)
     sets = _prompt_sets(task, settings)
-    twin = dense_copy(lm)
+    dense = make_dense_copy(lm)
     frames = []
     total = sum(len(examples) for examples, _ in sets.values()) * (
         settings.samples + settings.greedy
@@ -201,7 +201,7 @@ def evaluate_target(
                     rows += [
                         {"set": name, "mode": mode, **row}
                         for row in _complete(
-                            lm, task, part, first, size, sampling, generator, twin, votes
+                            lm, task, part, first, size, sampling, generator, dense, votes
                         )
                     ]
                     bar.update(len(part) * size)
@@ -331,11 +331,11 @@ def _complete(
     size: int,
     sampling: Sampling,
     generator: torch.Generator,
-    twin: DenseTwin | None,
+    dense: DenseCopy | None,
     votes: Votes,
 ) -> Iterator[dict[str, Any]]:
     drawn = sample(
-        lm, [example.prompt for example in examples], size, sampling, generator, twin=twin
+        lm, [example.prompt for example in examples], size, sampling, generator, dense=dense
     )
     repeated = [example for example in examples for _ in range(size)]
     lengths, finished = drawn.sequences.completion_mask.sum(1).tolist(), drawn.finished.tolist()

@@ -2,9 +2,10 @@
 where there is none, a reason.
 
 Arithmetic and knights read a few characters with patterns that are linear in the text, and judge in
-the run's process. Every other verifier is made of code that is not ours (sympy's parser,
-reasoning-gym's sets, your class): it judges in a process of its own (:mod:`rlkd_lab.tasks.apart`),
-each call within a time and a memory limit. What cannot be judged scores 0 in every part.
+the run's process. Every other verifier runs foreign code (sympy's parser,
+reasoning-gym's sets, your class): it judges in a subprocess
+(:mod:`rlkd_lab.tasks.verifier_process`), each call within a time and a memory limit. A completion
+that cannot be judged scores 0 in every part.
 
 Whether a call is in time depends on the machine. So a run records which calls were given up, and
 one that is resumed or replayed gives up the same ones.
@@ -19,10 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkd_lab.tasks.apart import Answer, Apart, Unjudged, attempt
 from rlkd_lab.tasks.arithmetic import ArithmeticTask
 from rlkd_lab.tasks.base import SPLITS, Example, Score, Split, Task
-from rlkd_lab.tasks.find import find_task
 from rlkd_lab.tasks.knights import KnightsTask
 from rlkd_lab.tasks.lengths import (
     Lengths,
@@ -34,6 +33,8 @@ from rlkd_lab.tasks.lengths import (
     fitting,
 )
 from rlkd_lab.tasks.questions import QuestionTask
+from rlkd_lab.tasks.registry import find_task
+from rlkd_lab.tasks.verifier_process import Answer, Unjudged, VerifierProcess, attempt
 
 OURS = (ArithmeticTask, KnightsTask)
 """What judges in the run's process; a class made from them does not."""
@@ -53,11 +54,11 @@ class GuardedTask:
 
     Args:
         task: anything that is a :class:`~rlkd_lab.tasks.base.Task`.
-        apart: the process in which it judges; ``None``: this one, without limits.
+        process: the process in which it judges; ``None``: this one, without limits.
     """
 
-    def __init__(self, task: Task, apart: Apart | None = None) -> None:
-        self.task, self.apart = task, apart
+    def __init__(self, task: Task, process: VerifierProcess | None = None) -> None:
+        self.task, self.process = task, process
         self.name, self.train_difficulty, self.ood_difficulty = (
             task.name,
             task.train_difficulty,
@@ -176,8 +177,8 @@ class GuardedTask:
 
     def close(self) -> None:
         """End its process."""
-        if self.apart is not None:
-            self.apart.close()
+        if self.process is not None:
+            self.process.close()
 
     def _call(self, method: str, completion: str, example: Example | None) -> Answer:
         self.calls += 1
@@ -192,7 +193,9 @@ class GuardedTask:
             self.fresh[key] = why
             return Answer(why=why)
         call = (
-            functools.partial(attempt, work, self.task) if self.apart is None else self.apart.call
+            functools.partial(attempt, work, self.task)
+            if self.process is None
+            else self.process.call
         )
         found = call(method, completion, example)
         if found.machine:
@@ -241,7 +244,7 @@ def guarded(
     template: str | None = None,
     seconds: float = 10.0,
 ) -> GuardedTask:
-    """The task of that name, as :func:`~rlkd_lab.tasks.find.find_task` finds it.
+    """The task of that name, as :func:`~rlkd_lab.tasks.registry.find_task` finds it.
 
     Args:
         name: see there, as ``settings`` and ``template``.
@@ -259,11 +262,13 @@ def guarded(
     if (
         type(task) is QuestionTask
     ):  # which may have a hundred thousand rows, and needs none to judge
-        return GuardedTask(task, Apart(QuestionTask.without_rows, (task.name,), work, seconds))
+        return GuardedTask(
+            task, VerifierProcess(QuestionTask.without_rows, (task.name,), work, seconds)
+        )
     path, colon, attribute = name.rpartition(":")
     there = f"{Path(path).resolve()}:{attribute}" if colon else name
     return GuardedTask(
-        task, Apart(find_task, (there, dict(settings or {}), template), work, seconds)
+        task, VerifierProcess(find_task, (there, dict(settings or {}), template), work, seconds)
     )
 
 

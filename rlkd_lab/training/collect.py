@@ -158,7 +158,7 @@ def _traces(setup: Setup, context: Context, stop: Stop) -> Traces:
                 difficulty=config.difficulty,
                 sampling=Sampling(1.0, config.max_new_tokens),
                 stop=stop,
-                twin=teacher.copy,
+                dense=teacher.copy,
                 at_once=context.decisions.sample_at_once,
                 written=context.folder.written,
             )

@@ -10,7 +10,15 @@ import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from rlkd_lab.models.adapters import rank_and_alpha
 from rlkd_lab.objectives import (
@@ -204,11 +212,12 @@ class RunConfig(BaseModel):
             " continuous batching; PATH.py:NAME: one of your own"
         ),
     ] = "fast"
-    dense_twin: Annotated[
+    dense_copy: Annotated[
         bool,
         Field(
+            validation_alias=AliasChoices("dense_copy", "dense_twin"),
             description="sample from a dequantised copy; in float32 the adapter is merged into"
-            " it, and it is trained through"
+            " it, and it is trained through",
         ),
     ] = True
     resample_rounds: Annotated[
@@ -426,6 +435,8 @@ def make_config(
         ValueError: in one sentence, naming the nearest valid name or the range.
     """
     nearest(method, METHODS, "method")
+    fields = {RENAMED.get(name, name): value for name, value in fields.items()}
+    settings = {RENAMED.get(name, name): value for name, value in (settings or {}).items()}
     start = PRESETS[nearest(preset, PRESETS, "preset")].settings
     values: dict[str, Any] = {**start, "preset": preset, "method": method, **fields}
     for name in ("knobs", "options", "reward", "task_settings"):
@@ -451,7 +462,7 @@ def make_config(
     }
     for name in fields:
         nearest(name, RunConfig.model_fields, "setting")
-    for name, value in (settings or {}).items():
+    for name, value in settings.items():
         if name in (
             "method",
             "preset",
@@ -588,6 +599,8 @@ _HOW_OFTEN = {
 }
 NOT_IN_FINGERPRINT = {*_HOW_OFTEN, "plan", "guards", "verifier_seconds"}
 """Settings that change no weight: a run may be resumed with other values of them."""
+RENAMED = {"dense_twin": "dense_copy"}
+"""Earlier names of settings. Old configs and commands may use them; fingerprints keep them."""
 LATER_SETTINGS = {"max_prompt_tokens", "long_prompts"}
 """Settings that earlier versions lack. At their defaults they do not change a fingerprint, so that
 checkpoints of earlier versions can be resumed."""
@@ -598,6 +611,8 @@ def fingerprint(config: RunConfig) -> str:
     fields = RunConfig.model_fields
     unset = {name for name in LATER_SETTINGS if getattr(config, name) == fields[name].default}
     text = DRAWS + config.model_dump_json(exclude=NOT_IN_FINGERPRINT | unset)
+    for earlier, name in RENAMED.items():
+        text = text.replace(f'"{name}":', f'"{earlier}":')
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

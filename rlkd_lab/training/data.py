@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkd_lab.models import processes
+from rlkd_lab.models import distributed
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import Example, GuardedTask, QuestionTask, ReasoningGymTask
 from rlkd_lab.tasks.base import SPLITS
@@ -134,7 +134,7 @@ def refuse_changed(
 
     ``command`` would go on all the same.
     """
-    changed = processes.from_first(None if before is None else what_changed(before, now))
+    changed = distributed.from_first(None if before is None else what_changed(before, now))
     if changed is not None:
         raise ValueError(
             f"the data of {task} was changed since the run began: {changed}. Put it back, or"
@@ -146,7 +146,7 @@ def record_data(folder: RunFolder, data: Data, told: Sequence[str], step: int, t
     """Write down what the run is trained on from the next step on, if that is new, with what
     was told of its prompts.
     """
-    if not processes.first():
+    if not distributed.first():
         return
     before = data_until(folder)
     texts = list(told) if before is None else []

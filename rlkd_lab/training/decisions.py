@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlkd_lab.models import processes
+from rlkd_lab.models import distributed
 from rlkd_lab.tasks.verifier import GivenUp
 from rlkd_lab.training.config import RunConfig
 
@@ -53,7 +53,7 @@ class Decisions:
 
     def _read(self, event: Event) -> None:
         kind, step = event["event"], event["step"]
-        if kind == "micro_batch" and event.get("process", 0) == processes.rank():
+        if kind == "micro_batch" and event.get("process", 0) == distributed.rank():
             self._halvings[step, event["pass"]] = event["size"]
         elif kind == "sample_at_once":
             self._fewer[step] = event["size"]
@@ -95,7 +95,7 @@ class Decisions:
         self.micro_batch = self.micro_batch // 2 if size is None else size
         self._new = [event for event in self._new if event.get("pass") != name]
         if record:
-            where = {"pass": name, "process": processes.rank()}
+            where = {"pass": name, "process": distributed.rank()}
             self._note("micro_batch", step, self.micro_batch, where)
 
     def sample_fewer(self, step: int, size: int, record: bool = True) -> None:
@@ -116,6 +116,6 @@ class Decisions:
 
     def new_events(self) -> list[Event]:
         """Return the new events of all processes and forget them."""
-        events = [event for events in processes.from_all(self._new) for event in events]
+        events = [event for events in distributed.from_all(self._new) for event in events]
         self._new = []
         return events

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from rlkd_lab.models import LanguageModel
-from rlkd_lab.rollouts import DenseTwin, Engine, Sampling, sample
+from rlkd_lab.models import DenseCopy, LanguageModel
+from rlkd_lab.rollouts import Engine, Sampling, sample
 from rlkd_lab.tasks import Split, Task, judge
 
 BATCH = 128
@@ -39,7 +39,7 @@ def evaluate(
     difficulty: tuple[int, int] | None = None,
     max_new_tokens: int = 96,
     engine: Engine | str = "fast",
-    twin: DenseTwin | None = None,
+    dense: DenseCopy | None = None,
     seed: int = SEED,
     batch: int = BATCH,
     stop: Callable[[], bool] = lambda: False,
@@ -61,7 +61,7 @@ def evaluate(
             generator,
             stop,
             engine,
-            twin,
+            dense,
             at_once,
         )
         lengths, finished = drawn.sequences.completion_mask.sum(1).tolist(), drawn.finished.tolist()

@@ -7,7 +7,7 @@ import time
 import warnings
 from pathlib import Path
 
-from rlkd_lab.models import default_device, processes
+from rlkd_lab.models import default_device, distributed
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import FORMAT, RunFolder
 from rlkd_lab.training.config import Move, RunConfig, likely_mistakes, validated
@@ -20,14 +20,14 @@ def create(config: RunConfig, out: str | Path) -> RunFolder:
     Raises:
         FileExistsError, PermissionError: as :meth:`RunFolder.create`.
     """
-    if not processes.first():
-        return RunFolder(processes.from_first(str(out)), writes=False)
+    if not distributed.first():
+        return RunFolder(distributed.from_first(str(out)), writes=False)
     folder = RunFolder.create(
         out,
         config.model_dump(),
-        describe_environment(default_device()) | {"processes": processes.count()},
+        describe_environment(default_device()) | {"processes": distributed.count()},
     )
-    processes.from_first(str(out))
+    distributed.from_first(str(out))
     for sentence in likely_mistakes(config):
         warnings.warn(sentence, stacklevel=2)
         folder.append(

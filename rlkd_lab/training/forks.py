@@ -20,7 +20,7 @@ from rlkd_lab.runs import RunFolder
 from rlkd_lab.runs.checkpoints import Damaged, step_of
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.decisions import Decisions
-from rlkd_lab.training.requests import TwinKind
+from rlkd_lab.training.requests import ForkKind
 from rlkd_lab.training.setup import Row
 from rlkd_lab.training.trainer import Trainer
 
@@ -124,7 +124,7 @@ class Forks:
         self.trainer, self.run = trainer, run
         self.alive = load_forks(trainer, run)
 
-    def before_step(self, kind: TwinKind, chances: int = 1) -> None:
+    def before_step(self, kind: ForkKind, chances: int = 1) -> None:
         """Fork if the coming step would be the first with a moved knob.
 
         Args:

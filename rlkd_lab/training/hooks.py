@@ -120,7 +120,7 @@ def evaluation_row(setup: Setup, context: Context, stop: Stop) -> Row:
             difficulty=difficulty,
             max_new_tokens=longer * config.max_new_tokens,
             engine=models.engine,
-            twin=models.copy,
+            dense=models.copy,
             stop=stop,
             at_once=context.decisions.sample_at_once,
         )

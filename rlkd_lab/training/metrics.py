@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlkd_lab.models import processes
+from rlkd_lab.models import distributed
 from rlkd_lab.objectives import k1, k2, k3
 from rlkd_lab.training.environment import peak_memory_gib
 from rlkd_lab.training.samples import Rollout
@@ -55,10 +55,10 @@ def time_row(
     if rollout.on_policy:
         # more, where groups without spread were left out
         forward = setup.models.size.forward(*tokens(rollout.sequences))
-        clock.flops += forward / processes.count()
+        clock.flops += forward / distributed.count()
         row["speed/sampled_tokens_per_second"] = sampled / clock.seconds["rollout"]
     peak = matmul_flops(policy.device, policy.head.weight.dtype)
-    found = processes.from_all((clock.flops, peak))
+    found = distributed.from_all((clock.flops, peak))
     computed, peak = (sum(each) for each in zip(*found, strict=True))
     speed = computed / sum(clock.seconds.values())
     return row | {"speed/tflops": speed / 1e12, "speed/utilisation": speed / peak}

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from rlkd_lab.models import (
+    DenseCopy,
     LanguageModel,
     chunk_of,
     load_policy,
     load_teacher,
+    make_dense_copy,
     reference_of,
     vocabulary,
 )
-from rlkd_lab.rollouts import DenseTwin, Engine, dense_copy, find_engine
+from rlkd_lab.rollouts import Engine, find_engine
 from rlkd_lab.runs import checkpoints
 from rlkd_lab.tasks import GuardedTask, guarded
 from rlkd_lab.training.config import RunConfig, of_teacher
@@ -31,7 +33,7 @@ class FrozenModel:
     """As it was loaded."""
     lm: LanguageModel
     """What the forwards go through: the dense copy, or ``own``."""
-    copy: DenseTwin | None
+    copy: DenseCopy | None
     size: Size
 
 
@@ -43,7 +45,7 @@ class Models:
     """The model with the adapter that is trained."""
     student: LanguageModel
     """What the student's forwards go through. Gradients arrive at the policy's adapter."""
-    copy: DenseTwin | None
+    copy: DenseCopy | None
     """The policy's dense copy, which is sampled from."""
     size: Size
     teacher: FrozenModel | None
@@ -106,9 +108,9 @@ def load_models(config: RunConfig) -> Models:
     policy.model.train()
     policy.use_chat(config.chat, config.system_prompt)
     teacher = _load_teacher(config, policy)
-    copy = dense_copy(policy) if config.dense_twin else None
+    copy = make_dense_copy(policy) if config.dense_copy else None
     through_copy = copy is not None and copy.merges and not config.gradient_checkpointing
-    copies = config.dense_twin and DenseTwin.suits(policy)
+    copies = config.dense_copy and DenseCopy.suits(policy)
     visits = (
         config.teacher_home == "host" and teacher is not None and teacher.model is not policy.model
     )
@@ -143,5 +145,5 @@ def _load_teacher(config: RunConfig, policy: LanguageModel) -> LanguageModel | N
 
 
 def _frozen(lm: LanguageModel, copies: bool) -> FrozenModel:
-    copy = dense_copy(lm) if copies else None
+    copy = make_dense_copy(lm) if copies else None
     return FrozenModel(lm, lm if copy is None else copy.lm, copy, Size.of(lm))

@@ -121,7 +121,7 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
     own_base = teacher is not None and not (
         shares and config.teacher == config.student and config.teacher_quant == config.quant
     )
-    dense = config.dense_twin and not gpu
+    dense = config.dense_copy and not gpu
     adapter = student.adapter(config)
     held = {
         "student": student.weights(config.quant, size),
@@ -139,7 +139,7 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
         held["dense copies"] = copies + (
             4 * teacher.linear if teacher is not None and config.teacher_quant == "nf4" else 0
         )
-    elif config.dense_twin and config.quant == "nf4":
+    elif config.dense_copy and config.quant == "nf4":
         held["dense copies"] = size * student.linear
     rows = config.prompts_per_step * config.group_size
     models = [student] + ([teacher] if teacher is not None else [])
@@ -214,7 +214,7 @@ def fitted(
     """
     prompt = longest_prompt(config) if prompt_tokens is None else prompt_tokens
     for start in [config] + (
-        [config.model_copy(update={"dense_twin": False})] if config.dense_twin else []
+        [config.model_copy(update={"dense_copy": False})] if config.dense_copy else []
     ):
         trial, found = start, plan(start, gpu, prompt)
         while (

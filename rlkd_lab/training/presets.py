@@ -28,8 +28,8 @@ class Preset:
 
 MODES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "fast": {"dense_twin": True, "gradient_checkpointing": False},
-        "lean": {"dense_twin": False, "gradient_checkpointing": True},
+        "fast": {"dense_copy": True, "gradient_checkpointing": False},
+        "lean": {"dense_copy": False, "gradient_checkpointing": True},
     }
 )
 """Two ways to run any preset, ``--set mode=…``: with a dequantised copy to sample from and nothing

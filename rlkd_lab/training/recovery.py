@@ -6,7 +6,7 @@ import time
 import warnings
 from pathlib import Path
 
-from rlkd_lab.models import default_device, processes
+from rlkd_lab.models import default_device, distributed
 from rlkd_lab.runs import RunFolder, checkpoints
 from rlkd_lab.runs.checkpoints import Damaged
 from rlkd_lab.training.context import Context
@@ -62,7 +62,7 @@ def go_back(trainer: Trainer, folder: RunFolder, accept_changed_data: bool = Fal
         config, command = trainer.config, f"rlkd resume {folder.path}"
         refuse_changed(data_until(folder), trainer.asked.data, config.task, command)
         refuse_changed_weights(weights_until(folder), trainer.weights, config, command)
-    processes.from_all(None)  # have read
+    distributed.from_all(None)  # have read
     folder.truncate("metrics.jsonl", step)
     folder.truncate("events.jsonl", step, keep=KEPT)
     for text in damaged + _elsewhere(folder):

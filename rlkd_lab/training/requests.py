@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from rlkd_lab.models import processes
+from rlkd_lab.models import distributed
 from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import Tail
 from rlkd_lab.runs.folder import FULL
 from rlkd_lab.training.context import Context
 
-TwinKind = Literal["off", "untouched", "noise"]
+ForkKind = Literal["off", "untouched", "noise"]
 LISTEN_EVERY = 0.1
 """Seconds between two looks at the file while tokens are generated."""
 WAIT = 0.03
@@ -53,7 +53,7 @@ class RequestHandler:
         """Why it is paused, if nobody asked for it."""
         self.steps_allowed = 0
         self.checkpoint_asked = False
-        self.fork: TwinKind = "off"
+        self.fork: ForkKind = "off"
         self.forks_off = False
         """Forks were switched off since the last step, and perhaps on again."""
         self.chances = 1
@@ -252,7 +252,7 @@ class RequestHandler:
             self.steps_allowed = self.steps_allowed + 1 if button == "step" else 0
 
     def _set_forks(self, request: dict[str, Any]) -> None:
-        if processes.count() > 1:
+        if distributed.count() > 1:
             self._refuse(request, "a fork needs a run of one process")
         elif request.get("kind") in ("off", "untouched", "noise"):
             self.chances = min(max(int(request.get("chances", 1)), 1), MOST_CHANCES)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlkd_lab.models import Sequences, processes
+from rlkd_lab.models import Sequences, distributed
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.tasks import Verdict, check_verifier, judge
 from rlkd_lab.training.samples import Rollout
@@ -65,7 +65,7 @@ def _judged(setup: Setup, rollout: Rollout, lengths: Tensor) -> list[Verdict]:
         config.group_size,
         _left_out(setup),
     )
-    verdicts = processes.from_first(ask() if processes.first() else [])
+    verdicts = distributed.from_first(ask() if distributed.first() else [])
     check_verifier(setup.models.task, verdicts, finished)
     return verdicts
 

@@ -25,14 +25,16 @@ import torch
 from torch import Tensor
 
 from rlkd_lab.models import (
+    DenseCopy,
     LanguageModel,
     Sequences,
+    distributed,
     load_policy,
+    make_dense_copy,
     policy_logps,
     probe_logps,
-    processes,
 )
-from rlkd_lab.rollouts import DenseTwin, Request, Sampling, counted, dense_copy, sequences_of
+from rlkd_lab.rollouts import Request, Sampling, counted, sequences_of
 from rlkd_lab.rollouts.fast import fast
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
@@ -87,7 +89,7 @@ def check_start(trainer: Trainer, context: Context) -> None:
     found = examine(models.policy, models.student, models.copy)
     wrong = [
         text
-        for texts in processes.from_all([one.text for one in found if not one.ok])
+        for texts in distributed.from_all([one.text for one in found if not one.ok])
         for text in texts
     ]
     numbers = {one.name: one.value for one in found}
@@ -106,32 +108,34 @@ def examine_models(config: RunConfig) -> list[Finding]:
         gradient_checkpointing=config.gradient_checkpointing,
     )
     policy.model.train()
-    twin = dense_copy(policy) if config.dense_twin else None
+    dense = make_dense_copy(policy) if config.dense_copy else None
     return examine(
         policy,
-        twin.lm
-        if twin is not None and twin.merges and not config.gradient_checkpointing
+        dense.lm
+        if dense is not None and dense.merges and not config.gradient_checkpointing
         else policy,
-        twin,
+        dense,
     )
 
 
-def examine(policy: LanguageModel, student: LanguageModel, twin: DenseTwin | None) -> list[Finding]:
+def examine(
+    policy: LanguageModel, student: LanguageModel, dense: DenseCopy | None
+) -> list[Finding]:
     """All checks of a policy.
 
     Args:
         policy: with a trainable adapter, in training mode.
-        student: what the training forwards go through: the policy, or the twin's model.
-        twin: the dense copy to sample from, if there is one.
+        student: what the training forwards go through: the policy, or the dense's model.
+        dense: the dense copy to sample from, if there is one.
     """
     policy = replace(policy, chat=False)  # another view of the same model
-    exact = DenseTwin.suits(policy)
+    exact = DenseCopy.suits(policy)
     given = sequences_of(
         policy,
         list(PROMPTS),
         policy.tokenizer(list(COMPLETIONS), add_special_tokens=False)["input_ids"],
     )
-    with _stirred(policy, twin):
+    with _stirred(policy, dense):
         before = _gradients(policy, policy, given)
         drawn, said = _generate(policy, None)
         found = [_after_generation(before, _gradients(policy, policy, given), exact)]
@@ -146,14 +150,14 @@ def examine(policy: LanguageModel, student: LanguageModel, twin: DenseTwin | Non
             found.append(_padding(student, given if exact else drawn, exact))
             # each sampler against the other forward, so that all of them are compared
             pairs = [(drawn, said, student)] + (
-                [(*_generate(policy, twin), policy)] if twin is not None else []
+                [(*_generate(policy, dense), policy)] if dense is not None else []
             )
-            found.append(_sampler(pairs, exact, twin))
+            found.append(_sampler(pairs, exact, dense))
     return found
 
 
 @contextmanager
-def _stirred(policy: LanguageModel, twin: DenseTwin | None) -> Iterator[None]:
+def _stirred(policy: LanguageModel, dense: DenseCopy | None) -> Iterator[None]:
     """Inside, the adapter has a B that is not zero."""
     kept = [parameter.detach().clone() for parameter in policy.trainable()]
     generator = torch.Generator().manual_seed(0)
@@ -166,13 +170,13 @@ def _stirred(policy: LanguageModel, twin: DenseTwin | None) -> Iterator[None]:
                     # std of A·x is 1/√3 for each of r numbers
                     std = STIR * (3 / b.shape[1]) ** 0.5 / module.scaling[policy.adapter]
                     b.copy_(torch.randn(b.shape, generator=generator) * std)
-        if twin is not None:
-            twin.sync()
+        if dense is not None:
+            dense.sync()
         yield
     finally:
         _put(policy, kept)
-        if twin is not None:
-            twin.sync()
+        if dense is not None:
+            dense.sync()
 
 
 @torch.no_grad()
@@ -197,7 +201,7 @@ def _gradients(policy: LanguageModel, through: LanguageModel, given: Sequences) 
     ]
 
 
-def _generate(policy: LanguageModel, twin: DenseTwin | None) -> tuple[Sequences, Tensor]:
+def _generate(policy: LanguageModel, dense: DenseCopy | None) -> tuple[Sequences, Tensor]:
     """Completions by our own sampler, the first one cut so that they differ in length, and the
     log-probabilities with which they were drawn. Not through :func:`rlkd_lab.rollouts.sample`, in
     which several processes meet.
@@ -211,7 +215,7 @@ def _generate(policy: LanguageModel, twin: DenseTwin | None) -> tuple[Sequences,
     try:
         with torch.no_grad(), policy.active():
             ids, logps = fast(
-                Request(policy, prompt_ids, prompt_mask, 1, SAMPLING, noise, twin=twin)
+                Request(policy, prompt_ids, prompt_mask, 1, SAMPLING, noise, dense=dense)
             )
     finally:
         policy.model.train(was_training)
@@ -285,20 +289,20 @@ def _through_the_copy(ours: list[Tensor], copy: list[Tensor]) -> Finding:
     text = f"gradients through the dense copy and through the policy: relative difference {gap:.2g}"
     wrong = (
         "the dense copy is wrong: its gradients are not the policy's (relative difference"
-        f" {gap:.2g}); use --set dense_twin=false"
+        f" {gap:.2g}); use --set dense_copy=false"
     )
     return _finding("copy", gap, 10 * MAX_GRADIENT_GAP[True], text, wrong)
 
 
 def _sampler(
-    pairs: list[tuple[Sequences, Tensor, LanguageModel]], exact: bool, twin: DenseTwin | None
+    pairs: list[tuple[Sequences, Tensor, LanguageModel]], exact: bool, dense: DenseCopy | None
 ) -> Finding:
     gaps = []
     for drawn, said, trainer in pairs:
         counts = drawn.completion_mask.bool()
         gaps.append((policy_logps(trainer, drawn, SAMPLING.temperature)[0] - said)[counts].abs())
     gap, limit = gap_and_limit(
-        torch.cat(gaps), exact, MAX_GAP if twin is not None and twin.merges else MAX_GAP_OTHER
+        torch.cat(gaps), exact, MAX_GAP if dense is not None and dense.merges else MAX_GAP_OTHER
     )
     text = f"log-probabilities of sampler and trainer: {gap:.2g} nats apart"
     wrong = (
@@ -306,7 +310,7 @@ def _sampler(
         f" {gap:.2g} nats"
     )
     instead = (
-        AGAIN if twin is None else f"use --set dense_twin=false; where that does not help, {AGAIN}"
+        AGAIN if dense is None else f"use --set dense_copy=false; where that does not help, {AGAIN}"
     )
     return _finding("sampler", gap, limit, text, f"{wrong}; {instead}")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rlkd_lab.models import LanguageModel, default_device, processes, zoo_names
+from rlkd_lab.models import LanguageModel, default_device, distributed, zoo_names
 from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import RunFolder, alone
 from rlkd_lab.training.config import RunConfig, fingerprint
@@ -86,7 +86,7 @@ class Session:
         """Read requests, and return whether to stop between two tokens."""
         self.handler.listen()
         # several processes stop together, after the step
-        return self.stopping and processes.count() == 1
+        return self.stopping and distributed.count() == 1
 
     def drive(self, on_step: OnStep | None = None) -> RunFolder:
         """Take steps until the last one, or until somebody stops the run."""
@@ -114,9 +114,9 @@ class Session:
         """Whether there is another step to take; waits while the run is paused."""
         if self.step >= self.config.steps or self.stopping:
             return False
-        if processes.first():
+        if distributed.first():
             self.handler.before_step()
-        self.stopping = processes.from_first(self.stopping)
+        self.stopping = distributed.from_first(self.stopping)
         return not self.stopping
 
     def _take_step(self, on_step: OnStep | None) -> None:
@@ -139,7 +139,7 @@ class Session:
             self.forks.save()
         self.context.guards.after(row)
         handler.after_step()
-        self.stopping = processes.from_first(self.stopping)
+        self.stopping = distributed.from_first(self.stopping)
 
     def _follow(self) -> None:
         """Train the forks up to the run's step."""
@@ -214,10 +214,10 @@ def run(
         FileExistsError, PermissionError, FileNotFoundError, ValueError: before anything is written.
             A later failure is in status.json too.
     """
-    processes.join()
-    if processes.first():
+    distributed.join()
+    if distributed.first():
         RunFolder.check_free(out)  # before models are loaded
-    config = processes.from_first(within_memory(config))
+    config = distributed.from_first(within_memory(config))
     decisions = Decisions(config, script or [])
     Context(config, RunFolder(out), decisions)  # refuses a damaged script before models are loaded
     trainer = Trainer(config)
@@ -230,7 +230,7 @@ def run(
             return _drive(trainer, context, on_step)
     except ValueError:
         # a mistake that only the first step could find leaves no half of a run
-        if context.progress.step == 0 and processes.first():
+        if context.progress.step == 0 and distributed.first():
             shutil.rmtree(context.folder.path)
         raise
 
@@ -252,22 +252,24 @@ def resume(
         FileNotFoundError, ValueError: no run is there, it is damaged, another process trains it, a
             checkpoint does not match its config, or its data was changed.
     """
-    processes.join()
+    distributed.join()
     folder = RunFolder.open(path)
     if (folder.path / FORK).exists():
         raise ValueError(
             f"{folder.path} is a fork, which is trained with its run: `rlkd resume"
             f" {folder.path.parent.parent}` resumes both"
         )
-    folder.writes = processes.first()
+    folder.writes = distributed.first()
     config = config_of(folder)
-    now = processes.from_first(folder.last_status())
+    now = distributed.from_first(folder.last_status())
     ended = now["state"] == "done" and now["step"] >= config.steps
-    if ended and processes.from_first(folder.last_step()) >= config.steps:
+    if ended and distributed.from_first(folder.last_step()) >= config.steps:
         return folder
     with _alone(folder):
         # a button pressed while nothing ran is forgotten; who pressed Start has said so already
-        if processes.first() and not (now.get("pid") == os.getpid() and now.get("why") == LOADING):
+        if distributed.first() and not (
+            now.get("pid") == os.getpid() and now.get("why") == LOADING
+        ):
             folder.ask("begin")
         try:
             folder.set_status("running", now["step"], LOADING)
@@ -358,12 +360,12 @@ def _alone(folder: RunFolder) -> Iterator[None]:
     """
     with ExitStack() as held:
         refused: Exception | None = None
-        if processes.first():
+        if distributed.first():
             try:
                 held.enter_context(alone(folder.path, "trained"))
             except (ValueError, OSError) as error:
                 refused = error
-        refused = processes.from_first(refused)
+        refused = distributed.from_first(refused)
         if refused is not None:
             raise refused
         try:

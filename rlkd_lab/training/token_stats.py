@@ -13,18 +13,18 @@ from torch import Tensor
 
 from rlkd_lab.models import (
     Sequences,
+    distributed,
     hidden_states,
     measured_divergences,
-    processes,
     targets,
     token_divergence,
     token_logps,
     unflatten,
     vocabulary,
 )
+from rlkd_lab.models.decoder import Prompts
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.objectives.estimators import Divergence
-from rlkd_lab.rollouts import Prompts
 from rlkd_lab.training.gaps import check_gap
 from rlkd_lab.training.setup import Coefs, Setup, StepValues
 from rlkd_lab.training.speed import tokens
@@ -80,9 +80,9 @@ class TokenStats:
 
     def share(self) -> None:
         """Give every process what each has measured of its rows."""
-        names = {name for names in processes.from_all(list(self.values)) for name in names}
+        names = {name for names in distributed.from_all(list(self.values)) for name in names}
         for name in sorted(names):
-            processes.add_up(self.values.setdefault(name, self._blank()))
+            distributed.add_up(self.values.setdefault(name, self._blank()))
 
     def measured(self) -> dict[str, Tensor]:
         """Return entropy and divergences to the teacher, by metric name."""
@@ -220,7 +220,7 @@ def _compare_copy(setup: Setup, stats: TokenStats, part: Sequences, logps: Tenso
     check_gap(
         (own - logps).abs(),
         "the dense copy is wrong: what is trained through it is not the policy",
-        "use --set dense_twin=false",
+        "use --set dense_copy=false",
     )
 
 
@@ -274,7 +274,7 @@ def live_batch(
 
 def own_rows(rows: Tensor, sequences: Sequences) -> Tensor:
     """Return those of the rows that this process works on, of several."""
-    mine = processes.share(len(sequences.completion_mask))
+    mine = distributed.share(len(sequences.completion_mask))
     return rows[(rows >= mine.start) & (rows < mine.stop)]
 
 

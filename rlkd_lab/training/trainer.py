@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-from rlkd_lab.models import LanguageModel, processes
+from rlkd_lab.models import DenseCopy, LanguageModel, distributed
 from rlkd_lab.objectives import TokenBatch
-from rlkd_lab.rollouts import DenseTwin
 from rlkd_lab.tasks import check_weights
 from rlkd_lab.training.collect import Stop, collect
 from rlkd_lab.training.config import RunConfig
@@ -56,10 +55,10 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        if processes.count() > config.prompts_per_step:
+        if distributed.count() > config.prompts_per_step:
             raise ValueError(
-                f"{processes.count()} processes share the prompts of a step: use --set"
-                f" prompts_per_step={processes.count()} or more"
+                f"{distributed.count()} processes share the prompts of a step: use --set"
+                f" prompts_per_step={distributed.count()} or more"
             )
         self.config = config
         self.setup = Setup.load(config)
@@ -193,7 +192,7 @@ class Trainer:
     def _begin(self, context: Context) -> tuple[StepValues, list[Event]]:
         """Take the knob values of the next step, and the events of moved knobs."""
         number = context.progress.step + 1
-        values, moves = processes.from_first(context.knobs.snapshot(number))
+        values, moves = distributed.from_first(context.knobs.snapshot(number))
         context.guards.begin(number)
         self.setup.models.sync()
         context.decisions.before_sampling(number)
@@ -259,14 +258,14 @@ class Trainer:
                 gap,
                 f"the engine {config.engine} does not sample the policy that is trained",
                 "correct for it with --set importance_cap=2, or use --set engine=fast",
-                DenseTwin.suits(self.policy),
+                DenseCopy.suits(self.policy),
                 MAX_GAP_OTHER,
             )
         elif config.engine == "fast" and copy is not None:
             check_gap(
                 gap,
                 "the dense copy is wrong: it does not sample the policy that is trained",
-                "use --set dense_twin=false",
+                "use --set dense_copy=false",
                 copy.merges,
             )
 

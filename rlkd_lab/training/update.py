@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rlkd_lab.models import processes
+from rlkd_lab.models import distributed
 from rlkd_lab.objectives import TokenBatch, idle_rows, prepare, token_loss
 from rlkd_lab.training.collect import generator_for
 from rlkd_lab.training.context import Context
@@ -130,7 +130,7 @@ def _one_pass(
         passes = functools.partial(gradients, job, chosen, parts, scoring)
         name = f"update {number * parts + place + 1}"
         found = within_memory(job.context, state, job.step.number, name, passes)
-        for each in processes.from_all(found):
+        for each in distributed.from_all(found):
             _join(totals, each)
         _add_up_gradients(state.parameters)
         if scoring:
@@ -298,13 +298,13 @@ def _not_finite(values: Tensor | None, where: Tensor, what: str) -> str | None:
 
 def _add_up_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Over the processes: each has the gradient of its rows."""
-    if processes.count() == 1:
+    if distributed.count() == 1:
         return
     flat = torch.cat(
         [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
     )
     sizes = [parameter.numel() for parameter in parameters]
-    for parameter, total in zip(parameters, processes.add_up(flat).split(sizes), strict=True):
+    for parameter, total in zip(parameters, distributed.add_up(flat).split(sizes), strict=True):
         parameter.grad = total.view_as(parameter).clone()
 
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from rlkd_lab.models import locate, processes
+from rlkd_lab.models import distributed, locate
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.data import ACCEPT, Data
@@ -104,7 +104,7 @@ def refuse_changed_weights(
 
     ``command`` would go on all the same.
     """
-    changed = processes.from_first(_changed(before, now, config))
+    changed = distributed.from_first(_changed(before, now, config))
     if changed is not None:
         raise ValueError(
             f"the files of {changed} were changed since the run began, so it is another model. Put"
@@ -116,7 +116,7 @@ def record_weights(
     folder: RunFolder, now: Weights, step: int, config: RunConfig, data: Data
 ) -> None:
     """Write down the weights from the next step on, if they are new; ``data`` is the run's."""
-    if not processes.first():
+    if not distributed.first():
         return
     before = weights_until(folder)
     if before is None:

@@ -15,9 +15,8 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from rlkd_lab.models import load_policy
+from rlkd_lab.models import load_policy, make_dense_copy
 from rlkd_lab.models.loading import Quant, compute_dtype
-from rlkd_lab.rollouts import dense_copy
 from rlkd_lab.tasks import Split, Task
 from rlkd_lab.training.evaluation import evaluate
 
@@ -227,9 +226,9 @@ def pretrain(
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Store weights as bfloat16 safetensors beside their tokenizer."""
-    twin = Qwen3ForCausalLM(model.config)
-    twin.load_state_dict(model.state_dict())
-    twin.bfloat16().save_pretrained(folder)
+    half = Qwen3ForCausalLM(model.config)
+    half.load_state_dict(model.state_dict())
+    half.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -261,7 +260,7 @@ def measure(
         device: GPU if there is one.
     """
     policy = load_policy(str(folder), quant, device=device)
-    twin = dense_copy(policy)
+    dense = make_dense_copy(policy)
     result = evaluate(
         policy,
         task,
@@ -269,7 +268,7 @@ def measure(
         split=split,
         difficulty=difficulty,
         max_new_tokens=limit,
-        twin=twin,
+        dense=dense,
         batch=batch,
     )
     texts = [row["completion"] for row in result.rows]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rlkd_lab.models import (
+    DenseCopy,
     LanguageModel,
     hidden_states,
     load_policy,
@@ -21,7 +22,7 @@ from rlkd_lab.models import (
     zoo_names,
 )
 from rlkd_lab.objectives import divergence
-from rlkd_lab.rollouts import DenseTwin, Sampling, sample
+from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.runs import first_difference
 from rlkd_lab.tasks import find_task
 from rlkd_lab.training import Trainer, create, make_config, resume, run
@@ -55,7 +56,7 @@ def teacher(policy):
     return load_teacher("teacher", policy=policy)
 
 
-def draw(lm, engine="fast", n=32, twin=None):
+def draw(lm, engine="fast", n=32, dense=None):
     prompts = [example.prompt for example in find_task("arithmetic").examples(8, 0)]
     return sample(
         lm,
@@ -64,7 +65,7 @@ def draw(lm, engine="fast", n=32, twin=None):
         Sampling(max_new_tokens=64),
         torch.Generator(device="cuda").manual_seed(0),
         engine=engine,
-        twin=twin,
+        dense=dense,
     )
 
 
@@ -101,9 +102,9 @@ def test_gradients_are_the_same_before_and_after_a_generation(policy):
     [("fast", True), ("fast", False), ("hf", False), ("continuous", True), ("continuous", False)],
 )
 def test_engines_sample_the_policy(policy, engine, copied):
-    twin = DenseTwin(policy) if copied else None
-    assert twin is None or twin.decoder is not None
-    drawn = draw(policy, engine, n=256, twin=twin)
+    dense = DenseCopy(policy) if copied else None
+    assert dense is None or dense.decoder is not None
+    drawn = draw(policy, engine, n=256, dense=dense)
     with torch.no_grad():
         logps, _ = policy_logps(policy, drawn.sequences)
     counts = drawn.sequences.completion_mask.bool()

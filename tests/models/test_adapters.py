@@ -14,12 +14,19 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlkd_lab.models import load_policy, load_teacher, policy_logps, reference_of
+from rlkd_lab.models import (
+    DenseCopy,
+    load_policy,
+    load_teacher,
+    make_dense_copy,
+    policy_logps,
+    reference_of,
+)
 from rlkd_lab.models.adapter_fields import warn_of_another_base
 from rlkd_lab.models.adapters import attach
 from rlkd_lab.models.loading import ZOO
 from rlkd_lab.models.merging import merge
-from rlkd_lab.rollouts import DenseTwin, dense_copy, sequences_of
+from rlkd_lab.rollouts import sequences_of
 from rlkd_lab.study.targets import find_target
 from rlkd_lab.training import make_config
 from rlkd_lab.training.plan import check_pair
@@ -126,7 +133,7 @@ def assert_is(lm, model, adapter, held):
     ):
         if held:
             warnings.simplefilter("error")
-        copy = dense_copy(lm)
+        copy = make_dense_copy(lm)
     assert (copy is not None) == held
     if copy is not None:
         torch.testing.assert_close(ours(copy.lm), expected, rtol=0, atol=1e-4)
@@ -625,7 +632,7 @@ def test_another_rank_than_the_adapters_is_refused(base, adapter_of, asked, says
 def test_a_copy_that_nobody_knew_to_be_wrong_is_found_by_its_numbers(base, adapter_of, monkeypatch):
     """Of a layer that does more than its weights say: a hook, a subclass, a kernel."""
     lm = load_teacher(base, "none", adapter=adapter_of(base, "plain"))
-    assert dense_copy(lm) is not None
+    assert make_dense_copy(lm) is not None
     lm.causal_lm.model.layers[0].mlp.register_forward_hook(
         lambda module, inputs, output: output * 1.01
     )
@@ -634,12 +641,12 @@ def test_a_copy_that_nobody_knew_to_be_wrong_is_found_by_its_numbers(base, adapt
         match=r"a copy would lose something else: log-probabilities differ by \S+ nats, and"
         r" rounding explains 0\.001",
     ):
-        assert dense_copy(lm) is None
+        assert make_dense_copy(lm) is None
 
 
 def test_a_model_of_which_no_copy_can_be_made_runs_itself(base, monkeypatch):
-    monkeypatch.setattr(DenseTwin, "__init__", lambda self, policy: policy.no_such_module)
+    monkeypatch.setattr(DenseCopy, "__init__", lambda self, policy: policy.no_such_module)
     with pytest.warns(
         UserWarning, match="a copy would lose something else .AttributeError: .*no_such_module"
     ):
-        assert dense_copy(load_teacher(base, "none")) is None
+        assert make_dense_copy(load_teacher(base, "none")) is None

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from rlkd_lab.models import (
+    DenseCopy,
     Sequences,
     checks,
     compute_dtype,
@@ -41,7 +42,6 @@ from rlkd_lab.models import (
     token_divergence,
     zoo_names,
 )
-from rlkd_lab.rollouts import DenseTwin
 from rlkd_lab.training import make_config
 from rlkd_lab.training.plan import Shape, plan
 
@@ -426,7 +426,7 @@ def test_the_default_dtype_of_the_process_is_left_alone(make_model, monkeypatch)
         torch, "set_default_dtype", lambda dtype: (changed.append(dtype), change(dtype))
     )
     policy = load_policy("student", "nf4")  # its config says bfloat16
-    DenseTwin(policy)
+    DenseCopy(policy)
     plan(make_config("kdrl", student=make_model(), teacher=make_model(), max_new_tokens=48), True)
     assert set(changed) <= {torch.float32}
 

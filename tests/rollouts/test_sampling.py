@@ -7,6 +7,7 @@ import torch
 from scipy.stats import chisquare
 
 from rlkd_lab.models import (
+    DenseCopy,
     hidden_states,
     load_policy,
     load_teacher,
@@ -14,7 +15,7 @@ from rlkd_lab.models import (
     reference_of,
     token_logps,
 )
-from rlkd_lab.rollouts import DenseTwin, Sampling, Stopped, sample
+from rlkd_lab.rollouts import Sampling, Stopped, sample
 from rlkd_lab.rollouts.fast import _pick
 from rlkd_lab.tasks import ArithmeticTask
 
@@ -48,16 +49,16 @@ def agree(drawn, lm, temperature=1.0, tolerance=1e-4):
 
 @FAMILIES
 @pytest.mark.parametrize("quant", ["nf4", "none"])
-@pytest.mark.parametrize("twin", [False, True])
+@pytest.mark.parametrize("copied", [False, True])
 def test_pitfall_05_the_samplers_log_probabilities_are_the_trainers(
-    make_model, stir, family, quant, twin
+    make_model, stir, family, quant, copied
 ):
     # More rows than tokens to go round: rows finish at different columns, so the cache shrinks
     # several times.
     policy = stir(load_policy(make_model(family), quant))
     policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 7))
-    dense = DenseTwin(policy) if twin else None
-    drawn = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), twin=dense)
+    dense = DenseCopy(policy) if copied else None
+    drawn = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), dense=dense)
     assert int(drawn.finished.sum()) > 0
     assert len(set(drawn.sequences.completion_mask.sum(1).tolist())) > 4
     agree(drawn, policy)
@@ -97,11 +98,11 @@ def test_every_view_samples_with_its_own_adapter(make_model, make_adapter):
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen2"])
 @pytest.mark.parametrize("quant", ["nf4", "none"])
-@pytest.mark.parametrize("twin", [False, True])
-def test_pitfall_05_so_are_those_of_continuous_batching(make_model, stir, family, quant, twin):
+@pytest.mark.parametrize("copied", [False, True])
+def test_pitfall_05_so_are_those_of_continuous_batching(make_model, stir, family, quant, copied):
     policy = stir(load_policy(make_model(family), quant))
     policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 7))
-    dense = DenseTwin(policy) if twin else None
+    dense = DenseCopy(policy) if copied else None
     # a cache for half of them, so that completions wait for others to end; prompts of several pages
     drawn = sample(
         policy,
@@ -110,7 +111,7 @@ def test_pitfall_05_so_are_those_of_continuous_batching(make_model, stir, family
         Sampling(0.8, 24),
         generator(),
         engine="continuous",
-        twin=dense,
+        dense=dense,
         at_once=8,
     )
     assert len(set(drawn.sequences.completion_mask.sum(1).tolist())) > 1
@@ -400,13 +401,13 @@ def exact_first_token(lm, prompt, temperature):
 
 
 @ENGINES
-@pytest.mark.parametrize("twin", [False, True])
-def test_first_tokens_have_the_right_frequencies(student, engine, twin):
-    if engine == "hf" and twin:
+@pytest.mark.parametrize("copied", [False, True])
+def test_first_tokens_have_the_right_frequencies(student, engine, copied):
+    if engine == "hf" and copied:
         pytest.skip("hf samples from the model itself")
-    dense, n = (DenseTwin(student) if twin else None), 1000
+    dense, n = (DenseCopy(student) if copied else None), 1000
     drawn = sample(
-        student, ["8+5?", "49-7?"], n, Sampling(1.5, 1), generator(7), engine=engine, twin=dense
+        student, ["8+5?", "49-7?"], n, Sampling(1.5, 1), generator(7), engine=engine, dense=dense
     )
     for row, prompt in enumerate(["8+5?", "49-7?"]):
         exact = exact_first_token(student, prompt, 1.5) * n
@@ -460,12 +461,12 @@ def test_the_generator_alone_decides_and_the_global_stream_is_untouched(student,
     assert texts[0] != texts[2]
 
 
-@pytest.mark.parametrize("twin", [False, True])
+@pytest.mark.parametrize("copied", [False, True])
 @pytest.mark.parametrize("at_once", [1, 4, 8])
-def test_how_many_are_sampled_at_once_changes_no_completion(student, twin, at_once):
-    dense = DenseTwin(student) if twin else None
+def test_how_many_are_sampled_at_once_changes_no_completion(student, copied, at_once):
+    dense = DenseCopy(student) if copied else None
     whole, parts = (
-        sample(student, PROMPTS, 4, Sampling(1.3, 20), generator(), twin=dense, at_once=some)
+        sample(student, PROMPTS, 4, Sampling(1.3, 20), generator(), dense=dense, at_once=some)
         for some in (0, at_once)
     )
     assert whole.texts == parts.texts
@@ -642,7 +643,7 @@ def test_settings_out_of_range_are_an_error(bad):
         Sampling(**bad)
 
 
-# --- the dense twin -------------------------------------------------------------------------------
+# --- the dense copy -------------------------------------------------------------------------------
 
 
 def logits(lm, model=None):
@@ -655,14 +656,14 @@ def logits(lm, model=None):
 @pytest.mark.parametrize("quant", ["nf4", "none"])
 def test_the_twin_computes_what_the_policy_computes(make_model, stir, family, quant):
     policy = stir(load_policy(make_model(family), quant, lora_rank=4, lora_alpha=12))
-    twin = DenseTwin(policy)
-    torch.testing.assert_close(logits(policy, twin.model), logits(policy), rtol=1e-5, atol=1e-5)
+    dense = DenseCopy(policy)
+    torch.testing.assert_close(logits(policy, dense.model), logits(policy), rtol=1e-5, atol=1e-5)
     stir(policy, seed=1)
-    assert float((logits(policy, twin.model) - logits(policy)).abs().max()) > 0.1
-    twin.sync()
-    torch.testing.assert_close(logits(policy, twin.model), logits(policy), rtol=1e-5, atol=1e-5)
-    assert not any(p.requires_grad for p in twin.model.parameters())
-    assert not any(module.training for module in twin.model.modules())
+    assert float((logits(policy, dense.model) - logits(policy)).abs().max()) > 0.1
+    dense.sync()
+    torch.testing.assert_close(logits(policy, dense.model), logits(policy), rtol=1e-5, atol=1e-5)
+    assert not any(p.requires_grad for p in dense.model.parameters())
+    assert not any(module.training for module in dense.model.modules())
 
 
 @FAMILIES
@@ -671,7 +672,7 @@ def test_a_twin_of_a_bare_teacher_computes_what_it_computes(make_model, family, 
     # teacher traces are drawn from it
     teacher = load_teacher(make_model(family), quant)
     torch.testing.assert_close(
-        logits(teacher, DenseTwin(teacher).model), logits(teacher), rtol=1e-5, atol=1e-5
+        logits(teacher, DenseCopy(teacher).model), logits(teacher), rtol=1e-5, atol=1e-5
     )
 
 
@@ -683,7 +684,7 @@ def test_a_twin_of_a_view_merges_that_views_adapter(make_model, make_adapter, st
     )
     for view in (bare, other, policy):
         torch.testing.assert_close(
-            logits(view, DenseTwin(view).model), logits(view), rtol=1e-5, atol=1e-5
+            logits(view, DenseCopy(view).model), logits(view), rtol=1e-5, atol=1e-5
         )
 
 
@@ -694,10 +695,10 @@ def test_syncing_again_does_not_add_up(make_model, stir):
         for layer in policy.model.modules()
         if isinstance(layer, torch.nn.Linear)
     ]
-    twin = DenseTwin(policy)
-    twin.sync()
-    twin.sync()
-    torch.testing.assert_close(logits(policy, twin.model), logits(policy), rtol=1e-5, atol=1e-5)
+    dense = DenseCopy(policy)
+    dense.sync()
+    dense.sync()
+    torch.testing.assert_close(logits(policy, dense.model), logits(policy), rtol=1e-5, atol=1e-5)
     # the policy's own weights are shared where they are not merged, and none of them is written to
     assert all(
         torch.equal(a, layer.weight)
@@ -709,13 +710,13 @@ def test_syncing_again_does_not_add_up(make_model, stir):
 
 def test_pitfall_04_a_small_update_is_not_rounded_away_in_the_merge(make_model, stir):
     policy = load_policy(make_model(initializer_range=0.02), "nf4", lora_rank=1, lora_alpha=1)
-    twin = DenseTwin(policy)
-    linear, base = twin.pairs[0]
+    dense = DenseCopy(policy)
+    linear, base = dense.pairs[0]
     before = linear.weight.clone()
     with torch.no_grad():
         linear.adapter[0].fill_(1.0)
         linear.adapter[1].copy_(torch.randn(base.shape[0], 1, generator=generator()) * 1e-5)
-    twin.sync()
+    dense.sync()
     assert linear.weight.dtype == torch.float32
     assert float((linear.weight != before).float().mean()) > 0.99
     # merged into bf16, most entries would stay as they were

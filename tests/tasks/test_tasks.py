@@ -20,7 +20,7 @@ from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.tasks import ArithmeticTask, Example, ReasoningGymTask, Score, Task, find_task
 from rlkd_lab.tasks.arithmetic import steps, worked
 from rlkd_lab.tasks.base import SPLITS, seeded, split_of
-from rlkd_lab.tasks.find import EMBEDDED
+from rlkd_lab.tasks.registry import EMBEDDED
 
 EVERY_TASK = pytest.mark.parametrize("name", ["arithmetic", "knights", "knights_knaves"])
 

@@ -388,8 +388,8 @@ def test_what_is_not_ours_judges_apart(path, tmp_path, monkeypatch):
     ):
         task = guarded(name)
         assert isinstance(task, Task)
-        assert (task.apart is None) == inside, name
-        assert guarded(name, seconds=0).apart is None
+        assert (task.process is None) == inside, name
+        assert guarded(name, seconds=0).process is None
         (example,) = task.examples(1, 0)
         if not name.endswith("Odd"):
             right = {"chain_sum": f"<answer>{example.answer}</answer>"}.get(

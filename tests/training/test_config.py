@@ -9,7 +9,7 @@ from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import find_task
 from rlkd_lab.training import LOOP_KNOBS, RunConfig, config_of, make_config
-from rlkd_lab.training.config import likely_mistakes
+from rlkd_lab.training.config import fingerprint, likely_mistakes, validated
 from rlkd_lab.training.presets import PRESETS
 
 BAD = {
@@ -309,6 +309,15 @@ def test_dynamic_sampling_is_for_methods_that_compare_rewards():
 
 def test_a_mode_is_a_short_word_for_its_settings():
     lean, fast = (make_config("kdrl", "gsm8k-0.5b", {"mode": mode}) for mode in ("lean", "fast"))
-    assert (lean.dense_twin, lean.gradient_checkpointing) == (False, True)
-    assert (fast.dense_twin, fast.gradient_checkpointing) == (True, False)
+    assert (lean.dense_copy, lean.gradient_checkpointing) == (False, True)
+    assert (fast.dense_copy, fast.gradient_checkpointing) == (True, False)
     assert make_config("kdrl", "gsm8k-0.5b").student == lean.student
+
+
+def test_an_earlier_name_of_a_setting_is_read_and_keeps_its_fingerprint():
+    new = make_config("kdrl", dense_copy=False)
+    stored = new.model_dump(mode="json")
+    stored["dense_twin"] = stored.pop("dense_copy")
+    old = validated(stored)
+    assert old == new == make_config("kdrl", settings={"dense_twin": "false"})
+    assert fingerprint(old) == fingerprint(new) != fingerprint(make_config("kdrl"))

@@ -170,7 +170,7 @@ def test_the_process_of_the_verifier_ends_with_the_run(tiny, tmp_path):
                 found += (
                     [child.pid]
                     if child.pid not in others
-                    and any("rlkd_lab.tasks.apart" in word for word in child.cmdline())
+                    and any("rlkd_lab.tasks.verifier_process" in word for word in child.cmdline())
                     else []
                 )
         return found
@@ -187,9 +187,9 @@ def test_the_process_of_the_verifier_ends_with_the_run(tiny, tmp_path):
 
 
 def test_without_a_limit_the_verifier_is_called_in_the_run(tiny, tmp_path, monkeypatch):
-    from rlkd_lab.tasks import apart
+    from rlkd_lab.tasks import verifier_process
 
-    monkeypatch.setattr(apart.Apart, "call", None)
+    monkeypatch.setattr(verifier_process.VerifierProcess, "call", None)
     (tmp_path / "mine.py").write_text(
         "from rlkd_lab.tasks import ArithmeticTask\n\nclass Mine(ArithmeticTask):\n    name ="
         " 'mine'\n",

@@ -247,7 +247,7 @@ def test_a_teacher_in_host_memory_is_asked_only_while_it_is_on_the_device(
         here.pop()
 
     monkeypatch.setattr(Models, "teacher_here", teacher_here)
-    fields = {"steps": 2, "samples_every": 1, "dense_twin": False}
+    fields = {"steps": 2, "samples_every": 1, "dense_copy": False}
     whole = run(tiny(method, **fields), tmp_path / "device")
 
     made = models_module.load_teacher

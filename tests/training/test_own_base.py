@@ -88,15 +88,14 @@ def test_a_teacher_of_other_weights_is_another(tmp_path):
 
 
 def test_equal_means_every_weight(tmp_path):
-    from rlkd_lab.models import load_policy, load_teacher
-    from rlkd_lab.rollouts import DenseTwin
+    from rlkd_lab.models import DenseCopy, load_policy, load_teacher
 
     policy = load_policy("student", "nf4", lora_rank=2, lora_alpha=4)
-    own, base = DenseTwin(policy), DenseTwin(load_teacher("student", "nf4", policy=policy))
+    own, base = DenseCopy(policy), DenseCopy(load_teacher("student", "nf4", policy=policy))
     assert own.equals(base)
-    assert own.equals(DenseTwin(load_teacher("student", "nf4")))  # loaded a second time
-    assert not own.equals(DenseTwin(load_teacher("student", "none")))
-    assert not own.equals(DenseTwin(load_teacher("teacher", "nf4")))
+    assert own.equals(DenseCopy(load_teacher("student", "nf4")))  # loaded a second time
+    assert not own.equals(DenseCopy(load_teacher("student", "none")))
+    assert not own.equals(DenseCopy(load_teacher("teacher", "nf4")))
     with torch.no_grad():
         policy.trainable()[-1][0, 0] = 1e-3
     own.sync()

@@ -159,10 +159,10 @@ def test_where_sampling_does_not_fit_the_micro_batch_is_left_alone(make_model):
         eval_every=0,
         difficulty=(2, 2),
     )
-    least = plan(config.model_copy(update={"dense_twin": False}), True, 10)
+    least = plan(config.model_copy(update={"dense_copy": False}), True, 10)
     assert plan(config, True, 10).peak > 1.1 * least.peak
     fits, found = fitted(config, (least.peak * MARGIN + CONTEXT) * 1.0005, True, 10)
-    assert (fits.dense_twin, fits.micro_batch, fits.gradient_checkpointing) == (False, 2, False)
+    assert (fits.dense_copy, fits.micro_batch, fits.gradient_checkpointing) == (False, 2, False)
     assert found == least
 
 
@@ -189,7 +189,7 @@ def test_what_is_held_grows_with_what_it_is_made_of(make_model):
     )
     one = base.held["dense copies"]  # in 16 bit the student's, to sample from
     assert plan(config, False, 10).held["dense copies"] > 3 * 2 * one
-    assert "dense copies" not in changed(dense_twin=False).held
+    assert "dense copies" not in changed(dense_copy=False).held
 
 
 def test_the_parts_that_happen_at_once_add_up():
@@ -220,7 +220,7 @@ def test_what_does_not_fit_is_made_smaller_without_changing_the_result(make_mode
         "micro_batch",
         "logits_mib",
         "gradient_checkpointing",
-        "dense_twin",
+        "dense_copy",
     }
     assert found.fits(0.5 * whole.peak * MARGIN + CONTEXT)
 

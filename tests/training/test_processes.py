@@ -7,7 +7,7 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
-from rlkd_lab.models import processes
+from rlkd_lab.models import distributed
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.training import run
 
@@ -23,11 +23,11 @@ CASES = {
 }
 WORKER = """
 import json, sys
-from rlkd_lab.models import processes
+from rlkd_lab.models import distributed
 from rlkd_lab.training import RunConfig, resume, run
 
-processes.join()
-assert processes.count() == 2
+distributed.join()
+assert distributed.count() == 2
 for name, config in json.loads(open(sys.argv[1]).read()).items():
     def stop(loop, row):
         loop.stopping = name == "kdrl" and row["step"] == 2
@@ -38,18 +38,18 @@ for name, config in json.loads(open(sys.argv[1]).read()).items():
 
 
 def test_one_process_is_alone():
-    assert (processes.count(), processes.rank(), processes.first()) == (1, 0, True)
-    assert list(processes.share(5)) == [0, 1, 2, 3, 4]
-    assert processes.from_all("a") == [processes.from_first("a")] == ["a"]
+    assert (distributed.count(), distributed.rank(), distributed.first()) == (1, 0, True)
+    assert list(distributed.share(5)) == [0, 1, 2, 3, 4]
+    assert distributed.from_all("a") == [distributed.from_first("a")] == ["a"]
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 7])
 def test_every_row_has_one_owner_and_shares_are_even(monkeypatch, count):
     shares = []
     for rank in range(count):
-        monkeypatch.setattr(processes, "count", lambda: count)
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        shares.append(list(processes.share(12)))
+        monkeypatch.setattr(distributed, "count", lambda: count)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(list(distributed.share(12)))
     assert [row for share in shares for row in share] == list(range(12))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -112,8 +112,8 @@ def test_two_processes_are_one(tiny, tmp_path):
 
 
 def test_more_processes_than_prompts_are_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "count", lambda: 3)
-    monkeypatch.setattr(processes, "from_first", lambda value: value)
+    monkeypatch.setattr(distributed, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "from_first", lambda value: value)
     with pytest.raises(
         ValueError,
         match="3 processes share the prompts of a step: use --set prompts_per_step=3 or more",

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlkd_lab.rollouts import Decoder, DenseTwin
+from rlkd_lab.models import DenseCopy
+from rlkd_lab.models.decoder import Decoder
 from rlkd_lab.runs import RunFolder, checkpoints, first_difference
 from rlkd_lab.training import replay, resume, run
 from rlkd_lab.training.state import TrainState
@@ -477,7 +478,7 @@ def test_a_checkpoint_that_the_rows_do_not_reach_is_not_used(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
-        (DenseTwin, "what is trained through it is not the policy"),
+        (DenseCopy, "what is trained through it is not the policy"),
         (Decoder, "it does not sample the policy"),
     ],
 )
@@ -491,13 +492,13 @@ def test_a_twin_that_computes_something_else_stops_the_run_at_its_first_step(
 
     def spoil(self, source):
         made(self, source)
-        if broken is DenseTwin:
+        if broken is DenseCopy:
             self.pairs and self.pairs[-1][1].data.mul_(1.2)
         else:
             self.eps = 0.1
 
     monkeypatch.setattr(broken, "__init__", spoil)
-    with pytest.raises(ValueError, match=rf"{says}.*dense_twin=false"):
+    with pytest.raises(ValueError, match=rf"{says}.*dense_copy=false"):
         run(tiny("grpo"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -17,8 +17,7 @@ from peft.tuners.lora import bnb
 from typer.testing import CliRunner
 
 from rlkd_lab.commands import app
-from rlkd_lab.models import load_policy, loading, logprobs
-from rlkd_lab.rollouts import DenseTwin
+from rlkd_lab.models import DenseCopy, load_policy, loading, logprobs
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.training import Trainer, models, resume, run, selfcheck, session
 from rlkd_lab.training.selfcheck import examine
@@ -56,11 +55,11 @@ def lost_while_the_models_are_loaded(monkeypatch):
 
 
 def a_copy_of_half_a_gradient(monkeypatch):
-    from rlkd_lab.rollouts import twin
+    from rlkd_lab.models import dense_copy
 
-    backward = twin._Merged.backward
+    backward = dense_copy._Merged.backward
     monkeypatch.setattr(
-        twin._Merged,
+        dense_copy._Merged,
         "backward",
         staticmethod(lambda *given: tuple(None if g is None else g / 2 for g in backward(*given))),
     )
@@ -82,8 +81,8 @@ def a_stale_adapter(monkeypatch):
             synced.append(id(self))
             sync(self)
 
-    sync = DenseTwin.sync
-    monkeypatch.setattr(DenseTwin, "sync", once)
+    sync = DenseCopy.sync
+    monkeypatch.setattr(DenseCopy, "sync", once)
 
 
 def an_adapter_that_stays_on(monkeypatch):
@@ -149,7 +148,7 @@ BROKEN = {
     lost_after_a_generation: "gradients are lost after a generation",
     lost_while_the_models_are_loaded: "gradients are not the slope of the loss",
     a_copy_of_half_a_gradient: r"the dense copy is wrong: its gradients are not the policy's"
-    r" .*dense_twin=false",
+    r" .*dense_copy=false",
     a_stale_adapter: "the dense copy is wrong",
     a_temperature_that_is_forgotten: "what is sampled is not the policy that is trained",
     an_adapter_that_stays_on: "with its adapter off the policy is not its base",
@@ -192,7 +191,7 @@ def test_doctor_deep_fails_on_a_broken_build(monkeypatch, broken):
 def test_without_the_guard_of_the_loader_no_run_begins_on_such_a_cpu(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "quantised_layers", lambda model: iter(()))
     with pytest.raises(ValueError, match="gradients are not the slope of the loss"):
-        run(tiny(dense_twin=False), tmp_path / "run")
+        run(tiny(dense_copy=False), tmp_path / "run")
 
 
 def test_an_adapter_of_any_size_is_heard(monkeypatch):
@@ -229,8 +228,8 @@ def test_rounding_in_16_bit_is_no_fault(make_model, monkeypatch, name, dtype):
     monkeypatch.setattr(loading, "compute_dtype", lambda device: dtype)
     policy = load_policy(make_model(name) if name in FAMILIES else name, "nf4")
     policy.model.train()
-    twin = DenseTwin(policy)
-    assert [one.text for one in examine(policy, policy, twin) if not one.ok] == []
+    dense = DenseCopy(policy)
+    assert [one.text for one in examine(policy, policy, dense) if not one.ok] == []
 
 
 def test_in_16_bit_a_broken_build_is_found_too(monkeypatch):
@@ -245,7 +244,7 @@ def test_in_16_bit_a_broken_build_is_found_too(monkeypatch):
             broken(within)
             policy = load_policy("student", "nf4")
             policy.model.train()
-            wrong = [one.name for one in examine(policy, policy, DenseTwin(policy)) if not one.ok]
+            wrong = [one.name for one in examine(policy, policy, DenseCopy(policy)) if not one.ok]
         assert wrong[:1] == [
             "base"
             if broken is an_adapter_that_stays_on
@@ -289,7 +288,7 @@ def test_a_run_that_goes_on_is_checked_again_and_fails_where_the_build_broke_sin
 
 def test_what_another_process_finds_ends_the_run_in_all(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        selfcheck.processes,
+        selfcheck.distributed,
         "from_all",
         lambda value: [value, ["the other's models are wrong"]] if value == [] else [value],
     )
@@ -301,7 +300,7 @@ def test_what_another_process_finds_ends_the_run_in_all(tiny, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [{}, {"dense_twin": False}])
+@pytest.mark.parametrize("fields", [{}, {"dense_copy": False}])
 def test_a_run_has_the_same_rows_with_and_without(tiny, tmp_path, monkeypatch, fields):
     def stop(loop, row):
         loop.stopping = row["step"] == 2

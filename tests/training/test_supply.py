@@ -113,7 +113,7 @@ def test_the_package_has_no_way_to_run_what_it_reads():
             )
             found += [f"{path.name}: {whole}"] * unsafe
     # over a pipe from a run to its verifier's process; nothing from a file
-    assert found == ["apart.py: pickle"]
+    assert found == ["verifier_process.py: pickle"]
 
 
 def test_every_adapter_that_peft_reads_is_looked_at_before():

@@ -116,7 +116,7 @@ def test_every_step_draws_anew(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"dense_twin": False}])
+@pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"dense_copy": False}])
 def test_memory_and_speed_settings_change_no_result(trained, settings):
     plain, other = (
         trained("kdrl", **ONE_UPDATE).rows()[0],
@@ -154,7 +154,7 @@ def test_in_float16_a_mean_over_a_million_tokens_loses_no_gradient(
                 "dr_grpo",
                 {"constant_length": str(length)},
                 samples_every=0,
-                dense_twin=False,
+                dense_copy=False,
                 **ONE_UPDATE,
             ),
             tmp_path / str(length),

@@ -7,8 +7,7 @@ import pytest
 
 from rlkd_lab.lab import gpu_hours, memory_table
 from rlkd_lab.lab.course.estimate import HOW, held_bytes, size
-from rlkd_lab.models import load_policy, load_teacher, reference_of
-from rlkd_lab.rollouts import DenseTwin
+from rlkd_lab.models import DenseCopy, load_policy, load_teacher, reference_of
 from rlkd_lab.training import make_config
 from rlkd_lab.training.plan import Shape, longest_prompt, plan
 
@@ -67,21 +66,21 @@ def test_predicted_weights_are_those_that_lie_in_memory(pair):
 
 def test_dense_copies_are_those_that_the_twins_hold(pair):
     student, teacher = pair
-    twin, reference, frozen = (
-        DenseTwin(student),
-        DenseTwin(reference_of(student)),
-        DenseTwin(teacher),
+    dense, reference, frozen = (
+        DenseCopy(student),
+        DenseCopy(reference_of(student)),
+        DenseCopy(teacher),
     )
     own = {id(p) for lm in pair for p in lm.model.parameters()}
     held = sum(
         p.numel()
         for p in {
             id(p): p
-            for p in [p for each in (twin, reference, frozen) for p in each.model.parameters()]
+            for p in [p for each in (dense, reference, frozen) for p in each.model.parameters()]
         }.values()
         if id(p) not in own
     )
-    held += sum(base.numel() for _, base in twin.pairs)
+    held += sum(base.numel() for _, base in dense.pairs)
     assert 4 * held == plan(make_config("kdrl"), False).held["dense copies"]
 
 
@@ -96,7 +95,7 @@ def test_the_memory_table_holds_predicted_and_measured_apart(pair):
     away = memory_table(*pair, make_config("kdrl", teacher_home="host"))
     assert all(away["how"].str.len() > 0)
     assert "updating: activations, or the teacher and fewer" in away.index
-    alone = memory_table(pair[0], None, make_config("grpo", teacher=None, dense_twin=False))
+    alone = memory_table(pair[0], None, make_config("grpo", teacher=None, dense_copy=False))
     assert "dense copies" not in alone.index
     assert set(alone.index[alone["measured"] != ""]) == {"student"}
     assert set(HOW) >= {name.rpartition(": ")[2] for name in table.index} - {"peak"}

@@ -62,13 +62,14 @@ def measure_exposure(
         bootstrap interval over prompts, ``low`` and ``high``.
     """
     # imported here, because drawing alone need not load transformers
-    from rlkd_lab.rollouts import DenseTwin, Sampling, dense_copy, sample
+    from rlkd_lab.models import DenseCopy, make_dense_copy
+    from rlkd_lab.rollouts import Sampling, sample
     from rlkd_lab.study.statistics import bootstrap
 
     task = ArithmeticTask()
     examples = task.examples(prompts, seed, "test", (operations, operations))
     generator = torch.Generator(device=teacher.device).manual_seed(seed)
-    twin = dense_copy(teacher) if DenseTwin.suits(teacher) else None
+    dense = make_dense_copy(teacher) if DenseCopy.suits(teacher) else None
     rows = []
     for position in range(1, operations + 1):
         pairs = [wrong_prefix(example, position, seed) for example in examples]
@@ -78,7 +79,9 @@ def measure_exposure(
                 example.prompt + prefix for example, prefix in zip(examples, prefixes, strict=True)
             ]
             room = min(20 * operations + 16, teacher.context - max(map(len, texts)) - 1)
-            drawn = sample(teacher, texts, samples, Sampling(1.0, room), generator, twin=twin).texts
+            drawn = sample(
+                teacher, texts, samples, Sampling(1.0, room), generator, dense=dense
+            ).texts
             right = []
             for i, (example, prefix) in enumerate(zip(examples, prefixes, strict=True)):
                 completions = drawn[i * samples : (i + 1) * samples]

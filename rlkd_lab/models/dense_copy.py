@@ -6,8 +6,8 @@ through: the gradients arrive at the policy's own parameters. In 16 bit a merge 
 update away: there the adapter stays beside the weights (:class:`BesideLinear`), and the copy is for
 sampling.
 
-A copy holds W + s·B·A on linear layers and nothing else. :func:`dense_copy` makes one where that is
-the whole model, and compares the two once.
+A copy holds W + s·B·A on linear layers and nothing else.
+:func:`make_dense_copy` makes one where that is the whole model, and compares the two once.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
-from rlkd_lab.models import LanguageModel, dequantised, probe_logps
 from rlkd_lab.models.adapters import beyond_matrices
-from rlkd_lab.models.checks import rounded
-from rlkd_lab.rollouts.decoder import Decoder
+from rlkd_lab.models.checks import dequantised, probe_logps, rounded
+from rlkd_lab.models.decoder import Decoder
+from rlkd_lab.models.loading import LanguageModel
 
 MAX_GAP = 1e-3
 """Nats by which a copy in float32 may differ from its model at any probe token; rounding leaves
@@ -98,22 +98,22 @@ class BesideLinear(nn.Linear):
         return linear(x, self.weight, self.bias) + linear(linear(x, self.a), self.b)
 
 
-class DenseTwin:
-    """``twin.lm`` computes what the policy computes, to rounding, after :meth:`sync`.
+class DenseCopy:
+    """``dense.lm`` computes what the policy computes, to rounding, after :meth:`sync`.
 
     In float32 it costs a merged copy of the linear layers, and of 4-bit ones a dequantised copy; in
     16 bit the latter alone. All other weights are shared with the policy.
 
     Raises:
         ValueError: the policy computes something else than W + s·B·A on its linear layers; see
-            :func:`dense_copy`.
+            :func:`make_dense_copy`.
     """
 
     def __init__(self, policy: LanguageModel) -> None:
         if lost := beyond_matrices(policy):
             raise ValueError(
                 f"a dense copy of {policy.source} cannot hold {lost}: use"
-                " rlkd_lab.rollouts.dense_copy, or no copy"
+                " rlkd_lab.models.make_dense_copy, or no copy"
             )
         source = policy.causal_lm
         self.merges = self.suits(policy)
@@ -132,29 +132,29 @@ class DenseTwin:
         dtype: Any = policy.head.weight.dtype
         module: Any
         for path, module in list(self.model.named_modules()):
-            twin_of: Any = source.get_submodule(path)
-            adapted = hasattr(twin_of, "base_layer")
-            original = twin_of.base_layer if adapted else twin_of
+            original_module: Any = source.get_submodule(path)
+            adapted = hasattr(original_module, "base_layer")
+            original = original_module.base_layer if adapted else original_module
             for name, _ in module.named_parameters(recurse=False):
                 setattr(module, name, getattr(original, name))
             for name, _ in module.named_buffers(recurse=False):
                 module.register_buffer(name, getattr(original, name), persistent=False)
             if getattr(getattr(original, "weight", None), "quant_state", None) is not None:
                 module.weight = nn.Parameter(dequantised(original).to(dtype), requires_grad=False)
-            if adapted and policy.adapter in twin_of.lora_A and not self.merges:
+            if adapted and policy.adapter in original_module.lora_A and not self.merges:
                 own = BesideLinear(
                     module.in_features, module.out_features, module.bias is not None, device="meta"
                 )
                 own.weight, own.bias = module.weight, module.bias
                 a, b, scaling = (
-                    twin_of.lora_A[policy.adapter].weight,
-                    twin_of.lora_B[policy.adapter].weight,
-                    float(twin_of.scaling[policy.adapter]),
+                    original_module.lora_A[policy.adapter].weight,
+                    original_module.lora_B[policy.adapter].weight,
+                    float(original_module.scaling[policy.adapter]),
                 )
                 own.a, own.b = torch.empty_like(a, dtype=dtype), torch.empty_like(b, dtype=dtype)
                 self.model.set_submodule(path, own)
                 self.beside.append((own, a, b, scaling))
-            elif adapted and policy.adapter in twin_of.lora_A:
+            elif adapted and policy.adapter in original_module.lora_A:
                 merged = MergedLinear(
                     module.in_features, module.out_features, module.bias is not None, device="meta"
                 )
@@ -163,9 +163,9 @@ class DenseTwin:
                     module.bias,
                 )
                 merged.adapter = (
-                    twin_of.lora_A[policy.adapter].weight,
-                    twin_of.lora_B[policy.adapter].weight,
-                    float(twin_of.scaling[policy.adapter]),
+                    original_module.lora_A[policy.adapter].weight,
+                    original_module.lora_B[policy.adapter].weight,
+                    float(original_module.scaling[policy.adapter]),
                 )
                 self.model.set_submodule(path, merged)
                 self.pairs.append((merged, module.weight))
@@ -186,7 +186,7 @@ class DenseTwin:
         """Whether the policy computes in float32, so that the copy can be trained through."""
         return policy.head.weight.dtype == torch.float32
 
-    def equals(self, other: DenseTwin) -> bool:
+    def equals(self, other: DenseCopy) -> bool:
         """Whether two merged copies have the same weights to the last bit, and so are the same
         function. Most pairs differ in the first tensor.
         """
@@ -207,7 +207,7 @@ class DenseTwin:
             torch.addmm(base, b, a, alpha=scaling, out=module.weight)
 
 
-def dense_copy(lm: LanguageModel) -> DenseTwin | None:
+def make_dense_copy(lm: LanguageModel) -> DenseCopy | None:
     """Make a dense copy of a model, and compare the two once.
 
     Returns:
@@ -220,8 +220,8 @@ def dense_copy(lm: LanguageModel) -> DenseTwin | None:
     lost = beyond_matrices(lm)
     if lost is None:
         try:
-            twin = DenseTwin(lm)
-            gap, limit = apart(lm, twin.lm)
+            dense = DenseCopy(lm)
+            gap, limit = gap_between(lm, dense.lm)
         except (
             AttributeError,
             KeyError,
@@ -231,7 +231,7 @@ def dense_copy(lm: LanguageModel) -> DenseTwin | None:
             lost = f"something else ({type(error).__name__}: {error})"
         else:
             if gap <= limit:  # a NaN is not
-                return twin
+                return dense
             lost = (
                 f"something else: log-probabilities differ by {gap:.2g} nats, and rounding"
                 f" explains {limit:.2g}"
@@ -244,12 +244,12 @@ def dense_copy(lm: LanguageModel) -> DenseTwin | None:
     return None
 
 
-def apart(lm: LanguageModel, other: LanguageModel) -> tuple[float, float]:
+def gap_between(lm: LanguageModel, other: LanguageModel) -> tuple[float, float]:
     """How far the log-probabilities of two ways to run one model are apart on the probe tokens, and
     how far they may be, in nats: at the worst token in float32, in the mean in 16 bit. The
     yardstick is what the model itself makes of a rounding of its embeddings.
     """
-    own, exact = probe_logps(lm), DenseTwin.suits(lm)
+    own, exact = probe_logps(lm), DenseCopy.suits(lm)
     with rounded(lm.causal_lm):
         noise = (probe_logps(lm) - own).abs()
     gaps = (probe_logps(other) - own).abs()

@@ -10,6 +10,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from rlkd_lab.models import (
+    DenseCopy,
     LanguageModel,
     Sequences,
     hidden_states,
@@ -20,8 +21,9 @@ from rlkd_lab.models import (
     policy_logps,
     reference_of,
 )
+from rlkd_lab.models.decoder import Decoder
 from rlkd_lab.objectives import TokenBatch, token_loss
-from rlkd_lab.rollouts import Decoder, DenseTwin, Sampling, sample
+from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.rollouts.fast import OwnForward
 from rlkd_lab.tasks import ArithmeticTask
 from rlkd_lab.training import make_config, run
@@ -172,19 +174,19 @@ def test_the_decoder_refuses_what_it_does_not_compute(monkeypatch):
 
 def test_the_decoder_follows_the_model_when_its_weights_change(make_model, stir):
     policy = stir(load_policy(make_model(), "nf4"))
-    twin = DenseTwin(policy)
+    dense = DenseCopy(policy)
     stir(policy, seed=5, std=0.2)
-    twin.sync()
-    twin.decoder.check()
+    dense.sync()
+    dense.decoder.check()
 
 
 def test_the_same_completions_with_and_without_the_decoder(make_model, stir):
     policy = stir(load_policy(make_model(), "nf4"))
     policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 7))
-    twin = DenseTwin(policy)
-    lean = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), twin=twin)
-    twin.decoder = None
-    plain = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), twin=twin)
+    dense = DenseCopy(policy)
+    lean = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), dense=dense)
+    dense.decoder = None
+    plain = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), dense=dense)
     assert torch.equal(lean.sequences.completion_ids, plain.sequences.completion_ids)
     torch.testing.assert_close(lean.sampler_logps, plain.sampler_logps, rtol=1e-5, atol=1e-5)
 
@@ -203,16 +205,16 @@ def test_in_16_bit_the_copy_computes_what_the_policy_computes(
     make_model, stir, sixteen, family, quant
 ):
     policy = stir(load_policy(make_model(family), quant, lora_rank=4, lora_alpha=12))
-    twin = DenseTwin(policy)
-    assert not twin.merges
-    assert twin.decoder is not None
+    dense = DenseCopy(policy)
+    assert not dense.merges
+    assert dense.decoder is not None
     ids = torch.randint(3, 128, (3, 12), generator=generator())
 
     def gap():
         with torch.no_grad():
             ours, theirs = (
                 torch.log_softmax(lm(input_ids=ids).logits.float(), -1)
-                for lm in (policy.model, twin.model)
+                for lm in (policy.model, dense.model)
             )
         return float((ours - theirs).abs().mean())
 
@@ -220,16 +222,16 @@ def test_in_16_bit_the_copy_computes_what_the_policy_computes(
     assert rounding < 0.05
     stir(policy, seed=5, std=0.2)
     assert gap() > 10 * rounding  # the adapter counts, and the copy does not follow by itself
-    twin.sync()
+    dense.sync()
     assert gap() < 0.05
-    twin.decoder.check()
+    dense.decoder.check()
 
 
 def test_in_16_bit_what_is_sampled_is_what_is_reported(make_model, stir, sixteen):
     policy = stir(load_policy(make_model(), "nf4"))
     policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 7))
     drawn = sample(
-        policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), twin=DenseTwin(policy)
+        policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), dense=DenseCopy(policy)
     )
     with torch.no_grad():
         logps, _ = policy_logps(policy, drawn.sequences)
@@ -239,18 +241,18 @@ def test_in_16_bit_what_is_sampled_is_what_is_reported(make_model, stir, sixteen
 
 def test_pitfall_04_in_16_bit_a_small_update_is_not_rounded_away(make_model, sixteen):
     policy = load_policy(make_model(), "nf4", lora_rank=1, lora_alpha=1)
-    twin = DenseTwin(policy)
-    own, a, b, scaling = twin.beside[0]
+    dense = DenseCopy(policy)
+    own, a, b, scaling = dense.beside[0]
     with torch.no_grad():
         b.copy_(torch.randn(b.shape, generator=generator()) * 1e-5)
-    twin.sync()
+    dense.sync()
     update, kept = (scaling * b @ a).float(), own.b.float() @ own.a.float()
     assert float((kept - update).detach().norm() / update.detach().norm()) < 0.02
 
 
 def test_in_16_bit_the_parts_of_a_fused_layer_keep_their_own_adapters(make_model, stir, sixteen):
-    twin = DenseTwin(stir(load_policy(make_model(), "nf4", lora_rank=4)))
-    layer, to_heads, _ = twin.decoder.layers[0]
+    dense = DenseCopy(stir(load_policy(make_model(), "nf4", lora_rank=4)))
+    layer, to_heads, _ = dense.decoder.layers[0]
     x = torch.randn(5, 64, generator=generator()).bfloat16()
     attention = layer.self_attn
     parts = torch.cat(
@@ -279,7 +281,7 @@ def test_in_16_bit_an_adapter_on_some_layers_only_is_sampled_with(
     ).save_pretrained(tmp_path)
     policy = stir(load_policy(make_model(), "none", adapter=tmp_path))
     drawn = sample(
-        policy, PROMPTS, 8, Sampling(max_new_tokens=12), generator(), twin=DenseTwin(policy)
+        policy, PROMPTS, 8, Sampling(max_new_tokens=12), generator(), dense=DenseCopy(policy)
     )
     counts = drawn.sequences.completion_mask.bool()
 
@@ -305,10 +307,10 @@ def test_weights_that_are_not_quantised_are_not_copied_but_to_be_merged(
         monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
     policy = stir(load_policy(make_model("qwen2"), "none"))
     before = logits_of(policy)
-    twin, reference = DenseTwin(policy), DenseTwin(reference_of(policy))
+    dense, reference = DenseCopy(policy), DenseCopy(reference_of(policy))
     held = {
         p.untyped_storage().data_ptr(): p.untyped_storage().nbytes()
-        for lm in (twin, reference)
+        for lm in (dense, reference)
         for p in lm.model.parameters()
     }
     own = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
@@ -394,10 +396,10 @@ def test_log_probabilities_and_gradients_through_the_copy_are_the_policys(
         )
     )
     teacher = load_teacher("teacher", "none")
-    twin = DenseTwin(policy)
+    dense = DenseCopy(policy)
     prompts = [example.prompt for example in ArithmeticTask().examples(3, 0)]
-    drawn = sample(policy, prompts, 8, Sampling(max_new_tokens=24), generator(), twin=twin)
-    own, through = rewarded(policy, drawn, teacher), rewarded(twin.lm, drawn, teacher)
+    drawn = sample(policy, prompts, 8, Sampling(max_new_tokens=24), generator(), dense=dense)
+    own, through = rewarded(policy, drawn, teacher), rewarded(dense.lm, drawn, teacher)
     # in 32 bits each of them is up to 2.3e-5 from a computation in 64, by the CPU and the draw
     torch.testing.assert_close(through.logps, own.logps, rtol=0.0, atol=5e-5)
     # both read the frozen log-probabilities of one of them, or the ratios would differ by rounding
@@ -409,18 +411,18 @@ def test_log_probabilities_and_gradients_through_the_copy_are_the_policys(
 
 
 def test_no_graph_is_made_where_none_is_asked_for(make_model, stir):
-    twin = DenseTwin(stir(load_policy(make_model(), "nf4")))
+    dense = DenseCopy(stir(load_policy(make_model(), "nf4")))
     ids = torch.tensor([[3, 4, 5]])
     with torch.no_grad():
-        assert not twin.model(input_ids=ids).logits.requires_grad
-    assert twin.model(input_ids=ids).logits.requires_grad
-    bare = DenseTwin(load_teacher(make_model(), "nf4"))
+        assert not dense.model(input_ids=ids).logits.requires_grad
+    assert dense.model(input_ids=ids).logits.requires_grad
+    bare = DenseCopy(load_teacher(make_model(), "nf4"))
     assert not bare.model(input_ids=ids).logits.requires_grad
 
 
 def test_merging_between_a_forward_and_its_backward_is_noticed(make_model, stir):
-    twin = DenseTwin(stir(load_policy(make_model(), "nf4")))
-    loss = twin.model(input_ids=torch.tensor([[3, 4, 5]])).logits.sum()
-    twin.sync()
+    dense = DenseCopy(stir(load_policy(make_model(), "nf4")))
+    loss = dense.model(input_ids=torch.tensor([[3, 4, 5]])).logits.sum()
+    dense.sync()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

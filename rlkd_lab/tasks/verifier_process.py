@@ -39,7 +39,7 @@ STARTING = 120.0
 GRACE = 5.0
 """Seconds after the limit at which the process ends itself."""
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rlkd_lab.tasks.apart"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rlkd_lab.tasks.verifier_process"
     " import serve; serve()"
 )
 Work = Callable[[Task, str, str, Example | None], dict[str, Any]]
@@ -64,7 +64,7 @@ class Answer:
     """Whether earlier calls may have had a part in it: all but time."""
 
 
-class Apart:
+class VerifierProcess:
     """The process of one task, started by the first call, and again after one that it did not
     survive.
 
