@@ -318,6 +318,18 @@ def test_compare_of_a_run_without_a_step(rlkd, runs, tmp_path):
     )
 
 
+def test_every_setting_stands_in_one_group_and_ten_come_first():
+    from rlkd_lab.commands.settings import ELSEWHERE, FIRST, GROUPS
+    from rlkd_lab.objectives import CHOICES
+    from rlkd_lab.training.config import LOOP_KNOBS, RunConfig
+
+    shown = [*FIRST, *(name for group in GROUPS.values() for name in group)]
+    assert len(FIRST) == 10
+    assert sorted(shown) == sorted(
+        {*CHOICES, *LOOP_KNOBS, *RunConfig.model_fields.keys() - ELSEWHERE}
+    )
+
+
 def test_methods_names_each_with_knobs_and_source(rlkd):
     result = rlkd("methods")
     assert result.exit_code == 0

@@ -20,127 +20,104 @@ from rlkd_lab.commands.common import (
 )
 from rlkd_lab.terminal import escape, say
 
+Targets = Annotated[
+    list[str],
+    typer.Argument(
+        help="a run folder, an adapter folder, or a model: embedded name, folder or hub id;"
+        " several runs of one method, also as 'runs/a-*'"
+    ),
+]
+Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="the other side, asked the same prompts; repeat it or quote a pattern for"
+        " several runs; differences are TARGETS − AGAINST"
+    ),
+]
+Ks = Annotated[
+    str | None,
+    typer.Option("--k", help="comma-separated k of pass@k and majority@k; 1, 2, 4, … by default"),
+]
+Split = Annotated[
+    str, typer.Option(help="train, validation or test: choose settings on validation, report test")
+]
+Difficulty = Annotated[
+    str | None,
+    typer.Option(help="in distribution, such as 2-5; the run's or the task's by default"),
+]
+Length = Annotated[
+    int | None,
+    typer.Option(
+        help="length limit, twice that out of distribution; the run's by default, otherwise 96"
+    ),
+]
+CheckpointStep = Annotated[
+    int | None, typer.Option(help="step of a run folder's checkpoint; the last by default")
+]
+EvalSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="NAME=VALUE as for `rlkd train`: chat, system_prompt, prompt_template,"
+        " max_prompt_tokens, long_prompts, task.NAME",
+    ),
+]
+TableFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="parquet file for every completion; RUN/eval/step_N.parquet for a run, otherwise none"
+    ),
+]
+
 
 @app.command("eval")
 def evaluate(
-    targets: Annotated[
-        list[str],
-        typer.Argument(
-            help="a run folder, an adapter folder, or a model: embedded name, folder or hub id;"
-            " several runs of one method, also as 'runs/a-*'"
-        ),
-    ],
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="the other side, asked the same prompts; repeat it or quote a pattern for"
-            " several runs; differences are TARGETS − AGAINST"
-        ),
-    ] = None,
+    targets: Targets,
+    against: Against = None,
     samples: Annotated[int, typer.Option(help="completions a prompt")] = 8,
     prompts: Annotated[int, typer.Option(help="prompts of each set")] = 256,
-    k: Annotated[
-        str | None,
-        typer.Option(
-            "--k", help="comma-separated k of pass@k and majority@k; powers of two by default"
-        ),
-    ] = None,
-    split: Annotated[
-        str,
-        typer.Option(help="train, validation or test: choose settings on validation, report test"),
-    ] = "test",
-    task: Annotated[
-        str | None, typer.Option(help="the run's by default, otherwise arithmetic")
-    ] = None,
-    difficulty: Annotated[
-        str | None,
-        typer.Option(help="in distribution, such as 2-5; the run's or the task's by default"),
-    ] = None,
-    temperature: Annotated[
-        float, typer.Option(help="of the samples; the greedy completion has none")
-    ] = 1.0,
+    k: Ks = None,
+    split: Split = "test",
+    task: Annotated[str | None, typer.Option(help="the run's, else arithmetic")] = None,
+    difficulty: Difficulty = None,
+    temperature: Annotated[float, typer.Option(help="of the samples; greedy has none")] = 1.0,
     top_p: Annotated[float, typer.Option(help="1 is off")] = 1.0,
     top_k: Annotated[int, typer.Option(help="0 is off")] = 0,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="length limit, twice that out of distribution; the run's by default, otherwise 96"
-        ),
-    ] = None,
-    quant: Annotated[
-        str | None, typer.Option(help="nf4 or none; the run's by default, otherwise nf4")
-    ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="the model that an adapter folder belongs to")
-    ] = None,
-    checkpoint: Annotated[
-        int | None, typer.Option(help="step of a run folder's checkpoint; the last by default")
-    ] = None,
+    max_new_tokens: Length = None,
+    quant: Annotated[str | None, typer.Option(help="nf4 or none; the run's, else nf4")] = None,
+    base: Annotated[str | None, typer.Option(help="the model of an adapter folder")] = None,
+    checkpoint: CheckpointStep = None,
     greedy: Annotated[bool, typer.Option(help="one greedy completion a prompt too")] = True,
-    ood: Annotated[
-        bool, typer.Option(help="out of distribution too, where the task has such prompts")
-    ] = True,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="NAME=VALUE as for `rlkd train`: chat, system_prompt, prompt_template,"
-            " max_prompt_tokens, long_prompts, task.NAME",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="parquet file for every completion; RUN/eval/step_N.parquet for a run, otherwise"
-            " none"
-        ),
-    ] = None,
+    ood: Annotated[bool, typer.Option(help="out of distribution too, if the task can")] = True,
+    set_: EvalSettings = None,
+    out: TableFile = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate runs, adapters or models on held-out prompts.
 
     Prints avg@k, pass@k with its chance line, majority@k, greedy accuracy and lengths.
     """
-    with plain_errors("nothing was written"):
+    with plain_errors("completed targets are written"):
         from rlkd_lab.objectives import nearest
-        from rlkd_lab.study import (
-            about,
-            asked_as,
-            check_ks,
-            check_sides,
-            data_note,
-            evaluate_target,
-            expanded,
-            find_target,
-            settings_of,
-            summarise,
-            task_of,
-            write_table,
-        )
-        from rlkd_lab.study.report import Compared
-        from rlkd_lab.training.plan import reader_of
+        from rlkd_lab.study import check_ks, check_sides, expanded, find_target, settings_of
 
         ks = None if k is None else numbers(k, "--k")
         if quant is not None:
             nearest(quant, ("nf4", "none"), "quant")
         nearest(split, ("train", "validation", "test"), "split")
         check_ks(ks, samples)
-        ours = [
+        ours: list[Any] = [
             find_target(name, checkpoint=checkpoint, base=base, quant=quant)  # type: ignore[arg-type]
             for name in expanded(targets)
         ]
-        theirs = [find_target(name, quant=quant) for name in expanded(against or ())]  # type: ignore[arg-type]
+        theirs: list[Any] = [
+            find_target(name, quant=quant)  # type: ignore[arg-type]
+            for name in expanded(against or ())
+        ]
         check_sides(ours, theirs)
-        pair = [*ours, *theirs]
-        config = next((target.config for target in pair if target.config), None)
-        given = settings_from(set_)
-        asks, told = asked_as(config, given.pop("task", task), given)
-        asked = task_of(asks)
-        known = next((target.run for target in pair if target.run), None)
-        for sentence in told + ([note] if (note := data_note(known, asks, asked)) else []):
-            say(f"rlkd: warning: {sentence}", err=True)
+        config, asked = _question(ours + theirs, task, settings_from(set_))
         settings = settings_of(
-            asks,
+            config,
             prompts=prompts,
             samples=samples,
             split=split,
@@ -152,39 +129,65 @@ def evaluate(
             greedy=greedy,
             ood=ood,
         )
-        written = _tables(ours, theirs, out)
-        readers = (
-            [reader_of(one.base, settings.chat, settings.system_prompt) for one in pair]
-            if len(pair) > 1
-            else []
+        _evaluate(ours, theirs, asked, settings, ks, _tables(ours, theirs, out), as_json)
+
+
+def _question(pair: list[Any], task: str | None, given: dict[str, str]) -> tuple[Any, Any]:
+    """Return config and task for all targets; warn of what differs from a run's own."""
+    from rlkd_lab.study import asked_as, data_note, task_of
+
+    config = next((target.config for target in pair if target.config), None)
+    config, told = asked_as(config, given.pop("task", task), given)
+    asked = task_of(config)
+    known = next((target.run for target in pair if target.run), None)
+    for sentence in told + ([note] if (note := data_note(known, config, asked)) else []):
+        say(f"rlkd: warning: {sentence}", err=True)
+    return config, asked
+
+
+def _evaluate(
+    ours: list[Any],
+    theirs: list[Any],
+    task: Any,
+    settings: Any,
+    ks: list[int] | None,
+    written: list[Path | None],
+    as_json: bool,
+) -> None:
+    """Evaluate the targets one by one, write each one's table, print what they add up to."""
+    from rlkd_lab.study import about, evaluate_target, summarise, write_table
+    from rlkd_lab.study.report import Compared
+    from rlkd_lab.training.plan import reader_of
+
+    pair = ours + theirs
+    readers = (
+        [reader_of(one.base, settings.chat, settings.system_prompt) for one in pair]
+        if len(pair) > 1
+        else []
+    )
+    frames, records = [], []
+    for one, path in zip(pair, written, strict=True):
+        frames.append(
+            evaluate_target(one.load(), task, settings, progress=not as_json, readers=readers)
         )
-        frames = [
-            evaluate_target(one.load(), asked, settings, progress=not as_json, readers=readers)
-            for one in pair
-        ]
-        records = [about(one.describe(), asked, settings) for one in (*ours, *theirs)]
-        for path, frame, record in zip(written, frames, records, strict=True):
-            if path is not None:
-                write_table(path, frame, record)
-        summaries = [summarise(frame, ks) for frame in frames]
-        shown = Compared(ours, theirs, frames, summaries, ks)
-        kept = [str(path) for path in written if path is not None]
-        if as_json:
-            print_json({**shown.as_json(records), "out": kept})
-            return
-        console.print(
-            f"[bold]{escape(shown.labels[0])}[/] ({ours[0].quant}), {escape(asked.name)},"
-            f" split {split}, T = {temperature:g}; shares in %, lengths in tokens\n"
-        )
-        for table in shown.tables(samples):
-            console.print(table, "")
-        for line in shown.notes(asked.name):
-            say(line)
-        say(
-            f"every completion: {', '.join(kept)}"
-            if kept
-            else "completions were not kept: name a file with --out"
-        )
+        records.append(about(one.describe(), task, settings))
+        if path is not None:
+            write_table(path, frames[-1], records[-1])
+    shown = Compared(ours, theirs, frames, [summarise(frame, ks) for frame in frames], ks)
+    kept = [str(path) for path in written if path is not None]
+    if as_json:
+        print_json({**shown.as_json(records), "out": kept})
+        return
+    console.print(
+        f"[bold]{escape(shown.labels[0])}[/] ({ours[0].quant}), {escape(task.name)},"
+        f" split {settings.split}, T = {settings.temperature:g}; shares in %, lengths in tokens\n"
+    )
+    for table in shown.tables(settings.samples):
+        console.print(table, "")
+    for line in shown.notes(task.name):
+        say(line)
+    where = "completions were not kept: name a file with --out"
+    say(f"every completion: {', '.join(kept)}" if kept else where)
 
 
 def _tables(ours: list[Any], theirs: list[Any], out: Path | None) -> list[Path | None]:

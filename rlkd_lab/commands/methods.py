@@ -16,6 +16,7 @@ from rlkd_lab.commands.common import (
     print_json,
     settings_from,
 )
+from rlkd_lab.commands.settings import print_settings
 from rlkd_lab.terminal import escape, say
 
 
@@ -41,7 +42,7 @@ def plan(
         from rlkd_lab.models import default_device
         from rlkd_lab.training import make_config
         from rlkd_lab.training.environment import free_memory
-        from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, asked_prompts, check_pair, fitted
+        from rlkd_lab.training.plan import GIB, asked_prompts, check_pair, fitted
         from rlkd_lab.training.plan import plan as planned
 
         gpu = memory is not None or default_device().type == "cuda"
@@ -53,62 +54,53 @@ def plan(
             say(f"rlkd: warning: {sentence}", err=True)
         whole = planned(config, gpu, prompts.longest)
         fits, least = fitted(config, there, gpu, prompts.longest)
-        asked = {
-            name: (getattr(config, name), getattr(fits, name))
-            for name in (
-                "sample_at_once",
-                "micro_batch",
-                "logits_mib",
-                "gradient_checkpointing",
-                "dense_copy",
-            )
-        }
-        if as_json:
-            parts: dict[str, Any] = {
+        asked = {name: (getattr(config, name), getattr(fits, name)) for name in MAY_CHANGE}
+        if not as_json:
+            _print_plan(whole, least, asked, there, gpu)
+            return
+        print_json(
+            {
                 "held": least.held,
                 "sampling": least.sampling,
                 "updating": least.updating,
                 "peak": least.peak,
+                "as_asked": whole.peak,
+                "memory": there,
+                "settings": {name: new for name, (_, new) in asked.items()},
             }
-            print_json(
-                {
-                    **parts,
-                    "as_asked": whole.peak,
-                    "memory": there,
-                    "settings": {name: new for name, (_, new) in asked.items()},
-                }
-            )
-            return
-        table = Table(box=None, pad_edge=False)
-        for heading in ("", "part", "memory"):
-            table.add_column(heading, justify="right" if heading == "memory" else "left")
-        for title, some in (
-            ("all the time", least.held),
-            ("sampling", least.sampling),
-            ("updating", least.updating),
-        ):
-            for name, size in some.items():
-                table.add_row(title if name == next(iter(some)) else "", name, _memory(size))
-        console.print(table, "")
-        changed = [
-            f"{name}={new} instead of {'all' if name == 'sample_at_once' and not old else old}"
-            for name, (old, new) in asked.items()
-            if old != new
-        ]
-        where = (
-            f"{there / GIB:.1f} GiB of {'GPU' if gpu else 'host'} memory, models in"
-            f" {'16 bit' if gpu else 'float32'}"
         )
-        instead = (
-            f", with {', '.join(changed)}; as asked it would be {_memory(whole.peak)}"
-            if changed
-            else ", as asked"
-        )
-        say(f"{where}: {_memory(least.peak)} at the highest{instead}")
-        held_back = f"{MARGIN - 1:.0%} more" + (
-            f" and {CONTEXT / GIB:g} GiB for CUDA" if gpu else ""
-        )
-        say(f"a prediction for completions that all run to the limit; {held_back} are kept free")
+
+
+MAY_CHANGE = ("sample_at_once", "micro_batch", "logits_mib", "gradient_checkpointing", "dense_copy")
+"""Settings that a plan may change so that a run fits."""
+
+
+def _print_plan(
+    whole: Any, least: Any, asked: dict[str, tuple[Any, Any]], there: float, gpu: bool
+) -> None:
+    """Print a plan part by part, and what it changed."""
+    from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "part", "memory"):
+        table.add_column(heading, justify="right" if heading == "memory" else "left")
+    stages = {"all the time": least.held, "sampling": least.sampling, "updating": least.updating}
+    for title, parts in stages.items():
+        for name, size in parts.items():
+            table.add_row(title if name == next(iter(parts)) else "", name, _memory(size))
+    console.print(table, "")
+    changed = ", ".join(
+        f"{name}={new} instead of {'all' if name == 'sample_at_once' and not old else old}"
+        for name, (old, new) in asked.items()
+        if old != new
+    )
+    say(
+        f"{there / GIB:.1f} GiB of {'GPU' if gpu else 'host'} memory, models in"
+        f" {'16 bit' if gpu else 'float32'}: {_memory(least.peak)} at the highest, "
+        + (f"with {changed}; as asked it would be {_memory(whole.peak)}" if changed else "as asked")
+    )
+    held_back = f"{MARGIN - 1:.0%} more" + (f" and {CONTEXT / GIB:g} GiB for CUDA" if gpu else "")
+    say(f"a prediction for completions that all run to the limit; {held_back} are kept free")
 
 
 def _memory(size: float) -> str:
@@ -252,8 +244,7 @@ def _shown(default: float | str | None) -> str:
 
 
 def _print_methods() -> None:
-    from rlkd_lab.objectives import CHOICES, METHODS
-    from rlkd_lab.training.config import LOOP_KNOBS, RunConfig
+    from rlkd_lab.objectives import METHODS
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 1, 0))
     for name, method in METHODS.items():
@@ -272,17 +263,8 @@ def _print_methods() -> None:
             f" {' · '.join(knobs) or 'none'}{watch}",
         )
     console.print(table)
-    shared = "; ".join(
-        f"{name} ({knob.help}, {knob.low:g}–{knob.high:g})" for name, knob in LOOP_KNOBS.items()
-    )
-    console.print(f"Every method also listens to {shared}.\n")
-    settings = Table(box=None, show_header=False, pad_edge=False)
-    for option, choices in CHOICES.items():
-        settings.add_row(option, " | ".join(choices), "option")
-    for name, field in RunConfig.model_fields.items():
-        if name not in ("method", "preset", "steps", "seed", "knobs", "options"):
-            settings.add_row(name, str(field.default), field.description)
     console.print(
-        "For --set, beside the knobs (options: the method's own default where it has one):"
+        "Every method also listens to learning_rate and temperature. `rlkd methods NAME` shows one"
+        " method in full.\n"
     )
-    console.print(settings)
+    print_settings()

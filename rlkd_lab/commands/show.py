@@ -54,14 +54,8 @@ def compare(
             if metrics:
                 nearest(name, tuple(sorted(known)), "metric")
         drawn = plot_runs(runs, wanted, x=x, window=window)  # type: ignore[arg-type]
-        save_figure(
-            drawn,
-            figure,
-            runs,
-            x=x,
-            smoothing=f"trailing mean, {window} steps",
-            metrics=list(wanted),
-        )
+        mean = f"trailing mean, {window} steps"
+        save_figure(drawn, figure, runs, x=x, smoothing=mean, metrics=list(wanted))
         rows = compare_runs(runs)
         if as_json:
             print_json(rows.to_dict("records"))

@@ -15,10 +15,11 @@ from rlkd_lab.commands.common import (
     plain_errors,
     settings_from,
 )
+from rlkd_lab.commands.settings import first_settings
 from rlkd_lab.terminal import say
 
 
-@app.command()
+@app.command(epilog=first_settings())
 def train(
     out: Annotated[Path, typer.Option(help="the run folder to make")],
     method: Annotated[
