@@ -38,10 +38,11 @@ _NEVER = re.compile(
     r"|\\d?t?binom\D*\d{4,}|\d{50,}|\\(?:input|def|newcommand)(?![A-Za-z])"
 )
 _NO_FORMULA = re.compile(
-    r"(?<!_)\d\s+\d|\d\s*:\s*\d|%|(?<![\\A-Za-z])[A-Za-z]{3,}\s+(?:[A-Za-z]{2,}|\d)|[?$]|[\"#@&_]\s*\Z|\A[\s.,;:?!]*\Z"
+    r"(?<!_)\d\s+\d|\d'|\d\s*:\s*\d|%|(?<![\\A-Za-z])[A-Za-z]{3,}\s+(?:[A-Za-z]{2,}|\d)|[?$]|[\"#@&_]\s*\Z|\A[\s.,;:?!]*\Z"
 )
 """Two numbers in a row, a time, a percentage, several words."""
 TRIGONOMETRY = re.compile(r"\\?(?<![A-Za-z])(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_SQUARED = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)\^)(\d)(?=\s*\d)")
 _DEGREES = re.compile(
     r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^(?:\d|\{\d\}))?)\s*[({]?\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*"
     r"(?:\^\\circ|degrees?(?![A-Za-z]))\s*[)}]?"
@@ -100,6 +101,7 @@ def _argument(answer: str, start: int) -> tuple[str, int]:
 @lru_cache(maxsize=4096)
 def formula(answer: str) -> Any:
     """Return the sympy object of a cleaned answer; ``None``: it cannot be read. Never raises."""
+    answer = _SQUARED.sub(r"\1{\2}", answer)
     if not harmless(answer) or (_NO_FORMULA.search(answer) and "matrix" not in answer):
         return None
     try:

@@ -248,7 +248,8 @@ def test_equal_answers_have_one_text():
 
 
 def test_the_last_marked_answer_counts():
-    assert final_answer(r"\boxed{1} and \boxed{2}") == ("2", True)
+    assert final_answer(r"\boxed{1}, then \boxed{2}") == ("2", True)
+    assert final_answer(r"\boxed{1}, \boxed{2} and \boxed{3}") == ("1 or 2 or 3", True)
     assert final_answer("#### 3\n\\boxed{4}") == ("4", True)
     assert final_answer("\\boxed{4}\n#### 3\nbye") == ("3", True)
     assert final_answer("<answer> 7 </answer>") == ("7", True)

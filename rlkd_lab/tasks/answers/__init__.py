@@ -16,8 +16,8 @@ from functools import lru_cache
 
 from rlkd_lab.tasks import mathematics
 from rlkd_lab.tasks.answers.clean import clean
-from rlkd_lab.tasks.answers.extract import final_answer
-from rlkd_lab.tasks.answers.kinds import LONGEST, Answer, equal, pieces, read, read_beside
+from rlkd_lab.tasks.answers.extract import final_answer, pieces
+from rlkd_lab.tasks.answers.kinds import LONGEST, Answer, equal, read, read_beside
 
 __all__ = ["LONGEST", "Answer", "Grade", "equal", "final_answer", "grade", "read", "why_not"]
 

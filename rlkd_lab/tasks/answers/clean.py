@@ -12,11 +12,12 @@ _SIGNS = {
     "≤": r" \le ", "≥": r" \ge ", "≠": r" \ne ", "≈": r" \approx ", "π": r" \pi ", "∞": r" \infty ",
     "∪": r" \cup ", "∈": r" \in ", "ℝ": r"\mathbb{R}", "∅": r"\emptyset", "±": r" \pm ",
     "°": r"^\circ ", "½": " 1/2", "¼": " 1/4", "¾": " 3/4",
+    "⅓": " 1/3", "⅔": " 2/3", "⅛": " 1/8", "⅜": " 3/8", "⅝": " 5/8", "⅞": " 7/8", "≡": r" \equiv ",
     "’": "'", "“": '"', "”": '"', "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "",
     **{chr(0x2080 + digit): f"_{digit}" for digit in range(10)},
 }  # fmt: skip
 _NAMES = [
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+    (r"\\(?:[dtc]|nice|s)frac(?![A-Za-z])", r"\\frac"),
     (r"\\(?:leq?slant|leq)(?![A-Za-z])", r"\\le"),
     (r"\\(?:geq?slant|geq)(?![A-Za-z])", r"\\ge"),
     (r"\\neq(?![A-Za-z])", r"\\ne"),
@@ -26,6 +27,12 @@ _NAMES = [
     (r"\\rbrace(?![A-Za-z])", r"\\}"),
     (r"\\(?:left|right|[Bb]igg?[lr]?)(?![A-Za-z])\s*\.?", ""),
     (r"\\(?:displaystyle|textstyle|limits|nolimits|bf|rm|it)(?![A-Za-z])", " "),
+    (r"\\(?:small|[Ll]arge|LARGE|[Hh]uge)(?![A-Za-z])", " "),
+    (r"\\(?:text)?color\s*\{[A-Za-z]{1,20}\}", ""),
+    (r"\\\\\s*\[\s*-?[\d.]{1,5}\s*[a-z]{2}\s*\]", r"\\\\ "),  # the height of a matrix's line
+    (r"\{:\}", ":"),
+    (r"(?<=\d)\s*\\Omega[\s$]*\Z", " Ω"),
+    (r"(?<=\d)\s*\^\s*\{\s*(?:\\(?:text|textrm|mathrm)\s*\{)?\s*(st|nd|rd|th)\s*\}{1,2}", r"\1"),
     (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", r"^\\circ "),
     (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset"),
     (r"\\to(?![A-Za-z])|\\[Rr]ightarrow(?![A-Za-z])", r" \\to "),
@@ -39,9 +46,11 @@ _TEXT = re.compile(
     r"|emph|underline|boxed|fbox|operatorname)\*?\s*\{([^{}\\]*)\}"
 )
 _ELLIPSIS = re.compile(r"\\(?:[cdl]?dots[bcmio]?|ldots)(?![A-Za-z])|\.{3,}|…")
-_THOUSANDS = re.compile(r"(?<=\d)(?:,?\\[,;:! ]\s*|\{,\}|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(
+    r"(?<=\d)(?:,?(?<!\\)\\[,;:! ]\s*|\{,\}|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))"
+)
 _SPACES = re.compile(
-    r"\\[,;: ]|~|\\q?quad(?![A-Za-z])|&nbsp;|\\(?:thin|med|thick)space(?![A-Za-z])"
+    r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])|&nbsp;|\\(?:thin|med|thick)space(?![A-Za-z])"
 )
 _WRAPPERS = [
     ("$$", "$$"),
@@ -59,7 +68,11 @@ _WRAPPERS = [
     (r"\text{", "}"),
     ("{", "}"),
 ]
-_END = re.compile(r"(?:(?<!\\)[.,;:。]|\\\\|\\[,;: !]|(?<!\\)\s)+\Z")
+_END = re.compile(r"(?:(?<!\\)[.,;:。]|\\\\|\\[,;: !]|(?<!\\)\s|(?<!\\)\\(?=\Z))+\Z")
+_FIRST = re.compile(
+    r"\A[\s$]*(?:=(?![=>])|\\therefore(?![A-Za-z])|∴)|\\(?:mathbf|boldsymbol|bm)(?=\{)"
+)
+"""What says nothing before an answer."""
 _RAISED = re.compile("([⁺⁻]?)([⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
 _ROOT = re.compile(r"√\s*(\d{1,20}|[A-Za-z])")
 _OPEN = {"(": ")", "[": "]", "{": "}"}
@@ -81,7 +94,7 @@ def clean(text: str) -> str:
         text, changed = _TEXT.subn(r" \1 ", text)
         if not changed:
             break
-    text = _SPACES.sub(" ", text).replace(r"\!", "").replace(r"\$", "$")
+    text = _SPACES.sub(" ", _FIRST.sub("", text)).replace(r"\!", "").replace(r"\$", "$")
     return _unwrapped(" ".join(text.split()))
 
 
@@ -92,9 +105,10 @@ def _power(match: re.Match[str]) -> str:
 
 
 def plain(text: str) -> str:
-    """Return a line without markdown emphasis, headings, list marks and tags."""
+    """Return a line without markdown emphasis, headings, list marks, tags and ``<<2+3=5>>``."""
+    text = re.sub(r"\A\s*(?:#+|>|[-*+]|[-=]+>|→|⇒|∴)\s+", "", text)
     return re.sub(
-        r"\*\*|__|`|</?[a-z]{1,12}>", "", re.sub(r"\A\s*(?:#+|>|[-*+])\s+", "", text)
+        r"\*\*|__|`|</?[a-z]{1,12}>|<<[^<>]{0,200}>>|(?<=[\w.)])\*(?=\Z)", "", text
     ).strip()
 
 

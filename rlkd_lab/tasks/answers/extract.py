@@ -21,6 +21,8 @@ _HEADING = re.compile(
 _ASKS = re.compile(r"(?:the\s+)?(?:final\s+)?answer\W*\Z", re.IGNORECASE)
 _ALL_ONE = re.compile(r"\s*(?=\S*\d)[^\s\\#<]{1,40}\s*\Z")
 MOST_HEADINGS = 20
+MOST_BOXES = 8
+"""Boxes in a row that are the answer together."""
 _TAKEN_BACK = re.compile(
     r"\b(?:actually\W+(?:no|not|it|that|this|the|let)\b|wait\s*[,.!:—-]|correction\b|scratch that"
     r"|sorry\b|i was wrong|no, )",
@@ -28,16 +30,29 @@ _TAKEN_BACK = re.compile(
 )
 """What takes an answer back that stands before it."""
 _SAID = re.compile(
-    r"\banswers?\b(?:\W{0,4}\n+|[^.\n:=?]{0,40}?(?:\b(?:is|are|be|equals)\b\W{0,3}?[:=]?|[:=]))"
+    r"\banswers?\b(?:\W{0,4}\n+"
+    r"|[^.\n:=?]{0,40}?(?:\b(?:is|are|(?<!not )(?<!n't )be|equals)\b\W{0,3}?[:=]?|[:=]))"
     r"(?!\s*(?:not|as follows|given|found|obtained|clear|obvious|correct|wrong|let|we|i"
     r"|the following)\b)",
     re.IGNORECASE,
 )
-_ONE_OF = re.compile(r"\\boxed\s*\{([^{}]*)\}[\s$,]*or[\s$]*\Z")
-"""Before the second of two boxes, which are the answer together."""
+_ONE_OF = re.compile(r"\\boxed\s*\{([^{}]*)\}[\s$]*(?:,[\s$]*(?:or|and)?|or|and)[\s$]*\Z")
+"""Before a box that is the answer together with the one before it."""
+_BOXED_DIGITS = re.compile(r"\\boxed\s*(-?\d{1,40})(?![\d.,/]*[\dA-Za-z])")
+"""A box without braces."""
 _BARE = re.compile(r"\W{0,4}(?:yes|no|true|false|[A-J])\b\W{0,4}\Z", re.IGNORECASE)
 _NOTHING = re.compile(r"[\s$\\\[\]()*_`~#.:-]*\Z")
 _NO_WORDS = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z]{1,2}(?![A-Za-z])|[^A-Za-z\\]|\\)*\Z")
+DENIES = r"(?:\bnot|n't|\bcannot|\bnever)"
+_CUTS = re.compile(
+    r"[.!?;](?=\s|\Z)|,?\s+(?:because|since|which|where|so|as|therefore|altogether|in"
+    r" total|for)\b|\s+(?:[(—]|–(?!\s*\d))|\n"
+)
+_SPANS = re.compile(r"\$([^$\n]{1,200})\$|\\\(([^\n]{1,200}?)\\\)|\\\[([^\n]{1,200}?)\\\]")
+_OR = re.compile(r"\bor\W*\Z")
+_JOINS = re.compile(r"\s*(?:,|,?\s*(?:and|or))\s*")
+_DENIED = re.compile(rf"{DENIES}\s*\Z", re.I)
+_IS = re.compile(r"\b(?:is|are|was|be|equals)\b:?|:(?=\s)")
 
 
 def final_answer(text: str) -> tuple[str, bool]:
@@ -46,7 +61,8 @@ def final_answer(text: str) -> tuple[str, bool]:
     Only what follows the last ``</think>`` counts. There, the last of ``\boxed{…}``, ``#### …`` and
     ``<answer>…</answer>`` is the answer. Without any, it is the rest of the last line that says
     "answer is" or "answer:", else a first line that is yes, no or a letter, else the last line. A
-    box that is never closed was cut: there is no answer.
+    box that is never closed was cut: there is no answer. Boxes that only commas, "and" or "or" part
+    are one answer.
 
     >>> final_answer(r"First \boxed{3}, no, \boxed{\frac{1}{2}}.")
     ('\\frac{1}{2}', True)
@@ -61,7 +77,7 @@ def final_answer(text: str) -> tuple[str, bool]:
     start = text.find(_THINKS)
     if start >= 0 and not _ALL_ONE.match(text, start + len(_THINKS)):  # a thought that was cut
         text = text[:start]
-    text = _TAG.sub(r"<\1answer>", text)
+    text = _BOXED_DIGITS.sub(r"\\boxed{\1}", _TAG.sub(r"<\1answer>", text))
     found = _marked(text)
     if found is not None:
         return found, bool(found)
@@ -75,6 +91,33 @@ def final_answer(text: str) -> tuple[str, bool]:
     if lines and whole and _BARE.match(lines[0]):
         return lines[0], False
     return (lines[-1] if lines else ""), False
+
+
+def pieces(line: str) -> list[str]:
+    """Return the parts of an unmarked line that may be its answer, the most likely first.
+
+    >>> pieces("72, which is the total.")
+    ['72, which is the total.', '72', 'the total.']
+    """
+    line = re.sub(r"(?<=\d)!+\Z", "", plain(line))  # 72! is no factorial
+    found = [line]
+    cut = _CUTS.search(line)
+    if cut and cut.start():
+        found.append(line[: cut.start()])
+    if spans := list(_SPANS.finditer(line)):
+        first = len(spans) - 1
+        while first and _JOINS.fullmatch(line, spans[first - 1].end(), spans[first].start()):
+            first -= 1
+        if first < len(spans) - 1:  # $x = 2$ and $x = 3$
+            found.append(line[spans[first].start() : spans[-1].end()])
+        elif not _OR.search(line[: spans[-1].start()]):
+            found.append(next(filter(None, spans[-1].groups())))
+    last = [
+        match.end() for match in _IS.finditer(line) if not _DENIED.search(line[: match.start()])
+    ]
+    if last and line[last[-1] :].strip(" .!"):
+        found.append(line[last[-1] :].strip())
+    return list(dict.fromkeys(found))
 
 
 def _marked(text: str) -> str | None:
@@ -96,8 +139,10 @@ def _marked(text: str) -> str | None:
     if end < 0:
         return ""
     found = _said_inside(text[box[1] : box[1] + end].strip())
-    other = _ONE_OF.search(text[max(0, box[0] - 60) : box[0]])
-    return f"{other.group(1)} or {found}" if other and other.group(1) != found else found
+    boxes, end = [found], box[0]
+    while len(boxes) < MOST_BOXES and (other := _ONE_OF.search(text, max(0, end - 60), end)):
+        boxes, end = [other.group(1), *boxes], other.start()
+    return " or ".join(dict.fromkeys(boxes))
 
 
 def _under_hashes(text: str, start: int) -> str:
@@ -119,7 +164,7 @@ def _under_hashes(text: str, start: int) -> str:
 
 def _said_inside(box: str) -> str:
     r"""Return 72 of ``\text{The answer is 72}``, and any other box as it is."""
-    text = re.sub(r"\A\\text\s*\{([^{}]*)\}\Z", r"\1", box)
+    text = re.sub(r"\A\\text\s*\{([^{}]*)\}", r"\1", box)
     said = _said(text)
     return box if said is text else said
 

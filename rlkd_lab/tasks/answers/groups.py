@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rlkd_lab.tasks.answers.clean import split
 from rlkd_lab.tasks.answers.numbers import Number, close
@@ -30,6 +31,11 @@ _COMMAS = (
     re.compile(r";|,?\s+(?:and|or)\s+|,\s*|\s+&\s+"),
 )
 _ALL = {r"\mathbb{R}", r"\mathbb R", "all real numbers", "all reals", r"(-\infty,\infty)"}
+_POSITIVE = {rf"\mathbb{{R}}{sign}" for sign in ("^+", "^{+}", "_{>0}", "_{> 0}", "_+", "_{+}")}
+_WITHOUT = re.compile(
+    r"\\mathbb\s*(?:\{\s*R\s*\}|R)\s*(?:\\setminus|\\backslash|-|\\(?=\\))\s*\\\{(.+)\\\}\Z"
+)
+"""All real numbers but some."""
 
 End = Number | float
 """A number, or one of the two infinities."""
@@ -74,6 +80,10 @@ def intervals(text: str) -> Intervals | None:
         name, text = named.group("name"), text[named.end() :]
     if built := _BUILT.match(text):
         text = built.group("rule")
+    if left := _WITHOUT.match(text):
+        return _without(split(left.group(1), re.compile(",")), name)
+    if text.strip() in _POSITIVE:
+        text = r"(0, \infty)"
     if text.strip() in _ALL:
         return Intervals((Interval(-float("inf"), float("inf"), False, False),), name)
     between = _BETWEEN.match(text)
@@ -98,6 +108,16 @@ def intervals(text: str) -> Intervals | None:
         name = name or variable or (named.group("name") if named else "")
         found += parts
     return Intervals(_joined(sorted(found, key=lambda part: _size(part.low))), name)
+
+
+def _without(points: list[str], name: str) -> Intervals | None:
+    """Return the real numbers without some."""
+    ends = [_end(point) for point in points]
+    holes = sorted((end for end in ends if isinstance(end, Number)), key=_size)
+    if len(holes) < len(points) or len(holes) > MOST_MEMBERS:
+        return None
+    edges: list[End] = [float("-inf"), *holes, float("inf")]
+    return Intervals(tuple(Interval(*pair, False, False) for pair in pairwise(edges)), name)
 
 
 def _joined(parts: list[Interval]) -> tuple[Interval, ...]:
@@ -156,7 +176,8 @@ def members(text: str) -> tuple[str, list[list[str]]] | None:
             kind, inner = "set", text  # (1,2), (3,4)
         elif text[0] in "([" and (not _pair(text) or text[0] + text[-1] not in ("()", "[]")):
             return None  # (x,y)=(1,2), (1,2,3]
-    if inner.count(r"\pm") == 1 and kind == "set" and not split(inner, _COMMAS[1])[1:]:
+    signs = re.findall(r"\\pm(?![A-Za-z])", inner)
+    if len(signs) == 1 and kind == "set" and not split(inner, _COMMAS[1])[1:]:
         plus, minus = inner.replace(r"\pm", "+"), inner.replace(r"\pm", "-")
         return "set", [
             [

@@ -15,32 +15,34 @@ from typing import Any
 from rlkd_lab.tasks import mathematics
 from rlkd_lab.tasks.answers import groups, moments, words
 from rlkd_lab.tasks.answers.clean import clean, plain
-from rlkd_lab.tasks.answers.names import EQUALS, contradict, named
+from rlkd_lab.tasks.answers.extract import DENIES, pieces
+from rlkd_lab.tasks.answers.names import EQUALS, contradict, named, point
 from rlkd_lab.tasks.answers.numbers import close
-from rlkd_lab.tasks.answers.quantities import in_sentence, last_quantity, quantity, same, span
+from rlkd_lab.tasks.answers.quantities import (
+    in_sentence,
+    last_quantity,
+    length,
+    quantity,
+    same,
+    span,
+)
 
 LONGEST = 200
 """Characters of an answer; a longer one is not read."""
-_CUTS = re.compile(
-    r"[.!?;](?=\s|\Z)|,?\s+(?:because|since|which|where|so|as|therefore|altogether|in"
-    r" total|for)\b|\s+[(—–]|\n"
-)
-_SPANS = re.compile(r"\$([^$\n]{1,200})\$|\\\(([^\n]{1,200}?)\\\)|\\\[([^\n]{1,200}?)\\\]")
-_OR = re.compile(r"\bor\W*\Z")
-_NOT = r"(?:\bnot|n't|\bcannot|\bnever)"
 _OTHERWISE = re.compile(
-    rf"(?:\bor|{_NOT}(?: be| equal| equal to)?|\bbetween\b.*\band|\bat (?:most|least)|\bup to"
-    r"|\b(?:above|below|under)|\bthan(?: or equal to)?)\W*\Z",
+    rf"(?:\bor|{DENIES}(?: be| equal| equal to)?|\bbetween\b.*\band|\bat (?:most|least)|\bup to"
+    r"|\b(?:above|below|under|minus|negative)|\bthan(?: or equal to)?|\\(?:le|ge|ne|pm)|\+/"
+    r"|\d\)?[$%]*,?\s+and|(?:%|\bpercent|\bhalf)\s+of|\A\W*step"
+    r"|\b(?:question|problem|equation|exercise|example)|=\s*-?[\d./]{1,20}\$?\s*(?:,|,?\s*and)"
+    r"\s*\$?[A-Za-z](?:_\w{1,9})?\s*=)\W*\Z|(?<![-=])[<>]\s*\Z",
     re.I | re.DOTALL,
 )
-"""What stands before a number that is no answer: not 72, at most 72, between 70 and 72."""
+"""What stands before a number that is no answer: not 72, at most 72, 70 and 72, question 72."""
 _RULED_OUT = re.compile(
     r"(?:[,(]|\band|\bbut)?\s*\b(?:not|rather than|instead of|out of)\s+(?:the\s+|all\s+)?"
     r"[$€£]?-?\d[\d,.]*(?<![.,])%?\)?",
     re.I,
 )
-_DENIED = re.compile(rf"{_NOT}\s*\Z", re.I)
-_IS = re.compile(r"\b(?:is|are|was|be|equals)\b:?|:(?=\s)")
 
 
 @dataclass(frozen=True)
@@ -151,28 +153,6 @@ def equal(gold: Answer, found: Answer) -> bool:
         return False
 
 
-def pieces(line: str) -> list[str]:
-    """Return the parts of an unmarked line that may be its answer, the most likely first.
-
-    >>> pieces("72, which is the total.")
-    ['72, which is the total.', '72', 'the total.']
-    """
-    line = re.sub(r"(?<=\d)!+\Z", "", plain(line))  # 72! is no factorial
-    found = [line]
-    cut = _CUTS.search(line)
-    if cut and cut.start():
-        found.append(line[: cut.start()])
-    spans = list(_SPANS.finditer(line))
-    if spans and not _OR.search(line[: spans[-1].start()]):
-        found.append(next(filter(None, spans[-1].groups())))
-    last = [
-        match.end() for match in _IS.finditer(line) if not _DENIED.search(line[: match.start()])
-    ]
-    if last and line[last[-1] :].strip(" .!"):
-        found.append(line[last[-1] :].strip())
-    return list(dict.fromkeys(found))
-
-
 @lru_cache(maxsize=8192)
 def _read(text: str) -> Answer | None:
     cleaned = clean(text)
@@ -196,8 +176,9 @@ def _read_as(kind: Kind, cleaned: str, beside: bool = False) -> Answer | None:
             value = reader(rest) if rest is not None else None
             if rest is None:
                 return None
-    if value is None and beside and kind.name == "interval":  # D = (0, 1)
-        rest = named(cleaned, beside)[1]
+    if value is None and beside and kind.name == "interval":  # x = 0, y = 1; D = (0, 1)
+        if (rest := point(cleaned)) == cleaned:
+            rest = named(cleaned, beside)[1]
         value = reader(rest) if rest not in (None, cleaned) else None
     if kind.name == "expression":
         whole = reader(cleaned) if EQUALS.search(cleaned) else None
@@ -256,9 +237,15 @@ def _several_beside(text: str) -> Several | None:
 
 def _same_several(gold: Several, found: Several) -> bool:
     one, other = gold.members, found.members
-    if gold.kind != found.kind:
+    ordered = _in_order(gold) and not any(right.name for right in other)
+    ordered |= _in_order(found) and not any(left.name for left in one) and gold.kind == "tuple"
+    if gold.kind != found.kind and (not ordered or "list" in (gold.kind, found.kind)):
         return False
-    if gold.kind != "set":
+    names = sorted(left.name for left in one)
+    if len(set(names)) == len(names) > 1 and names == sorted(right.name for right in other):
+        one, other = (tuple(sorted(side, key=_name)) for side in (one, other))
+        return all(map(equal, one, other))
+    if gold.kind != "set" or ordered:
         return len(one) == len(other) and all(map(equal, one, other))
     rest = list(other)  # 1, 1, 2 is not 1, 2
     for left in one:
@@ -267,6 +254,16 @@ def _same_several(gold: Several, found: Several) -> bool:
             return False
         del rest[match]
     return not rest
+
+
+def _name(answer: Answer) -> str:
+    return answer.name
+
+
+def _in_order(found: Several) -> bool:
+    """Whether the members have names in alphabetical order, as in ``x = 1, y = 2``."""
+    letters = [one.name[:1] for one in found.members]
+    return len(letters) > 1 and all(letters) and letters == sorted(set(letters))
 
 
 def _several_text(found: Several, gold: Several | None) -> str:
@@ -299,6 +296,8 @@ def _word(text: str) -> str | None:
 
 
 def _word_beside(text: str) -> str | None:
+    if text in (r"\emptyset", r"\{\}"):
+        return "no solution"
     return _word(text) or span(re.sub(r"(?<=\d)\s+to\s+(?=\d)", "-", text))
 
 
@@ -340,7 +339,7 @@ KINDS = (
         quantity,
         same,
         lambda found, gold: found.text(gold),
-        None,
+        lambda text: quantity(text) or length(text),
         lambda text: _number_said(text),
     ),
     Kind("word", _word, lambda gold, found: gold == found, lambda found, gold: found, _word_beside),

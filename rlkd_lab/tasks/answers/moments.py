@@ -27,6 +27,10 @@ _WORDS = {
     "12 noon": (12, "p"),
     "12 midnight": (12, "a"),
 }
+_LENGTH = re.compile(
+    r"(\d{1,2})\s*(?:hours?|hrs?|h)\W*(?:and\s+)?([0-5]?\d)\s*(?:minutes?|mins?|m)\Z",
+    re.I | re.ASCII,
+)
 _RATIO = re.compile(r"\d+(?:\.\d+)?(?:(?:\s*:\s*|\s+to\s+)\d+(?:\.\d+)?){1,5}\Z", re.ASCII)
 _MONTHS = (
     "january",
@@ -65,10 +69,12 @@ class Colon:
     Args:
         clock: hour as written, minute, second, and "a" or "p" where AM or PM stands there.
         ratio: the parts, divided by their sum.
+        length: whether it is written as a length of time, ``2 hours 30 minutes``.
     """
 
     clock: tuple[int, int, int, str] | None
     ratio: tuple[Fraction, ...] | None
+    length: bool = False
 
 
 def colon(text: str) -> Colon | None:
@@ -85,7 +91,11 @@ def colon(text: str) -> Colon | None:
 
 
 def colon_or_fraction(text: str) -> Colon | None:
-    """Read a completion beside a time or a ratio: ``1/2`` is the ratio ``1:2``."""
+    """Read a completion beside a time or a ratio: ``1/2`` is the ratio ``1:2``, 2 hours 30 minutes
+    is 2:30.
+    """
+    if length := _LENGTH.match(text):
+        return Colon((int(length[1]), int(length[2]), 0, ""), None, True)
     found = colon(text)
     if found is None:
         try:
@@ -111,6 +121,8 @@ def same_colon(gold: Colon, found: Colon) -> bool:
         hour, minute, second, noon = gold.clock
         if second or noon or minute < 10 or not minute % 15 or math.gcd(hour, minute) > 1:
             return False  # 12:30 is no ratio, 16:25 may be one
+    if found.length:
+        return gold.clock == found.clock
     if gold.clock and found.clock:
         one, other = gold.clock, found.clock
         if bool(one[3]) == bool(other[3]):

@@ -10,12 +10,14 @@ from rlkd_lab.tasks.answers.quantities import quantity
 MOST_SIDES = 8
 """Sides of a chain of equations."""
 _GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|pi|rho|sigma|tau|phi|omega|ell)"
-_SYMBOL = rf"(?:[A-Za-z]|{_GREEK})(?:_\{{?\s*\w{{1,4}}\s*\}}?)?'*"
+_SYMBOL = rf"(?:[A-Za-z]|{_GREEK})(?:_\{{?\s*(?:\\triangle\s*)?\\?\w{{1,4}}\s*\}}?)?'*"
 _SUM = rf"{_SYMBOL}(?:\s*\+\s*{_SYMBOL}){{1,5}}"
 _NAME = re.compile(
     rf"(?P<name>{_SYMBOL}|(?P<sum>{_SUM})"  # x, m + n
     rf"|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL}){{1,5}}\s*\)"  # (x, y)
     r"|[A-Za-z]'*\([^()=<>]{1,12}\)|\|?[A-Z]{2,4}\|?"  # f(2), AB, |AB|
+    r"|P\([^()]{1,20}\)|\|[A-Z](?:\s*\\c[au]p\s*[A-Z]){0,3}\|"  # P(X = 2), |A \cup B|
+    r"|(?:\\(?:gcd|max|min)|lcm)(?:\s*\([^()]{1,20}\))?|\\triangle\s*[A-Z]{3}|\[[A-Z]{3,6}\]"
     r"|m?\\angle\s*\w{1,3}|\\(?:overline|overrightarrow|vec)\s*\{\w{1,3}\}"
     r"|[A-Za-z][A-Za-z' ]{2,60}(?:\([a-z]\))?)"  # Total cost
     r"\s*(?:=|\\approx|:=|\\equiv|\\in(?![A-Za-z])|:(?!=))\s*(?P<rest>.+)\Z"
@@ -33,7 +35,10 @@ _NAMES = [
     )
 ]
 """Names of one sort: two that differ are two things."""
-EQUALS = re.compile(r"(?<![<>!:])=(?!=)")
+_COORDINATES = re.compile(
+    r"([A-Za-z])\s*=\s*([^,=]+?)\s*(?:,|\band\b)\s*([A-Za-z])\s*=\s*([^,=]+)\Z"
+)
+EQUALS = re.compile(r"(?<![<>!:])=(?![=>])")
 
 
 def named(text: str, beside: bool) -> tuple[str, str | None]:
@@ -62,6 +67,16 @@ def named(text: str, beside: bool) -> tuple[str, str | None]:
             values.append(value.number)
     agreed = all(close(one, values[-1]) for one in values)
     return name, sides[-1] if agreed else None
+
+
+def point(text: str) -> str:
+    """Return ``x = 1, y = 2`` as the point that it names, and any other text as it is.
+
+    >>> point("x = 1, y = 2"), point("y = 1, x = 2")
+    ('(1, 2)', 'y = 1, x = 2')
+    """
+    match = _COORDINATES.match(text.replace("$", ""))
+    return f"({match[2]}, {match[4]})" if match and match[1] < match[3] else text
 
 
 def contradict(gold: str, found: str) -> bool:

@@ -24,6 +24,16 @@ _BASE = re.compile(
     r"(\d+)_(?:\{?\s*(\d{1,2})\s*\}?|\{?\s*(two|three|four|five|six|seven|eight|nine)\s*\}?)\Z",
     re.ASCII,
 )
+_CLOCK = re.compile(r"(\d{1,2}):(?!00)([0-5]\d)\Z", re.ASCII)
+_AND_A_HALF = re.compile(r"(?<=\d)\s+and\s+(?:a|one)[ -]half\b", re.I)
+_SPOKEN = (
+    (re.compile(r"(?<=\d)\s*'\s*(\d{1,2})\s*(?:\"|'')\Z", re.ASCII), r" feet \1 inches"),
+    (re.compile(r"\A(?:negative|minus)\s+(?=[\d.])", re.I), "-"),
+    (_AND_A_HALF, " 1/2"),
+)
+_RESIDUE = re.compile(
+    r"(\d{1,20})\s*\(?\s*\\?[bp]?mod(?:\s*\{\s*|\s*)(\d{1,20})\s*\}?\s*\)?\Z", re.ASCII
+)
 _RATIO = re.compile(r"(\d+)\s*:\s*(\d+)\Z", re.ASCII)
 
 
@@ -55,7 +65,16 @@ _TEN = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "nin
 _TENS = re.compile(rf"({'|'.join(_TEN)})(?:[- ]({'|'.join(_COUNTS[1:10])}))?\Z", re.I)
 _HALVES = {"half", "a half", "one half", "one-half"}
 NONE = Unit()
-_PART = re.compile(r"(?:ten|hundred|thousand)ths?\b", re.I)
+_PART = re.compile(
+    r"(?:ten|hundred|thousand)ths?\b|and\s+(?:a|one)[ -](?:half|third|quarter)\b"
+    r"|or\s+(?:more|less|fewer)\b|at\s+(?:most|least)\b",
+    re.I,
+)
+_PARTS = ("half", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_COUNTED = re.compile(
+    rf"({'|'.join(_COUNTS[1:10])})[- ]({'|'.join(_PARTS)}|halve|quarter)s?\Z", re.I
+)
+"""Two thirds."""
 _FACTOR = re.compile(r"(?!m\s*\^)[A-Za-z](?![A-Za-z])")
 """A variable behind a number, as in 72x."""
 _RANGE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*-\s*(\d{1,9}(?:\.\d{1,9})?)\Z", re.ASCII)
@@ -67,6 +86,8 @@ class Quantity:
 
     number: Number
     unit: Unit = NONE
+    clock: bool = False
+    """Whether it is a length of time that is written as 2:30."""
 
     def text(self, gold: Quantity | None) -> str:
         """Name the quantity. A unit that ``gold`` has is added, one that it lacks is dropped."""
@@ -83,6 +104,8 @@ def quantity(text: str) -> Quantity | None:
     text = _ABOUT.sub("", text, count=1) if not text[:1].isdigit() else text
     if span(text):
         return None
+    for pattern, new in _SPOKEN:
+        text = pattern.sub(new, text)
     currency = None
     if before := _BEFORE.match(text):
         currency, text = (
@@ -101,6 +124,15 @@ def quantity(text: str) -> Quantity | None:
     return found
 
 
+def length(text: str) -> Quantity | None:
+    """Read 2:30 beside a length of time: two hours and a half."""
+    match = _CLOCK.match(text)
+    if match is None:
+        return None
+    hours = int(match[1]) + Fraction(int(match[2]), 60)
+    return Quantity(Number(hours), Unit((("h", 1),)), clock=True)
+
+
 def span(text: str) -> str | None:
     """Read from one number to a larger one: ``5-7`` is 5 to 7, and not −2."""
     ends = _RANGE.match(text)
@@ -115,7 +147,7 @@ def same(gold: Quantity, found: Quantity) -> bool:
     A percentage equals its hundredth (50 % is 0.5) and, as MATH's graders have it, the bare number
     (50 % is 50): what the question asks for is not known here.
     """
-    if not agree(gold.unit, found.unit):
+    if not agree(gold.unit, found.unit) or (found.clock and not gold.unit):
         return False
     one, other = gold.number, found.number
     if (
@@ -154,7 +186,8 @@ def last_quantity(line: str) -> str:
         r"[-+*/=^().,\d$€£%×·÷−]+|\\(?:cdot|times|div|frac)\S*", words[first - 1]
     ):
         first -= 1
-    if words[first] in _OPERATORS:  # the calculation begins with a variable: n + 2 = 7
+    if words[first] in _OPERATORS or (first and words[first - 1].lower() in ("of", "x")):
+        # the calculation begins with a variable: n + 2 = 7; 20% of 50 = 10
         first = max(
             [index + 1 for index in range(first, last) if words[index] == "="], default=last
         )
@@ -163,6 +196,7 @@ def last_quantity(line: str) -> str:
 
 def in_sentence(text: str) -> Quantity | None:
     """Read a number at the start of a text that may go on with other words."""
+    text = _AND_A_HALF.sub(" 1/2", text)
     match = re.match(r"[^A-Za-z]*", text)
     assert match is not None
     head, tail = match.group().rstrip(" ,;:.!?-(\"'"), text[match.end() :]
@@ -192,6 +226,9 @@ def _written(text: str) -> Quantity | None:
         )
     if text.lower() in _HALVES:
         return Quantity(Number(Fraction(1, 2)))
+    if parts := _COUNTED.match(text):
+        name = {"halve": "half", "quarter": "fourth"}.get(parts[2].lower(), parts[2].lower())
+        return Quantity(Number(Fraction(_COUNTS.index(parts[1].lower()), _PARTS.index(name) + 2)))
     try:
         return Quantity(number(text))
     except NotANumber:
@@ -201,6 +238,9 @@ def _written(text: str) -> Quantity | None:
         if base < 2 or any(int(digit) >= base for digit in based.group(1)):
             return None
         return Quantity(Number(Fraction(int(based.group(1)))), Unit(((f"base {base}", 1),)))
+    residue = _RESIDUE.match(text)
+    if residue and int(residue[1]) < int(residue[2]):
+        return Quantity(Number(Fraction(int(residue[1]))), Unit(((f"mod {residue[2]}", 1),)))
     ratio = _RATIO.match(text)
     if ratio and int(ratio.group(2)) and not re.match(r"\d{1,2}\s*:\s*[0-5]\d\Z", text):
         return Quantity(Number(Fraction(int(ratio.group(1)), int(ratio.group(2)))))

@@ -24,6 +24,7 @@ ms millisecond milliseconds | s sec secs second seconds | min mins minute minute
 h hr hrs hour hours | day days | week weeks wk wks | month months | year years yr yrs
 hz hertz | n newton newtons | j joule joules | w watt watts | kw kilowatt kilowatts
 v volt volts | pa pascal pascals
+a ampere amperes amp amps | mol mole moles | ohm ohms ω | kj kilojoule kilojoules
 acre acres | rad radian radians | gal gallon gallons | ton tons tonne tonnes
 """
 _UNITS = {
@@ -32,7 +33,7 @@ _UNITS = {
     for row in line.split("|")
     for name in row.split()
 }
-_LETTERS = {"m", "g", "s", "h", "l", "L", "J", "N", "W", "V"}
+_LETTERS = {"m", "g", "s", "h", "l", "L", "A", "Ω", "J", "N", "W", "V"}
 """Units of one letter. They need a space before them: ``5m`` is a product."""
 _SPEEDS = {
     "mph": ("mi", "h"),
@@ -116,6 +117,17 @@ _NOT_UNITS = {
     "hundredths",
     "thousandth",
     "thousandths",
+    "half",
+    "halves",
+    "thirds",
+    "fourths",
+    "fifths",
+    "sixths",
+    "eighths",
+    "tens",
+    "squared",
+    "cubed",
+    "factorial",
 }
 _LARGE = {
     "hundred": 10**2,
@@ -217,15 +229,15 @@ def unit(text: str, loose: bool = False) -> Unit | None:
         if lower in ("square", "sq", "cubic", "cu"):
             next_power = 2 if lower[0] == "s" else 3
             continue
-        if lower in ("squared", "cubed") and powers:
-            powers[next(reversed(powers))] *= 2 if lower[0] == "s" else 3
+        if lower in ("squared", "cubed") and (powers or words):
+            if powers:
+                powers[next(reversed(powers))] *= 2 if lower[0] == "s" else 3
             continue
         if lower in _SPEEDS:
             powers[_SPEEDS[lower][0]], powers[_SPEEDS[lower][1]] = 1, -1
             continue
-        name = (
-            _UNITS.get(lower) if len(word) > 1 or word in _LETTERS or match.group("sign") else None
-        )
+        letter = word in _LETTERS and (word != "A" or at == len(text.rstrip()))  # A students
+        name = _UNITS.get(lower) if len(word) > 1 or letter or match.group("sign") else None
         if name:
             powers[name] = powers.get(name, 0) + sign * power * next_power
             next_power = 1

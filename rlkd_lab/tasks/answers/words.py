@@ -10,14 +10,23 @@ _LETTER = re.compile(
 )
 _SAID = re.compile(r"\b(?:option|choice|answer(?:\s+is)?)\s*:?\s*\(?([A-J])\)?(?![A-Za-z'])")
 _ALONE = re.compile(
-    r"\(([A-J])\)|(?<![A-Za-z'\\])([B-HJ]|A(?!\s+(?!(?:or|and)\b)[a-z]))(?![A-Za-z'])"
+    r"\(([A-J])\)|(?<![A-Za-z'\\])([B-HJ]|A(?!\s+(?!(?:or|and|is)\b)[a-z]))(?![A-Za-z'])"
 )
 _IN_FORMULA = re.compile(
     r"\d[A-J](?![A-Za-z])|(?<![A-Za-z\\])[A-J](?:\s*(?:[+/^<>_]|\*(?!\*))|\(|\d|-\d|\s*-\s*\d+\s*\Z)"
-    r"|[\d)]\s*[-+*/]\s*[A-J](?![A-Za-z])|[+/^]\s*[A-J](?![A-Za-z])"
+    r"|[\d)]\s*[-+*/]\s*[A-J](?![A-Za-z])|[+/^]\s*[A-J](?![A-Za-z])|\\circ\s*[CF](?![A-Za-z])"
 )
 """A letter that is a variable: ``C(5,2)``, ``2B``, ``B + 1``, ``3 - B``."""
-_NOT = re.compile(r"\b(?:not|than|over)\s+(?:option\s+|choice\s+)?\(?[A-J]\)?(?![A-Za-z'])", re.I)
+_CHOICE = r"(?:option\s+|choice\s+)?\(?[A-J]\)?(?![A-Za-z'])"
+_NOT = re.compile(
+    r"(?:\b(?:not|cannot|neither|than|over|(?:anything|all) but)|n't)\s+(?:be\s+|either\s+)?"
+    rf"{_CHOICE}(?:\s*(?:,|\bn?or\b|\band\b)\s*{_CHOICE})*"
+    rf"|(?<![A-Za-z]){_CHOICE}\s+(?:(?:is|was|does|can)(?:n't|not|\s+not(?! only)|\s+never)"
+    r"|(?:is|was)\s+(?:the\s+)?(?:wrong|incorrect|false))\b",
+    re.I,
+)
+"""Letters that are ruled out."""
+_JOINED = re.compile(r"(?:,|/|&|\bor\b|\band\b)(?:\s*\(?[A-J]\)?)?\W*\Z", re.I)
 _YES = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _GOES_ON = {
     "it",
@@ -37,6 +46,7 @@ _GOES_ON = {
     "not",
 }
 _OTHER = {"yes": "no", "no": "yes"}
+_DENIED = re.compile(r"(?:\b(?:not|never|cannot)|n't)(?:\s+be)?\s+\w+\W*\Z", re.I)
 _WORDS = re.compile(r"[^\W\d_]+(?:[\s'-]+[^\W\d_]+)*")
 _FORMULA = re.compile(r"(?:\(?[A-Z][a-z]?\)?\d*){2,12}(?:\^\{?\d*[+-]\}?)?")
 _SHORT = {
@@ -96,6 +106,8 @@ def letter(text: str) -> tuple[str, str] | None:
     bare = match.group(2) is not None and match.start(2) == 0
     if bare and mark.islower() and not re.match(r"[a-j]\s*\)", text):
         return None  # a variable
+    if _JOINED.match(match.group(4)):
+        return None  # (A) or (B)
     return mark.upper(), match.group(4).strip()
 
 
@@ -108,6 +120,8 @@ def letter_said(text: str) -> str | None:
     if said:
         return str(said[-1])
     alone = {one or other for one, other in _ALONE.findall(text)}
+    if re.search(r"(?<![A-Za-z])[A-J]\s*=", text):
+        return None
     return alone.pop() if len(alone) == 1 else None
 
 
@@ -137,7 +151,7 @@ def yes_said(text: str) -> str | None:
         and words[1].lower() not in _GOES_ON
     ):
         first = None  # "No solution" is no "no"
-    if last and len(words) > 1 and words[-2].lower() == "not":
+    if last and _DENIED.search(text):
         last = _OTHER[last]
     return first or last if first is None or last is None or first == last else None
 
@@ -172,4 +186,4 @@ def word(text: str) -> str | None:
         at = kept.index("and")  # Bob and Alice
         return " and ".join(sorted((" ".join(kept[:at]), " ".join(kept[at + 1 :]))))
     text = " ".join(kept)
-    return "does not exist" if text == "dne" else text
+    return {"dne": "does not exist", "no solutions": "no solution"}.get(text, text)
