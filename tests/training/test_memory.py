@@ -14,6 +14,8 @@ from rlkd_lab.training import models as models_module
 from rlkd_lab.training.models import Models
 from rlkd_lab.training.trainer import Trainer
 
+pytestmark = pytest.mark.loads
+
 FIELDS = {
     "steps": 3,
     "prompts_per_step": 4,

@@ -7,6 +7,8 @@ import torch
 
 from rlkd_lab.training import make_config, run
 
+pytestmark = pytest.mark.loads
+
 FIELDS = {
     "teacher": "student",
     "steps": 1,

@@ -20,6 +20,8 @@ from rlkd_lab.models import loading
 from rlkd_lab.training import run
 from rlkd_lab.zoo.tokenizer import character_tokenizer
 
+pytestmark = pytest.mark.loads
+
 FAMILIES = {
     "gpt_neox": (
         GPTNeoXForCausalLM,

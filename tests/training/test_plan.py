@@ -19,6 +19,8 @@ from rlkd_lab.training.context import Context
 from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, NF4_BYTES, Live, Plan, Shape, fitted, plan
 from rlkd_lab.zoo.tokenizer import character_tokenizer
 
+pytestmark = pytest.mark.loads
+
 MIB = 2**20
 
 

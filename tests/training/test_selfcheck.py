@@ -22,6 +22,8 @@ from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.training import Trainer, models, resume, run, selfcheck, session
 from rlkd_lab.training.selfcheck import examine
 
+pytestmark = pytest.mark.loads
+
 ALL = ["gradients", "slope", "copy", "base", "adapter", "padding", "sampler"]
 FAMILIES = ("qwen3", "qwen2", "gemma2")
 
