@@ -104,20 +104,18 @@ def evaluate(
     with plain_errors("nothing was written"):
         from rlkd_lab.objectives import nearest
         from rlkd_lab.study import (
-            about,
-            asked_as,
-            check_ks,
-            check_sides,
-            data_note,
             evaluate_target,
-            expanded,
             find_target,
             settings_of,
             summarise,
             task_of,
             write_table,
         )
+        from rlkd_lab.study.eval_table import about
         from rlkd_lab.study.report import Compared
+        from rlkd_lab.study.sides import check_sides, expanded
+        from rlkd_lab.study.summary import check_ks
+        from rlkd_lab.study.targets import asked_as, data_note
         from rlkd_lab.training.plan import reader_of
 
         ks = None if k is None else numbers(k, "--k")
@@ -191,7 +189,7 @@ def _tables(ours: list[Any], theirs: list[Any], out: Path | None) -> list[Path |
     """Where the completions of each target go, ``None`` for nowhere: the run's own table, or
     ``--out`` for a single target.
     """
-    from rlkd_lab.study import check_out
+    from rlkd_lab.study.eval_table import check_out
 
     if out is not None and (len(ours) > 1 or len(theirs) > 1):
         raise ValueError(

@@ -160,16 +160,8 @@ def study(
     """
     with plain_errors("the same command goes on"):
         from rlkd_lab.study.claims import CLAIMS, judge_claims
-        from rlkd_lab.study.study import (
-            EDGE,
-            PARTS,
-            comparisons,
-            copy_tables,
-            parts_of,
-            read_study,
-            sweep_of,
-            write_scorecard,
-        )
+        from rlkd_lab.study.scorecard import EDGE, comparisons, write_scorecard
+        from rlkd_lab.study.study import PARTS, copy_tables, parts_of, read_study, sweep_of
         from rlkd_lab.study.watch import run_watched
 
         if judge and (core or part or preset or workers or address):
@@ -193,7 +185,7 @@ def study(
             write_scorecard(keep)
         found = read_study(out)
         if figures is not None:
-            from rlkd_lab.plots import draw_claims
+            from rlkd_lab.plots.claims import draw_claims
 
             draw_claims(found, figures)
         verdicts = judge_claims(found)

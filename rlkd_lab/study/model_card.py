@@ -18,7 +18,8 @@ from rlkd_lab.runs import RunFolder
 from rlkd_lab.runs.compare import flat
 from rlkd_lab.runs.overview import HOW_OFTEN
 from rlkd_lab.study import report
-from rlkd_lab.study.evaluation import SETS, read_table, summarise
+from rlkd_lab.study.eval_table import read_table
+from rlkd_lab.study.summary import SETS, summarise
 from rlkd_lab.study.targets import Target
 from rlkd_lab.training import RunConfig
 from rlkd_lab.training.config import fingerprint

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from rlkd_lab.study.evaluation import SETS, compare_frames
 from rlkd_lab.study.sides import compare_runs, side_label
+from rlkd_lab.study.summary import SETS, compare_frames
 from rlkd_lab.study.targets import Target
 from rlkd_lab.terminal import escape
 

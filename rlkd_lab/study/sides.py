@@ -18,8 +18,8 @@ from typing import Any
 import pandas as pd
 
 from rlkd_lab.models import locate
-from rlkd_lab.study.evaluation import per_prompt, powers_of_two, samples_of
 from rlkd_lab.study.statistics import welch
+from rlkd_lab.study.summary import difference_row, per_prompt, powers_of_two, samples_of
 from rlkd_lab.study.targets import Target
 
 FREE = {
@@ -157,7 +157,7 @@ def compare_runs(
     ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame], ks: Sequence[int] | None = None
 ) -> pd.DataFrame:
     """Two methods on the same prompts: a row a set and measure, as
-    :func:`~rlkd_lab.study.evaluation.compare_frames` gives it.
+    :func:`~rlkd_lab.study.summary.compare_frames` gives it.
 
     A run is the mean of a measure over its prompts. ``a`` and ``b`` are means over runs,
     ``difference`` is a − b, and ``low``, ``high`` and ``p`` come from
@@ -195,10 +195,7 @@ def compare_runs(
                     "measure": measure,
                     "a": a[measure].mean(),
                     "b": b[measure].mean(),
-                    "difference": found.mean,
-                    "low": found.low,
-                    "high": found.high,
-                    "p": found.p,
+                    **difference_row(found),
                     "runs_a": len(ours),
                     "runs_b": len(theirs),
                 }

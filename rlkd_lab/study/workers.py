@@ -27,17 +27,12 @@ from typing import Any, Literal
 import pandas as pd
 
 from rlkd_lab.models import default_device, locate
-from rlkd_lab.runs import RunFolder, alone
-from rlkd_lab.study.evaluation import (
-    about,
-    check_splits,
-    evaluate_target,
-    read_record,
-    settings_of,
-    summarise,
-    write_table,
-)
+from rlkd_lab.runs import RunFolder
+from rlkd_lab.runs.lock import alone
+from rlkd_lab.study.eval_table import about, read_record, write_table
+from rlkd_lab.study.evaluation import check_splits, evaluate_target, settings_of
 from rlkd_lab.study.results import OVER, SESSIONS, collect, left_out, outcome_of, over, write_tables
+from rlkd_lab.study.summary import summarise
 from rlkd_lab.study.sweep import CHOSEN, Job, Sweep, settled
 from rlkd_lab.study.targets import find_target, task_of
 from rlkd_lab.training import config_of, load_or_train
