@@ -29,6 +29,8 @@ SESSIONS = "sessions.jsonl"
 """File in a sweep's folder: a line for each time the sweep was run."""
 TABLES = ("runs.csv", "curves.parquet", "levels.csv")
 """Files in a sweep's folder: :func:`collect`, :func:`curves` and :func:`levels`."""
+NO_COLUMN = {"method", "seed", "knobs", "options", "moves", "task_settings", "reward", "difficulty"}
+"""Settings of which the table has no column, or has one for each of their parts."""
 LAST = ("reward", "kl_teacher_rev", "completions/mean_length", "entropy")
 """Curves whose last steps stand in the table of the runs."""
 
@@ -172,18 +174,7 @@ def _table(rows: list[dict[str, Any]], configs: list[RunConfig]) -> pd.DataFrame
 
 def _settings(config: RunConfig) -> dict[str, Any]:
     """Return every setting by its bare name; a knob that moves as the text of its schedule."""
-    fields = config.model_dump(
-        exclude={
-            "method",
-            "seed",
-            "knobs",
-            "options",
-            "moves",
-            "task_settings",
-            "reward",
-            "difficulty",
-        }
-    )
+    fields = config.model_dump(exclude=NO_COLUMN)
     texts = {**METHODS[config.method].schedules, **config.knobs}
     knobs = {
         name: plan.value if isinstance(plan, Constant) else str(texts[name])
@@ -322,9 +313,8 @@ def read_part(folder: str | Path) -> Part:
     keep = pd.MultiIndex.from_frame(runs.loc[~bad, ["arm", "seed"]])
 
     def kept(frame: pd.DataFrame) -> pd.DataFrame:
-        return frame[pd.MultiIndex.from_frame(frame[["arm", "seed"]]).isin(keep)].reset_index(
-            drop=True
-        )
+        pairs = pd.MultiIndex.from_frame(frame[["arm", "seed"]])
+        return frame[pairs.isin(keep)].reset_index(drop=True)
 
     return Part(kept(runs), kept(steps), kept(numbers), (*why, *_not_there(path, runs)))
 

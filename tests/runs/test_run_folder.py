@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.runs.folder import FORMAT, TIMING
+from rlkd_lab.runs.checks import FORMAT
+from rlkd_lab.runs.compare import TIMING
 
 CONFIG = {"method": "grpo", "seed": 0, "steps": 3}
 
