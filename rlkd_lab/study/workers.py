@@ -142,11 +142,11 @@ def choose(sweep: Sweep, out: Path) -> None:
         known = [score for score in scores if score == score]
         if not known:
             raise ValueError(f"every trial of arm {arm.name} diverged: give it others")
-        trials = [
+        tried = [
             {"settings": trial, "accuracy": None if score != score else score}
             for trial, score in zip(arm.trials, scores, strict=True)
         ]
-        found[arm.name] = {"best": scores.index(max(known)) + 1, "trials": trials}
+        found[arm.name] = {"best": scores.index(max(known)) + 1, "trials": tried}
     record = {"tuning": json.loads(trials.model_dump_json()), "arms": found}
     (out / f"{CHOSEN}.tmp").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     (out / f"{CHOSEN}.tmp").rename(out / CHOSEN)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
@@ -51,7 +52,11 @@ class _Training:
             fused=True if device.type == "cuda" else None,
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._scale)
-        self.parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
+        self.parts: dict[str, Any] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+        }
 
     def _scale(self, step: int) -> float:
         warm = min(1.0, (step + 1) / 100)

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import pytest
 
+from rlkd_lab.zoo.midsize import RECIPES
 from rlkd_lab.zoo.midsize_batches import LONG, learn_tokenizer, task_of
 from rlkd_lab.zoo.worked import CHECK, DIRECT, _judged, worked
 
