@@ -43,7 +43,8 @@ import torch
 from rlkd_lab.commands.common import ended_like_ctrl_c
 from rlkd_lab.models import default_device
 from rlkd_lab.objectives import METHODS
-from rlkd_lab.runs import RunFolder, Tail, first_difference
+from rlkd_lab.runs import RunFolder, first_difference
+from rlkd_lab.runs.tail import Tail
 from rlkd_lab.training import RunConfig, create, make_config, resume, state
 from rlkd_lab.training.environment import describe_environment
 from rlkd_lab.training.setup import Row

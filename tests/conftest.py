@@ -33,7 +33,7 @@ def another():
     @contextmanager
     def hold(folder):
         code = (
-            "import sys; from rlkd_lab.runs import alone\nwith alone(sys.argv[1], 'held'):"
+            "import sys; from rlkd_lab.runs.lock import alone\nwith alone(sys.argv[1], 'held'):"
             " print(flush=True); sys.stdin.read()"
         )
         with subprocess.Popen(

@@ -99,7 +99,9 @@ def evaluate(
     """
     with plain_errors("completed targets are written"):
         from rlkd_lab.objectives import nearest
-        from rlkd_lab.study import check_ks, check_sides, expanded, find_target, settings_of
+        from rlkd_lab.study import find_target, settings_of
+        from rlkd_lab.study.sides import check_sides, expanded
+        from rlkd_lab.study.summary import check_ks
 
         ks = None if k is None else numbers(k, "--k")
         if quant is not None:
@@ -134,7 +136,8 @@ def evaluate(
 
 def _question(pair: list[Any], task: str | None, given: dict[str, str]) -> tuple[Any, Any]:
     """Return config and task for all targets; warn of what differs from a run's own."""
-    from rlkd_lab.study import asked_as, data_note, task_of
+    from rlkd_lab.study import task_of
+    from rlkd_lab.study.targets import asked_as, data_note
 
     config = next((target.config for target in pair if target.config), None)
     config, told = asked_as(config, given.pop("task", task), given)
@@ -155,7 +158,8 @@ def _evaluate(
     as_json: bool,
 ) -> None:
     """Evaluate the targets one by one, write each one's table, print what they add up to."""
-    from rlkd_lab.study import about, evaluate_target, summarise, write_table
+    from rlkd_lab.study import evaluate_target, summarise, write_table
+    from rlkd_lab.study.eval_table import about
     from rlkd_lab.study.report import Compared
     from rlkd_lab.training.plan import reader_of
 
@@ -194,7 +198,7 @@ def _tables(ours: list[Any], theirs: list[Any], out: Path | None) -> list[Path |
     """Where the completions of each target go, ``None`` for nowhere: the run's own table, or
     ``--out`` for a single target.
     """
-    from rlkd_lab.study import check_out
+    from rlkd_lab.study.eval_table import check_out
 
     if out is not None and (len(ours) > 1 or len(theirs) > 1):
         raise ValueError(

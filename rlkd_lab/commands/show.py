@@ -38,7 +38,8 @@ def compare(
     """Compare several runs in a table and a figure."""
     with plain_errors():
         from rlkd_lab.objectives import nearest
-        from rlkd_lab.plots import ALL, plot_runs, save_figure
+        from rlkd_lab.plots import plot_runs, save_figure
+        from rlkd_lab.plots.runs import ALL
         from rlkd_lab.runs import RunFolder
         from rlkd_lab.runs import compare as compare_runs
 

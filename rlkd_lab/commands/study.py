@@ -158,7 +158,8 @@ def study(
     """
     with plain_errors("the same command goes on"):
         from rlkd_lab.study.claims import judge_claims
-        from rlkd_lab.study.study import copy_tables, read_study, write_scorecard
+        from rlkd_lab.study.scorecard import write_scorecard
+        from rlkd_lab.study.study import copy_tables, read_study
 
         if judge and (core or part or preset or workers or address):
             raise ValueError("--judge runs nothing: give it --out alone, with --keep or --figures")
@@ -171,7 +172,7 @@ def study(
             write_scorecard(keep)
         found = read_study(out)
         if figures is not None:
-            from rlkd_lab.plots import draw_claims
+            from rlkd_lab.plots.claims import draw_claims
 
             draw_claims(found, figures)
         _print_verdicts(judge_claims(found), failed, path, as_json)
@@ -208,7 +209,7 @@ def _run_parts(
 def _print_verdicts(verdicts: list[Any], failed: list[str], path: Path, as_json: bool) -> None:
     """Print a line for each claim."""
     from rlkd_lab.study.claims import CLAIMS
-    from rlkd_lab.study.study import EDGE, comparisons
+    from rlkd_lab.study.scorecard import EDGE, comparisons
 
     if as_json:
         found = comparisons(verdicts).to_dict("records")

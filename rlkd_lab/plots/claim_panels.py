@@ -18,17 +18,16 @@ from rlkd_lab.plots.points import (
     panel_figure,
 )
 from rlkd_lab.plots.styles import STYLES, line, style_of
-from rlkd_lab.study.claims import (
+from rlkd_lab.study.claim_checks import (
     ACCURACY,
     CHANCE,
     LENGTH,
     MASKS_RATE,
     WINDOW,
     WINDOWS,
-    Study,
     steps_ahead,
 )
-from rlkd_lab.study.results import Part
+from rlkd_lab.study.results import Part, Study
 
 
 def _pick(part: Part, arms: Sequence[str]) -> pd.DataFrame:
@@ -232,13 +231,11 @@ def _interference(study: Study) -> Figure:
     arms = ("grpo", "kdrl", "trrd")
     for place, arm in enumerate(arms):
         colour = STYLES[arm][0]
-        with_teacher, halves = (
-            part.curve(arm, name(k)) for k in ("teacher_method", "split_teacher")
-        )
-        draw_spread(left, place, _means(with_teacher), colour)
-        draw_spread(left, place + 0.3, _means(halves), "#888888", "_")
-        for curves, style, label in ((with_teacher, "-", arm), (halves, ":", None)):
-            if curves:
+        teacher, halves = name("teacher_method"), name("split_teacher")
+        draw_spread(left, place, part.curve_means(arm, teacher), colour)
+        draw_spread(left, place + 0.3, part.curve_means(arm, halves), "#888888", "_")
+        for metric, style, label in ((teacher, "-", arm), (halves, ":", None)):
+            if curves := part.curve(arm, metric):
                 mean = pd.concat(curves.values(), axis=1).mean(axis=1)
                 look = line((colour, style), marker="o", markersize=3)
                 right.plot(mean.index, mean, label=label, **look)
@@ -251,11 +248,6 @@ def _interference(study: Study) -> Figure:
     for axes in (left, right):
         axes.grid(alpha=0.25)
     return figure
-
-
-def _means(curves: dict[int, pd.Series]) -> pd.Series:
-    """Return the mean of each curve, by seed."""
-    return pd.Series({seed: curve.mean() for seed, curve in curves.items()}, dtype=float)
 
 
 DRAW: dict[int, Callable[[Study], Figure]] = {

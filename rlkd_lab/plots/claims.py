@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from rlkd_lab.plots.claim_panels import DRAW
 from rlkd_lab.plots.files import save_figure
 from rlkd_lab.plots.points import dot_style, draw_spread, name_ticks, panel_figure
-from rlkd_lab.study.claims import CLAIMS, Study, Verdict, judge_claims
-from rlkd_lab.study.study import EDGE, WITH_TEACHER, by_teacher, comparisons, number
+from rlkd_lab.study.claims import CLAIMS, Verdict, judge_claims
+from rlkd_lab.study.results import Study
+from rlkd_lab.study.scorecard import EDGE, WITH_TEACHER, by_teacher, comparisons, number
 
 LETTERS = 10
 """Letters of a title in an inch."""

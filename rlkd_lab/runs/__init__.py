@@ -1,21 +1,7 @@
 """Runs: the run folder, written and read; runs compared."""
 
-from rlkd_lab.runs import checkpoints
-from rlkd_lab.runs.compare import compare
-from rlkd_lab.runs.folder import FORMAT, TIMING, RunFolder, first_difference
-from rlkd_lab.runs.lock import alone
-from rlkd_lab.runs.overview import find_runs, overview
-from rlkd_lab.runs.tail import Tail
+from rlkd_lab.runs.compare import compare, first_difference
+from rlkd_lab.runs.folder import RunFolder
+from rlkd_lab.runs.overview import overview
 
-__all__ = [
-    "FORMAT",
-    "TIMING",
-    "RunFolder",
-    "Tail",
-    "alone",
-    "checkpoints",
-    "compare",
-    "find_runs",
-    "first_difference",
-    "overview",
-]
+__all__ = ["RunFolder", "compare", "first_difference", "overview"]

@@ -1,9 +1,9 @@
-"""Checkpoints on disk: whole or not there, checked when they are read, and no more of them than
-asked for.
+"""Checkpoints on disk: whole or not there, and checked when they are read.
 
-A checkpoint is a folder ``checkpoints/step_000010`` with ``state.json``, which holds a SHA-256 of
-every other file and one of itself. It is written beside and renamed, and it and the rows up to it
-have reached the disk before older ones are removed.
+A checkpoint is a folder ``checkpoints/step_000010`` with ``state.json``.
+That file holds a SHA-256 of every other file and one of itself.
+A checkpoint is written beside and renamed.
+It and the rows up to it reach the disk before older checkpoints are removed.
 """
 
 from __future__ import annotations
@@ -21,25 +21,23 @@ from rlkd_lab.runs.folder import RunFolder
 
 DIGESTS = "sha256"
 OWN = "sha256_of_this"
-"""Of the state's own text without this entry, as json.dumps writes it."""
+"""Entry with the digest of the state's text without this entry, as json.dumps writes it."""
 STATE = "state.json"
 
 
 class Damaged(ValueError):
-    """A checkpoint that cannot be read, or is not what was written."""
+    """Raised for a checkpoint that cannot be read, or is not what was written."""
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step after which it was written."""
+    """Return the step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def save(
     folder: RunFolder, step: int, fill: Callable[[Path], None], state: Mapping[str, Any]
 ) -> Path:
-    """Write the checkpoint of a step: the files that ``fill`` puts into the folder it is given,
-    and ``state``.
-    """
+    """Write the checkpoint of a step: ``state``, and the files that ``fill`` writes."""
     target = folder.path / "checkpoints" / f"step_{step:06d}"
     if not folder.writes:
         return target
@@ -64,7 +62,7 @@ def save(
             folder.path / "events.jsonl",
         ):
             _to_disk(path)
-        _remove(target)  # of a life that came as far and was cut
+        _remove(target)  # a session that was cut may have come as far
         beside.rename(target)
         _to_disk(target.parent)
 
@@ -73,10 +71,10 @@ def save(
 
 
 def read(checkpoint: Path) -> dict[str, Any]:
-    """The state of a checkpoint whose files are as they were written.
+    """Return the state of a checkpoint.
 
     Raises:
-        Damaged: they are not.
+        Damaged: a file is not as it was written.
     """
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
@@ -103,17 +101,16 @@ def read(checkpoint: Path) -> dict[str, Any]:
 
 
 def check(folder: Path) -> None:
-    """Raise :class:`Damaged` if a folder is a run's checkpoint whose files are not as they were
-    written; any other passes, a copy elsewhere too.
-    """
+    """Raise :class:`Damaged` for a damaged checkpoint of a run; other folders pass."""
     place = folder.resolve()
     if place.parent.name == "checkpoints" and (place / STATE).exists():
         read(folder)
 
 
 def prune(folder: RunFolder, keep: int) -> None:
-    """Remove all checkpoints but the newest ``keep`` and the best: the newest of those with the
-    highest ``accuracy`` in their state. 0 keeps all.
+    """Remove all checkpoints but the newest ``keep`` and the best; 0 keeps all.
+
+    The best is the newest with the highest ``accuracy`` in its state.
     """
     if not folder.writes or not keep:
         return
@@ -125,7 +122,7 @@ def prune(folder: RunFolder, keep: int) -> None:
 
 
 def sweep_up(folder: RunFolder) -> None:
-    """Remove what a life that was cut left half written or half removed."""
+    """Remove what a session that was cut left half written or half removed."""
     if folder.writes:
         for path in (folder.path / "checkpoints").glob("*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
@@ -141,7 +138,7 @@ def _accuracy(checkpoint: Path) -> tuple[float, str]:
 
 
 def _remove(path: Path) -> None:
-    """So that at no moment a part of it looks whole."""
+    """Rename and remove a folder, so that no part of it ever looks whole."""
     gone = path.with_suffix(".gone.tmp")
     with contextlib.suppress(FileNotFoundError):
         path.rename(gone)
@@ -158,11 +155,12 @@ def _digest(path: Path) -> str:
 
 
 def _to_disk(path: Path) -> None:
-    """Past the system's cache: what is renamed or removed after this cannot overtake it when
-    the power goes.
+    """Write a file or folder through the system's cache.
+
+    Later renames and removals cannot reach the disk before it when the power fails.
     """
     if path.is_dir() and os.name == "nt":
-        return  # where a folder cannot be opened
+        return  # Windows cannot open a folder
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Several runs side by side: their last values and the settings in which they differ."""
+"""Runs compared: several in a table, two row by row."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ COLUMNS = (
     "entropy",
     "step_time",
 )
+TIMING = ("step_time", "train_time", "time/", "memory/", "speed/")
+"""Beginnings of the names of metrics that differ between two runs of the same computation."""
 SHOWN_ANYWAY = ("method", "format", "steps")
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names."""
+    """Return nested settings under dotted names."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         found.update(
@@ -32,8 +34,9 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing(configs: Sequence[dict[str, Any]], besides: Sequence[str] = ()) -> list[str]:
-    """Names of the settings in which flat configs differ, sorted, without those that are shown
-    in any case.
+    """Return the sorted names of the settings in which flat configs differ.
+
+    Settings that the table shows anyway are left out.
     """
     shown = (*SHOWN_ANYWAY, *besides)
     return sorted(
@@ -44,8 +47,9 @@ def differing(configs: Sequence[dict[str, Any]], besides: Sequence[str] = ()) ->
 
 
 def compare(runs: Sequence[RunFolder], window: int = 10) -> pd.DataFrame:
-    """A row a run: steps, settings that differ between the runs, mean of the last ``window``
-    steps of the main metrics (evaluations: the last one).
+    """Return a row for each run: steps, settings that differ, and the main metrics.
+
+    A metric is the mean of the last ``window`` steps; an evaluation is the last one.
     """
     configs = [flat(run.config()) for run in runs]
     names = differing(configs)
@@ -57,15 +61,34 @@ def compare(runs: Sequence[RunFolder], window: int = 10) -> pd.DataFrame:
             "method": config["method"],
             "steps": len(frame),
             "touched": run.touched,
+            **{key: config.get(key, "default") for key in names},
         }
-        row |= {key: config.get(key, "default") for key in names}
         for name in COLUMNS:
             if name in frame:
                 values = pd.to_numeric(frame[name], errors="coerce").dropna()
-                row[name] = (
-                    values.iloc[-1]
-                    if name.startswith("eval/") and len(values)
-                    else values.tail(window).mean()
-                )
+                row[name] = values.tail(1 if name.startswith("eval/") else window).mean()
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def first_difference(
+    ours: list[dict[str, Any]], theirs: list[dict[str, Any]], tolerance: float = 0.0
+) -> tuple[str | None, float]:
+    """Compare metrics rows, leaving out :data:`TIMING`.
+
+    Returns:
+        What differs first, in words, or ``None``; and the largest absolute difference.
+    """
+    largest, found = 0.0, None
+    if len(ours) != len(theirs):
+        found = f"{len(ours)} rows against {len(theirs)}"
+    for a, b in zip(ours, theirs, strict=False):
+        for key in sorted(key for key in set(a) | set(b) if not key.startswith(TIMING)):
+            x, y = a.get(key), b.get(key)
+            gap = 0.0 if x == y else float("inf")
+            if isinstance(x, int | float) and isinstance(y, int | float):
+                gap = abs(x - y)
+            largest = max(largest, gap)
+            if gap > tolerance and found is None:
+                found = f"step {a['step']}: {key} is {x} against {y}"
+    return found, largest

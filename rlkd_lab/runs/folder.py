@@ -1,5 +1,4 @@
-"""The run folder: the only thing between the loop and what a notebook shows. Plain files; nothing
-here knows of models.
+"""The run folder, plain files: training writes it, and everything that shows a run reads it.
 
     config.json      settings
     env.json         versions, device, seed, commit, digest of the data
@@ -12,9 +11,9 @@ here knows of models.
     twins/           forks of the run without its moved knobs, run folders themselves
     lock             held by the process that trains the run
 
-Appends are whole lines; replacements are written beside and renamed. A reader tolerates a torn last
-line. Where the disk is full or cannot be written, the run waits (``RunFolder.wait``) and writes
-again.
+Appends are whole lines; replacements are written beside and renamed.
+A reader tolerates a torn last line.
+Where the disk is full, the run waits (``RunFolder.wait``) and writes again.
 """
 
 from __future__ import annotations
@@ -28,22 +27,19 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import pandas as pd
 
-FORMAT = 2
+from rlkd_lab.runs.checks import FORMAT, check_whole
+
 Written = TypeVar("Written")
 State = Literal["idle", "running", "paused", "done", "failed"]
 Kind = Literal["step", "probe"]
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""The disk is full, or what one user may have of it."""
-TIMING = ("step_time", "train_time", "time/", "memory/", "speed/")
-"""Names, or beginnings of names, of the metrics that differ between two runs of the same
-computation.
-"""
+"""Errors that say that the disk is full, or the user's share of it."""
 
 
 class RunFolder:
@@ -52,16 +48,12 @@ class RunFolder:
     def __init__(self, path: str | Path, writes: bool = True) -> None:
         self.path = Path(path)
         self.writes = writes
-        """Off in all but one of several processes that train the run together: what they write
-        is left out.
-        """
+        """Whether this process writes; one of several that train the run together does."""
         self.wait: Callable[[OSError], None] | None = None
-        """Called with what kept something from being written; when it returns, the same is
-        written again. Without it, or where it raises, that is an error.
-        """
+        """Called with the error of a failed write; the write is tried again when it returns."""
 
     def written(self, write: Callable[[], Written]) -> Written:
-        """``write()``, again after :attr:`wait` for as long as the disk refuses.
+        """Return ``write()``; call it again after :attr:`wait` as long as the disk refuses.
 
         ``write`` leaves nothing half done.
         """
@@ -121,11 +113,9 @@ class RunFolder:
                 f"{target} exists and is not empty: choose another --out, `rlkd resume"
                 f" {target}` it, or delete it"
             )
-        file = next(
-            (parent for parent in target.parents if parent.exists() and not parent.is_dir()), None
-        )
-        if file is not None:
-            raise FileExistsError(f"{target} cannot be made: {file} is a file")
+        for parent in target.parents:
+            if parent.exists() and not parent.is_dir():
+                raise FileExistsError(f"{target} cannot be made: {parent} is a file")
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -133,66 +123,33 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: no run there.
-            ValueError: a torn folder, one of a newer format, or one with links that lead out of it.
+            ValueError: the folder is torn, has a newer format, or has a link that leads out.
         """
-        folder = cls(path)
-        if not (folder.path / "config.json").exists():
-            what = (
-                "has no config.json: it is no run folder, or a torn one"
-                if folder.path.is_dir()
-                else "does not exist"
-            )
-            raise FileNotFoundError(f"{folder.path} {what}")
-        try:
-            written = folder.config()["format"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"{folder.path}/config.json is torn: it cannot be read ({error})"
-            ) from error
-        if type(written) is not int or not 1 <= written <= FORMAT:
-            newer = ": update rlkd_lab" if type(written) is int and written > FORMAT else ""
-            raise ValueError(
-                f"{folder.path} has format {written!r:.40}, this version of rlkd_lab reads 1"
-                f" to {FORMAT}{newer}"
-            )
-        for link in _links_out(str(folder.path), os.path.realpath(folder.path)):
-            raise ValueError(
-                f"{folder.path} holds a link that leads out of it, {link}: a run folder is"
-                " data; put what is meant in the place of the link"
-            )
-        for name in ("env.json", "status.json", "metrics.jsonl", "events.jsonl"):
-            if not (folder.path / name).exists():
-                raise FileNotFoundError(
-                    f"{folder.path} is torn: it has no {name}; put it back from a copy, or"
-                    " train anew in another folder"
-                )
-        return folder
+        check_whole(Path(path))
+        return cls(path)
 
     def config(self) -> dict[str, Any]:
-        """The run's config as it was written."""
+        """Return the run's config as it was written."""
         return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
 
     def env(self) -> dict[str, Any]:
-        """Versions, device, commit."""
+        """Return versions, device and commit."""
         return json.loads((self.path / "env.json").read_text(encoding="utf-8"))
 
     def status(self) -> dict[str, Any]:
-        """``state``, ``step``; for a failed or paused run ``why``; for a running one ``pid``,
-        ``host`` and ``updated``.
+        """Return ``state`` and ``step``.
+
+        A failed or paused run has ``why``; a running one ``pid``, ``host`` and ``updated``.
 
         Raises:
-            FileNotFoundError: the folder is gone; ValueError: status.json is damaged.
+            FileNotFoundError: the folder is gone.
+            ValueError: status.json is damaged.
         """
         try:
             status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-            needed = {
-                "step": int,
-                **(
-                    {"pid": int, "updated": int | float}
-                    if status["state"] in ("running", "paused")
-                    else {}
-                ),
-            }
+            needed: dict[str, Any] = {"step": int}
+            if status["state"] in ("running", "paused"):
+                needed |= {"pid": int, "updated": int | float}
             if status["state"] not in get_args(State) or not all(
                 isinstance(status[name], kind) for name, kind in needed.items()
             ):
@@ -205,8 +162,9 @@ class RunFolder:
         return status
 
     def last_status(self) -> dict[str, Any]:
-        """:meth:`status`; of one that a crash has spoilt, that nothing runs: who may train is
-        the lock's to say.
+        """Return :meth:`status`, or an idle one where a crash has damaged it.
+
+        The lock says whether the run is being trained.
         """
         try:
             return self.status()
@@ -214,7 +172,7 @@ class RunFolder:
             return {"state": "idle", "step": self.last_step()}
 
     def last_step(self) -> int:
-        """Of the last row, of which there is one a step; 0 before the first."""
+        """Return the step of the last row; 0 before the first."""
         return len(self.rows("metrics.jsonl"))
 
     def set_status(
@@ -224,15 +182,16 @@ class RunFolder:
         self.write_json("status.json", _status(state, step, why, pid))
 
     def say_over(self, state: State, step: int, why: str) -> None:
-        """:meth:`set_status` on a disk that may have no room for another file: over the old
-        one, in its place. Whether it worked is not said.
+        """Write the status over the old one, on a disk that may have no room for another file.
+
+        A failure is ignored.
         """
         with contextlib.suppress(OSError), (self.path / "status.json").open("r+b") as file:
             file.write(json.dumps(_status(state, step, why), ensure_ascii=False).encode())
             file.truncate()
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write beside, then rename: a reader sees the old file or the new one, never half."""
+        """Write beside and rename, so that a reader never sees half of a file."""
         self._replace(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def _replace(self, name: str, text: str) -> None:
@@ -247,36 +206,36 @@ class RunFolder:
         self.written(write)
 
     def ask(self, request: str, **what: Any) -> int:
-        """Append a request to requests.jsonl, from any thread or process. The loop answers in
-        events.jsonl, with the same id.
+        """Append a request to requests.jsonl, from any thread or process.
+
+        The run answers in events.jsonl, with the same id.
 
         Args:
             request: ``knob`` (with ``knob`` and ``value``), ``release`` (with ``knob``), ``pause``,
                 ``go_on``, ``step``, ``stop``, ``checkpoint``, ``twin`` (with ``kind``) or ``begin``
-                (a button pressed before it is forgotten).
-            what: the rest; ``at``: the step from which a knob is wanted, the next one by default.
+                (forgets the buttons pressed before).
+            what: the rest. ``at`` is the step from which a knob is moved, by default the next.
 
         Returns:
-            the id, unique in the run.
+            The id, unique in the run.
 
         Raises:
-            OSError: it cannot be written; nothing of it stays there.
+            OSError: the request cannot be written; no part of it stays in the file.
         """
         number = time.time_ns()
         with contextlib.suppress(OSError, ValueError):
             now = self.status()
-            # a run that is killed before it has read this does not act on it in repeated steps
+            # a run killed before it reads this must not act on it in the steps that it repeats
             if now["state"] in ("running", "paused"):
                 what = {"after": now["step"], **what}
         line = (json.dumps({"id": number, "request": request, **what}) + "\n").encode()
         path = self.path / "requests.jsonl"
         try:
             with path.open("ab+", buffering=0) as file:
-                if (
-                    file.seek(0, os.SEEK_END)
-                    and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-                ):  # somebody's line was torn
-                    line = b"\n" + line
+                if file.seek(0, os.SEEK_END):
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # the last line is torn
+                        line = b"\n" + line
                 _add(file, line)
         except OSError as error:
             raise OSError(
@@ -285,7 +244,7 @@ class RunFolder:
         return number
 
     def append(self, name: Literal["metrics.jsonl", "events.jsonl"], row: dict[str, Any]) -> None:
-        """One line, in one write. NaN and infinities are written as null: JSON has none."""
+        """Append one line in one write; NaN and infinities become null, since JSON has none."""
         if not self.writes:
             return
         clean = {
@@ -295,9 +254,8 @@ class RunFolder:
         line = (json.dumps(clean, ensure_ascii=False) + "\n").encode("utf-8", errors="replace")
 
         def write() -> None:
-            with (self.path / name).open(
-                "r+b", buffering=0
-            ) as file:  # never made anew: a folder that was removed is an error
+            # r+ does not make the file, so a folder that was removed is an error
+            with (self.path / name).open("r+b", buffering=0) as file:
                 _add(file, line)
 
         self.written(write)
@@ -305,10 +263,10 @@ class RunFolder:
     def rows(
         self, name: Literal["metrics.jsonl", "events.jsonl"] = "metrics.jsonl"
     ) -> list[dict[str, Any]]:
-        """All whole lines.
+        """Return all whole lines; a torn last line is left out.
 
-        A torn last line is left out; a broken line elsewhere is an error, and so are metrics that
-        miss a step or have one twice.
+        Raises:
+            ValueError: another line is broken, or metrics miss a step or have one twice.
         """
         lines = (self.path / name).read_bytes().split(b"\n")
         mend = (
@@ -341,42 +299,37 @@ class RunFolder:
     def truncate(
         self, name: Literal["metrics.jsonl", "events.jsonl"], step: int, keep: tuple[str, ...] = ()
     ) -> None:
-        """Keep the rows up to and including ``step``, and later events of the kinds ``keep``;
-        drop the rest and any torn line.
-        """
+        """Keep the rows up to and including ``step``, and later events of the kinds ``keep``."""
         self.rewrite(name, lambda row: row["step"] <= step or row.get("event") in keep)
 
     def rewrite(
         self, name: Literal["metrics.jsonl", "events.jsonl"], keep: Callable[[dict[str, Any]], bool]
     ) -> None:
-        """Keep some rows; written beside and renamed."""
+        """Keep some rows and drop the others, with any torn line."""
         if not self.writes:
             return
-        self._replace(
-            name,
-            "".join(
-                json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows(name) if keep(row)
-            ),
-        )
+        kept = [json.dumps(row, ensure_ascii=False) for row in self.rows(name) if keep(row)]
+        self._replace(name, "".join(line + "\n" for line in kept))
 
     def metrics(self) -> pd.DataFrame:
-        """A row a step, a column a metric, indexed by step."""
+        """Return a row for each step with a column for each metric, indexed by step."""
         frame = pd.DataFrame(self.rows("metrics.jsonl"))
         return frame.set_index("step") if len(frame) else frame
 
     def sample_steps(self, kind: Kind = "step") -> list[int]:
-        """Steps whose rollouts (``step``) or fixed validation prompts (``probe``) were recorded."""
+        """Return the recorded steps of rollouts (``step``) or fixed prompts (``probe``)."""
         return sorted(
             int(file.stem.partition("_")[2])
             for file in (self.path / "samples").glob(f"{kind}_*.parquet")
         )
 
     def samples(self, step: int | None = None, kind: Kind = "step") -> pd.DataFrame:
-        """Recorded completions of a step, the last recorded one by default; with ``kind="probe"``
-        those of a few prompts that never change.
+        """Return the recorded completions of a step, by default the last recorded one.
+
+        ``kind="probe"`` returns those of a few prompts that never change.
 
         Raises:
-            FileNotFoundError: nothing was recorded there.
+            FileNotFoundError: nothing was recorded at that step.
             ValueError: the file is damaged.
         """
         recorded = self.sample_steps(kind)
@@ -392,8 +345,9 @@ class RunFolder:
             raise ValueError(f"{file} is damaged: {error}") from error
 
     def thin_samples(self, keep: int) -> None:
-        """Keep ``keep`` recorded steps at most, the first and the last among them; of the
-        others those go whose neighbours are nearest. 0 keeps all.
+        """Keep at most ``keep`` recorded steps, the first and the last among them; 0 keeps all.
+
+        The steps whose neighbours are nearest are removed.
         """
         for kind in get_args(Kind) if keep and self.writes else ():
             steps = self.sample_steps(kind)
@@ -405,7 +359,7 @@ class RunFolder:
         return self.path / "samples" / f"{kind}_{step:06d}.parquet"
 
     def checkpoints(self) -> list[Path]:
-        """Whole checkpoints, oldest first; what others have put beside them is none."""
+        """Return the whole checkpoints, oldest first."""
         found = [
             path
             for path in (self.path / "checkpoints").glob("step_*")
@@ -415,21 +369,19 @@ class RunFolder:
 
     @property
     def touched(self) -> bool:
-        """Whether a knob was moved by hand: such a run stays out of seed aggregates."""
+        """Whether a knob was moved by hand; such a run stays out of means over seeds."""
         return any(row["event"] == "knob" for row in self.rows("events.jsonl"))
 
 
 def _status(state: State, step: int, why: str | None, pid: int | None = None) -> dict[str, Any]:
-    at = (
-        {"pid": pid or os.getpid(), "host": socket.gethostname()}
-        if state in ("running", "paused")
-        else {}
-    )
-    return {"state": state, "step": step, "why": why, "updated": time.time(), **at}
+    status = {"state": state, "step": step, "why": why, "updated": time.time()}
+    if state in ("running", "paused"):
+        status |= {"pid": pid or os.getpid(), "host": socket.gethostname()}
+    return status
 
 
 def _add(file: io.FileIO, line: bytes) -> None:
-    """All of a line at the end of a file, or nothing."""
+    """Write all of a line at the end of a file, or nothing."""
     end = file.seek(0, os.SEEK_END)
     try:
         if file.write(line) != len(line):
@@ -437,48 +389,3 @@ def _add(file: io.FileIO, line: bytes) -> None:
     except OSError:
         file.truncate(end)
         raise
-
-
-def _links_out(place: str, root: str) -> Iterator[str]:
-    """Links below a folder that lead out of ``root``, none of which is followed.
-
-    Names come and go while a run is trained.
-    """
-    try:
-        entries = list(os.scandir(place))
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        if entry.is_symlink():
-            if not os.path.realpath(entry.path).startswith(os.path.join(root, "")):
-                yield entry.path
-        elif entry.is_dir(follow_symlinks=False):
-            yield from _links_out(entry.path, root)
-
-
-def first_difference(
-    ours: list[dict[str, Any]], theirs: list[dict[str, Any]], tolerance: float = 0.0
-) -> tuple[str | None, float]:
-    """Compare metrics rows, leaving out :data:`TIMING`.
-
-    Returns:
-        What differs first, in words, or ``None``; and the largest absolute difference seen in any
-        number.
-    """
-    largest, found = 0.0, None
-    if len(ours) != len(theirs):
-        found = f"{len(ours)} rows against {len(theirs)}"
-    for a, b in zip(ours, theirs, strict=False):
-        for key in sorted(key for key in set(a) | set(b) if not key.startswith(TIMING)):
-            x, y = a.get(key), b.get(key)
-            gap = (
-                abs(x - y)
-                if isinstance(x, int | float) and isinstance(y, int | float)
-                else float("inf")
-                if x != y
-                else 0.0
-            )
-            largest = max(largest, gap)
-            if gap > tolerance and found is None:
-                found = f"step {a['step']}: {key} is {x} against {y}"
-    return found, largest

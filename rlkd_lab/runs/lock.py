@@ -1,6 +1,4 @@
-"""One at a time in a folder: a lock that the system gives back when its holder is gone, however
-it went.
-"""
+"""A lock on a folder, which the system releases when its holder is gone."""
 
 from __future__ import annotations
 
@@ -15,19 +13,20 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK = "lock"
-"""The file: who holds it, or held it last. It stays; what counts is the lock on it."""
+"""The file that names the last holder; it stays, and the lock on it counts."""
 
 
 @contextmanager
 def alone(folder: str | Path, doing: str) -> Iterator[None]:
-    """Inside, nobody else is: no other process, and no other thread of this one.
+    """Hold the folder's lock, so that no other process or thread works in the folder.
 
     Args:
-        folder: it must exist.
+        folder: an existing folder.
         doing: what is done there, for the message: ``trained``.
 
     Raises:
-        ValueError: somebody is there; says who. PermissionError: the folder cannot be written.
+        ValueError: the lock is held; the message names the holder.
+        PermissionError: the folder cannot be written.
     """
     file = Path(folder) / LOCK
     lock = FileLock(file, thread_local=False)

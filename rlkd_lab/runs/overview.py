@@ -1,4 +1,4 @@
-"""Every run below a folder in one table, torn ones with what is wrong with them."""
+"""Every run below a folder in one table; a torn run says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from rlkd_lab.runs.compare import differing, flat
 from rlkd_lab.runs.folder import RunFolder
 
 HOW_OFTEN = ("eval_every", "eval_prompts", "checkpoint_every", "samples_every")
-"""Settings that say how often something is written: they make no two runs different."""
+"""Settings that say how often something is written; runs that differ in them are alike."""
 OF_A_RUN = ("metrics.jsonl", "events.jsonl", "status.json")
-"""Files of which a folder with any is a run, whole or torn."""
+"""Files of a run; a folder with any of them is a run, whole or torn."""
 WITH_A_PROCESS = ("running", "paused", "stopping")
 
 
 def find_runs(folder: str | Path) -> list[Path]:
-    """Folders of runs at or below ``folder``, sorted; hidden ones (a run that is being made) are
-    left out.
+    """Return the folders of runs at or below ``folder``, sorted, without hidden ones.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: there is no such folder.
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is no folder: name the one that your runs lie in")
@@ -38,30 +37,26 @@ def find_runs(folder: str | Path) -> list[Path]:
 
 
 def overview(folder: str | Path, alive: Callable[[dict[str, Any]], bool]) -> pd.DataFrame:
-    """A row a run.
+    """Return a row for each run.
 
     Args:
-        folder: searched with all that is below it.
-        alive: a status → whether the process that it names is still there. A run that says it is
-            running and whose process is gone is "lost": it was killed, or it runs on another
-            machine.
+        folder: it is searched with everything below it.
+        alive: takes a status and says whether its process is still there. A running run without
+            a process is "lost": it was killed, or it runs on another machine.
 
     Returns:
-        columns ``run`` (path below ``folder``), ``method``, ``state``, ``step``, ``steps``,
+        The columns ``run`` (path below ``folder``), ``method``, ``state``, ``step``, ``steps``,
         ``seed``, ``touched``, ``settings`` (those in which the runs differ, by dotted name),
-        ``reward`` and ``accuracy`` (the last ones), ``problem`` (of a torn or failed run, in
-        words).
+        ``reward`` and ``accuracy`` (the last ones), ``problem`` (of a torn or failed run).
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: there is no such folder.
     """
     rows, configs = [], []
     for path in find_runs(folder):
-        name = (
-            path.name or str(path.resolve().name)
-            if path == Path(folder)
-            else str(path.relative_to(folder))
-        )
+        name = str(path.relative_to(folder))
+        if path == Path(folder):
+            name = path.resolve().name if path.name == "" else path.name
         try:
             row, config = _row(RunFolder.open(path), alive)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,6 +1,4 @@
-"""The cards of the embedded models: recipe and measured accuracy, as they were written when the
-models were made.
-"""
+"""The cards of the embedded models: recipe and accuracy, as measured when they were made."""
 
 from __future__ import annotations
 
@@ -17,15 +15,16 @@ from rlkd_lab.tasks import find_task
 
 
 def cards() -> dict[str, Any]:
-    """``{name: {"parameters", "taken_from", "recipe", "steps", "loss", …, "table"}}``; ``table``
-    maps a precision ("none", "nf4", "none ood", "nf4 ood") to shares and mean length.
+    """Return ``{name: {"parameters", "taken_from", "recipe", "steps", "loss", …, "table"}}``.
+
+    ``table`` maps "none", "nf4", "none ood" and "nf4 ood" to shares and mean length.
     """
     models = json.loads((ZOO / "card.json").read_text(encoding="utf-8"))["models"]
     return {name: {"parameters": parameters(name), **card} for name, card in models.items()}
 
 
 def parameters(name: str) -> int:
-    """Number of weights of a model, from the headers of its files; tied ones count once."""
+    """Count the weights of a model in the headers of its files; tied ones count once."""
     total = 0
     for path in sorted(locate(name).glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -34,8 +33,9 @@ def parameters(name: str) -> int:
 
 
 def accuracies(card: dict[str, Any]) -> pd.DataFrame:
-    """A card's table: a row a precision ("full", "NF4") and set ("id", "ood"), with
-    ``accuracy``, ``direct``, ``checked``, ``length``, ``truncated``.
+    """Return a card's table, a row for each precision ("full", "NF4") and set ("id", "ood").
+
+    The columns are ``accuracy``, ``direct``, ``checked``, ``length`` and ``truncated``.
     """
     return pd.DataFrame(
         [
@@ -50,10 +50,7 @@ def accuracies(card: dict[str, Any]) -> pd.DataFrame:
 
 
 def levels(card: dict[str, Any], which: str) -> str:
-    """The difficulties of a row of :func:`accuracies`, ``id`` or ``ood``:
-
-    ``2–5`` operations, ``2–4`` people, …
-    """
+    """Return the difficulties of ``id`` or ``ood``: ``2–5`` operations, ``2–4`` people, …"""
     task = find_task(card["recipe"].get("task", "arithmetic"))
     low, high = task.train_difficulty if which == "id" else task.ood_difficulty or (0, 0)
     return str(low) if low == high else f"{low}–{high}"

@@ -1,6 +1,4 @@
-"""Hand-over: the student of a run as a folder that peft or transformers loads without this
-package, with a model card.
-"""
+"""Export: the student of a run as a folder for peft or transformers, with a model card."""
 
 from __future__ import annotations
 
@@ -27,9 +25,9 @@ from rlkd_lab.training.evaluation import SEED
 from rlkd_lab.training.plan import reader_of
 
 PROMPTS = 32
-"""Validation prompts on which a merge is measured, one completion each."""
+"""Validation prompts on which a merge is measured, with one completion each."""
 LONGEST = 128
-"""Tokens of such a completion, at most."""
+"""Most tokens of such a completion."""
 
 
 def export_run(
@@ -41,13 +39,12 @@ def export_run(
     into: str | None = None,
     dtype: str | None = None,
 ) -> Merged | None:
-    """Write a run's student to ``out``: the adapter beside its tokenizer and card, or one dense
-    model with them.
+    """Write a run's student to ``out``: the adapter or one dense model, with tokenizer and card.
 
     Args:
         run: a run folder.
-        out: the folder to make; made beside and renamed, so that there is never half of one.
-        checkpoint: step; the last by default.
+        out: the folder to make; it is renamed into place when it is whole.
+        checkpoint: a step; the last by default.
         merged: merge the adapter into the base.
         into: with ``merged``: ``nf4`` or ``full``, see :func:`~rlkd_lab.models.merging.merge`; by
             default the weights that the adapter was trained beside.
@@ -58,11 +55,10 @@ def export_run(
         What the merge changed; ``None`` for an adapter.
 
     Raises:
-        FileNotFoundError: no run, no such checkpoint, a checkpoint without adapter, a base that is
-            not here.
+        FileNotFoundError: there is no run, no such checkpoint, no adapter in it, or no base.
         FileExistsError: ``out`` is in use.
-        ValueError: a damaged run or adapter, an option that does not apply, weights too large for
-            ``dtype``.
+        ValueError: the run or the adapter is damaged, an option does not apply, or the weights
+            are too large for ``dtype``.
     """
     target, out = _student_of(Path(run), checkpoint), Path(os.path.abspath(out))
     if not merged and (into is not None or dtype is not None):
@@ -73,14 +69,7 @@ def export_run(
     dtype = nearest(dtype or "bfloat16", DTYPES, "dtype")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty: choose another --out, or delete it")
-    assert target.config is not None
-    task = task_of(target.config)
-    settings = settings_of(target.config, split="validation", ood=False)
-    keep_to_models(task, settings, [reader_of(target.base, settings.chat, settings.system_prompt)])
-    examples = task.examples(PROMPTS, SEED, "validation", target.config.difficulty)
-    if not examples:
-        raise ValueError(f"the task {target.config.task} has no validation prompts")
-    prompts = list(dict.fromkeys(example.prompt for example in examples))
+    prompts = _validation_prompts(target)
     beside = out.with_name(f".{out.name}.new-{os.getpid()}")
     beside.mkdir(parents=True)
     try:
@@ -89,15 +78,7 @@ def export_run(
             found = _write_merged(target, beside, prompts, into, dtype)
         else:
             _write_adapter(target, beside)
-        tokenizer = load_tokenizer(target.base)
-        tokenizer.save_pretrained(beside)
-        chat = target.config.chat == "auto" and tokenizer.chat_template is not None
-        card = beside / "README.md"
-        card.write_text(
-            model_card(target, out.name, prompts[0], chat=chat, merged=found), encoding="utf-8"
-        )
-        for file in beside.iterdir():
-            file.chmod(card.stat().st_mode)  # safetensors writes files for their owner's eyes alone
+        _write_card(target, beside, out.name, prompts[0], found)
         if out.exists():
             out.rmdir()
         beside.rename(out)
@@ -107,8 +88,34 @@ def export_run(
     return found
 
 
+def _validation_prompts(target: Target) -> list[str]:
+    """Return the prompts on which a merge is measured; the first is the card's example."""
+    assert target.config is not None
+    task = task_of(target.config)
+    settings = settings_of(target.config, split="validation", ood=False)
+    keep_to_models(task, settings, [reader_of(target.base, settings.chat, settings.system_prompt)])
+    examples = task.examples(PROMPTS, SEED, "validation", target.config.difficulty)
+    if not examples:
+        raise ValueError(f"the task {target.config.task} has no validation prompts")
+    return list(dict.fromkeys(example.prompt for example in examples))
+
+
+def _write_card(
+    target: Target, folder: Path, name: str, prompt: str, merged: Merged | None
+) -> None:
+    """Write tokenizer and card beside the weights."""
+    assert target.config is not None
+    tokenizer = load_tokenizer(target.base)
+    tokenizer.save_pretrained(folder)
+    chat = target.config.chat == "auto" and tokenizer.chat_template is not None
+    card = folder / "README.md"
+    card.write_text(model_card(target, name, prompt, chat=chat, merged=merged), encoding="utf-8")
+    for file in folder.iterdir():  # safetensors lets only the owner read its files
+        file.chmod(card.stat().st_mode)
+
+
 def _student_of(run: Path, checkpoint: int | None) -> Target:
-    """The run's target, with an adapter that can be read and is whole."""
+    """Return the run's target, whose adapter can be read and is whole."""
     RunFolder.open(run)  # an adapter or a model, which an evaluation takes too, is no run
     target = find_target(str(run), checkpoint=checkpoint)
     assert target.adapter is not None
@@ -121,30 +128,25 @@ def _student_of(run: Path, checkpoint: int | None) -> Target:
 
 
 def _write_adapter(target: Target, folder: Path) -> None:
-    """The checkpoint's adapter; its config names the base as the run's config does, not the
-    place where it lay on this machine.
-    """
+    """Copy the checkpoint's adapter; its config names the base as the run's config does."""
     assert target.adapter is not None
-    shutil.copyfile(
-        target.adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors"
-    )
-    settings = json.loads((target.adapter / "adapter_config.json").read_text(encoding="utf-8")) | {
-        "base_model_name_or_path": target.base
-    }
-    (folder / "adapter_config.json").write_text(
-        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
-    )
+    weights, config = "adapter_model.safetensors", "adapter_config.json"
+    shutil.copyfile(target.adapter / weights, folder / weights)
+    settings = json.loads((target.adapter / config).read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = target.base
+    (folder / config).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_merged(
     target: Target, folder: Path, prompts: list[str], into: str, dtype: str
 ) -> Merged:
+    """Write the merged model, load it again and measure what the merge changed."""
     assert target.config is not None
     policy = target.load()
     policy.use_chat(target.config.chat, target.config.system_prompt)
     model, rounding = merge(policy, into, DTYPES[dtype])
     model.save_pretrained(folder)
-    del model  # what counts is what was saved
+    del model  # what was saved is measured
     again = AutoModelForCausalLM.from_pretrained(
         folder,
         use_safetensors=True,
@@ -153,38 +155,30 @@ def _write_merged(
         device_map={"": policy.device},
     )
     generator = torch.Generator(device=policy.device).manual_seed(SEED)
-    completions = sample(
-        policy, prompts, 1, Sampling(1.0, min(LONGEST, target.config.max_new_tokens)), generator
-    ).sequences
-    shift = kl_per_token(
-        policy, LanguageModel(again, policy.tokenizer, str(folder), "none"), completions
-    )
+    sampling = Sampling(1.0, min(LONGEST, target.config.max_new_tokens))
+    completions = sample(policy, prompts, 1, sampling, generator).sequences
+    saved = LanguageModel(again, policy.tokenizer, str(folder), "none")
     bare = LanguageModel(policy.model, policy.tokenizer, policy.source, policy.quant, None)
+    shift = kl_per_token(policy, saved, completions)
     trained = kl_per_token(policy, bare, completions).mean().item()
-    found = Merged(
-        into,
-        dtype,
-        rounding,
-        shift.mean().item(),
-        shift.max().item(),
-        trained,
-        len(prompts),
-        len(shift),
-    )
-    lost = None
-    if rounding.kept < 0.5:
-        lost = f"rounding to {dtype} takes {1 - rounding.kept:.0%} of the update away"
-    elif found.shift > 0.5 * trained:
+    mean, largest = shift.mean().item(), shift.max().item()
+    found = Merged(into, dtype, rounding, mean, largest, trained, len(prompts), len(shift))
+    _warn_of_a_loss(found, target.quant)
+    return found
+
+
+def _warn_of_a_loss(found: Merged, quant: str) -> None:
+    """Warn where the merge takes much of what training changed."""
+    if found.rounding.kept < 0.5:
+        lost = f"rounding to {found.dtype} takes {1 - found.rounding.kept:.0%} of the update away"
+    elif found.shift > 0.5 * found.trained:
         lost = (
             f"the merged model is {found.shift:.2g} nats a token from the policy, and training"
-            f" moved that by no more than {trained:.2g}"
+            f" moved that by no more than {found.trained:.2g}"
         )
-    if lost is not None:
-        better = ["use --dtype float32"] * (dtype != "float32") + ["merge --into nf4"] * (
-            into == "full" and target.quant == "nf4"
-        )
-        warnings.warn(
-            f"{lost}: {', or '.join([*better, 'hand over the adapter without --merge'])}",
-            stacklevel=2,
-        )
-    return found
+    else:
+        return
+    better = ["use --dtype float32"] if found.dtype != "float32" else []
+    better += ["merge --into nf4"] if found.into == "full" and quant == "nf4" else []
+    better += ["hand over the adapter without --merge"]
+    warnings.warn(f"{lost}: {', or '.join(better)}", stacklevel=3)

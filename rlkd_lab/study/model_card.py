@@ -1,5 +1,6 @@
-"""The model card of a student that is handed over: how to load it, method, knobs, what a merge
-changed, evaluation, run.
+"""The model card of an exported student.
+
+It says how to load the folder, and has method, knobs, merge, evaluation and run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from rlkd_lab.runs import RunFolder
 from rlkd_lab.runs.compare import flat
 from rlkd_lab.runs.overview import HOW_OFTEN
 from rlkd_lab.study import report
-from rlkd_lab.study.evaluation import SETS, read_table, summarise
+from rlkd_lab.study.eval_table import read_table
+from rlkd_lab.study.summary import SETS, summarise
 from rlkd_lab.study.targets import Target
 from rlkd_lab.training import RunConfig
 from rlkd_lab.training.config import fingerprint
@@ -34,9 +36,7 @@ ALWAYS = (
     "max_new_tokens",
     "updates_per_rollout",
 )
-"""Settings that a card names in any case; of the others it names those that differ from the
-defaults.
-"""
+"""Settings that every card names; others are named where they differ from the defaults."""
 ELSEWHERE = {
     "method",
     "preset",
@@ -49,20 +49,20 @@ ELSEWHERE = {
     "moves",
     *HOW_OFTEN,
 }
-"""Settings that stand elsewhere in the card, or have no say in what is trained."""
+"""Settings that stand elsewhere in the card, or do not change what is trained."""
 
 
 def model_card(
     target: Target, name: str, prompt: str, *, chat: bool, merged: Merged | None = None
 ) -> str:
-    """The README.md of a model folder, with the hub's front matter.
+    """Return the README.md of a model folder, with the hub's front matter.
 
     Args:
         target: a run's student.
-        name: of the folder.
-        prompt: what the example asks.
-        chat: whether the example puts it into the chat template.
-        merged: of a merged model; ``None``: the folder holds the adapter.
+        name: the folder's name.
+        prompt: the prompt of the example.
+        chat: whether the example uses the chat template.
+        merged: what the merge changed; ``None``: the folder holds the adapter.
 
     Raises:
         ValueError: the run's events or its evaluation are damaged.
@@ -101,7 +101,7 @@ def model_card(
 
 
 def merge_note(merged: Merged) -> list[str]:
-    """What a merge did and what it changed: two paragraphs."""
+    """Return two paragraphs: what a merge did, and what it changed."""
     weights = (
         "the base's NF4 weights, dequantised"
         if merged.into == "nf4"
@@ -142,17 +142,14 @@ def _front_matter(base: str, method: str, merged: bool) -> str:
 
 
 def _license(base: str) -> dict[str, Any]:
-    """As the base's own card states it; nothing where it states none, or there is no card."""
+    """Return the license that the base's card states, or nothing."""
     card = locate(base) / "README.md"
-    if not card.exists() and (
-        base in zoo_names() or Path(base).is_dir()
-    ):  # a folder may be called as somebody's model on the hub is
+    # a folder may have the name of a model on the hub
+    if not card.exists() and (base in zoo_names() or Path(base).is_dir()):
         return {}
     try:
         stated = ModelCard.load(str(card) if card.exists() else base).data.to_dict()
-    except (
-        Exception
-    ):  # one that cannot be fetched or read states nothing, and must not stand in the way
+    except Exception:  # a card that cannot be fetched or read must not stop the export
         return {}
     return {
         key: stated[key] for key in ("license", "license_name", "license_link") if stated.get(key)
@@ -162,53 +159,24 @@ def _license(base: str) -> dict[str, Any]:
 def _snippet(
     target: Target, run: RunFolder, name: str, prompt: str, chat: bool, merged: bool
 ) -> str:
-    """Code that loads the folder and asks one prompt; it needs this package for an embedded
-    base alone.
+    """Return code that loads the folder and asks one prompt.
+
+    It needs this package only for an embedded base.
     """
     assert target.config is not None
-    embedded, nf4 = target.base in zoo_names(), target.quant == "nf4"
-    if merged:
-        load = [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            f"folder = {_text(name)}",
-            "model = AutoModelForCausalLM.from_pretrained(folder)",
-        ]
-    else:
-        dtype = (
-            "torch.float32" if str(run.env().get("device")).startswith("CPU") else "torch.bfloat16"
-        )
-        base = f"locate({_text(target.base)})" if embedded else _text(target.base)
-        load = [
-            "import torch",
-            "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM,"
-            f" AutoTokenizer{', BitsAndBytesConfig' if nf4 else ''}",
-            *(["", "from rlkd_lab.models import locate"] if embedded else []),
-            "",
-            f"folder, dtype = {_text(name)}, {dtype}",
-        ]
-        if nf4:
-            load += [
-                "nf4 = BitsAndBytesConfig(",
-                '    load_in_4bit=True, bnb_4bit_quant_type="nf4",'
-                " bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype",
-                ")  # as in training; without it the adapter lies beside other weights than"
-                " it was trained beside",
-            ]
-        load += [
-            f"base = AutoModelForCausalLM.from_pretrained({base},"
-            f" dtype=dtype{', quantization_config=nf4' if nf4 else ''})",
-            "model = PeftModel.from_pretrained(base, folder)",
-        ]
+    load = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"folder = {_text(name)}",
+        "model = AutoModelForCausalLM.from_pretrained(folder)",
+    ]
+    if not merged:
+        load = _load_adapter(target, run, name)
     asked = f'tokenizer({_text(prompt)}, return_tensors="pt")'
     if chat:
-        system = (
-            [{"role": "system", "content": target.config.system_prompt}]
-            if target.config.system_prompt
-            else []
-        )
-        turns = [*system, {"role": "user", "content": prompt}]
+        turns = [{"role": "user", "content": prompt}]
+        if target.config.system_prompt:
+            turns.insert(0, {"role": "system", "content": target.config.system_prompt})
         asked = (
             f"tokenizer.apply_chat_template({_text(turns)}, add_generation_prompt=True,"
             ' return_dict=True, return_tensors="pt")'
@@ -222,13 +190,43 @@ def _snippet(
     return "\n".join(["```python", *load, *ask, "```"])
 
 
+def _load_adapter(target: Target, run: RunFolder, name: str) -> list[str]:
+    """Return code that loads the base as in training, with the adapter beside it."""
+    embedded, nf4 = target.base in zoo_names(), target.quant == "nf4"
+    on_cpu = str(run.env().get("device")).startswith("CPU")
+    base = f"locate({_text(target.base)})" if embedded else _text(target.base)
+    lines = [
+        "import torch",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM,"
+        f" AutoTokenizer{', BitsAndBytesConfig' if nf4 else ''}",
+        *(["", "from rlkd_lab.models import locate"] if embedded else []),
+        "",
+        f"folder, dtype = {_text(name)}, {'torch.float32' if on_cpu else 'torch.bfloat16'}",
+    ]
+    if nf4:
+        lines += [
+            "nf4 = BitsAndBytesConfig(",
+            '    load_in_4bit=True, bnb_4bit_quant_type="nf4",'
+            " bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype",
+            ")  # as in training; without it the adapter lies beside other weights than"
+            " it was trained beside",
+        ]
+    return [
+        *lines,
+        f"base = AutoModelForCausalLM.from_pretrained({base},"
+        f" dtype=dtype{', quantization_config=nf4' if nf4 else ''})",
+        "model = PeftModel.from_pretrained(base, folder)",
+    ]
+
+
 def _text(value: Any) -> str:
-    """As Python reads it, in double quotes."""
+    """Return a value as Python reads it, in double quotes."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def _choices(config: RunConfig, run: RunFolder, step: int) -> list[str]:
-    """Knobs with their schedules, moves by hand, options, settings."""
+    """Return tables of knobs with their schedules, moves by hand, options and settings."""
     events = [event for event in run.rows("events.jsonl") if event["event"] == "knob"]
     moves = [
         move
@@ -267,7 +265,7 @@ def _choices(config: RunConfig, run: RunFolder, step: int) -> list[str]:
 def _evaluation(
     target: Target, config: RunConfig, run: RunFolder, name: str, merged: bool
 ) -> list[str]:
-    """The table of ``rlkd eval`` for this step; without one the last evaluation during training."""
+    """Return the table of ``rlkd eval`` for this step, or the last evaluation during training."""
     whose = (
         " These are numbers of the policy as it was trained, before the merge." if merged else ""
     )

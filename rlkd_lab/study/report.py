@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from rlkd_lab.study.evaluation import SETS, compare_frames
 from rlkd_lab.study.sides import compare_runs, side_label
+from rlkd_lab.study.summary import SETS, compare_frames
 from rlkd_lab.study.targets import Target
 from rlkd_lab.terminal import escape
 
@@ -27,35 +27,30 @@ TITLES = {
 
 
 def title(measure: str, samples: int) -> str:
-    """What a measure is called in a table."""
+    """Return the title of a measure in a table."""
     return f"avg@{samples}" if measure == "avg" else TITLES.get(measure, measure)
 
 
 def number(value: float, measure: str) -> str:
-    """A share in percent, tokens, both with one decimal; a count without."""
+    """Return a share in percent or tokens with one decimal, or a count."""
     if math.isnan(value):
         return "–"
-    return (
-        f"{value:.0f}"
-        if measure in COUNTS
-        else f"{value:.1f}"
-        if measure in TOKENS
-        else f"{100 * value:.1f}"
-    )
+    if measure in COUNTS:
+        return f"{value:.0f}"
+    return f"{value if measure in TOKENS else 100 * value:.1f}"
 
 
 def bounds(low: float, high: float, measure: str) -> str:
-    """An interval. Where all prompts agree, resampling them shows nothing, so nothing is shown."""
-    return (
-        ""
-        if math.isnan(low) or low == high
-        else f"{number(low, measure)} to {number(high, measure)}"
-    )
+    """Return an interval; nothing where all prompts agree, since resampling shows nothing."""
+    if math.isnan(low) or low == high:
+        return ""
+    return f"{number(low, measure)} to {number(high, measure)}"
 
 
 def lines(summary: pd.DataFrame, name: str) -> list[tuple[str, str, str, str, str]]:
-    """One set of a summary over all its prompts, as text: (measure, title, value, interval,
-    chance). pass@1, the average, is left out.
+    """Return one set of a summary as text: (measure, title, value, interval, chance).
+
+    The rows are over all prompts; pass@1, the average, is left out.
     """
     whole = {
         row["measure"]: row
@@ -65,32 +60,22 @@ def lines(summary: pd.DataFrame, name: str) -> list[tuple[str, str, str, str, st
     }
     samples = int(whole["samples"]["value"])
     found = []
-    for measure in [
-        measure
-        for measure in whole
-        if measure not in (*COUNTS, "pass@1") and not measure.startswith("chance@")
-    ]:
-        row = whole[measure]
+    for measure, row in whole.items():
+        if measure in (*COUNTS, "pass@1") or measure.startswith("chance@"):
+            continue
         # one guess for an average or a greedy completion, k for pass@k
-        chance = whole.get(
-            "chance@1" if measure in ("avg", "greedy") else measure.replace("pass@", "chance@")
-        )
+        single = measure in ("avg", "greedy")
+        chance = whole.get("chance@1" if single else measure.replace("pass@", "chance@"))
+        value, interval = number(row["value"], measure), bounds(row["low"], row["high"], measure)
         guessed = number(chance["value"], measure) if chance and chance is not row else ""
-        found.append(
-            (
-                measure,
-                title(measure, samples),
-                number(row["value"], measure),
-                bounds(row["low"], row["high"], measure),
-                guessed,
-            )
-        )
+        found.append((measure, title(measure, samples), value, interval, guessed))
     return found
 
 
 def summary_table(summary: pd.DataFrame, name: str) -> Table:
-    """One set of a summary: a row a measure; all prompts with interval and chance line, then a
-    column a difficulty.
+    """Return the table of one set, with a row for each measure.
+
+    All prompts have an interval and a chance line; each difficulty has a column.
     """
     cells = {
         (row["difficulty"], row["measure"]): row
@@ -130,9 +115,9 @@ def summary_table(summary: pd.DataFrame, name: str) -> Table:
 def difference_table(
     differences: pd.DataFrame, name: str, ours: str, theirs: str, samples: int
 ) -> Table:
-    """One set of a comparison: a row a measure.
+    """Return the table of a comparison in one set, with a row for each measure.
 
-    The heading says what ``p`` is over: prompts, or runs where there are several a side.
+    The heading says what ``p`` is over: prompts, or runs where a side has several.
     """
     ours, theirs = escape(ours), escape(theirs)
     table = Table(
@@ -163,7 +148,7 @@ def difference_table(
 
 
 def chance_note(task: str, estimated: bool) -> str:
-    """Where the chance line comes from."""
+    """Say where the chance line comes from."""
     if estimated:
         return (
             "chance: the model's own completions to other prompts, judged against each prompt"
@@ -177,11 +162,11 @@ ONE_PAIR = (
     " method have p < .05 in about half of all pairs."
     " To compare methods, give several runs a side: rlkd eval 'runs/a-*' --against 'runs/b-*'"
 )
-"""What is said beside every p-value of two single checkpoints."""
+"""A note for every p-value of two single checkpoints."""
 
 
 def interval_note(compared: bool) -> str:
-    """What the intervals cover, and what the p-value of two checkpoints does not."""
+    """Say what the intervals cover, and what the p-value of two checkpoints does not."""
     note = (
         f"intervals: bootstrap over prompts{', paired' if compared else ''}; they do not cover"
         " other training seeds"
@@ -190,7 +175,7 @@ def interval_note(compared: bool) -> str:
 
 
 def runs_note(ours: int, theirs: int) -> str:
-    """What the intervals of a comparison over runs cover."""
+    """Say what the intervals of a comparison over runs cover."""
     fewest, most = sorted((ours, theirs))
     spread = (
         f"Student's t over {most} runs against one fixed model"
@@ -207,9 +192,9 @@ def runs_note(ours: int, theirs: int) -> str:
 
 @dataclass(frozen=True)
 class Compared:
-    """What `rlkd eval` says of its targets and, where there is one, of the other side.
+    """The targets of `rlkd eval` and, where there is one, the other side.
 
-    ``frames`` and ``summaries``: one a target, ours first.
+    ``frames`` and ``summaries`` have one entry for each target, ours first.
     """
 
     ours: Sequence[Target]
@@ -225,7 +210,7 @@ class Compared:
 
     @property
     def labels(self) -> tuple[str, str]:
-        """Of both sides, for headings."""
+        """Headings of both sides."""
         return side_label(self.ours), side_label(self.theirs) if self.theirs else ""
 
     @cached_property
@@ -235,7 +220,7 @@ class Compared:
 
     @cached_property
     def differences(self) -> pd.DataFrame | None:
-        """Of the two sides: over runs where there are several, over prompts otherwise."""
+        """Differences over runs where a side has several, over prompts otherwise."""
         if not self.theirs:
             return None
         ours, theirs = self.frames[: len(self.ours)], self.frames[len(self.ours) :]
@@ -246,8 +231,9 @@ class Compared:
         )
 
     def tables(self, samples: int) -> Iterator[Table]:
-        """A table a set: of each target, where they are not held against others over runs, and
-        of the difference.
+        """Return the tables of each target and of the difference, one for each set.
+
+        A comparison over runs has no tables of single targets.
         """
         for target, summary in zip(self.ours, self.summaries, strict=False):
             for name in () if self.several and self.theirs else dict.fromkeys(summary["set"]):
@@ -260,14 +246,15 @@ class Compared:
                 yield difference_table(self.differences, name, *self.labels, samples)
 
     def notes(self, task: str) -> list[str]:
-        """Where chance comes from, and what the intervals and p cover."""
+        """Say where chance comes from, and what the intervals and p cover."""
         if self.several and self.theirs:
             return [runs_note(len(self.ours), len(self.theirs))]
         return [chance_note(task, self.estimated), interval_note(bool(self.theirs))]
 
     def as_json(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """One object: of one target its record and results, with ``against`` and
-        ``differences``; of several, lists of them. ``p_covers``: prompts or runs.
+        """Return record and results of a target, with ``against`` and ``differences``.
+
+        Several targets are a list; ``p_covers`` says prompts or runs.
         """
         chance = "permutation" if self.estimated else "task"
         found = [
@@ -275,21 +262,22 @@ class Compared:
             for record, summary in zip(records, self.summaries, strict=True)
         ]
         ours, theirs = found[: len(self.ours)], found[len(self.ours) :]
-        pair: dict[str, Any] = {}
-        if self.differences is not None:
-            covers = "runs" if self.several else "prompts"
-            pair = {
-                "against": theirs if self.several else theirs[0],
-                "differences": self.differences.to_dict("records"),
-                "p_covers": covers,
-            }
-            pair["note"] = runs_note(len(ours), len(theirs)) if self.several else ONE_PAIR
-        return {**({"runs": ours} if self.several else ours[0]), **pair}
+        shown: dict[str, Any] = {"runs": ours} if self.several else ours[0]
+        if self.differences is None:
+            return shown
+        return {
+            **shown,
+            "against": theirs if self.several else theirs[0],
+            "differences": self.differences.to_dict("records"),
+            "p_covers": "runs" if self.several else "prompts",
+            "note": runs_note(len(ours), len(theirs)) if self.several else ONE_PAIR,
+        }
 
 
 def nested(summary: pd.DataFrame) -> dict[str, Any]:
-    """A summary as ``{set: {difficulty: {measure: value}}}``, an interval where there is one as
-    ``measure_low`` and ``measure_high``.
+    """Return a summary as ``{set: {difficulty: {measure: value}}}``.
+
+    An interval is ``measure_low`` and ``measure_high``.
     """
     found: dict[str, Any] = {}
     for row in summary.to_dict("records"):
@@ -301,7 +289,7 @@ def nested(summary: pd.DataFrame) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: numpy numbers as Python's, NaN and infinities as ``None``."""
+    """Return a value for JSON: Python's numbers, with ``None`` for NaN and infinities."""
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,13 +1,13 @@
-"""What came out of a sweep, as tables: a row a run, a row a step, and means over seeds.
+"""What came out of a sweep, as tables: a row for each run or step, and means over seeds.
 
-Reads files alone.
+The module only reads files.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,30 +17,34 @@ import pyarrow.parquet as pq
 
 from rlkd_lab.objectives import METHODS, Constant, resolve_options
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.study.evaluation import read_table, summarise
+from rlkd_lab.study.eval_table import read_table
 from rlkd_lab.study.statistics import half_width
-from rlkd_lab.study.sweep import Sweep
+from rlkd_lab.study.summary import summarise
+from rlkd_lab.study.sweep import Job, Sweep
 from rlkd_lab.training import RunConfig, config_of
 
 OVER = "outcome.json"
-"""In a run folder: the run and its evaluation are over; whether it diverged, and what the
-worker needed.
-"""
+"""File in a run folder whose run and evaluation are over: divergence, and the worker's needs."""
+SESSIONS = "sessions.jsonl"
+"""File in a sweep's folder: a line for each time the sweep was run."""
+TABLES = ("runs.csv", "curves.parquet", "levels.csv")
+"""Files in a sweep's folder: :func:`collect`, :func:`curves` and :func:`levels`."""
+NO_COLUMN = {"method", "seed", "knobs", "options", "moves", "task_settings", "reward", "difficulty"}
+"""Settings of which the table has no column, or has one for each of their parts."""
 LAST = ("reward", "kl_teacher_rev", "completions/mean_length", "entropy")
-"""Curves whose end stands in the table of the runs, over steps on the student's own completions."""
+"""Curves whose last steps stand in the table of the runs."""
 
 
 def over(path: Path) -> bool:
-    """Whether nothing is left to do in a run folder of a sweep."""
+    """Return whether a run of a sweep and its evaluation are over."""
     return (path / OVER).exists()
 
 
 def outcome_of(path: Path) -> dict[str, Any]:
-    """What became of a run that is over: ``diverged`` (why, or None), and ``worker_seconds`` and
-    ``worker_gib`` that it needed.
+    """Return ``diverged`` (why, or None), ``worker_seconds`` and ``worker_gib`` of a run.
 
     Raises:
-        ValueError: that is damaged.
+        ValueError: the file is damaged.
     """
     try:
         outcome = json.loads((path / OVER).read_text(encoding="utf-8"))
@@ -56,41 +60,46 @@ def outcome_of(path: Path) -> dict[str, Any]:
 
 
 def collect(sweep: Sweep, out: str | Path, window: int = 10) -> pd.DataFrame:
-    """A row a run that is over: :func:`table_of` with the arm's name, whether it diverged, and
-    the memory of its worker.
+    """Return a row for each run that is over.
+
+    It is a row of :func:`table_of` with the arm's name, divergence, and the worker's needs.
     """
     rows, configs = [], []
-    for job in sweep.jobs():
-        path = job.folder(Path(out))
-        if over(path):
-            outcome = outcome_of(path)
-            row = {"arm": job.arm, **_row(RunFolder.open(path), job.config, window)}
-            if outcome["diverged"] is None and row["steps"] < job.config.steps:
-                raise ValueError(
-                    f"{path} has lost rows, {row['steps']} of {job.config.steps} are there:"
-                    " start the sweep again, and it computes the others"
-                )
-            rows.append(row | outcome | {"diverged": outcome["diverged"] is not None})
-            configs.append(job.config)
+    for job, path in _jobs_over(sweep, out):
+        outcome = outcome_of(path)
+        row = {"arm": job.arm, **_row(RunFolder.open(path), job.config, window)}
+        if outcome["diverged"] is None and row["steps"] < job.config.steps:
+            raise ValueError(
+                f"{path} has lost rows, {row['steps']} of {job.config.steps} are there:"
+                " start the sweep again, and it computes the others"
+            )
+        rows.append(row | outcome | {"diverged": outcome["diverged"] is not None})
+        configs.append(job.config)
     return _table(rows, configs)
+
+
+def _jobs_over(sweep: Sweep, out: str | Path) -> list[tuple[Job, Path]]:
+    """Return the runs of a sweep that are over, with their folders."""
+    places = [(job, job.folder(Path(out))) for job in sweep.jobs()]
+    return [(job, path) for job, path in places if over(path)]
 
 
 def table_of(
     runs: Sequence[RunFolder], labels: Sequence[str] | None = None, window: int = 10
 ) -> pd.DataFrame:
-    """A row a run, whatever it came from: ``arm`` (the label, or the method), ``seed``, ``method``,
-    a column for every setting in which the runs differ (``kd_coef``, ``teacher``, …; a schedule as
-    text), ``touched``, ``steps``, means of the last ``window`` steps of some curves, the newest
-    evaluation by `rlkd eval` (``id avg``, ``ood pass@8``, …), tokens and seconds. docs/sweeps.md
-    has every column.
+    """Return a row for each run, of a sweep or not; docs/sweeps.md has every column.
+
+    Among them are ``arm`` (the label, or the method), ``seed``, every setting in which the
+    runs differ, the means of some curves over their last ``window`` steps, and the newest
+    evaluation by `rlkd eval` (``id avg``, ``ood pass@8``, …).
 
     Args:
         runs: run folders.
-        labels: what each is called; runs that differ in their seed alone have the same.
-        window: in steps.
+        labels: names of the runs; runs that differ only in their seed have the same.
+        window: number of steps.
 
     Raises:
-        ValueError: no run, or not one label a run.
+        ValueError: there is no run, or not one label for each run.
     """
     if not runs or (labels is not None and len(labels) != len(runs)):
         raise ValueError(
@@ -114,9 +123,8 @@ def _row(folder: RunFolder, config: RunConfig, window: int) -> dict[str, Any]:
         "touched": folder.touched,
         "steps": len(frame),
     }
-    own = frame[
-        _on_policy(frame)
-    ]  # on traces of the teacher, lengths and divergences say nothing about the student's own
+    # lengths and divergences on the teacher's traces say nothing about the student's own
+    own = frame[_on_policy(frame)]
     row |= {name: own[name].dropna().tail(window).mean() for name in LAST if name in own}
     if len(frame):
         row |= {
@@ -124,7 +132,8 @@ def _row(folder: RunFolder, config: RunConfig, window: int) -> dict[str, Any]:
             "sampled_tokens": _sampled(folder.path, frame).iloc[-1],
             "seconds": frame["step_time"].sum(),
         }
-        row |= {"train_seconds": frame["train_time"].sum()} if "train_time" in frame else {}
+        if "train_time" in frame:
+            row["train_seconds"] = frame["train_time"].sum()
     table = _evaluation(folder.path)
     if table is not None:
         whole = table[table["difficulty"] == "all"]
@@ -133,8 +142,9 @@ def _row(folder: RunFolder, config: RunConfig, window: int) -> dict[str, Any]:
 
 
 def _evaluation(run: Path) -> pd.DataFrame | None:
-    """What the newest evaluation of a run adds up to: a sweep's own summary, or that of the
-    table which `rlkd eval` wrote.
+    """Return what the newest evaluation of a run adds up to.
+
+    A sweep left a summary; `rlkd eval` left the table of completions.
     """
     found = {
         path.stem: path
@@ -150,7 +160,7 @@ def _evaluation(run: Path) -> pd.DataFrame | None:
 
 
 def _table(rows: list[dict[str, Any]], configs: list[RunConfig]) -> pd.DataFrame:
-    """The rows, with the settings in which they differ after the method."""
+    """Return the rows, with the settings in which they differ beside the method."""
     first = ["arm", "seed", "method", "diverged", "touched", "steps"]
     if not rows:
         return pd.DataFrame(columns=first)
@@ -163,19 +173,8 @@ def _table(rows: list[dict[str, Any]], configs: list[RunConfig]) -> pd.DataFrame
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Every setting by its bare name; a knob that moves as the text of its schedule."""
-    fields = config.model_dump(
-        exclude={
-            "method",
-            "seed",
-            "knobs",
-            "options",
-            "moves",
-            "task_settings",
-            "reward",
-            "difficulty",
-        }
-    )
+    """Return every setting by its bare name; a knob that moves as the text of its schedule."""
+    fields = config.model_dump(exclude=NO_COLUMN)
     texts = {**METHODS[config.method].schedules, **config.knobs}
     knobs = {
         name: plan.value if isinstance(plan, Constant) else str(texts[name])
@@ -185,25 +184,22 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def curves(sweep: Sweep, out: str | Path) -> pd.DataFrame:
-    """A row a step of every run that is over: ``arm``, ``seed``, ``method``, ``step``, every
-    metric, ``sampled_tokens`` (completion tokens that student and teacher have sampled so far for
-    training) and ``train_seconds`` (``train_time`` so far, the teacher's part included).
+    """Return a row for each step of every run that is over.
+
+    The columns are ``arm``, ``seed``, ``method``, ``step``, every metric, ``sampled_tokens``
+    and ``train_seconds``.
+    The last two are sums up to the step, and both include the teacher's share.
     """
-    frames = []
-    for job in sweep.jobs():
-        path = job.folder(Path(out))
-        if not over(path):
-            continue
-        frames.append(curves_of(RunFolder.open(path), job.arm, job.seed, job.config.method))
-    return (
-        pd.concat(frames, ignore_index=True)
-        if frames
-        else pd.DataFrame(columns=["arm", "seed", "method", "step"])
-    )
+    frames = [
+        curves_of(RunFolder.open(path), job.arm, job.seed, job.config.method)
+        for job, path in _jobs_over(sweep, out)
+    ]
+    none = pd.DataFrame(columns=["arm", "seed", "method", "step"])
+    return pd.concat(frames, ignore_index=True) if frames else none
 
 
 def curves_of(run: RunFolder, arm: str, seed: int, method: str) -> pd.DataFrame:
-    """The part of :func:`curves` that is one run's."""
+    """Return the rows of :func:`curves` for one run."""
     frame = run.metrics()
     if frame.empty:  # diverged in its first step
         return pd.DataFrame(columns=["arm", "seed", "method", "step"])
@@ -216,40 +212,39 @@ def curves_of(run: RunFolder, arm: str, seed: int, method: str) -> pd.DataFrame:
 
 
 def levels(sweep: Sweep, out: str | Path) -> pd.DataFrame:
-    """The evaluations, a row a number:
+    """Return the evaluations of all runs, a row for each number.
 
-    ``arm``, ``seed``, ``set``, ``difficulty``, ``measure``, ``value`` and its interval over
-    prompts, ``low``, ``high``.
+    The columns are those of :func:`~rlkd_lab.study.summary.summarise`, ``arm`` and ``seed``.
     """
     tables = [(job, _evaluation(job.folder(Path(out)))) for job in sweep.jobs()]
     frames = [
         table.assign(arm=job.arm, seed=job.seed) for job, table in tables if table is not None
     ]
     columns = ["arm", "seed", "set", "difficulty", "measure", "value", "low", "high"]
-    return (
-        pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
-    )
+    none = pd.DataFrame(columns=columns)
+    return pd.concat(frames, ignore_index=True)[columns] if frames else none
 
 
 @dataclass(frozen=True)
 class Part:
-    """A sweep's tables, as :func:`collect`, :func:`curves` and :func:`levels` make them,
-    without the runs that diverged or that somebody touched.
+    """A sweep's tables, without the runs that diverged or whose knobs were moved by hand.
+
+    :func:`collect`, :func:`curves` and :func:`levels` make them.
     """
 
     runs: pd.DataFrame
     curves: pd.DataFrame
     levels: pd.DataFrame
     left_out: tuple[str, ...] = ()
-    """Those runs, in words."""
+    """The runs left out, in words."""
 
     def of(self, arm: str, measure: str) -> pd.Series:
-        """A column of the runs by seed."""
+        """Return a column of the runs by seed."""
         rows = self.runs[self.runs["arm"] == arm].set_index("seed")
         return rows[measure].astype(float) if measure in rows else pd.Series(dtype=float)
 
     def level(self, arm: str, difficulty: str, measure: str = "avg", of: str = "id") -> pd.Series:
-        """A measure at one difficulty by seed."""
+        """Return a measure at one difficulty by seed."""
         table = self.levels
         rows = table[
             (table["arm"] == arm)
@@ -260,7 +255,7 @@ class Part:
         return rows.set_index("seed")["value"].astype(float)
 
     def curve(self, arm: str, metric: str) -> dict[int, pd.Series]:
-        """A metric by step, for each seed, where it was measured."""
+        """Return a metric by step, for each seed, where it was measured."""
         rows = self.curves[self.curves["arm"] == arm]
         if metric not in rows:
             return {}
@@ -270,25 +265,29 @@ class Part:
             if len(found := one.set_index("step")[metric].dropna().astype(float))
         }
 
+    def curve_means(self, arm: str, metric: str) -> pd.Series:
+        """Return the mean of a metric over the steps, by seed."""
+        means = {seed: curve.mean() for seed, curve in self.curve(arm, metric).items()}
+        return pd.Series(means, dtype=float)
 
-SESSIONS = "sessions.jsonl"
-"""In a sweep's folder: a line each time it was run."""
-TABLES = ("runs.csv", "curves.parquet", "levels.csv")
+
+Study = Mapping[str, Part]
+"""Parts by name: core, estimators, …"""
 
 
 def write_tables(sweep: Sweep, out: Path) -> None:
-    """Put the three tables into the sweep's folder."""
+    """Write the three tables into the sweep's folder."""
     collect(sweep, out).to_csv(out / TABLES[0], index=False)
     curves(sweep, out).to_parquet(out / TABLES[1], compression="zstd", index=False)
     levels(sweep, out).to_csv(out / TABLES[2], index=False)
 
 
 def read_part(folder: str | Path) -> Part:
-    """The tables of a sweep's folder, or of a copy of them.
+    """Read the tables of a sweep's folder, or of a copy of them.
 
     Raises:
-        FileNotFoundError: a table is missing: the sweep has not come to its end once.
-        ValueError: one is damaged, or has a run twice.
+        FileNotFoundError: a table is missing, because the sweep has never ended.
+        ValueError: a table is damaged, or has a run twice.
     """
     path = Path(folder)
     missing = [name for name in TABLES if not (path / name).exists()]
@@ -314,64 +313,51 @@ def read_part(folder: str | Path) -> Part:
     keep = pd.MultiIndex.from_frame(runs.loc[~bad, ["arm", "seed"]])
 
     def kept(frame: pd.DataFrame) -> pd.DataFrame:
-        return frame[pd.MultiIndex.from_frame(frame[["arm", "seed"]]).isin(keep)].reset_index(
-            drop=True
-        )
+        pairs = pd.MultiIndex.from_frame(frame[["arm", "seed"]])
+        return frame[pairs.isin(keep)].reset_index(drop=True)
 
     return Part(kept(runs), kept(steps), kept(numbers), (*why, *_not_there(path, runs)))
 
 
 def _read(path: Path, *columns: str) -> pd.DataFrame:
-    """A table that has these columns."""
+    """Read a table that must have these columns."""
     try:
-        table = (
-            pd.read_parquet(path)
-            if path.suffix == ".parquet"
-            else pd.read_csv(path, dtype={"difficulty": str})
-        )
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, dtype={"difficulty": str})
+        if missing := [name for name in columns if name not in table]:
+            raise ValueError(f"it has no column {missing[0]!r}")
     except (ValueError, OSError) as error:  # of pandas, pyarrow and decoders alike
         raise ValueError(
             f"{path} is damaged: {str(error).splitlines()[0]}; start the sweep again, and it"
             " is written anew"
         ) from None
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise ValueError(
-            f"{path} is damaged: it has no column {missing[0]!r}; start the sweep again, and"
-            " it is written anew"
-        )
     return table
 
 
 def _not_there(path: Path, runs: pd.DataFrame) -> list[str]:
-    """Runs of the sweep that its table does not have, in words: those that failed, or a table
-    that was cut.
-    """
+    """Return in words the runs of the sweep that its table does not have."""
     try:
         sweep = Sweep(**json.loads((path / "sweep.json").read_text(encoding="utf-8")))
         asked = {(job.arm, job.seed) for job in sweep.jobs()}
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-    ):  # a copy without it, or one with settings that this version does not know
+    except (OSError, ValueError, TypeError):  # no sweep.json, or one that this version cannot read
         return []
     there = set(zip(runs["arm"], runs["seed"], strict=True))
     return [f"{arm}, seed {seed}: not run" for arm, seed in sorted(asked - there)]
 
 
 def _on_policy(frame: pd.DataFrame) -> pd.Series:
-    """Which steps trained on the student's own completions."""
-    return (
-        frame["on_policy"].fillna(True).astype(bool)
-        if "on_policy" in frame
-        else pd.Series(True, index=frame.index)
-    )
+    """Return which steps trained on the student's own completions."""
+    if "on_policy" not in frame:
+        return pd.Series(True, index=frame.index)
+    return frame["on_policy"].fillna(True).astype(bool)
 
 
 def _sampled(path: Path, frame: pd.DataFrame) -> pd.Series:
-    """Tokens sampled so far: the student's own, and all of the teacher's traces from the first
-    step that trains on them.
+    """Return the tokens sampled so far, by the student and by the teacher.
+
+    All of the teacher's traces count from the first step that trains on them.
     """
     on_policy = _on_policy(frame)
     own = frame["num_tokens"].diff().fillna(frame["num_tokens"]).where(on_policy, 0.0).cumsum()
@@ -383,14 +369,15 @@ def _sampled(path: Path, frame: pd.DataFrame) -> pd.Series:
 
 
 def left_out(runs: pd.DataFrame) -> pd.Series:
-    """Which runs stand for no seed: those that diverged or that somebody moved by hand."""
+    """Return which runs do not count: they diverged, or a knob was moved by hand."""
     return runs["diverged"].astype(bool) | runs["touched"].astype(bool)
 
 
 def by_arm(runs: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """A row an arm: ``runs``, ``left_out`` (diverged, or touched by hand) and for each measure its
-    mean over the other seeds and the half-width of its 95 % interval (Student's t; NaN below two
-    seeds).
+    """Return a row for each arm: ``runs``, ``left_out``, and each measure with its interval.
+
+    A measure is the mean over the runs that count.
+    ``MEASURE ±`` is the half-width of its 95 % interval (Student's t; NaN below two seeds).
     """
     rows = []
     for arm, group in runs.groupby("arm", sort=False):

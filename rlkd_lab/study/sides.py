@@ -1,9 +1,8 @@
-"""Two methods compared: several runs a side, which differ in their seed alone.
+"""Two methods compared: several runs a side, which differ only in their seed.
 
-A p-value over prompts between two single runs is about those two checkpoints. Two seeds of one
-method differ at p < .05 in about half of all pairs, because each training run ends at another
-place. So methods are compared over runs: a run is one number, and the spread between runs is the
-yardstick.
+A p-value over prompts between two single runs is about those two checkpoints.
+Two seeds of one method differ at p < .05 in about half of all pairs.
+So methods are compared over runs: a run is one number, and runs spread around their mean.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from typing import Any
 import pandas as pd
 
 from rlkd_lab.models import locate
-from rlkd_lab.study.evaluation import per_prompt, powers_of_two, samples_of
 from rlkd_lab.study.statistics import welch
+from rlkd_lab.study.summary import difference_row, per_prompt, powers_of_two, samples_of
 from rlkd_lab.study.targets import Target
 
 FREE = {
@@ -34,14 +33,11 @@ FREE = {
     "samples_every",
     "keep_samples",
 }
-"""Settings in which runs of one side may differ: they change no number of the trained student,
-or are the seed.
-"""
+"""Settings in which runs of one side may differ: the seed, and those that change no weights."""
 
 
 def expanded(names: Sequence[str]) -> list[str]:
-    """The names, with each pattern such as ``runs/a-*`` replaced by the paths that it matches, in
-    order.
+    """Replace each pattern, such as ``runs/a-*``, by the sorted paths that it matches.
 
     Raises:
         FileNotFoundError: a pattern matches nothing.
@@ -59,15 +55,14 @@ def expanded(names: Sequence[str]) -> list[str]:
 
 
 def check_sides(ours: Sequence[Target], theirs: Sequence[Target]) -> None:
-    """Refuse sides that cannot be compared over runs, and warn where the runs of a side differ in
-    more than their seed.
+    """Refuse sides that cannot be compared over runs, and warn of a mixed side.
 
     Raises:
-        ValueError: a run, adapter or model stands twice, a single run is held against several,
+        ValueError: a run, adapter or model stands twice, a single run is compared with several,
             or runs of the other side stand among the targets.
 
     Warns:
-        UserWarning: with the first settings that differ; with a seed that a side has twice.
+        UserWarning: the runs of a side differ in more than their seed, or share a seed.
     """
     _refuse_twice((*ours, *theirs))
     if theirs and max(len(ours), len(theirs)) > 1:
@@ -115,7 +110,7 @@ def _settings(target: Target) -> str:
 
 
 def _warn_of_a_mixed_side(side: Sequence[Target]) -> None:
-    """The settings in which the runs of one side differ, and seeds that stand twice."""
+    """Warn of settings in which the runs of a side differ, and of seeds that stand twice."""
     if len(side) < 2:
         return
     known = [target for target in side if target.config is not None]
@@ -156,22 +151,21 @@ def _warn_of_a_mixed_side(side: Sequence[Target]) -> None:
 def compare_runs(
     ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame], ks: Sequence[int] | None = None
 ) -> pd.DataFrame:
-    """Two methods on the same prompts: a row a set and measure, as
-    :func:`~rlkd_lab.study.evaluation.compare_frames` gives it.
+    """Compare two methods on the same prompts, a row for each set and measure.
 
-    A run is the mean of a measure over its prompts. ``a`` and ``b`` are means over runs,
-    ``difference`` is a − b, and ``low``, ``high`` and ``p`` come from
-    :func:`~rlkd_lab.study.statistics.welch`. ``runs_a`` and ``runs_b`` say how many runs there
-    were. The prompts are the same for all runs and are not drawn again, so the interval is about
-    these prompts.
+    The columns are those of :func:`~rlkd_lab.study.summary.compare_frames`, and the numbers of
+    runs, ``runs_a`` and ``runs_b``.
+    A run is the mean of a measure over its prompts; ``a`` and ``b`` are means over runs.
+    ``low``, ``high`` and ``p`` come from :func:`~rlkd_lab.study.statistics.welch`.
+    All runs have the same prompts, so the interval is about these prompts.
 
     Args:
-        ours: the tables of one side, one a run.
-        theirs: of the other; a single one is a fixed model, without seeds.
-        ks: of pass@k and majority@k.
+        ours: the tables of one side, one for each run.
+        theirs: those of the other; a single one is a fixed model without seeds.
+        ks: the k of pass@k and majority@k.
 
     Raises:
-        ValueError: the tables have other prompts or sets, or fewer samples than a k.
+        ValueError: the tables have different prompts or sets, or fewer samples than a k.
     """
     every = [*ours, *theirs]
     ks = powers_of_two(min(map(samples_of, every))) if ks is None else ks
@@ -195,10 +189,7 @@ def compare_runs(
                     "measure": measure,
                     "a": a[measure].mean(),
                     "b": b[measure].mean(),
-                    "difference": found.mean,
-                    "low": found.low,
-                    "high": found.high,
-                    "p": found.p,
+                    **difference_row(found),
                     "runs_a": len(ours),
                     "runs_b": len(theirs),
                 }
@@ -207,7 +198,7 @@ def compare_runs(
 
 
 def side_label(side: Sequence[Target]) -> str:
-    """Short, for headings: ``a-…, 5 runs``, or the label of a single target."""
+    """Return a short heading: ``a-…, 5 runs``, or the label of a single target."""
     if len(side) == 1:
         return side[0].label
     names = [(target.run or Path(target.name)).name for target in side]

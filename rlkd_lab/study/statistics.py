@@ -1,8 +1,9 @@
 """The numbers of an evaluation and their intervals: numpy and scipy alone, no models.
 
-Everything starts from a matrix of completions, (prompts, samples), and becomes one value a prompt.
-The prompt is what is drawn from the task, so it is what the bootstrap resamples, with all of its
-samples; to count the completions as if they were independent would make every interval too narrow.
+Everything starts from a matrix of completions, (prompts, samples).
+It becomes one value for each prompt.
+The bootstrap resamples prompts with all of their samples, since prompts are drawn from the task.
+Completions of one prompt are not independent; resampling them would make intervals too narrow.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of a − b, its 95 % interval, and a two-sided p-value in [0, 1]: over prompts
-    (:func:`paired_bootstrap`) or over runs (:func:`welch`).
+    """Mean of a − b, its 95 % interval, and a two-sided p-value in [0, 1].
+
+    They are over prompts (:func:`paired_bootstrap`) or over runs (:func:`welch`).
     """
 
     mean: float
@@ -53,18 +55,18 @@ def check_k(k: int, samples: int) -> None:
 
 
 def avg_at_k(correct: ArrayLike) -> NDArray[np.float64]:
-    """Share of right completions by prompt: (prompts, samples) of 0 and 1 → (prompts,)."""
+    """Return the share of right completions: (prompts, samples) of 0 and 1 → (prompts,)."""
     return np.asarray(correct, dtype=float).mean(1)
 
 
 def pass_at_k(correct: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Unbiased probability that one of k completions is right, by prompt. Chen et al. (arXiv
-    2107.03374), Eq. 1.
+    """Estimate by prompt, without bias, the probability that one of k completions is right.
+
+    Chen et al. (arXiv 2107.03374), Eq. 1, with c right ones of n samples:
 
         pass@k = 1 − C(n − c, k) / C(n, k)
 
-    with c right ones of n samples. 1 − (1 − c/n)^k, the estimate that comes to mind first, is too
-    low: it draws with replacement.
+    1 − (1 − c/n)^k draws with replacement, so it is too low.
 
     Args:
         correct: (prompts, samples) of 0 and 1.
@@ -84,27 +86,26 @@ def pass_at_k(correct: ArrayLike, k: int) -> NDArray[np.float64]:
 
 
 def pass_at_k_of_counts(right: ArrayLike, samples: int, k: int) -> NDArray[np.float64]:
-    """:func:`pass_at_k` from the number of right completions, (prompts,).
+    """Return :func:`pass_at_k` from the number of right completions, (prompts,).
 
     C(n − c, k) / C(n, k) is the product of (n − c − i) / (n − i) for i < k.
     """
     check_k(k, samples)
     wrong = samples - np.asarray(right, dtype=float)[:, None]
     drawn = np.arange(k)
-    # the binomials overflow for a few hundred samples, the factors do not; a factor below 0 would
-    # come after one that is 0
+    # the binomials overflow for a few hundred samples; a factor below 0 comes after one that is 0
     return 1.0 - (np.maximum(wrong - drawn, 0.0) / (samples - drawn)).prod(1)
 
 
 def majority_at_k(
     answers: Sequence[Sequence[str | None]], correct: ArrayLike, k: int
 ) -> NDArray[np.float64]:
-    """Probability that the most frequent of k answers is right, by prompt. Self-consistency (arXiv
-    2203.11171).
+    """Return by prompt the probability that the most frequent of k answers is right.
 
-    Answers that could not be read (``None``) have no vote. Where several answers lead, each is
-    taken with the same probability. ``samples // k`` disjoint blocks of k are averaged; samples
-    that fill no block are left out.
+    Self-consistency (arXiv 2203.11171).
+    Answers that could not be read (``None``) have no vote.
+    Where several answers lead, each is taken with the same probability.
+    ``samples // k`` disjoint blocks of k are averaged; samples that fill no block are left out.
 
     Args:
         answers: (prompts, samples), equal answers being equal texts.
@@ -143,8 +144,9 @@ def _winner(answers: Sequence[str | None], correct: NDArray[np.float64]) -> floa
 
 
 def chance_pass_at_k(p: ArrayLike, k: int) -> float:
-    """pass@k of blind guessing, mean over prompts of 1 − (1 − p)^k, where ``p``, (prompts,), is the
-    probability that one guess is right.
+    """Return pass@k of blind guessing: the mean over prompts of 1 − (1 − p)^k.
+
+    ``p``, (prompts,), is the probability that one guess is right.
 
     >>> round(chance_pass_at_k([0.01], k=32), 3)
     0.275
@@ -153,16 +155,15 @@ def chance_pass_at_k(p: ArrayLike, k: int) -> float:
 
 
 def bootstrap(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Mean over prompts with its 95 % percentile interval; prompts are resampled, and a prompt's
-    samples stay together in its value.
+    """Return the mean over prompts with its 95 % percentile interval.
 
     Args:
-        values: (prompts,), one number a prompt.
-        resamples: of the prompts, with replacement.
-        seed: of the resampling.
+        values: (prompts,), one number for each prompt.
+        resamples: number of resamples of the prompts, with replacement.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: no prompt.
+        ValueError: there is no prompt.
     """
     array = np.asarray(values, dtype=float)
     means = _resampled_means(array, resamples, seed)
@@ -172,20 +173,20 @@ def bootstrap(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> I
 def paired_bootstrap(
     a: pd.Series, b: pd.Series, resamples: int = RESAMPLES, seed: int = 0
 ) -> Difference:
-    """Difference of two models' means over the same prompts. How hard a prompt is drops out of a −
-    b, so the interval is narrower than for two samples.
+    """Return the difference of two models' means over the same prompts.
 
-    The p-value inverts the percentile interval: 2·min(share of resampled differences ≤ 0, share ≥
-    0), with one added to each count and at most 1, so it is below .05 where the interval leaves out
-    0.
+    How hard a prompt is drops out of a − b, so the interval is narrower than for two samples.
+    The p-value inverts the percentile interval: 2·min(share of resampled differences ≤ 0, share
+    ≥ 0), with one added to each count, and at most 1.
+    So p is below .05 where the interval leaves out 0.
 
     Args:
-        a, b: one number a prompt, indexed by prompt id in any order.
-        resamples: of the prompts, with replacement.
-        seed: of the resampling.
+        a, b: one number for each prompt, indexed by prompt id in any order.
+        resamples: number of resamples of the prompts, with replacement.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: no prompt, or the two were not asked the same prompts.
+        ValueError: there is no prompt, or the two have different prompts.
     """
     if not (
         a.index.is_unique and b.index.is_unique and len(a) == len(b) and a.index.isin(b.index).all()
@@ -204,8 +205,9 @@ def paired_bootstrap(
 
 
 def half_width(values: ArrayLike) -> float:
-    """Half of the 95 % interval of a mean, Student's t: for seeds, which are too few to resample.
-    NaN below two values.
+    """Return half of the 95 % interval of a mean, Student's t; NaN below two values.
+
+    It is for seeds, which are too few to resample.
 
     >>> round(half_width([0.0, 1.0, 2.0]), 3)
     2.484
@@ -217,16 +219,17 @@ def half_width(values: ArrayLike) -> float:
 
 
 def welch(a: ArrayLike, b: ArrayLike) -> Difference:
-    """Difference of the means of two groups of runs, with Welch's t: mean(a) − mean(b) ±
-    t·√(s²_a/n_a + s²_b/n_b), the variances not taken as equal.
+    """Return the difference of the means of two groups of runs, with Welch's t.
+
+    The interval is mean(a) − mean(b) ± t·√(s²_a/n_a + s²_b/n_b), with unequal variances.
 
     Args:
-        a, b: one number a run, runs of different seeds. A group of one is a fixed model, which has
-            no seeds: the spread is then the other group's alone.
+        a, b: one number for each run; the runs have different seeds. A group of one is a fixed
+            model without seeds, and the spread is the other group's.
 
     Returns:
-        NaN for interval and p where neither group has two runs, or where no two runs differ by
-        more than rounding.
+        The difference. Interval and p are NaN where neither group has two runs, or where no two
+        runs differ by more than rounding.
 
     >>> welch([0.5, 0.6, 0.7], [0.2, 0.3, 0.4]).mean.__round__(3)
     0.3
@@ -236,14 +239,12 @@ def welch(a: ArrayLike, b: ArrayLike) -> Difference:
     rounding = 1e-12 * max(np.abs(one).max(), np.abs(other).max())
     if max(len(one), len(other)) < 2 or max(np.ptp(one), np.ptp(other)) <= rounding:
         return Difference(gap, float("nan"), float("nan"), float("nan"))
-    several = min(len(one), len(other)) > 1
     with warnings.catch_warnings():  # scipy's, of a group whose runs are alike
         warnings.filterwarnings("ignore", message="Precision loss", category=RuntimeWarning)
-        found = (
-            ttest_ind(one, other, equal_var=False)
-            if several
-            else ttest_1samp((one[:, None] - other[None, :]).ravel(), 0.0)
-        )
+        if min(len(one), len(other)) > 1:
+            found = ttest_ind(one, other, equal_var=False)
+        else:
+            found = ttest_1samp((one[:, None] - other[None, :]).ravel(), 0.0)
     low, high = found.confidence_interval(LEVEL)
     return Difference(gap, float(low), float(high), float(found.pvalue))
 

@@ -1,5 +1,4 @@
-"""Sweeps: what is run. Arms × seeds, and before them the same number of trials for each arm to
-choose its settings by.
+"""Sweeps: arms × seeds, and before them trials that choose the settings of each arm.
 
 A sweep is a TOML file:
 
@@ -49,7 +48,7 @@ from rlkd_lab.training import RunConfig, make_config
 from rlkd_lab.training.config import fingerprint, in_words, validated
 
 MOST = 10_000
-"""Seeds, and arms of a grid: a sweep of more is a slip of the pen."""
+"""Most seeds of a sweep, and most arms of a grid."""
 
 
 def _plain(value: object) -> object:
@@ -59,7 +58,7 @@ def _plain(value: object) -> object:
 
 
 def _whole(value: object) -> object:
-    """One error where pydantic has one for each branch of a union."""
+    """Check with one error, where pydantic would give one for each branch of a union."""
     if (type(value) is int and value <= MOST) or (
         isinstance(value, list) and all(type(one) is int for one in value)
     ):
@@ -69,7 +68,7 @@ def _whole(value: object) -> object:
 
 Setting = Annotated[str | int | float | bool | None, PlainValidator(_plain)]
 CHOSEN = "tuned.json"
-"""In a sweep's folder: what its trials led to."""
+"""File in a sweep's folder: what its trials led to."""
 
 
 class _Strict(BaseModel):
@@ -88,9 +87,7 @@ class Evaluation(_Strict):
 
 
 class Tuning(_Strict):
-    """How each arm's settings are chosen: one run a trial, without evaluations on the way, and
-    the mean accuracy of its end on validation prompts.
-    """
+    """How each arm's settings are chosen: by the final accuracy of its trials on validation."""
 
     seed: Annotated[int, Field(ge=0)] = 1000
     prompts: Annotated[int, Field(ge=1)] = 256
@@ -98,7 +95,7 @@ class Tuning(_Strict):
 
 
 class Arm(_Strict):
-    """One line of the comparison, or with a grid several."""
+    """One line of the comparison; a grid makes several."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9 ._-]*[A-Za-z0-9_-])?$")]
     method: str
@@ -108,7 +105,7 @@ class Arm(_Strict):
 
 
 class Sweep(_Strict):
-    """What stands in a sweep file."""
+    """The content of a sweep file."""
 
     preset: str = "tiny"
     steps: Annotated[int, Field(ge=1)] = 60
@@ -120,10 +117,10 @@ class Sweep(_Strict):
 
     @property
     def all_seeds(self) -> list[int]:
-        """The seeds, listed.
+        """The seeds as a list.
 
         Raises:
-            ValueError: none, or one twice.
+            ValueError: there is no seed, or one stands twice.
         """
         seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
         if not seeds or len(set(seeds)) < len(seeds):
@@ -131,11 +128,11 @@ class Sweep(_Strict):
         return seeds
 
     def tuning(self) -> Sweep:
-        """The trials, as a sweep of their own.
+        """Return the trials as a sweep.
 
         Raises:
-            ValueError: unequal numbers of trials, a grid beside them, or a seed that is used for
-                both.
+            ValueError: the arms have unequal numbers of trials, an arm has a grid, or the seed of
+                the trials is among the seeds that count.
         """
         assert self.tune is not None
         if self.tune.seed in self.all_seeds:
@@ -176,7 +173,7 @@ class Sweep(_Strict):
         )
 
     def tuned(self, best: dict[str, int]) -> Sweep:
-        """The sweep that counts, each arm with the settings of its best trial, counted from 1."""
+        """Return the sweep that counts; ``best`` has each arm's best trial, counted from 1."""
         arms = [
             arm.model_copy(
                 update={"settings": arm.settings | arm.trials[best[arm.name] - 1], "trials": []}
@@ -186,13 +183,14 @@ class Sweep(_Strict):
         return self.model_copy(update={"arms": arms, "tune": None})
 
     def jobs(self) -> list[Job]:
-        """Every run of the sweep, seed by seed, so that a sweep that is stopped early has some
-        seeds of every arm.
+        """Return every run of the sweep, seed by seed.
+
+        So a sweep that is stopped early has some seeds of every arm.
 
         Raises:
-            ValueError: an unknown knob, setting or method, a value out of range, two arms of one
-                name or with the same settings, no seed or a doubled one, trials that have not been
-                run.
+            ValueError: a knob, setting or method is unknown, a value is out of range, two arms
+                have one name or the same settings, there is no seed or one twice, or trials have
+                not been run.
         """
         if self.tune is not None:
             raise ValueError("the settings of this sweep are not chosen yet: run its trials first")
@@ -213,9 +211,8 @@ class Sweep(_Strict):
                     raise ValueError(
                         f"two arms are called {name}: their runs would lie in one folder"
                     )
-                beside = places.setdefault(
-                    _place(name).casefold(), name
-                )  # some systems take a and A for one
+                # some systems take a and A for one name
+                beside = places.setdefault(_place(name).casefold(), name)
                 if beside != name:
                     raise ValueError(
                         f"arms {beside} and {name} would lie in one folder, {_place(name)}:"
@@ -253,33 +250,26 @@ class Job:
 
     @property
     def questions(self) -> str:
-        """The same for jobs that ask the same prompts."""
-        return json.dumps(
-            [
-                self.config.task,
-                self.config.task_settings,
-                self.config.prompt_template,
-                self.config.difficulty,
-            ],
-            default=str,
-        )
+        """A text that is the same for jobs that ask the same prompts."""
+        names = {"task", "task_settings", "prompt_template", "difficulty"}
+        return json.dumps(self.config.model_dump(include=names), default=str, sort_keys=True)
 
     def folder(self, out: Path) -> Path:
-        """Where it lies in the sweep's folder."""
+        """Return the run folder in the sweep's folder."""
         return out / "runs" / _place(self.arm) / f"seed_{self.seed}"
 
 
 def _place(arm: str) -> str:
-    """The name of an arm's folder."""
+    """Return the name of an arm's folder."""
     return re.sub(r"[^\w .,=+-]", "_", arm)
 
 
 def read_sweep(path: str | Path) -> Sweep:
-    """A sweep file.
+    """Read a sweep file.
 
     Raises:
-        FileNotFoundError; ValueError: no TOML, or a field that a sweep does not have, in one
-        sentence.
+        FileNotFoundError: there is no file.
+        ValueError: the file is no TOML, or has a field that a sweep does not have.
     """
     try:
         return Sweep(**tomllib.loads(Path(path).read_text(encoding="utf-8-sig")))
@@ -303,7 +293,7 @@ def _text(value: Setting) -> str:
 
 
 def settled(sweep: Sweep, out: Path) -> Sweep | None:
-    """The sweep with chosen settings; ``None`` before its trials are over.
+    """Return the sweep with chosen settings; ``None`` before its trials are over.
 
     Raises:
         ValueError: the trials in ``out`` were others.
@@ -314,10 +304,8 @@ def settled(sweep: Sweep, out: Path) -> Sweep | None:
         return None
     try:
         chosen = json.loads((out / CHOSEN).read_text(encoding="utf-8"))
-        tuning, best = (
-            chosen["tuning"],
-            {name: entry["best"] for name, entry in chosen["arms"].items()},
-        )
+        best = {name: entry["best"] for name, entry in chosen["arms"].items()}
+        tuning = chosen["tuning"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(
             f"{out / CHOSEN} is damaged: delete it, and the trials that are there are judged again"

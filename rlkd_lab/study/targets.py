@@ -1,6 +1,6 @@
-"""What an evaluation is pointed at: a run folder, an adapter folder, or a model.
+"""What is evaluated: a run folder, an adapter folder, or a model.
 
-Finding it reads small files alone; loading comes after.
+Finding a target only reads small files; loading it comes later.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class Target:
     """A model to evaluate: a base, perhaps with an adapter, perhaps from a run."""
 
     name: str
-    """As it was asked for."""
+    """The name that was asked for."""
     base: str
     quant: Quant
     adapter: Path | None = None
     config: RunConfig | None = None
-    """Of the run that the adapter comes from."""
+    """Config of the run that the adapter comes from."""
     run: Path | None = None
     step: int | None = None
 
     def load(self) -> LanguageModel:
-        """The frozen model, with its adapter beside the quantised base.
+        """Load the frozen model, with its adapter beside the quantised base.
 
         Raises:
-            FileNotFoundError: no such model.
+            FileNotFoundError: there is no such model.
             ValueError: the adapter does not fit the base or is damaged, or a layer fails
                 verification.
         """
@@ -48,23 +48,18 @@ class Target:
 
     @property
     def table(self) -> Path | None:
-        """Where the evaluation of a run's student lies;
-
-        ``None`` for a model or an adapter that is in no run.
-        """
+        """Path of the evaluation of a run's student; ``None`` for a target of no run."""
         return None if self.run is None else self.run / "eval" / f"step_{self.step:06d}.parquet"
 
     @property
     def label(self) -> str:
-        """Short, for headings."""
-        return (
-            Path(self.name).name
-            if self.run is None
-            else f"{self.run.resolve().name}, step {self.step}"
-        )
+        """A short heading."""
+        if self.run is None:
+            return Path(self.name).name
+        return f"{self.run.resolve().name}, step {self.step}"
 
     def describe(self) -> dict[str, Any]:
-        """For the record, in plain values."""
+        """Return the target in plain values, for the record of an evaluation."""
         return {
             "name": self.name,
             "base": self.base,
@@ -77,20 +72,18 @@ class Target:
 def find_target(
     name: str, *, checkpoint: int | None = None, base: str | None = None, quant: Quant | None = None
 ) -> Target:
-    """The model behind a name or path.
+    """Find the model behind a name or path.
 
     Args:
-        name: an embedded name; a run folder, meaning its student with the adapter of the last whole
-            checkpoint; an adapter folder; a model folder or hub id.
+        name: an embedded name, a run folder, an adapter folder, a model folder or a hub id. A run
+            folder means its student with the adapter of the last whole checkpoint.
         checkpoint: another step of the run folder.
-        base: of an adapter. By default that of the run whose checkpoint it is, otherwise the one in
-            its adapter_config.json.
+        base: the base of an adapter; by default the run's, or the one in adapter_config.json.
         quant: ``nf4`` or ``none``; by default as in the run, otherwise ``nf4``.
 
     Raises:
-        FileNotFoundError: nothing there, a run without a checkpoint, an adapter whose base cannot
-            be found.
-        ValueError: a damaged run or checkpoint, or an option that this target has no use for.
+        FileNotFoundError: there is nothing, no checkpoint in the run, or no base of the adapter.
+        ValueError: the run or checkpoint is damaged, or an option does not apply.
     """
     folder = Path(name)
     if name not in zoo_names():
@@ -133,26 +126,17 @@ def _checkpoint(run: RunFolder, step: int | None) -> Path:
 
 def _adapter(name: str, adapter: Path, base: str | None, quant: Quant | None) -> Target:
     checkpoints.check(adapter)
-    run, place = (
-        Path(os.path.normpath(adapter / ".." / "..")),
-        adapter.resolve(),
-    )  # RUN/checkpoints/step_000010
+    # RUN/checkpoints/step_000010
+    run, place = Path(os.path.normpath(adapter / ".." / "..")), adapter.resolve()
     if place.parent.name == "checkpoints" and (run / "config.json").exists():
         config = config_of(RunFolder.open(run))
-        return Target(
-            name,
-            base or config.student,
-            quant or config.quant,
-            adapter,
-            config,
-            run,
-            checkpoints.step_of(place),
-        )
+        base, quant = base or config.student, quant or config.quant
+        return Target(name, base, quant, adapter, config, run, checkpoints.step_of(place))
     return Target(name, base or _base_of(adapter), quant or "nf4", adapter)
 
 
 def _base_of(adapter: Path) -> str:
-    """The base that an adapter names, if it is here."""
+    """Return the base that an adapter names, if it is on this machine."""
     try:
         named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))[
             "base_model_name_or_path"
@@ -167,11 +151,7 @@ def _base_of(adapter: Path) -> str:
 
 
 def task_of(config: RunConfig | None, name: str | None = None) -> GuardedTask:
-    """The task to evaluate on:
-
-    ``name``, otherwise the run's with its settings, otherwise arithmetic. The one place that turns
-    settings into a task.
-    """
+    """Return the task ``name``, or the run's with its settings, or arithmetic."""
     if config is None or (name is not None and name != config.task):
         return guarded(name or "arithmetic")
     return guarded(
@@ -187,70 +167,59 @@ ASKED = (
     "long_prompts",
     "verifier_seconds",
 )
-"""Settings of a run that say how it is asked, beside ``task`` and ``task.NAME``."""
+"""Settings that say how a model is asked, beside ``task`` and ``task.NAME``."""
 
 
 def asked_as(
     config: RunConfig | None, task: str | None, given: Mapping[str, str]
 ) -> tuple[RunConfig, list[str]]:
-    """How an evaluation asks: as the run did, but for what is given.
+    """Return how an evaluation asks: as the run did, except for what is given.
 
     Args:
-        config: of the run; ``None`` for a model that is of no run.
-        task: its name, if it is another one; settings and template of the run's task are for that
-            task alone.
-        given: values of :data:`ASKED` and ``task.NAME``, as they stand behind ``--set``.
+        config: the run's config; ``None`` for a model of no run.
+        task: name of another task, to which settings and template of the run's do not apply.
+        given: values of :data:`ASKED` and ``task.NAME``, as given to ``--set``.
 
     Returns:
-        A config whose task and :data:`ASKED` count, and a sentence for each setting that is not the
-        run's.
+        A config whose task and :data:`ASKED` count, and a sentence for each setting that differs
+        from the run's.
 
     Raises:
-        ValueError: an unknown setting or a bad value, in one sentence.
+        ValueError: a setting is unknown or its value is bad.
     """
     start = RunConfig(teacher=None) if config is None else config
     other = task is not None and task != start.task
-    values: dict[str, Any] = (
-        {} if not other else {"task": task, "task_settings": {}, "prompt_template": None}
-    )
-    settings = dict(values.get("task_settings", start.task_settings))
+    values: dict[str, Any] = {"task": task, "prompt_template": None} if other else {}
+    settings = {} if other else dict(start.task_settings)
     for name, value in given.items():
         if name.startswith("task."):
             settings[name.removeprefix("task.")] = literal(value)
         else:
-            values[nearest(name, ASKED, "setting of an evaluation for --set")] = (
-                None
-                if value in ("", "off") and name in ("system_prompt", "max_prompt_tokens")
-                else value
-            )
+            name = nearest(name, ASKED, "setting of an evaluation for --set")
+            off = value in ("", "off") and name in ("system_prompt", "max_prompt_tokens")
+            values[name] = None if off else value
     found = validated({**start.model_dump(), **values, "task_settings": settings})
     told = []
-    if config is not None:
-        shown = (
-            [*ASKED, "task_settings"]
-            if not other
-            else [name for name in ASKED if name != "prompt_template"]
-        )
-        changed = [name for name in shown if getattr(found, name) != getattr(config, name)]
-        told = [
-            f"{name} is {getattr(found, name)!r:.80} here and {getattr(config, name)!r:.80}"
-            " in the run"
-            for name in changed
-        ]
+    of_the_task = {"task_settings", "prompt_template"} if other else set()
+    for name in (*ASKED, "task_settings") if config is not None else ():
+        here, there = getattr(found, name), getattr(config, name)
+        if name not in of_the_task and here != there:
+            told.append(f"{name} is {here!r:.80} here and {there!r:.80} in the run")
     return found, told
 
 
 def data_note(run: Path | None, config: RunConfig, task: GuardedTask) -> str | None:
-    """A sentence where the rows are not those that the run was trained on: what was held out
-    then may not be now.
+    """Return a warning where the data are not those of the training.
+
+    Prompts that were held out then may not be held out now.
     """
     before = None if run is None else data_until(RunFolder.open(run))
     if before is None or not isinstance(task.task, QuestionTask):
         return None
     changed = what_changed(before, data_of(task, config.task, []))
+    if changed is None:
+        return None
     return (
-        None
-        if changed is None
-        else f"the data of {config.task} is not what the run was trained on: {changed}; questions"
+        f"the data of {config.task} is not what the run was trained on: {changed}; questions"
         " of its training may be among these"
     )

@@ -1,6 +1,4 @@
-"""The progress of a sweep in a terminal: runs, steps, rate and time left; a line a finished run
-where there is no terminal.
-"""
+"""The progress of a sweep: a bar in a terminal, otherwise a line for each finished run."""
 
 from __future__ import annotations
 
@@ -21,17 +19,13 @@ from rlkd_lab.study.workers import run_sweep, stages
 
 @contextmanager
 def watch(out: Path, jobs: list[Job]) -> Iterator[Callable[[list[Job], list[Job]], None]]:
-    """A bar over the steps of all runs; what it yields is the ``on_change`` of a sweep.
+    """Show a bar over the steps of all runs; yield the ``on_change`` of a sweep.
 
-    Steps are counted in the run folders, so steps of an earlier start count as done and the rate is
-    that of the new ones.
+    Steps are counted in the run folders, so the rate is that of the new steps.
     """
     total = sum(job.config.steps for job in jobs)
-    began, first, said = (
-        time.time(),
-        _steps(out, jobs),
-        {job.folder(out) for job in jobs if over(job.folder(out))},
-    )
+    began, first = time.time(), _steps(out, jobs)
+    said = {job.folder(out) for job in jobs if over(job.folder(out))}
     with tqdm(
         total=total,
         desc="sweep",
@@ -63,16 +57,16 @@ def watch(out: Path, jobs: list[Job]) -> Iterator[Callable[[list[Job], list[Job]
 def run_watched(
     sweep: Sweep, out: Path, title: str = "", **how: Any
 ) -> tuple[Sweep, Path, list[str]]:
-    """All stages of a sweep, each with its progress; after one with failures no other is begun.
+    """Run all stages of a sweep and show their progress; stop after a stage with failures.
 
     Args:
-        sweep: as its file says.
+        sweep: the sweep of a file.
         out: its folder.
-        title: said before each stage, with its number of trials or runs.
+        title: printed before each stage, with its number of trials or runs.
         how: workers, engine and address, for :func:`rlkd_lab.study.workers.run_sweep`.
 
     Returns:
-        the last stage that was run, its folder, and a sentence for every run that failed in it.
+        The last stage that was run, its folder, and a sentence for each of its failures.
     """
     for stage, folder in stages(sweep, out):
         jobs = stage.jobs()
@@ -90,12 +84,12 @@ def run_watched(
 
 
 def _steps(out: Path, jobs: list[Job]) -> int:
-    """Finished steps of all runs."""
+    """Count the finished steps of all runs."""
     return sum(_step(job.folder(out)) for job in jobs)
 
 
 def _step(path: Path) -> int:
     try:
         return int(RunFolder(path).status()["step"])
-    except (OSError, ValueError):  # not begun, or damaged: whoever takes the run up says so
+    except (OSError, ValueError):  # not begun, or damaged: resuming the run will say so
         return 0

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from rlkd_lab.models import distributed
 from rlkd_lab.rollouts import Stopped
-from rlkd_lab.runs import Tail
 from rlkd_lab.runs.folder import FULL
+from rlkd_lab.runs.tail import Tail
 from rlkd_lab.training.context import Context
 
 ForkKind = Literal["off", "untouched", "noise"]

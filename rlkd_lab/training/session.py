@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rlkd_lab.models import LanguageModel, default_device, distributed, zoo_names
 from rlkd_lab.rollouts import Stopped
-from rlkd_lab.runs import RunFolder, alone
+from rlkd_lab.runs import RunFolder
+from rlkd_lab.runs.lock import alone
 from rlkd_lab.training.config import RunConfig, fingerprint
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.data import record_data

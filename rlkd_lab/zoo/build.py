@@ -1,10 +1,11 @@
 """Pre-train the embedded students and teachers: ``python -m rlkd_lab.zoo.build``.
 
-Three models are trained from fixed seeds, one thread each, two side by side; checkpoints go to a
-work folder so that a stopped build goes on. The two students are then *chosen* among the
-checkpoints of one training run by :data:`WINDOWS`, as loaded in NF4 and sampled at T = 1 on
-validation prompts; the card's table is made on test prompts. Nothing here looks at any later
-training with KD, GRPO, KDRL or TRRD.
+Three models of a task are trained from fixed seeds, one thread each, two side by side.
+Checkpoints go to a work folder, so that a stopped build can be started again.
+The two students are *chosen* among the checkpoints of one training run by :data:`WINDOWS`.
+They are loaded in NF4 and sampled at T = 1 on validation prompts.
+Test prompts give the table of the card.
+Nothing here looks at any later training with KD, GRPO, KDRL or TRRD.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
-import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,20 +23,21 @@ import typer
 from rlkd_lab.models.loading import Quant
 from rlkd_lab.tasks import Example, Split, arithmetic, find_task, knights
 from rlkd_lab.training.environment import describe_environment
-from rlkd_lab.zoo.pretraining import (
+from rlkd_lab.zoo.measuring import (
     QUANTS,
-    Part,
-    Recipe,
+    Taken,
+    Window,
+    card_entry,
     card_header,
     card_rows,
     chosen,
-    drawn_style,
     measure,
-    parts_of,
-    pretrain,
-    row_of,
+    store,
+    write_cards,
 )
-from rlkd_lab.zoo.tokenizer import VOCAB_SIZE, character_tokenizer
+from rlkd_lab.zoo.pretraining import pretrain
+from rlkd_lab.zoo.recipe import Part, Recipe, drawn_style, parts_of, row_of
+from rlkd_lab.zoo.tokenizer import character_tokenizer
 
 ZOO = Path(__file__).parent
 KNIGHTS: dict[str, Any] = {"long": 0.05, "task": "knights", "part_tokens": 1000, "context": 1024}
@@ -64,21 +64,20 @@ RECIPES = {
         192, 4, 3, 512, 2000, 64, 1.5e-3, True, 0.0, 0.0, 0.0, seed=23, **KNIGHTS
     ),
 }
-WINDOWS = {
+WINDOWS: dict[str, Window] = {
     "student-weak": ("student", (0.08, 0.15), (0.0, 1.0)),
     "student": ("student", (0.25, 0.60), (0.45, 0.55)),
-    "knights-student-weak": (
-        "knights-student",
-        (0.20, 0.30),
-        (0.0, 1.0),
-    ),  # a blind guess is right in 15 %
+    # a blind guess is right in 15 %
+    "knights-student-weak": ("knights-student", (0.20, 0.30), (0.0, 1.0)),
     "knights-student": ("knights-student", (0.35, 0.65), (0.45, 0.55)),
 }
-"""Recipe, and accuracy and share of direct answers (NF4, T = 1, the training difficulty) that a
-student must have. Taken is the checkpoint nearest to the middle of the accuracies.
+"""Recipe, and bounds of a student's accuracy and share of direct answers.
+
+They are measured in NF4 at T = 1 and the training difficulty.
+The checkpoint nearest to the middle of the accuracies is taken.
 """
 LIMIT = {"arithmetic": 200, "knights": 600}
-"""Tokens that a completion may have when a model is measured."""
+"""Most tokens of a completion when a model is measured, by task."""
 CHOOSE_ON, REPORT_ON = 1024, 2048
 """Prompts for choosing (validation) and for the card (test)."""
 EVERY = 100
@@ -86,32 +85,24 @@ MARKS = ("#", "!")
 
 
 def completion_for(example: Example, recipe: Recipe, rng: random.Random) -> str:
-    """One pre-training completion in the recipe's mixture of styles."""
+    """Return a pre-training completion in the recipe's mixture of styles."""
     style = drawn_style(recipe, rng)
+    task = arithmetic if recipe.task == "arithmetic" else knights
     if style != "corrupted":
-        return (
-            arithmetic.worked(example, style)
-            if recipe.task == "arithmetic"
-            else knights.worked(example, style)
-        )
+        return task.worked(example, style)
     if recipe.task == "knights":
-        return knights.worked(
-            example,
-            "steps",
-            wrong_try=rng.randrange(
-                knights.assignments(example.difficulty).index(example.answer) + 1
-            ),
-        )
+        right = knights.assignments(example.difficulty).index(example.answer)
+        return knights.worked(example, "steps", wrong_try=rng.randrange(right + 1))
     error = rng.choice([-1, 1]) * rng.randint(1, 10)
-    lines, value = arithmetic.steps(
-        example.prompt, wrong_at=rng.randrange(example.difficulty), error=error
-    )
+    wrong_at = rng.randrange(example.difficulty)
+    lines, value = arithmetic.steps(example.prompt, wrong_at=wrong_at, error=error)
     return "".join(lines) + f"#{value}"
 
 
 def batch_for(step: int, recipe: Recipe) -> list[Part]:
-    """Token ids and labels of a training step, (batch, time) for each part; a pure function of
-    seed and step, so a build can resume.
+    """Return ids and labels of a training step, (batch, time) for each part.
+
+    They are a pure function of seed and step.
     """
     task, tokenizer = find_task(recipe.task), character_tokenizer()
     rng = random.Random(recipe.seed * 1_000_003 + step)
@@ -128,26 +119,24 @@ def batch_for(step: int, recipe: Recipe) -> list[Part]:
 
 
 def train(name: str, work: Path) -> None:
-    """Train one recipe, keeping a 16-bit checkpoint every :data:`EVERY` steps."""
+    """Train one recipe; save a 16-bit checkpoint every :data:`EVERY` steps."""
     recipe = RECIPES[name]
     torch.set_num_threads(1)
 
     def batches(start: int) -> Iterator[list[Part]]:
         return (batch_for(step, recipe) for step in range(start, recipe.steps))
 
-    for step, loss, seconds in pretrain(
-        recipe, character_tokenizer(), VOCAB_SIZE, batches, work / name, EVERY
-    ):
+    run = pretrain(recipe, character_tokenizer(), batches, work / name, EVERY)
+    for step, loss, seconds in run:
         if step % EVERY == 0:
-            print(
-                f"{name}: step {step}/{recipe.steps}  loss {loss:.3f}  {seconds:.0f} s", flush=True
-            )
+            at = f"step {step}/{recipe.steps}"
+            print(f"{name}: {at}  loss {loss:.3f}  {seconds:.0f} s", flush=True)
 
 
 def measured_at(
     folder: Path, task_name: str, quant: Quant, n: int, split: Split, ood: bool
 ) -> dict[str, float]:
-    """What a checkpoint does at T = 1: shares in [0, 1], lengths in tokens."""
+    """Measure a checkpoint at T = 1: shares in [0, 1], lengths in tokens."""
     task = find_task(task_name)
     return measure(
         folder,
@@ -161,19 +150,15 @@ def measured_at(
     )
 
 
-def choose(work: Path, sources: list[str]) -> dict[str, tuple[str, int]]:
-    """For each embedded name that comes from ``sources`` the recipe and step it is taken from."""
+def choose(work: Path, sources: list[str]) -> Taken:
+    """Choose the checkpoint of each embedded model that comes from ``sources``."""
     taken = {name: (name, RECIPES[name].steps) for name in sources if "teacher" in name}
     for source in (name for name in sources if "student" in name):
         recipe, measured = RECIPES[source], {}
         for step in range(EVERY, recipe.steps + 1, EVERY):
+            place = work / source / f"step_{step}"
             measured[step] = measured_at(
-                work / source / f"step_{step}",
-                recipe.task,
-                "nf4",
-                CHOOSE_ON,
-                "validation",
-                ood=False,
+                place, recipe.task, "nf4", CHOOSE_ON, "validation", ood=False
             )
             print(f"{source} at {step}: {measured[step]}", flush=True)
         for name, (taken_from, accuracy, direct) in WINDOWS.items():
@@ -182,23 +167,17 @@ def choose(work: Path, sources: list[str]) -> dict[str, tuple[str, int]]:
     return taken
 
 
-def write_card(taken: dict[str, tuple[str, int]], work: Path) -> None:
-    """CARD.md and card.json: recipe, seeds, time, and the evaluation table in full precision
-    and in NF4; models that were not made anew keep theirs.
+def write_card(taken: Taken, work: Path) -> None:
+    """Measure the models on test prompts, and write CARD.md and card.json.
+
+    Models that were not made anew keep their entries.
     """
-    card: dict[str, Any] = (
-        json.loads((ZOO / "card.json").read_text(encoding="utf-8"))
-        if (ZOO / "card.json").exists()
-        else {"prompts": REPORT_ON, "models": {}}
-    )
+    card: dict[str, Any] = {"prompts": REPORT_ON, "models": {}}
+    if (ZOO / "card.json").exists():
+        card = json.loads((ZOO / "card.json").read_text(encoding="utf-8"))
     environment = describe_environment(torch.device("cpu"))
     for name, (source, step) in taken.items():
-        made, recipe = (
-            json.loads(
-                (work / source / f"step_{step}" / "trained.json").read_text(encoding="utf-8")
-            ),
-            RECIPES[source],
-        )
+        recipe = RECIPES[source]
         table = {
             f"{quant}{' ood' if ood else ''}": measured_at(
                 ZOO / name, recipe.task, quant, REPORT_ON, "test", ood
@@ -206,15 +185,14 @@ def write_card(taken: dict[str, tuple[str, int]], work: Path) -> None:
             for quant in QUANTS
             for ood in (False, True)
         }
-        card["models"][name] = {
-            "recipe": asdict(recipe),
-            "taken_from": f"{source}, step {step}",
-            **made,
-            "table": table,
-            "environment": environment,
-        }
+        entry = card_entry(recipe, source, step, work)
+        card["models"][name] = entry | {"table": table, "environment": environment}
         print(name, table, flush=True)
-    (ZOO / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write_cards(ZOO, card, card_lines(card["models"]))
+
+
+def card_lines(models: dict[str, Any]) -> list[str]:
+    """Return the lines of CARD.md."""
     lines = [
         "# The embedded models",
         "",
@@ -239,11 +217,10 @@ def write_card(taken: dict[str, tuple[str, int]], work: Path) -> None:
             "",
             *card_header("wall time, one thread of a busy machine", inside_name, outside_name),
         ]
-        for name, entry in card["models"].items():
+        for name, entry in models.items():
             if entry["recipe"].get("task", "arithmetic") == task:
                 lines += card_rows(name, entry, entry["table"], name)
-    lines += ["", "Recipes, seeds and the numbers with all digits are in `card.json`.", ""]
-    (ZOO / "CARD.md").write_text("\n".join(lines), encoding="utf-8")
+    return [*lines, "", "Recipes, seeds and the numbers with all digits are in `card.json`.", ""]
 
 
 def main(
@@ -265,13 +242,7 @@ def main(
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.starmap(train, [(name, work) for name in sources], chunksize=1)
     taken = choose(work, sources)
-    for name, (source, step) in taken.items():
-        shutil.rmtree(ZOO / name, ignore_errors=True)
-        shutil.copytree(
-            work / source / f"step_{step}",
-            ZOO / name,
-            ignore=shutil.ignore_patterns("trained.json"),
-        )
+    store(taken, work, ZOO)
     write_card(taken, work)
 
 

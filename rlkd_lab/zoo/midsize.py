@@ -1,63 +1,52 @@
 """Pre-train a mid-size pair on one GPU, without a hub: ``python -m rlkd_lab.zoo.midsize``.
 
-A student of about 10 M parameters and a teacher of about 37 M, on the training prompts of
-reasoning-gym's Knights & Knaves (in words) and of Countdown with three numbers, as the presets
-``midsize-knights`` and ``midsize-countdown`` have them; completions are ours
-(:mod:`rlkd_lab.zoo.worked`). The rules are those of the embedded models
-(:mod:`rlkd_lab.zoo.build`): the teacher is the end of its run; the students, one for each task, are
-*chosen* among the checkpoints of one run by :data:`WINDOWS`, as loaded in NF4 and sampled at T = 1
-on validation prompts; the card's tables are made on test prompts. Nothing here looks at any later
-training with KD, GRPO, KDRL or TRRD. A batch is a pure function of seed and step, and a stopped
-build goes on.
+The student has about 10 M parameters and the teacher about 37 M.
+The prompts are training prompts of reasoning-gym's Knights & Knaves (in words) and of Countdown
+with three numbers, as in the presets ``midsize-knights`` and ``midsize-countdown``.
+The completions are ours (:mod:`rlkd_lab.zoo.worked`).
+
+The rules are those of the embedded models (:mod:`rlkd_lab.zoo.build`).
+The teacher is the end of its run.
+The students, one for each task, are *chosen* among the checkpoints of one run by :data:`WINDOWS`.
+They are loaded in NF4 and sampled at T = 1 on validation prompts.
+Test prompts give the tables of the card.
+Nothing here looks at any later training with KD, GRPO, KDRL or TRRD.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import random
-import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlkd_lab.models import default_device
 from rlkd_lab.models.loading import Quant, compute_dtype
-from rlkd_lab.tasks import Example, Split, Task, find_task
-from rlkd_lab.training import make_config
+from rlkd_lab.tasks import Split
 from rlkd_lab.training.environment import describe_environment
-from rlkd_lab.zoo.pretraining import (
+from rlkd_lab.zoo.measuring import (
     QUANTS,
-    Part,
-    Recipe,
+    Taken,
+    Window,
+    card_entry,
     card_header,
     card_rows,
     chosen,
-    drawn_style,
     measure,
-    parts_of,
-    pretrain,
-    row_of,
+    store,
+    write_cards,
 )
-from rlkd_lab.zoo.tokenizer import byte_pair_tokenizer
-from rlkd_lab.zoo.worked import CHECK, DIRECT, worked
+from rlkd_lab.zoo.midsize_batches import LONG, TASKS, Batches, learn_tokenizer, task_of
+from rlkd_lab.zoo.pretraining import pretrain
+from rlkd_lab.zoo.recipe import Recipe
+from rlkd_lab.zoo.worked import CHECK, DIRECT
 
-TASKS = {"knights": "midsize-knights", "countdown": "midsize-countdown"}
-"""Tasks and their presets."""
-COUNTDOWN = 1 / 3
-"""Share of Countdown among the prompts that are not long."""
-LONG = (5, 5)
-"""People of the long prompts: the traces of six would not fit the context."""
-TEXTS, TEXT_SEED = 4000, 30
-"""Prompts with a trace that the tokenizer is learned from."""
 SHARED: dict[str, Any] = {
     "task": ", ".join(TASKS),
     "long": 0.05,
@@ -97,13 +86,13 @@ RECIPES = {
         **SHARED,
     ),
 }
-WINDOWS: dict[str, tuple[str, tuple[float, float], tuple[float, float]]] = {
+WINDOWS: dict[str, Window] = {
     "student-knights": ("knights", (0.25, 0.60), (0.40, 0.60)),
     "student-countdown": ("countdown", (0.15, 0.60), (0.40, 0.60)),
 }
-"""Task, and accuracy and share of direct answers (NF4, T = 1) that a student must have.
+"""Task, and bounds of a student's accuracy and share of direct answers, in NF4 at T = 1.
 
-Taken is the checkpoint nearest to the middle of the accuracies.
+The checkpoint nearest to the middle of the accuracies is taken.
 """
 
 
@@ -112,15 +101,16 @@ class Plan:
     """What a build makes and measures."""
 
     recipes: dict[str, Recipe]
-    windows: dict[str, tuple[str, tuple[float, float], tuple[float, float]]]
+    windows: dict[str, Window]
     every: int = 250
     choose_on: int = 512
     report_on: int = 1024
-    texts: int = TEXTS
+    texts: int = 4000
+    """Prompts with a trace from which the tokenizer is learned."""
     longest: int | None = None
-    """Tokens of a completion when a model is measured;
+    """Most tokens of a completion when a model is measured.
 
-    None takes the presets' limits, twice that for long prompts.
+    ``None`` takes the presets' limits, and twice that for long prompts.
     """
 
 
@@ -140,82 +130,7 @@ REHEARSAL = Plan(
     texts=100,
     longest=24,
 )
-"""The same in small, to see on a CPU that everything runs: models that know nothing, chosen by
-nothing.
-"""
-
-
-@functools.cache
-def task_of(name: str) -> tuple[Task, int]:
-    """A task as its preset has it, and the preset's length limit."""
-    config = make_config("grpo", TASKS[name])
-    return find_task(
-        config.task, config.task_settings, config.prompt_template
-    ), config.max_new_tokens
-
-
-def examples_of(recipe: Recipe, n: int, rng: random.Random) -> list[Example]:
-    """Training prompts in the recipe's mixture."""
-    long = sum(rng.random() < recipe.long for _ in range(n))
-    others = sum(rng.random() < COUNTDOWN for _ in range(n - long))
-    seed = rng.randrange(2**31)
-    knights, countdown = task_of("knights")[0], task_of("countdown")[0]
-    return (
-        knights.examples(n - long - others, seed)
-        + knights.examples(long, seed, difficulty=LONG)
-        + countdown.examples(others, seed)
-    )
-
-
-def learn_tokenizer(texts: int, folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of both models, kept in a folder; learned from training prompts with
-    checked traces.
-    """
-    if not (folder / "tokenizer.json").exists():
-        rng = random.Random(TEXT_SEED)
-        found = examples_of(RECIPES["teacher"], texts, rng)
-        byte_pair_tokenizer(
-            example.prompt + worked(example, "checked", rng) for example in found
-        ).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-
-def batch_for(step: int, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
-    """Token ids and labels of a training step, (batch, time) for each part; a pure function of
-    seed and step.
-    """
-    rng = random.Random(recipe.seed * 1_000_003 + step)
-    examples = examples_of(recipe, recipe.batch, rng)
-    rows = [
-        row_of(example.prompt, worked(example, drawn_style(recipe, rng), rng), tokenizer)
-        for example in examples
-    ]
-    return parts_of(rows, recipe.part_tokens, tokenizer.pad_token_id)
-
-
-class Batches(Dataset[list[Part]]):
-    """:func:`batch_for` by step, for the processes that make batches ahead of time: drawing
-    Countdown puzzles is slow.
-    """
-
-    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.recipe, self.tokenizer = recipe, tokenizer
-
-    def __getitem__(self, step: int) -> list[Part]:
-        return batch_for(step, self.recipe, self.tokenizer)
-
-    def from_step(self, start: int, workers: int) -> Iterable[list[Part]]:
-        """The batches from a step on, in order, whatever the number of workers; none is this
-        process alone.
-        """
-        context = "spawn" if workers else None
-        return DataLoader(
-            self,
-            batch_size=None,
-            sampler=range(start, self.recipe.steps),
-            num_workers=workers,
-            multiprocessing_context=context,
-        )
+"""The same in small, to see on a CPU that everything runs; the models know nothing."""
 
 
 def train(
@@ -226,13 +141,12 @@ def train(
     device: torch.device,
     workers: int,
 ) -> None:
-    """Train one recipe, or go on with it."""
-    recipe, vocabulary = plan.recipes[name], -(-len(tokenizer) // 64) * 64
+    """Train one recipe, or resume it."""
+    recipe = plan.recipes[name]
     batches = Batches(recipe, tokenizer)
     run = pretrain(
         recipe,
         tokenizer,
-        vocabulary,
         lambda start: batches.from_step(start, workers),
         work / name,
         plan.every,
@@ -240,133 +154,100 @@ def train(
     )
     with tqdm(total=recipe.steps, desc=name, unit="step", mininterval=1.0) as bar:
         for number, (step, loss, _) in enumerate(run):
-            if number == 0:
-                bar.n = bar.initial = (
-                    step - 1
-                )  # after a stop, the time left is by the steps of this session
+            if number == 0:  # after a stop, the steps of this session give the time left
+                bar.n = bar.initial = step - 1
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
 
 
 def measured_at(
+    plan: Plan,
     folder: Path,
     task_name: str,
     quant: Quant,
-    n: int,
     split: Split,
     device: torch.device,
-    longest: int | None,
     long: bool,
 ) -> dict[str, float]:
-    """What a checkpoint does at T = 1 on one of the tasks."""
+    """Measure a checkpoint at T = 1 on one of the tasks."""
     task, limit = task_of(task_name)
-    difficulty = LONG if long else None
-    limit, batch = longest or limit * (2 if long else 1), 1024 if device.type == "cuda" else 256
     return measure(
         folder,
         task,
         quant,
-        n,
+        plan.choose_on if split == "validation" else plan.report_on,
         split,
-        limit=limit,
+        limit=plan.longest or limit * (2 if long else 1),
         marks=(DIRECT, CHECK),
-        difficulty=difficulty,
-        batch=batch,
+        difficulty=LONG if long else None,
+        batch=1024 if device.type == "cuda" else 256,
         device=device,
     )
 
 
-def choose(plan: Plan, work: Path, device: torch.device) -> dict[str, tuple[str, int]]:
-    """For each name the recipe and step it is taken from; what was measured on validation
-    prompts is kept in ``measured.json``.
-    """
+def choose(plan: Plan, work: Path, device: torch.device) -> Taken:
+    """Choose the checkpoint of each model; ``measured.json`` keeps what was measured for it."""
     kept = work / "measured.json"
-    measured: dict[str, dict[str, dict[str, float]]] = (
-        json.loads(kept.read_text(encoding="utf-8"))
-        if kept.exists()
-        else {task: {} for task in TASKS}
-    )
+    measured: dict[str, dict[str, dict[str, float]]] = {task: {} for task in TASKS}
+    if kept.exists():
+        measured = json.loads(kept.read_text(encoding="utf-8"))
     steps = range(plan.every, plan.recipes["student"].steps + 1, plan.every)
     for step in steps:
         for task, found in measured.items():
             if str(step) not in found:
+                place = work / "student" / f"step_{step}"
                 found[str(step)] = measured_at(
-                    work / "student" / f"step_{step}",
-                    task,
-                    "nf4",
-                    plan.choose_on,
-                    "validation",
-                    device,
-                    plan.longest,
-                    long=False,
+                    plan, place, task, "nf4", "validation", device, long=False
                 )
                 kept.write_text(json.dumps(measured, indent=2), encoding="utf-8")
                 print(f"student at {step}, {task}: {found[str(step)]}", flush=True)
     taken = {"teacher": ("teacher", plan.recipes["teacher"].steps)}
     for name, (task, accuracy, direct) in plan.windows.items():
-        taken[name] = (
-            "student",
-            chosen({step: measured[task][str(step)] for step in steps}, name, accuracy, direct),
-        )
+        of_task = {step: measured[task][str(step)] for step in steps}
+        taken[name] = ("student", chosen(of_task, name, accuracy, direct))
     return taken
 
 
-def write_card(
-    plan: Plan, taken: dict[str, tuple[str, int]], out: Path, work: Path, device: torch.device
-) -> None:
-    """CARD.md and card.json: recipe, seeds, time, and tables in full precision and in NF4."""
-    card: dict[str, Any] = {
+def write_card(plan: Plan, taken: Taken, out: Path, work: Path, device: torch.device) -> None:
+    """Measure the models on test prompts, and write CARD.md and card.json."""
+    models: dict[str, Any] = {}
+    for name, (source, step) in taken.items():
+        tasks = [task for task in TASKS if name in ("teacher", f"student-{task}")]
+        tables = {task: _table(plan, out / name, task, device) for task in tasks}
+        models[name] = {**card_entry(plan.recipes[source], source, step, work), "tables": tables}
+        for task, table in tables.items():
+            print(name, task, table, flush=True)
+    card = {
         "prompts": plan.report_on,
         "rehearsal": plan is not FULL,
         "environment": describe_environment(device),
-        "models": {},
+        "models": models,
     }
-    sections: dict[str, list[str]] = {
-        task: [
-            "",
-            f"## {task}",
-            "",
-            *card_header("wall time", "test", "5 people" if task == "knights" else "–"),
-        ]
-        for task in TASKS
-    }
-    for name, (source, step) in taken.items():
-        made = json.loads(
-            (work / source / f"step_{step}" / "trained.json").read_text(encoding="utf-8")
+    write_cards(out, card, card_lines(plan, models, out, device))
+
+
+def _table(plan: Plan, folder: Path, task: str, device: torch.device) -> dict[str, Any]:
+    """Measure a model on one task, in full precision and in NF4."""
+    return {
+        f"{quant}{' ood' if long else ''}": measured_at(
+            plan, folder, task, quant, "test", device, long
         )
-        entry = {
-            "recipe": asdict(plan.recipes[source]),
-            "taken_from": f"{source}, step {step}",
-            **made,
-            "tables": {},
-        }
-        for task, lines in sections.items():
-            if name not in ("teacher", f"student-{task}"):
-                continue
-            table = {
-                f"{quant}{' ood' if long else ''}": measured_at(
-                    out / name, task, quant, plan.report_on, "test", device, plan.longest, long
-                )
-                for quant in QUANTS
-                for long in ((False, True) if task == "knights" else (False,))
-            }
-            entry["tables"][task] = table
-            lines += card_rows(name, entry, table, str(out / name))
-            print(name, task, table, flush=True)
-        card["models"][name] = entry
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    head = [
+        for quant in QUANTS
+        for long in ((False, True) if task == "knights" else (False,))
+    }
+
+
+def card_lines(plan: Plan, models: dict[str, Any], out: Path, device: torch.device) -> list[str]:
+    """Return the lines of CARD.md."""
+    warning = [
+        "**A rehearsal: narrow models after a few steps, chosen by nothing. No number"
+        " here means anything.**",
+        "",
+    ]
+    lines = [
         "# The mid-size models",
         "",
-        *(
-            [
-                "**A rehearsal: narrow models after a few steps, chosen by nothing. No number"
-                " here means anything.**",
-                "",
-            ]
-            if card["rehearsal"]
-            else []
-        ),
+        *([] if plan is FULL else warning),
         "Qwen3 architecture, byte pairs, pre-trained from scratch by `python -m"
         " rlkd_lab.zoo.midsize` on training prompts of reasoning-gym's knights_knaves",
         "and of countdown with three numbers, with worked traces. The students are"
@@ -377,35 +258,23 @@ def write_card(
         f" {str(compute_dtype(device)).removeprefix('torch.')}. 5 people: seen in"
         " pre-training (5 %), never in post-training.",
     ]
-    body = [line for lines in sections.values() for line in lines]
-    (out / "CARD.md").write_text(
-        "\n".join(
-            [
-                *head,
-                *body,
-                "",
-                "Recipes, seeds, device, versions and the numbers with all digits are in"
-                " `card.json`.",
-                "",
-            ]
-        ),
-        encoding="utf-8",
-    )
+    for task in TASKS:
+        head = card_header("wall time", "test", "5 people" if task == "knights" else "–")
+        lines += ["", f"## {task}", "", *head]
+        for name, entry in models.items():
+            if task in entry["tables"]:
+                lines += card_rows(name, entry, entry["tables"][task], str(out / name))
+    where = "Recipes, seeds, device, versions and the numbers with all digits are in `card.json`."
+    return [*lines, "", where, ""]
 
 
 def build(plan: Plan, out: Path, work: Path, device: torch.device, workers: int) -> None:
     """Learn the tokenizer, train, choose, store, measure."""
-    tokenizer = learn_tokenizer(plan.texts, work / "tokenizer")
+    tokenizer = learn_tokenizer(RECIPES["teacher"], plan.texts, work / "tokenizer")
     for name in plan.recipes:
         train(name, plan, work, tokenizer, device, workers)
     taken = choose(plan, work, device)
-    for name, (source, step) in taken.items():
-        shutil.rmtree(out / name, ignore_errors=True)
-        shutil.copytree(
-            work / source / f"step_{step}",
-            out / name,
-            ignore=shutil.ignore_patterns("trained.json"),
-        )
+    store(taken, work, out)
     write_card(plan, taken, out, work, device)
 
 
@@ -437,18 +306,11 @@ def main(
     ] = False,
 ) -> None:
     """Make the mid-size pair. For one large GPU."""
-    base = Path("build/rehearsal")
-    out, work = (
-        out or (base / "models" if rehearsal else Path("models/midsize")),
-        work or (base / "work" if rehearsal else Path("build/midsize")),
-    )
-    build(
-        REHEARSAL if rehearsal else FULL,
-        out,
-        work,
-        torch.device(device) if device else default_device(),
-        workers,
-    )
+    plan, places = FULL, ("models/midsize", "build/midsize")
+    if rehearsal:
+        plan, places = REHEARSAL, ("build/rehearsal/models", "build/rehearsal/work")
+    out, work = out or Path(places[0]), work or Path(places[1])
+    build(plan, out, work, torch.device(device) if device else default_device(), workers)
     print(f"done: {out}, {out / 'CARD.md'}")
 
 

@@ -1,6 +1,4 @@
-"""The tokenizers of the models that are made here: one token a character for the embedded ones,
-byte pairs for the mid-size ones.
-"""
+"""The tokenizers of our models: characters for the embedded ones, byte pairs for the mid-size."""
 
 from __future__ import annotations
 
@@ -11,12 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 CHARACTERS = "\n" + "".join(chr(code) for code in range(32, 127))
-VOCAB_SIZE = 128
-"""Rows of the embedding: the tokens above and unused ones up to a multiple of 64."""
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character; decoding is plain joining, so text and tokens line up.
+    """Return a tokenizer with a token for each character; decoding joins the tokens.
 
     >>> tokenizer = character_tokenizer()
     >>> tokenizer.decode(tokenizer("49-7?")["input_ids"])
@@ -37,11 +33,11 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def byte_pair_tokenizer(texts: Iterable[str], size: int = 2000) -> PreTrainedTokenizerFast:
-    """Byte pairs learned from ``texts``, at most ``size`` tokens; the same texts in the same order
-    give the same tokenizer.
+    """Learn byte pairs from ``texts``, at most ``size`` tokens.
 
-    Any text can be written in it, since it has all bytes. Each digit is a token, so that numbers
-    are read place by place.
+    The same texts in the same order give the same tokenizer.
+    It has all bytes, so it can write any text.
+    Each digit is a token, so that numbers are read place by place.
 
     >>> tokenizer = byte_pair_tokenizer(["Emma is a knight.", "Liam is a knave."] * 2)
     >>> ids = tokenizer("Emma – 128")["input_ids"]

@@ -10,13 +10,14 @@ from made_up import PAIRS, TRUE, betas, core, part
 from matplotlib.collections import PathCollection
 from scipy import stats
 
-from rlkd_lab.plots import STYLES, png
+from rlkd_lab.plots import png
 from rlkd_lab.plots.ablations import plot_arms, plot_differences, plot_heat, plot_knob
 from rlkd_lab.plots.budgets import at_budget, plot_budget, plot_frontier, shared_budget
 from rlkd_lab.plots.claim_panels import DRAW
 from rlkd_lab.plots.claims import claim_figure, draw_claims, teachers_figure
+from rlkd_lab.plots.styles import STYLES
 from rlkd_lab.study.claims import CLAIMS, judge_claims
-from rlkd_lab.study.study import comparisons
+from rlkd_lab.study.scorecard import comparisons
 
 
 def runs(part_, **columns):

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from rlkd_lab.objectives import METHODS
-from rlkd_lab.plots import ALL, MAIN, STYLES, plot_groups, plot_runs, png, save_figure, seed_table
+from rlkd_lab.plots import plot_groups, plot_runs, png, save_figure, seed_table
+from rlkd_lab.plots.runs import ALL, MAIN
+from rlkd_lab.plots.styles import STYLES
 from rlkd_lab.runs import RunFolder
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from rlkd_lab.runs import RunFolder, Tail, first_difference
+from rlkd_lab.runs import RunFolder, first_difference
+from rlkd_lab.runs.tail import Tail
 from rlkd_lab.training import make_config
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.decisions import Decisions

@@ -7,8 +7,7 @@ import threading
 
 import pytest
 
-from rlkd_lab.runs import alone
-from rlkd_lab.runs.lock import LOCK
+from rlkd_lab.runs.lock import LOCK, alone
 
 
 def test_the_second_is_told_who_holds_it(tmp_path, another):

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from rlkd_lab.runs import RunFolder, find_runs, overview
+from rlkd_lab.runs import RunFolder, overview
+from rlkd_lab.runs.overview import find_runs
 
 CONFIG = {
     "method": "grpo",

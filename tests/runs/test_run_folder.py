@@ -6,7 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rlkd_lab.runs import FORMAT, TIMING, RunFolder, first_difference
+from rlkd_lab.runs import RunFolder, first_difference
+from rlkd_lab.runs.checks import FORMAT
+from rlkd_lab.runs.compare import TIMING
 
 CONFIG = {"method": "grpo", "seed": 0, "steps": 3}
 

@@ -10,19 +10,9 @@ from hypothesis import strategies as st
 from made_up import TRUE, betas, conflicts, constant, core, knights, part, rising
 from scipy import stats
 
-from rlkd_lab.study import claims as module
-from rlkd_lab.study.claims import (
-    CLAIMS,
-    POINTS,
-    SEEDS,
-    Check,
-    Effect,
-    all_of,
-    effect_of,
-    judge_claims,
-    paired,
-    steps_to_reach,
-)
+from rlkd_lab.study.claim_checks import POINTS, best_arm, best_beta, steps_to_reach
+from rlkd_lab.study.claims import CLAIMS, judge_claims
+from rlkd_lab.study.effects import SEEDS, Check, Effect, all_of, effect_of, paired
 from rlkd_lab.study.results import Part
 
 KNOWN = {claim.number: claim for claim in CLAIMS}
@@ -297,5 +287,5 @@ def test_the_best_coefficient_is_chosen_on_validation_prompts_alone():
     """The test accuracy of the others may be higher: it is not looked at."""
     part_ = betas(0.01)
     part_.runs.loc[part_.runs["arm"] == "kdrl,kd_coef=1.0", "id avg"] = 0.99
-    assert module._best(part_, "kdrl") == "kdrl,kd_coef=0.01"
-    assert module.best_beta(part_).tolist() == pytest.approx([-2.0] * 5, abs=1e-5)
+    assert best_arm(part_, "kdrl") == "kdrl,kd_coef=0.01"
+    assert best_beta(part_).tolist() == pytest.approx([-2.0] * 5, abs=1e-5)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rlkd_lab.study.claims import CLAIMS, SEEDS, judge_claims
+from rlkd_lab.study.claims import CLAIMS, judge_claims
+from rlkd_lab.study.effects import SEEDS
 from rlkd_lab.study.results import TABLES
-from rlkd_lab.study.study import PARTS, read_study, scorecard, sweep_of
+from rlkd_lab.study.scorecard import scorecard
+from rlkd_lab.study.study import PARTS, read_study, sweep_of
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results" / "embedded"

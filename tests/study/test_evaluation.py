@@ -11,13 +11,9 @@ import torch
 
 from rlkd_lab.study import (
     Settings,
-    about,
-    chance_of,
-    check_out,
     compare_frames,
     evaluate_target,
     find_target,
-    per_prompt,
     read_table,
     settings_of,
     summarise,
@@ -25,8 +21,10 @@ from rlkd_lab.study import (
 )
 from rlkd_lab.study import evaluation as module
 from rlkd_lab.study.cards import accuracies, cards
-from rlkd_lab.study.evaluation import chance_at_k
+from rlkd_lab.study.eval_table import about, check_out
+from rlkd_lab.study.evaluation import chance_of
 from rlkd_lab.study.report import nested, plain
+from rlkd_lab.study.summary import chance_at_k, per_prompt
 from rlkd_lab.tasks import ArithmeticTask, Example, Score
 from rlkd_lab.training import config_of
 

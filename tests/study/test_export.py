@@ -22,7 +22,8 @@ from rlkd_lab.models.merging import kl_per_token
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.rollouts import sequences_of
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.study import Settings, about, evaluate_target, find_target, task_of, write_table
+from rlkd_lab.study import Settings, evaluate_target, find_target, task_of, write_table
+from rlkd_lab.study.eval_table import about
 from rlkd_lab.study.export import export_run
 from rlkd_lab.training import Trainer, config_of, make_config, run
 from rlkd_lab.training.context import Context

@@ -12,9 +12,10 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from rlkd_lab.commands import app
-from rlkd_lab.study import compare_frames, compare_runs, expanded, welch
+from rlkd_lab.study import compare_frames, compare_runs
 from rlkd_lab.study.report import ONE_PAIR, interval_note, runs_note
-from rlkd_lab.study.sides import check_sides, side_label
+from rlkd_lab.study.sides import check_sides, expanded, side_label
+from rlkd_lab.study.statistics import welch
 from rlkd_lab.study.targets import Target
 from rlkd_lab.training import make_config
 

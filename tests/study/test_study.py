@@ -8,22 +8,17 @@ import pandas as pd
 import pytest
 from made_up import PAIRS, TRUE, core
 
-from rlkd_lab.study import study as module
+from rlkd_lab.study import scorecard as module
 from rlkd_lab.study.claims import CLAIMS, judge_claims
 from rlkd_lab.study.results import read_part
-from rlkd_lab.study.study import (
-    PARTS,
+from rlkd_lab.study.scorecard import (
     WITH_TEACHER,
     by_teacher,
     comparisons,
-    copy_tables,
-    is_general,
-    parts_of,
-    read_study,
     scorecard,
-    sweep_of,
     write_scorecard,
 )
+from rlkd_lab.study.study import PARTS, copy_tables, is_general, parts_of, read_study, sweep_of
 from rlkd_lab.training.presets import PRESETS, Preset
 
 
@@ -159,7 +154,7 @@ def test_the_scorecard_has_every_claim_and_every_comparison(out):
 def test_the_scorecard_says_what_is_on_the_edge_and_where_more_seeds_would_lead():
     few = {"core": core(noise=0.03)}
     judged = judge_claims(few)
-    text = "\n".join(module._claims(judged) + module._comparisons(judged))
+    text = "\n".join(module.claim_lines(judged) + module.comparison_lines(judged))
     table = comparisons(judged)
     assert set(table["outcome_of_all"].dropna()) <= {"supported", "contradicted", "undecided"}
     for verdict in judged:
@@ -221,7 +216,7 @@ def test_every_method_is_held_against_grpo_on_the_same_student():
     ]
     assert rows.tolist() == seeds.tolist()
     assert "| weak student | checking teacher | opd | +0.300 [" in "\n".join(
-        module._by_teacher(PAIRS)
+        module.teacher_lines(PAIRS)
     )
 
 

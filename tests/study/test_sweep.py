@@ -16,7 +16,7 @@ import torch
 
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.study import workers as module
-from rlkd_lab.study.evaluation import read_table
+from rlkd_lab.study.eval_table import read_table
 from rlkd_lab.study.results import OVER, by_arm, collect, curves, levels, over
 from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep, settled
 from rlkd_lab.study.watch import run_watched

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from rlkd_lab.study import majority_at_k
+from rlkd_lab.study.statistics import majority_at_k
 from rlkd_lab.tasks import Example, QuestionTask, judge
 from rlkd_lab.tasks.answers import final_answer, grade, read, why_not
 from rlkd_lab.tasks.answers.numbers import BITS, NotANumber, number

@@ -14,7 +14,8 @@ from rlkd_lab.lab import inspect_tokens, open_run
 from rlkd_lab.lab.live.history import History
 from rlkd_lab.models import load_teacher
 from rlkd_lab.rollouts import Sampling, sample
-from rlkd_lab.runs import RunFolder, Tail, first_difference
+from rlkd_lab.runs import RunFolder, first_difference
+from rlkd_lab.runs.tail import Tail
 from rlkd_lab.training import evaluate, run
 
 FIELDS = {"steps": 3, "samples_every": 1, "eval_every": 2, "checkpoint_every": 1}

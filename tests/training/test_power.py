@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from rlkd_lab.runs import RunFolder, Tail, checkpoints, first_difference
+from rlkd_lab.runs import RunFolder, checkpoints, first_difference
+from rlkd_lab.runs.tail import Tail
 from rlkd_lab.training import replay, resume, run
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.folders import config_of

@@ -9,7 +9,8 @@ import time
 import psutil
 import pytest
 
-from rlkd_lab.runs import RunFolder, Tail, first_difference
+from rlkd_lab.runs import RunFolder, first_difference
+from rlkd_lab.runs.tail import Tail
 from rlkd_lab.training import create, replay, requests, resume, run
 from rlkd_lab.training.environment import alive
 from rlkd_lab.training.trainer import Trainer

@@ -512,7 +512,7 @@ def test_no_notebook_and_no_module_starts_a_server():
 
 
 def test_ray_is_started_without_its_dashboard(tmp_path, monkeypatch):
-    from rlkd_lab.study import workers
+    from rlkd_lab.study import pools
 
     class Enough(Exception):
         pass
@@ -526,7 +526,7 @@ def test_ray_is_started_without_its_dashboard(tmp_path, monkeypatch):
         sys.modules, "ray", SimpleNamespace(init=init, is_initialized=lambda: False)
     )
     with pytest.raises(Enough):
-        workers._on_ray([], tmp_path, None, None, lambda: None)
+        pools.on_ray(lambda job: None, [], tmp_path, None, None, lambda: None)
     assert given["include_dashboard"] is False
 
 

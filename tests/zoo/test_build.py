@@ -7,7 +7,8 @@ import hashlib
 import pytest
 
 from rlkd_lab.zoo import build
-from rlkd_lab.zoo.pretraining import chosen, parts_of
+from rlkd_lab.zoo.measuring import chosen
+from rlkd_lab.zoo.recipe import parts_of
 
 BATCHES = {
     "student": "cde1cb3a720db20c",

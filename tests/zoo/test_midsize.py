@@ -18,19 +18,15 @@ from rlkd_lab.models.loading import check_same_tokenizer
 from rlkd_lab.study.sweep import read_sweep
 from rlkd_lab.tasks.base import split_of
 from rlkd_lab.training import make_config, run
-from rlkd_lab.zoo import midsize
-from rlkd_lab.zoo.midsize import (
-    FULL,
-    RECIPES,
-    REHEARSAL,
+from rlkd_lab.zoo import midsize_batches
+from rlkd_lab.zoo.midsize import FULL, RECIPES, REHEARSAL, build, train
+from rlkd_lab.zoo.midsize_batches import (
     TASKS,
     Batches,
     batch_for,
-    build,
     examples_of,
     learn_tokenizer,
     task_of,
-    train,
 )
 from rlkd_lab.zoo.pretraining import new_model
 
@@ -48,7 +44,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return learn_tokenizer(100, tmp_path_factory.mktemp("tokenizer"))
+    return learn_tokenizer(RECIPES["teacher"], 100, tmp_path_factory.mktemp("tokenizer"))
 
 
 def same(one, other):
@@ -154,7 +150,7 @@ def test_the_loss_falls_and_a_stopped_build_ends_with_the_same_weights(
         return batch_for(step, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(midsize, "batch_for", broken)
+        patched.setattr(midsize_batches, "batch_for", broken)
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "student" / "step_6").exists()

@@ -9,7 +9,8 @@ from fractions import Fraction
 
 import pytest
 
-from rlkd_lab.zoo.midsize import LONG, learn_tokenizer, task_of
+from rlkd_lab.zoo.midsize import RECIPES
+from rlkd_lab.zoo.midsize_batches import LONG, learn_tokenizer, task_of
 from rlkd_lab.zoo.worked import CHECK, DIRECT, _judged, worked
 
 TASKS = ("knights", "countdown")
@@ -149,7 +150,7 @@ def test_countdown_with_other_sizes_is_refused():
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return learn_tokenizer(600, tmp_path_factory.mktemp("tokenizer"))
+    return learn_tokenizer(RECIPES["teacher"], 600, tmp_path_factory.mktemp("tokenizer"))
 
 
 @EVERY_TASK
@@ -190,6 +191,6 @@ def test_the_tokenizer_reads_numbers_digit_by_digit_and_can_write_anything(token
 
 def test_the_tokenizer_is_a_pure_function_of_its_seed(tokenizer, tmp_path):
     assert (
-        learn_tokenizer(600, tmp_path).backend_tokenizer.to_str()
+        learn_tokenizer(RECIPES["teacher"], 600, tmp_path).backend_tokenizer.to_str()
         == tokenizer.backend_tokenizer.to_str()
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.study.claims import Study
+from rlkd_lab.study.results import Study
 from rlkd_lab.study.study import read_study
 
 

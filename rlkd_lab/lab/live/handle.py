@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlkd_lab.objectives import is_added, nearest
-from rlkd_lab.runs import RunFolder, Tail
+from rlkd_lab.runs import RunFolder
+from rlkd_lab.runs.tail import Tail
 from rlkd_lab.training import RunConfig, create, resume
 from rlkd_lab.training.remote import FORK_KINDS, LIVE, ForkKind, RemoteRun, Where
 

@@ -35,7 +35,7 @@ from rlkd_lab.lab.live.panel_texts import (
 from rlkd_lab.lab.live.panel_widgets import PanelWidgets, set_trait
 from rlkd_lab.lab.live.redraw import Redraw, picture, say
 from rlkd_lab.plots.styles import title_of
-from rlkd_lab.runs import Tail
+from rlkd_lab.runs.tail import Tail
 from rlkd_lab.training.remote import Status
 
 POLL_EVERY = 0.25

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from rlkd_lab.lab import RunFailed, launch, open_run, panel, start
-from rlkd_lab.runs import RunFolder, Tail, first_difference
+from rlkd_lab.runs import RunFolder, first_difference
+from rlkd_lab.runs.tail import Tail
 from rlkd_lab.training import create, load_or_train, make_config, run, schedule_from
 
 FIELDS = {

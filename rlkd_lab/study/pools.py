@@ -1,0 +1,163 @@
+"""Where the runs of a sweep are computed: processes of this machine, or tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from rlkd_lab.models import default_device
+from rlkd_lab.study.results import over
+from rlkd_lab.study.sweep import Job
+
+Work = Callable[..., None]
+"""Computes a run: (job, the sweep's folder, threads, node of the cluster or nothing)."""
+
+
+def workers_here() -> int:
+    """Return how many runs this machine takes at a time: one for each core, or one on a GPU."""
+    return os.cpu_count() or 1 if default_device().type == "cpu" else 1
+
+
+def in_processes(
+    work: Work, jobs: list[Job], out: Path, workers: int | None, tick: Callable[[], object]
+) -> list[str]:
+    """Compute every job in a worker process; return a sentence for each failure.
+
+    Each worker has its own pool, so a worker that is killed takes only its own run with it.
+    """
+    threads = 1 if default_device().type == "cpu" else None
+    pools = [_pool() for _ in range(min(workers or workers_here(), len(jobs)))]
+    left, failed = list(jobs), []
+    running: dict[Future[None], tuple[Job, int]] = {}
+    try:
+        while left or running:
+            for slot in set(range(len(pools))) - {slot for _, slot in running.values()}:
+                if left:
+                    job = left.pop(0)
+                    running[pools[slot].submit(work, job, out, threads)] = (job, slot)
+            done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                (job, slot), error = running.pop(future), future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    pools[slot].shutdown(wait=False)
+                    pools[slot] = _pool()
+                    failed.append(
+                        f"{job.folder(out)}: its worker was killed, perhaps for memory: try"
+                        " fewer workers"
+                    )
+                elif error is not None:
+                    failed.append(f"{job.folder(out)}: {type(error).__name__}: {error}")
+            tick()
+    except BaseException:
+        for pool in pools:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    for pool in pools:
+        pool.shutdown()
+    return failed
+
+
+def _pool() -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """End this worker when the sweep's process is gone.
+
+    A worker that stayed would train a run that the next start resumes.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait_for_it() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_it, daemon=True).start()
+
+
+def on_ray(
+    work: Work,
+    jobs: list[Job],
+    out: Path,
+    workers: int | None,
+    address: str | None,
+    tick: Callable[[], object],
+) -> list[str]:
+    """Compute every job as a task of a Ray cluster; return a sentence for each failure.
+
+    A task has a GPU if a node has one, otherwise a core.
+    """
+    ray = _connected(address)
+    try:
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+
+        def on_node(job: Job) -> None:
+            work(job, out.absolute(), None if gpus else 1, ray.get_runtime_context().get_node_id())
+
+        task = ray.remote(max_retries=0, num_cpus=1, num_gpus=1 if gpus else 0)(on_node)
+        limit = workers or int(gpus or ray.cluster_resources()["CPU"])
+        left, failed = list(jobs), []
+        running: dict[Any, Job] = {}
+        while left or running:
+            while left and len(running) < limit:
+                job = left.pop(0)
+                running[task.remote(job)] = job
+            done, _ = ray.wait(list(running), timeout=0.5)
+            for reference in done:
+                path = running.pop(reference).folder(out)
+                if why := _failure(ray, reference, path):
+                    failed.append(f"{path}: {why}")
+            tick()
+        return failed
+    finally:
+        ray.shutdown()
+
+
+def _connected(address: str | None) -> Any:
+    """Return the module ray, connected to the cluster."""
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "the engine ray needs Ray: pip install 'rlkd_lab[ray]', on every node of the cluster"
+        ) from None
+    if address not in (None, "auto", "local"):  # Ray itself would try for minutes
+        host, _, port = str(address).rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"no Ray cluster at {address}: {error}") from None
+    ray.init(
+        address=address,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        ignore_reinit_error=True,
+    )
+    return ray
+
+
+def _failure(ray: Any, reference: Any, path: Path) -> str | None:
+    """Return why a finished task has left no run, or ``None``."""
+    try:
+        ray.get(reference)
+    except Exception as error:  # what the run raised, in Ray's wrapping, or the loss of a node
+        cause = getattr(error, "cause", None) or error
+        return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
+    if over(path):
+        return None
+    return (
+        "done on another node, and not here: --out must lie on a file system that all nodes share"
+    )

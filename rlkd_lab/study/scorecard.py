@@ -1,0 +1,273 @@
+"""The scorecard of a study, as Markdown and as a table.
+
+``OUT/scorecard.md`` and ``OUT/scorecard.csv`` say what became of the claims.
+They use the parts that have ended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rlkd_lab.study.claim_checks import ACCURACY, LENGTH
+from rlkd_lab.study.claims import CLAIMS, Verdict, judge_claims
+from rlkd_lab.study.effects import Check, Effect, effect_of, strict
+from rlkd_lab.study.results import SESSIONS, TABLES, Study, by_arm
+from rlkd_lab.study.study import PARTS, read_study
+from rlkd_lab.study.sweep import CHOSEN
+
+PAIRS: dict[str, tuple[str, str, str]] = {
+    "core": ("student", "checking teacher", "core"),
+    "concise": ("student", "concise teacher", "core"),
+    "weak": ("weak student", "checking teacher", "weak"),
+    "weak_concise": ("weak student", "concise teacher", "weak"),
+}
+"""Parts that train both embedded students with both teachers.
+
+Each has its student, its teacher, and the part with GRPO on that student.
+"""
+WITH_TEACHER = ("sft", "opd", "opd_then_rl", "kdrl", "trrd")
+"""Arms that all of these parts have."""
+TEACHER_MEASURES = {"accuracy": ACCURACY, "ood": "ood avg", "length": LENGTH}
+EDGE = ", on the edge"
+MANY = 50
+"""Largest number of seeds that the scorecard asks for by number."""
+MEASURES = {
+    "id avg": "accuracy",
+    "ood avg": "accuracy, ood",
+    "id length": "length",
+    "kl_teacher_rev": "KL to the teacher",
+    "sampled_tokens": "tokens sampled",
+    "train_seconds": "seconds of training",
+}
+
+
+def by_teacher(study: Study) -> pd.DataFrame:
+    """Compare every arm with GRPO on the same student and seed, for each pair with a teacher.
+
+    A row has student, teacher, arm, seed, and the differences in accuracy and length.
+    There is no row where only the core was run, whose pair may be another preset's.
+    """
+    there = {part: pair for part, pair in PAIRS.items() if part in study and pair[2] in study}
+    frames = []
+    for part, (student, teacher, alone) in there.items() if there.keys() - {"core"} else ():
+        for arm in WITH_TEACHER:
+            gaps = {
+                name: study[part].of(arm, measure) - study[alone].of("grpo", measure)
+                for name, measure in TEACHER_MEASURES.items()
+            }
+            rows = pd.DataFrame(gaps).rename_axis("seed").reset_index()
+            frames.append(rows.assign(student=student, teacher=teacher, arm=arm))
+    columns = ["student", "teacher", "arm", "seed", *TEACHER_MEASURES]
+    none = pd.DataFrame(columns=columns)
+    return pd.concat(frames, ignore_index=True)[columns] if frames else none
+
+
+def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Return a row for each comparison, with its claim: what ``scorecard.csv`` holds."""
+    rows: list[dict[str, Any]] = []
+    for verdict in verdicts:
+        claim = CLAIMS[verdict.number - 1]
+        shared = {
+            "claim": claim.number,
+            "source": claim.source,
+            "text": claim.text,
+            "verdict": verdict.outcome,
+            "on_the_edge": verdict.edge,
+        }
+        found = [_comparison(check, verdict.among) for check in verdict.checks] or [{}]
+        rows += [{**shared, **one, "note": verdict.note} for one in found]
+    table = pd.DataFrame(rows)
+    if "seeds" not in table:
+        return table
+    return table.astype({"seeds": "Int64", "seeds_needed": "Int64"})
+
+
+def _comparison(check: Check, among: int) -> dict[str, Any]:
+    return {
+        "comparison": check.text,
+        "effect": check.effect.mean,
+        "low": check.effect.low,
+        "high": check.effect.high,
+        "seeds": check.effect.seeds,
+        "outcome": check.outcome,
+        "outcome_of_all": strict(check, among),
+        "seeds_needed": check.needed,
+    }
+
+
+def scorecard(study: Study, out: str | Path) -> str:
+    """Return the scorecard of a study as Markdown.
+
+    It has claims, comparisons, how settings were chosen, means, and cost.
+    """
+    verdicts = judge_claims(study)
+    sections = [("# Scorecard", claim_lines(verdicts))]
+    sections += [("## Comparisons", comparison_lines(verdicts))]
+    if rows := teacher_lines(study):
+        sections += [("## Where a teacher helps", rows)]
+    sections += [("## Settings and their choice", _tuning(study, Path(out)))]
+    sections += [("## Methods, means over seeds", _methods(study))]
+    sections += [("## Cost", _cost(study, Path(out)))]
+    return "\n".join(line for title, lines in sections for line in (title, "", *lines, ""))
+
+
+def write_scorecard(out: str | Path) -> Path:
+    """Judge the tables in a study's folder, and write ``scorecard.md`` and ``scorecard.csv``."""
+    study, target = read_study(out), Path(out)
+    comparisons(judge_claims(study)).to_csv(target / "scorecard.csv", index=False)
+    (target / "scorecard.md").write_text(scorecard(study, out), encoding="utf-8")
+    return target / "scorecard.md"
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _table(head: str, rows: Iterable[str]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    return [head, "|---" * (head.count("|") - 1) + "|", *rows]
+
+
+def claim_lines(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return a table of the claims and what became of them."""
+    rows = [
+        _row(c.number, c.source, c.text, f"**{v.outcome}**{EDGE * v.edge}", v.note)
+        for c, v in zip(CLAIMS, verdicts, strict=True)
+    ]
+    return _table("| | source | claim | here | note |", rows)
+
+
+def comparison_lines(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return a table of the comparisons, with what it means."""
+    among = max(verdict.among for verdict in verdicts)
+    words = (
+        "Effect and 95 % interval over seeds (Student's t, paired by seed; all runs answer"
+        " the same test prompts). Last column: the outcome if the intervals"
+        f" were so wide that all {among} hold at once with 95 % (Bonferroni); a verdict that"
+        " would not be the same is on the edge."
+    )
+    rows = [
+        _row(
+            verdict.number,
+            check.text,
+            number(check.effect.mean),
+            _interval(check.effect),
+            check.effect.seeds,
+            said(check),
+            strict(check, verdict.among),
+        )
+        for verdict in verdicts
+        for check in verdict.checks
+    ]
+    head = "| claim | comparison | effect | interval | seeds | here | of all |"
+    return [words, "", *_table(head, rows)]
+
+
+def teacher_lines(study: Study) -> list[str]:
+    """Return a table of :func:`by_teacher`, with what it means; nothing without rows."""
+    table = by_teacher(study)
+    if table.empty:
+        return []
+    rows = []
+    for names, group in table.groupby(["student", "teacher", "arm"], sort=False):
+        effects = [effect_of(group[name]) for name in TEACHER_MEASURES]
+        rows.append(_row(*names, *(f"{number(one.mean)} {_interval(one)}" for one in effects)))
+    words = (
+        "Each arm minus GRPO, which asks no teacher, on the same student; mean and 95 %"
+        " interval over seeds (Student's t, paired by seed)."
+    )
+    head = "| student | teacher | arm | accuracy | accuracy, ood | length |"
+    return [words, "", *_table(head, rows)]
+
+
+def said(check: Check) -> str:
+    """Return ``supported``, or ``undecided (12 seeds like these would say supported)``."""
+    if check.needed is None:
+        return check.outcome
+    many = check.needed if check.needed <= MANY else f"more than {MANY}"
+    return f"undecided ({many} seeds like these would say {check.leans})"
+
+
+def number(value: float) -> str:
+    """Return ``+0.012``, ``−3.1``, or a dash for what is not known."""
+    return "–" if value != value else f"{value:+.{1 if abs(value) >= 10 else 3}f}".replace("-", "−")
+
+
+def _interval(effect: Effect) -> str:
+    return f"[{number(effect.low)}, {number(effect.high)}]"
+
+
+def _tuning(study: Study, out: Path) -> list[str]:
+    rows = []
+    for name in study:
+        file = out / name / CHOSEN
+        if not file.exists():
+            rows.append(f"| {name} | all | 0 | nothing was chosen: the grid is the question | |")
+            continue
+        try:
+            arms = json.loads(file.read_text(encoding="utf-8"))["arms"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{file} is damaged: delete it, and start the study again") from None
+        for arm, found in arms.items():
+            trials = found["trials"]
+            best = trials[found["best"] - 1]["settings"]
+            scores = [trial["accuracy"] for trial in trials]
+            chosen = ", ".join(f"{key} = {value}" for key, value in best.items())
+            shown = ", ".join("diverged" if one is None else f"{one:.3f}" for one in scores)
+            rows.append(_row(name, arm, len(trials), chosen, shown))
+    return _table("| part | arm | trials | chosen | validation accuracy of each trial |", rows)
+
+
+def _methods(study: Study) -> list[str]:
+    lines: list[str] = []
+    for name, part in study.items():
+        there = [measure for measure in MEASURES if measure in part.runs]
+        rows = []
+        for row in by_arm(part.runs, there).to_dict("records"):
+            cells = [f"{plain(row[one])} ± {plain(row[f'{one} ±'])}" for one in there]
+            rows.append(_row(row["arm"], row["runs"], *cells))
+        head = _row("arm", "seeds", *(MEASURES[measure] for measure in there))
+        lines += [f"### {name}: {PARTS[name]}", "", *_table(head, rows), ""]
+        if part.left_out:
+            lines += [f"Left out: {', '.join(part.left_out)}.", ""]
+    return lines[:-1]
+
+
+def plain(value: float) -> str:
+    """Return three digits below ten, one below a thousand, and whole numbers above."""
+    if value != value:
+        return "–"
+    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3
+    return f"{value:,.{digits}f}"
+
+
+def _sessions(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError:
+        raise ValueError(f"{path} is damaged: delete the line that is no JSON") from None
+
+
+def _cost(study: Study, out: Path) -> list[str]:
+    """Return hours of workers from the runs themselves, so that a killed sweep shows them too."""
+    rows = []
+    for name in study:
+        folders = [out / name / "tuning", out / name]
+        tables = [folder / TABLES[0] for folder in folders if (folder / TABLES[0]).exists()]
+        runs = pd.concat([pd.read_csv(table) for table in tables])
+        sessions = [session for folder in folders for session in _sessions(folder / SESSIONS)]
+        workers, places = (
+            ", ".join(sorted({str(one[key]) for one in sessions})) for key in ("workers", "device")
+        )
+        hours = f"{runs['worker_seconds'].sum() / 3600:.2f}"
+        gib = f"{runs['worker_gib'].max():.2f}"
+        rows.append(_row(name, len(runs), hours, workers, gib, places))
+    head = "| part | runs and trials | worker hours | workers | memory of a worker, GiB | where |"
+    return _table(head, rows)
