@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from rlkd_lab.models import LanguageModel, Sequences, load_policy
-from rlkd_lab.rollouts import sequences_of
+from rlkd_lab.rollouts.traces import sequences_of
 
 # pytest looks for doctests in them, under one module name for all
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]

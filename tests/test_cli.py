@@ -1005,7 +1005,8 @@ def test_the_shell_can_complete_method_names(rlkd):
 
 @pytest.mark.slow
 def test_schedule_from_takes_settings_and_moves_of_a_run_to_another_seed(rlkd, tmp_path):
-    from rlkd_lab.training import create, make_config, resume
+    from rlkd_lab.training import make_config, resume
+    from rlkd_lab.training.folders import create
 
     settings = dict(setting.split("=") for setting in SMALL)
     folder = create(make_config("kdrl", settings=settings, steps=3), tmp_path / "touched")

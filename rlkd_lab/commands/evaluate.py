@@ -102,7 +102,7 @@ def evaluate(
     Prints avg@k, pass@k with its chance line, majority@k, greedy accuracy and lengths.
     """
     with plain_errors("nothing was written"):
-        from rlkd_lab.objectives import nearest
+        from rlkd_lab.objectives.settings import nearest
         from rlkd_lab.study import (
             about,
             asked_as,
@@ -118,7 +118,7 @@ def evaluate(
             write_table,
         )
         from rlkd_lab.study.report import Compared
-        from rlkd_lab.training.plan import reader_of
+        from rlkd_lab.training.before_loading import reader_of
 
         ks = None if k is None else numbers(k, "--k")
         if quant is not None:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
-from rlkd_lab.models.checks import rounded
 from rlkd_lab.models.logprobs import Sequences
+from rlkd_lab.models.verification import rounded
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTATIONS = ("default", "linear", "llama3", "yarn")

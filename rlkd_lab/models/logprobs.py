@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from rlkd_lab.models.loading import LanguageModel
-from rlkd_lab.objectives import divergence, topk_with_tail
-from rlkd_lab.objectives.estimators import Divergence
+from rlkd_lab.models.language_model import LanguageModel
+from rlkd_lab.objectives import divergence
+from rlkd_lab.objectives.estimators import Divergence, topk_with_tail
 
 CHUNK_MIB = 64
 """MiB of logits, in float32, held at a time."""

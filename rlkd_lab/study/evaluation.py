@@ -40,8 +40,10 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from rlkd_lab.models import DenseCopy, LanguageModel, make_dense_copy
-from rlkd_lab.rollouts import Sampling, prompt_limit, sample
+from rlkd_lab.models import LanguageModel, make_dense_copy
+from rlkd_lab.models.dense_copy import DenseCopy
+from rlkd_lab.rollouts import Sampling, sample
+from rlkd_lab.rollouts.sampling import prompt_limit
 from rlkd_lab.study.statistics import (
     avg_at_k,
     bootstrap,
@@ -52,19 +54,11 @@ from rlkd_lab.study.statistics import (
     pass_at_k,
     pass_at_k_of_counts,
 )
-from rlkd_lab.tasks import (
-    Example,
-    GuardedTask,
-    Limit,
-    LongPrompts,
-    QuestionTask,
-    Split,
-    Task,
-    check_verifier,
-    judge,
-)
-from rlkd_lab.tasks.lengths import check_drawn
+from rlkd_lab.tasks import Example, QuestionTask, Split, Task, judge
+from rlkd_lab.tasks.lengths import Limit, LongPrompts, check_drawn
 from rlkd_lab.tasks.reasoning import fault_of
+from rlkd_lab.tasks.rewards import check_verifier
+from rlkd_lab.tasks.verifier import GuardedTask
 from rlkd_lab.tasks.votes import Votes
 from rlkd_lab.training import RunConfig
 from rlkd_lab.training.evaluation import SEED

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from rlkd_lab.rollouts import Sampling, sample, sequences_of, teacher_traces
+from rlkd_lab.rollouts import Sampling, sample, teacher_traces
+from rlkd_lab.rollouts.traces import sequences_of
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.samples import Rollout, joined

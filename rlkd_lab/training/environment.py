@@ -56,29 +56,23 @@ def cpu_name() -> str:
 
 def commit() -> str | None:
     """The commit of the source tree, with ``+`` if it has changes; None where it is no checkout."""
-    here = Path(__file__).parent
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-            encoding="utf-8",
-        ).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-            encoding="utf-8",
-        ).stdout.strip()
+        dirty = _git("status", "--porcelain", "-uno")
+        return _git("rev-parse", "--short=12", "HEAD") + ("+" if dirty else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return head + ("+" if dirty else "")
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(
+        ["git", *words],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+        encoding="utf-8",
+    ).stdout.strip()
 
 
 def free_memory(device: torch.device) -> int:

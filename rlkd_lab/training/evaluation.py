@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from rlkd_lab.models import DenseCopy, LanguageModel
+from rlkd_lab.models import LanguageModel
+from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.rollouts import Engine, Sampling, sample
 from rlkd_lab.tasks import Split, Task, judge
 

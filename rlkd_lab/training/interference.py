@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from rlkd_lab.models import LanguageModel, Sequences
-from rlkd_lab.objectives import ResolvedMethod, TokenBatch, prepare, resolve, token_loss
+from rlkd_lab.objectives import TokenBatch, prepare, token_loss
+from rlkd_lab.objectives.loss import ResolvedMethod, resolve
 
 Forward = Callable[[TokenBatch, Sequences], TokenBatch]
 

@@ -14,9 +14,11 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from rlkd_lab.objectives import Schedule, nearest
-from rlkd_lab.training.config import RunConfig, check_knob
+from rlkd_lab.objectives.schedules import Schedule
+from rlkd_lab.objectives.settings import nearest
+from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.decisions import Decisions
+from rlkd_lab.training.loop_knobs import check_knob
 
 Values = dict[str, float | None]
 

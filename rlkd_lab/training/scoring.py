@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rlkd_lab.models import Sequences, distributed
 from rlkd_lab.objectives import TokenBatch
-from rlkd_lab.tasks import Verdict, check_verifier, judge
+from rlkd_lab.tasks import judge
+from rlkd_lab.tasks.rewards import Verdict, check_verifier
 from rlkd_lab.training.samples import Rollout
 from rlkd_lab.training.setup import Row, Setup, mean
 

@@ -25,17 +25,19 @@ import torch
 from torch import Tensor
 
 from rlkd_lab.models import (
-    DenseCopy,
     LanguageModel,
     Sequences,
     distributed,
     load_policy,
     make_dense_copy,
     policy_logps,
-    probe_logps,
 )
-from rlkd_lab.rollouts import Request, Sampling, counted, sequences_of
+from rlkd_lab.models.dense_copy import DenseCopy
+from rlkd_lab.models.verification import probe_logps
+from rlkd_lab.rollouts import Request, Sampling
 from rlkd_lab.rollouts.fast import fast
+from rlkd_lab.rollouts.sampling import counted
+from rlkd_lab.rollouts.traces import sequences_of
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.gaps import MAX_GAP, MAX_GAP_OTHER, gap_and_limit

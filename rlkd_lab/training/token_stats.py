@@ -11,18 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkd_lab.models import (
-    Sequences,
-    distributed,
+from rlkd_lab.models import Sequences, distributed, token_logps
+from rlkd_lab.models.decoder import Prompts
+from rlkd_lab.models.logprobs import (
     hidden_states,
     measured_divergences,
     targets,
     token_divergence,
-    token_logps,
     unflatten,
     vocabulary,
 )
-from rlkd_lab.models.decoder import Prompts
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.training.gaps import check_gap

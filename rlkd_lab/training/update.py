@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from rlkd_lab.models import distributed
-from rlkd_lab.objectives import TokenBatch, idle_rows, prepare, token_loss
+from rlkd_lab.objectives import TokenBatch, prepare, token_loss
+from rlkd_lab.objectives.loss import idle_rows
 from rlkd_lab.training.collect import generator_for
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.setup import Row, Setup, StepValues

@@ -30,7 +30,8 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlkd_lab.models import default_device
-from rlkd_lab.models.loading import Quant, compute_dtype
+from rlkd_lab.models.language_model import Quant
+from rlkd_lab.models.loading import compute_dtype
 from rlkd_lab.tasks import Example, Split, Task, find_task
 from rlkd_lab.training import make_config
 from rlkd_lab.training.environment import describe_environment

@@ -16,7 +16,8 @@ import torch
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from rlkd_lab.models import load_policy, make_dense_copy
-from rlkd_lab.models.loading import Quant, compute_dtype
+from rlkd_lab.models.language_model import Quant
+from rlkd_lab.models.loading import compute_dtype
 from rlkd_lab.tasks import Split, Task
 from rlkd_lab.training.evaluation import evaluate
 

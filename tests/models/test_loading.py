@@ -26,24 +26,23 @@ from transformers import (
 )
 
 from rlkd_lab.models import (
-    DenseCopy,
     Sequences,
     checks,
-    compute_dtype,
-    dequantised,
-    hidden_states,
-    load_base,
     load_policy,
     load_teacher,
     loading,
     locate,
     policy_logps,
     reference_of,
-    token_divergence,
-    zoo_names,
 )
+from rlkd_lab.models.dense_copy import DenseCopy
+from rlkd_lab.models.loading import compute_dtype, load_base
+from rlkd_lab.models.locating import zoo_names
+from rlkd_lab.models.logprobs import hidden_states, token_divergence
+from rlkd_lab.models.verification import dequantised
 from rlkd_lab.training import make_config
-from rlkd_lab.training.plan import Shape, plan
+from rlkd_lab.training.model_shape import Shape
+from rlkd_lab.training.plan import plan
 
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 

@@ -10,20 +10,9 @@ import time
 
 import pytest
 
-from rlkd_lab.tasks import (
-    ArithmeticTask,
-    Example,
-    GuardedTask,
-    KnightsTask,
-    QuestionTask,
-    Score,
-    Task,
-    Verdict,
-    check_verifier,
-    guarded,
-    judge,
-)
-from rlkd_lab.tasks.verifier import LONGEST, key_of
+from rlkd_lab.tasks import ArithmeticTask, Example, KnightsTask, QuestionTask, Score, Task, judge
+from rlkd_lab.tasks.rewards import Verdict, check_verifier
+from rlkd_lab.tasks.verifier import LONGEST, GuardedTask, guarded, key_of
 
 FORTY_FOUR = Example("49-7+4-2?", "44", 3, "x")
 ODD = """

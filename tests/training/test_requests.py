@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from rlkd_lab.runs import RunFolder, Tail, first_difference
-from rlkd_lab.training import create, replay, requests, resume, run
+from rlkd_lab.training import replay, requests, resume, run
 from rlkd_lab.training.environment import alive
+from rlkd_lab.training.folders import create
 from rlkd_lab.training.trainer import Trainer
 
 
