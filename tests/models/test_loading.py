@@ -27,13 +27,13 @@ from transformers import (
 
 from rlkd_lab.models import (
     Sequences,
-    checks,
     load_policy,
     load_teacher,
     loading,
     locate,
     policy_logps,
     reference_of,
+    verification,
 )
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.models.loading import compute_dtype, load_base
@@ -411,7 +411,7 @@ def test_embedded_models_pass_the_head_check(name):
 def test_a_model_that_caps_its_logits_is_refused_whatever_its_config_calls_that(
     make_model, cap, monkeypatch
 ):
-    monkeypatch.setattr(checks, "BEHIND_THE_HEAD", {})
+    monkeypatch.setattr(verification, "BEHIND_THE_HEAD", {})
     # 30 is what Gemma 2 has. The random model's logits reach about 10.
     with pytest.raises(ValueError, match=r"logits are not the output head's alone.*not supported"):
         load_policy(make_model("gemma2", final_logit_softcapping=cap), "none")
@@ -527,7 +527,7 @@ def test_an_adapter_that_trains_the_output_head_is_refused(make_model, tmp_path)
 
 
 def test_a_cap_that_hardly_shows_is_refused_too(make_model, monkeypatch):
-    monkeypatch.setattr(checks, "BEHIND_THE_HEAD", {})
+    monkeypatch.setattr(verification, "BEHIND_THE_HEAD", {})
     # It moves the largest logit by half a percent, and a log-probability by .013 nats already.
     folder = make_model("gemma2", final_logit_softcapping=30.0, initializer_range=0.1)
     with pytest.raises(ValueError, match="logits are not the output head's alone"):
