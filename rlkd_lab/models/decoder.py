@@ -190,7 +190,7 @@ class Decoder:
         self, completion_ids: Tensor, completion_mask: Tensor, prompts: Prompts, rows: Tensor
     ) -> Tensor:
         """Hidden states that predict the completion tokens that count, as
-        :func:`rlkd_lab.models.hidden_states` gives them, without gradient.
+        :func:`rlkd_lab.models.logprobs.hidden_states` gives them, without gradient.
 
         Args:
             completion_ids: (B, T).

@@ -205,7 +205,7 @@ def run(
     """Train from the start into a new run folder, in the foreground.
 
     Args:
-        config: see :func:`~rlkd_lab.training.config.make_config`.
+        config: see :func:`~rlkd_lab.training.make_config.make_config`.
         out: the folder to make.
         on_step: called after each step with the session (``session.knobs.request(…)``,
             ``session.stopping = True``) and the row.
