@@ -189,7 +189,7 @@ class Decoder:
     def hidden_states(
         self, completion_ids: Tensor, completion_mask: Tensor, prompts: Prompts, rows: Tensor
     ) -> Tensor:
-        """Hidden states that predict the completion tokens that count, as
+        """Return hidden states that predict the completion tokens that count, as
         :func:`rlkd_lab.models.logprobs.hidden_states` gives them, without gradient.
 
         Args:
@@ -243,7 +243,7 @@ class Decoder:
     def _run(
         self, x: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """All layers and the last norm on embeddings (…, H) at ``positions`` (…);
+        """Return all layers and the last norm on embeddings (…, H) at ``positions`` (…);
 
         ``attend`` is given the layer and its rotated heads, (…, heads, D).
         """

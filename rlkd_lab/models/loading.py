@@ -61,7 +61,7 @@ LORA_RANK, LORA_ALPHA = 16, 32
 
 
 def default_device() -> torch.device:
-    """The GPU if there is one."""
+    """Return the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -96,7 +96,7 @@ class Request:
         )
 
     def unpadded(self) -> list[list[int]]:
-        """The prompts' tokens."""
+        """Return the prompts' tokens."""
         return [
             ids[mask.bool()].tolist()
             for ids, mask in zip(self.prompt_ids, self.prompt_mask, strict=True)

@@ -123,7 +123,7 @@ def _resample(
 def _from_traces(
     setup: Setup, context: Context, draw: torch.Generator, stop: Stop
 ) -> tuple[Rollout, Row]:
-    """A rollout of the teacher's completions, drawn with replacement."""
+    """Return a rollout of the teacher's completions, drawn with replacement."""
     config, traces = setup.config, _traces(setup, context, stop)
     number = config.prompts_per_step * config.group_size
     drawn = torch.randint(len(traces.rows), (number,), generator=draw).tolist()
@@ -144,7 +144,7 @@ def _from_traces(
 
 
 def _traces(setup: Setup, context: Context, stop: Stop) -> Traces:
-    """The teacher's traces, written or read the first time."""
+    """Return the teacher's traces, written or read the first time."""
     config, models, traces = setup.config, setup.models, setup.traces
     if not traces.rows:
         teacher = models.frozen("teacher")

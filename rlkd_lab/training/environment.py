@@ -37,7 +37,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def version_of(package: str) -> str | None:
-    """Installed version, or None."""
+    """Return the installed version, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -45,7 +45,7 @@ def version_of(package: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """Model name where the system tells it."""
+    """Return the model name where the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
@@ -55,7 +55,9 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the source tree, with ``+`` if it has changes; None where it is no checkout."""
+    """Return the commit of the source tree, with ``+`` if it has changes; None where it is no
+    checkout.
+    """
     try:
         dirty = _git("status", "--porcelain", "-uno")
         return _git("rev-parse", "--short=12", "HEAD") + ("+" if dirty else "")
@@ -76,7 +78,7 @@ def _git(*words: str) -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the GPU, or in the host's memory."""
+    """Return the bytes that are free on the GPU, or in the host's memory."""
     return (
         int(torch.cuda.mem_get_info(device)[0])
         if device.type == "cuda"
@@ -85,7 +87,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Highest memory so far: of the GPU's allocator, or of this process on a CPU."""
+    """Return the highest memory so far: of the GPU's allocator, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if sys.platform == "win32":

@@ -66,13 +66,13 @@ class Knobs:
             self._requests.append({"knob": name, "release": True, "source": source, **note})
 
     def drop(self) -> list[dict[str, Any]]:
-        """The moves that wait for a next step, when there is none."""
+        """Return the moves that wait for a next step, when there is none."""
         with self._lock:
             moves, self._requests = self._requests, []
         return moves
 
     def snapshot(self, step: int) -> tuple[Values, list[dict[str, Any]]]:
-        """The values of step ``step``, and an event for every knob that was moved."""
+        """Return the values of step ``step``, and an event for every knob that was moved."""
         with self._lock:
             moves, self._requests = self._requests, []
         recorded = self.decisions.moves_at(step)

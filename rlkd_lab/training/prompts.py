@@ -86,7 +86,7 @@ def fit_prompts(
 
 
 def _of_teacher(config: RunConfig, student: LanguageModel, own: Limit) -> Limit:
-    """The limit of a teacher, which reads the student's prompts where it scores and its own
+    """Return the limit of a teacher, which reads the student's prompts where it scores and its own
     where it writes traces.
     """
 

@@ -73,7 +73,7 @@ def go_back(trainer: Trainer, folder: RunFolder, accept_changed_data: bool = Fal
 def _load_last(
     trainer: Trainer, folder: RunFolder, events: list[Event], reached: list[Path]
 ) -> tuple[Context, list[str]]:
-    """The context at the newest whole checkpoint, and sentences about damaged ones."""
+    """Return the context at the newest whole checkpoint, and sentences about damaged ones."""
     config = trainer.config
     damaged: list[str] = []
     for path in reversed(reached):
@@ -94,8 +94,8 @@ def _load_last(
 
 
 def _elsewhere(folder: RunFolder) -> list[str]:
-    """What is another here than where the run was begun, as far as it may change the last bits
-    of its numbers; somebody is warned of it.
+    """Return what is another here than where the run was begun, as far as it may change the last
+    bits of its numbers; somebody is warned of it.
     """
     try:
         before = folder.env()

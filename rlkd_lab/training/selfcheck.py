@@ -102,7 +102,7 @@ def check_start(trainer: Trainer, context: Context) -> None:
 
 
 def examine_models(config: RunConfig) -> list[Finding]:
-    """The checks of the student of a config, loaded for it."""
+    """Return the checks of the student of a config, loaded for it."""
     policy = load_policy(
         config.student,
         config.quant,
@@ -123,7 +123,7 @@ def examine_models(config: RunConfig) -> list[Finding]:
 def examine(
     policy: LanguageModel, student: LanguageModel, dense: DenseCopy | None
 ) -> list[Finding]:
-    """All checks of a policy.
+    """Return all checks of a policy.
 
     Args:
         policy: with a trainable adapter, in training mode.
@@ -204,9 +204,9 @@ def _gradients(policy: LanguageModel, through: LanguageModel, given: Sequences) 
 
 
 def _generate(policy: LanguageModel, dense: DenseCopy | None) -> tuple[Sequences, Tensor]:
-    """Completions by our own sampler, the first one cut so that they differ in length, and the
-    log-probabilities with which they were drawn. Not through :func:`rlkd_lab.rollouts.sample`, in
-    which several processes meet.
+    """Return completions by our own sampler, the first one cut so that they differ in length, and
+    the log-probabilities with which they were drawn. Not through :func:`rlkd_lab.rollouts.sample`,
+    in which several processes meet.
     """
     prompt_ids, prompt_mask = policy.encode(PROMPTS)
     noise = torch.rand(
@@ -227,8 +227,8 @@ def _generate(policy: LanguageModel, dense: DenseCopy | None) -> tuple[Sequences
 
 
 def _apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Largest relative difference of two lists of gradients; one of a thousandth of the largest
-    norm, or less, counts by that.
+    """Return largest relative difference of two lists of gradients; one of a thousandth of the
+    largest norm, or less, counts by that.
     """
     largest = max(float(one.norm()) for one in ours)
     return (

@@ -210,7 +210,7 @@ class Trainer:
         return within_memory(context, self.state, step.number, "interference", passes)
 
     def _token_stats(self, step: StepValues, rollout: Rollout, everything: bool) -> TokenStats:
-        """Empty statistics of a rollout, with the models that will be asked."""
+        """Return empty statistics of a rollout, with the models that will be asked."""
         models, ask = self.setup.models, models_to_ask(self.setup, step)
         if everything:
             ask |= self.setup.all_scorers

@@ -189,8 +189,8 @@ def gradients(job: Update, chosen: Tensor, parts: int, scoring: bool) -> dict[st
 
 
 def _loss_scale(setup: Setup, prepared: TokenBatch) -> float:
-    """A power of two by which a float16 loss is multiplied, which rounds nothing: the share of one
-    token in a mean over many would be too small a number on its way back.
+    """Return a power of two by which a float16 loss is multiplied, which rounds nothing: the share
+    of one token in a mean over many would be too small a number on its way back.
     """
     if setup.models.policy.head.weight.dtype != torch.float16:
         return 1.0
@@ -310,7 +310,7 @@ def _add_up_gradients(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def _part_of(name: str, value: float, share: float) -> float:
-    """What a micro-batch with a share of the tokens adds to the rollout's statistic."""
+    """Return what a micro-batch with a share of the tokens adds to the rollout's statistic."""
     return value if name.startswith(SUMMED) or name.endswith("/max") else value * share
 
 
