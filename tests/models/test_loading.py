@@ -31,6 +31,7 @@ from rlkd_lab.models import (
     load_teacher,
     loading,
     locate,
+    locating,
     policy_logps,
     reference_of,
     verification,
@@ -495,7 +496,7 @@ def test_an_architecture_that_is_not_supported_is_refused_before_its_weights_are
 
 def test_a_hub_model_without_safetensors_is_refused_in_words(tmp_path, monkeypatch):
     (tmp_path / "pytorch_model.bin").touch()
-    monkeypatch.setattr(loading, "snapshot_download", lambda name, allow_patterns: str(tmp_path))
+    monkeypatch.setattr(locating, "snapshot_download", lambda name, allow_patterns: str(tmp_path))
     with pytest.raises(
         FileNotFoundError,
         match=r"'some/model' has no \*\.safetensors: weights are read from safetensors alone",
@@ -507,7 +508,7 @@ def test_a_hub_model_without_safetensors_is_refused_in_words(tmp_path, monkeypat
 def test_without_weights_config_and_tokenizer_alone_are_downloaded(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        loading,
+        locating,
         "snapshot_download",
         lambda name, allow_patterns: asked.append(allow_patterns) or str(tmp_path),
     )
@@ -592,7 +593,7 @@ def test_an_unknown_model_offline_is_an_error_that_says_what_to_do(name):
 def test_only_safetensors_and_text_are_asked_of_the_hub(monkeypatch, make_model):
     asked = {}
     monkeypatch.setattr(
-        loading,
+        locating,
         "snapshot_download",
         lambda name, **settings: asked.update(settings) or make_model(),
     )
