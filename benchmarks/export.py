@@ -29,7 +29,8 @@ from rlkd_lab.models import LanguageModel
 from rlkd_lab.models.merging import INTO
 from rlkd_lab.study import evaluate_target, find_target, settings_of, task_of
 from rlkd_lab.study.export import export_run
-from rlkd_lab.training import describe_environment, load_or_train, make_config
+from rlkd_lab.training import load_or_train, make_config
+from rlkd_lab.training.environment import describe_environment
 
 ROOT = Path(__file__).parents[1]
 RARELY = {"eval_every": 0, "samples_every": 0, "checkpoint_every": 0}

@@ -83,8 +83,9 @@ def memory() -> dict[str, float]:
 def serve_ours(folder: Path, mode: str) -> None:
     """A KDRL step a line."""
     from rlkd_lab.runs import RunFolder
-    from rlkd_lab.training import Trainer, make_config
+    from rlkd_lab.training import make_config
     from rlkd_lab.training.context import Context
+    from rlkd_lab.training.trainer import Trainer
 
     config = make_config(
         "kdrl",
@@ -184,7 +185,8 @@ def serve_sampling(folder: Path, what: str) -> None:
     """A rollout a line; ``what``: engine and number of completions."""
     import torch
 
-    from rlkd_lab.models import DenseCopy, load_policy
+    from rlkd_lab.models import load_policy
+    from rlkd_lab.models.dense_copy import DenseCopy
     from rlkd_lab.rollouts import Sampling, sample
     from rlkd_lab.tasks import ArithmeticTask
 
@@ -220,8 +222,8 @@ def summary(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def main() -> None:
     from rlkd_lab.models import default_device
-    from rlkd_lab.rollouts import ENGINES
-    from rlkd_lab.training import describe_environment
+    from rlkd_lab.rollouts.sampling import ENGINES
+    from rlkd_lab.training.environment import describe_environment
 
     with tempfile.TemporaryDirectory() as name:
         make_models(Path(name))

@@ -45,8 +45,9 @@ from rlkd_lab.models import default_device
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.runs.tail import Tail
-from rlkd_lab.training import RunConfig, create, make_config, resume, state
+from rlkd_lab.training import RunConfig, make_config, resume, state
 from rlkd_lab.training.environment import describe_environment
+from rlkd_lab.training.folders import create
 from rlkd_lab.training.setup import Row
 
 ENDS = (

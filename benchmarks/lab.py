@@ -31,7 +31,8 @@ MOVES, SLICES, SLICE_SECONDS = 100, 13, 12.0
 def knob_to_effect() -> dict[str, Any]:
     """A thread moves a knob at random moments; the loop notes when each step begins."""
     from rlkd_lab.runs import RunFolder
-    from rlkd_lab.training import create, make_config, resume
+    from rlkd_lab.training import make_config, resume
+    from rlkd_lab.training.folders import create
     from rlkd_lab.training.knobs import Knobs
 
     config = make_config(
@@ -189,7 +190,7 @@ def first_curve() -> float:
 def main() -> None:
     import torch
 
-    from rlkd_lab.training import describe_environment
+    from rlkd_lab.training.environment import describe_environment
 
     result: dict[str, Any] = {"command": "python benchmarks/lab.py"}
     target = ROOT / "benchmarks" / "results" / "lab.json"

@@ -36,7 +36,8 @@ def run_once(
     ids: torch.Tensor,
 ) -> torch.Tensor:
     """One value a token, (N,), differentiated with respect to ``hidden``."""
-    from rlkd_lab.models import chunk_of, token_divergence, token_logps
+    from rlkd_lab.models import token_logps
+    from rlkd_lab.models.logprobs import chunk_of, token_divergence
 
     ours, teacher = lms
     if way == "ours":
@@ -112,7 +113,7 @@ def measure(way: str, quantity: str, tokens: int) -> dict[str, float]:
 
 
 def main() -> None:
-    from rlkd_lab.training import describe_environment
+    from rlkd_lab.training.environment import describe_environment
 
     results = []
     for quantity in QUANTITIES:

@@ -26,8 +26,9 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from rlkd_lab.models import default_device
-from rlkd_lab.training import Session, make_config, run
+from rlkd_lab.training import make_config, run
 from rlkd_lab.training.environment import describe_environment
+from rlkd_lab.training.session import Session
 from rlkd_lab.training.setup import Row
 from rlkd_lab.zoo.tokenizer import character_tokenizer
 

@@ -157,9 +157,10 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     """Predicted and measured peak of a case, in bytes."""
     from rlkd_lab.models import loading
     from rlkd_lab.runs import RunFolder
-    from rlkd_lab.training import Trainer, describe_environment
     from rlkd_lab.training.context import Context
+    from rlkd_lab.training.environment import describe_environment
     from rlkd_lab.training.plan import plan
+    from rlkd_lab.training.trainer import Trainer
 
     if case["precision"] == "16 bit" and not GPU:
         loading.compute_dtype = lambda device: torch.bfloat16  # type: ignore[assignment]
@@ -185,7 +186,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    from rlkd_lab.training import describe_environment
+    from rlkd_lab.training.environment import describe_environment
 
     rows = []
     for change in CHANGES:

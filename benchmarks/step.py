@@ -41,8 +41,9 @@ def answer(value: dict[str, float]) -> None:
 def serve_ours(method: str) -> None:
     """A step of our trainer a line."""
     from rlkd_lab.runs import RunFolder
-    from rlkd_lab.training import Trainer, make_config
+    from rlkd_lab.training import make_config
     from rlkd_lab.training.context import Context
+    from rlkd_lab.training.trainer import Trainer
 
     config = make_config(
         method,
@@ -157,7 +158,8 @@ def serve_sampling(engine: str) -> None:
     """
     import torch
 
-    from rlkd_lab.models import DenseCopy, load_policy
+    from rlkd_lab.models import load_policy
+    from rlkd_lab.models.dense_copy import DenseCopy
     from rlkd_lab.rollouts import Sampling, sample
 
     policy = load_policy("student", "nf4")
@@ -254,7 +256,7 @@ def split(rows: list[dict[str, float]]) -> dict[str, float]:
 def main() -> None:
     import torch
 
-    from rlkd_lab.training import describe_environment
+    from rlkd_lab.training.environment import describe_environment
 
     # TRL's fastest batch is found first, and is what it is measured with.
     tried = alternate({str(batch): Side("trl", str(batch)) for batch in (16, 32, 128)}, repeats=5)

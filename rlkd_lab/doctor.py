@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import psutil
 import torch
 
-from rlkd_lab.models.loading import Quant, compute_dtype, default_device, zoo_names
+from rlkd_lab.models.language_model import Quant
+from rlkd_lab.models.loading import compute_dtype, default_device
+from rlkd_lab.models.locating import zoo_names
 from rlkd_lab.training import make_config
 from rlkd_lab.training.environment import PACKAGES, cpu_name, version_of
 from rlkd_lab.training.selfcheck import examine_models

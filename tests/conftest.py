@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from rlkd_lab.models import LanguageModel, Sequences, load_policy
-from rlkd_lab.rollouts import sequences_of
+from rlkd_lab.rollouts.traces import sequences_of
 from tests.pool import pool, shared_models  # noqa: F401
 
 # pytest looks for doctests in them, under one module name for all

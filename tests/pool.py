@@ -7,9 +7,11 @@ import weakref
 
 import pytest
 
-from rlkd_lab.models import chunk_of, default_device, loading, vocabulary, zoo_names
-from rlkd_lab.rollouts import find_engine
-from rlkd_lab.tasks import guarded
+from rlkd_lab.models import default_device, loading
+from rlkd_lab.models.locating import zoo_names
+from rlkd_lab.models.logprobs import chunk_of, vocabulary
+from rlkd_lab.rollouts.sampling import find_engine
+from rlkd_lab.tasks.verifier import guarded
 
 LOADED_WITH = (
     "student",

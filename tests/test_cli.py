@@ -320,8 +320,9 @@ def test_compare_of_a_run_without_a_step(rlkd, runs, tmp_path):
 
 def test_every_setting_stands_in_one_group_and_ten_come_first():
     from rlkd_lab.commands.settings import ELSEWHERE, FIRST, GROUPS
-    from rlkd_lab.objectives import CHOICES
-    from rlkd_lab.training.config import LOOP_KNOBS, RunConfig
+    from rlkd_lab.objectives.settings import CHOICES
+    from rlkd_lab.training.config import RunConfig
+    from rlkd_lab.training.loop_knobs import LOOP_KNOBS
 
     shown = [*FIRST, *(name for group in GROUPS.values() for name in group)]
     assert len(FIRST) == 10
@@ -1017,7 +1018,8 @@ def test_the_shell_can_complete_method_names(rlkd):
 
 @pytest.mark.slow
 def test_schedule_from_takes_settings_and_moves_of_a_run_to_another_seed(rlkd, tmp_path):
-    from rlkd_lab.training import create, make_config, resume
+    from rlkd_lab.training import make_config, resume
+    from rlkd_lab.training.folders import create
 
     settings = dict(setting.split("=") for setting in SMALL)
     folder = create(make_config("kdrl", settings=settings, steps=3), tmp_path / "touched")

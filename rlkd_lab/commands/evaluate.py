@@ -98,7 +98,7 @@ def evaluate(
     Prints avg@k, pass@k with its chance line, majority@k, greedy accuracy and lengths.
     """
     with plain_errors("completed targets are written"):
-        from rlkd_lab.objectives import nearest
+        from rlkd_lab.objectives.settings import nearest
         from rlkd_lab.study import find_target, settings_of
         from rlkd_lab.study.sides import check_sides, expanded
         from rlkd_lab.study.summary import check_ks
@@ -161,7 +161,7 @@ def _evaluate(
     from rlkd_lab.study import evaluate_target, summarise, write_table
     from rlkd_lab.study.eval_table import about
     from rlkd_lab.study.report import Compared
-    from rlkd_lab.training.plan import reader_of
+    from rlkd_lab.training.before_loading import reader_of
 
     pair = ours + theirs
     readers = (

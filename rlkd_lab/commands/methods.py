@@ -41,8 +41,10 @@ def plan(
     with plain_errors("nothing was loaded"):
         from rlkd_lab.models import default_device
         from rlkd_lab.training import make_config
+        from rlkd_lab.training.before_loading import asked_prompts, check_pair
         from rlkd_lab.training.environment import free_memory
-        from rlkd_lab.training.plan import GIB, asked_prompts, check_pair, fitted
+        from rlkd_lab.training.fitting import fitted
+        from rlkd_lab.training.plan import GIB
         from rlkd_lab.training.plan import plan as planned
 
         gpu = memory is not None or default_device().type == "cuda"
@@ -118,7 +120,7 @@ def presets(
     With a NAME: every number and where it comes from.
     """
     with plain_errors():
-        from rlkd_lab.objectives import nearest
+        from rlkd_lab.objectives.settings import nearest
         from rlkd_lab.training.presets import PRESETS
 
         chosen = PRESETS if name is None else {name: PRESETS[nearest(name, PRESETS, "preset")]}
@@ -167,7 +169,8 @@ def methods(
     With a NAME: that one in full, with its source and what to watch.
     """
     with plain_errors():
-        from rlkd_lab.objectives import METHODS, nearest
+        from rlkd_lab.objectives import METHODS
+        from rlkd_lab.objectives.settings import nearest
 
         wanted = list(METHODS) if name is None else [nearest(name, METHODS, "method")]
         if as_json:
@@ -182,7 +185,7 @@ def _described(name: str) -> dict[str, Any]:
     """A row of the table of methods as plain values."""
     from rlkd_lab.objectives import METHODS
     from rlkd_lab.objectives.settings import DEFAULT_OPTIONS
-    from rlkd_lab.training.config import LOOP_DEFAULTS, LOOP_KNOBS
+    from rlkd_lab.training.loop_knobs import LOOP_DEFAULTS, LOOP_KNOBS
 
     method = METHODS[name]
     defaults: dict[str, Any] = {**method.coefs, **LOOP_DEFAULTS, **method.schedules}
@@ -211,7 +214,7 @@ def _described(name: str) -> dict[str, Any]:
 
 
 def _print_method(name: str) -> None:
-    from rlkd_lab.objectives import CHOICES
+    from rlkd_lab.objectives.settings import CHOICES
 
     found = _described(name)
     console.print(f"[bold]{name}[/]  {found['title']}\n\n    {escape(found['formula'])}\n")

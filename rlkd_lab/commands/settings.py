@@ -91,8 +91,9 @@ def first_settings() -> str:
 
 def print_settings() -> None:
     """Print the first ten settings, then all others by group, with defaults and help."""
-    from rlkd_lab.objectives import CHOICES
-    from rlkd_lab.training.config import LOOP_DEFAULTS, LOOP_KNOBS, RunConfig
+    from rlkd_lab.objectives.settings import CHOICES
+    from rlkd_lab.training.config import RunConfig
+    from rlkd_lab.training.loop_knobs import LOOP_DEFAULTS, LOOP_KNOBS
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for group, names in {"first": list(FIRST), **GROUPS}.items():

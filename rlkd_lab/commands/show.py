@@ -37,7 +37,7 @@ def compare(
 ) -> None:
     """Compare several runs in a table and a figure."""
     with plain_errors():
-        from rlkd_lab.objectives import nearest
+        from rlkd_lab.objectives.settings import nearest
         from rlkd_lab.plots import plot_runs, save_figure
         from rlkd_lab.plots.runs import ALL
         from rlkd_lab.runs import RunFolder
@@ -147,7 +147,7 @@ def zoo(
 ) -> None:
     """List the embedded models with their size and accuracy."""
     with plain_errors():
-        from rlkd_lab.objectives import nearest
+        from rlkd_lab.objectives.settings import nearest
         from rlkd_lab.study.cards import accuracies, cards, levels
 
         found = cards()

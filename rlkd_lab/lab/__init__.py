@@ -7,7 +7,7 @@ Figures of runs and studies are in :mod:`rlkd_lab.plots`.
 
 from rlkd_lab.lab.course.common_bugs import add_common_bugs
 from rlkd_lab.lab.course.estimate import gpu_hours, memory_table, release
-from rlkd_lab.lab.course.exercises import check, exercises, weak_verifier
+from rlkd_lab.lab.course.exercises import check, exercises
 from rlkd_lab.lab.course.method_checks import check_method
 from rlkd_lab.lab.course.notebook import Notebook
 from rlkd_lab.lab.course.pictures import (
@@ -25,6 +25,7 @@ from rlkd_lab.lab.course.pictures import (
     trust_region,
     two_humps,
 )
+from rlkd_lab.lab.course.right_answers import weak_verifier
 from rlkd_lab.lab.live.handle import RunFailed, launch, open_run, start
 from rlkd_lab.lab.live.inspector import inspect_tokens
 from rlkd_lab.lab.live.panel import panel

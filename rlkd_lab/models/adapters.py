@@ -1,7 +1,6 @@
-"""Adapters: read a LoRA adapter from a folder, and make sure that all of it, and nothing else,
-arrives in the model.
+"""Adapters: a LoRA adapter of a folder arrives in the model as a whole, or is refused.
 
-peft loads what it finds and warns at most: keys of another prefix, half of the layers or a missing
+peft loads what it finds and warns at most. Keys of another prefix, half of the layers or a missing
 ``lora_B`` leave the bare base under the adapter's name. Here the tensors of the file are compared
 with those that the model has a place for, before they are loaded and after.
 """
@@ -12,9 +11,8 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -26,167 +24,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlkd_lab.models.adapter_fields import check_fields, warn_of_another_base
-
-if TYPE_CHECKING:
-    from rlkd_lab.models.loading import LanguageModel
-
-KNOWN = frozenset(
-    {
-        "task_type",
-        "peft_type",
-        "auto_mapping",
-        "peft_version",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-        "r",
-        "target_modules",
-        "exclude_modules",
-        "lora_alpha",
-        "lora_dropout",
-        "fan_in_fan_out",
-        "bias",
-        "use_rslora",
-        "modules_to_save",
-        "init_lora_weights",
-        "layers_to_transform",
-        "layers_pattern",
-        "rank_pattern",
-        "alpha_pattern",
-        "megatron_core",
-        "loftq_config",
-        "eva_config",
-        "corda_config",
-        "lora_ga_config",
-        "use_dora",
-        "runtime_config",
-        "lora_bias",
-        "qalora_group_size",
-        "ensure_weight_tying",
-    }
+from rlkd_lab.models.adapter_config import (
+    KNOWN,
+    adapter_folder,
+    adapter_settings,
+    warn_of_another_base,
 )
-"""Fields of an adapter's config that may hold anything.
+from rlkd_lab.models.language_model import LanguageModel
 
-Any other field changes what the adapter computes, or may, and must be empty.
-"""
-STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of ``init_lora_weights`` that leave the base as it is.
-
-PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ take a part of the base's weights away.
-"""
 PREFIX = "base_model.model."
 # of LoRA biases, whose one dimension peft takes for a part of a matrix
 warnings.filterwarnings("ignore", message=r"Adapter '\w+': .*have invalid shape: \S+lora_B\.bias")
-
-
-def adapter_folder(path: str | Path) -> str:
-    """Return ``path``, if it holds a LoRA adapter in safetensors that names no code.
-
-    Raises:
-        FileNotFoundError: it holds none; of an ``adapter_model.bin`` peft would open the pickle.
-        ValueError: its config cannot be read, or asks for what is not supported.
-    """
-    adapter_settings(path)
-    return str(path)
-
-
-def adapter_settings(path: str | Path) -> dict[str, Any]:
-    """Read the config of an adapter; errors as in :func:`adapter_folder`."""
-    folder = Path(path)
-    if not (folder / "adapter_model.safetensors").exists():
-        pickled = (
-            "; its adapter_model.bin is a pickle, which can run code when it is opened"
-            if (folder / "adapter_model.bin").exists()
-            else ""
-        )
-        raise FileNotFoundError(
-            f"{str(path)!r} holds no adapter_model.safetensors{pickled}: save the adapter"
-            " again with save_pretrained"
-        )
-    try:
-        stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        kind = stored.get("peft_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"the adapter {str(path)!r} has no adapter_config.json that can be read: {error}"
-        ) from None
-    if stored.get("megatron_config") is not None:
-        raise ValueError(
-            f"the adapter {str(path)!r} is one for Megatron, whose config names code to be"
-            " run: such adapters are not supported"
-        )
-    if kind != "LORA":
-        raise ValueError(
-            f"the adapter {str(path)!r} is of peft's type {kind}, and only LORA is supported"
-        )
-    defaults = {
-        field.name: field.default for field in fields(LoraConfig) if field.default is not MISSING
-    }
-    odd = [
-        name
-        for name in sorted(set(stored) - KNOWN)
-        if stored[name] and stored[name] != defaults.get(name)
-    ]
-    if odd:
-        raise ValueError(
-            f"the adapter {str(path)!r} was made with {odd[0]}, which is not supported: train"
-            " one without it"
-        )
-    if stored.get("init_lora_weights", True) not in STARTS:
-        raise ValueError(
-            f"the adapter {str(path)!r} was started with"
-            f" init_lora_weights={stored['init_lora_weights']}, which changes the base's"
-            " weights too:"
-            " convert it to plain LoRA (path_initial_model_for_weight_conversion of peft's"
-            " save_pretrained)"
-        )
-    check_fields(path, stored)
-    return dict(stored)
-
-
-def can_share_base(*adapters: str | Path | None) -> bool:
-    """Whether adapters can lie on one base: none replaces whole layers of it
-    (``modules_to_save``) or its biases (``bias``). ``None`` is no adapter.
-    """
-    found = [adapter_settings(path) for path in adapters if path is not None]
-    return all(
-        not stored.get("modules_to_save") and stored.get("bias", "none") == "none"
-        for stored in found
-    )
-
-
-def rank_and_alpha(path: str | Path) -> dict[str, int]:
-    """``lora_rank`` and ``lora_alpha`` of an adapter."""
-    stored = adapter_settings(path)
-    try:
-        return {"lora_rank": int(stored["r"]), "lora_alpha": int(stored["lora_alpha"])}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"the adapter_config.json of {str(path)!r} has no rank and alpha (r, lora_alpha):"
-            f" {error}"
-        ) from None
-
-
-def check_policy_adapter(path: str | Path, asked: Mapping[str, int | None]) -> None:
-    """Refuse an adapter that cannot be trained on, or that has another ``lora_rank`` or
-    ``lora_alpha`` than asked for (``None`` asks for none).
-
-    Raises:
-        ValueError: in one sentence; FileNotFoundError: see :func:`adapter_folder`.
-    """
-    if (bias := adapter_settings(path).get("bias", "none")) != "none":
-        raise ValueError(
-            f"the adapter {str(path)!r} trains biases of its base (bias={bias}), which the"
-            " reference shares: it can be a teacher_adapter, but not trained on"
-        )
-    own = rank_and_alpha(path)
-    for setting, value in asked.items():
-        if value not in (None, own[setting]):
-            raise ValueError(
-                f"the adapter {str(path)!r} has {setting}={own[setting]}, not {value}: leave"
-                f" {setting} out, or use --set {setting}={own[setting]}"
-            )
 
 
 def attach(
@@ -214,43 +62,18 @@ def attach(
     stored, tensors = adapter_settings(path), _read(path)
     unfit = f"the adapter {str(path)!r} does not fit the base {base!r}"
     empty = model.device.type == "meta"
-    try:
-        config = LoraConfig.from_pretrained(str(path))
-        for field in sorted(set(stored) - KNOWN):
-            if stored[field] in ([], {}):
-                setattr(config, field, None)  # to peft a list of nothing is something
-        config.init_lora_weights = True  # every value comes from the file
-        config.inference_mode, config.task_type = not trainable, "CAUSAL_LM"
-        config.base_model_name_or_path = (
-            model.name_or_path
-        )  # whenever it saves, peft looks for the base's config there, on the hub if need be
-        with torch.random.fork_rng(devices=[]):
-            if isinstance(model, PeftModel):
-                model.add_adapter(name, config)
-            else:
-                model = get_peft_model(model, config, name, low_cpu_mem_usage=empty)
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        NotImplementedError,
-    ) as error:
-        text = " ".join(str(error).split())
-        raise ValueError(f"{unfit}, it was trained on another one: {text:.300}") from error
-    assert isinstance(model, PeftModel)
-    places = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    below: Any = model.get_base_model()
+    adapted = _with_places(model, path, name, stored, trainable, unfit)
+    places = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+    below: Any = adapted.get_base_model()
     own = dict(below.named_parameters(remove_duplicate=False))
     check_tensors(tensors, places, own, unfit)
     _check_depth(stored, places, int(below.config.num_hidden_layers), unfit)
-    if name != "reference":  # of which the policy has told
+    if name != "reference":  # the policy's own adapter has warned before
         warn_of_another_base(path, stored.get("base_model_name_or_path"), base)
     if empty:
-        return model
-    model.load_adapter(adapter_folder(path), name, is_trainable=trainable)
-    arrived = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        return adapted
+    adapted.load_adapter(adapter_folder(path), name, is_trainable=trainable)
+    arrived = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
     lost = [
         key
         for key, value in arrived.items()
@@ -261,7 +84,43 @@ def attach(
             f"peft has not loaded {_some(lost, len(arrived))} of the adapter {str(path)!r}:"
             " install the versions of constraints.txt"
         )
-    return model
+    return adapted
+
+
+def _with_places(
+    model: PreTrainedModel | PeftModel,
+    path: str | Path,
+    name: str,
+    stored: Mapping[str, Any],
+    trainable: bool,
+    unfit: str,
+) -> PeftModel:
+    """Put an adapter on a model as its config says, before its tensors are loaded."""
+    try:
+        config = LoraConfig.from_pretrained(str(path))
+        for field in sorted(set(stored) - KNOWN):
+            if stored[field] in ([], {}):
+                setattr(config, field, None)  # to peft a list of nothing is something
+        config.init_lora_weights = True  # every value comes from the file
+        config.inference_mode, config.task_type = not trainable, "CAUSAL_LM"
+        # When peft saves, it looks for the base's config there, also on the hub.
+        config.base_model_name_or_path = model.name_or_path
+        with torch.random.fork_rng(devices=[]):
+            if not isinstance(model, PeftModel):
+                empty = model.device.type == "meta"
+                return get_peft_model(model, config, name, low_cpu_mem_usage=empty)
+            model.add_adapter(name, config)
+            return model
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{unfit}, it was trained on another one: {text:.300}") from error
 
 
 def _read(path: str | Path) -> dict[str, Tensor]:
@@ -283,8 +142,7 @@ def check_tensors(
     base: Mapping[str, Tensor],
     unfit: str,
 ) -> None:
-    """Raise ValueError unless the tensors of a file are those that the model has a place for, by
-    name and shape.
+    """Raise ValueError unless a file's tensors are those that the model has a place for.
 
     Args:
         tensors: of the file, by name.
@@ -336,8 +194,9 @@ def check_tensors(
 
 
 def _check_depth(stored: Mapping[str, Any], places: Iterable[str], layers: int, unfit: str) -> None:
-    """Refuse an adapter of a base with fewer layers. peft writes ``all-linear`` as a list of
-    paths, which holds the first layers of a deeper base alone.
+    """Refuse an adapter of a base with fewer layers.
+
+    peft writes ``all-linear`` as a list of paths. On a deeper base they name its first layers.
     """
     by_path = isinstance(stored.get("target_modules"), list) and any(
         re.search(r"\.\d+\.", name) for name in stored["target_modules"]
@@ -362,16 +221,14 @@ def _some(names: Iterable[str], whole: int) -> str:
 
 
 def not_finite(values: Tensor) -> str | None:
-    """What a tensor holds beside numbers, in words; ``None`` where all are finite."""
+    """Return what a tensor holds beside numbers, in words, or ``None``."""
     if not values.is_floating_point() or bool(torch.isfinite(values).all()):
         return None
     return "NaN" if bool(values.isnan().any()) else "infinite values"
 
 
 def beyond_matrices(lm: LanguageModel) -> str | None:
-    """Return what this view of a model computes beside W + s·B·A on linear layers, in words, by
-    the structure of its modules; ``None`` if nothing.
-    """
+    """Return what this view computes beside W + s·B·A on linear layers, in words, or ``None``."""
     for path, module in lm.causal_lm.named_modules():
         if isinstance(module, AuxiliaryTrainingWrapper):
             return f"layers that an adapter replaces ({path})"
@@ -397,8 +254,9 @@ def beyond_matrices(lm: LanguageModel) -> str | None:
 
 
 def save_adapter(policy: LanguageModel, folder: Path) -> None:
-    """Write the policy's adapter in PEFT's format. It names its base as the policy was asked for
-    it, not the place where that lies on this machine, and has no blank model card.
+    """Write the policy's adapter in PEFT's format.
+
+    It names its base as the user did, not by a path of this machine. It has no blank model card.
     """
     assert isinstance(policy.model, PeftModel)
     policy.model.save_pretrained(

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
-from rlkd_lab.models.checks import rounded
 from rlkd_lab.models.logprobs import Sequences
+from rlkd_lab.models.verification import rounded
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTATIONS = ("default", "linear", "llama3", "yarn")
@@ -189,8 +189,8 @@ class Decoder:
     def hidden_states(
         self, completion_ids: Tensor, completion_mask: Tensor, prompts: Prompts, rows: Tensor
     ) -> Tensor:
-        """Hidden states that predict the completion tokens that count, as
-        :func:`rlkd_lab.models.hidden_states` gives them, without gradient.
+        """Return hidden states that predict the completion tokens that count, as
+        :func:`rlkd_lab.models.logprobs.hidden_states` gives them, without gradient.
 
         Args:
             completion_ids: (B, T).
@@ -243,7 +243,7 @@ class Decoder:
     def _run(
         self, x: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """All layers and the last norm on embeddings (…, H) at ``positions`` (…);
+        """Return all layers and the last norm on embeddings (…, H) at ``positions`` (…);
 
         ``attend`` is given the layer and its rotated heads, (…, heads, D).
         """

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlkd_lab.models.adapters import beyond_matrices
-from rlkd_lab.models.checks import dequantised, probe_logps, rounded
 from rlkd_lab.models.decoder import Decoder
-from rlkd_lab.models.loading import LanguageModel
+from rlkd_lab.models.language_model import LanguageModel
+from rlkd_lab.models.verification import dequantised, probe_logps, rounded
 
 MAX_GAP = 1e-3
 """Nats by which a copy in float32 may differ from its model at any probe token; rounding leaves
@@ -115,60 +115,21 @@ class DenseCopy:
                 f"a dense copy of {policy.source} cannot hold {lost}: use"
                 " rlkd_lab.models.make_dense_copy, or no copy"
             )
-        source = policy.causal_lm
         self.merges = self.suits(policy)
-        config = copy.deepcopy(source.config)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        # Weights and buffers are given below. Another default dtype would hold for all threads.
-        with torch.device("meta"):
-            self.model = (
-                AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-                .eval()
-                .requires_grad_(False)
-            )
+        self.model = _empty_model(policy.causal_lm)
+        dtype: Any = policy.head.weight.dtype
         self.pairs: list[tuple[MergedLinear, Tensor]] = []
         self.beside: list[tuple[BesideLinear, Tensor, Tensor, float]] = []
-        dtype: Any = policy.head.weight.dtype
-        module: Any
         for path, module in list(self.model.named_modules()):
-            original_module: Any = source.get_submodule(path)
-            adapted = hasattr(original_module, "base_layer")
-            original = original_module.base_layer if adapted else original_module
-            for name, _ in module.named_parameters(recurse=False):
-                setattr(module, name, getattr(original, name))
-            for name, _ in module.named_buffers(recurse=False):
-                module.register_buffer(name, getattr(original, name), persistent=False)
-            if getattr(getattr(original, "weight", None), "quant_state", None) is not None:
-                module.weight = nn.Parameter(dequantised(original).to(dtype), requires_grad=False)
-            if adapted and policy.adapter in original_module.lora_A and not self.merges:
-                own = BesideLinear(
-                    module.in_features, module.out_features, module.bias is not None, device="meta"
+            lora: Any = policy.causal_lm.get_submodule(path)
+            _take_over(module, getattr(lora, "base_layer", lora), dtype)
+            if hasattr(lora, "base_layer") and policy.adapter in lora.lora_A:
+                adapter = (
+                    lora.lora_A[policy.adapter].weight,
+                    lora.lora_B[policy.adapter].weight,
+                    float(lora.scaling[policy.adapter]),
                 )
-                own.weight, own.bias = module.weight, module.bias
-                a, b, scaling = (
-                    original_module.lora_A[policy.adapter].weight,
-                    original_module.lora_B[policy.adapter].weight,
-                    float(original_module.scaling[policy.adapter]),
-                )
-                own.a, own.b = torch.empty_like(a, dtype=dtype), torch.empty_like(b, dtype=dtype)
-                self.model.set_submodule(path, own)
-                self.beside.append((own, a, b, scaling))
-            elif adapted and policy.adapter in original_module.lora_A:
-                merged = MergedLinear(
-                    module.in_features, module.out_features, module.bias is not None, device="meta"
-                )
-                merged.weight, merged.bias = (
-                    nn.Parameter(torch.empty_like(module.weight), requires_grad=False),
-                    module.bias,
-                )
-                merged.adapter = (
-                    original_module.lora_A[policy.adapter].weight,
-                    original_module.lora_B[policy.adapter].weight,
-                    float(original_module.scaling[policy.adapter]),
-                )
-                self.model.set_submodule(path, merged)
-                self.pairs.append((merged, module.weight))
+                self.model.set_submodule(path, self._adapted(module, adapter, dtype))
         self.lm = LanguageModel(
             self.model,
             policy.tokenizer,
@@ -181,15 +142,32 @@ class DenseCopy:
         self.sync()
         self.decoder = Decoder(self.model) if Decoder.suits(self.model) else None
 
+    def _adapted(
+        self, module: Any, adapter: tuple[Tensor, Tensor, float], dtype: torch.dtype
+    ) -> nn.Linear:
+        """Return a layer that computes ``module`` with an adapter, after :meth:`sync`."""
+        a, b, scaling = adapter
+        kind = MergedLinear if self.merges else BesideLinear
+        made: Any = kind(
+            module.in_features, module.out_features, module.bias is not None, device="meta"
+        )
+        made.weight, made.bias = module.weight, module.bias
+        if self.merges:
+            made.weight = nn.Parameter(torch.empty_like(module.weight), requires_grad=False)
+            made.adapter = adapter
+            self.pairs.append((made, module.weight))
+        else:
+            made.a, made.b = torch.empty_like(a, dtype=dtype), torch.empty_like(b, dtype=dtype)
+            self.beside.append((made, a, b, scaling))
+        return made
+
     @staticmethod
     def suits(policy: LanguageModel) -> bool:
         """Whether the policy computes in float32, so that the copy can be trained through."""
         return policy.head.weight.dtype == torch.float32
 
     def equals(self, other: DenseCopy) -> bool:
-        """Whether two merged copies have the same weights to the last bit, and so are the same
-        function. Most pairs differ in the first tensor.
-        """
+        """Whether two merged copies have the same weights to the last bit."""
         mine, theirs = dict(self.model.named_parameters()), dict(other.model.named_parameters())
         return mine.keys() == theirs.keys() and all(
             one.data_ptr() == theirs[name].data_ptr() or torch.equal(one, theirs[name])
@@ -198,13 +176,34 @@ class DenseCopy:
 
     @torch.no_grad()
     def sync(self) -> None:
-        """Take the adapter as it is now: W + scaling·B·A, in place, or a copy of it."""
+        """Take the adapter as it is now: merge it, or copy it."""
         for own, a, b, scaling in self.beside:
             own.a.copy_(a)
             own.b.copy_(b * scaling)
         for module, base in self.pairs:
             a, b, scaling = module.adapter
             torch.addmm(base, b, a, alpha=scaling, out=module.weight)
+
+
+def _empty_model(source: PreTrainedModel) -> PreTrainedModel:
+    """Make a model of the same config without data, in full precision."""
+    config = copy.deepcopy(source.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    # Another default dtype would hold for all threads.
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model.eval().requires_grad_(False)
+
+
+def _take_over(module: nn.Module, original: Any, dtype: torch.dtype) -> None:
+    """Give a module the parameters and buffers of the original, a 4-bit weight dequantised."""
+    for name, _ in module.named_parameters(recurse=False):
+        setattr(module, name, getattr(original, name))
+    for name, _ in module.named_buffers(recurse=False):
+        module.register_buffer(name, getattr(original, name), persistent=False)
+    if getattr(getattr(original, "weight", None), "quant_state", None) is not None:
+        module.weight = nn.Parameter(dequantised(original).to(dtype), requires_grad=False)
 
 
 def make_dense_copy(lm: LanguageModel) -> DenseCopy | None:
@@ -222,12 +221,8 @@ def make_dense_copy(lm: LanguageModel) -> DenseCopy | None:
         try:
             dense = DenseCopy(lm)
             gap, limit = gap_between(lm, dense.lm)
-        except (
-            AttributeError,
-            KeyError,
-            TypeError,
-            ValueError,
-        ) as error:  # modules that transformers' own code does not make
+        # modules that transformers' own code does not make
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             lost = f"something else ({type(error).__name__}: {error})"
         else:
             if gap <= limit:  # a NaN is not
@@ -245,9 +240,10 @@ def make_dense_copy(lm: LanguageModel) -> DenseCopy | None:
 
 
 def gap_between(lm: LanguageModel, other: LanguageModel) -> tuple[float, float]:
-    """How far the log-probabilities of two ways to run one model are apart on the probe tokens, and
-    how far they may be, in nats: at the worst token in float32, in the mean in 16 bit. The
-    yardstick is what the model itself makes of a rounding of its embeddings.
+    """Return how far two ways to run one model are apart, and how far they may be, in nats.
+
+    Log-probabilities of the probe tokens are compared: at the worst token in float32, in the mean
+    in 16 bit. The yardstick is what a rounding of its embeddings does to the model.
     """
     own, exact = probe_logps(lm), DenseCopy.suits(lm)
     with rounded(lm.causal_lm):

@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from rlkd_lab.models.loading import LanguageModel
-from rlkd_lab.objectives import divergence, topk_with_tail
-from rlkd_lab.objectives.estimators import Divergence
+from rlkd_lab.models.language_model import LanguageModel
+from rlkd_lab.objectives import divergence
+from rlkd_lab.objectives.estimators import Divergence, topk_with_tail
 
 CHUNK_MIB = 64
 """MiB of logits, in float32, held at a time."""
@@ -41,7 +41,7 @@ class Sequences:
     """(B, T): 1 on tokens up to and including the end of sequence."""
 
     def select(self, rows: Tensor | slice) -> Sequences:
-        """Some rows, without columns that are padding in all of them."""
+        """Return some rows, without columns that are padding in all of them."""
         prompt_mask, completion_mask = self.prompt_mask[rows], self.completion_mask[rows]
         first = self.prompt_mask.shape[1] - int(prompt_mask.sum(1).max())
         return Sequences(
@@ -53,8 +53,8 @@ class Sequences:
 
 
 def hidden_states(lm: LanguageModel, sequences: Sequences) -> Tensor:
-    """Hidden states that predict the completion tokens that count, in row order: (N, H) with N
-    = completion_mask.sum().
+    """Return hidden states that predict the completion tokens that count, in row order: (N, H) with
+    N = completion_mask.sum().
     """
     width = int(sequences.completion_mask.sum(1).max()) if sequences.completion_mask.any() else 0
     ids = torch.cat([sequences.prompt_ids, sequences.completion_ids[:, :width]], dim=1)
@@ -70,7 +70,7 @@ def hidden_states(lm: LanguageModel, sequences: Sequences) -> Tensor:
 
 
 def targets(sequences: Sequences) -> Tensor:
-    """The completion tokens that count, (N,), in the order of :func:`hidden_states`."""
+    """Return the completion tokens that count, (N,), in the order of :func:`hidden_states`."""
     return sequences.completion_ids[sequences.completion_mask.bool()]
 
 
@@ -253,7 +253,7 @@ def measured_divergences(
     temperatures: Iterable[float],
     chunk: int | None = None,
 ) -> dict[tuple[Divergence, float], Tensor]:
-    """What :func:`token_divergence` gives, (N,) each, by kind and temperature and without
+    """Return what :func:`token_divergence` gives, (N,) each, by kind and temperature and without
     gradient: the logits are computed once for all of them.
     """
     size = min(vocabulary(lm), vocabulary(teacher))
@@ -280,7 +280,7 @@ def measured_divergences(
 def top_alternatives(
     lm: LanguageModel, hidden: Tensor, k: int, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The ``k`` likeliest next tokens: ids and log-probabilities, each (N, k)."""
+    """Return the ``k`` likeliest next tokens: ids and log-probabilities, each (N, k)."""
     with torch.no_grad():
         pieces = [
             _log_probs(lm, hidden[rows], temperature).topk(k, dim=-1)
@@ -296,8 +296,8 @@ def top_alternatives(
 def policy_logps(
     lm: LanguageModel, sequences: Sequences, temperature: float = 1.0, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of the completion tokens, (B, T) each, 0 where the mask
-    is 0.
+    """Return log-probabilities and entropies of the completion tokens, (B, T) each, 0 where the
+    mask is 0.
     """
     logps, entropy = token_logps(
         lm, hidden_states(lm, sequences), targets(sequences), temperature, chunk
@@ -308,7 +308,7 @@ def policy_logps(
 
 
 def vocabulary(lm: LanguageModel) -> int:
-    """Rows of the output head, padding included."""
+    """Return rows of the output head, padding included."""
     weight: Any = lm.head.weight
     return int(weight.shape[0])
 

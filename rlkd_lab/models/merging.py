@@ -1,15 +1,14 @@
 """Merging: base weights and adapter as one dense model, and what that costs.
 
-Two things change the function. The adapter was trained beside NF4 weights, and these are not the
-base's own: ``into`` chooses which of the two it is added to. And rounding to 16 bit takes a part of
-a small update away, or all of it: :class:`Rounding` says how much.
+Two things change the function. The adapter was trained beside NF4 weights, which are not the base's
+own; ``into`` chooses the weights it is added to. Rounding to 16 bit takes a part of a small update
+away, or all of it; :class:`Rounding` says how much.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +19,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlkd_lab.models.adapters import attach
-from rlkd_lab.models.checks import dequantised, quantised_layers
-from rlkd_lab.models.loading import LanguageModel, locate, one_at_a_time
+from rlkd_lab.models.language_model import LanguageModel
+from rlkd_lab.models.loading import one_at_a_time
+from rlkd_lab.models.locating import locate
 from rlkd_lab.models.logprobs import Sequences, hidden_states, token_divergence
+from rlkd_lab.models.verification import dequantised, quantised_layers
 
 INTO = ("nf4", "full")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -32,8 +33,9 @@ ROWS = 8
 
 @dataclass(frozen=True)
 class Rounding:
-    """What became of an update D of weights W in the rounding to the saved precision, over all
-    layers that have an adapter; ``r`` rounds.
+    """Says what the rounding ``r`` to the saved precision made of an update D of weights W.
+
+    It counts all layers that have an adapter.
     """
 
     kept: float
@@ -49,9 +51,9 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Merged:
-    """A merge and what it changed, between the policy as it was trained and the model as it was
-    saved and loaded again. KLs in nats a token, over the whole vocabulary, on completions by the
-    policy.
+    """Says what a merge changed between the trained policy and the model on disk.
+
+    KLs are in nats a token, over the whole vocabulary, on completions by the policy.
     """
 
     into: str
@@ -70,7 +72,7 @@ class Merged:
 @one_at_a_time
 @torch.no_grad()
 def merge(policy: LanguageModel, into: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Rounding]:
-    """W + ΔW in float32 on the CPU, rounded once, at the end.
+    """Merge W + ΔW in float32 on the CPU, and round once, at the end.
 
     Args:
         policy: a model with an adapter that was read from a folder.
@@ -91,45 +93,22 @@ def merge(policy: LanguageModel, into: str, dtype: torch.dtype) -> tuple[PreTrai
             f"the base of this adapter was not quantised (quant={policy.quant}), so there are"
             " no NF4 weights to merge into: use --into full"
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        locate(policy.source), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    )
-    if into == "nf4":
-        for path, layer in quantised_layers(policy.causal_lm):
-            dense: Any = model.get_submodule(path.removesuffix(".base_layer"))
-            dense.weight.copy_(dequantised(layer))
     assert policy.adapter_source is not None
+    model = _dense_base(policy, into)
     tied = bool(model.config.tie_word_embeddings)
     if tied:  # what an adapter adds to the embeddings it does not add to the head
-        head = model.get_output_embeddings()
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        own_head: Any = model.get_output_embeddings()
+        own_head.weight = torch.nn.Parameter(own_head.weight.detach().clone())
     adapted = attach(model, policy.adapter_source, "default", policy.source)
-    settings: Any = adapted.peft_config["default"]
-    if settings.lora_bias and any(
-        layer.get_base_layer().bias is None for layer in _adapted_layers(adapted)
-    ):
-        raise ValueError(
-            "the adapter holds LoRA biases for layers without a bias, which cannot be merged:"
-            " hand over the adapter without --merge"
-        )
-    along = error = size = 0.0
-    for layer in _adapted_layers(adapted):
-        before = layer.get_base_layer().weight.clone()
-        layer.merge(safe_merge=True)
-        after = layer.get_base_layer().weight
-        update, rounded = after - before, after.to(dtype).float()
-        along += float(((rounded - before.to(dtype).float()) * update).sum(dtype=torch.float64))
-        error += float((rounded - after).square().sum(dtype=torch.float64))
-        size += float(update.square().sum(dtype=torch.float64))
+    rounding = _merge_layers(adapted, dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore",
             message="All adapters are already merged|Input and output embeddings are no longer"
             " tied",
         )
-        plain: Any = (
-            adapted.merge_and_unload()
-        )  # also puts in what else an adapter may hold, such as whole layers that were trained
+        # also puts in what else an adapter may hold, such as whole layers that were trained
+        plain: Any = adapted.merge_and_unload()
     embeddings, head = plain.get_input_embeddings(), plain.get_output_embeddings()
     plain.config.tie_word_embeddings = tied and torch.equal(embeddings.weight, head.weight)
     if plain.config.tie_word_embeddings:
@@ -141,24 +120,48 @@ def merge(policy: LanguageModel, into: str, dtype: torch.dtype) -> tuple[PreTrai
                 f"{name} has values that do not fit {str(dtype).removeprefix('torch.')}: use"
                 " bfloat16 or float32"
             )
-    return plain, Rounding(along / size, math.sqrt(error / size)) if size else Rounding(1.0, 0.0)
+    return plain, rounding
 
 
-def _adapted_layers(model: PeftModel) -> Iterator[Any]:
-    return (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+def _dense_base(policy: LanguageModel, into: str) -> PreTrainedModel:
+    """Load the policy's base in float32, with its dequantised weights if ``into`` is ``nf4``."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        locate(policy.source), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    if into == "nf4":
+        for path, layer in quantised_layers(policy.causal_lm):
+            dense: Any = model.get_submodule(path.removesuffix(".base_layer"))
+            dense.weight.copy_(dequantised(layer))
+    return model
+
+
+def _merge_layers(model: PeftModel, dtype: torch.dtype) -> Rounding:
+    """Merge the adapter into the layers, in place. Measure what rounding to ``dtype`` will do."""
+    layers: list[Any] = [one for one in model.modules() if isinstance(one, BaseTunerLayer)]
+    settings: Any = model.peft_config["default"]
+    if settings.lora_bias and any(layer.get_base_layer().bias is None for layer in layers):
+        raise ValueError(
+            "the adapter holds LoRA biases for layers without a bias, which cannot be merged:"
+            " hand over the adapter without --merge"
+        )
+    along = error = size = 0.0
+    for layer in layers:
+        before = layer.get_base_layer().weight.clone()
+        layer.merge(safe_merge=True)
+        after = layer.get_base_layer().weight
+        update, rounded = after - before, after.to(dtype).float()
+        along += float(((rounded - before.to(dtype).float()) * update).sum(dtype=torch.float64))
+        error += float((rounded - after).square().sum(dtype=torch.float64))
+        size += float(update.square().sum(dtype=torch.float64))
+    return Rounding(along / size, math.sqrt(error / size)) if size else Rounding(1.0, 0.0)
 
 
 @torch.no_grad()
 def kl_per_token(lm: LanguageModel, other: LanguageModel, sequences: Sequences) -> Tensor:
-    """KL(lm ‖ other) over the whole vocabulary at each completion token, (N,), nats, float32 on
-    the CPU.
-    """
+    """Return KL(lm ‖ other) at each completion token, (N,), nats, float32 on the CPU."""
     found = []
     for first in range(0, len(sequences.completion_ids), ROWS):
         part = sequences.select(slice(first, first + ROWS))
-        found.append(
-            token_divergence(
-                lm, hidden_states(lm, part), other, hidden_states(other, part), "reverse"
-            ).cpu()
-        )
+        states, theirs = hidden_states(lm, part), hidden_states(other, part)
+        found.append(token_divergence(lm, states, other, theirs, "reverse").cpu())
     return torch.cat(found)

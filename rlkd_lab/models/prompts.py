@@ -71,7 +71,7 @@ class PromptFormat:
         return found
 
     def texts(self, prompts: Sequence[str]) -> list[str]:
-        """Prompts in the chat template.
+        """Return prompts in the chat template.
 
         Raises:
             ValueError: the template refuses these turns (some have no place for a system prompt).
@@ -91,9 +91,9 @@ class PromptFormat:
             ) from error
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of prompts, without padding: with the tokens that the tokenizer puts before a
-        text, without those that it puts after one, and with one beginning of sequence where
-        template and tokenizer both write it.
+        """Return token ids of prompts, without padding: with the tokens that the tokenizer puts
+        before a text, without those that it puts after one, and with one beginning of sequence
+        where template and tokenizer both write it.
 
         The name of a special token in a prompt is plain text: a question with ``</s>`` does not
         end there. A bare prompt may write beginnings of sequence and the marks of a chat by
@@ -120,7 +120,7 @@ class PromptFormat:
         return [ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids for ids in found]
 
     def _plain(self) -> re.Pattern[str]:
-        """Names of special tokens that are text in a prompt."""
+        """Return names of special tokens that are text in a prompt."""
         tokenizer = self.tokenizer
         if self.chat:
             return re.compile(_any_of(special_tokens(tokenizer)))
@@ -132,7 +132,9 @@ class PromptFormat:
         return re.compile("|".join(names))
 
     def _with_names(self, prompt: str, plain: re.Pattern[str]) -> list[int]:
-        """Token ids of a prompt in which names of special tokens, those of ``plain``, are text."""
+        """Return token ids of a prompt in which names of special tokens, those of ``plain``, are
+        text.
+        """
         free = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in prompt)
         # one character of no script for each name, while the template writes its own tokens
         held = dict(zip(dict.fromkeys(plain.findall(prompt)), free, strict=False))
@@ -150,7 +152,7 @@ class PromptFormat:
         return found
 
     def notes(self) -> list[str]:
-        """Sentences about what the tokenizer adds and is left out here."""
+        """Return sentences about what the tokenizer adds and is left out here."""
         ending = [] if self.chat else ending_of(self.tokenizer)
         if not ending:
             return []
@@ -162,24 +164,26 @@ class PromptFormat:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Names of all special tokens."""
+    """Return names of all special tokens."""
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     return list(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
 
 
 def _any_of(names: Iterable[str]) -> str:
-    """A pattern of one of some texts, the longest first; without any, of nothing."""
+    """Return a pattern of one of some texts, the longest first; without any, of nothing."""
     found = sorted(filter(str.strip, names), key=len, reverse=True)
     return "|".join(map(re.escape, found)) or "(?!)"
 
 
 def ending_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Special tokens that a tokenizer puts after a text, as some do with the end of sequence."""
+    """Return special tokens that a tokenizer puts after a text, as some do with the end of
+    sequence.
+    """
     return around(tokenizer)[1]
 
 
 def around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Special tokens that a tokenizer puts before and after a text."""
+    """Return special tokens that a tokenizer puts before and after a text."""
     whole, bare = (
         tokenizer(PROBE)["input_ids"],
         tokenizer(PROBE, add_special_tokens=False)["input_ids"],

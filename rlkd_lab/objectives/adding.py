@@ -95,15 +95,15 @@ def is_added(name: str) -> bool:
 
 
 def _text_of(value: object) -> str:
-    """A text that changes with a value of a row, rules included."""
+    """Return a text that changes with a value of a row, rules included."""
     if isinstance(value, RatioRule | SurrogateRule):
         return str([_code_of(value.compute), value.reads])
     return _code_of(value) if callable(value) else str(value)
 
 
 def _code_of(rule: Callable[..., object]) -> str:
-    """The bytecode of a function, its constants, defaults, and the numbers that it reads from
-    around it. The same code gives the same text, wherever it stands.
+    """Return the bytecode of a function, its constants, defaults, and the numbers that it reads
+    from around it. The same code gives the same text, wherever it stands.
     """
 
     def described(code: CodeType) -> list[str]:

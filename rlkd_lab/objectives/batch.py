@@ -117,7 +117,9 @@ class TokenBatch:
         )
 
     def select(self, rows: Tensor | slice) -> TokenBatch:
-        """The same batch with some of its rows; the normaliser stays that of the whole rollout."""
+        """Return the same batch with some of its rows; the normaliser stays that of the whole
+        rollout.
+        """
         return replace(
             self,
             **{

@@ -59,8 +59,8 @@ def k3(logps: Tensor, other_logps: Tensor) -> Tensor:
 def weigh(
     kind: Literal["k2", "k3"], logps: Tensor, other_logps: Tensor, log_weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A weight and an estimate whose product is exp(log_weight)·k2 or k3, also where one overflows
-    and the other is 0. Any shape; each ≥ 0.
+    """Return a weight and an estimate whose product is exp(log_weight)·k2 or k3, also where one
+    overflows and the other is 0. Any shape; each ≥ 0.
 
     Where the estimate is 0 the weight is 1. Where R is above :data:`LARGE`, the weight of k3 is 1
     and its estimate exp(log_weight + R).

@@ -136,8 +136,8 @@ def prepare(
 
 
 def _teacher_weight(batch: TokenBatch, options: dict[str, Any]) -> Tensor:
-    """What the teacher term is multiplied by, per token, (B, T), ≥ 0: the batch's own weight times
-    the reward-guided mask M, rescaled where the normaliser counts kept tokens alone.
+    """Return what the teacher term is multiplied by, per token, (B, T), ≥ 0: the batch's own weight
+    times the reward-guided mask M, rescaled where the normaliser counts kept tokens alone.
     """
     kind, aggregation = options["kd_mask"], options["aggregation"]
     weight = torch.ones_like(batch.logps)
@@ -347,8 +347,8 @@ def _prepared_with(options: Options) -> dict[str, str | int | bool | None]:
 
 
 def _ready(method: ResolvedMethod, batch: TokenBatch) -> TokenBatch:
-    """The batch as the rules read it: prepared for this method, complete, padding blanked, and the
-    teacher silent where it has no weight.
+    """Return the batch as the rules read it: prepared for this method, complete, padding blanked,
+    and the teacher silent where it has no weight.
     """
     if batch.prepared_for is None:
         batch = prepare(method, batch)

@@ -319,8 +319,8 @@ def needs_of(method: Method, coefs: Coefs, options: Options) -> set[str]:
 def schedules_for(
     name: str, given: Mapping[str, str | float | None] | None = None
 ) -> dict[str, Schedule]:
-    """A schedule for every coefficient of a method: the caller's, the preset's or the constant
-    default, each within its knob's range.
+    """Return a schedule for every coefficient of a method: the caller's, the preset's or the
+    constant default, each within its knob's range.
     """
     method = METHODS[nearest(name, METHODS, "method")]
     for knob in given or {}:

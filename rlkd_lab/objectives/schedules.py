@@ -95,7 +95,7 @@ def parse_schedule(text: str | float | None) -> Schedule:
 
 
 def values_of(schedule: Schedule) -> tuple[float | None, ...]:
-    """The extreme values a schedule takes, for checking it against a knob's range."""
+    """Return the extreme values a schedule takes, for checking it against a knob's range."""
     if isinstance(schedule, Constant):
         return (schedule.value,)
     return (

@@ -119,7 +119,7 @@ def cispo_surrogate(
 
 
 def normalizer(mask: Tensor, aggregation: Aggregation, constant_length: int | None = None) -> float:
-    """What the whole rollout's sum is divided by.
+    """Return what the whole rollout's sum is divided by.
 
     Args:
         mask: (B, T) of the whole rollout.

@@ -20,7 +20,9 @@ from rlkd_lab.rollouts.request import Request, Sampling, Stopped
 
 
 def _filtered(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Log-probabilities after temperature, top-k and top-p, (B, V) float32; cut tokens are −inf."""
+    """Return log-probabilities after temperature, top-k and top-p, (B, V) float32; cut tokens are
+    −inf.
+    """
     log_probs = torch.log_softmax(logits.float() / sampling.temperature, dim=-1)
     if sampling.top_k:
         lowest = log_probs.topk(min(sampling.top_k, log_probs.shape[-1]), dim=-1).values[:, -1:]
@@ -36,8 +38,8 @@ def _filtered(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _pick(log_probs: Tensor, noise: Tensor) -> Tensor:
-    """The token at which the cumulated probability passes the noise, uniform on [0, 1): (B, V),
-    (B, 1) → (B, 1). It is never one with probability 0.
+    """Return the token at which the cumulated probability passes the noise, uniform on [0, 1): (B,
+    V), (B, 1) → (B, 1). It is never one with probability 0.
     """
     total = log_probs.exp().cumsum(-1)
     last = torch.searchsorted(

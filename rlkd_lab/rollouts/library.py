@@ -1,9 +1,9 @@
 """transformers' own engines: ``hf`` is its ``generate``, ``continuous`` its continuous batching.
 
-``continuous`` keeps keys and values in pages, of which the completions of a group share those of
-their prompt, and takes up a waiting completion where one has ended; on a GPU it captures CUDA
-graphs. It reports the log-probabilities that it drew with. Both have a random stream of their own:
-a completion depends on what is sampled beside it.
+``continuous`` keeps keys and values in pages. The completions of a group share the pages of their
+prompt, and a waiting completion starts where another has ended. On a GPU it captures CUDA graphs.
+It reports the log-probabilities that it drew with. With both engines a completion depends on what
+is sampled beside it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ together.
 
 
 def hf(request: Request) -> tuple[Tensor, None]:
-    """transformers' ``generate``, as an :class:`~rlkd_lab.rollouts.request.Engine`."""
+    """Draw with transformers' ``generate``, as an :class:`~rlkd_lab.rollouts.request.Engine`."""
     return torch.cat([_generate(part) for part in request.parts()]), None
 
 
@@ -42,8 +42,8 @@ def _generate(request: Request) -> Tensor:
     lm, size = request.lm, request.group_size
     model: Any = lm.causal_lm
     own = model.generation_config
-    # The model's own defaults (a repetition penalty, min_p, …) would sample another distribution
-    # than the one that is trained.
+    # The model's defaults (a repetition penalty, min_p, …) would sample another distribution than
+    # the one that is trained.
     model.generation_config = _settings(request)
     try:
         with _own_stream(request):
@@ -63,8 +63,9 @@ def _generate(request: Request) -> Tensor:
 
 
 def continuous(request: Request) -> tuple[Tensor, Tensor]:
-    """transformers' continuous batching, as an :class:`~rlkd_lab.rollouts.request.Engine`; the
-    cache holds ``at_once`` completions at their limit.
+    """Draw with continuous batching, as an :class:`~rlkd_lab.rollouts.request.Engine`.
+
+    The cache holds ``at_once`` completions at their limit.
     """
     lm, size, limit = request.lm, request.group_size, request.sampling.max_new_tokens
     model: Any = lm.causal_lm if request.dense is None else request.dense.model
@@ -85,45 +86,16 @@ def continuous(request: Request) -> tuple[Tensor, Tensor]:
         return_logprobs=True,
         seed=request.seed,
     )
-    ids, logps = (
-        torch.full((request.rows, limit), lm.tokenizer.pad_token_id),
-        torch.zeros(request.rows, limit),
-    )
     with _own_stream(request):
         manager = model.init_continuous_batching(
             _settings(request, num_return_sequences=size), settings
         )
-        names = manager.add_requests(
-            prompts, max_new_tokens=limit
-        )  # before its thread runs: who is decoded beside whom must not depend on the clock
+        # before its thread runs: who is decoded beside whom must not depend on the clock
+        names = manager.add_requests(prompts, max_new_tokens=limit)
         manager.start()
         stopped = True
         try:
-            # a group's first completion has the request's name, the others are its children
-            children = [
-                [name, *(f"{name}__child#{child}" for child in range(size - 1))] for name in names
-            ]
-            rows = {name: row for row, name in enumerate(itertools.chain(*children))}
-            while rows:
-                if request.stop():
-                    raise Stopped("stopped between two tokens of a rollout")
-                found = manager.get_result(timeout=0.05)
-                if found is not None and found.error is not None:
-                    raise RuntimeError(
-                        f"transformers' continuous batching: {found.error}; use --set engine=fast"
-                    )
-                if found is not None and found.is_finished():
-                    row, drawn = rows.pop(found.request_id), found.generated_tokens
-                    ids[row, : len(drawn)], logps[row, : len(drawn)] = (
-                        torch.tensor(drawn),
-                        torch.tensor(found.logprobs),
-                    )
-                elif found is None and not manager.is_running():
-                    raise RuntimeError(
-                        "transformers' continuous batching ended early:"
-                        f" {manager.background_thread_status.fatal_error}; use --set"
-                        " engine=fast"
-                    )
+            ids, logps = _collect(request, manager, names)
             stopped = False
         finally:
             manager.stop(block=True, hard_stop=stopped)
@@ -131,10 +103,43 @@ def continuous(request: Request) -> tuple[Tensor, Tensor]:
     return ids.to(lm.device), logps.to(lm.device)
 
 
+def _collect(request: Request, manager: Any, names: list[str]) -> tuple[Tensor, Tensor]:
+    """Wait for the completions of all requests. Return their tokens and log-probabilities."""
+    limit = request.sampling.max_new_tokens
+    ids = torch.full((request.rows, limit), request.lm.tokenizer.pad_token_id)
+    logps = torch.zeros(request.rows, limit)
+    # a group's first completion has the request's name, the others are its children
+    children = [
+        [name, *(f"{name}__child#{child}" for child in range(request.group_size - 1))]
+        for name in names
+    ]
+    rows = {name: row for row, name in enumerate(itertools.chain(*children))}
+    while rows:
+        if request.stop():
+            raise Stopped("stopped between two tokens of a rollout")
+        found = manager.get_result(timeout=0.05)
+        if found is not None and found.error is not None:
+            raise RuntimeError(
+                f"transformers' continuous batching: {found.error}; use --set engine=fast"
+            )
+        if found is not None and found.is_finished():
+            row, drawn = rows.pop(found.request_id), found.generated_tokens
+            ids[row, : len(drawn)] = torch.tensor(drawn)
+            logps[row, : len(drawn)] = torch.tensor(found.logprobs)
+        elif found is None and not manager.is_running():
+            raise RuntimeError(
+                "transformers' continuous batching ended early:"
+                f" {manager.background_thread_status.fatal_error}; use --set"
+                " engine=fast"
+            )
+    return ids, logps
+
+
 @contextmanager
 def _own_stream(request: Request) -> Iterator[None]:
-    """transformers takes no generator: it draws from the global stream, which is seeded inside
-    and put back afterwards.
+    """Seed the global random stream inside the block, and put it back afterwards.
+
+    transformers takes no generator.
     """
     device = request.lm.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

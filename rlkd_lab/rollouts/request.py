@@ -14,7 +14,7 @@ from rlkd_lab.models.dense_copy import DenseCopy
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn.
+    """Says how completions are drawn.
 
     ``top_p`` and ``top_k`` bias the policy ratio by the mass they cut: leave them off for training.
     """
@@ -43,12 +43,10 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """``group_size`` completions for each prompt; rows of the answer are grouped by prompt."""
+    """Asks for ``group_size`` completions of each prompt; an answer has them in a row."""
 
     lm: LanguageModel
-    """The model, with the adapter that is to be sampled switched on, in evaluation mode,
-    without gradients.
-    """
+    """The model in evaluation mode, without gradients, with its adapter switched on."""
     prompt_ids: Tensor
     """(prompts, P), padded on the left."""
     prompt_mask: Tensor
@@ -56,11 +54,12 @@ class Request:
     group_size: int
     sampling: Sampling
     noise: Tensor
-    """(prompts · group_size, max_new_tokens), uniform on [0, 1): a number for each token. An engine
-    that draws with them, or seeds itself with :attr:`seed`, draws the same again on replay.
+    """(prompts · group_size, max_new_tokens), uniform on [0, 1): a number for each token.
+
+    An engine that draws with them, or seeds itself with :attr:`seed`, can be replayed.
     """
     stop: Callable[[], bool] = lambda: False
-    """To be asked as often as is cheap; where it says yes, raise :class:`Stopped`."""
+    """The engine asks it as often as is cheap, and raises :class:`Stopped` where it says yes."""
     dense: DenseCopy | None = None
     """A dense copy to sample from."""
     at_once: int = 0
@@ -78,26 +77,26 @@ class Request:
 
     @property
     def seed(self) -> int:
-        """For an engine with a random stream of its own."""
+        """For an engine that does not draw with :attr:`noise`."""
         return int(self.noise[0, 0] * 2**31)
 
     def parts(self) -> Iterator[Request]:
-        """The same in parts of at most ``at_once`` completions, whole groups each."""
+        """Yield the request in parts of at most ``at_once`` completions, whole groups each."""
         step = self.groups_at_once
         for start in range(0, len(self.prompt_ids), step):
-            some, place = (
-                slice(start, start + step),
-                slice(start * self.group_size, (start + step) * self.group_size),
-            )
-            yield replace(
-                self,
-                prompt_ids=self.prompt_ids[some],
-                prompt_mask=self.prompt_mask[some],
-                noise=self.noise[place],
-            )
+            yield self.part(start, start + step)
+
+    def part(self, start: int, stop: int) -> Request:
+        """Return the request for the prompts from ``start`` to ``stop``."""
+        return replace(
+            self,
+            prompt_ids=self.prompt_ids[start:stop],
+            prompt_mask=self.prompt_mask[start:stop],
+            noise=self.noise[start * self.group_size : stop * self.group_size],
+        )
 
     def unpadded(self) -> list[list[int]]:
-        """The prompts' tokens."""
+        """Return the prompts' tokens."""
         return [
             ids[mask.bool()].tolist()
             for ids, mask in zip(self.prompt_ids, self.prompt_mask, strict=True)
@@ -105,14 +104,14 @@ class Request:
 
 
 class Engine(Protocol):
-    """Who draws the tokens."""
+    """Draws the tokens."""
 
     def __call__(self, request: Request) -> tuple[Tensor, Tensor | None]:
         """Draw completions.
 
         Returns:
-            Tokens, (rows, max_new_tokens): each row up to its first end of sequence, or full; what
+            Tokens, (rows, max_new_tokens), each row up to its first end of sequence, or full. What
             comes after does not matter. And the log-probability of each token as it was drawn,
-            after temperature and top-p/top-k, likewise, or ``None`` where the engine does not know.
+            after temperature and top-p/top-k, or ``None`` where the engine does not know it.
         """
         ...

@@ -20,20 +20,22 @@ from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.rollouts.fast import fast
 from rlkd_lab.rollouts.library import continuous, hf
 from rlkd_lab.rollouts.request import Engine, Request, Sampling, Stopped
-from rlkd_lab.tasks import Limit, from_file
+from rlkd_lab.tasks.lengths import Limit
+from rlkd_lab.tasks.registry import from_file
 
 ENGINES: Mapping[str, Engine] = MappingProxyType({"fast": fast, "hf": hf, "continuous": continuous})
 
 
 @dataclass(frozen=True)
 class Completions:
-    """Sampled completions; rows are grouped by prompt, ``group_size`` in a row."""
+    """Holds sampled completions, ``group_size`` rows in a row for each prompt."""
 
     sequences: Sequences
     """Prompts (padded left) and completions (padded right), one row a completion."""
     sampler_logps: Tensor | None
-    """(B, T): log-probabilities as the sampler drew them (after temperature and top-p/top-k), 0
-    where the mask is 0; ``hf`` does not report them.
+    """(B, T): log-probabilities as the sampler drew them, 0 where the mask is 0.
+
+    They are taken after temperature and top-p/top-k. ``hf`` does not report them.
     """
     texts: list[str]
     """Decoded without special tokens."""
@@ -44,7 +46,7 @@ class Completions:
 
 
 def find_engine(name: str) -> Engine:
-    """The engine of that name. A file is run: give none that you would not run.
+    """Return the engine of that name. A file is run: give none that you would not run.
 
     Raises:
         ValueError, OSError: in one sentence.
@@ -61,8 +63,10 @@ def find_engine(name: str) -> Engine:
 
 
 def _within_memory(draw: Engine, request: Request) -> tuple[tuple[Tensor, Tensor | None], int]:
-    """The answer, with half as many completions at once as often as the memory is too small;
-    and how many that are.
+    """Draw, and halve the completions at once whenever memory runs out.
+
+    Returns:
+        The engine's answer, and how many completions it drew at once.
     """
     while True:
         try:
@@ -104,7 +108,7 @@ def _own(name: str, path: Path, attribute: str) -> Engine:
 
 
 def _checked(answer: Any, shape: torch.Size, lm: LanguageModel) -> tuple[Tensor, Tensor | None]:
-    """The answer of somebody's engine, if it is one."""
+    """Return the answer of a user's engine, or raise ValueError."""
     if not (
         isinstance(answer, tuple)
         and len(answer) == 2
@@ -130,9 +134,8 @@ def _checked(answer: Any, shape: torch.Size, lm: LanguageModel) -> tuple[Tensor,
             f"the engine gave the tokens {int(ids.min())} to {int(ids.max())}; the model has"
             f" 0 to {size - 1}"
         )
-    if (
-        logps is not None and not (logps.to(ids.device)[counted(ids, lm)[0]] < 1e-3).all()
-    ):  # a NaN is neither
+    # a NaN is neither
+    if logps is not None and not (logps.to(ids.device)[counted(ids, lm)[0]] < 1e-3).all():
         raise ValueError("the engine gave log-probabilities that are above 0 or no numbers")
     return ids, logps
 
@@ -148,15 +151,16 @@ def sample(
     dense: DenseCopy | None = None,
     at_once: int = 0,
 ) -> Completions:
-    """``group_size`` completions for each prompt. Of several processes each samples its share of
-    the prompts, and all get all completions.
+    """Sample ``group_size`` completions for each prompt.
+
+    Several processes share the prompts, and all get all completions.
 
     Args:
         lm: the model, in the view (adapter) that is to be sampled.
         prompts: at least one.
         group_size: ≥ 1.
         sampling: temperature, limits.
-        generator: the loop's own random stream, on the model's device.
+        generator: the run's random stream, on the model's device.
         stop: asked between tokens.
         engine: one of :data:`ENGINES`, ``PATH.py:NAME``, or the engine itself.
         dense: a dense copy to sample from (not for ``hf``), see
@@ -175,39 +179,38 @@ def sample(
         )
     check_length(lm, prompts, sampling.max_new_tokens)
     prompt_ids, prompt_mask = lm.encode(prompts)
+    shape = (len(prompts) * group_size, sampling.max_new_tokens)
+    noise = torch.rand(shape, generator=generator, device=generator.device)
+    request = Request(
+        lm, prompt_ids, prompt_mask, group_size, sampling, noise, stop, dense, at_once
+    )
     draw = find_engine(engine) if isinstance(engine, str) else engine
-    rows, limit = len(prompts) * group_size, sampling.max_new_tokens
-    noise = torch.rand(rows, limit, generator=generator, device=generator.device)
-    ids, logps = (
-        torch.zeros(rows, limit, dtype=torch.long, device=lm.device),
-        torch.zeros(rows, limit, device=lm.device),
-    )
-    mine = distributed.share(len(prompts))
-    some, place = (
-        slice(mine.start, mine.stop),
-        slice(mine.start * group_size, mine.stop * group_size),
-    )
-    known = True
+    ids, logps, fewest = _shared(request, draw)
+    return _completions(request, ids, logps, fewest)
+
+
+def _shared(request: Request, draw: Engine) -> tuple[Tensor, Tensor | None, int]:
+    """Share the prompts among the processes.
+
+    Returns:
+        Tokens and log-probabilities of all of them, and the fewest completions sampled at once.
+    """
+    lm = request.lm
+    mine = distributed.share(len(request.prompt_ids))
+    place = slice(mine.start * request.group_size, mine.stop * request.group_size)
+    ids = torch.zeros(request.noise.shape, dtype=torch.long, device=lm.device)
+    logps = torch.zeros(request.noise.shape, device=lm.device)
+    at_once, known = request.at_once, True
     was_training = lm.model.training
     lm.model.eval()
     try:
         if len(mine):
-            request = Request(
-                lm,
-                prompt_ids[some],
-                prompt_mask[some],
-                group_size,
-                sampling,
-                noise[place],
-                stop,
-                dense,
-                at_once,
-            )
+            part = request.part(mine.start, mine.stop)
             with torch.no_grad(), lm.active():
-                answer, at_once = _within_memory(draw, request)
-            drawn, told = (
-                answer if draw in ENGINES.values() else _checked(answer, ids[place].shape, lm)
-            )
+                answer, at_once = _within_memory(draw, part)
+            if draw not in ENGINES.values():
+                answer = _checked(answer, ids[place].shape, lm)
+            drawn, told = answer
             ids[place] = drawn.to(ids)
             known = told is not None
             if told is not None:
@@ -218,9 +221,7 @@ def sample(
     distributed.add_up(logps)
     told_by_all = all(distributed.from_all(known))
     fewest = min((fewer for fewer in distributed.from_all(at_once) if fewer), default=0)
-    return _completions(
-        lm, prompt_ids, prompt_mask, group_size, ids, logps if told_by_all else None, fewest
-    )
+    return ids, logps if told_by_all else None, fewest
 
 
 def check_length(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int) -> None:
@@ -244,10 +245,9 @@ def prompt_limit(
     remark: Callable[[str], str] = str,
     context: int | None = None,
 ) -> Limit:
-    """The room that a model has for prompts beside completions of up to ``max_new_tokens``; at most
-    ``most`` tokens, if given.
+    """Return how long prompts may be beside completions of up to ``max_new_tokens``.
 
-    ``context`` is the model's, for one of which only the tokenizer is loaded.
+    ``most`` is another upper limit. ``context`` is the model's where only its tokenizer is loaded.
     """
     return Limit(
         lambda prompts: [len(ids) for ids in lm.prompt_ids(prompts)],
@@ -260,41 +260,32 @@ def prompt_limit(
 
 
 def counted(ids: Tensor, lm: LanguageModel) -> tuple[Tensor, Tensor]:
-    """Which tokens count, up to and including the first end of sequence, and which are one; (B,
-    T) of bool each.
+    """Return which tokens count, and which are an end of sequence, (B, T) of bool each.
+
+    Tokens count up to and including the first end of sequence.
     """
     ended = torch.isin(ids, torch.tensor(sorted(lm.eos_ids), device=ids.device))
     return (ended.cumsum(1) - ended.long()) == 0, ended
 
 
-def _completions(
-    lm: LanguageModel,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    group_size: int,
-    ids: Tensor,
-    logps: Tensor | None,
-    at_once: int,
-) -> Completions:
-    counts, ended = counted(ids, lm)
+def _completions(request: Request, ids: Tensor, logps: Tensor | None, at_once: int) -> Completions:
+    """Cut and decode what was drawn."""
+    tokenizer, size = request.lm.tokenizer, request.group_size
+    counts, ended = counted(ids, request.lm)
     mask = counts.long()
     width = int(mask.sum(1).max())
-    ids, mask = ids[:, :width] * mask[:, :width], mask[:, :width]
-    ids = torch.where(mask.bool(), ids, lm.tokenizer.pad_token_id)
+    ids, mask = ids[:, :width], mask[:, :width]
+    ids = torch.where(mask.bool(), ids, tokenizer.pad_token_id)
     sequences = Sequences(
-        prompt_ids.repeat_interleave(group_size, 0),
-        prompt_mask.repeat_interleave(group_size, 0),
+        request.prompt_ids.repeat_interleave(size, 0),
+        request.prompt_mask.repeat_interleave(size, 0),
         ids,
         mask,
     )
     texts = [
-        str(lm.tokenizer.decode(row[keep.bool()], skip_special_tokens=True))
+        str(tokenizer.decode(row[keep.bool()], skip_special_tokens=True))
         for row, keep in zip(ids, mask, strict=True)
     ]
-    return Completions(
-        sequences,
-        None if logps is None else logps[:, :width] * mask,
-        texts,
-        (ended[:, :width] & mask.bool()).any(1),
-        at_once,
-    )
+    sampler_logps = None if logps is None else logps[:, :width] * mask
+    finished = (ended[:, :width] & mask.bool()).any(1)
+    return Completions(sequences, sampler_logps, texts, finished, at_once)

@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from rlkd_lab.models import LanguageModel, Sequences, distributed
 from rlkd_lab.models.dense_copy import DenseCopy, make_dense_copy
 from rlkd_lab.rollouts.request import Sampling
-from rlkd_lab.rollouts.sampling import sample
-from rlkd_lab.tasks import Task
+from rlkd_lab.rollouts.sampling import Completions, sample
+from rlkd_lab.tasks import Example, Task
 
 VERSION = 1
 BATCH = 128
@@ -49,8 +50,9 @@ def teacher_traces(
     at_once: int = 0,
     written: Callable[[Callable[[], object]], object] = lambda write: write(),
 ) -> pa.Table:
-    """``n`` prompts of the training split answered by the teacher, filtered and cached; a cache
-    that fits is read instead.
+    """Let the teacher answer ``n`` prompts of the training split; filter and cache its answers.
+
+    A cache that fits is read instead.
 
     Args:
         teacher: sampled at the temperature of ``sampling``.
@@ -59,124 +61,122 @@ def teacher_traces(
         seed: of prompts and sampling.
         cache: parquet file to read or write.
         difficulty: of the prompts; the task's own by default.
-        keep: ``all``, ``finished`` (not cut by the length limit) or ``correct`` (rejection
-            sampling).
+        keep: ``all``, ``finished`` (not cut by the length limit) or ``correct``.
         sampling: temperature and limits.
         batch: completions in a batch.
         at_once: of them sampled at a time; 0 is all.
         stop: asked between tokens.
         dense: the teacher's dense copy, if there is one already.
-        written: calls what writes the cache, and calls it again where the disk is full, say.
+        written: calls what writes the cache, and may call it again after a failure.
 
     Raises:
         ValueError: the cache was made with other settings, or nothing is left after filtering.
     """
     sampling = sampling or Sampling()
-    key = {
+    examples = task.examples(n, seed, "train", difficulty)
+    drawn_from = None if difficulty is None else list(difficulty)
+    key = _key(teacher, task, sampling, examples)
+    key |= {"difficulty": drawn_from, "seed": seed, "sampled": n, "keep": keep}
+    if cache.exists():
+        return _read(cache, key)
+    if dense is None and DenseCopy.suits(teacher):  # a copy in 16 bit may not fit beside the rest
+        dense = make_dense_copy(teacher)
+    generator = torch.Generator(device=teacher.device).manual_seed(seed)
+    rows: list[dict[str, Any]] = []
+    for start in range(0, n, batch):
+        part = examples[start : start + batch]
+        prompts = [example.prompt for example in part]
+        drawn = sample(teacher, prompts, 1, sampling, generator, stop, dense=dense, at_once=at_once)
+        rows += _judged(task, part, drawn)
+    table = _kept(rows, keep, key)
+    if distributed.first():
+        written(lambda: _write(table, cache))
+    return table
+
+
+def _kept(rows: Sequence[Mapping[str, Any]], keep: Keep, key: Mapping[str, Any]) -> pa.Table:
+    """Return the table of the rows that are kept, with the key and all tokens in its metadata."""
+    kept = [row for row in rows if keep == "all" or row[keep]]
+    if not kept:
+        raise ValueError(
+            f"none of the teacher's {len(rows)} traces is {keep}: raise max_new_tokens, or take"
+            " another teacher"
+        )
+    tokens = sum(len(row["completion_ids"]) for row in rows)
+    return pa.Table.from_pylist(kept).replace_schema_metadata(
+        {"rlkd_traces": json.dumps(key), "rlkd_tokens": str(tokens)}
+    )
+
+
+def _key(
+    teacher: LanguageModel, task: Task, sampling: Sampling, examples: Sequence[Example]
+) -> dict[str, Any]:
+    """Return what traces depend on. Of prompts and answers it is a digest."""
+    asked = json.dumps([[example.prompt, example.answer] for example in examples])
+    return {
         "version": VERSION,
         "teacher": teacher.source,
         "quant": teacher.quant,
         "adapter": teacher.adapter_source,
         "task": task.name,
-        "difficulty": None if difficulty is None else list(difficulty),
         **asdict(sampling),
-        "seed": seed,
-        "sampled": n,
-        "keep": keep,
+        "prompts": hashlib.sha256(asked.encode()).hexdigest(),
     }
-    examples = task.examples(n, seed, "train", difficulty)
-    # whatever changes the prompts or what is right (a template, a setting, a file's rows) makes
-    # other traces
-    key["prompts"] = hashlib.sha256(
-        json.dumps([[example.prompt, example.answer] for example in examples]).encode()
-    ).hexdigest()
-    if cache.exists():
-        table = pq.read_table(cache)
-        found = json.loads((table.schema.metadata or {}).get(b"rlkd_traces", b"{}"))
-        if found != key:
-            raise ValueError(
-                f"{cache} holds traces made with other settings ({found}); delete it, or name"
-                " another file"
-            )
-        return table
-    generator = torch.Generator(device=teacher.device).manual_seed(seed)
-    if dense is None and DenseCopy.suits(
-        teacher
-    ):  # a teacher's copy in 16 bit may not fit beside the rest
-        dense = make_dense_copy(teacher)
-    rows = []
-    for start in range(0, n, batch):
-        part = examples[start : start + batch]
-        drawn = sample(
-            teacher,
-            [e.prompt for e in part],
-            1,
-            sampling,
-            generator,
-            stop,
-            dense=dense,
-            at_once=at_once,
-        )
-        whole = drawn.finished.tolist()
-        asked = zip(part, drawn.texts, whole, strict=True)
-        right = distributed.from_first(
-            [finished and task.score(text, example).correct for example, text, finished in asked]
-            if distributed.first()
-            else []
-        )
-        for example, text, ids, mask, finished, correct in zip(
-            part,
-            drawn.texts,
-            drawn.sequences.completion_ids,
-            drawn.sequences.completion_mask,
-            whole,
-            right,
-            strict=True,
-        ):
-            rows.append(
-                {
-                    "example_id": example.id,
-                    "prompt": example.prompt,
-                    "answer": example.answer,
-                    "completion": text,
-                    "completion_ids": ids[mask.bool()].tolist(),
-                    "correct": correct,
-                    "finished": finished,
-                }
-            )
-    kept = [row for row in rows if keep == "all" or row[keep]]
-    if not kept:
+
+
+def _read(cache: Path, key: Mapping[str, Any]) -> pa.Table:
+    table = pq.read_table(cache)
+    found = json.loads((table.schema.metadata or {}).get(b"rlkd_traces", b"{}"))
+    if found != key:
         raise ValueError(
-            f"none of the teacher's {n} traces is {keep}: raise max_new_tokens, or take"
-            " another teacher"
+            f"{cache} holds traces made with other settings ({found}); delete it, or name"
+            " another file"
         )
-    tokens = sum(len(row["completion_ids"]) for row in rows)
-    table = pa.Table.from_pylist(kept).replace_schema_metadata(
-        {"rlkd_traces": json.dumps(key), "rlkd_tokens": str(tokens)}
-    )
-    if not distributed.first():
-        return table
-
-    def write() -> None:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, cache.with_suffix(".tmp"))
-        cache.with_suffix(".tmp").replace(cache)
-
-    written(write)
     return table
+
+
+def _write(table: pa.Table, cache: Path) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, cache.with_suffix(".tmp"))
+    cache.with_suffix(".tmp").replace(cache)
+
+
+def _judged(
+    task: Task, examples: Sequence[Example], drawn: Completions
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each completion. The first process judges."""
+    finished = drawn.finished.tolist()
+    asked = zip(examples, drawn.texts, finished, strict=True)
+    right: list[bool] = distributed.from_first(
+        [bool(whole) and task.score(text, example).correct for example, text, whole in asked]
+        if distributed.first()
+        else []
+    )
+    for i, example in enumerate(examples):
+        mask = drawn.sequences.completion_mask[i].bool()
+        yield {
+            "example_id": example.id,
+            "prompt": example.prompt,
+            "answer": example.answer,
+            "completion": drawn.texts[i],
+            "completion_ids": drawn.sequences.completion_ids[i][mask].tolist(),
+            "correct": right[i],
+            "finished": finished[i],
+        }
 
 
 def sequences_of(
     lm: LanguageModel, prompts: list[str], completion_ids: list[list[int]]
 ) -> Sequences:
-    """Prompts and given completions as padded tensors."""
+    """Return prompts and given completions as padded tensors."""
     prompt_ids, prompt_mask = lm.encode(prompts)
-    width = max(len(ids) for ids in completion_ids)
-    ids = torch.tensor(
-        [row + [lm.tokenizer.pad_token_id] * (width - len(row)) for row in completion_ids],
-        device=lm.device,
-    )
-    mask = torch.tensor(
-        [[1] * len(row) + [0] * (width - len(row)) for row in completion_ids], device=lm.device
-    )
+    pad = lm.tokenizer.pad_token_id
+    ids = _padded(completion_ids, pad, lm.device)
+    mask = _padded([[1] * len(row) for row in completion_ids], 0, lm.device)
     return Sequences(prompt_ids, prompt_mask, ids, mask)
+
+
+def _padded(rows: list[list[int]], fill: int, device: torch.device) -> Tensor:
+    """Return rows of numbers as one tensor, filled on the right."""
+    width = max(map(len, rows))
+    return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)

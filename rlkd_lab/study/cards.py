@@ -10,7 +10,7 @@ import pandas as pd
 from safetensors import safe_open
 
 from rlkd_lab.models import locate
-from rlkd_lab.models.loading import ZOO
+from rlkd_lab.models.locating import ZOO
 from rlkd_lab.tasks import find_task
 
 

@@ -16,22 +16,15 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from rlkd_lab.models import DenseCopy, LanguageModel, make_dense_copy
-from rlkd_lab.rollouts import Sampling, prompt_limit, sample
-from rlkd_lab.rollouts.sampling import Completions
-from rlkd_lab.tasks import (
-    Example,
-    GuardedTask,
-    Limit,
-    LongPrompts,
-    QuestionTask,
-    Split,
-    Task,
-    check_verifier,
-    judge,
-)
-from rlkd_lab.tasks.lengths import check_drawn
+from rlkd_lab.models import LanguageModel, make_dense_copy
+from rlkd_lab.models.dense_copy import DenseCopy
+from rlkd_lab.rollouts import Sampling, sample
+from rlkd_lab.rollouts.sampling import Completions, prompt_limit
+from rlkd_lab.tasks import Example, QuestionTask, Split, Task, judge
+from rlkd_lab.tasks.lengths import Limit, LongPrompts, check_drawn
 from rlkd_lab.tasks.reasoning import fault_of
+from rlkd_lab.tasks.rewards import check_verifier
+from rlkd_lab.tasks.verifier import GuardedTask
 from rlkd_lab.tasks.votes import Votes
 from rlkd_lab.training import RunConfig
 from rlkd_lab.training.evaluation import SEED

@@ -12,17 +12,18 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlkd_lab.models import LanguageModel, locate
-from rlkd_lab.models.adapters import adapter_folder, attach
-from rlkd_lab.models.loading import load_tokenizer
+from rlkd_lab.models.adapter_config import adapter_folder
+from rlkd_lab.models.adapters import attach
 from rlkd_lab.models.merging import DTYPES, INTO, Merged, kl_per_token, merge
-from rlkd_lab.objectives import nearest
+from rlkd_lab.models.tokenizers import load_tokenizer
+from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.evaluation import keep_to_models, settings_of
 from rlkd_lab.study.model_card import model_card
 from rlkd_lab.study.targets import Target, find_target, task_of
+from rlkd_lab.training.before_loading import reader_of
 from rlkd_lab.training.evaluation import SEED
-from rlkd_lab.training.plan import reader_of
 
 PROMPTS = 32
 """Validation prompts on which a merge is measured, with one completion each."""

@@ -12,9 +12,11 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from rlkd_lab.models import locate, zoo_names
+from rlkd_lab.models import locate
+from rlkd_lab.models.locating import zoo_names
 from rlkd_lab.models.merging import Merged
-from rlkd_lab.objectives import METHODS, resolve_options
+from rlkd_lab.objectives import METHODS
+from rlkd_lab.objectives.methods import resolve_options
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.runs.compare import flat
 from rlkd_lab.runs.overview import HOW_OFTEN
@@ -23,7 +25,7 @@ from rlkd_lab.study.eval_table import read_table
 from rlkd_lab.study.summary import SETS, summarise
 from rlkd_lab.study.targets import Target
 from rlkd_lab.training import RunConfig
-from rlkd_lab.training.config import fingerprint
+from rlkd_lab.training.fingerprint import fingerprint
 
 ALWAYS = (
     "teacher",

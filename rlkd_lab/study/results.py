@@ -15,7 +15,9 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from rlkd_lab.objectives import METHODS, Constant, resolve_options
+from rlkd_lab.objectives import METHODS
+from rlkd_lab.objectives.methods import resolve_options
+from rlkd_lab.objectives.schedules import Constant
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.eval_table import read_table
 from rlkd_lab.study.statistics import half_width

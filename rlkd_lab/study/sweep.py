@@ -45,7 +45,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from rlkd_lab.training import RunConfig, make_config
-from rlkd_lab.training.config import fingerprint, in_words, validated
+from rlkd_lab.training.config import in_words, validated
+from rlkd_lab.training.fingerprint import fingerprint
 
 MOST = 10_000
 """Most seeds of a sweep, and most arms of a grid."""

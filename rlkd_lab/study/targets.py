@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkd_lab.models import LanguageModel, load_teacher, locate, zoo_names
-from rlkd_lab.models.loading import Quant
-from rlkd_lab.objectives import nearest
+from rlkd_lab.models import LanguageModel, load_teacher, locate
+from rlkd_lab.models.language_model import Quant
+from rlkd_lab.models.locating import zoo_names
+from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.runs import RunFolder, checkpoints
-from rlkd_lab.tasks import GuardedTask, QuestionTask, guarded
+from rlkd_lab.tasks import QuestionTask
+from rlkd_lab.tasks.verifier import GuardedTask, guarded
 from rlkd_lab.training import RunConfig, config_of
-from rlkd_lab.training.config import literal, validated
-from rlkd_lab.training.data import data_of, data_until, what_changed
+from rlkd_lab.training.config import validated
+from rlkd_lab.training.data import data_of, what_changed
+from rlkd_lab.training.inputs import data_until
+from rlkd_lab.training.make_config import literal
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ from rlkd_lab.study.summary import summarise
 from rlkd_lab.study.sweep import CHOSEN, Job, Sweep, settled
 from rlkd_lab.study.targets import find_target, task_of
 from rlkd_lab.training import config_of, load_or_train
-from rlkd_lab.training.config import fingerprint
 from rlkd_lab.training.environment import describe_environment, peak_memory_gib
+from rlkd_lab.training.fingerprint import fingerprint
 
 Engine = Literal["local", "ray"]
 OnChange = Callable[[list[Job], list[Job]], None]

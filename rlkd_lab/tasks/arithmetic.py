@@ -56,13 +56,13 @@ class ArithmeticTask:
         )
 
     def checking(self, completion: str) -> str:
-        """The part of a completion that repeats the steps as a check, from the ``!`` up to the
-        answer.
+        """Return the part of a completion that repeats the steps as a check, from the ``!`` up to
+        the answer.
         """
         return re.sub(r"#.*", "", "".join(completion.partition("!")[1:]), flags=re.DOTALL)
 
     def chance(self, example: Example) -> float:
-        """Probability that a blind guess is right: every result is one of 0–99."""
+        """Return the probability that a blind guess is right: every result is one of 0–99."""
         return 0.01
 
 
@@ -94,8 +94,8 @@ def _draw(operations: int, rng: random.Random) -> Example:
 
 
 def steps(prompt: str, wrong_at: int | None = None, error: int = 0) -> tuple[list[str], int]:
-    """The worked steps of a prompt and their final value; step ``wrong_at`` is off by ``error`` and
-    the rest follows from it.
+    """Return the worked steps of a prompt and their final value; step ``wrong_at`` is off by
+    ``error`` and the rest follows from it.
 
     >>> steps("49-7+4-2?")
     (['49-7=42;', '42+4=46;', '46-2=44;'], 44)
@@ -112,7 +112,7 @@ def steps(prompt: str, wrong_at: int | None = None, error: int = 0) -> tuple[lis
 
 
 def worked(example: Example, style: Style) -> str:
-    """A right completion in one of three styles.
+    """Return a right completion in one of three styles.
 
     >>> worked(ArithmeticTask().examples(1, seed=0)[0], "direct").startswith("#")
     True

@@ -80,8 +80,8 @@ class Task(Protocol):
 
 
 def split_of(text: str) -> Split:
-    """The split that a prompt belongs to, by a hash of its text: 80 % train, 10 % validation, 10 %
-    test.
+    """Return the split that a prompt belongs to, by a hash of its text: 80 % train, 10 %
+    validation, 10 % test.
 
     Splits are disjoint by construction: no seed and no difficulty can move a prompt.
 
@@ -107,7 +107,7 @@ def check_template(template: str | None) -> None:
 
 
 def seeded(*parts: object) -> random.Random:
-    """A random stream of its own for a tuple of labels; the global stream is never touched."""
+    """Return a random stream for a tuple of labels. The global stream is never touched."""
     return random.Random(hashlib.sha256(repr(parts).encode()).hexdigest())
 
 

@@ -28,7 +28,7 @@ class Missing:
 
 
 def text_of(value: Any, kind: str) -> str:
-    """Text or a number as text."""
+    """Return text or a number as text."""
     empty = not isinstance(value, str) and is_empty(value)
     if not empty and (not isinstance(value, str | int | float) or isinstance(value, bool)):
         raise LeftOut(f"with a {type(value).__name__} as {kind}, where text or a number is read")
@@ -90,7 +90,7 @@ def is_index(answer: Any, row: Mapping[str, Any], question: str) -> bool:
 
 
 def _literal(text: str) -> Any:
-    """A list that a field of CSV holds as JSON, as Python writes it, or as numpy does."""
+    """Return a list that a field of CSV holds as JSON, as Python writes it, or as numpy does."""
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
     # numpy puts a line break where Python puts a comma; inside of quotes both write \n
@@ -104,7 +104,7 @@ def _literal(text: str) -> Any:
 
 
 def turns_of(value: Any) -> list[tuple[str, Any]] | None:
-    """Role and content of the turns of a chat; ``None`` for any other value."""
+    """Return role and content of the turns of a chat; ``None`` for any other value."""
     if (
         isinstance(value, str) and re.match(r"\s*\[\s*\{", value) and "role" in value
     ):  # as CSV holds them
@@ -121,7 +121,7 @@ def turns_of(value: Any) -> list[tuple[str, Any]] | None:
 
 
 def _joined(content: Any) -> Any:
-    """The text of a turn that is given in parts, if all of them are text."""
+    """Return the text of a turn that is given in parts, if all of them are text."""
     if isinstance(content, list) and all(
         isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
     ):
@@ -130,7 +130,7 @@ def _joined(content: Any) -> Any:
 
 
 def dialogue(turns: Sequence[tuple[str, Any]]) -> tuple[str, Any, str | None]:
-    """The last user turn, the last assistant turn after it, and the system turn.
+    """Return the last user turn, the last assistant turn after it, and the system turn.
 
     Raises:
         LeftOut: a turn stands before that question, or of another role.
@@ -157,15 +157,15 @@ def last_of(turns: Sequence[tuple[str, Any]], role: str) -> Any:
 
 
 def replies(row: Mapping[str, Any]) -> list[str]:
-    """Columns that may hold the reply to a question that stands in another, the usual ones first;
-    a reply that a row of preferences rejects is none.
+    """Return columns that may hold the reply to a question that stands in another, the usual ones
+    first; a reply that a row of preferences rejects is none.
     """
     first = [name for name in REPLY if name in row]
     return first + [name for name in row if name not in first and "reject" not in name.casefold()]
 
 
 def reply_of(row: Mapping[str, Any]) -> Any:
-    """The last assistant turn of a chat in two columns, as TRL's prompt and completion are.
+    """Return the last assistant turn of a chat in two columns, as TRL's prompt and completion are.
 
     Raises:
         LeftOut: columns of no usual name differ in it.

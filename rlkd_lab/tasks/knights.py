@@ -74,13 +74,13 @@ class KnightsTask:
         )
 
     def checking(self, completion: str) -> str:
-        """The part of a completion that tries the remaining assignments, from the ``!`` up to
-        the answer.
+        """Return the part of a completion that tries the remaining assignments, from the ``!`` up
+        to the answer.
         """
         return re.sub(r"#.*", "", "".join(completion.partition("!")[1:]), flags=re.DOTALL)
 
     def chance(self, example: Example) -> float:
-        """Probability that a blind guess is right: 2^-people."""
+        """Return the probability that a blind guess is right: 2^-people."""
         return 0.5**example.difficulty
 
 
@@ -107,7 +107,7 @@ def _all_tries(text: str) -> bool:
 
 
 def _draw(people: int, rng: random.Random) -> str:
-    """A puzzle, with however many solutions: half of the statements about one other person,
+    """Return a puzzle, with however many solutions: half of the statements about one other person,
     half about two people.
     """
     said = []
@@ -124,8 +124,8 @@ def _draw(people: int, rng: random.Random) -> str:
 
 
 def statements(prompt: str, assignment: str) -> Iterator[tuple[str, str, bool]]:
-    """Each person, as knight or knave, with the values of the two parts of what they say ("" where
-    it has one) and whether it is true.
+    """Return each person, as knight or knave, with the values of the two parts of what they say (""
+    where it has one) and whether it is true.
 
     >>> list(statements("A:-B;B:A/B?", "aB"))
     [('a', '', False), ('B', '01', True)]
@@ -158,7 +158,7 @@ def assignments(people: int) -> list[str]:
 
 
 def solutions(prompt: str) -> list[str]:
-    """Every assignment under which knights say the truth and knaves do not.
+    """Return every assignment under which knights say the truth and knaves do not.
 
     >>> solutions("A:-B;B:A/B?")
     ['aB']
@@ -171,8 +171,8 @@ def solutions(prompt: str) -> list[str]:
 
 
 def tried(prompt: str, assignment: str, wrong_at: int | None = None) -> tuple[str, bool]:
-    """An assignment held against the statements, up to the first that does not fit; statement
-    ``wrong_at`` is judged wrongly. Whether it fits, too.
+    """Return an assignment held against the statements, up to the first that does not fit;
+    statement ``wrong_at`` is judged wrongly. Whether it fits, too.
 
     >>> tried("A:-B;B:A/B?", "Ab"), tried("A:-B;B:A/B?", "aB")
     (('Ab:Atb10t', False), ('aB:afB01t', True))
@@ -187,8 +187,8 @@ def tried(prompt: str, assignment: str, wrong_at: int | None = None) -> tuple[st
 
 
 def worked(example: Example, style: Style, wrong_try: int | None = None) -> str:
-    """A completion in one of three styles; in try ``wrong_try`` (0 is the first) the deciding
-    statement is judged wrongly and the rest follows from it.
+    """Return a completion in one of three styles; in try ``wrong_try`` (0 is the first) the
+    deciding statement is judged wrongly and the rest follows from it.
 
     >>> puzzle = Example("A:-B;B:A/B?", "aB", 2, "")
     >>> worked(puzzle, "direct"), worked(puzzle, "steps"), worked(puzzle, "checked")

@@ -160,7 +160,7 @@ def _again(seed: int, turn: int) -> int:
 
 
 def _worst(broken: Sequence[Broken | None]) -> tuple[int, Broken]:
-    """The longest prompt among those that do not fit: its index, tokens and limit."""
+    """Return the longest prompt among those that do not fit: its index, tokens and limit."""
     return max(
         ((i, problem) for i, problem in enumerate(broken) if problem is not None),
         key=lambda one: one[1][0],
@@ -179,7 +179,7 @@ def _beyond(tokens: int, limit: Limit) -> str:
 def check_rows(
     name: str, rows: Sequence[Example], limits: Sequence[Limit], long_prompts: LongPrompts
 ) -> tuple[list[Example], Lengths]:
-    """The rows that fit, and what is to be told of the others.
+    """Return the rows that fit, and what is to be told of the others.
 
     Raises:
         ValueError: none fits, or some do not and ``long_prompts`` is ``refuse``.
@@ -208,7 +208,7 @@ def check_rows(
 def check_drawn(
     name: str, drawn: Sequence[Example], limits: Sequence[Limit], long_prompts: LongPrompts
 ) -> Lengths:
-    """What is to be told of the prompts that a task makes, seen from some of them.
+    """Return what is to be told of the prompts that a task makes, seen from some of them.
 
     Raises:
         ValueError: fewer than :data:`FEWEST` of them fit, or some do not and ``long_prompts`` is

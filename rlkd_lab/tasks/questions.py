@@ -96,7 +96,7 @@ class QuestionTask:
         self._check_rows(len(usable))
 
     def _unjudged(self, rows: int) -> str:
-        """A sentence about references that cannot be judged."""
+        """Return a sentence about references that cannot be judged."""
         reasons = "; ".join(
             f"{len(places)} × {reason}, first {places[0]}"
             for reason, places in sorted(self.left_out.items())
@@ -173,7 +173,7 @@ class QuestionTask:
                 self._rows[most] = [row for row in rows if _key(row.id) != key]
 
     def _asked_twice(self, split: Split) -> str | None:
-        """A sentence about the questions that a split asks more than once."""
+        """Return a sentence about the questions that a split asks more than once."""
         times = Counter(_key(row.id) for row in self._rows[split])
         twice = [row for row in self._rows[split] if times[_key(row.id)] > 1]
         if not twice:
@@ -200,7 +200,7 @@ class QuestionTask:
         )
 
     def rows(self, split: Split) -> list[Example]:
-        """All rows of a split, in the order of the file; ``meta["where"]`` is file and row."""
+        """Return all rows of a split in the file's order; ``meta["where"]`` is file and row."""
         return list(self._rows[split])
 
     def keep(self, fits: Callable[[Example], bool]) -> None:
@@ -252,8 +252,8 @@ class QuestionTask:
 
 
 def _split(question: str, given: Split | None, has: set[Split | None]) -> Split:
-    """The split of a row: what is given, but for the validation rows that a train file without
-    a validation file lends.
+    """Return the split of a row: what is given, but for the validation rows that a train file
+    without a validation file lends.
     """
     hashed = split_of(question)
     if given is None:
@@ -266,8 +266,8 @@ def _split(question: str, given: Split | None, has: set[Split | None]) -> Split:
 
 
 def _key(question: str) -> str:
-    """The same for questions that differ in spacing, or in the case of words: of the first, and
-    of those of two letters or more. Single letters may be names in a formula.
+    """Return the same for questions that differ in spacing, or in the case of words: of the first,
+    and of those of two letters or more. Single letters may be names in a formula.
 
     >>> _key(" what is 1+1?") == _key("What is  1+1?"), _key("What is T+t?") == _key("What is t+t?")
     (True, False)

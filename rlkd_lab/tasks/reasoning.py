@@ -209,7 +209,7 @@ class ReasoningGymTask:
         )
 
     def _credit(self, answer: str, example: Example) -> float:
-        """The verifier's value in [0, 1]; 0 for an answer that it stumbles over."""
+        """Return the verifier's value in [0, 1]; 0 for an answer that it stumbles over."""
         if self.name in COMPARED:
             return float(answer.lower() == example.answer.strip().lower())
         if self.name in SAFE and not SAFE[self.name].fullmatch(answer):
@@ -229,7 +229,7 @@ class ReasoningGymTask:
             return 0.0
 
     def _row(self, level: int, seed: int) -> dict[str, Any] | None:
-        """The puzzle of a seed; None where the set finds none for it."""
+        """Return the puzzle of a seed; None where the set finds none for it."""
         try:
             return (
                 self._make(level, seed)[0] if self.name in DRAWN_AT_ONCE else self._set(level)[seed]
@@ -286,7 +286,7 @@ class ReasoningGymTask:
 
 
 def fault_of(task: str) -> str | None:
-    """A sentence about a set that is wrong upstream; ``None`` for every other task."""
+    """Return a sentence about a set that is wrong upstream; ``None`` for every other task."""
     return (
         f"reasoning-gym's {task} has a fault of its makers: {FAULTS[task]}"
         if task in FAULTS
@@ -295,7 +295,7 @@ def fault_of(task: str) -> str | None:
 
 
 def reasoning_gym_sets() -> list[str]:
-    """Names of all sets, but for the one that only mixes others."""
+    """Return names of all sets, but for the one that only mixes others."""
     return sorted(name for name in _reasoning_gym().DATASETS if name != "composite")
 
 
@@ -303,8 +303,8 @@ _GYM: list[Any] = []
 
 
 def _reasoning_gym() -> Any:
-    """What is needed of reasoning-gym: a second to import, and the arithmetic task has no need
-    of it.
+    """Return what is needed of reasoning-gym: a second to import, and the arithmetic task has no
+    need of it.
     """
     if not _GYM:
         state = random.getstate()

@@ -118,7 +118,7 @@ def from_file(path: Path, attribute: str, what: str) -> Any:
 
 
 def own_task(path: Path, attribute: str, settings: Mapping[str, Any], template: str | None) -> Task:
-    """An instance of a class in a file."""
+    """Return an instance of a class in a file."""
     found = from_file(path, attribute, "task")
     if not isinstance(found, type):
         raise ValueError(f"task {path}:{attribute} is a {type(found).__name__}; a task is a class")
@@ -145,7 +145,7 @@ def own_task(path: Path, attribute: str, settings: Mapping[str, Any], template: 
 
 
 def columns_of(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The names of columns that settings of a task of questions hold.
+    """Return the names of columns that settings of a task of questions hold.
 
     Raises:
         ValueError: another setting.

@@ -1,11 +1,9 @@
-"""From what a verifier says to the reward: a weighted sum of parts, the task's own and those that
-any task can have.
+"""From what a verifier says to the reward, a weighted sum of parts.
 
     reward = Σ weight · part
 
-The task's parts (``accuracy``, ``format``, …) lie in [0, 1]. A completion that the length limit cut
-has not given its answer: they are all 0 then. The shared parts of :data:`SHARED` see length and
-group too.
+The task's parts (``accuracy``, ``format``, …) lie in [0, 1]. They are 0 for a completion that the
+length limit cut. The shared parts of :data:`SHARED` see length and group too.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ DAPO's 4,096 of 20,480 tokens.
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion as a shared part sees it; ``length`` and ``limit`` in tokens."""
+    """Shows a completion to a shared part; ``length`` and ``limit`` are in tokens."""
 
     text: str
     length: int
@@ -37,10 +35,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a completion is worth.
+    """Says what a completion is worth.
 
-    The reward, the parts it is made of, the answer that was read, and whether it is right; where it
-    could not be judged, why; whether it enters the statistics of its group.
+    ``answer`` is what was read, ``why`` the reason where it could not be judged. ``counted`` says
+    whether it enters the statistics of its group.
     """
 
     reward: float
@@ -52,8 +50,9 @@ class Verdict:
 
 
 def overlong(group: Sequence[Sample]) -> list[float]:
-    """0 up to 80 % of the length limit, then linearly down to −1 at the limit. DAPO (arXiv
-    2503.14476), Eq. 13.
+    """Return 0 up to 80 % of the length limit, and from there linearly down to −1 at the limit.
+
+    DAPO (arXiv 2503.14476), Eq. 13.
 
     >>> overlong([Sample("", length, 100, True) for length in (50, 80, 90, 100)])
     [0.0, 0.0, -0.5, -1.0]
@@ -64,10 +63,10 @@ def overlong(group: Sequence[Sample]) -> list[float]:
 
 
 def brevity(group: Sequence[Sample]) -> list[float]:
-    """λ = ½ − (length − shortest) / (longest − shortest) within the group, at most 0 for a wrong
-    answer. Kimi k1.5 (arXiv 2501.12599), §2.3.3.
+    """Return λ = ½ − (length − shortest) / (longest − shortest), at most 0 for a wrong answer.
 
-    Shortest and longest are those of the completions that count; one that does not count has 0.
+    Shortest and longest are those of the group's completions that count; the others have 0.
+    Kimi k1.5 (arXiv 2501.12599), §2.3.3.
 
     >>> brevity([Sample("", 10, 100, True), Sample("", 20, 100, True), Sample("", 10, 100, False)])
     [0.5, -0.5, 0.0]
@@ -86,8 +85,9 @@ def brevity(group: Sequence[Sample]) -> list[float]:
 
 
 def think_format(group: Sequence[Sample]) -> list[float]:
-    """1 where the completion is ``<think>…</think>`` and then an answer. DeepSeek-R1 (arXiv
-    2501.12948), §2.2.2.
+    """Return 1 where the completion is ``<think>…</think>`` and then an answer.
+
+    DeepSeek-R1 (arXiv 2501.12948), §2.2.2.
 
     >>> texts = ("<think>2+2</think>4", "4", "<think>4</think>")
     >>> think_format([Sample(text, 1, 9, True) for text in texts])
@@ -126,21 +126,21 @@ def judge(
     group_size: int = 1,
     leave_out: Collection[Literal["unjudged", "truncated"]] = (),
 ) -> list[Verdict]:
-    """Score completions and weigh their parts. A completion that the verifier cannot judge has 0 in
-    each of the task's parts, and the reason in its verdict.
+    """Score completions and weigh their parts.
+
+    A completion that the verifier cannot judge has 0 in each of the task's parts, and a reason.
 
     Args:
         task: the verifier.
-        weights: of the parts, by name; a part without a weight is only recorded (task's own) or not
-            computed (shared). A weight of 0 asks for no part.
+        weights: of the parts, by name. Without one, a task's part is recorded, and a shared part is
+            not computed. A weight of 0 asks for no part.
         texts: completions, ``group_size`` in a row for one prompt.
         examples: one a completion.
         finished: ended by itself, not by the length limit.
         lengths: in tokens, the end of sequence included.
         limit: length limit in tokens.
         group_size: completions a prompt.
-        leave_out: which completions do not count in their group: those that the verifier could not
-            judge, those that the length limit cut.
+        leave_out: which completions do not count in their group.
     """
     task = GuardedTask.of(task)
     # what the length limit cut is worth nothing, and is not shown to the verifier
@@ -150,25 +150,19 @@ def judge(
     ]
     nothing = dict.fromkeys(_parts(task, examples, weights), 0.0)
     scores = [
-        Score(nothing, None, None if score is None else score.why)
-        if score is None or score.why
-        else score
+        score if score and not score.why else Score(nothing, None, score.why if score else None)
         for score in judged
     ]
-    counted = [
-        not (score.why and "unjudged" in leave_out) and (whole or "truncated" not in leave_out)
-        for score, whole in zip(scores, finished, strict=True)
+    samples = []
+    for text, length, score, whole in zip(texts, lengths, scores, finished, strict=True):
+        left_out = (score.why and "unjudged" in leave_out) or (
+            not whole and "truncated" in leave_out
+        )
+        samples.append(Sample(text, length, limit, score.correct, counted=not left_out))
+    parts = [
+        dict(score.parts) | shared
+        for score, shared in zip(scores, _shared_parts(samples, weights, group_size), strict=True)
     ]
-    parts = [dict(score.parts) for score in scores]
-    for name in weights:
-        if name in SHARED:
-            samples = [
-                Sample(text, length, limit, score.correct, enters)
-                for text, length, score, enters in zip(texts, lengths, scores, counted, strict=True)
-            ]
-            for start in range(0, len(samples), group_size):
-                for offset, value in enumerate(SHARED[name](samples[start : start + group_size])):
-                    parts[start + offset][name] = value
     return [
         Verdict(
             sum(weight * own[name] for name, weight in weights.items() if weight),
@@ -176,24 +170,38 @@ def judge(
             score.answer,
             score.correct,
             score.why,
-            enters,
+            one.counted,
         )
-        for own, score, enters in zip(parts, scores, counted, strict=True)
+        for own, score, one in zip(parts, scores, samples, strict=True)
     ]
+
+
+def _shared_parts(
+    samples: Sequence[Sample], weights: Mapping[str, float], group_size: int
+) -> list[dict[str, float]]:
+    """Return the shared parts that have a weight, for each completion."""
+    parts: list[dict[str, float]] = [{} for _ in samples]
+    for name in weights:
+        if name in SHARED:
+            for start in range(0, len(samples), group_size):
+                for offset, value in enumerate(SHARED[name](samples[start : start + group_size])):
+                    parts[start + offset][name] = value
+    return parts
 
 
 def _parts(
     task: GuardedTask, examples: Sequence[Example], weights: Mapping[str, float]
 ) -> Sequence[str]:
-    """The names of the task's parts, also where no completion has shown them."""
+    """Return the names of the task's parts, also where no completion has shown them."""
     if not task.parts and examples:
         task.score("", examples[0])
     return task.parts or ("accuracy", *(name for name in weights if name not in SHARED))
 
 
 def check_verifier(task: Task, verdicts: Sequence[Verdict], finished: Sequence[bool]) -> None:
-    """Raise ValueError where a verifier failed on every one of several completions that it was
-    shown: it is broken, and rewards of 0 would hide it.
+    """Raise ValueError where a verifier failed on all of several completions.
+
+    It is broken then, and rewards of 0 would hide it.
     """
     shown = [verdict.why for verdict, whole in zip(verdicts, finished, strict=True) if whole]
     if len(shown) > 1 and all(shown):
@@ -204,9 +212,7 @@ def check_verifier(task: Task, verdicts: Sequence[Verdict], finished: Sequence[b
 
 
 def check_weights(task: Task, weights: Mapping[str, float], example: Example) -> None:
-    """Raise ValueError for a verifier that cannot judge the empty completion, and for a
-    weighted part that neither the task nor :data:`SHARED` has.
-    """
+    """Raise ValueError for a part that nothing gives, or a verifier that fails on empty text."""
     score = GuardedTask.of(task).score("", example)
     if score.why:
         raise ValueError(

@@ -72,7 +72,7 @@ class Question:
 
 
 def read_files(path: Path) -> list[Row]:
-    """Rows of a file, or of the files train.*, validation.* and test.* of a folder.
+    """Return rows of a file, or of the files train.*, validation.* and test.* of a folder.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -152,7 +152,7 @@ def _lines(file: Iterable[str]) -> Iterator[Any]:
 
 
 def _csv_rows(text: str) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file whose first line names the columns.
+    """Return rows of a CSV file whose first line names the columns.
 
     >>> list(_csv_rows('question;answer\\n"1;\\n1?";2\\n'))
     [{'question': '1;\\n1?', 'answer': '2'}]
@@ -190,8 +190,8 @@ def _csv_rows(text: str) -> Iterator[dict[str, str]]:
 
 
 def read_hub(source: str) -> list[Row]:
-    """Rows of a dataset of the hub, ``OWNER/NAME`` or ``OWNER/NAME:CONFIG``, with its own splits.
-    Needs the extra ``datasets``.
+    """Return rows of a dataset of the hub, ``OWNER/NAME`` or ``OWNER/NAME:CONFIG``, with its own
+    splits. Needs the extra ``datasets``.
 
     Raises:
         ValueError: the package is not there.
@@ -231,7 +231,7 @@ def read_hub(source: str) -> list[Row]:
 def read_questions(
     name: str, rows: Sequence[Row], columns: Mapping[str, str] | None = None
 ) -> tuple[list[Question], list[str]]:
-    """The usable rows, and sentences that say which were left out and why.
+    """Return the usable rows, and sentences that say which were left out and why.
 
     Args:
         name: of the task, for the sentences.
@@ -354,7 +354,8 @@ def _value(
 
 
 def _difficulty(row: Mapping[str, Any]) -> int:
-    """A number as it is, not below 0 and at most :data:`HARDEST`; of a text, its first number.
+    """Return a number as it is, not below 0 and at most :data:`HARDEST`; of a text, its first
+    number.
 
     >>> [_difficulty({"level": level}) for level in ("Level 3", 2.5, "-2", "1e9", None)]
     [3, 2, 0, 999999, 0]

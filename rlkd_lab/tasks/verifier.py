@@ -78,7 +78,7 @@ class GuardedTask:
 
     @classmethod
     def of(cls, task: Task) -> GuardedTask:
-        """A task, guarded in this process if it is not yet."""
+        """Return a task, guarded in this process if it is not yet."""
         return task if isinstance(task, cls) else cls(task)
 
     def __getattr__(self, name: str) -> Any:
@@ -132,7 +132,7 @@ class GuardedTask:
         self.step, self.given_up, self.calls, self.failed, self.fresh = step, given_up, 0, [], {}
 
     def told(self) -> dict[str, Any] | None:
-        """The event of this step, if a call failed in it."""
+        """Return the event of this step, if a call failed in it."""
         if not self.failed:
             return None
         text = (
@@ -166,7 +166,7 @@ class GuardedTask:
         return Score(dict.fromkeys(self.parts, 0.0), None, found.why)
 
     def checking(self, completion: str) -> str:
-        """The part of a completion that checks the rest, where the task says which that is."""
+        """Return the part of a completion that checks the rest, where the task says which."""
         if not hasattr(self.task, "checking"):
             return ""
         found = self._call("checking", completion, None)
@@ -204,7 +204,7 @@ class GuardedTask:
 
 
 def work(task: Task, method: str, completion: str, example: Example | None) -> dict[str, Any]:
-    """A call, and what it returned if that is what it should be, in plain values."""
+    """Call the task, and return its answer in plain values, if it is of the right type."""
     if method == "checking":
         text = task.checking(completion)  # type: ignore[attr-defined]
         if not isinstance(text, str):
@@ -244,7 +244,7 @@ def guarded(
     template: str | None = None,
     seconds: float = 10.0,
 ) -> GuardedTask:
-    """The task of that name, as :func:`~rlkd_lab.tasks.registry.find_task` finds it.
+    """Return the task of that name, as :func:`~rlkd_lab.tasks.registry.find_task` finds it.
 
     Args:
         name: see there, as ``settings`` and ``template``.
@@ -273,6 +273,6 @@ def guarded(
 
 
 def key_of(method: str, completion: str, example: Example | None) -> str:
-    """Names a call: the same for the same completion of the same prompt, whenever it is judged."""
+    """Name a call: the same for the same completion of the same prompt, whenever it is judged."""
     parts = (method, completion, "" if example is None else str(example.id))
     return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()[:16]

@@ -113,7 +113,7 @@ class VerifierProcess:
             self._end()
 
     def _fresh(self, request: bytes) -> Answer:
-        """The answer of a new process."""
+        """Return the answer of a new process."""
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _START, json.dumps(sys.path)],
@@ -181,7 +181,7 @@ class VerifierProcess:
 def attempt(
     work: Work, task: Task, method: str, completion: str, example: Example | None
 ) -> Answer:
-    """A call in this process."""
+    """Call the task in this process."""
     try:
         return Answer(work(task, method, completion, example))
     except Unjudged as error:
@@ -267,7 +267,7 @@ def _bound_memory() -> None:
 
 
 def brief(error: BaseException) -> str:
-    """An error in one short line, whatever its text is."""
+    """Return an error in one short line, whatever its text is."""
     try:
         text = " ".join(str(error).split())[:200]
     except BaseException:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from rlkd_lab.rollouts import Sampling, sample, sequences_of, teacher_traces
+from rlkd_lab.rollouts import Sampling, sample, teacher_traces
+from rlkd_lab.rollouts.traces import sequences_of
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.samples import Rollout, joined
@@ -122,7 +123,7 @@ def _resample(
 def _from_traces(
     setup: Setup, context: Context, draw: torch.Generator, stop: Stop
 ) -> tuple[Rollout, Row]:
-    """A rollout of the teacher's completions, drawn with replacement."""
+    """Return a rollout of the teacher's completions, drawn with replacement."""
     config, traces = setup.config, _traces(setup, context, stop)
     number = config.prompts_per_step * config.group_size
     drawn = torch.randint(len(traces.rows), (number,), generator=draw).tolist()
@@ -143,7 +144,7 @@ def _from_traces(
 
 
 def _traces(setup: Setup, context: Context, stop: Stop) -> Traces:
-    """The teacher's traces, written or read the first time."""
+    """Return the teacher's traces, written or read the first time."""
     config, models, traces = setup.config, setup.models, setup.traces
     if not traces.rows:
         teacher = models.frozen("teacher")

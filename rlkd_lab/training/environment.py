@@ -37,7 +37,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def version_of(package: str) -> str | None:
-    """Installed version, or None."""
+    """Return the installed version, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -45,7 +45,7 @@ def version_of(package: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """Model name where the system tells it."""
+    """Return the model name where the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
@@ -55,34 +55,30 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the source tree, with ``+`` if it has changes; None where it is no checkout."""
-    here = Path(__file__).parent
+    """Return the commit of the source tree, with ``+`` if it has changes; None where it is no
+    checkout.
+    """
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-            encoding="utf-8",
-        ).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-            encoding="utf-8",
-        ).stdout.strip()
+        dirty = _git("status", "--porcelain", "-uno")
+        return _git("rev-parse", "--short=12", "HEAD") + ("+" if dirty else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return head + ("+" if dirty else "")
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(
+        ["git", *words],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+        encoding="utf-8",
+    ).stdout.strip()
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the GPU, or in the host's memory."""
+    """Return the bytes that are free on the GPU, or in the host's memory."""
     return (
         int(torch.cuda.mem_get_info(device)[0])
         if device.type == "cuda"
@@ -91,7 +87,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Highest memory so far: of the GPU's allocator, or of this process on a CPU."""
+    """Return the highest memory so far: of the GPU's allocator, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if sys.platform == "win32":

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from rlkd_lab.models import DenseCopy, LanguageModel
+from rlkd_lab.models import LanguageModel
+from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.rollouts import Engine, Sampling, sample
 from rlkd_lab.tasks import Split, Task, judge
 
@@ -45,8 +46,10 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     at_once: int = 0,
 ) -> Evaluation:
-    """Accuracy of one completion for each of ``n`` prompts, ``at_once`` of them at a time (0: a
-    batch). A completion cut by the length limit counts as wrong.
+    """Return the accuracy of one completion for each of ``n`` prompts.
+
+    ``at_once`` of them are sampled at a time; 0 is a whole batch. A completion cut by the length
+    limit counts as wrong.
     """
     examples = task.examples(n, seed, split, difficulty)
     generator = torch.Generator(device=lm.device).manual_seed(seed)

@@ -87,7 +87,7 @@ def load_forks(trainer: Trainer, run: Context) -> list[Context]:
 
 
 def _load_fork(trainer: Trainer, run: Context, folder: RunFolder, stream: str) -> Context | None:
-    """A fork as it was at its last whole checkpoint; ``None`` if it has ended."""
+    """Return a fork as it was at its last whole checkpoint; ``None`` if it has ended."""
     ended, last = folder.last_status(), folder.last_step()
     if ended["state"] == "done" or (ended["state"] == "failed" and ended["why"] != RUN_FAILED):
         return None

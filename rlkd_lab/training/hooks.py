@@ -6,7 +6,8 @@ import torch
 
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.rollouts import Sampling, sample
-from rlkd_lab.tasks import Verdict, judge
+from rlkd_lab.tasks import judge
+from rlkd_lab.tasks.rewards import Verdict
 from rlkd_lab.training.collect import Stop
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.evaluation import SEED, evaluate

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from rlkd_lab.models import LanguageModel, Sequences
-from rlkd_lab.objectives import ResolvedMethod, TokenBatch, prepare, resolve, token_loss
+from rlkd_lab.objectives import TokenBatch, prepare, token_loss
+from rlkd_lab.objectives.loss import ResolvedMethod, resolve
 
 Forward = Callable[[TokenBatch, Sequences], TokenBatch]
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine of two gradients; NaN where one is zero."""
+    """Return cosine of two gradients; NaN where one is zero."""
     norms = float(a.norm() * b.norm())
     return min(max(float(a @ b) / norms, -1.0), 1.0) if norms > 0 else float("nan")  # rounding
 
@@ -48,7 +49,7 @@ def interference(
     forward: Forward,
     micro_batch: int,
 ) -> dict[str, float]:
-    """The three cosines and sign conflicts, with their split-half values.
+    """Return the three cosines and sign conflicts, with their split-half values.
 
     Args:
         policy: whose trainable parameters are the coordinates.

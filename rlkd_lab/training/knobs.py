@@ -14,9 +14,11 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from rlkd_lab.objectives import Schedule, nearest
-from rlkd_lab.training.config import RunConfig, check_knob
+from rlkd_lab.objectives.schedules import Schedule
+from rlkd_lab.objectives.settings import nearest
+from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.decisions import Decisions
+from rlkd_lab.training.loop_knobs import check_knob
 
 Values = dict[str, float | None]
 
@@ -64,13 +66,13 @@ class Knobs:
             self._requests.append({"knob": name, "release": True, "source": source, **note})
 
     def drop(self) -> list[dict[str, Any]]:
-        """The moves that wait for a next step, when there is none."""
+        """Return the moves that wait for a next step, when there is none."""
         with self._lock:
             moves, self._requests = self._requests, []
         return moves
 
     def snapshot(self, step: int) -> tuple[Values, list[dict[str, Any]]]:
-        """The values of step ``step``, and an event for every knob that was moved."""
+        """Return the values of step ``step``, and an event for every knob that was moved."""
         with self._lock:
             moves, self._requests = self._requests, []
         recorded = self.decisions.moves_at(step)

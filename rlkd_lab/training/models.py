@@ -8,20 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkd_lab.models import (
-    DenseCopy,
-    LanguageModel,
-    chunk_of,
-    load_policy,
-    load_teacher,
-    make_dense_copy,
-    reference_of,
-    vocabulary,
-)
-from rlkd_lab.rollouts import Engine, find_engine
+from rlkd_lab.models import LanguageModel, load_policy, load_teacher, make_dense_copy, reference_of
+from rlkd_lab.models.dense_copy import DenseCopy
+from rlkd_lab.models.logprobs import chunk_of, vocabulary
+from rlkd_lab.rollouts import Engine
+from rlkd_lab.rollouts.sampling import find_engine
 from rlkd_lab.runs import checkpoints
-from rlkd_lab.tasks import GuardedTask, guarded
-from rlkd_lab.training.config import RunConfig, of_teacher
+from rlkd_lab.tasks.verifier import GuardedTask, guarded
+from rlkd_lab.training.config import RunConfig
+from rlkd_lab.training.config_checks import of_teacher
 from rlkd_lab.training.speed import Size
 
 

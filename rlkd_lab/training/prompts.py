@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any
 
 from rlkd_lab.models import LanguageModel
-from rlkd_lab.rollouts import prompt_limit
-from rlkd_lab.tasks import Example, GuardedTask, Limit
-from rlkd_lab.tasks.lengths import check_drawn
-from rlkd_lab.training.config import RunConfig, of_teacher
+from rlkd_lab.rollouts.sampling import prompt_limit
+from rlkd_lab.tasks import Example
+from rlkd_lab.tasks.lengths import Limit, check_drawn
+from rlkd_lab.tasks.verifier import GuardedTask
+from rlkd_lab.training.config import RunConfig
+from rlkd_lab.training.config_checks import of_teacher
 from rlkd_lab.training.data import data_of
 
 DRAWN = 64
@@ -84,7 +86,7 @@ def fit_prompts(
 
 
 def _of_teacher(config: RunConfig, student: LanguageModel, own: Limit) -> Limit:
-    """The limit of a teacher, which reads the student's prompts where it scores and its own
+    """Return the limit of a teacher, which reads the student's prompts where it scores and its own
     where it writes traces.
     """
 

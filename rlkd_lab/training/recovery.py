@@ -10,11 +10,10 @@ from rlkd_lab.models import default_device, distributed
 from rlkd_lab.runs import RunFolder, checkpoints
 from rlkd_lab.runs.checkpoints import Damaged
 from rlkd_lab.training.context import Context
-from rlkd_lab.training.data import data_until, refuse_changed
 from rlkd_lab.training.decisions import Decisions, Event
 from rlkd_lab.training.environment import describe_environment
+from rlkd_lab.training.inputs import Inputs, refuse_changed
 from rlkd_lab.training.trainer import Trainer
-from rlkd_lab.training.weights import refuse_changed_weights, weights_until
 
 KEPT = (
     "knob",
@@ -59,9 +58,8 @@ def go_back(trainer: Trainer, folder: RunFolder, accept_changed_data: bool = Fal
             stacklevel=4,
         )
     if step and not accept_changed_data:  # a run that begins again has one kind of data
-        config, command = trainer.config, f"rlkd resume {folder.path}"
-        refuse_changed(data_until(folder), trainer.asked.data, config.task, command)
-        refuse_changed_weights(weights_until(folder), trainer.weights, config, command)
+        before, command = Inputs.recorded(folder), f"rlkd resume {folder.path}"
+        refuse_changed(before, trainer.inputs, trainer.config, command)
     distributed.from_all(None)  # have read
     folder.truncate("metrics.jsonl", step)
     folder.truncate("events.jsonl", step, keep=KEPT)
@@ -75,7 +73,7 @@ def go_back(trainer: Trainer, folder: RunFolder, accept_changed_data: bool = Fal
 def _load_last(
     trainer: Trainer, folder: RunFolder, events: list[Event], reached: list[Path]
 ) -> tuple[Context, list[str]]:
-    """The context at the newest whole checkpoint, and sentences about damaged ones."""
+    """Return the context at the newest whole checkpoint, and sentences about damaged ones."""
     config = trainer.config
     damaged: list[str] = []
     for path in reversed(reached):
@@ -96,8 +94,8 @@ def _load_last(
 
 
 def _elsewhere(folder: RunFolder) -> list[str]:
-    """What is another here than where the run was begun, as far as it may change the last bits
-    of its numbers; somebody is warned of it.
+    """Return what is another here than where the run was begun, as far as it may change the last
+    bits of its numbers; somebody is warned of it.
     """
     try:
         before = folder.env()

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlkd_lab.objectives import nearest
+from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training import config_of
-from rlkd_lab.training.config import check_knob
 from rlkd_lab.training.environment import alive
+from rlkd_lab.training.loop_knobs import check_knob
 
 Where = Literal["thread", "process", "elsewhere", "nowhere"]
 ForkKind = Literal["off", "untouched", "noise"]

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.training.data import changed_after, data_until, refuse_changed
 from rlkd_lab.training.folders import config_of
+from rlkd_lab.training.inputs import Inputs, changed_after, refuse_changed
 from rlkd_lab.training.session import OnStep, Session, run
 from rlkd_lab.training.setup import Row
 from rlkd_lab.training.trainer import Trainer
-from rlkd_lab.training.weights import refuse_changed_weights, weights_until
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,8 @@ def replay(
 
     def check_data(trainer: Trainer) -> None:
         if not accept_changed_data:
-            command, config = f"rlkd replay {path}", trainer.config
-            refuse_changed(data_until(original, 0), trainer.asked.data, config.task, command)
-            refuse_changed_weights(weights_until(original, 0), trainer.weights, config, command)
+            began = Inputs.recorded(original, 0)
+            refuse_changed(began, trainer.inputs, trainer.config, f"rlkd replay {path}")
 
     def watch(session: Session, row: Row) -> None:
         session.stopping = row["step"] >= last

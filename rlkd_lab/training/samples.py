@@ -1,5 +1,4 @@
-"""Rollouts: what a step trains on, and how it is recorded, with what each model thought of each
-token.
+"""Rollouts: what a step trains on, and how it is recorded token by token.
 
 One parquet file a step, a row a completion: ``prompt``, ``answer``, ``completion``, ``reward``,
 ``parts`` (the reward's, unweighted, as JSON), ``correct``, ``why`` (where it could not be judged),
@@ -28,10 +27,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_tensor
 
-from rlkd_lab.models import LanguageModel, Sequences, hidden_states, top_alternatives
+from rlkd_lab.models import LanguageModel, Sequences
+from rlkd_lab.models.logprobs import hidden_states, top_alternatives
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.tasks import Example, Verdict
+from rlkd_lab.tasks import Example
+from rlkd_lab.tasks.rewards import Verdict
 
 PROBES = 4
 DETAILED = 4
@@ -40,8 +41,9 @@ ALTERNATIVES = 5
 
 @dataclass(frozen=True)
 class Rollout:
-    """What a step trains on: completions of the student, or traces of the teacher; one example,
-    text and row a completion.
+    """Holds what a step trains on: completions of the student, or traces of the teacher.
+
+    There is one example, one text and one row for each completion.
     """
 
     examples: list[Example]
@@ -53,8 +55,9 @@ class Rollout:
 
 
 def joined(rollouts: Sequence[Rollout], rows: Tensor, pad: int) -> Rollout:
-    """Some rows of several rollouts as one, padded to common widths; rows are counted through
-    all of them.
+    """Return some rows of several rollouts as one, padded to common widths.
+
+    Rows are counted through all of them.
     """
 
     def column(name: str, left: bool, fill: int | float) -> Tensor:
@@ -62,24 +65,16 @@ def joined(rollouts: Sequence[Rollout], rows: Tensor, pad: int) -> Rollout:
             getattr(one.sequences, name) if hasattr(one.sequences, name) else getattr(one, name)
             for one in rollouts
         ]
-        width = max(part.shape[1] for part in parts)
-        return torch.cat(
-            [
-                pad_tensor(
-                    part,
-                    (width - part.shape[1], 0) if left else (0, width - part.shape[1]),
-                    value=fill,
-                )
-                for part in parts
-            ]
-        )[rows]
+        gaps = [max(part.shape[1] for part in parts) - part.shape[1] for part in parts]
+        sides = [(gap, 0) if left else (0, gap) for gap in gaps]
+        filled = (pad_tensor(*pair, value=fill) for pair in zip(parts, sides, strict=True))
+        return torch.cat(list(filled))[rows]
 
-    mask = column("completion_mask", False, 0)
     sequences = Sequences(
         column("prompt_ids", True, pad),
         column("prompt_mask", True, 0),
         column("completion_ids", False, pad),
-        mask,
+        column("completion_mask", False, 0),
     )
     sampler = (
         column("sampler_logps", False, 0.0)
@@ -100,9 +95,9 @@ def joined(rollouts: Sequence[Rollout], rows: Tensor, pad: int) -> Rollout:
 
 
 def counted_of(samples: pd.DataFrame) -> Tensor | None:
-    """Which recorded completions entered the statistics of their group, (B,) of bool;
+    """Return which recorded completions entered their group's statistics, (B,) of bool.
 
-    ``None``: all of them, or the run was made by an older version.
+    ``None`` stands for all, and for runs of older versions.
     """
     if "counted" not in samples or samples["counted"].all():
         return None
@@ -136,62 +131,29 @@ def write_samples(
     """
     if not folder.writes:
         return
-    sequences = rollout.sequences
     per_token = {
         "logps": batch.old_logps,
         "teacher_logps": batch.teacher_logps,
         "ref_logps": batch.ref_logps,
+        **{name: measured.get(name) for name in ("entropy", "kl_teacher_rev", "kl_teacher_fwd")},
     }
-    per_token |= {
-        name: measured.get(name) for name in ("entropy", "kl_teacher_rev", "kl_teacher_fwd")
-    }
-    rows: list[dict[str, Any]] = []
-    for i, (example, text, verdict) in enumerate(
-        zip(rollout.examples, rollout.texts, verdicts, strict=True)
-    ):
-        keep = sequences.completion_mask[i].bool()
-        ids = sequences.completion_ids[i][keep].tolist()
-        row = {
-            "prompt": example.prompt,
-            "answer": example.answer,
-            "completion": text,
-            "reward": verdict.reward,
-            "parts": json.dumps(verdict.parts),
-            "correct": verdict.correct,
-            "why": verdict.why,
-            "counted": verdict.counted,
-            "group": int(batch.group_ids[i]) if batch.group_ids is not None else i,
-            "finished": bool(rollout.finished[i]),
-            "ids": ids,
-            "tokens": policy.tokenizer.convert_ids_to_tokens(ids),
-        }
-        rows.append(
-            row
-            | {
-                name: None if values is None else values[i][keep].tolist()
-                for name, values in per_token.items()
-            }
-        )
-    first_of_group = [
-        i for i, row in enumerate(rows) if i == 0 or row["group"] != rows[i - 1]["group"]
-    ][:DETAILED]
+    groups = range(len(rollout.texts)) if batch.group_ids is None else batch.group_ids.tolist()
+    rows = [
+        _row(policy, rollout, i, verdict, group, per_token)
+        for i, (verdict, group) in enumerate(zip(verdicts, groups, strict=True))
+    ]
+    starts = [i for i, row in enumerate(rows) if i == 0 or row["group"] != rows[i - 1]["group"]]
     for prefix, lm in (("", policy), ("teacher_", teacher)):
         if lm is None:
             continue
-        for i in first_of_group:
-            likeliest, logps = top_alternatives(
-                lm,
-                hidden_states(lm, sequences.select(torch.tensor([i]))),
-                ALTERNATIVES,
-                temperature,
-            )
-            rows[i][f"{prefix}top_ids"], rows[i][f"{prefix}top_logps"] = (
-                likeliest.tolist(),
-                logps.tolist(),
-            )
-            rows[i][f"{prefix}top_tokens"] = [
-                policy.tokenizer.convert_ids_to_tokens(place) for place in likeliest.tolist()
-            ]
+        for i in starts[:DETAILED]:
+            one = rollout.sequences.select(torch.tensor([i]))
+            states = hidden_states(lm, one)
+            likeliest, logps = top_alternatives(lm, states, ALTERNATIVES, temperature)
+            ids, convert = likeliest.tolist(), policy.tokenizer.convert_ids_to_tokens
+            rows[i][f"{prefix}top_ids"] = ids
+            rows[i][f"{prefix}top_logps"] = logps.tolist()
+            rows[i][f"{prefix}top_tokens"] = [convert(place) for place in ids]
     beside, frame = path.with_suffix(".tmp"), pd.DataFrame(rows)
 
     def write() -> None:
@@ -200,3 +162,33 @@ def write_samples(
         beside.replace(path)
 
     folder.written(write)
+
+
+def _row(
+    policy: LanguageModel,
+    rollout: Rollout,
+    i: int,
+    verdict: Verdict,
+    group: int,
+    per_token: Mapping[str, Tensor | None],
+) -> dict[str, Any]:
+    """Return the row of completion ``i``."""
+    keep = rollout.sequences.completion_mask[i].bool()
+    ids = rollout.sequences.completion_ids[i][keep].tolist()
+    row = {
+        "prompt": rollout.examples[i].prompt,
+        "answer": rollout.examples[i].answer,
+        "completion": rollout.texts[i],
+        "reward": verdict.reward,
+        "parts": json.dumps(verdict.parts),
+        "correct": verdict.correct,
+        "why": verdict.why,
+        "counted": verdict.counted,
+        "group": group,
+        "finished": bool(rollout.finished[i]),
+        "ids": ids,
+        "tokens": policy.tokenizer.convert_ids_to_tokens(ids),
+    }
+    for name, values in per_token.items():
+        row[name] = None if values is None else values[i][keep].tolist()
+    return row

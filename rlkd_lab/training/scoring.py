@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rlkd_lab.models import Sequences, distributed
 from rlkd_lab.objectives import TokenBatch
-from rlkd_lab.tasks import Verdict, check_verifier, judge
+from rlkd_lab.tasks import judge
+from rlkd_lab.tasks.rewards import Verdict, check_verifier
 from rlkd_lab.training.samples import Rollout
 from rlkd_lab.training.setup import Row, Setup, mean
 
@@ -71,7 +72,7 @@ def _judged(setup: Setup, rollout: Rollout, lengths: Tensor) -> list[Verdict]:
 
 
 def _left_out(setup: Setup) -> tuple[Literal["unjudged", "truncated"], ...]:
-    """Which completions do not enter the statistics of their group."""
+    """Return which completions do not enter the statistics of their group."""
     if setup.options["group_rows"] == "all":
         return ()
     return ("unjudged", "truncated") if setup.config.mask_truncated else ("unjudged",)
@@ -93,7 +94,9 @@ def _rewards(batch: TokenBatch, verdicts: list[Verdict], group_size: int) -> Row
 
 
 def _lengths(setup: Setup, rollout: Rollout, lengths: Tensor, correct: Tensor) -> Row:
-    """Lengths in tokens, and what the tokens are spent on: the three parts add up to the mean."""
+    """Return lengths in tokens, and what the tokens are spent on: the three parts add up to the
+    mean.
+    """
     # a task may say which part of a completion checks the rest
     part = getattr(setup.models.task, "checking", None)
     tokenizer: Any = setup.models.policy.tokenizer

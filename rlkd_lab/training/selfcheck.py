@@ -25,17 +25,19 @@ import torch
 from torch import Tensor
 
 from rlkd_lab.models import (
-    DenseCopy,
     LanguageModel,
     Sequences,
     distributed,
     load_policy,
     make_dense_copy,
     policy_logps,
-    probe_logps,
 )
-from rlkd_lab.rollouts import Request, Sampling, counted, sequences_of
+from rlkd_lab.models.dense_copy import DenseCopy
+from rlkd_lab.models.verification import probe_logps
+from rlkd_lab.rollouts import Request, Sampling
 from rlkd_lab.rollouts.fast import fast
+from rlkd_lab.rollouts.sampling import counted
+from rlkd_lab.rollouts.traces import sequences_of
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.gaps import MAX_GAP, MAX_GAP_OTHER, gap_and_limit
@@ -100,7 +102,7 @@ def check_start(trainer: Trainer, context: Context) -> None:
 
 
 def examine_models(config: RunConfig) -> list[Finding]:
-    """The checks of the student of a config, loaded for it."""
+    """Return the checks of the student of a config, loaded for it."""
     policy = load_policy(
         config.student,
         config.quant,
@@ -121,7 +123,7 @@ def examine_models(config: RunConfig) -> list[Finding]:
 def examine(
     policy: LanguageModel, student: LanguageModel, dense: DenseCopy | None
 ) -> list[Finding]:
-    """All checks of a policy.
+    """Return all checks of a policy.
 
     Args:
         policy: with a trainable adapter, in training mode.
@@ -202,9 +204,9 @@ def _gradients(policy: LanguageModel, through: LanguageModel, given: Sequences) 
 
 
 def _generate(policy: LanguageModel, dense: DenseCopy | None) -> tuple[Sequences, Tensor]:
-    """Completions by our own sampler, the first one cut so that they differ in length, and the
-    log-probabilities with which they were drawn. Not through :func:`rlkd_lab.rollouts.sample`, in
-    which several processes meet.
+    """Return completions by our own sampler, the first one cut so that they differ in length, and
+    the log-probabilities with which they were drawn. Not through :func:`rlkd_lab.rollouts.sample`,
+    in which several processes meet.
     """
     prompt_ids, prompt_mask = policy.encode(PROMPTS)
     noise = torch.rand(
@@ -225,8 +227,8 @@ def _generate(policy: LanguageModel, dense: DenseCopy | None) -> tuple[Sequences
 
 
 def _apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Largest relative difference of two lists of gradients; one of a thousandth of the largest
-    norm, or less, counts by that.
+    """Return largest relative difference of two lists of gradients; one of a thousandth of the
+    largest norm, or less, counts by that.
     """
     largest = max(float(one.norm()) for one in ours)
     return (

@@ -10,25 +10,28 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rlkd_lab.models import LanguageModel, default_device, distributed, zoo_names
+from rlkd_lab.models import LanguageModel, default_device, distributed
+from rlkd_lab.models.locating import zoo_names
 from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.runs.lock import alone
-from rlkd_lab.training.config import RunConfig, fingerprint
+from rlkd_lab.training.before_loading import check_pair
+from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
-from rlkd_lab.training.data import record_data
 from rlkd_lab.training.decisions import Decisions, Event
 from rlkd_lab.training.environment import free_memory
+from rlkd_lab.training.fingerprint import fingerprint
+from rlkd_lab.training.fitting import fitted
 from rlkd_lab.training.folders import config_of, create
 from rlkd_lab.training.forks import FORK, RUN_FAILED, SWITCHED_OFF, Forks
+from rlkd_lab.training.inputs import record_inputs
 from rlkd_lab.training.knobs import Knobs
-from rlkd_lab.training.plan import GIB, check_pair, fitted
+from rlkd_lab.training.plan import GIB
 from rlkd_lab.training.recovery import declare_guards, go_back
 from rlkd_lab.training.requests import RequestHandler
 from rlkd_lab.training.selfcheck import check_start
 from rlkd_lab.training.setup import Row
 from rlkd_lab.training.trainer import Trainer
-from rlkd_lab.training.weights import record_weights
 
 LOADING = "loading the models"
 STOPPED = "stopped by hand; `rlkd resume` goes on"
@@ -203,7 +206,7 @@ def run(
     """Train from the start into a new run folder, in the foreground.
 
     Args:
-        config: see :func:`~rlkd_lab.training.config.make_config`.
+        config: see :func:`~rlkd_lab.training.make_config.make_config`.
         out: the folder to make.
         on_step: called after each step with the session (``session.knobs.request(…)``,
             ``session.stopping = True``) and the row.
@@ -226,7 +229,7 @@ def run(
     context = Context(config, create(config, out), decisions)
     try:
         with _alone(context.folder):
-            _record_data(trainer, context)
+            record_inputs(context.folder, trainer.inputs, trainer.asked.told, 0, config)
             declare_guards(trainer, context)
             return _drive(trainer, context, on_step)
     except ValueError:
@@ -276,7 +279,8 @@ def resume(
             folder.set_status("running", now["step"], LOADING)
             trainer = Trainer(config)
             context = go_back(trainer, folder, accept_changed_data)
-            _record_data(trainer, context)
+            step = context.progress.step
+            record_inputs(folder, trainer.inputs, trainer.asked.told, step, config)
         except KeyboardInterrupt:
             folder.set_status("idle", now["step"], STOPPED)
             raise
@@ -284,12 +288,6 @@ def resume(
             folder.set_status("failed", now["step"], f"{type(error).__name__}: {error}")
             raise
         return _drive(trainer, context, on_step)
-
-
-def _record_data(trainer: Trainer, context: Context) -> None:
-    asked, step = trainer.asked, context.progress.step
-    record_data(context.folder, asked.data, asked.told, step, trainer.config.task)
-    record_weights(context.folder, trainer.weights, step, trainer.config, asked.data)
 
 
 def _drive(trainer: Trainer, context: Context, on_step: OnStep | None) -> RunFolder:

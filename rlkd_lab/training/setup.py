@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from rlkd_lab.objectives import ResolvedMethod, resolve
+from rlkd_lab.objectives.loss import ResolvedMethod, resolve
 from rlkd_lab.tasks import Example
-from rlkd_lab.training.config import LOOP_KNOBS, RunConfig
+from rlkd_lab.training.config import RunConfig
+from rlkd_lab.training.loop_knobs import LOOP_KNOBS
 from rlkd_lab.training.models import Models, load_models
 
 Coefs = Mapping[str, float | None]

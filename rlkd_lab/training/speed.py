@@ -31,8 +31,8 @@ class Size:
         return Size(sum(module.in_features * module.out_features for module in linear) - head, head)
 
     def forward(self, prompts: int, completions: int) -> float:
-        """Floating-point operations of a forward pass that predicts the completions, by tokens of
-        both: two a weight and token, those of attention itself left out.
+        """Return floating-point operations of a forward pass that predicts the completions, by
+        tokens of both: two a weight and token, those of attention itself left out.
         """
         return 2.0 * (self.layers * (prompts + completions) + self.head * completions)
 
@@ -44,8 +44,8 @@ def tokens(part: Sequences) -> tuple[int, int]:
 
 @functools.cache
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product, the best of five: measured
-    here, no data sheet's.
+    """Return floating-point operations a second of a large matrix product, the best of five:
+    measured here, no data sheet's.
     """
     size = 8192 if device.type == "cuda" else 1024
     x = torch.ones(size, size, device=device, dtype=dtype)

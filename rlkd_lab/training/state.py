@@ -19,10 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlkd_lab.models import LanguageModel, save_adapter
+from rlkd_lab.models import LanguageModel
+from rlkd_lab.models.adapters import save_adapter
 from rlkd_lab.runs import RunFolder, checkpoints
 from rlkd_lab.runs.checkpoints import Damaged
-from rlkd_lab.training.config import RunConfig, fingerprint
+from rlkd_lab.training.config import RunConfig
+from rlkd_lab.training.fingerprint import fingerprint
 
 BETAS = (0.9, 0.95)
 

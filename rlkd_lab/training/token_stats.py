@@ -11,18 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkd_lab.models import (
-    Sequences,
-    distributed,
+from rlkd_lab.models import Sequences, distributed, token_logps
+from rlkd_lab.models.decoder import Prompts
+from rlkd_lab.models.logprobs import (
     hidden_states,
     measured_divergences,
     targets,
     token_divergence,
-    token_logps,
     unflatten,
     vocabulary,
 )
-from rlkd_lab.models.decoder import Prompts
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.training.gaps import check_gap
@@ -174,8 +172,8 @@ def score_rows(
 def _frozen(
     setup: Setup, stats: TokenStats, name: str, rows: Tensor, part: Sequences, clock: Clock
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states and log-probabilities of a model that is not trained. Where it has a lean
-    forward, each prompt is run once for all of its completions.
+    """Return hidden states and log-probabilities of a model that is not trained. Where it has a
+    lean forward, each prompt is run once for all of its completions.
     """
     model = setup.models.frozen(name)
     clock.flops += model.size.forward(*tokens(part))
@@ -196,7 +194,7 @@ def _frozen(
 def _divergences(
     setup: Setup, stats: TokenStats, hidden: Tensor, theirs: Tensor
 ) -> dict[str, Tensor]:
-    """Both KLs to the teacher at the sampling temperature and at T = 1, (N,) each, nats."""
+    """Return both KLs to the teacher at the sampling temperature and at T = 1, (N,) each, nats."""
     measured = measured_divergences(
         setup.models.student,
         hidden,

@@ -14,15 +14,17 @@ from pathlib import Path
 
 import torch
 
-from rlkd_lab.models import DenseCopy, LanguageModel, distributed
+from rlkd_lab.models import LanguageModel, distributed
+from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.objectives import TokenBatch
-from rlkd_lab.tasks import check_weights
+from rlkd_lab.tasks.rewards import check_weights
 from rlkd_lab.training.collect import Stop, collect
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.decisions import Event
 from rlkd_lab.training.gaps import MAX_GAP_OTHER, check_gap
 from rlkd_lab.training.hooks import evaluation_row, interference_row, record_samples
+from rlkd_lab.training.inputs import Inputs
 from rlkd_lab.training.metrics import time_row, token_row
 from rlkd_lab.training.prompts import Asked, fit_prompts
 from rlkd_lab.training.samples import Rollout
@@ -62,10 +64,10 @@ class Trainer:
             )
         self.config = config
         self.setup = Setup.load(config)
-        self.weights = weights_of(config)
-        """Digests of the models and adapters."""
         self.asked = self._fit_prompts()
         """Which prompts the task was kept to, and a digest of what it gives."""
+        self.inputs = Inputs(self.asked.data, weights_of(config))
+        """Digests of what the run is trained on."""
         self.state = TrainState(self.setup.models.policy, config.weight_decay)
         self.whole = True
         """Whether the live tensors are those of the context's progress."""
@@ -208,7 +210,7 @@ class Trainer:
         return within_memory(context, self.state, step.number, "interference", passes)
 
     def _token_stats(self, step: StepValues, rollout: Rollout, everything: bool) -> TokenStats:
-        """Empty statistics of a rollout, with the models that will be asked."""
+        """Return empty statistics of a rollout, with the models that will be asked."""
         models, ask = self.setup.models, models_to_ask(self.setup, step)
         if everything:
             ask |= self.setup.all_scorers

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from rlkd_lab.models import distributed
-from rlkd_lab.objectives import TokenBatch, idle_rows, prepare, token_loss
+from rlkd_lab.objectives import TokenBatch, prepare, token_loss
+from rlkd_lab.objectives.loss import idle_rows
 from rlkd_lab.training.collect import generator_for
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.setup import Row, Setup, StepValues
@@ -188,8 +189,8 @@ def gradients(job: Update, chosen: Tensor, parts: int, scoring: bool) -> dict[st
 
 
 def _loss_scale(setup: Setup, prepared: TokenBatch) -> float:
-    """A power of two by which a float16 loss is multiplied, which rounds nothing: the share of one
-    token in a mean over many would be too small a number on its way back.
+    """Return a power of two by which a float16 loss is multiplied, which rounds nothing: the share
+    of one token in a mean over many would be too small a number on its way back.
     """
     if setup.models.policy.head.weight.dtype != torch.float16:
         return 1.0
@@ -309,7 +310,7 @@ def _add_up_gradients(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def _part_of(name: str, value: float, share: float) -> float:
-    """What a micro-batch with a share of the tokens adds to the rollout's statistic."""
+    """Return what a micro-batch with a share of the tokens adds to the rollout's statistic."""
     return value if name.startswith(SUMMED) or name.endswith("/max") else value * share
 
 

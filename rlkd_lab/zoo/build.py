@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from rlkd_lab.models.loading import Quant
+from rlkd_lab.models.language_model import Quant
 from rlkd_lab.tasks import Example, Split, arithmetic, find_task, knights
 from rlkd_lab.training.environment import describe_environment
 from rlkd_lab.zoo.measuring import (

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rlkd_lab.models import load_policy, make_dense_copy
-from rlkd_lab.models.loading import Quant
+from rlkd_lab.models.language_model import Quant
 from rlkd_lab.tasks import Split, Task
 from rlkd_lab.training.evaluation import evaluate
 from rlkd_lab.zoo.recipe import Recipe

@@ -27,7 +27,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rlkd_lab.models import default_device
-from rlkd_lab.models.loading import Quant, compute_dtype
+from rlkd_lab.models.language_model import Quant
+from rlkd_lab.models.loading import compute_dtype
 from rlkd_lab.tasks import Split
 from rlkd_lab.training.environment import describe_environment
 from rlkd_lab.zoo.measuring import (

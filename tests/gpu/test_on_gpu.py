@@ -8,26 +8,26 @@ import pytest
 import torch
 
 from rlkd_lab.models import (
-    DenseCopy,
     LanguageModel,
-    hidden_states,
     load_policy,
     load_teacher,
     locate,
     policy_logps,
-    targets,
-    token_divergence,
     token_logps,
-    verify_quantised,
-    zoo_names,
 )
+from rlkd_lab.models.dense_copy import DenseCopy
+from rlkd_lab.models.locating import zoo_names
+from rlkd_lab.models.logprobs import hidden_states, targets, token_divergence
+from rlkd_lab.models.verification import verify_quantised
 from rlkd_lab.objectives import divergence
 from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.runs import first_difference
 from rlkd_lab.tasks import find_task
-from rlkd_lab.training import Trainer, create, make_config, resume, run
+from rlkd_lab.training import make_config, resume, run
 from rlkd_lab.training.context import Context
+from rlkd_lab.training.folders import create
 from rlkd_lab.training.plan import plan
+from rlkd_lab.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,22 +14,16 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlkd_lab.models import (
-    DenseCopy,
-    load_policy,
-    load_teacher,
-    make_dense_copy,
-    policy_logps,
-    reference_of,
-)
-from rlkd_lab.models.adapter_fields import warn_of_another_base
+from rlkd_lab.models import load_policy, load_teacher, make_dense_copy, policy_logps, reference_of
+from rlkd_lab.models.adapter_config import warn_of_another_base
 from rlkd_lab.models.adapters import attach
-from rlkd_lab.models.loading import ZOO
+from rlkd_lab.models.dense_copy import DenseCopy
+from rlkd_lab.models.locating import ZOO
 from rlkd_lab.models.merging import merge
-from rlkd_lab.rollouts import sequences_of
+from rlkd_lab.rollouts.traces import sequences_of
 from rlkd_lab.study.targets import find_target
 from rlkd_lab.training import make_config
-from rlkd_lab.training.plan import check_pair
+from rlkd_lab.training.before_loading import check_pair
 
 LINEAR = ["q_proj", "v_proj", "o_proj", "down_proj"]
 KINDS = {

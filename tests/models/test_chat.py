@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlkd_lab.models.loading import LanguageModel
+from rlkd_lab.models.language_model import LanguageModel
 from rlkd_lab.zoo.tokenizer import character_tokenizer
 
 PLAIN = (

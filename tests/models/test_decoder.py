@@ -10,11 +10,8 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from rlkd_lab.models import (
-    DenseCopy,
     LanguageModel,
     Sequences,
-    hidden_states,
-    load_base,
     load_policy,
     load_teacher,
     loading,
@@ -22,6 +19,9 @@ from rlkd_lab.models import (
     reference_of,
 )
 from rlkd_lab.models.decoder import Decoder
+from rlkd_lab.models.dense_copy import DenseCopy
+from rlkd_lab.models.loading import load_base
+from rlkd_lab.models.logprobs import hidden_states
 from rlkd_lab.objectives import TokenBatch, token_loss
 from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.rollouts.fast import OwnForward

@@ -26,24 +26,24 @@ from transformers import (
 )
 
 from rlkd_lab.models import (
-    DenseCopy,
     Sequences,
-    checks,
-    compute_dtype,
-    dequantised,
-    hidden_states,
-    load_base,
     load_policy,
     load_teacher,
     loading,
     locate,
+    locating,
     policy_logps,
     reference_of,
-    token_divergence,
-    zoo_names,
+    verification,
 )
+from rlkd_lab.models.dense_copy import DenseCopy
+from rlkd_lab.models.loading import compute_dtype, load_base
+from rlkd_lab.models.locating import zoo_names
+from rlkd_lab.models.logprobs import hidden_states, token_divergence
+from rlkd_lab.models.verification import dequantised
 from rlkd_lab.training import make_config
-from rlkd_lab.training.plan import Shape, plan
+from rlkd_lab.training.model_shape import Shape
+from rlkd_lab.training.plan import plan
 
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -412,7 +412,7 @@ def test_embedded_models_pass_the_head_check(name):
 def test_a_model_that_caps_its_logits_is_refused_whatever_its_config_calls_that(
     make_model, cap, monkeypatch
 ):
-    monkeypatch.setattr(checks, "BEHIND_THE_HEAD", {})
+    monkeypatch.setattr(verification, "BEHIND_THE_HEAD", {})
     # 30 is what Gemma 2 has. The random model's logits reach about 10.
     with pytest.raises(ValueError, match=r"logits are not the output head's alone.*not supported"):
         load_policy(make_model("gemma2", final_logit_softcapping=cap), "none")
@@ -496,7 +496,7 @@ def test_an_architecture_that_is_not_supported_is_refused_before_its_weights_are
 
 def test_a_hub_model_without_safetensors_is_refused_in_words(tmp_path, monkeypatch):
     (tmp_path / "pytorch_model.bin").touch()
-    monkeypatch.setattr(loading, "snapshot_download", lambda name, allow_patterns: str(tmp_path))
+    monkeypatch.setattr(locating, "snapshot_download", lambda name, allow_patterns: str(tmp_path))
     with pytest.raises(
         FileNotFoundError,
         match=r"'some/model' has no \*\.safetensors: weights are read from safetensors alone",
@@ -508,7 +508,7 @@ def test_a_hub_model_without_safetensors_is_refused_in_words(tmp_path, monkeypat
 def test_without_weights_config_and_tokenizer_alone_are_downloaded(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        loading,
+        locating,
         "snapshot_download",
         lambda name, allow_patterns: asked.append(allow_patterns) or str(tmp_path),
     )
@@ -528,7 +528,7 @@ def test_an_adapter_that_trains_the_output_head_is_refused(make_model, tmp_path)
 
 
 def test_a_cap_that_hardly_shows_is_refused_too(make_model, monkeypatch):
-    monkeypatch.setattr(checks, "BEHIND_THE_HEAD", {})
+    monkeypatch.setattr(verification, "BEHIND_THE_HEAD", {})
     # It moves the largest logit by half a percent, and a log-probability by .013 nats already.
     folder = make_model("gemma2", final_logit_softcapping=30.0, initializer_range=0.1)
     with pytest.raises(ValueError, match="logits are not the output head's alone"):
@@ -593,7 +593,7 @@ def test_an_unknown_model_offline_is_an_error_that_says_what_to_do(name):
 def test_only_safetensors_and_text_are_asked_of_the_hub(monkeypatch, make_model):
     asked = {}
     monkeypatch.setattr(
-        loading,
+        locating,
         "snapshot_download",
         lambda name, **settings: asked.update(settings) or make_model(),
     )

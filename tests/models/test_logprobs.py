@@ -11,17 +11,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rlkd_lab.models import (
     LanguageModel,
     Sequences,
-    hidden_states,
-    load_base,
     load_policy,
     load_teacher,
     loading,
-    measured_divergences,
     policy_logps,
     reference_of,
+    token_logps,
+)
+from rlkd_lab.models.loading import load_base
+from rlkd_lab.models.logprobs import (
+    hidden_states,
+    measured_divergences,
     targets,
     token_divergence,
-    token_logps,
     top_alternatives,
     unflatten,
 )

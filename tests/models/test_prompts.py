@@ -8,9 +8,9 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from rlkd_lab.models import load_base
-from rlkd_lab.models.loading import load_tokenizer
+from rlkd_lab.models.loading import load_base
 from rlkd_lab.models.prompts import PromptFormat, ending_of
+from rlkd_lab.models.tokenizers import load_tokenizer
 from rlkd_lab.zoo.tokenizer import byte_pair_tokenizer
 
 CHATML = (

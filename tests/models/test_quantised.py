@@ -8,16 +8,10 @@ import torch
 from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit
 
-from rlkd_lab.models import (
-    dequantised,
-    load_base,
-    load_policy,
-    locate,
-    policy_logps,
-    verify_quantised,
-    zoo_names,
-)
-from rlkd_lab.models.checks import MAX_QUANT_ERROR
+from rlkd_lab.models import load_policy, locate, policy_logps
+from rlkd_lab.models.loading import load_base
+from rlkd_lab.models.locating import zoo_names
+from rlkd_lab.models.verification import MAX_QUANT_ERROR, dequantised, verify_quantised
 from rlkd_lab.rollouts import Sampling, sample
 
 on_cpu = {"device": torch.device("cpu")}

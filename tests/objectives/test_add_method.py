@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from toy import close, logps_gradient, rollout
 
-from rlkd_lab.objectives import METHODS, Method, add_method, adding, is_added, methods, token_loss
+from rlkd_lab.objectives import METHODS, Method, add_method, adding, methods, token_loss
+from rlkd_lab.objectives.adding import is_added
 from rlkd_lab.objectives.rules import (
     LogRatio,
     RatioRule,

@@ -17,20 +17,11 @@ from toy import (
     rollout,
 )
 
-from rlkd_lab.objectives import (
-    CHOICES,
-    KNOBS,
-    METHODS,
-    TokenBatch,
-    advantage,
-    check_coef,
-    group_advantages,
-    prepare,
-    reward_guided_mask,
-    teacher_gap,
-    token_loss,
-)
+from rlkd_lab.objectives import METHODS, TokenBatch, group_advantages, prepare, token_loss
+from rlkd_lab.objectives.advantages import reward_guided_mask, teacher_gap
+from rlkd_lab.objectives.loss import advantage
 from rlkd_lab.objectives.rules import cispo
+from rlkd_lab.objectives.settings import CHOICES, KNOBS, check_coef
 from rlkd_lab.objectives.surrogates import aggregate, clipped_surrogate, log_importance
 
 EVERY = pytest.mark.parametrize("method", METHODS)

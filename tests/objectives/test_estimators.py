@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import close, gradient, kl, one_token_policy, random
 
-from rlkd_lab.objectives import divergence, forward_kl, jsd, k1, k2, k3, reverse_kl, topk_with_tail
+from rlkd_lab.objectives import divergence, forward_kl, k1, k2, k3, reverse_kl
+from rlkd_lab.objectives.estimators import jsd, topk_with_tail
 
 SIZE = 6
 FEW = settings(max_examples=25, deadline=None, derandomize=True, database=None)

@@ -28,17 +28,8 @@ from toy import (
     two_token_policy,
 )
 
-from rlkd_lab.objectives import (
-    METHODS,
-    TokenBatch,
-    advantage,
-    idle_rows,
-    k1,
-    k2,
-    k3,
-    prepare,
-    token_loss,
-)
+from rlkd_lab.objectives import METHODS, TokenBatch, k1, k2, k3, prepare, token_loss
+from rlkd_lab.objectives.loss import advantage, idle_rows
 from rlkd_lab.objectives.surrogates import trrd_log_ratio
 
 UNBOUNDED = {"trrd_gap_bound": None, "ratio_cap": None}

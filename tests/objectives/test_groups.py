@@ -8,15 +8,9 @@ import pytest
 import torch
 from toy import close, gradient, random, rollout
 
-from rlkd_lab.objectives import (
-    METHODS,
-    TokenBatch,
-    group_advantages,
-    idle_rows,
-    prepare,
-    reward_guided_mask,
-    token_loss,
-)
+from rlkd_lab.objectives import METHODS, TokenBatch, group_advantages, prepare, token_loss
+from rlkd_lab.objectives.advantages import reward_guided_mask
+from rlkd_lab.objectives.loss import idle_rows
 
 GROUPED = sorted(name for name, method in METHODS.items() if "groups" in method.needs)
 LENGTHS = (5, 3, 4, 1, 6, 2, 3, 2)

@@ -2,16 +2,10 @@
 
 import pytest
 
-from rlkd_lab.objectives import (
-    METHODS,
-    Constant,
-    Linear,
-    Switch,
-    check_coef,
-    parse_schedule,
-    schedules_for,
-)
-from rlkd_lab.objectives.schedules import values_of
+from rlkd_lab.objectives import METHODS
+from rlkd_lab.objectives.methods import schedules_for
+from rlkd_lab.objectives.schedules import Constant, Linear, Switch, parse_schedule, values_of
+from rlkd_lab.objectives.settings import check_coef
 
 
 @pytest.mark.parametrize(

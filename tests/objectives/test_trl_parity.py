@@ -10,7 +10,8 @@ import pytest
 import torch
 from toy import close, gradient, heard, random, rollout
 
-from rlkd_lab.objectives import group_advantages, jsd, token_loss
+from rlkd_lab.objectives import group_advantages, token_loss
+from rlkd_lab.objectives.estimators import jsd
 
 trl = pytest.importorskip("trl")
 

@@ -7,18 +7,10 @@ import tracemalloc
 
 import pytest
 
-from rlkd_lab.tasks import (
-    SHARED,
-    ArithmeticTask,
-    Example,
-    GuardedTask,
-    KnightsTask,
-    QuestionTask,
-    guarded,
-    judge,
-)
+from rlkd_lab.tasks import ArithmeticTask, Example, KnightsTask, QuestionTask, judge
 from rlkd_lab.tasks.answers import final_answer, grade
-from rlkd_lab.tasks.rewards import Sample
+from rlkd_lab.tasks.rewards import SHARED, Sample
+from rlkd_lab.tasks.verifier import GuardedTask, guarded
 
 LARGE = 1_000_000
 CANARY = "CANARY"

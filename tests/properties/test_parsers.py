@@ -12,8 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from rlkd_lab.objectives import parse_schedule
-from rlkd_lab.objectives.schedules import values_of
+from rlkd_lab.objectives.schedules import parse_schedule, values_of
 from rlkd_lab.study.sweep import Sweep, read_sweep, settled
 from rlkd_lab.tasks import ArithmeticTask, Example, KnightsTask
 from rlkd_lab.tasks import arithmetic as arithmetic_task
@@ -21,7 +20,8 @@ from rlkd_lab.tasks import knights as knights_task
 from rlkd_lab.tasks.answers import final_answer, grade, why_not
 from rlkd_lab.tasks.answers.extract import TAIL
 from rlkd_lab.tasks.mathematics import LONGEST, harmless
-from rlkd_lab.training.config import RunConfig, make_config, validated
+from rlkd_lab.training.config import RunConfig, validated
+from rlkd_lab.training.make_config import make_config
 
 MANY = settings(
     max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)

@@ -6,15 +6,9 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from rlkd_lab.models import (
-    DenseCopy,
-    hidden_states,
-    load_policy,
-    load_teacher,
-    policy_logps,
-    reference_of,
-    token_logps,
-)
+from rlkd_lab.models import load_policy, load_teacher, policy_logps, reference_of, token_logps
+from rlkd_lab.models.dense_copy import DenseCopy
+from rlkd_lab.models.logprobs import hidden_states
 from rlkd_lab.rollouts import Sampling, Stopped, sample
 from rlkd_lab.rollouts.fast import _pick
 from rlkd_lab.tasks import ArithmeticTask

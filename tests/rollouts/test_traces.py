@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rlkd_lab.models import load_policy, load_teacher, policy_logps
-from rlkd_lab.rollouts import Sampling, Stopped, sequences_of, teacher_traces, traces
+from rlkd_lab.rollouts import Sampling, Stopped, teacher_traces, traces
+from rlkd_lab.rollouts.traces import sequences_of
 from rlkd_lab.tasks import ArithmeticTask, Score
 
 SHORT = Sampling(1.0, 24)

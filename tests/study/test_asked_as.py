@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from rlkd_lab.commands import app
 from rlkd_lab.study import Settings, evaluate_target, find_target, task_of
 from rlkd_lab.study.targets import asked_as
-from rlkd_lab.tasks import ArithmeticTask, GuardedTask
+from rlkd_lab.tasks import ArithmeticTask
+from rlkd_lab.tasks.verifier import GuardedTask
 from rlkd_lab.training import make_config
 
 

@@ -20,13 +20,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from rlkd_lab.models import LanguageModel, load_policy, locate
 from rlkd_lab.models.merging import kl_per_token
 from rlkd_lab.objectives import METHODS
-from rlkd_lab.rollouts import sequences_of
+from rlkd_lab.rollouts.traces import sequences_of
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study import Settings, evaluate_target, find_target, task_of, write_table
 from rlkd_lab.study.eval_table import about
 from rlkd_lab.study.export import export_run
-from rlkd_lab.training import Trainer, config_of, make_config, run
+from rlkd_lab.training import config_of, make_config, run
 from rlkd_lab.training.context import Context
+from rlkd_lab.training.trainer import Trainer
 
 PROMPTS = ["49-7+4?", "5+1-2+3+4?", "8?"]
 COMPLETIONS = ["49-7=42;42+4=46;#46", "#11", "8=8;#8;;#"]
@@ -389,7 +390,7 @@ def test_no_licence_where_the_base_states_none(chatting, tmp_path, monkeypatch, 
 
 def test_method_knobs_and_run(trained, exported, chatting, tmp_path):
     folder, _ = exported
-    from rlkd_lab.training.config import fingerprint
+    from rlkd_lab.training.fingerprint import fingerprint
 
     method = section(folder / "adapter", "Method")
     rows = (

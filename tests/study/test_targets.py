@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study import find_target, task_of
-from rlkd_lab.training import Trainer, config_of
+from rlkd_lab.training import config_of
 from rlkd_lab.training.context import Context
+from rlkd_lab.training.trainer import Trainer
 
 
 def logits(lm):

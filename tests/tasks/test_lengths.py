@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 
-from rlkd_lab.tasks import ArithmeticTask, Example, KnightsTask, Limit, Score, find_task
-from rlkd_lab.tasks.lengths import fitting
+from rlkd_lab.tasks import ArithmeticTask, Example, KnightsTask, Score, find_task
+from rlkd_lab.tasks.lengths import Limit, fitting
 from rlkd_lab.tasks.questions import TEMPLATE
 from rlkd_lab.tasks.verifier import GuardedTask
 

@@ -287,7 +287,8 @@ def test_syllogism_is_as_wrong_as_its_fault_says(level, low, high):
 
 
 def test_a_fault_is_told_once_when_a_run_begins(tmp_path):
-    from rlkd_lab.training import create, make_config
+    from rlkd_lab.training import make_config
+    from rlkd_lab.training.folders import create
 
     assert set(FAULTS) <= set(reasoning_gym_sets())
     assert fault_of("chain_sum") is None

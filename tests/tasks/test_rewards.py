@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from rlkd_lab.tasks import ArithmeticTask, Example, Score, check_weights, judge
-from rlkd_lab.tasks.rewards import SHARED, Sample, brevity, overlong, think_format
+from rlkd_lab.tasks import ArithmeticTask, Example, Score, judge
+from rlkd_lab.tasks.rewards import SHARED, Sample, brevity, check_weights, overlong, think_format
 
 FORTY_FOUR = Example("49-7+4-2?", "44", 3, "x")
 

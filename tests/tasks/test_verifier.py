@@ -10,20 +10,9 @@ import time
 
 import pytest
 
-from rlkd_lab.tasks import (
-    ArithmeticTask,
-    Example,
-    GuardedTask,
-    KnightsTask,
-    QuestionTask,
-    Score,
-    Task,
-    Verdict,
-    check_verifier,
-    guarded,
-    judge,
-)
-from rlkd_lab.tasks.verifier import LONGEST, key_of
+from rlkd_lab.tasks import ArithmeticTask, Example, KnightsTask, QuestionTask, Score, Task, judge
+from rlkd_lab.tasks.rewards import Verdict, check_verifier
+from rlkd_lab.tasks.verifier import LONGEST, GuardedTask, guarded, key_of
 
 FORTY_FOUR = Example("49-7+4-2?", "44", 3, "x")
 ODD = """
@@ -62,6 +51,9 @@ class Odd(ArithmeticTask):
             return text[10 ** 6]
         return {"number": 3}.get(text, "!" + text)
 """
+
+IMPORTS = "from rlkd_lab.tasks import Example\nfrom rlkd_lab.tasks.verifier import guarded\n"
+"""What a script in a subprocess begins with."""
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +163,7 @@ def test_the_process_ends_with_the_run(path):
     pid = pid_of(task)
     del task
     assert_gone(pid)
-    code = "import sys, time, os\nfrom rlkd_lab.tasks import Example, guarded\n"
+    code = "import sys, time, os\n" + IMPORTS
     code += (
         f"task = guarded({str(path) + ':Odd'!r}, seconds=5)\nprint(task.score('pid',"
         " Example('', '', 1, 'x')).answer, flush=True)\ntime.sleep(100)\n"
@@ -187,7 +179,7 @@ def test_the_process_ends_with_the_run(path):
 @pytest.mark.slow
 def test_a_call_that_nobody_waits_for_any_more_ends_itself(path):
     """The run is killed while its verifier hangs in a pattern, which listens to nobody."""
-    code = "import threading\nfrom rlkd_lab.tasks import Example, guarded\n"
+    code = "import threading\n" + IMPORTS
     code += (
         f"task = guarded({str(path) + ':Odd'!r}, seconds=2)\nprint(task.score('pid',"
         " Example('', '', 1, 'x')).answer, flush=True)\n"

@@ -14,8 +14,9 @@ from rlkd_lab.models import locate
 from rlkd_lab.study.evaluation import Settings, evaluate_target
 from rlkd_lab.study.targets import find_target
 from rlkd_lab.tasks import ArithmeticTask
-from rlkd_lab.training import Trainer, run
+from rlkd_lab.training import run
 from rlkd_lab.training.context import Context
+from rlkd_lab.training.trainer import Trainer
 
 KINDS = {
     "dora": {"use_dora": True},

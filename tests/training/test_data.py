@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from rlkd_lab.models.loading import ZOO
+from rlkd_lab.models.locating import ZOO
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.tasks import GuardedTask, find_task
+from rlkd_lab.tasks import find_task
+from rlkd_lab.tasks.verifier import GuardedTask
 from rlkd_lab.training import make_config, replay, resume, run
-from rlkd_lab.training.config import fingerprint
-from rlkd_lab.training.data import data_of, data_until, what_changed
-from rlkd_lab.training.plan import longest_prompt
-from rlkd_lab.training.weights import weights_of, weights_until
+from rlkd_lab.training.before_loading import longest_prompt
+from rlkd_lab.training.data import data_of, what_changed
+from rlkd_lab.training.fingerprint import fingerprint
+from rlkd_lab.training.inputs import Inputs
+from rlkd_lab.training.weights import weights_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -159,7 +161,8 @@ def test_a_run_on_changed_rows_is_refused_or_accepted_by_name(stopped, tmp_path)
     (event,) = [event for event in folder.rows("events.jsonl") if event["event"] == "data"]
     assert event["step"] == 2
     assert "from here on the run is trained on changed data" in event["text"]
-    assert data_until(folder, 1) == folder.env()["data"] != data_until(folder) == event["data"]
+    first, last = Inputs.recorded(folder, 1), Inputs.recorded(folder)
+    assert first.data == folder.env()["data"] != last.data == event["data"]
     resume(folder.path)  # what was accepted once is not asked again
     assert RunFolder.open(folder.path).status()["state"] == "done"
     assert len([event for event in folder.rows("events.jsonl") if event["event"] == "data"]) == 1
@@ -202,7 +205,7 @@ def test_a_run_with_changed_weights_is_refused_or_accepted_by_name(tiny, make_ad
     folder = run(config, tmp_path / "run", on_step=stop(1))
     assert folder.env()["weights"].keys() == {"student", "teacher", "teacher_adapter"}
     resume(folder.path, on_step=stop(2))
-    assert weights_until(folder) == weights_of(config) == folder.env()["weights"]
+    assert Inputs.recorded(folder).weights == weights_of(config) == folder.env()["weights"]
 
     shutil.copy2(Path(make_adapter("student", 2)) / "adapter_model.safetensors", adapter)
     says = r"the files of teacher_adapter=\S+adapter were changed .*`rlkd {} \S+run --accept-ch"
@@ -213,11 +216,12 @@ def test_a_run_with_changed_weights_is_refused_or_accepted_by_name(tiny, make_ad
     resume(folder.path, accept_changed_data=True, on_step=stop(3))
     (event,) = [event for event in folder.rows("events.jsonl") if event["event"] == "data"]
     assert (event["step"], event["weights"]) == (2, weights_of(config))
-    assert weights_until(folder, 1) == folder.env()["weights"] != weights_until(folder)
+    before, after = Inputs.recorded(folder, 1), Inputs.recorded(folder)
+    assert before.weights == folder.env()["weights"] != after.weights == event["weights"]
 
     told = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(told | {"transformers_version": "9"}))
-    assert weights_of(config) == weights_until(folder)  # says nothing of its numbers
+    assert weights_of(config) == Inputs.recorded(folder).weights  # says nothing of its numbers
     tensors = load_file(model / "model.safetensors")
     tensors["model.norm.weight"][3] *= 2
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})

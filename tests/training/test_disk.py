@@ -13,7 +13,8 @@ import time
 import pytest
 
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.training import create, requests, resume, run
+from rlkd_lab.training import requests, resume, run
+from rlkd_lab.training.folders import create
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ import pytest
 from safetensors.torch import load_file
 
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.training import create, resume, run, trainer
+from rlkd_lab.training import resume, run, trainer
+from rlkd_lab.training.folders import create
 from rlkd_lab.training.trainer import Trainer
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.training import create, make_config, replay, resume, run, update
+from rlkd_lab.training import make_config, replay, resume, run, update
+from rlkd_lab.training.folders import create
 from rlkd_lab.training.guards import GUARDS, MANY, Guards, declared
 from rlkd_lab.training.token_stats import TokenStats
 from rlkd_lab.training.trainer import Trainer
@@ -375,7 +376,7 @@ def test_a_declaration_that_means_nothing_is_refused(name, text, says):
 
 
 def test_guards_are_settings_and_change_no_checkpoint():
-    from rlkd_lab.training.config import fingerprint
+    from rlkd_lab.training.fingerprint import fingerprint
 
     config = make_config("grpo", settings={"guard.kl": "stop:2:5", "guard.loss": "skip"})
     assert config.guards == {"kl": "stop:2:5", "loss": "skip"}

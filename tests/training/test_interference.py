@@ -35,7 +35,7 @@ def test_sign_conflict_by_hand():
 @pytest.fixture
 def spread(monkeypatch):
     """Every second completion is right: the reward's gradient is not 0."""
-    from rlkd_lab.tasks import Verdict
+    from rlkd_lab.tasks.rewards import Verdict
     from rlkd_lab.training import scoring
 
     def judge(task, weights, texts, *_):

@@ -2,8 +2,9 @@ import threading
 
 import pytest
 
-from rlkd_lab.training import Knobs, make_config, run
+from rlkd_lab.training import make_config, run
 from rlkd_lab.training.decisions import Decisions
+from rlkd_lab.training.knobs import Knobs
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import torch
 from rlkd_lab.rollouts import fast
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.runs.compare import TIMING
-from rlkd_lab.training import create, replay, resume, run, token_stats
 from rlkd_lab.training import models as models_module
+from rlkd_lab.training import replay, resume, run, token_stats
+from rlkd_lab.training.folders import create
 from rlkd_lab.training.models import Models
 from rlkd_lab.training.trainer import Trainer
 

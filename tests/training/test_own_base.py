@@ -90,7 +90,8 @@ def test_a_teacher_of_other_weights_is_another(tmp_path):
 
 
 def test_equal_means_every_weight(tmp_path):
-    from rlkd_lab.models import DenseCopy, load_policy, load_teacher
+    from rlkd_lab.models import load_policy, load_teacher
+    from rlkd_lab.models.dense_copy import DenseCopy
 
     policy = load_policy("student", "nf4", lora_rank=2, lora_alpha=4)
     own, base = DenseCopy(policy), DenseCopy(load_teacher("student", "nf4", policy=policy))

@@ -12,11 +12,16 @@ import transformers
 
 from rlkd_lab.models import load_policy, loading
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.training import Trainer, create, make_config, run
+from rlkd_lab.training import fitting, make_config, model_shape, run
 from rlkd_lab.training import plan as plan_module
 from rlkd_lab.training import session as session_module
 from rlkd_lab.training.context import Context
-from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, NF4_BYTES, Live, Plan, Shape, fitted, plan
+from rlkd_lab.training.fitting import fitted
+from rlkd_lab.training.folders import create
+from rlkd_lab.training.memory_passes import Live
+from rlkd_lab.training.model_shape import NF4_BYTES, Shape
+from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, Plan, plan
+from rlkd_lab.training.trainer import Trainer
 from rlkd_lab.zoo.tokenizer import character_tokenizer
 
 pytestmark = pytest.mark.loads
@@ -273,9 +278,9 @@ def test_what_fits_together_only_is_said_together(monkeypatch, needed, says):
         def fits(self, memory, gpu):
             return self.good
 
-    monkeypatch.setattr(plan_module, "plan", lambda config, gpu, prompt: Found(config))
+    monkeypatch.setattr(fitting, "plan", lambda config, gpu, prompt: Found(config))
     config = make_config("kdrl", settings={"max_new_tokens": "256"})
-    assert plan_module._would_fit(config, GIB, True, 10).removeprefix("What would fit: ") == says
+    assert fitting._would_fit(config, GIB, True, 10).removeprefix("What would fit: ") == says
 
 
 def test_a_run_is_made_to_fit_before_anything_is_loaded(make_model, tmp_path, tiny, monkeypatch):
@@ -424,7 +429,7 @@ def test_a_llama_stands_for_a_llama(make_model):
     config = make_config("grpo", student=make_model("qwen3"), teacher=None, quant="none")
     counted, taken = (
         plan_module._passes(config, [one], 4, 16)
-        for one in (shape, replace(shape, counted=plan_module._stand_in(shape.config)))
+        for one in (shape, replace(shape, counted=model_shape._stand_in(shape.config)))
     )
     assert 0.8 * counted < taken < 1.25 * counted
 

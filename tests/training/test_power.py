@@ -354,7 +354,7 @@ def test_recorded_rollouts_are_thinned_over_the_whole_run(folder):
 
 
 def test_what_is_kept_is_no_part_of_what_a_checkpoint_fits(tiny):
-    from rlkd_lab.training.config import fingerprint
+    from rlkd_lab.training.fingerprint import fingerprint
 
     assert fingerprint(tiny(keep_checkpoints=1, keep_samples=3)) == fingerprint(tiny())
 

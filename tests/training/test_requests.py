@@ -11,8 +11,9 @@ import pytest
 
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.runs.tail import Tail
-from rlkd_lab.training import create, replay, requests, resume, run
+from rlkd_lab.training import replay, requests, resume, run
 from rlkd_lab.training.environment import alive
+from rlkd_lab.training.folders import create
 from rlkd_lab.training.trainer import Trainer
 
 

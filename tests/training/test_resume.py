@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlkd_lab.models import DenseCopy
 from rlkd_lab.models.decoder import Decoder
+from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.runs import RunFolder, checkpoints, first_difference
 from rlkd_lab.training import replay, resume, run
 from rlkd_lab.training.state import TrainState

@@ -17,10 +17,12 @@ from peft.tuners.lora import bnb
 from typer.testing import CliRunner
 
 from rlkd_lab.commands import app
-from rlkd_lab.models import DenseCopy, load_policy, loading, logprobs
+from rlkd_lab.models import load_policy, loading, logprobs
+from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.training import Trainer, models, resume, run, selfcheck, session
+from rlkd_lab.training import models, resume, run, selfcheck, session
 from rlkd_lab.training.selfcheck import examine
+from rlkd_lab.training.trainer import Trainer
 
 pytestmark = pytest.mark.loads
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rlkd_lab.models import Sequences, hidden_states, load_policy
+from rlkd_lab.models import Sequences, load_policy
+from rlkd_lab.models.logprobs import hidden_states
 from rlkd_lab.training.speed import Size, matmul_flops, tokens
 
 

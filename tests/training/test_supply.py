@@ -28,9 +28,9 @@ from rlkd_lab.runs import RunFolder, compare, overview
 from rlkd_lab.study import find_target
 from rlkd_lab.terminal import visible
 from rlkd_lab.training import config_of, environment, make_config, replay, resume, run
-from rlkd_lab.training.config import LOOP_KNOBS
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.forks import Forks
+from rlkd_lab.training.loop_knobs import LOOP_KNOBS
 from rlkd_lab.training.requests import RequestHandler
 from rlkd_lab.training.state import Progress
 from rlkd_lab.training.trainer import Trainer

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlkd_lab.models import load_policy, load_teacher
-from rlkd_lab.models.checks import quantised_layers
-from rlkd_lab.models.loading import check_same_tokenizer
+from rlkd_lab.models.verification import quantised_layers
 from rlkd_lab.study.sweep import read_sweep
 from rlkd_lab.tasks.base import split_of
 from rlkd_lab.training import make_config, run
@@ -178,7 +177,7 @@ def test_the_pair_loads_in_nf4_and_shares_its_tokenizer(place):
         policy = load_policy(str(models / name))
         assert len([*quantised_layers(policy.model)]) == 14
         teacher = load_teacher(str(models / "teacher"), policy=policy)
-        check_same_tokenizer(policy, teacher)
+        assert policy.tokenizer.get_vocab() == teacher.tokenizer.get_vocab()
         assert policy.eos_ids == teacher.eos_ids == {1}
         assert policy.context == 2048
 

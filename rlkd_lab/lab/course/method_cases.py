@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rlkd_lab.objectives import METHODS, TokenBatch, needs_of, resolve_options, token_loss
+from rlkd_lab.objectives import METHODS, TokenBatch, token_loss
+from rlkd_lab.objectives.methods import needs_of, resolve_options
 
 NEXT_TO_NOTHING = 1e-9
 LENGTHS = (5, 3, 4, 1, 0, 2)  # one completion has no token at all

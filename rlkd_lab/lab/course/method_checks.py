@@ -30,7 +30,8 @@ from rlkd_lab.lab.course.method_cases import (
     leaves_of,
     outcome_of,
 )
-from rlkd_lab.objectives import METHODS, TokenBatch, nearest, prepare, token_loss
+from rlkd_lab.objectives import METHODS, TokenBatch, prepare, token_loss
+from rlkd_lab.objectives.settings import nearest
 
 CHECKS = (
     "finite differences",

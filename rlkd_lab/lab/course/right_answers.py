@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from rlkd_lab.objectives import METHODS, TokenBatch, advantage
+from rlkd_lab.objectives import METHODS, TokenBatch
+from rlkd_lab.objectives.loss import advantage
 
 T_975 = 2.776445105
 """97.5 % quantile of Student's t with 4 degrees of freedom: five seeds."""

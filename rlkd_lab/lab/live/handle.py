@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from rlkd_lab.objectives import is_added, nearest
+from rlkd_lab.objectives.adding import is_added
+from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.runs.tail import Tail
-from rlkd_lab.training import RunConfig, create, resume
+from rlkd_lab.training import RunConfig, resume
+from rlkd_lab.training.folders import create
 from rlkd_lab.training.remote import FORK_KINDS, LIVE, ForkKind, RemoteRun, Where
 
 Drive = Literal["thread", "process"]
@@ -207,7 +209,7 @@ def _open_or_create(
     begin: bool,
 ) -> Handle:
     from rlkd_lab.models import default_device
-    from rlkd_lab.training.config import fingerprint
+    from rlkd_lab.training.fingerprint import fingerprint
 
     nearest(fork, ("auto", *FORK_KINDS), "fork")
     new = not (Path(out) / "config.json").exists()

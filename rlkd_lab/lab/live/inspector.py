@@ -29,7 +29,7 @@ from rlkd_lab.lab.live.tokens import (
     folder_of,
     token_arrays,
 )
-from rlkd_lab.objectives import nearest
+from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.runs import RunFolder
 
 WINDOW = 400

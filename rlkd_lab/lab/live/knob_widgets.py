@@ -17,10 +17,12 @@ import ipywidgets as widgets
 from rlkd_lab.lab.live.curves import number
 from rlkd_lab.lab.live.handle import Handle
 from rlkd_lab.lab.live.history import History
-from rlkd_lab.objectives import METHODS, Constant, Knob, Schedule, resolve_options
-from rlkd_lab.objectives.schedules import values_of
+from rlkd_lab.objectives import METHODS
+from rlkd_lab.objectives.methods import resolve_options
+from rlkd_lab.objectives.schedules import Constant, Schedule, values_of
+from rlkd_lab.objectives.settings import Knob
 from rlkd_lab.training import RunConfig
-from rlkd_lab.training.config import LOOP_KNOBS
+from rlkd_lab.training.loop_knobs import LOOP_KNOBS
 
 Value = float | None
 FRONT = ("trrd_alpha", "gap_weight", "kd_coef", "clip_high", "ratio_cap")

@@ -19,16 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlkd_lab.lab.live.handle import Handle
-from rlkd_lab.objectives import (
-    METHODS,
-    ResolvedMethod,
-    TokenBatch,
-    nearest,
-    prepare,
-    resolve,
-    terms,
-    token_loss,
-)
+from rlkd_lab.objectives import METHODS, TokenBatch, prepare, terms, token_loss
+from rlkd_lab.objectives.loss import ResolvedMethod, resolve
+from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training.samples import counted_of
 

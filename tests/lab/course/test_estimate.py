@@ -7,9 +7,12 @@ import pytest
 
 from rlkd_lab.lab import gpu_hours, memory_table
 from rlkd_lab.lab.course.estimate import HOW, held_bytes, size
-from rlkd_lab.models import DenseCopy, load_policy, load_teacher, reference_of
+from rlkd_lab.models import load_policy, load_teacher, reference_of
+from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.training import make_config
-from rlkd_lab.training.plan import Shape, longest_prompt, plan
+from rlkd_lab.training.before_loading import longest_prompt
+from rlkd_lab.training.model_shape import Shape
+from rlkd_lab.training.plan import plan
 
 ROWS = pd.DataFrame(
     {

@@ -251,7 +251,7 @@ def test_kdrl_without_its_teacher_term_is_grpo():
 
 
 def test_nf4_s_own_bytes():
-    from rlkd_lab.models import load_base
+    from rlkd_lab.models.loading import load_base
 
     model, _ = load_base("student", "nf4")
     layers = [

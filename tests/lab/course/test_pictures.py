@@ -46,7 +46,8 @@ from rlkd_lab.lab.course.pictures.ratios import (
     trrd_tokens,
     trust_region,
 )
-from rlkd_lab.objectives import TokenBatch, group_advantages, reward_guided_mask, token_loss
+from rlkd_lab.objectives import TokenBatch, group_advantages, token_loss
+from rlkd_lab.objectives.advantages import reward_guided_mask
 from rlkd_lab.plots import png
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import ArithmeticTask

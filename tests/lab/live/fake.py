@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlkd_lab.objectives import nearest
+from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.training.config import check_knob, make_config
+from rlkd_lab.training.loop_knobs import check_knob
+from rlkd_lab.training.make_config import make_config
 
 
 @dataclass

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 
-from rlkd_lab.objectives import METHODS, schedules_for
+from rlkd_lab.objectives import METHODS
+from rlkd_lab.objectives.methods import schedules_for
 from rlkd_lab.runs import RunFolder
 
 

@@ -12,7 +12,8 @@ import pytest
 from rlkd_lab.lab import RunFailed, launch, open_run, panel, start
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.runs.tail import Tail
-from rlkd_lab.training import create, load_or_train, make_config, run, schedule_from
+from rlkd_lab.training import load_or_train, make_config, run, schedule_from
+from rlkd_lab.training.folders import create
 
 FIELDS = {
     "steps": 3, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 24, "difficulty": (2, 2),

@@ -10,7 +10,7 @@ from fake import FakeHandle, Status
 from rlkd_lab.lab.live.knob_widgets import front_knob, knobs_of, options_html, slider_range
 from rlkd_lab.lab.live.panel import Panel, panel
 from rlkd_lab.objectives import METHODS
-from rlkd_lab.training.config import make_config
+from rlkd_lab.training.make_config import make_config
 
 MODULE = sys.modules[Panel.__module__]
 

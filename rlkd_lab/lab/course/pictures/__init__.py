@@ -28,7 +28,7 @@ from rlkd_lab.lab.course.pictures.ratios import (
     trust_region,
     trust_region_picture,
 )
-from rlkd_lab.objectives import nearest
+from rlkd_lab.objectives.settings import nearest
 
 PICTURES: Mapping[str, Callable[..., Picture]] = MappingProxyType(
     {

@@ -62,7 +62,8 @@ def measure_exposure(
         bootstrap interval over prompts, ``low`` and ``high``.
     """
     # imported here, because drawing alone need not load transformers
-    from rlkd_lab.models import DenseCopy, make_dense_copy
+    from rlkd_lab.models import make_dense_copy
+    from rlkd_lab.models.dense_copy import DenseCopy
     from rlkd_lab.rollouts import Sampling, sample
     from rlkd_lab.study.statistics import bootstrap
 

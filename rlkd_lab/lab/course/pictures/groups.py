@@ -14,7 +14,8 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from rlkd_lab.lab.course.pictures.prediction import BLUE, ORANGE, Picture, PictureControl
-from rlkd_lab.objectives import group_advantages, reward_guided_mask
+from rlkd_lab.objectives import group_advantages
+from rlkd_lab.objectives.advantages import reward_guided_mask
 from rlkd_lab.objectives.settings import CHOICES
 from rlkd_lab.plots.styles import white_figure
 

@@ -1,6 +1,4 @@
-"""Checks of a model when it is loaded: its architecture by its config, its weights, its 4-bit
-layers, its head; and what it says of a few fixed tokens.
-"""
+"""Checks of a model when it is loaded: architecture, weights, 4-bit layers and output head."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -20,9 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rlkd_lab.models.adapters import not_finite
-
-if TYPE_CHECKING:
-    from rlkd_lab.models.loading import LanguageModel
+from rlkd_lab.models.language_model import LanguageModel
 
 MAX_QUANT_ERROR = 0.12
 """Largest relative error (Frobenius) of a 4-bit layer against its source.
@@ -42,9 +38,10 @@ WITHOUT_4_BIT = (
 
 
 def check_architecture(name: str, config: PreTrainedConfig) -> None:
-    """Refuse, by its config alone, a model that is no causal language model with attention, and one
-    of which most weights are not in linear layers (GPT-2's transposed ones, experts in one tensor):
-    neither LoRA nor 4 bit would reach them.
+    """Refuse a model by its config alone, if it is not supported.
+
+    It must be a causal language model with attention. LoRA and 4 bit reach linear layers alone, so
+    most of its weights must lie there.
 
     Raises:
         ValueError: in one sentence.
@@ -67,8 +64,7 @@ def check_architecture(name: str, config: PreTrainedConfig) -> None:
             f"{name!r} is of type {config.model_type}, which is no causal language model of"
             " transformers"
         )
-    # in another dtype transformers would change the default dtype of the whole process for a
-    # moment, under the feet of a run in another thread
+    # With another dtype, transformers would change the process's default for a moment.
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if (
@@ -103,9 +99,10 @@ def check_architecture(name: str, config: PreTrainedConfig) -> None:
 
 
 def check_weights(name: str, model: nn.Module, found: Mapping[str, Any]) -> None:
-    """Refuse a model some of whose weights are not in its checkpoint, which transformers draws at
-    random, or are not finite; and one whose checkpoint holds weights that the model has no place
-    for, which transformers leaves out.
+    """Refuse a model that is not the one of its checkpoint.
+
+    transformers draws missing weights at random, and leaves out those without a place in the model.
+    Weights that are not finite are refused too.
 
     Args:
         name: of the model.
@@ -139,7 +136,7 @@ def check_weights(name: str, model: nn.Module, found: Mapping[str, Any]) -> None
 
 
 def _check_places(name: str, model: Any, unexpected: Iterable[str]) -> None:
-    """Refuse weights that were left out. transformers knows what a type of model can do without."""
+    """Refuse weights that were left out, and a head that the config ties to other embeddings."""
     if surplus := sorted(key for key in unexpected if not key.endswith(BUFFERS)):
         raise ValueError(
             f"the checkpoint of {name!r} holds {len(surplus)} tensors that its config.json has no"
@@ -159,7 +156,7 @@ def _check_places(name: str, model: Any, unexpected: Iterable[str]) -> None:
 
 
 def quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every 4-bit linear layer by name."""
+    """Return every 4-bit linear layer by name."""
     from bitsandbytes.nn import Linear4bit
 
     return (
@@ -168,7 +165,7 @@ def quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def dequantised(layer: nn.Module) -> torch.Tensor:
-    """The weight that a (4-bit) linear layer computes with, (out, in), float32."""
+    """Return the weight that a (4-bit) linear layer computes with, (out, in), float32."""
     weight: Any = layer.weight
     if getattr(weight, "quant_state", None) is None:
         return weight.data.float()
@@ -205,11 +202,8 @@ def verify_quantised(model: nn.Module, folder: Path) -> float:
                 " take another"
             )
         loaded = dequantised(layer).cpu()
-        error = (
-            float((loaded - source).norm() / source.norm())
-            if loaded.shape == source.shape
-            else float("inf")
-        )
+        same = loaded.shape == source.shape
+        error = float((loaded - source).norm() / source.norm()) if same else float("inf")
         worst = max(worst, error)
         if not error < MAX_QUANT_ERROR:
             raise ValueError(
@@ -233,9 +227,7 @@ def _checkpoint_index(folder: Path) -> dict[str, str]:
 
 
 def check_head(name: str, model: Any, trained: bool) -> None:
-    """Refuse LoRA on the output head, and a head that would be ``trained``, of a model that may be
-    without data.
-    """
+    """Refuse LoRA on the output head, and a head that is trained. The model may have no data."""
     head = model.get_output_embeddings()
     if isinstance(head, BaseTunerLayer) or (trained and isinstance(head, AuxiliaryTrainingWrapper)):
         raise ValueError(
@@ -244,8 +236,9 @@ def check_head(name: str, model: Any, trained: bool) -> None:
 
 
 def verify_head(lm: LanguageModel) -> None:
-    """Check once that head(backbone(x)) are the model's logits, which the chunked log-probabilities
-    rest on.
+    """Check once that head(backbone(x)) are the model's logits.
+
+    The log-probabilities in chunks rest on it.
 
     Raises:
         ValueError: the model scales or caps its logits behind the head, or trains it.
@@ -270,7 +263,7 @@ def verify_head(lm: LanguageModel) -> None:
 
 @contextmanager
 def rounded(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, each entry of the embeddings is changed by one rounding, up or down.
+    """Change each entry of the embeddings by one rounding, up or down, inside the block.
 
     What that does to the model's answers is its noise.
     """
@@ -289,7 +282,7 @@ def rounded(model: PreTrainedModel) -> Iterator[None]:
 
 @torch.no_grad()
 def probe_logps(lm: LanguageModel) -> torch.Tensor:
-    """Log-probabilities that a view of a model gives a few fixed tokens, (31,), nats."""
+    """Return the log-probabilities that a view gives a few fixed tokens, (31,), nats."""
     size = int(lm.causal_lm.config.vocab_size)
     ids = (3 + torch.arange(32, device=lm.device) * (size // 32 + 1)) % size
     with lm.active():

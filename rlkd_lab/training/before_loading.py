@@ -1,0 +1,92 @@
+"""What can be checked and measured before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from rlkd_lab.models.adapter_config import check_policy_adapter
+from rlkd_lab.models.adapters import attach
+from rlkd_lab.models.language_model import LanguageModel
+from rlkd_lab.models.locating import locate
+from rlkd_lab.models.tokenizers import load_tokenizer, same_tokenizer
+from rlkd_lab.models.verification import check_head
+from rlkd_lab.runs import checkpoints
+from rlkd_lab.tasks.registry import find_task
+from rlkd_lab.tasks.verifier import GuardedTask
+from rlkd_lab.training.config import RunConfig
+from rlkd_lab.training.config_checks import of_teacher
+from rlkd_lab.training.memory_passes import made
+from rlkd_lab.training.model_shape import Shape
+from rlkd_lab.training.prompts import Asked, fit_prompts
+
+
+def check_pair(config: RunConfig) -> None:
+    """Refuse a student and a teacher by their configs and tokenizers.
+
+    Reasons are an architecture that is not supported, weights that are no safetensors, and
+    tokenizers that differ.
+
+    Raises:
+        FileNotFoundError, ValueError: in one sentence.
+    """
+    for name in dict.fromkeys((config.student, config.teacher or config.student)):
+        locate(name, weights=Path(name).is_dir())
+        Shape.of(name)
+    if config.teacher is not None and config.teacher != config.student:
+        try:
+            names = (config.student, config.teacher)
+            same_tokenizer(*((name, load_tokenizer(name, weights=False)) for name in names))
+        except ValueError as error:
+            raise ValueError(of_teacher(config, error)) from None
+    _check_adapters(config)
+
+
+def _check_adapters(config: RunConfig) -> None:
+    """Refuse adapters that do not fit their base. The base is made without data."""
+    if config.adapter is not None:
+        checkpoints.check(Path(config.adapter))
+        check_policy_adapter(config.adapter, {})
+        _check_adapter(config.student, config.adapter, trained=True)
+    if config.teacher is not None and config.teacher_adapter is not None:
+        try:
+            checkpoints.check(Path(config.teacher_adapter))
+            _check_adapter(config.teacher, config.teacher_adapter, trained=False)
+        except ValueError as error:
+            raise ValueError(of_teacher(config, error)) from None
+
+
+def _check_adapter(name: str, adapter: str, trained: bool) -> None:
+    shape = Shape.of(name)
+    check_head(name, attach(made(shape.config, shape.layers), adapter, "default", name), trained)
+
+
+def longest_prompt(config: RunConfig) -> int:
+    """Return the tokens of the longest prompt that the run may ask."""
+    return asked_prompts(config).longest
+
+
+def asked_prompts(config: RunConfig) -> Asked:
+    """Return what the run may ask, found with tokenizers and configs alone."""
+    task = GuardedTask(find_task(config.task, config.task_settings, config.prompt_template))
+    student, context = reader_of(config.student, config.chat, config.system_prompt)
+    if config.teacher is None:
+        return fit_prompts(task, config, student, None, (context, None))
+    try:
+        teacher, theirs = reader_of(config.teacher, config.chat, config.system_prompt)
+    except ValueError as error:
+        raise ValueError(of_teacher(config, error)) from None
+    return fit_prompts(task, config, student, teacher, (context, theirs))
+
+
+def reader_of(
+    name: str, chat: Literal["auto", "off"], system_prompt: str | None
+) -> tuple[LanguageModel, int]:
+    """Return a model without weights, which can read prompts, and its context in tokens.
+
+    Raises:
+        FileNotFoundError, ValueError: no such model, or the system prompt would not be asked.
+    """
+    lm = LanguageModel(None, load_tokenizer(name, weights=False), name, "none")  # type: ignore[arg-type]
+    lm.use_chat(chat, system_prompt)
+    return lm, Shape.of(name).context

@@ -1,0 +1,154 @@
+"""A config from a preset, fields, and settings as the command line has them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from rlkd_lab.models.adapter_config import rank_and_alpha
+from rlkd_lab.objectives.methods import METHODS
+from rlkd_lab.objectives.settings import CHOICES, KNOBS, nearest
+from rlkd_lab.training.config import RunConfig, validated
+from rlkd_lab.training.loop_knobs import LOOP_KNOBS
+from rlkd_lab.training.presets import MODES, PRESETS
+
+RENAMED = {"dense_twin": "dense_copy"}
+"""Earlier names of settings. Old configs and commands may use them; fingerprints keep them."""
+NUMBERED_OPTIONS = ("constant_length", "topk")
+"""Options whose value is a whole number, which :data:`CHOICES` does not list."""
+NOT_BY_SET = (
+    "method",
+    "preset",
+    "steps",
+    "seed",
+    "knobs",
+    "options",
+    "moves",
+    "reward",
+    "guards",
+    "task_settings",
+)
+"""Fields with an option or an argument for themselves."""
+CAN_BE_OFF = ("adapter", "teacher", "teacher_adapter", "max_prompt_tokens")
+
+
+def make_config(
+    method: str, preset: str = "tiny", settings: dict[str, str] | None = None, **fields: Any
+) -> RunConfig:
+    """Make a config from a preset, fields, and settings as ``--set`` takes them.
+
+    Raises:
+        ValueError: in one sentence, naming the nearest valid name or the range.
+    """
+    nearest(method, METHODS, "method")
+    fields = {RENAMED.get(name, name): value for name, value in fields.items()}
+    settings = {RENAMED.get(name, name): value for name, value in (settings or {}).items()}
+    values = _start(method, preset, fields)
+    for name in fields:
+        nearest(name, RunConfig.model_fields, "setting")
+    for name, value in settings.items():
+        _put(values, method, name, value)
+    return validated(_with_adapter(values, {*fields, *settings}))
+
+
+def _start(method: str, preset: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of the preset with those of the fields on top."""
+    start = PRESETS[nearest(preset, PRESETS, "preset")].settings
+    values: dict[str, Any] = {**start, "preset": preset, "method": method, **fields}
+    for name in ("knobs", "options", "reward", "task_settings"):
+        if not isinstance(values.get(name, {}), Mapping):
+            raise ValueError(f"{name} maps names to values; {values[name]!r:.80} does not")
+    # A preset's coefficients are for methods that have them. They do not replace a schedule that
+    # makes a method what it is.
+    listens = METHODS[method].coefs.keys() - METHODS[method].schedules.keys() | LOOP_KNOBS.keys()
+    knobs = {name: value for name, value in start.get("knobs", {}).items() if name in listens}
+    values["knobs"] = {**knobs, **fields.get("knobs", {})}
+    values["options"] = dict(values.get("options", {}))
+    return values
+
+
+def _put(values: dict[str, Any], method: str, name: str, value: str) -> None:
+    """Put a setting where it belongs.
+
+    Raises:
+        ValueError: nothing has that name.
+    """
+    if name in NOT_BY_SET:
+        raise ValueError(
+            f"{name} is not a setting for --set: give it by its own option or argument"
+        )
+    coefs = METHODS[method].coefs
+    if name in KNOBS and name not in coefs:
+        raise ValueError(
+            f"{method} does not listen to {name}; its knobs are {', '.join([*coefs, *LOOP_KNOBS])}"
+        )
+    group, dot, inner = name.partition(".")
+    if dot and group == "reward":
+        weights = values.get("reward", {})
+        values["reward"] = {**RunConfig.model_fields["reward"].default, **weights, inner: value}
+    elif dot and group == "guard":
+        values["guards"] = {**values.get("guards", {}), inner: value}
+    elif dot and group == "task":
+        values["task_settings"] = {**values.get("task_settings", {}), inner: literal(value)}
+    elif name == "mode":
+        values |= MODES[nearest(value, MODES, "mode")]
+    else:
+        _put_by_name(values, method, name, value)
+
+
+def _put_by_name(values: dict[str, Any], method: str, name: str, value: str) -> None:
+    """Put a knob, an option or a field where it belongs."""
+    knobs = {**METHODS[method].coefs, **LOOP_KNOBS}
+    options = (*CHOICES, *NUMBERED_OPTIONS)
+    valid = (*knobs, *options, *RunConfig.model_fields)
+    nearest(name, valid, f"knob, option or setting of {method}")
+    if name in knobs:
+        values["knobs"][name] = value
+    elif name in options:
+        values["options"][name] = int(value) if value.lstrip("-").isdigit() else value
+    elif name in CAN_BE_OFF and value == "off":
+        values[name] = None
+    elif name == "difficulty":
+        low, _, high = value.partition("-")
+        values[name] = (low, high or low)
+    else:
+        values[name] = value
+
+
+def _with_adapter(values: dict[str, Any], asked: set[str]) -> dict[str, Any]:
+    """Return the values with the rank and alpha of the adapter that the run starts from.
+
+    Raises:
+        ValueError: the user asked for another rank or alpha than the adapter has.
+    """
+    try:
+        own = rank_and_alpha(values["adapter"]) if values.get("adapter") else {}
+    except (OSError, ValueError, TypeError):  # the loader says what is wrong there
+        own = {}
+    other = {
+        name: value
+        for name in own
+        if str(value := values.get(name, RunConfig.model_fields[name].default)) != str(own[name])
+    }
+    for name in other.keys() & asked:
+        raise ValueError(
+            f"{name}={other[name]}: the adapter {values['adapter']} has {name}={own[name]},"
+            f" which cannot be changed; leave {name} out"
+        )
+    if other:
+        told = ", ".join(f"{name}={own[name]}" for name in other)
+        warnings.warn(
+            f"the run has {told}, as the adapter {values['adapter']} that it starts from",
+            stacklevel=4,
+        )
+    return {**values, **own}
+
+
+def literal(text: str) -> Any:
+    """Return what a text means as JSON, or the text."""
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text, parse_constant=str)
+    except (ValueError, RecursionError):  # no JSON, thousands of digits, lists a thousand deep
+        return text
