@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from rlkd_lab.models import LanguageModel
@@ -133,8 +133,10 @@ class TrainState:
             progress = Progress(int(stored["step"]), int(stored["tokens"]), stored.get("accuracy"))
             if path.name != f"step_{progress.step:06d}":
                 raise ValueError(f"its state is that of step {progress.step}")
-            adapter = load_file(path / "adapter_model.safetensors")
-            flat = load_file(path / "optimizer.safetensors")
+            # Read whole. load_file would map the files, and a file that is cut later would then end
+            # the process with a bus error.
+            adapter = load((path / "adapter_model.safetensors").read_bytes())
+            flat = load((path / "optimizer.safetensors").read_bytes())
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise Damaged(
                 f"the checkpoint {path} is damaged: {type(error).__name__}: {error}"
