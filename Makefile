@@ -10,9 +10,9 @@ TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4
 .PHONY: help setup demo lab notebooks test test-fast bench figures lint audit midsize clean
 help:
 	@echo "make setup      make .venv with everything (the other targets do it by themselves)"
-	@echo "make demo       train KD, GRPO, KDRL and TRRD on the embedded pair; figures/demo.png"
+	@echo "make demo       train OPD, GRPO, KDRL and TRRD on the embedded pair (4 minutes); figures/demo.png"
 	@echo "make lab        open JupyterLab on the notebooks; make notebooks: run them all and keep their outputs (half an hour)"
-	@echo "make test       all tests; make test-fast: those under a few seconds each"
+	@echo "make test       all tests (20 minutes); make test-fast: those under a few seconds each"
 	@echo "make bench      a step against TRL's, our sampler against generate, KDRL and TRRD against GRPO; a sweep with one worker and with all (20 minutes)"
 	@echo "make midsize    on a GPU: pre-train the mid-size pair, run the main methods on it, tables and figures (not measured); WORKERS=4: runs at a time"
 	@echo "make figures    draw the committed figures again; make lint: ruff and mypy"

@@ -1,7 +1,8 @@
-"""The README's hardware table and figures/hardware.png, from the files in benchmarks/results/. What
-no file says is "not measured".
+"""Draw figures/hardware.png and write the table of docs/speed.md, from benchmarks/results/.
 
-    python benchmarks/hardware.py        # writes the figure, and the table in README.md
+A device without results has no column. One sentence below the table names what was not measured.
+
+    python benchmarks/hardware.py        # writes the figure, and the table in docs/speed.md
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MARKS = ("<!-- hardware -->\n", "<!-- /hardware -->\n")
-NOT = "not measured"
+NOT = "–"
 COLOURS = {
     "ours": "#0072B2",
     "fast": "#0072B2",
@@ -84,7 +85,7 @@ def of_sampling(sampled: dict[str, dict[str, Any]], key: str) -> str:
 def column(
     suffix: str, found: dict[str, Any], whole: str, lean: str, sampled: dict[str, dict[str, Any]]
 ) -> dict[str, str]:
-    """What is known of a device:
+    """Return what is known of a device, a text for each row of the table.
 
     ``found`` is its benchmark of steps, in which ``whole`` and ``lean`` are ratios to TRL's step.
     """
@@ -92,31 +93,39 @@ def column(
     peaks = [side["peak_gib"] for side in found.get("steps", {}).values()]
     after = [times(found[key]) for key in ("kdrl_over_grpo", "trrd_over_grpo") if key in found]
     return {
-        "a step of TRL's `GRPOTrainer` over ours, `fast`": times(found.get(whole)),
-        "the same, `lean`": times(found.get(lean)),
-        "peak memory in GiB: TRL; ours with the teacher, `fast`, `lean`": "; ".join(
+        "whole step of TRL's `GRPOTrainer` over ours, `mode=fast`": times(found.get(whole)),
+        "whole step of TRL's `GRPOTrainer` over ours, `mode=lean`": times(found.get(lean)),
+        "peak memory in GiB of TRL, of ours in `fast` and in `lean`": ", ".join(
             f"{peak:.1f}" for peak in peaks
         )
         or NOT,
-        "sampling so many completions, `generate` over `fast`": of_sampling(
-            sampled, "generate_over_ours"
+        "sampling by `generate` over `engine=fast`": of_sampling(sampled, "generate_over_ours"),
+        "sampling by `generate` over `engine=continuous`": of_sampling(
+            sampled, "generate_over_continuous"
         ),
-        "the same over `continuous`": of_sampling(sampled, "generate_over_continuous"),
-        "what follows the sampling, KDRL over GRPO; TRRD over GRPO": "; ".join(after) or NOT,
-        "log p and entropy over 151,936 tokens: ours over TRL's kernel, time": of_kernels(
-            logprobs, "logps", "seconds"
+        "step without sampling, KDRL and TRRD over GRPO": ", ".join(after) or NOT,
+        "log p and entropy: ours over TRL's kernel, time": of_kernels(logprobs, "logps", "seconds"),
+        "log p and entropy: ours over TRL's kernel, memory": of_kernels(
+            logprobs, "logps", "peak_gib"
         ),
-        "the same, memory": of_kernels(logprobs, "logps", "peak_gib"),
-        "exact reverse KL likewise, time": of_kernels(logprobs, "reverse_kl", "seconds"),
-        "the same, memory ": of_kernels(logprobs, "reverse_kl", "peak_gib"),
-        "log p and entropy: ours over the dense way, time": of_kernels(
+        "exact reverse KL: ours over TRL's kernel, time": of_kernels(
+            logprobs, "reverse_kl", "seconds"
+        ),
+        "exact reverse KL: ours over TRL's kernel, memory": of_kernels(
+            logprobs, "reverse_kl", "peak_gib"
+        ),
+        "log p and entropy: ours over all logits at once, time": of_kernels(
             logprobs, "logps", "seconds", "ours_over_dense"
         ),
-        "the same, memory  ": of_kernels(logprobs, "logps", "peak_gib", "ours_over_dense"),
-        "exact reverse KL likewise, time ": of_kernels(
+        "log p and entropy: ours over all logits at once, memory": of_kernels(
+            logprobs, "logps", "peak_gib", "ours_over_dense"
+        ),
+        "exact reverse KL: ours over all logits at once, time": of_kernels(
             logprobs, "reverse_kl", "seconds", "ours_over_dense"
         ),
-        "the same, memory   ": of_kernels(logprobs, "reverse_kl", "peak_gib", "ours_over_dense"),
+        "exact reverse KL: ours over all logits at once, memory": of_kernels(
+            logprobs, "reverse_kl", "peak_gib", "ours_over_dense"
+        ),
         "planned against measured peak memory, largest error": f"{memory['largest_error']:.1%} of"
         f" {len(memory['rows'])} cases"
         if memory
@@ -125,28 +134,26 @@ def column(
 
 
 def table() -> str:
-    """Rows of measurements, columns of devices, in Markdown."""
+    """Return the measurements in Markdown: a row each, a column for each device with results."""
     step, gpu = load("step"), load("gpu")
-    cpu = column(
-        "",
-        step,
-        "ratio_vs_trl",
-        "",
-        {"128": {"generate_over_ours": step["ratio_sampling_vs_generate"]}} if step else {},
-    )
-    card = column("-gpu", gpu, "trl_over_fast", "trl_over_lean", gpu.get("sampling", {}))
-    names = [
-        f"{found['environment']['device'] if found else unknown}, {models}"
-        for found, unknown, models in (
-            (step, "CPU", "two cores, embedded pair"),
-            (gpu, "one NVIDIA GPU", "1.5B ← 7B shapes"),
-        )
-    ]
+    columns = {}
+    if step:
+        sampled = {"128": {"generate_over_ours": step["ratio_sampling_vs_generate"]}}
+        name = f"{step['environment']['device']}, two cores, embedded pair"
+        columns[name] = column("", step, "ratio_vs_trl", "", sampled)
+    if gpu:
+        name = f"{gpu['environment']['device']}, 1.5B ← 7B shapes"
+        columns[name] = column("-gpu", gpu, "trl_over_fast", "trl_over_lean", gpu["sampling"])
+    names = list(column("", {}, "", "", {}))
+    known = {name: [cells[name] for cells in columns.values()] for name in names}
+    rows = {name: cells for name, cells in known.items() if any(cell != NOT for cell in cells)}
+    missing = [name for name in names if name not in rows] + ([] if gpu else ["anything on a GPU"])
     lines = [
-        f"| | {' | '.join(names)} |",
-        "|---|---|---|",
-        *(f"| {name} | {cpu[name]} | {card[name]} |" for name in cpu),
+        f"| | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
+        *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()),
     ]
+    lines += ["", f"Not measured: {'; '.join(missing)}."] if missing else []
     return "\n".join(lines) + "\n"
 
 
@@ -289,9 +296,9 @@ def main() -> None:
         [],
         results=sorted(path.name for path in RESULTS.glob("*.json")),
     )
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
-    readme.write_text(
+    page = ROOT / "docs" / "speed.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
+    page.write_text(
         before + MARKS[0] + "\n" + table() + "\n" + MARKS[1] + rest.partition(MARKS[1])[2],
         encoding="utf-8",
     )

@@ -173,8 +173,8 @@ def test_the_objectives_know_torch_and_the_run_folder_does_not():
 def test_the_hardware_table_is_what_the_benchmarks_files_say():
     from benchmarks.hardware import MARKS, table
 
-    readme = (ROOT / "README.md").read_text()
-    assert readme.partition(MARKS[0])[2].partition(MARKS[1])[0].strip() == table().strip()
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert page.partition(MARKS[0])[2].partition(MARKS[1])[0].strip() == table().strip()
 
 
 # --- the embedded models --------------------------------------------------------------------------
@@ -290,9 +290,50 @@ def test_the_architecture_page_names_every_file_of_the_package():
     assert missing == []
 
 
-def test_the_readme_shows_only_pictures_that_are_there():
-    for target in re.findall(r"!\[[^\]]*\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
-        assert target.startswith("http") or (ROOT / target).is_file(), target
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def anchors(path):
+    """The anchors that a Markdown viewer makes of a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_points_to_a_file_and_a_heading_that_exist(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            name, _, anchor = target.partition("#")
+            file = page.parent / name if name else page
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file), target
+
+
+def test_the_index_names_every_page():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in PAGES[1:]:
+        assert page.name == "index.md" or f"({page.name})" in index, page.name
+
+
+def test_the_readme_is_short_in_lines_and_in_sentences():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 150
+    prose = re.sub(r"```.*?```|^( {4}|\|).*?$|!\[.*?\]\(.*?\)", "\n", readme, flags=re.S | re.M)
+    prose = re.sub(r"\]\([^)]*\)", "]", prose)
+    for sentence in re.split(r"[.!?:;][\s*]|\n\n|\n- ", prose):
+        assert len(sentence.split()) <= 25, sentence
+
+
+def test_the_troubleshooting_page_quotes_messages_that_exist():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\| `([^`]+)` \|", page.partition("## Without")[0], re.MULTILINE)
+    assert len(quoted) >= 25
+    nodes = [node for _, path in modules() for node in ast.walk(ast.parse(path.read_text()))]
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    written = "\n".join(text for text in texts if isinstance(text, str))
+    for message in quoted:
+        for part in message.split("…"):
+            assert part.strip() in written, message
 
 
 def test_every_make_target_that_the_readme_names_exists():
