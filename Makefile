@@ -7,7 +7,7 @@ DEMO := opd grpo kdrl trrd
 # A process a core, one thread each.
 TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4
 
-.PHONY: help setup demo lab notebooks test test-fast bench figures lint audit midsize clean
+.PHONY: help setup demo lab notebooks test test-fast test-ray bench figures lint audit midsize clean
 help:
 	@echo "make setup      make .venv with everything (the other targets do it by themselves)"
 	@echo "make demo       train OPD, GRPO, KDRL and TRRD on the embedded pair (4 minutes); figures/demo.png"
@@ -43,10 +43,13 @@ lab: .venv/installed
 	.venv/bin/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
 
 test: lint
-	$(TEST) --dist loadfile
+	$(TEST) --dist loadfile -m "not ray"
+
+test-ray: .venv/installed
+	$(PY) -m pytest -m ray
 
 test-fast: .venv/installed
-	$(TEST) -m "not slow" --ignore=tests/notebooks
+	$(TEST) -m "not slow and not ray" --ignore=tests/notebooks
 
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

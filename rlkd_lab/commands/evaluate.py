@@ -97,7 +97,7 @@ def evaluate(
 
     Prints avg@k, pass@k with its chance line, majority@k, greedy accuracy and lengths.
     """
-    with plain_errors("completed targets are written"):
+    with plain_errors("nothing of this model was written"):
         from rlkd_lab.objectives.settings import nearest
         from rlkd_lab.study import find_target, settings_of
         from rlkd_lab.study.sides import check_sides, expanded

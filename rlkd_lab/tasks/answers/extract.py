@@ -85,7 +85,7 @@ def final_answer(text: str) -> tuple[str, bool]:
     if said := _said_at(text):
         back = list(_TAKEN_BACK.finditer(text, said))
         if not back:
-            return _said(text), False
+            return _said(text).strip(), False
         text = text[back[-1].start() :]
     lines = [line.strip() for line in text.splitlines() if not _NOTHING.match(line)]
     if lines and whole and _BARE.match(lines[0]):
