@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
@@ -68,8 +69,14 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
+def _is_targets(value: Any) -> bool:
+    if not isinstance(value, str):
+        return value != [] and _is_names(value)
+    try:
+        re.compile(value)  # as peft does
+    except re.error:
+        return False
+    return value != ""
 
 
 def _is_switch(value: Any) -> bool:
@@ -85,10 +92,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lora_alpha": (_is_number, "a finite number"),
     "lora_dropout": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "bias": (lambda value: value in ("none", "all", "lora_only"), '"none", "all" or "lora_only"'),
-    "target_modules": (
-        lambda value: value is None or (value != [] and _is_names(value)) or _is_name(value),
-        "names of modules",
-    ),
+    "target_modules": (_is_targets, "names of modules, or a regular expression"),
     "modules_to_save": (
         lambda value: value is None or _is_names(value),
         "names of modules or null",

@@ -222,7 +222,10 @@ def _some(names: Iterable[str], whole: int) -> str:
 
 def not_finite(values: Tensor) -> str | None:
     """Return what a tensor holds beside numbers, in words, or ``None``."""
-    if not values.is_floating_point() or bool(torch.isfinite(values).all()):
+    if not values.is_floating_point():
+        return None
+    values = values.float() if values.element_size() == 1 else values  # torch cannot ask 8 bit
+    if bool(torch.isfinite(values).all()):
         return None
     return "NaN" if bool(values.isnan().any()) else "infinite values"
 

@@ -23,7 +23,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -38,10 +37,10 @@ from rlkd_lab.models.locating import locate
 from rlkd_lab.models.tokenizers import load_tokenizer, same_tokenizer
 from rlkd_lab.models.verification import (
     WITHOUT_4_BIT,
-    check_architecture,
     check_weights,
     probe_logps,
     quantised_layers,
+    read_config,
     verify_head,
     verify_quantised,
 )
@@ -106,9 +105,8 @@ def load_base(
         raise ValueError(f"quant is 'nf4' or 'none'; got {quant!r}")
     folder, device = locate(name), device or default_device()
     quantised = {"quantization_config": _nf4(compute_dtype(device))} if quant == "nf4" else {}
+    config = read_config(name, folder)
     tokenizer = load_tokenizer(name)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    check_architecture(name, config)
     # With dropout, the policy that is trained would not be the one that was sampled.
     for field, value in vars(config).items():
         if field.endswith(("dropout", "pdrop")) and isinstance(value, float):

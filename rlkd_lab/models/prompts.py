@@ -42,7 +42,7 @@ class PromptFormat:
         """``auto``: prompts go into the chat template where the tokenizer has one.
 
         Raises:
-            ValueError: the system prompt would not be asked.
+            ValueError: the question or the system prompt would not be asked.
         """
         found = cls(
             tokenizer,
@@ -50,6 +50,11 @@ class PromptFormat:
             wanted == "auto" and tokenizer.chat_template is not None,
             system_prompt or None,
         )
+        if found.chat and PROBE not in cls(tokenizer, source, True).texts([PROBE])[0]:
+            raise ValueError(
+                f"the chat template of {source} leaves out a question that is plain text: use"
+                " --set chat=off"
+            )
         if found.system_prompt is None:
             return found
         instead = "drop system_prompt, or put its text into --set prompt_template=TEXT"

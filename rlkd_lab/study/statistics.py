@@ -179,6 +179,7 @@ def paired_bootstrap(
     The p-value inverts the percentile interval: 2·min(share of resampled differences ≤ 0, share
     ≥ 0), with one added to each count, and at most 1.
     So p is below .05 where the interval leaves out 0.
+    One prompt has neither: interval and p are NaN.
 
     Args:
         a, b: one number for each prompt, indexed by prompt id in any order.
@@ -199,9 +200,9 @@ def paired_bootstrap(
     gaps = (a - b.reindex(a.index)).to_numpy(dtype=float)
     means = _resampled_means(gaps, resamples, seed)
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    return Difference(
-        float(gaps.mean()), *_bounds(means), min(1.0, 2 * (1 + tail) / (1 + resamples))
-    )
+    # a NaN is on neither side of 0
+    p = float("nan") if np.isnan(means).any() else min(1.0, 2 * (1 + tail) / (1 + resamples))
+    return Difference(float(gaps.mean()), *_bounds(means), p)
 
 
 def half_width(values: ArrayLike) -> float:

@@ -212,15 +212,20 @@ def asked_as(
     return found, told
 
 
+def data_changed(run: Path | None, config: RunConfig, task: GuardedTask) -> str | None:
+    """Return how rows differ from those that a run was trained on, in words, or ``None``."""
+    before = None if run is None else data_until(RunFolder.open(run))
+    if before is None or not isinstance(task.task, QuestionTask):
+        return None
+    return what_changed(before, data_of(task, config.task, []))
+
+
 def data_note(run: Path | None, config: RunConfig, task: GuardedTask) -> str | None:
     """Return a warning where the data are not those of the training.
 
     Prompts that were held out then may not be held out now.
     """
-    before = None if run is None else data_until(RunFolder.open(run))
-    if before is None or not isinstance(task.task, QuestionTask):
-        return None
-    changed = what_changed(before, data_of(task, config.task, []))
+    changed = data_changed(run, config, task)
     if changed is None:
         return None
     return (

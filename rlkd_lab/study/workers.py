@@ -34,7 +34,7 @@ from rlkd_lab.study.pools import in_processes, on_ray, workers_here
 from rlkd_lab.study.results import OVER, SESSIONS, collect, left_out, outcome_of, over, write_tables
 from rlkd_lab.study.summary import summarise
 from rlkd_lab.study.sweep import CHOSEN, Job, Sweep, settled
-from rlkd_lab.study.targets import find_target, task_of
+from rlkd_lab.study.targets import data_changed, find_target, task_of
 from rlkd_lab.training import config_of, load_or_train
 from rlkd_lab.training.environment import describe_environment, peak_memory_gib
 from rlkd_lab.training.fingerprint import fingerprint
@@ -224,6 +224,19 @@ def _check(jobs: list[Job], out: Path, engine: Engine) -> None:
             locate(name, weights=False)
     for job in {job.questions: job for job in jobs if job.evaluate is not None}.values():
         check_splits(task_of(job.config), _settings(job))
+    _refuse_changed_data([job for job in jobs if over(job.folder(out))], out)
+
+
+def _refuse_changed_data(done: list[Job], out: Path) -> None:
+    """Refuse a sweep whose other runs would be trained on other rows than those that are over."""
+    tasks = {job.questions: task_of(job.config) for job in {j.questions: j for j in done}.values()}
+    for job in done:
+        path = job.folder(out)
+        if changed := data_changed(path, job.config, tasks[job.questions]):
+            raise ValueError(
+                f"{path} was trained on other data of {job.config.task} than there is now:"
+                f" {changed}. Put it back, choose another --out, or delete that run"
+            )
 
 
 def _reopen(job: Job, path: Path) -> None:

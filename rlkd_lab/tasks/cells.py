@@ -66,14 +66,17 @@ def is_empty(value: Any) -> bool:
 
 
 def is_index(answer: Any, row: Mapping[str, Any], question: str) -> bool:
-    """Whether an answer is the place of one of the row's choices, and not a choice itself.
+    """Whether an answer is the place of one of the row's choices, a number or a letter, and not a
+    choice itself.
 
+    >>> is_index("B", {"choices": ["x", "y"]}, "Which?"), is_index("B", {}, "Which?")
+    (True, False)
     >>> is_index(2, {"choices": ["a", "b", "c"]}, "Which?")
     True
     >>> is_index(2, {"choices": ["1", "2"]}, "Which?"), is_index(2, {"choices": "abc"}, "Which?")
     (False, False)
     """
-    if isinstance(answer, bool) or not re.fullmatch(r"\s*\d{1,3}(\.0)?\s*", str(answer)):
+    if isinstance(answer, bool) or not re.fullmatch(r"\s*(\d{1,3}(\.0)?|[A-Z])\s*", str(answer)):
         return False
     listed = next((row[name] for name in CHOICES if row.get(name) is not None), None)
     if isinstance(listed, str):
@@ -83,8 +86,10 @@ def is_index(answer: Any, row: Mapping[str, Any], question: str) -> bool:
     if not isinstance(listed, list | tuple):
         return False
     choices = [str(choice).strip() for choice in listed]
-    number = int(float(str(answer)))
-    if number > len(choices) or str(number) in choices:
+    place = str(answer).strip()
+    letter = place.isalpha()
+    number = ord(place) - ord("A") + 1 if letter else int(float(place))
+    if number > len(choices) or (place if letter else str(number)) in choices:
         return False
     return not all(choice in question for choice in choices)  # it may number them itself
 

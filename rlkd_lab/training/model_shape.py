@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
+from transformers import LlamaConfig, PreTrainedConfig
 
 from rlkd_lab.models.locating import locate
-from rlkd_lab.models.verification import check_architecture
+from rlkd_lab.models.verification import read_config
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.memory_passes import COUNTED, adapted, made, one_pass
 
@@ -42,8 +42,7 @@ class Shape:
     @functools.lru_cache
     def of(name: str) -> Shape:
         """Read the sizes from the config alone."""
-        config = AutoConfig.from_pretrained(locate(name, weights=False), trust_remote_code=False)
-        check_architecture(name, config)
+        config = read_config(name, locate(name, weights=False))
         counts = [_count(made(config, layers)) for layers in (1, 2)]
         layers = int(config.num_hidden_layers)
         linear, other = (

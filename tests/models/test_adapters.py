@@ -420,6 +420,8 @@ WRONG |= {
         ("lora_dropout", None),
         ("bias", None),
         ("target_modules", []),
+        ("target_modules", None),
+        ("target_modules", ".*(q_proj"),
         ("rank_pattern", None),
         ("alpha_pattern", {"q_proj": "8"}),
         ("use_dora", "yes"),
@@ -528,6 +530,19 @@ def test_what_peft_loads_otherwise_than_it_lies_there_is_found(base, adapter_of,
     monkeypatch.setattr(PeftModel, "load_adapter", half)
     with pytest.raises(ValueError, match=r"peft has not loaded 1 of 28 tensors \(first: \S+lora_B"):
         load_teacher(base, "none", adapter=adapter_of(base, "plain"))
+
+
+def test_an_adapter_in_8_bit_is_read_as_peft_reads_it(base, adapter_of, tmp_path):
+    adapter = shutil.copytree(adapter_of(base, "plain"), tmp_path / "small")
+    file = adapter / "adapter_model.safetensors"
+    small = {key: value.to(torch.float8_e4m3fn) for key, value in load_file(file).items()}
+    save_file(small, file)
+    assert_is(load_teacher(base, "none", adapter=adapter), base, adapter, held=True)
+    save_file(
+        small | {key: torch.full_like(value, torch.nan) for key, value in small.items()}, file
+    )
+    with pytest.raises(ValueError, match="holds NaN in"):
+        load_teacher(base, "none", adapter=adapter)
 
 
 def test_an_empty_list_is_nothing(base, adapter_of, tmp_path):

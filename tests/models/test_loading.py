@@ -742,6 +742,32 @@ def test_a_head_that_is_its_embedding_may_stand_in_the_checkpoint(make_model, tm
     load_teacher(damaged(make_model(tie_word_embeddings=True), tmp_path, tie), "none")
 
 
+CONFIGS = {
+    "sees ahead": ({"is_causal": False}, "its tokens see later ones"),
+    "quantised already": (
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        "is a checkpoint that is quantised already",
+    ),
+    "layers that disagree": ({"num_hidden_layers": 5}, r"config\.json of .* cannot be used: .*"),
+    "no such activation": ({"hidden_act": "mish mash"}, r"config\.json of .* cannot be used: KeyE"),
+}
+
+
+@pytest.mark.parametrize("odd", CONFIGS)
+def test_a_config_that_makes_another_model_of_the_weights_is_refused_in_words(
+    make_model, tmp_path, odd
+):
+    change, says = CONFIGS[odd]
+    folder = shutil.copytree(make_model("qwen2"), tmp_path / "model")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=says):
+        load_teacher(str(folder), "none")
+    if odd != "sees ahead":  # which shows in the numbers alone
+        with pytest.raises(ValueError, match=says):
+            Shape.of(str(folder))
+
+
 @pytest.mark.parametrize("quant", ["nf4", "none"])
 def test_a_checkpoint_of_other_shapes_is_refused_in_words(make_model, tmp_path, quant):
     folder = damaged(

@@ -151,6 +151,18 @@ def test_a_system_prompt_is_never_dropped_silently(case):
     )
 
 
+PARTS = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}|{% endfor %}"
+
+
+def test_a_template_that_leaves_the_question_out_is_refused():
+    """As templates do that take a turn in parts, beside images."""
+    with pytest.raises(ValueError, match=r"template of m leaves out a question .* --set chat=off"):
+        PromptFormat.of(tokenizer(template=PARTS), "m", "auto")
+    assert PromptFormat.of(tokenizer(template=PARTS), "m", "off").texts
+    for template in TEMPLATES.values():
+        assert PromptFormat.of(tokenizer(template=template), "m", "auto").chat
+
+
 def saved(folder, make_model, **tokens):
     shutil.copytree(make_model(), folder)
     backend = load_tokenizer(make_model()).backend_tokenizer

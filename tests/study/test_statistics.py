@@ -162,6 +162,9 @@ def test_one_prompt_has_no_interval_and_no_prompt_is_an_error():
     assert np.isnan([found.low, found.high]).all()
     with pytest.raises(ValueError, match="at least one prompt"):
         bootstrap([])
+    pair = paired_bootstrap(series([1.0]), series([1.0]))
+    assert pair.mean == 0.0
+    assert np.isnan([pair.low, pair.high, pair.p]).all()
 
 
 def series(values):

@@ -21,9 +21,11 @@ from rlkd_lab.study.eval_table import read_table
 from rlkd_lab.study.pools import on_ray
 from rlkd_lab.study.results import OVER, by_arm, collect, curves, levels, over
 from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep, settled
+from rlkd_lab.study.targets import task_of
 from rlkd_lab.study.watch import run_watched
 from rlkd_lab.study.workers import choose, run_sweep, stages
 from rlkd_lab.training import run
+from rlkd_lab.training.data import data_of
 
 SMALL = {
     "prompts_per_step": 2,
@@ -314,6 +316,27 @@ def test_other_settings_in_the_same_folder_are_refused(done):
     other = sweep.model_copy(update={"settings": {**SMALL, "learning_rate": 0.1}})
     with pytest.raises(ValueError, match="with other settings than this sweep's"):
         run_sweep(other, out)
+
+
+def test_changed_rows_are_refused_before_the_other_runs_are_trained_on_them(tmp_path, monkeypatch):
+    rows = [{"question": f"{i}+{i}?", "answer": str(2 * i)} for i in range(12)]
+    file = tmp_path / "q.jsonl"
+    settings = {name: value for name, value in SMALL.items() if name != "difficulty"}
+    settings["task"] = str(file)
+    sweep = small([{"name": "a", "method": "grpo"}], settings=settings, evaluate=None)
+    job = sweep.jobs()[0]
+    folder = RunFolder.create(job.folder(tmp_path / "out"), job.config.model_dump(), env={})
+    tasks = []
+    for answer in ("2", "3"):
+        rows[1]["answer"] = answer
+        file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        tasks.append(task_of(job.config))
+    folder.write_json("env.json", {"data": data_of(tasks[0], str(file), [])})
+    monkeypatch.setattr(module, "over", lambda path: path == folder.path)
+    with pytest.raises(ValueError, match=r"seed_0 was trained on other data of .* as many rows"):
+        module._check(sweep.jobs(), tmp_path / "out", "local")
+    folder.write_json("env.json", {"data": data_of(tasks[1], str(file), [])})
+    module._check(sweep.jobs(), tmp_path / "out", "local")
 
 
 def test_two_processes_do_not_run_one_sweep(tmp_path, another):
