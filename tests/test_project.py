@@ -142,6 +142,21 @@ def test_imports_point_one_way(part):
             assert ours <= BELOW[part] | {part}, path.name
 
 
+def test_files_and_functions_of_the_package_are_short():
+    """At most 400 lines a file and 60 a function; ruff holds the complexity."""
+    long = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > 400:
+            long.append(path.name)
+        long += [
+            f"{path.name}: {node.name}"
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60
+        ]
+    assert long == []
+
+
 def test_only_plots_draw_and_only_the_lab_has_widgets():
     """Training, the study and the command line load neither matplotlib nor widgets."""
     allowed = {"plots": {"matplotlib"}, "lab": DRAWING}

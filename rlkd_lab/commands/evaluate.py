@@ -112,10 +112,8 @@ def evaluate(
             find_target(name, checkpoint=checkpoint, base=base, quant=quant)  # type: ignore[arg-type]
             for name in expanded(targets)
         ]
-        theirs: list[Any] = [
-            find_target(name, quant=quant)  # type: ignore[arg-type]
-            for name in expanded(against or ())
-        ]
+        others = expanded(against or ())
+        theirs: list[Any] = [find_target(name, quant=quant) for name in others]  # type: ignore[arg-type]
         check_sides(ours, theirs)
         config, asked = _question(ours + theirs, task, settings_from(set_))
         settings = settings_of(

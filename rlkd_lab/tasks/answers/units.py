@@ -189,6 +189,11 @@ def agree(gold: Unit, found: Unit) -> bool:
     return gold.words <= found.words or found.words <= gold.words
 
 
+_PERCENT = frozenset(
+    ("%", "percent", "percentage", "pct", "per cent", "percents", "percentage points")
+)
+
+
 def unit(text: str, loose: bool = False) -> Unit | None:
     r"""Return the unit that ``text`` names, ``None`` where it is none.
 
@@ -199,15 +204,7 @@ def unit(text: str, loose: bool = False) -> Unit | None:
     >>> [str(unit(text)) for text in ("square centimeters", "cm ^2", "kilometers per hour")]
     ['cm^2', 'cm^2', 'h^-1 km']
     """
-    if text.strip().lower() in (
-        "%",
-        "percent",
-        "percentage",
-        "pct",
-        "per cent",
-        "percents",
-        "percentage points",
-    ):
+    if text.strip().lower() in _PERCENT:
         return Unit(percent=True)
     powers: dict[str, int] = {}
     words: set[str] = set()
@@ -242,20 +239,25 @@ def unit(text: str, loose: bool = False) -> Unit | None:
             powers[name] = powers.get(name, 0) + sign * power * next_power
             next_power = 1
             continue
-        if lower in ("c", "f", "celsius", "fahrenheit") and "degree" in words:
-            words.add(lower[0])
-        elif lower in ("degree", "degrees", "deg"):
-            words.add("degree")
-        elif loose:
-            if lower in _NOT_UNITS:
-                return _made(powers, words)
-        elif lower in _NOT_UNITS or (len(word) < 3 and lower not in _IGNORED):
-            return None
-        elif lower not in _IGNORED:
-            words.add(_singular(lower))
-            if len(words) > 6:
-                return None
+        if _ends_before(lower, words, loose):
+            return _made(powers, words) if loose else None
     return _made(powers, words)
+
+
+def _ends_before(word: str, words: set[str], loose: bool) -> bool:
+    """Add a word that is no unit to ``words``; return whether the unit ends before it."""
+    if word in ("c", "f", "celsius", "fahrenheit") and "degree" in words:
+        words.add(word[0])
+    elif word in ("degree", "degrees", "deg"):
+        words.add("degree")
+    elif loose:
+        return word in _NOT_UNITS
+    elif word in _NOT_UNITS or (len(word) < 3 and word not in _IGNORED):
+        return True
+    elif word not in _IGNORED:
+        words.add(_singular(word))
+        return len(words) > 6
+    return False
 
 
 def large(text: str) -> tuple[int, str]:

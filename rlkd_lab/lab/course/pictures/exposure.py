@@ -80,9 +80,8 @@ def measure_exposure(
                 example.prompt + prefix for example, prefix in zip(examples, prefixes, strict=True)
             ]
             room = min(20 * operations + 16, teacher.context - max(map(len, texts)) - 1)
-            drawn = sample(
-                teacher, texts, samples, Sampling(1.0, room), generator, dense=dense
-            ).texts
+            sampling = Sampling(1.0, room)
+            drawn = sample(teacher, texts, samples, sampling, generator, dense=dense).texts
             right = []
             for i, (example, prefix) in enumerate(zip(examples, prefixes, strict=True)):
                 completions = drawn[i * samples : (i + 1) * samples]
