@@ -474,6 +474,7 @@ def test_a_checkpoint_that_the_rows_do_not_reach_is_not_used(tiny, tmp_path):
     assert first_difference(folder.rows(), whole) == (None, 0.0)
 
 
+@pytest.mark.loads
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "says"),
@@ -482,7 +483,7 @@ def test_a_checkpoint_that_the_rows_do_not_reach_is_not_used(tiny, tmp_path):
         (Decoder, "it does not sample the policy"),
     ],
 )
-def test_a_twin_that_computes_something_else_stops_the_run_at_its_first_step(
+def test_a_copy_that_computes_something_else_stops_the_run_at_its_first_step(
     tiny, tmp_path, monkeypatch, broken, says
 ):
     monkeypatch.setattr(
