@@ -17,17 +17,10 @@ from rlkd_lab.objectives.advantages import group_advantages, reward_guided_mask
 from rlkd_lab.objectives.batch import TokenBatch
 from rlkd_lab.objectives.estimators import k3
 from rlkd_lab.objectives.methods import METHODS, Method, needs_of, resolve_options
-from rlkd_lab.objectives.rules import (
-    Surrogate,
-    reference_penalty,
-    reward_advantage,
-    sized_advantage,
-)
+from rlkd_lab.objectives.rules import REWARD_ALONE, Surrogate, reference_penalty
 from rlkd_lab.objectives.settings import Coefs, Options, check_coef, nearest
 from rlkd_lab.objectives.surrogates import aggregate, log_importance, normalizer
 
-REWARD_ALONE = (reward_advantage, sized_advantage)
-"""Rules whose advantage is 0 where Â is."""
 USED_BY_PREPARE = ("aggregation", "constant_length", "kd_mask", "kd_normalizer", "scale_rewards")
 """Options that :func:`prepare` uses, and :func:`token_loss` can no longer change."""
 WORDS = {
