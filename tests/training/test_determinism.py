@@ -129,7 +129,7 @@ def test_whatever_is_asked_of_the_models_between_two_steps(trained, tiny, tmp_pa
     def between(loop, row):
         models = loop.trainer.setup.models
         evaluate(
-            models.policy, models.task, 4, difficulty=(2, 2), max_new_tokens=8, twin=models.copy
+            models.policy, models.task, 4, difficulty=(2, 2), max_new_tokens=8, dense=models.copy
         )
         other = load_teacher("student-weak", "nf4")
         sample(

@@ -67,7 +67,7 @@ def events_of(folder):
 def test_a_run_goes_on_says_so_and_is_replayed_as_it_was(moody, tmp_path):
     with pytest.warns(
         UserWarning,
-        match=r"step 1: .* calls of the verifier failed and score 0: .*stands in events\.jsonl"
+        match=r"step 1: .* calls of the verifier failed and score 0: .*stand in events\.jsonl"
         r" alone",
     ):
         folder = run(moody(eval_every=2, eval_prompts=6), tmp_path / "run")
