@@ -627,7 +627,7 @@ def test_export_into_a_folder_in_use_and_stopped_by_hand(rlkd, runs, tmp_path, m
     monkeypatch.setattr("rlkd_lab.study.export.model_card", interrupt)
     result = rlkd("export", runs / "grpo", "--out", tmp_path / "out")
     assert result.exit_code == 130
-    assert "stopped; nothing of this model was written" in result.stderr
+    assert "stopped; nothing was written" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
