@@ -757,9 +757,10 @@ def test_a_cluster_gives_the_runs_of_this_machine_and_names_the_run_that_breaks(
     _, here, _ = done
     arms = [
         {"name": "grpo", "method": "grpo"},
+        {"name": "kdrl", "method": "kdrl"},
         {"name": "sft", "method": "sft", "settings": {"max_new_tokens": 2}},
     ]
-    sweep, seen = small(arms), []
+    sweep, seen = small(arms, seeds=1), []
     failed = run_sweep(
         sweep,
         tmp_path,
@@ -768,7 +769,7 @@ def test_a_cluster_gives_the_runs_of_this_machine_and_names_the_run_that_breaks(
         on_change=lambda finished, jobs: seen.append(len(finished)),
     )
     assert failed and all("ValueError: none of the teacher's 8 traces" in one for one in failed)
-    whole = [job.folder(tmp_path) for job in sweep.jobs() if "grpo" in str(job.folder(tmp_path))]
+    whole = [job.folder(tmp_path) for job in sweep.jobs() if job.arm != "sft"]
     assert len(whole) == 2 and seen[-1] == 2
     assert len({json.loads((path / OVER).read_text())["node"] for path in whole} - {None}) == 2
     for path in whole:
