@@ -20,19 +20,9 @@ from rlkd_lab.models import locate
 from rlkd_lab.study.statistics import welch
 from rlkd_lab.study.summary import difference_row, per_prompt, powers_of_two, samples_of
 from rlkd_lab.study.targets import Target
+from rlkd_lab.training.fingerprint import NOT_IN_FINGERPRINT
 
-FREE = {
-    "seed",
-    "plan",
-    "guards",
-    "verifier_seconds",
-    "eval_every",
-    "eval_prompts",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "samples_every",
-    "keep_samples",
-}
+FREE = {"seed", *NOT_IN_FINGERPRINT - {"interference_every"}}
 """Settings in which runs of one side may differ: the seed, and those that change no weights."""
 
 
