@@ -68,15 +68,27 @@ def in_processes(
 
 
 def _pool() -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
+    """Return a pool of one worker process.
+
+    On a CPU the workers are forks of one server that has imported torch and this package: an import
+    costs 8 s. A GPU's driver does not survive a fork, so there each worker starts anew.
+    """
+    if os.name == "posix" and default_device().type == "cpu":
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["rlkd_lab.study.workers"])
+    else:
+        context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(
+        1, mp_context=context, initializer=_start_worker, initargs=(dict(os.environ),)
+    )
 
 
-def _end_with_parent() -> None:
-    """End this worker when the sweep's process is gone.
+def _start_worker(environment: dict[str, str]) -> None:
+    """Take the sweep's environment, and end this worker when the sweep's process is gone.
 
     A worker that stayed would train a run that the next start resumes.
     """
+    os.environ.update(environment)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
