@@ -100,7 +100,7 @@ _grpo = Method(
 )
 _kdrl = replace(
     _grpo,
-    title="KDRL, joint loss",
+    title="KDRL",
     source="KDRL (arXiv 2506.02208), Eq. 8",
     formula="−min(ρ·Â, clip(ρ)·Â) + kd_coef·M·k2(π_θ, π_T)",
     needs=_REWARD | _TEACHER,
@@ -120,7 +120,7 @@ _kdrl_advantage = replace(
 )
 
 _sft = Method(
-    title="SFT on teacher traces (sequence KD)",
+    title="SFT",
     source="Kim & Rush (arXiv 1606.07947)",
     formula="−log π_θ(y),  y from the teacher",
     needs=frozenset({"traces"}),
@@ -135,14 +135,14 @@ _table: dict[str, Method] = {
     "sft": _sft,
     "rft": replace(
         _sft,
-        title="Rejection-sampled SFT",
+        title="RFT",
         source="RFT (arXiv 2308.01825)",
         formula="−log π_θ(y),  y from the teacher and right",
         options={"keep_traces": "correct"},
         watch="how many traces are kept: prompts that the teacher gets wrong are never trained on",
     ),
     "kd_forward": Method(
-        title="Forward KL on teacher traces",
+        title="Forward KL",
         source="Hinton et al. (arXiv 1503.02531); SeqKD with the full vocabulary",
         formula="kd_coef·Σ_v π_T (log π_T − log π_θ),  y from the teacher",
         needs=frozenset({"traces", "teacher", "divergence"}),
@@ -167,7 +167,7 @@ _table: dict[str, Method] = {
         watch="jsd_weight towards 1 seeks modes: entropy falls faster",
     ),
     "opd": Method(
-        title="On-policy KD (KD-RKL)",
+        title="OPD",
         source="KDRL (arXiv 2506.02208), Eq. 5",
         formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·d,  d = log π_T − log π_old",
         needs=_TEACHER,
@@ -179,7 +179,7 @@ _table: dict[str, Method] = {
     "grpo": _grpo,
     "dr_grpo": replace(
         _grpo,
-        title="Dr.GRPO",
+        title="Dr. GRPO",
         source="Dr.GRPO (arXiv 2503.20783), §3.2",
         formula="GRPO with Â = r − group mean and a constant length in the denominator",
         options={"aggregation": "constant", "scale_rewards": "none"},
@@ -220,7 +220,7 @@ _table: dict[str, Method] = {
     "kdrl_advantage": _kdrl_advantage,
     "srpo": replace(
         _kdrl_advantage,
-        title="SRPO, sample routing",
+        title="SRPO",
         source="SRPO (arXiv 2604.02288); with an outside teacher as in arXiv 2609.04108",
         formula="−min(ρ·A, clip(ρ)·A),  A = c·Â + (1−c)·kd_coef·d,  c = 1 on right completions",
         advantage=routed_advantage,
@@ -231,7 +231,7 @@ _table: dict[str, Method] = {
     ),
     "hdpo": replace(
         _kdrl_advantage,
-        title="HDPO, advantage form (preset)",
+        title="HDPO",
         source="HDPO (arXiv 2603.23871); with an outside teacher as in arXiv 2609.04108",
         formula="A = Â + 1[nobody in the group is right]·kd_coef·d",
         options={"aggregation": "token", "kd_mask": "group_wrong"},
@@ -252,7 +252,7 @@ _table: dict[str, Method] = {
     ),
     "trrd": replace(
         _grpo,
-        title="TRRD (RLAD)",
+        title="TRRD",
         source="RLAD (arXiv 2602.22495), Eq. 3–5",
         formula="−min(r·Â, clip(r)·Â),  r = (π_θ/π_old)^α·(π_θ/π_T)^(1−α)",
         needs=_REWARD | _TEACHER,
@@ -264,7 +264,7 @@ _table: dict[str, Method] = {
     ),
     "kdrl_annealed": replace(
         _kdrl,
-        title="KDRL, annealed (preset)",
+        title="KDRL, annealed",
         source="KDRL (arXiv 2506.02208), §3.3",
         formula="KDRL with kd_coef from β_init to β_min, linearly over the run",
         coefs={**_KDRL, "kd_coef": 0.2},
@@ -272,7 +272,7 @@ _table: dict[str, Method] = {
     ),
     "kdrl_masked": replace(
         _kdrl,
-        title="KDRL, response-masked (preset)",
+        title="KDRL, masked",
         source="KDRL (arXiv 2506.02208), §3.4",
         formula="KDRL with M = 1 on wrong completions alone (kd_mask=group_wrong: where nobody in"
         " the group is right)",
@@ -281,7 +281,7 @@ _table: dict[str, Method] = {
     ),
     "opd_then_rl": replace(
         _kdrl_advantage,
-        title="OPD, then GRPO (preset)",
+        title="OPD-then-RL",
         source="Sequential Beats Joint (arXiv 2609.04108)",
         formula="A = d for the first half of the run, then Â",
         coefs={**_KDRL, "kd_coef": 1.0, "rl_coef": 0.0},

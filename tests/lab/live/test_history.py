@@ -321,5 +321,5 @@ def test_a_sentence_for_where_there_are_no_pictures(run):
     history = History(run.folder.path)
     history.read()
     text = say(history, "kdrl", 60, "running")
-    assert text.startswith("KDRL, joint loss: step 10 of 60, running. reward 0.")
+    assert text.startswith("KDRL: step 10 of 60, running. reward 0.")
     assert text.endswith("moved by hand: kd_coef.")
