@@ -1,0 +1,76 @@
+"""Settings of the documentation site: Sphinx, MyST and the executed notebooks as they are saved.
+
+    make site    # build/site/index.html
+
+The source folder is the repository's root, so links work on GitHub and on the site alike.
+Nothing is fetched: formulas become MathML, and every script lies in the theme.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+
+from rlkd_lab import __version__
+
+project = "rlkd_lab"
+author = "the authors of rlkd_lab"
+version = release = __version__
+root_doc = "docs/index"
+include_patterns = ["docs/**", "notebooks/*.ipynb", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns += ["rlkd_lab/zoo/CARD.md"]
+exclude_patterns = ["**.ipynb_checkpoints"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_external_toc",
+]
+external_toc_path = "docs/_toc.yml"
+external_toc_exclude_missing = False
+
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # the saved outputs are the site's: `make notebooks` makes them
+nb_merge_streams = True
+nb_ipywidgets_js: dict[str, Any] = {}  # a live widget needs a kernel; its saved picture does not
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+suppress_warnings = ["mystnb.unknown_mime_type"]
+
+html_theme = "sphinx_book_theme"
+html_title = "rlkd_lab"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_show_sourcelink = False
+html_theme_options: dict[str, Any] = {
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "path_to_docs": "",
+}
+# Where GitHub builds the site, it says whose repository it is; elsewhere nothing is launched.
+if repository := os.environ.get("GITHUB_REPOSITORY"):
+    html_theme_options |= {
+        "repository_url": f"https://github.com/{repository}",
+        "repository_branch": os.environ.get("GITHUB_REF_NAME", "main"),
+        "use_repository_button": True,
+        "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+    }
+
+
+def _mathml(self: Any, node: nodes.Element) -> None:
+    display = "inline" if isinstance(node, nodes.math) else "block"
+    self.body.append(convert(node.astext(), display=display))
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Register the formulas' renderer."""
+    app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))
