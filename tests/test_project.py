@@ -305,7 +305,11 @@ def test_the_architecture_page_names_every_file_of_the_package():
     assert missing == []
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PLAIN = [
+    page for page in PAGES if {page.stem, page.parent.name} & {"README", "guarantees", "findings"}
+]
 
 
 def anchors(path):
@@ -325,17 +329,23 @@ def test_every_link_of_a_page_points_to_a_file_and_a_heading_that_exist(page):
 
 
 def test_the_index_names_every_page():
-    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
     for page in PAGES[1:]:
-        assert page.name == "index.md" or f"({page.name})" in index, page.name
+        name = page.relative_to(DOCS).as_posix()
+        assert name == "index.md" or f"({name})" in index, name
 
 
-def test_the_readme_is_short_in_lines_and_in_sentences():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(readme.splitlines()) <= 150
-    prose = re.sub(r"```.*?```|^( {4}|\|).*?$|!\[.*?\]\(.*?\)", "\n", readme, flags=re.S | re.M)
+def test_the_readme_and_the_findings_are_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+    assert len((DOCS / "findings.md").read_text(encoding="utf-8").split()) <= 1800
+
+
+@pytest.mark.parametrize("page", PLAIN, ids=lambda page: page.name)
+def test_no_sentence_of_a_page_has_more_than_25_words(page):
+    text = page.read_text(encoding="utf-8")
+    prose = re.sub(r"```.*?```|^( {4}|\|).*?$|!\[.*?\]\(.*?\)", "\n", text, flags=re.S | re.M)
     prose = re.sub(r"\]\([^)]*\)", "]", prose)
-    for sentence in re.split(r"[.!?:;][\s*]|\n\n|\n- ", prose):
+    for sentence in re.split(r"[.!?][\s*)]|\n\s*\n|\n\s*- ", prose):
         assert len(sentence.split()) <= 25, sentence
 
 
