@@ -7,11 +7,12 @@ DEMO := opd grpo kdrl trrd
 # A process a core, one thread each.
 TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4
 
-.PHONY: help setup demo lab notebooks test test-fast test-ray bench figures lint audit midsize clean
+.PHONY: help setup demo lab notebooks site test test-fast test-ray bench figures lint audit midsize clean
 help:
 	@echo "make setup      make .venv with everything (the other targets do it by themselves)"
 	@echo "make demo       train OPD, GRPO, KDRL and TRRD on the embedded pair (4 minutes); figures/demo.png"
 	@echo "make lab        open JupyterLab on the notebooks; make notebooks: run them all and keep their outputs (half an hour)"
+	@echo "make site       build the documentation site offline (a minute); build/site/docs/index.html"
 	@echo "make test       all tests (20 minutes); make test-fast: those under a few seconds each"
 	@echo "make bench      a step against TRL's, our sampler against generate, KDRL and TRRD against GRPO; a sweep with one worker and with all (20 minutes)"
 	@echo "make midsize    on a GPU: pre-train the mid-size pair, run the main methods on it, tables and figures (not measured); WORKERS=4: runs at a time"
@@ -24,7 +25,7 @@ setup: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --retries 1 -c constraints.txt $(TORCH_INDEX) torch
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,trl,ray]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,trl,ray,site]"
 	touch $@
 
 # A run that is there is left alone; one that was interrupted goes on.
@@ -50,6 +51,10 @@ test-ray: .venv/installed
 
 test-fast: .venv/installed
 	$(TEST) -m "not slow and not ray" --ignore=tests/notebooks
+
+site: .venv/installed
+	$(PY) -m sphinx -q -W --keep-going -c docs -b html . build/site -d build/site-cache
+	@echo "Open build/site/docs/index.html"
 
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
