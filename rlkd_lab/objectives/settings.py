@@ -68,21 +68,31 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "keep_traces": ("finished", "all", "correct"),
     }
 )
-"""Options and their values.
+"""Options and their values, the default first."""
+OPTION_HELP: Mapping[str, str] = MappingProxyType(
+    {
+        "aggregation": "how tokens are averaged: over all tokens, within each completion first, or"
+        " by a constant length",
+        "scale_rewards": "divide Â by the group's spread, or not",
+        "group_rows": "whether completions that could not be judged, or that `mask_truncated`"
+        " leaves out, enter their group's mean, spread and masks",
+        "zero_spread": "keep groups whose rewards are all equal, or draw them again",
+        "level": "one ratio a token, or one a completion",
+        "estimator": "how the KL to the teacher is computed",
+        "kd_ratio": "multiply k2 and k3 by the ratio, which keeps the estimate right off-policy",
+        "kd_mask": "where the teacher speaks: everywhere, on wrong completions, or where nobody in"
+        " the group is right",
+        "kd_normalizer": "after masking, divide the teacher's term as the reward's, or by what is"
+        " kept",
+        "divergence": "which divergence to the teacher",
+        "ref_estimator": "how the KL to the reference is computed",
+        "keep_traces": "which traces of the teacher are trained on",
+    }
+)
+"""What each option does.
 
-``aggregation``: how token terms become one number, see
-:func:`~rlkd_lab.objectives.surrogates.normalizer`.
-``scale_rewards``: divide advantages by the group's spread.
-``level``: one ratio per token, or per sequence (GSPO).
-``kd_ratio``: multiply k2 and k3 by the detached ρ, which keeps the estimate right off-policy.
-``kd_normalizer``: after masking, divide the teacher term like the reward term, or by the tokens
-(rows) that are kept; KDRL does not say.
-``zero_spread``: keep groups whose rewards are all equal, or draw them again (DAPO).
-``keep_traces``: which teacher traces are trained on; ``correct`` is rejection sampling.
-``group_rows``: with ``judged``, completions that the verifier could not judge, and those that
-``mask_truncated`` leaves out of the loss, do not enter mean, spread and masks of their group. Their
-advantage is 0. The teacher term stays on a completion that could not be judged. With ``all``, both
-enter with their reward.
+With ``group_rows='judged'`` a completion that does not count has Â = 0. The teacher term stays on
+one that could not be judged. With ``all``, both kinds enter with their reward.
 
 Beside these, ``constant_length`` (int) is the length limit of ``aggregation='constant'``, and
 ``topk`` (int) the support of a divergence.

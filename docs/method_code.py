@@ -1,0 +1,45 @@
+"""The code of a method as its page shows it: rules included from their files, and its row."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+from rlkd_lab.objectives import METHODS, surrogates
+from rlkd_lab.objectives.rules import RatioRule, SurrogateRule, from_student
+
+OBJECTIVES = "../../rlkd_lab/objectives/"
+TABLE = Path(__file__).parents[1] / "rlkd_lab" / "objectives" / "methods.py"
+
+
+def place_of(rule: Callable[..., object] | RatioRule | SurrogateRule) -> tuple[str, str]:
+    """Return the file and the function that hold a rule's formula."""
+    if not isinstance(rule, RatioRule | SurrogateRule):
+        return "rules.py", rule.__name__
+    called = [name for name in rule.compute.__code__.co_names if hasattr(surrogates, name)]
+    return "surrogates.py", [*called, "log_importance"][0]
+
+
+def code(key: str) -> str:
+    """Return the method's rules, included from their source, and its row of the table."""
+    row, parts = METHODS[key], []
+    for kind in ("samples", "ratio", "surrogate", "advantage", "penalty"):
+        rule = getattr(row, kind)
+        if rule not in (None, from_student) and (row.ratio or kind != "surrogate"):
+            file, name = place_of(rule)
+            parts.append(f"The {kind}: [`{name}`]({OBJECTIVES}{file}).\n")
+            parts.append(f"```{{literalinclude}} {OBJECTIVES}{file}")
+            parts.append(f":pyobject: {name}\n:language: python\n```\n")
+    parts.append(f"The row of [the table]({OBJECTIVES}methods.py):\n")
+    return "\n".join([*parts, f"```python\n{source_of(key)}\n```"])
+
+
+def source_of(key: str) -> str:
+    """Return the text of a method's row."""
+    text = TABLE.read_text(encoding="utf-8")
+    named = re.search(rf'^    "{key}": (\w+),$', text, re.M)
+    start, end = (f"\n{named[1]} =", "\n)") if named else (f'\n    "{key}":', "\n    )")
+    row = text[text.index(start) + 1 :]
+    return textwrap.dedent(row[: row.index(end)] + end)
