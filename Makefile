@@ -44,7 +44,7 @@ lab: .venv/installed
 	.venv/bin/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
 
 test: lint
-	$(TEST) --dist loadfile -m "not ray"
+	$(TEST) --dist worksteal -m "not ray"
 
 test-ray: .venv/installed
 	$(PY) -m pytest -m ray

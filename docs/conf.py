@@ -21,8 +21,8 @@ project = "rlkd_lab"
 author = "the authors of rlkd_lab"
 version = release = __version__
 root_doc = "docs/index"
-include_patterns = ["docs/**", "notebooks/*.ipynb", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
-include_patterns += ["rlkd_lab/zoo/CARD.md"]
+include_patterns = ["docs/**", "notebooks/*.ipynb", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns += ["rlkd_lab/zoo/CARD.md", "results/embedded/scorecard.md"]
 exclude_patterns = ["**.ipynb_checkpoints"]
 extensions = [
     "myst_nb",

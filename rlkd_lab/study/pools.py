@@ -73,11 +73,10 @@ def _pool() -> ProcessPoolExecutor:
     On a CPU the workers are forks of one server that has imported torch and this package: an import
     costs 8 s. A GPU's driver does not survive a fork, so there each worker starts anew.
     """
-    if os.name == "posix" and default_device().type == "cpu":
-        context = multiprocessing.get_context("forkserver")
+    forked = os.name == "posix" and default_device().type == "cpu"
+    context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")
+    if forked:
         context.set_forkserver_preload(["rlkd_lab.study.workers"])
-    else:
-        context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(
         1, mp_context=context, initializer=_start_worker, initargs=(dict(os.environ),)
     )

@@ -35,9 +35,11 @@ _STATEMENT = re.compile(r"[A-E]:([+-])?([A-E])(?:([&|=/])([+-])?([A-E]))?")
 class KnightsTask:
     """Who is a knight? Puzzles of 2–5 people with one solution each.
 
-    Parts: ``accuracy``, 1 where the completion ends in ``#`` and the right assignment, knights
-        large and knaves small; ``format``, 1 where the whole of it has
-    the expected shape.
+    Two parts make the score:
+
+    - ``accuracy`` is 1 where the completion ends in ``#`` and the right assignment, with knights
+      in capitals and knaves in small letters;
+    - ``format`` is 1 where the whole completion has the expected shape.
     """
 
     name = "knights"

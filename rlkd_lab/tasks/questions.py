@@ -24,15 +24,17 @@ TEMPLATE = "{question}\nReason step by step, and put the final answer within \\b
 class QuestionTask:
     r"""Rows of questions and answers.
 
-    Parts: ``accuracy``, 1 where the final answer equals the reference
-        (:func:`~rlkd_lab.tasks.answers.grade`);
-    ``format``, 1 where there is a marked final answer (``\boxed{…}``, ``#### …`` or
-    ``<answer>…</answer>``); ``parsed``, 1 where an answer could be read.
+    Three parts make the score:
 
-    Rows whose file or ``split`` column says test (validation) are test (validation) rows; where
-    nothing says validation, or nothing says anything, the hash of the question decides: 10 % of the
-    train rows, or 80/10/10 of all. A split that the hash leaves empty gets one question of the
-    largest.
+    - ``accuracy`` is 1 where the final answer equals the reference
+      (:func:`~rlkd_lab.tasks.answers.grade`);
+    - ``format`` is 1 where there is a marked final answer (``\boxed{…}``, ``#### …`` or
+      ``<answer>…</answer>``);
+    - ``parsed`` is 1 where an answer could be read.
+
+    A row's file name or its ``split`` column decides its split. Where no row is for validation,
+    the hash of the question takes 10 % of the train rows. Where nothing names a split, the hash
+    cuts 80/10/10. A split that stays empty gets one question of the largest.
 
     Args:
         name: of the task.

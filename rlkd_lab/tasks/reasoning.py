@@ -113,9 +113,12 @@ needs a set of its own.
 class ReasoningGymTask:
     """Prompts and verifier of one reasoning-gym set.
 
-    Parts: ``accuracy``, 1 where the set's verifier gives 1; ``credit``, what it gives (some sets
-        have partial credit, and some a hundredth for any text);
-    ``format``, 1 where there is one ``<answer>…</answer>``. The last such pair counts.
+    Three parts make the score:
+
+    - ``accuracy`` is 1 where the set's verifier gives 1;
+    - ``credit`` is what the verifier gives. Some sets have partial credit, and some give a
+      hundredth for any text;
+    - ``format`` is 1 where there is one ``<answer>…</answer>``. The last such pair counts.
 
     Args:
         name: of the set.
