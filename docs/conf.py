@@ -12,10 +12,12 @@ import os
 from typing import Any
 
 from docutils import nodes
+from docutils.parsers.rst import Directive
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
 from rlkd_lab import __version__
+from rlkd_lab.lab.course.explorables import html
 
 project = "rlkd_lab"
 author = "the authors of rlkd_lab"
@@ -54,6 +56,8 @@ html_theme_options: dict[str, Any] = {
     "use_download_button": False,
     "use_fullscreen_button": False,
     "path_to_docs": "",
+    "navbar_start": [],
+    "navbar_persistent": [],
 }
 # Where GitHub builds the site, it says whose repository it is; elsewhere nothing is launched.
 if repository := os.environ.get("GITHUB_REPOSITORY"):
@@ -71,6 +75,17 @@ def _mathml(self: Any, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
+class ExplorableDirective(Directive):
+    """Shows a picture of the lab that the browser draws: ```` ```{explorable} clip ````."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return the picture's HTML with its script inside, so that no file is loaded."""
+        return [nodes.raw("", html(self.arguments[0]), format="html")]
+
+
 def setup(app: Sphinx) -> None:
-    """Register the formulas' renderer."""
+    """Register the pictures and the formulas' renderer."""
+    app.add_directive("explorable", ExplorableDirective)
     app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))

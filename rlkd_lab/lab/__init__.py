@@ -8,6 +8,7 @@ Figures of runs and studies are in :mod:`rlkd_lab.plots`.
 from rlkd_lab.lab.course.common_bugs import add_common_bugs
 from rlkd_lab.lab.course.estimate import gpu_hours, memory_table, release
 from rlkd_lab.lab.course.exercises import check, exercises
+from rlkd_lab.lab.course.explorables import explorable
 from rlkd_lab.lab.course.method_checks import check_method
 from rlkd_lab.lab.course.notebook import Notebook
 from rlkd_lab.lab.course.pictures import (
@@ -43,6 +44,7 @@ __all__ = [
     "clip_surrogate",
     "estimator_arrows",
     "exercises",
+    "explorable",
     "exposure_bias",
     "gpu_hours",
     "gradient_angle",

@@ -26,7 +26,8 @@ from rlkd_lab.lab.course.answers import (
 from rlkd_lab.lab.course.pictures.estimators import ESTIMATORS, followed
 from rlkd_lab.lab.course.pictures.fits import HUMPS, binomial_fits
 from rlkd_lab.lab.course.pictures.groups import advantages_of
-from rlkd_lab.lab.course.pictures.ratios import dead_threshold, surrogate_at
+from rlkd_lab.lab.course.pictures.ratios import surrogate_at
+from rlkd_lab.lab.course.pictures.trust_regions import dead_threshold
 from rlkd_lab.lab.course.right_answers import (
     intervals,
     joint,

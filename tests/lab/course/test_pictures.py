@@ -38,10 +38,9 @@ from rlkd_lab.lab.course.pictures.fits import (
 from rlkd_lab.lab.course.pictures.gradient_angles import angles, gradient_angle
 from rlkd_lab.lab.course.pictures.groups import drawn_grid, group_advantage, mask_grid, read_groups
 from rlkd_lab.lab.course.pictures.prediction import BLUE, ORANGE, Picture
-from rlkd_lab.lab.course.pictures.ratios import (
-    clip_surrogate,
+from rlkd_lab.lab.course.pictures.ratios import clip_surrogate, surrogate_at
+from rlkd_lab.lab.course.pictures.trust_regions import (
     dead_threshold,
-    surrogate_at,
     trrd_gradient,
     trrd_tokens,
     trust_region,

@@ -78,9 +78,9 @@ def test_nothing_is_open_before_a_choice(shown):
     assert game.picture.why not in repr(game)
 
 
-@pytest.mark.parametrize("choice", [0, 1])
+@pytest.mark.parametrize("choice", [0, 2])
 def test_the_choice_opens_picture_sliders_and_verdict(shown, choice):
-    game = play("clip_surrogate")
+    game = play("mask_grid")
     game.show()
     game.radio.index = choice
     assert not game.button.disabled
@@ -103,24 +103,31 @@ def test_the_first_choice_stands(shown):
 
 
 def test_a_slider_redraws_the_picture_and_only_after_the_choice(shown):
-    game = play("clip_surrogate")
+    game = play("mask_grid")
     game.show()
-    game.controls["rho"].value = 1.0
+    slider = game.controls["success"]
+    slider.value = 0.1
     assert game._picture_handle.updates == 0
     press(game, 1)
     before = shown.bundles[-1]["image/png"]
-    game.controls["rho"].value = 2.0
+    slider.value = 0.9
     assert shown.bundles[-1]["image/png"] != before
-    game.controls["sign"].value = -1.0
+
+
+def test_an_explorable_picture_opens_in_the_browser_and_its_still_stays_folded(shown):
+    game = play("clip_surrogate")
+    game.show()
+    press(game, 1)
+    assert game.view in game._panel.children
+    assert game._panel.layout.display is None
+    assert shown.bundles[-1]["text/html"].startswith("<details>")
+    assert game.picture.why in shown.words()
+    game.view.values = {"rho": 2.0, "sign": -1}  # the browser sends what the reader has set
     assert "A = -1, ρ = 2.00" in game.figure().axes[0].get_title()
 
 
 def test_every_control_arrives_at_the_drawing(shown):
     for name in (
-        "clip_surrogate",
-        "trust_region",
-        "estimator_arrows",
-        "two_humps",
         "mask_grid",
         "group_advantage",
     ):
@@ -178,8 +185,8 @@ def test_an_executed_notebook_keeps_picture_and_sentences(monkeypatch):
 
     monkeypatch.delenv("RLKD_SHORT", raising=False)
     cells = [
-        "from rlkd_lab.lab import play\ngame = play('clip_surrogate')\ngame",
-        "game.radio.index = 1\ngame.button.click()",
+        "from rlkd_lab.lab import play\ngame = play('mask_grid')\ngame",
+        "game.radio.index = 2\ngame.button.click()",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbclient.NotebookClient(notebook, timeout=240, store_widget_state=False).execute()

@@ -22,12 +22,8 @@ from rlkd_lab.lab.course.pictures.fits import HUMPED, two_humps
 from rlkd_lab.lab.course.pictures.gradient_angles import gradient_angle, gradient_angle_picture
 from rlkd_lab.lab.course.pictures.groups import MASKS, SPREAD, group_advantage, mask_grid
 from rlkd_lab.lab.course.pictures.prediction import Picture, Prediction
-from rlkd_lab.lab.course.pictures.ratios import (
-    CLIP,
-    clip_surrogate,
-    trust_region,
-    trust_region_picture,
-)
+from rlkd_lab.lab.course.pictures.ratios import CLIP, clip_surrogate
+from rlkd_lab.lab.course.pictures.trust_regions import trust_region, trust_region_picture
 from rlkd_lab.objectives.settings import nearest
 
 PICTURES: Mapping[str, Callable[..., Picture]] = MappingProxyType(

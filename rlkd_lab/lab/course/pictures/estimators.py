@@ -25,7 +25,6 @@ from rlkd_lab.lab.course.pictures.prediction import (
     ORANGE,
     PURPLE,
     Picture,
-    PictureControl,
 )
 from rlkd_lab.objectives import forward_kl, k1, k2, k3, reverse_kl
 from rlkd_lab.plots.styles import white_figure
@@ -103,6 +102,38 @@ def arrow(gradient: NDArray[np.float64], student: Sequence[float] = STUDENT) -> 
     return moved @ _CORNERS
 
 
+def uniforms(seed: int, count: int) -> list[float]:
+    """Return numbers in [0, 1) of the generator mulberry32, which a browser can follow exactly."""
+    low, state, drawn = 0xFFFFFFFF, seed, []
+    for _ in range(count):
+        state = (state + 0x6D2B79F5) & low
+        mixed = ((state ^ state >> 15) * (state | 1)) & low
+        mixed ^= (mixed + (mixed ^ mixed >> 7) * (mixed | 61)) & low
+        drawn.append((mixed ^ mixed >> 14) / 2**32)
+    return drawn
+
+
+def estimator_numbers(
+    n: int = 20,
+    seed: int = 0,
+    student: Sequence[float] = STUDENT,
+    teacher: Sequence[float] = TEACHER,
+) -> dict[str, NDArray[np.float64]]:
+    """Return what :func:`estimator_arrows` draws; arguments as there.
+
+    ``k1``, ``k2`` and ``k3`` hold the mean arrows of the first sample, of two, and so on, (n, 2).
+    """
+    p = np.asarray(student)
+    found = {"student": p @ _CORNERS, "teacher": np.asarray(teacher) @ _CORNERS}
+    for kind in COLOURS:
+        found[kind] = arrow(exact_gradient(kind, student, teacher), student)
+    drawn = np.searchsorted(p.cumsum()[:2], uniforms(seed, n), side="right")
+    for name in ESTIMATORS:
+        steps = [arrow(row, student) for row in token_gradients(name, student, teacher)]
+        found[name] = np.array(steps)[drawn].cumsum(0) / np.arange(1, n + 1)[:, None]
+    return found
+
+
 def estimator_arrows(
     n: int = 20,
     seed: int = 0,
@@ -116,21 +147,18 @@ def estimator_arrows(
         seed: of the draw; the first samples stay the same as n grows.
         student, teacher: probabilities of three tokens, all > 0.
     """
-    drawn = np.random.default_rng(seed).choice(3, size=n, p=np.asarray(student))
-    here, there = np.asarray(student) @ _CORNERS, np.asarray(teacher) @ _CORNERS
-    exact = {kind: arrow(exact_gradient(kind, student, teacher), student) for kind in COLOURS}
-    scale = 0.42 / max(float(np.linalg.norm(step)) for step in exact.values())
-    length = float(np.linalg.norm(exact["reverse"]))
+    found = estimator_numbers(n, seed, student, teacher)
+    here, there = found["student"], found["teacher"]
+    scale = 0.42 / max(float(np.linalg.norm(found[kind])) for kind in COLOURS)
+    length = float(np.linalg.norm(found["reverse"]))
     figure = white_figure(11.0, 4.3)
     for axes, name in zip(figure.subplots(1, 3), ESTIMATORS, strict=True):
         _triangle(axes, here, there)
-        gradients = token_gradients(name, student, teacher)
-        steps = np.array([arrow(row, student) for row in gradients])[drawn]
-        means = steps.cumsum(0) / np.arange(1, n + 1)[:, None]
+        means = found[name]
         path = here + scale * means
         axes.plot(path[:, 0], path[:, 1], color=GREY, linewidth=0.9, alpha=0.8)
         for kind, colour in COLOURS.items():
-            _arrow(axes, here, here + scale * exact[kind], colour, 5.0, alpha=0.45)
+            _arrow(axes, here, here + scale * found[kind], colour, 5.0, alpha=0.45)
         if np.linalg.norm(scale * means[-1]) > 0.02:
             _arrow(axes, here, path[-1], "black", 1.8)
         share = np.linalg.norm(means[-1]) / length
@@ -232,8 +260,5 @@ ARROWS = Picture(
     "and the mean of ∇log π_θ over its own samples is 0. k2 follows the reverse KL, "
     "k3, unbiased as well, the forward KL.",
     draw=estimator_arrows,
-    controls={
-        "n": PictureControl("samples n", 20, 1, 2000, 1),
-        "seed": PictureControl("draw", 0, 0, 20, 1),
-    },
+    explorable="estimators",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from rlkd_lab.lab.course.pictures.estimators import COLOURS, EXACT, Kind
-from rlkd_lab.lab.course.pictures.prediction import GREEN, ORANGE, PURPLE, Picture, PictureControl
+from rlkd_lab.lab.course.pictures.prediction import GREEN, ORANGE, PURPLE, Picture
 from rlkd_lab.plots.styles import white_figure
 
 HUMPS = (0.49, 0.02, 0.49)
 """The teacher's probabilities of 0, 1 and 2."""
+KINDS: tuple[Kind, Kind] = ("forward", "reverse")
 
 
 def binomial(q: Tensor) -> Tensor:
@@ -50,47 +52,62 @@ def binomial_fits(kind: Kind, teacher: Sequence[float] = HUMPS) -> list[float]:
     return [float(q[i]) for i in lowest if values[i] < values.min() + 1e-6]
 
 
-def two_humps(q: float = 0.5, teacher: Sequence[float] = HUMPS) -> Figure:
+def hump_numbers(q: float = 0.3, middle: float = 0.02, left: float = 0.5) -> dict[str, Any]:
+    """Return what :func:`two_humps` draws; arguments as there."""
+    teacher = ((1 - middle) * left, middle, (1 - middle) * (1 - left))
+    at = np.linspace(0.002, 0.998, 499)
+    found: dict[str, Any] = {"at": at, "teacher": np.asarray(teacher), "student": _probabilities(q)}
+    for kind in KINDS:
+        fits = binomial_fits(kind, teacher)
+        found[kind] = {
+            "along": binomial_divergence(kind, at, teacher),
+            "here": binomial_divergence(kind, q, teacher),
+            "fits": np.asarray(fits),
+            "lowest": binomial_divergence(kind, fits, teacher),
+            "student": _probabilities(fits[0]),
+        }
+    return found
+
+
+def _probabilities(q: float) -> NDArray[np.float64]:
+    return binomial(torch.tensor(q, dtype=torch.float64)).exp().numpy()
+
+
+def two_humps(q: float = 0.3, middle: float = 0.02, left: float = 0.5) -> Figure:
     """Draw both divergences of a Binomial(2, q) student to the teacher as functions of q.
 
     The right panel has the distributions as bars.
 
     Args:
         q: of the student that is marked, in (0, 1).
-        teacher: probabilities of 0, 1 and 2.
+        middle: the teacher's probability of 1, in (0, 1).
+        left: the part of the rest that 0 has, in (0, 1); 2 has the other part.
     """
-    at = np.linspace(0.002, 0.998, 499)
+    found = hump_numbers(q, middle, left)
     figure = white_figure(10.4, 4.3)
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    left_axes, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     labels: dict[Kind, str] = {"forward": "forward KL(π_T‖π_θ)", "reverse": "reverse KL(π_θ‖π_T)"}
     for kind, label in labels.items():
         colour = COLOURS[kind]
-        left.plot(
-            at, binomial_divergence(kind, at, teacher), color=colour, linewidth=2, label=label
+        numbers = found[kind]
+        left_axes.plot(found["at"], numbers["along"], color=colour, linewidth=2, label=label)
+        minimum = "minimum: q = " + " or ".join(f"{fit:.3g}" for fit in numbers["fits"])
+        left_axes.plot(
+            numbers["fits"], numbers["lowest"], "v", color=colour, markersize=9, label=minimum
         )
-        fits = binomial_fits(kind, teacher)
-        left.plot(
-            fits,
-            binomial_divergence(kind, fits, teacher),
-            "v",
-            color=colour,
-            markersize=9,
-            label="minimum: q = " + " or ".join(f"{f:.3g}" for f in fits),
-        )
-        left.plot([q], binomial_divergence(kind, [q], teacher), "o", color="black", markersize=6)
-    left.axvline(q, color="black", linewidth=0.9, linestyle=":")
-    left.set_ylim(0, 3.2)
-    left.set_xlabel("q of the student, Binomial(2, q)")
-    left.set_ylabel("divergence, nats")
-    left.legend(fontsize=9, loc="upper center", framealpha=1.0, ncols=2)
-    left.grid(alpha=0.25)
-    shown: list[tuple[str, NDArray[np.float64], str]] = [("teacher", np.asarray(teacher), ORANGE)]
-    for name, fit, colour in (
-        ("fit of forward KL", binomial_fits("forward", teacher)[0], PURPLE),
-        ("fit of reverse KL", binomial_fits("reverse", teacher)[0], GREEN),
-        (f"q = {q:.2f}", q, "black"),
-    ):
-        shown.append((name, binomial(torch.tensor(fit, dtype=torch.float64)).exp().numpy(), colour))
+        left_axes.plot([q], [numbers["here"]], "o", color="black", markersize=6)
+    left_axes.axvline(q, color="black", linewidth=0.9, linestyle=":")
+    left_axes.set_ylim(0, 3.2)
+    left_axes.set_xlabel("q of the student, Binomial(2, q)")
+    left_axes.set_ylabel("divergence, nats")
+    left_axes.legend(fontsize=9, loc="upper center", framealpha=1.0, ncols=2)
+    left_axes.grid(alpha=0.25)
+    shown = [
+        ("teacher", found["teacher"], ORANGE),
+        ("fit of forward KL", found["forward"]["student"], PURPLE),
+        ("fit of reverse KL", found["reverse"]["student"], GREEN),
+        (f"q = {q:.2f}", found["student"], "black"),
+    ]
     for i, (name, probabilities, colour) in enumerate(shown):
         right.bar(
             np.arange(3) + 0.2 * (i - 1.5), probabilities, width=0.18, color=colour, label=name
@@ -114,5 +131,5 @@ HUMPED = Picture(
     "and half of the mass lies in the valley. Reverse KL punishes what the teacher would not "
     "say: the student takes one hump (q = 0.024 or 0.976) and forgets the other.",
     draw=two_humps,
-    controls={"q": PictureControl("q", 0.3, 0.01, 0.99, 0.01)},
+    explorable="humps",
 )

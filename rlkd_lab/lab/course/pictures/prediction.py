@@ -61,6 +61,10 @@ class Picture:
     draw: Callable[..., Figure]
     """Takes the values of the controls by name."""
     controls: dict[str, PictureControl] = field(default_factory=dict)
+    explorable: str = ""
+    """Where it is given, the browser draws; ``draw`` is for readers without a kernel."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """What the explorable picture shows besides its sliders."""
 
     def figure(self, **values: Any) -> Figure:
         """Draw the picture; a control that is not given has its first value."""
@@ -95,6 +99,7 @@ class Prediction:
         self.shown = False
         self.complaint = ""
         self.box: Any = None
+        self.view: Any = None
         self._picture_handle: Any = None
         self._verdict_handle: Any = None
         if not os.environ.get("RLKD_SHORT"):
@@ -110,7 +115,9 @@ class Prediction:
         """Draw the picture with the values that the controls have now."""
         if self.box is None:
             return self.picture.figure()
-        return self.picture.figure(**{name: each.value for name, each in self.controls.items()})
+        values = dict(self.view.values) if self.view else {}
+        values |= {name: each.value for name, each in self.controls.items()}
+        return self.picture.figure(**values)
 
     def show(self) -> None:
         """Display question, widgets, verdict and picture."""
@@ -136,6 +143,7 @@ class Prediction:
         try:
             import ipywidgets as widgets
 
+            from rlkd_lab.lab.course.explorables import explorable
             from rlkd_lab.lab.live.keyboard import KeyboardGuard
         except ImportError:
             return
@@ -149,7 +157,11 @@ class Prediction:
             name: _widget(widgets, control, wide) for name, control in self.picture.controls.items()
         }
         hidden = widgets.Layout(display="none")
-        self._panel = widgets.VBox(list(self.controls.values()), layout=hidden)
+        shown = list(self.controls.values())
+        if self.picture.explorable:
+            self.view = explorable(self.picture.explorable, **self.picture.data)
+            shown.append(self.view)
+        self._panel = widgets.VBox(shown, layout=hidden)
         self.box = widgets.VBox([self.radio, self.button, self._panel, KeyboardGuard()])
         self.box.add_class("rlkd-panel")
         self.radio.observe(self._chosen, names="index")
@@ -180,7 +192,7 @@ class Prediction:
             from IPython.display import Markdown
 
             self._verdict_handle.update(Markdown(self._words()))
-            if content is not None:
+            if content is not None and self.view is None:  # the still picture stays folded
                 self._picture_handle.update(content, raw=True)
 
     def _words(self) -> str:
