@@ -82,9 +82,8 @@ def plot_differences(
         axes.axhline(0, color="#888888", linewidth=0.8)
         difference = rest[measure] - rest["seed"].map(base[measure])
         draw_arms(axes, rest.assign(**{measure: difference}), measure)
-        axes.set_ylabel(
-            wrap(f"{label_of(measure)}, minus that of {literal(title_of_arm(against))}")
-        )
+        base_name = literal(title_of_arm(against))
+        axes.set_ylabel(f"{wrap(label_of(measure))},\nminus that of {base_name}")
     caption = "dots: seeds; bars: mean and 95 % interval of the difference by seed"
     return finish(figure, title, f"{caption}, over {count_seeds(rest)}{omitted}")
 
@@ -134,7 +133,7 @@ def plot_knob(
         draw_knob(axes, kept[kept["method"] == method], knob, measure)
         axes.set_title(literal(title_of(method)))
     share_limits(panels)
-    return finish(figure, title, f"dots: seeds; line: means; bars: 95 % interval over {seeds}")
+    return finish(figure, title, f"dots: seeds; bars: mean and 95 % interval over {seeds}")
 
 
 def share_limits(panels: Sequence[Axes]) -> None:

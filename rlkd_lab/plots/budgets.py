@@ -49,7 +49,7 @@ def plot_frontier(
     """
     _, kept, omitted = runs_that_count(runs, cost, gain)
     seeds = count_seeds(kept) + omitted + note_repeats(kept, "arm")
-    figure, (axes,) = panel_figure(1, height=2.6)
+    figure, (axes,) = panel_figure(1, height=2.6, columns=1)
     means = kept.groupby("arm", sort=False)[[cost, gain]].mean()
     for arm in dict.fromkeys(kept["arm"]):
         rows = kept[kept["arm"] == arm]

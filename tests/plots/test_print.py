@@ -9,9 +9,17 @@ import pytest
 from matplotlib.text import Text
 
 from rlkd_lab.objectives import METHODS
+from rlkd_lab.plots import (
+    plot_arms,
+    plot_budget,
+    plot_differences,
+    plot_frontier,
+    plot_heat,
+    plot_knob,
+)
 from rlkd_lab.plots.claims import claim_figure, doubted, teachers_figure
 from rlkd_lab.plots.runs import ALL, plot_groups
-from rlkd_lab.plots.styles import FULL, PRINT
+from rlkd_lab.plots.styles import FULL, HALF, PRINT
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.claims import CLAIMS, judge_claims
 from rlkd_lab.study.study import read_study
@@ -48,7 +56,7 @@ def boxes(figure, monkeypatch):
 
 
 def check(figure, monkeypatch):
-    assert figure.get_figwidth() == FULL
+    assert figure.get_figwidth() in (FULL, HALF)
     shown = boxes(figure, monkeypatch)
     assert len(shown) > 8
     for text, box in shown:
@@ -58,7 +66,8 @@ def check(figure, monkeypatch):
         assert box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height, words
         assert not set(re.findall(r"[a-z_/]+", words)) & {"kd_coef", "kl_teacher_rev"}, words
         assert not set(re.findall(r"\w+", words)) & set(METHODS), words
-    for (one, a), (other, b) in itertools.combinations(shown, 2):
+    upright = [(text, box) for text, box in shown if text.get_rotation() % 90 == 0]
+    for (one, a), (other, b) in itertools.combinations(upright, 2):
         apart = a.x1 <= b.x0 or b.x1 <= a.x0 or a.y1 <= b.y0 or b.y1 <= a.y0
         assert apart, (one.get_text(), other.get_text())
     assert "\n" not in figure._supxlabel.get_text()
@@ -72,6 +81,16 @@ def test_the_figure_of_a_claim_can_be_read_in_print(study, number, monkeypatch):
 def test_the_other_figures_can_be_read_in_print(study, monkeypatch):
     check(teachers_figure(study), monkeypatch)
     check(four_methods(), monkeypatch)
+
+
+def test_ablations_can_be_read_in_print(study, monkeypatch):
+    core, betas, rates = (study[name].runs for name in ("core", "betas", "rates"))
+    check(plot_arms(core, title="Eight methods"), monkeypatch)
+    check(plot_differences(core, "grpo"), monkeypatch)
+    check(plot_frontier(core), monkeypatch)
+    check(plot_budget(study["core"].curves), monkeypatch)
+    check(plot_knob(betas[betas["method"] == "kdrl"], "kd_coef"), monkeypatch)
+    check(plot_heat(rates, "kd_coef", "learning_rate"), monkeypatch)
 
 
 def test_what_the_page_doubts_is_flagged(study):
