@@ -49,6 +49,8 @@ def _training(axes: Axes, study: Study) -> None:
         curves = [
             curve.rolling(WINDOW).mean() for curve in study["core"].curve(arm, "accuracy").values()
         ]
+        if not curves:  # a core of one's own may lack the arm
+            continue
         for curve in curves:
             axes.plot(curve.index, curve, alpha=0.25, linewidth=0.6, color=STYLES[arm][0])
         mean = pd.concat(curves, axis=1).mean(axis=1)
