@@ -12,22 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from rlkd_lab.plots import save_figure
+from rlkd_lab.plots.styles import FULL, finish, in_print, white_figure
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MARKS = ("<!-- hardware -->\n", "<!-- /hardware -->\n")
 NOT = "–"
-COLOURS = {
-    "ours": "#0072B2",
-    "fast": "#0072B2",
-    "lean": "#56B4E9",
-    "continuous": "#009E73",
-    "trl": "#D55E00",
-    "hf": "#D55E00",
-    "dense": "#999999",
+WAYS = {
+    "ours": ("ours", "#0072B2"),
+    "trl": ("TRL's", "#D55E00"),
+    "dense": ("all logits\nat once", "#999999"),
+    "hf": ("generate", "#D55E00"),
+    "fast": ("fast", "#0072B2"),
+    "continuous": ("continuous", "#56B4E9"),
 }
+"""Title and colour of each kernel and sampling engine."""
 PARTS = {
     "rollout": "#0072B2",
     "reward": "#F0E442",
@@ -162,10 +164,10 @@ def draw_memory(axes: Axes, found: dict[str, Any]) -> None:
     rows = found["rows"]
     measured, planned = ([row[key] / 2**30 for row in rows] for key in ("measured", "predicted"))
     axes.plot([0, max(measured) * 1.05], [0, max(measured) * 1.05], color="#999999", linewidth=1)
-    axes.scatter(measured, planned, color=COLOURS["ours"], s=18)
+    axes.plot(measured, planned, "x", color="black", markersize=5)
     axes.set(
         xlabel="measured peak, GiB",
-        ylabel="planned, GiB",
+        ylabel="planned peak, GiB",
         title=f"{len(rows)} models and settings",
         xlim=(0, None),
         ylim=(0, None),
@@ -186,115 +188,123 @@ def draw_lengths(axes: Axes, found: dict[str, Any]) -> None:
             )
     for (batch, points), style in zip(sorted(lines.items()), ("-", "--", ":"), strict=False):
         length, measured, planned = zip(*sorted(points), strict=True)
-        axes.plot(length, measured, style, color=COLOURS["ours"], label=f"micro-batch {batch}")
-        axes.plot(
-            length,
-            planned,
-            "x",
-            color="black",
-            markersize=5,
-            label="planned" if batch == min(lines) else None,
-        )
+        axes.plot(length, measured, style, color=WAYS["ours"][1], label=f"of {batch}")
+        axes.plot(length, planned, "x", color="black", markersize=5)
     axes.set(
         xlabel="tokens of a completion",
-        ylabel="peak, GiB",
-        title="memory and length",
+        ylabel="measured peak, GiB",
+        title="memory by micro-batch",
         ylim=(0, None),
     )
-    axes.legend(frameon=False)
 
 
 def draw_split(axes: Axes, sides: dict[str, dict[str, float]]) -> None:
-    """Seconds of a step by part, a bar a side."""
+    """Seconds of a step by part, a bar a side; a part has its name where it is longest."""
+    longest: dict[str, tuple[float, float, int]] = {}
     for place, seconds in enumerate(sides.values()):
         parts = {part: seconds.get(f"time/{part}", 0.0) for part in PARTS if part != "the rest"}
         parts["the rest"] = max(seconds["step_time"] - sum(parts.values()), 0.0)
         left = 0.0
         for part, length in parts.items():
-            axes.barh(
-                place, length, left=left, color=PARTS[part], label=part if place == 0 else None
-            )
+            axes.barh(place, length, left=left, color=PARTS[part], edgecolor="white", height=0.7)
+            longest[part] = max(longest.get(part, (0.0, 0.0, 0)), (length, left, place))
             left += length
+    whole = max(seconds["step_time"] for seconds in sides.values())
+    for part, (length, left, place) in longest.items():
+        if length > 0.08 * whole:
+            colour = "white" if part == "rollout" else "black"
+            axes.text(left + length / 2, place, part, ha="center", va="center", color=colour)
     axes.set_yticks(range(len(sides)), list(sides))
     axes.invert_yaxis()
-    axes.set(xlabel="seconds of a step (median)", title="where a step's time goes")
-    axes.legend(frameon=False, fontsize=7)
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel="seconds of a step", title="where a step's time goes")
 
 
 def draw_speed(axes: Axes, sampling: dict[str, dict[str, Any]]) -> None:
     """Tokens per second by engine and number of completions."""
-    engines = ("hf", "fast", "continuous")
-    for shift, engine in enumerate(engines):
+    for shift, engine in enumerate(("hf", "fast", "continuous")):
+        name, colour = WAYS[engine]
         axes.bar(
             [x + shift / 4 for x in range(len(sampling))],
             [found[engine]["tokens_per_second"] for found in sampling.values()],
             width=0.23,
-            color=COLOURS[engine],
-            label=engine,
+            color=colour,
+            label=name,
         )
     axes.set_xticks(
         [x + 0.25 for x in range(len(sampling))], [f"{rows} completions" for rows in sampling]
     )
     axes.set(ylabel="tokens per second", title="sampling")
-    axes.legend(frameon=False)
 
 
 def draw_kernels(axes: Axes, found: dict[str, Any], measure: str, unit: str) -> None:
-    """Reverse KL against the number of tokens."""
+    """Reverse KL against the number of tokens; bars where there is one number of tokens."""
     entries = [entry for entry in found["results"] if entry["quantity"] == "reverse_kl"]
-    for way in ("ours", "trl", "dense"):
-        points = [
-            (entry["tokens"], entry[way][measure])
-            for entry in entries
-            if isinstance(entry[way], dict)
-        ]
-        axes.plot(*zip(*points, strict=True), marker="o", color=COLOURS[way], label=way)
-    axes.set(xlabel="tokens", ylabel=unit, title="exact reverse KL, V = 151,936", ylim=(0, None))
-    axes.legend(frameon=False)
+    there = {
+        way: {entry["tokens"]: entry[way][measure] for entry in entries if entry.get(way)}
+        for way in ("ours", "trl", "dense")
+    }
+    if len(entries) > 1:
+        for way, points in there.items():
+            name, colour = WAYS[way]
+            axes.plot(list(points), list(points.values()), "o-", color=colour, label=name)
+        axes.set(xlabel="tokens", ylabel=unit, title="exact reverse KL", ylim=(0, None))
+        return
+    for way, points in there.items():
+        name, colour = WAYS[way]
+        bars = axes.barh([name], list(points.values()), color=colour, height=0.7)
+        axes.bar_label(bars, fmt="{:.1f}", padding=2)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel=unit, title=f"exact KL, {entries[0]['tokens']:,} tokens")
+
+
+@in_print
+def draw(panels: list[tuple[Any, tuple[Any, ...]]], caption: str) -> Figure:
+    """Return the figure: three panels in a row, of which the last one fills the row."""
+    rows = -(-len(panels) // 3)
+    figure = white_figure(FULL, 2.0 * rows + 0.3, layout="constrained")
+    grid = figure.add_gridspec(rows, 3)
+    for number, (function, arguments) in enumerate(panels):
+        row, column = divmod(number, 3)
+        last = number == len(panels) - 1
+        function(figure.add_subplot(grid[row, column : 3 if last else column + 1]), *arguments)
+    return finish(figure, None, caption)
 
 
 def main() -> None:
-    from rlkd_lab.plots import save_figure
-
     step, gpu = load("step"), load("gpu")
     panels: list[tuple[Any, tuple[Any, ...]]] = []
+    drawn = ["step", "gpu"]
     for suffix in ("", "-gpu"):
         memory, logprobs = load(f"memory{suffix}"), load(f"logprobs{suffix}")
+        drawn += [f"memory{suffix}", f"logprobs{suffix}"]
         panels += [(draw_memory, (memory,)), (draw_lengths, (memory,))] if memory else []
         panels += (
             [
                 (draw_kernels, (logprobs, "seconds", "seconds")),
-                (draw_kernels, (logprobs, "peak_gib", "GiB")),
+                (draw_kernels, (logprobs, "peak_gib", "peak, GiB")),
             ]
             if logprobs.get("results")
             else []
         )
     if step:
         panels.append(
-            (
-                draw_split,
-                ({"TRL, GRPO": step["seconds"]["trl"], "ours, GRPO": step["seconds"]["grpo"]},),
-            )
+            (draw_split, ({"TRL's": step["seconds"]["trl"], "ours": step["seconds"]["grpo"]},))
         )
     if gpu:
         panels += [(draw_split, (gpu["steps"],)), (draw_speed, (gpu["sampling"],))]
-    columns = min(3, len(panels))
-    figure = Figure(
-        figsize=(4.2 * columns, 3.2 * -(-len(panels) // columns)),
-        facecolor="white",
-        layout="constrained",
+    repeats = [str(load(name)["setting"]["repeats"]) for name in ("step", "logprobs") if load(name)]
+    caption = (
+        f"crosses: planned; bars: medians of n = {' (steps) and '.join(repeats)} (KL) repeats;"
+        f" GRPO; {step.get('environment', {}).get('device', '')}"
     )
-    FigureCanvasAgg(figure)
-    grid = list(figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat)
-    for axes, (draw, arguments) in zip(grid, panels, strict=False):
-        draw(axes, *arguments)
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
     save_figure(
-        figure,
+        draw(panels, caption),
         ROOT / "figures" / "hardware.png",
         [],
-        results=sorted(path.name for path in RESULTS.glob("*.json")),
+        results=sorted(f"{name}.json" for name in drawn if load(name)),
     )
     page = ROOT / "docs" / "speed.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])

@@ -25,7 +25,7 @@ def compare(
     figure: Annotated[
         Path,
         typer.Option(
-            help="where the figure goes (png, pdf or svg); a JSON sidecar is written beside it"
+            help="where the figure goes: png (a pdf stands beside it), pdf or svg; and a JSON file"
         ),
     ] = Path("figures/compare.png"),
     x: Annotated[str, typer.Option(help="steps, tokens or seconds")] = "steps",

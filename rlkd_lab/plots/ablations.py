@@ -19,16 +19,26 @@ from rlkd_lab.plots.points import (
     count_seeds,
     draw_arms,
     draw_knob,
-    finish,
-    label_of,
     note_repeats,
-    panel_figure,
     runs_that_count,
 )
-from rlkd_lab.plots.styles import literal
+from rlkd_lab.plots.styles import (
+    finish,
+    in_print,
+    label_of,
+    literal,
+    panel_figure,
+    title_of,
+    title_of_arm,
+    wrap,
+)
 from rlkd_lab.study.statistics import half_width
 
+MANY = 9
+"""More arms than these have panels as wide as the page."""
 
+
+@in_print
 def plot_arms(
     runs: pd.DataFrame,
     measures: Sequence[str] = ("id avg", "id length"),
@@ -38,13 +48,13 @@ def plot_arms(
     check_columns(measures, "measure")
     kept, known, omitted = runs_that_count(runs, *measures)
     seeds = count_seeds(known) + omitted + note_repeats(kept, "arm")
-    width = max(3.4, 0.6 * kept["arm"].nunique() + 1.5)
-    figure, panels = panel_figure(len(measures), width=width, columns=2)
+    figure, panels = panel_figure(len(measures), 2.3, 1 if kept["arm"].nunique() > MANY else 2)
     for axes, measure in zip(panels, measures, strict=True):
         draw_arms(axes, kept, measure)
-    return finish(figure, title, f"dots: seeds; mean and 95 % interval over {seeds}")
+    return finish(figure, title, f"dots: seeds; bars: mean and 95 % interval over {seeds}")
 
 
+@in_print
 def plot_differences(
     runs: pd.DataFrame,
     against: str,
@@ -67,14 +77,14 @@ def plot_differences(
     alone = [str(arm) for arm in arms if arm != against and not (rest["arm"] == arm).any()]
     if alone:
         raise ValueError(f"{alone[0]} and {against} have no seed in common")
-    width = max(3.4, 0.6 * len(arms) + 0.9)
-    figure, panels = panel_figure(len(measures), width=width, columns=2)
+    figure, panels = panel_figure(len(measures), 2.3, 1 if len(arms) > MANY else 2)
     for axes, measure in zip(panels, measures, strict=True):
         axes.axhline(0, color="#888888", linewidth=0.8)
         difference = rest[measure] - rest["seed"].map(base[measure])
         draw_arms(axes, rest.assign(**{measure: difference}), measure)
-        axes.set_ylabel(f"{label_of(measure)}\nminus that of {literal(against)}")
-    caption = "dots: seeds; mean and 95 % interval of the difference by seed"
+        base_name = literal(title_of_arm(against))
+        axes.set_ylabel(f"{wrap(label_of(measure))},\nminus that of {base_name}")
+    caption = "dots: seeds; bars: mean and 95 % interval of the difference by seed"
     return finish(figure, title, f"{caption}, over {count_seeds(rest)}{omitted}")
 
 
@@ -95,6 +105,7 @@ def _check_pairs(runs: pd.DataFrame, against: str) -> None:
             )
 
 
+@in_print
 def plot_knob(
     runs: pd.DataFrame,
     knob: str,
@@ -117,12 +128,12 @@ def plot_knob(
     _, kept, omitted = runs_that_count(runs, measure, knobs=[knob])
     seeds = count_seeds(kept) + omitted + note_repeats(kept, "method", knob)
     methods = list(dict.fromkeys(kept["method"]))
-    figure, panels = panel_figure(len(methods))
+    figure, panels = panel_figure(len(methods), height=2.3)
     for axes, method in zip(panels, methods, strict=True):
         draw_knob(axes, kept[kept["method"] == method], knob, measure)
-        axes.set_title(literal(method), fontsize=10)
+        axes.set_title(literal(title_of(method)))
     share_limits(panels)
-    return finish(figure, title, f"dots: seeds; line: means; bars: 95 % interval over {seeds}")
+    return finish(figure, title, f"dots: seeds; bars: mean and 95 % interval over {seeds}")
 
 
 def share_limits(panels: Sequence[Axes]) -> None:
@@ -132,6 +143,7 @@ def share_limits(panels: Sequence[Axes]) -> None:
         axes.set_ylim(float(limits[:, 0].min()), float(limits[:, 1].max()))
 
 
+@in_print
 def plot_heat(
     runs: pd.DataFrame,
     across: str,
@@ -147,8 +159,9 @@ def plot_heat(
     seeds = count_seeds(kept) + omitted + note_repeats(kept, across, up)
     table = kept.groupby([up, across])[measure]
     means, halves = table.mean().unstack(), table.agg(half_width).unstack()
-    width, height = 1.1 * len(means.columns) + 2.4, 0.8 * len(means.index) + 1.4
-    figure, (axes,) = panel_figure(1, width=width, height=height)
+    columns = 2 if len(means.columns) <= 4 else 1
+    figure, (axes,) = panel_figure(1, 0.5 * len(means.index) + 0.8, columns)
+    axes.grid(visible=False)
     cells = means.to_numpy(dtype=float)
     image = axes.imshow(cells, origin="lower", cmap="viridis", aspect="auto")
     middle = (np.nanmin(cells) + np.nanmax(cells)) / 2
@@ -157,11 +170,11 @@ def plot_heat(
         if not math.isnan(value):
             text = f"{value:.2f}" + ("" if math.isnan(half) else f"\n± {half:.2f}")
             colour = "white" if value < middle else "black"
-            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+            axes.text(column, row, text, ha="center", va="center", color=colour)
     for set_ticks, values in ((axes.set_xticks, means.columns), (axes.set_yticks, means.index)):
         texts = [f"{value:g}" if isinstance(value, float) else literal(value) for value in values]
         set_ticks(range(len(texts)), texts)
-    axes.set_xlabel(literal(across))
-    axes.set_ylabel(literal(up))
-    figure.colorbar(image, ax=axes, label=label_of(measure))
+    axes.set_xlabel(label_of(across))
+    axes.set_ylabel(wrap(label_of(up)))
+    figure.colorbar(image, ax=axes, label=wrap(label_of(measure)))
     return finish(figure, title, f"mean and half of the 95 % interval over {seeds}")

@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -20,17 +19,24 @@ from rlkd_lab.plots.points import (
     check_columns,
     count_seeds,
     dot_style,
-    finish,
-    label_of,
     note_repeats,
-    panel_figure,
     runs_that_count,
 )
-from rlkd_lab.plots.styles import Style, line, literal, styles_of
+from rlkd_lab.plots.styles import (
+    finish,
+    in_print,
+    label_of,
+    line,
+    literal,
+    panel_figure,
+    styles_of,
+    title_of_arm,
+)
 
 Budget = Literal["sampled_tokens", "train_seconds", "step"]
 
 
+@in_print
 def plot_frontier(
     runs: pd.DataFrame,
     cost: str = "id length",
@@ -43,23 +49,24 @@ def plot_frontier(
     """
     _, kept, omitted = runs_that_count(runs, cost, gain)
     seeds = count_seeds(kept) + omitted + note_repeats(kept, "arm")
-    figure, (axes,) = panel_figure(1, width=6.4, height=4.2)
+    figure, (axes,) = panel_figure(1, height=2.6, columns=1)
     means = kept.groupby("arm", sort=False)[[cost, gain]].mean()
     for arm in dict.fromkeys(kept["arm"]):
         rows = kept[kept["arm"] == arm]
         colour, marker = dot_style(str(rows["method"].iloc[0]))
-        axes.scatter(rows[cost], rows[gain], s=14, color=colour, alpha=0.35, linewidths=0)
+        axes.scatter(rows[cost], rows[gain], s=9, color=colour, alpha=0.35, linewidths=0)
         x, y = means.loc[arm, cost], means.loc[arm, gain]
-        axes.plot(x, y, marker, color=colour, markersize=8, label=literal(arm, legend=True))
+        label = literal(title_of_arm(arm), legend=True)
+        axes.plot(x, y, marker, color=colour, markersize=6, label=label)
     best = _unbeaten(means, cost, gain)
     axes.plot(best[cost], best[gain], color="#888888", linewidth=1, linestyle="--", zorder=0)
-    axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel(label_of(cost))
     axes.set_ylabel(label_of(gain))
-    axes.grid(alpha=0.25)
     joined = "dashed: arms that no other beats in both"
     if len(best) == 1:
-        joined = f"no arm is shorter or more accurate in the mean than {best.index[0]}"
+        joined = (
+            f"no arm is shorter or more accurate in the mean than {title_of_arm(best.index[0])}"
+        )
     return finish(figure, title, f"small dots: seeds; large: means over {seeds}; {joined}")
 
 
@@ -73,6 +80,7 @@ def _unbeaten(means: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:
     return means[~np.array(beaten)].sort_values(cost)
 
 
+@in_print
 def plot_budget(
     curves: pd.DataFrame,
     budgets: Sequence[Budget] = ("sampled_tokens", "train_seconds"),
@@ -90,40 +98,26 @@ def plot_budget(
     """
     check_columns(budgets, "budget")
     _check_steps(curves, *budgets, metric)
-    figure, panels = panel_figure(len(budgets), width=5.6, columns=2)
+    figure, panels = panel_figure(len(budgets), height=2.4, columns=2)
     arms = list(dict.fromkeys(curves["arm"]))
     methods = {arm: str(curves.loc[curves["arm"] == arm, "method"].iloc[0]) for arm in arms}
     styles = styles_of(methods)
     for axes, budget in zip(panels, budgets, strict=True):
         for arm in arms:
             rows = curves[(curves["arm"] == arm) & curves[metric].notna()]
-            _draw_spending(axes, rows, budget, metric, styles[arm], arm)
+            for _, one in rows.groupby("seed"):
+                axes.plot(one[budget], one[metric], alpha=0.2, linewidth=0.6, color=styles[arm][0])
+            mean = rows.groupby("step")[[budget, metric]].mean()
+            look = line(styles[arm], label=literal(title_of_arm(arm), legend=True))
+            axes.plot(mean[budget], mean[metric], marker="o", markersize=3, **look)
         limit = shared_budget(curves, budget)
         axes.axvline(limit, color="#888888", linewidth=0.8, linestyle="--")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 40k
         axes.set_xlabel(label_of(budget))
         axes.set_ylabel(label_of(metric))
-        axes.grid(alpha=0.25)
-    panels[-1].legend(frameon=False, fontsize=8)
     seeds = count_seeds(curves.dropna(subset=[metric]))
     caption = f"each seed faint, mean over {seeds}; dashed: what the cheapest arm spends"
     return finish(figure, title, caption)
-
-
-def _draw_spending(
-    axes: Axes,
-    rows: pd.DataFrame,
-    budget: Budget,
-    metric: str,
-    style: Style,
-    label: str,
-) -> None:
-    look = line(style)
-    for _, one in rows.groupby("seed"):
-        axes.plot(one[budget], one[metric], alpha=0.2, linewidth=0.8, **look)
-    mean = rows.groupby("step")[[budget, metric]].mean()
-    look |= {"linewidth": 1.8, "marker": "o", "markersize": 3.5}
-    axes.plot(mean[budget], mean[metric], label=literal(label, legend=True), **look)
 
 
 def shared_budget(curves: pd.DataFrame, budget: Budget) -> float:

@@ -4,27 +4,51 @@ from __future__ import annotations
 
 import itertools
 import json
-import textwrap
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlkd_lab.plots.claim_panels import DRAW
 from rlkd_lab.plots.files import save_figure
-from rlkd_lab.plots.points import dot_style, draw_spread, name_ticks, panel_figure
+from rlkd_lab.plots.points import dot_style, draw_spread
+from rlkd_lab.plots.styles import (
+    fill,
+    finish,
+    in_print,
+    name_ticks,
+    panel_figure,
+    title_of,
+)
 from rlkd_lab.study.claims import CLAIMS, Verdict, judge_claims
+from rlkd_lab.study.effects import Check, all_of
 from rlkd_lab.study.results import Study
 from rlkd_lab.study.scorecard import EDGE, WITH_TEACHER, by_teacher, comparisons, number
 
-LETTERS = 10
-"""Letters of a title in an inch."""
+REASONS = (
+    "the outcome hangs on the window of the trailing mean",
+    "the grid ends too early",
+    "the signs are mostly noise at this batch size",
+)
+"""Words of notes that say why intervals are not to be trusted."""
+NARROW = 0.001
+"""A smaller half of an interval in accuracy is less than sampling alone makes of it."""
+WORDS = {
+    r": [a-z ]+$": "",  # the axis says what is measured
+    r",learning_rate=[\d.]+": "",
+    r",kd_coef=([^ ,]+)": r" (β \1)",
+    r"linear:([\d.]+):": r"\1 to ",
+    "kd_coef": "β",
+}
+"""What a figure writes for patterns in the text of a comparison."""
 
 
+@in_print
 def claim_figure(study: Study, verdict: Verdict) -> Figure:
-    """Draw the figure of a claim, its verdict above and the effects with intervals below.
+    """Draw what a claim compares, and the comparisons with their intervals; on top the verdict.
 
     Raises:
         ValueError: the claim needs parts of the study that were not run.
@@ -33,35 +57,76 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     if missing := claim.missing(study):
         needed = ", ".join(missing)
         raise ValueError(f"claim {claim.number} needs parts that were not run: {needed}")
-    figure = DRAW[claim.number](study)
-    width = figure.get_figwidth()
-    outcome = verdict.outcome + " here" + EDGE * verdict.edge
-    title = f"Claim {claim.number} ({claim.source}): {claim.text} — {outcome}"
-    figure.suptitle("\n".join(textwrap.wrap(title, int(LETTERS * width))), fontsize=10)
-    lines = _effects(verdict, int(1.3 * LETTERS * width))
-    figure.set_figheight(figure.get_figheight() + 0.16 * max(len(lines) - 3, 0))
+    rows, doubts = DRAW[claim.number], doubted(verdict)
+    texts = [[_said(one, doubts) for one in verdict.checks[row.checks]] for row in rows]
+    heights = [max(2.0, 0.13 * len("\n\n".join(each).splitlines()) + 0.5) for each in texts]
+    figure, panels = panel_figure(
+        2 * len(rows),
+        sum(heights) / len(rows) + 0.1,
+        2,
+        width_ratios=(1.4, 1),
+        height_ratios=heights,
+    )
+    for place, row in enumerate(rows):
+        row.draw(panels[2 * place], study)
+        _draw_effects(panels[2 * place + 1], verdict.checks[row.checks], texts[place], row.effect)
+    title = fill(f"Claim {claim.number} ({claim.source}): {claim.text}", 101)
+    outcome = f"{verdict.outcome} here".capitalize() + EDGE * verdict.edge
+    if doubts:
+        outcome += f"; † not to be trusted: {', '.join(dict.fromkeys(doubts.values()))}"
+    elif verdict.outcome != all_of([check.outcome for check in verdict.checks]):
+        outcome += f": {verdict.note.split(':')[0]}"
+    figure.suptitle(f"{title}\n{outcome}", x=0.01, ha="left")
     seeds = " or ".join(map(str, sorted({check.effect.seeds for check in verdict.checks})))
-    if seeds:
-        lines.append(
-            "dots or faint lines: seeds; bars: an arm's 95 % interval; brackets: that of the"
-            f" difference by seed, over {seeds} seeds"
-        )
-    figure.supxlabel("\n".join(lines), fontsize=8, color="#444444")
-    return figure
+    units = ", ".join(dict.fromkeys(row.unit for row in rows))
+    caption = f"n = {seeds} seeds (faint); bars: 95 % intervals, right: paired by seed"
+    return finish(figure, None, f"{units}; {caption}")
 
 
-def _effects(verdict: Verdict, width: int) -> list[str]:
-    """Return a line for each comparison of a claim, and why decided ones decide nothing."""
-    lines = []
+def doubted(verdict: Verdict) -> dict[str, str]:
+    """Return the comparisons whose interval is not to be trusted, with the reason."""
+    reasons = [words for words in REASONS if words in verdict.note]
+    found = {}
     for check in verdict.checks:
-        mean, low, high = map(number, (check.effect.mean, check.effect.low, check.effect.high))
-        lines.append(f"{check.text}: {mean} [{low}, {high}], {check.outcome}")
-    decided = any(check.outcome != "undecided" for check in verdict.checks)
-    if verdict.outcome == "undecided" and decided:
-        lines += textwrap.wrap(verdict.note, width)
-    return lines
+        half = (check.effect.high - check.effect.low) / 2
+        if reasons and check.outcome != "undecided":
+            found[check.text] = reasons[0]
+        elif check.text.endswith(": accuracy") and half < NARROW:
+            found[check.text] = "the interval is narrower than sampling allows"
+    return found
 
 
+def _said(check: Check, doubts: dict[str, str]) -> str:
+    """Return a comparison with its effect and its outcome, in words of the reader."""
+    text = check.text
+    for pattern, words in WORDS.items():
+        text = re.sub(pattern, words, text)
+    text = re.sub(r"\w+", lambda word: title_of(word[0]), text)
+    mean, low, high = map(number, (check.effect.mean, check.effect.low, check.effect.high))
+    flag = " †" * (check.text in doubts)
+    return f"{fill(text, 26)}\n{mean} [{low}, {high}]\n{check.outcome}{flag}"
+
+
+def _draw_effects(axes: Axes, checks: Sequence[Check], texts: list[str], label: str) -> None:
+    """Draw the interval of each comparison; a full marker where it is decided by itself."""
+    for place, check in enumerate(checks):
+        effect = check.effect
+        look: dict[str, Any] = {"color": "#222222", "marker": "D", "capsize": 2, "linewidth": 1.2}
+        look["markerfacecolor"] = "white" if check.outcome == "undecided" else "#222222"
+        bounds = [[effect.mean - effect.low], [effect.high - effect.mean]]
+        axes.errorbar([effect.mean], [place], xerr=bounds, **look)
+        if check.equal:
+            axes.axvspan(-check.margin, check.margin, color="#dddddd", zorder=0)
+        axes.axvline(0 if check.equal else check.margin, color="#888888", linewidth=0.8)
+    axes.set_yticks(range(len(texts)), texts)
+    axes.set_ylim(len(texts) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.locator_params(axis="x", nbins=4)
+    axes.set_xlabel(label)
+
+
+@in_print
 def teachers_figure(study: Study) -> Figure:
     """Draw every method minus GRPO on the same student, in accuracy and in length.
 
@@ -77,36 +142,24 @@ def teachers_figure(study: Study) -> Figure:
         )
     students, teachers = (list(dict.fromkeys(table[name])) for name in ("student", "teacher"))
     columns = len(students)
-    figure, panels = panel_figure(2 * columns, width=4.8, columns=columns)
-    labels = {
-        "accuracy": "accuracy − GRPO's, test prompts",
-        "length": "length − GRPO's, tokens",
-    }
+    figure, panels = panel_figure(2 * columns, height=2.2, columns=columns)
+    labels = {"accuracy": "accuracy,\nminus GRPO's", "length": "length in tokens,\nminus GRPO's"}
     for index, (measure, student) in enumerate(itertools.product(labels, students)):
         axes = panels[index]
-        _draw_teachers(axes, table[table["student"] == student], teachers, measure)
+        axes.axhline(0, color="#888888", linewidth=0.8)
+        for (place, arm), side in itertools.product(enumerate(WITH_TEACHER), range(len(teachers))):
+            pair = (student, teachers[side], arm)
+            rows = table[(table[["student", "teacher", "arm"]] == pair).all(axis=1)]
+            x = place + 0.4 * side - 0.1
+            draw_spread(axes, x, rows[measure], dot_style(arm)[0], "os"[side])
+        name_ticks(axes, [title_of(arm) for arm in WITH_TEACHER])
         axes.set_ylabel(labels[measure])
-        axes.set_title(student if index < columns else "", fontsize=10)
+        axes.set_title(student if index < columns else "")
     for marker, teacher in zip("os", teachers, strict=False):
         panels[0].plot([], [], marker, color="#555555", label=teacher)
-    panels[0].legend(frameon=False, fontsize=8)
-    figure.suptitle("Each method minus GRPO, which learns from reward alone", fontsize=11)
     seeds = table.groupby(["student", "teacher", "arm"])["seed"].nunique().min()
-    caption = f"mean and 95 % interval over {seeds} seeds, paired"
-    figure.supxlabel(f"faint dots: seeds; markers and bars: {caption}", fontsize=8, color="#555555")
-    return figure
-
-
-def _draw_teachers(axes: Axes, table: pd.DataFrame, teachers: list[str], measure: str) -> None:
-    """Draw each method of one student, its teachers side by side."""
-    axes.axhline(0, color="#888888", linewidth=0.8)
-    for place, arm in enumerate(WITH_TEACHER):
-        for side, teacher in enumerate(teachers):
-            rows = table[(table["teacher"] == teacher) & (table["arm"] == arm)]
-            x = place + 0.36 * side - 0.18
-            draw_spread(axes, x, rows[measure], dot_style(arm)[0], "os"[side])
-    name_ticks(axes, WITH_TEACHER)
-    axes.grid(axis="y", alpha=0.25)
+    caption = f"n = {seeds} seeds (faint); markers and bars: mean and 95 % interval, paired by seed"
+    return finish(figure, "Each method minus GRPO, which learns from reward alone", caption)
 
 
 def draw_claims(study: Study, folder: str | Path) -> list[Path]:
@@ -153,6 +206,8 @@ def _facts(study: Study, verdict: Verdict) -> dict[str, Any]:
         "claim": claim.text,
         "verdict": verdict.outcome,
         "on_the_edge": verdict.edge,
+        "note": verdict.note,
+        "not_to_be_trusted": doubted(verdict),
         "comparisons": json.loads(effects.to_json(orient="records")),
         "seeds_of": seeds,
     }

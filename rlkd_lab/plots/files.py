@@ -9,14 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
+from rlkd_lab.plots.styles import in_print
 from rlkd_lab.runs import RunFolder
 
 
+@in_print
 def save_figure(figure: Figure, path: str | Path, runs: Sequence[RunFolder], **how: Any) -> Path:
     """Write a figure as PNG, PDF or SVG, and a JSON file of the same name beside it.
+
+    Beside a PNG stands the same figure as PDF, for print.
 
     Args:
         figure: the figure.
@@ -29,10 +32,10 @@ def save_figure(figure: Figure, path: str | Path, runs: Sequence[RunFolder], **h
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # without these dates and this salt the files would differ each time
+    # without these dates the files would differ each time
     metadata: dict[str, dict[str, Any]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-    with matplotlib.rc_context({"svg.hashsalt": "rlkd_lab"}):
-        figure.savefig(path, dpi=130, metadata=metadata.get(path.suffix))
+    for suffix in {path.suffix, ".pdf" if path.suffix == ".png" else path.suffix}:
+        figure.savefig(path.with_suffix(suffix), metadata=metadata.get(suffix))
     sidecar = {
         "figure": path.name,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -56,6 +59,7 @@ def _facts(run: RunFolder) -> dict[str, Any]:
     }
 
 
+@in_print
 def png(figure: Figure) -> bytes:
     """Return the figure as PNG bytes, for ``IPython.display.Image``."""
     buffer = io.BytesIO()

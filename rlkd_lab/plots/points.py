@@ -1,4 +1,4 @@
-"""Dots, intervals and panels that ablation plots and claim figures share.
+"""Dots, intervals and curves over a knob that ablation plots and claim figures share.
 
 A table has a row for each run: ``runs.csv`` of a sweep, or
 :func:`rlkd_lab.study.results.table_of` for other runs.
@@ -10,27 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.transforms import offset_copy
+from matplotlib.transforms import Transform, offset_copy
 
-from rlkd_lab.plots.styles import AXIS_LABELS, literal, say_empty, style_of, white_figure
+from rlkd_lab.plots.styles import (
+    Style,
+    label_of,
+    line,
+    name_ticks,
+    say_empty,
+    style_of,
+    title_of_arm,
+    wrap,
+)
 from rlkd_lab.study.results import left_out
 from rlkd_lab.study.statistics import half_width
-
-LABELS = {
-    **AXIS_LABELS,
-    "id avg": "accuracy, test prompts",
-    "ood avg": "accuracy, out of distribution",
-    "id length": "length, test prompts, tokens",
-    "ood length": "length, out of distribution, tokens",
-    "sampled_tokens": "tokens sampled, teacher's traces included",
-    "train_seconds": "seconds of training, the teacher's included",
-    "seconds": "seconds, evaluations included",
-}
-"""Labels of the axes, by metric or column."""
 
 MARKERS = {"-": "o", "--": "s", ":": "^", "-.": "D"}
 """Markers for line styles: methods of one colour differ in their marker."""
@@ -40,11 +35,6 @@ def dot_style(method: str) -> tuple[str, str]:
     """Return the colour and the marker of a method."""
     colour, style = style_of(method)
     return colour, MARKERS[style]
-
-
-def label_of(column: str) -> str:
-    """Return the axis label of a metric or column."""
-    return literal(LABELS.get(column, column))
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -110,45 +100,42 @@ def note_repeats(runs: pd.DataFrame, *columns: str) -> str:
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def panel_figure(
-    panels: int,
-    width: float = 4.4,
-    height: float = 3.4,
-    columns: int = 3,
-) -> tuple[Figure, list[Axes]]:
-    """Return a figure with ``panels`` panels, at most ``columns`` in a row; inches per panel."""
-    columns = min(columns, panels)
-    lines = -(-panels // columns)
-    figure = white_figure(width * columns, height * lines + 0.4, layout="constrained")
-    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for spare in axes[panels:]:
-        spare.set_visible(False)
-    return figure, axes[:panels]
+def draw_spread(
+    axes: Axes,
+    x: float,
+    values: pd.Series,
+    colour: str,
+    marker: str = "o",
+    shift: float = 0.0,
+) -> None:
+    """Draw the mean with its 95 % interval, and left of it a faint dot for each seed.
 
-
-def draw_spread(axes: Axes, x: float, values: pd.Series, colour: str, marker: str = "o") -> None:
-    """Draw the mean with its 95 % interval, and left of it a faint dot for each seed."""
+    All of it stands ``shift`` points right of ``x``.
+    """
     known = values.dropna().to_numpy(dtype=float)
     if not len(known):
         return
-    figure = axes.get_figure(root=True)
+    # moved once they are drawn: the limits of the axes heed artists in data coordinates alone
     for number, value in enumerate(known):
-        shift = -5 - 2.2 * number
-        left = offset_copy(axes.transData, figure, x=shift, units="points")
-        axes.scatter([x], [value], s=14, color=colour, alpha=0.4, linewidths=0, transform=left)
-    # matplotlib leaves shifted dots out of the limits of the axes
-    axes.update_datalim(np.column_stack([np.full(len(known), x), known]))
+        dot = axes.scatter([x], [value], s=9, color=colour, alpha=0.4, linewidths=0)
+        dot.set_offset_transform(_right_of(axes, shift - 5 - 1.5 * number))
     half = half_width(known)
-    axes.errorbar(
+    bar = axes.errorbar(
         [x],
         [known.mean()],
         yerr=None if math.isnan(half) else [[half], [half]],
         color=colour,
         marker=marker,
-        capsize=3,
-        markersize=6,
-        linewidth=1.6,
+        capsize=2,
+        linewidth=1.2,
     )
+    for artist in bar.get_children():
+        artist.set_transform(_right_of(axes, shift))
+
+
+def _right_of(axes: Axes, points: float) -> Transform:
+    figure = axes.get_figure(root=True)
+    return offset_copy(axes.transData, figure, x=points, units="points")
 
 
 def draw_arms(
@@ -162,52 +149,49 @@ def draw_arms(
     for place, arm in enumerate(arms):
         rows = runs[runs["arm"] == arm]
         draw_spread(axes, place, rows[measure], *dot_style(str(rows["method"].iloc[0])))
-    name_ticks(axes, [(names or {}).get(arm, arm) for arm in arms])
-    axes.set_ylabel(label_of(measure))
-    axes.grid(axis="y", alpha=0.25)
+    name_ticks(axes, [(names or {}).get(arm, title_of_arm(arm)) for arm in arms])
+    axes.set_ylabel(wrap(label_of(measure)))
 
 
-def draw_knob(axes: Axes, runs: pd.DataFrame, knob: str, measure: str) -> None:
+def draw_series(
+    axes: Axes,
+    groups: Mapping[float, pd.Series],
+    style: Style,
+    label: str | None = None,
+    shift: float = 0.0,
+) -> None:
+    """Draw a measure at each place with its seeds, and a line through the means."""
+    means = [values.mean() for values in groups.values()]
+    (curve,) = axes.plot(list(groups), means, **line(style, label=label, linewidth=1))
+    curve.set_transform(_right_of(axes, shift))
+    for place, values in groups.items():
+        draw_spread(axes, place, values, style[0], MARKERS[style[1]], shift)
+    axes.margins(x=0.2)  # space for the dots
+
+
+def draw_knob(
+    axes: Axes,
+    runs: pd.DataFrame,
+    knob: str,
+    measure: str,
+    style: Style | None = None,
+    label: str | None = None,
+    shift: float = 0.0,
+) -> None:
     """Draw a measure against a knob for runs of one method, with every seed."""
+    axes.set_xlabel(label_of(knob))
+    axes.set_ylabel(wrap(label_of(measure)))
     if runs.empty:
         say_empty(axes, "not run")
         return
-    colour, marker = dot_style(str(runs["method"].iloc[0]))
+    style = style or style_of(str(runs["method"].iloc[0]))
     numbers = pd.to_numeric(runs[knob], errors="coerce")
     if numbers.notna().all():
-        places = {value: float(value) for value in sorted(numbers.unique())}
-        positive = [value for value in places.values() if value > 0]
-        if len(positive) == len(places) and max(positive) / min(positive) >= 20:
+        places = [float(value) for value in sorted(numbers.unique())]
+        if min(places) > 0 and max(places) / min(places) >= 20:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
         groups = {value: runs.loc[numbers == value, measure] for value in places}
-        means = [groups[value].mean() for value in places]
-        axes.plot(list(places.values()), means, color=colour, linewidth=1.4)
-    else:
-        texts = list(dict.fromkeys(runs[knob].astype(str)))
-        places = {text: float(place) for place, text in enumerate(texts)}
-        groups = {text: runs.loc[runs[knob].astype(str) == text, measure] for text in texts}
-        name_ticks(axes, texts)
-    axes.margins(x=0.1)  # space for the dots
-    for value, place in places.items():
-        draw_spread(axes, place, groups[value], colour, marker)
-    axes.set_xlabel(literal(knob))
-    axes.set_ylabel(label_of(measure))
-    axes.grid(alpha=0.25)
-
-
-def name_ticks(axes: Axes, texts: Sequence[str]) -> None:
-    """Write names along the x-axis, turned where there are more than three."""
-    many = len(texts) > 3
-    rotation, side = (30, "right") if many else (0, "center")
-    axes.set_xticks(
-        range(len(texts)), [literal(text) for text in texts], rotation=rotation, ha=side
-    )
-    axes.set_xlim(-0.6, len(texts) - 0.4)
-
-
-def finish(figure: Figure, title: str | None, caption: str) -> Figure:
-    """Add the title above a figure and the caption below it."""
-    if title:
-        figure.suptitle(literal(title), fontsize=11)
-    figure.supxlabel(literal(caption), fontsize=8, color="#555555")
-    return figure
+        draw_series(axes, groups, style, label, shift)
+        return
+    draw_arms(axes, runs.assign(arm=runs[knob].astype(str)), measure)

@@ -1,12 +1,13 @@
 """Curves of runs: a panel for each metric, and a table of means over seeds.
 
-Raw values are faint. The line is a trailing mean, and the legend names its window.
+Raw values are faint. The line is a trailing mean, and the caption names its window.
 Evaluations are drawn as points and never smoothed.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -17,15 +18,19 @@ from matplotlib.figure import Figure
 
 from rlkd_lab.plots.styles import (
     AXIS_LABELS,
-    Style,
+    finish,
+    in_print,
+    label_of,
     legend_entries,
     line,
     literal,
+    panel_figure,
     say_empty,
     style_of,
     styles_of,
     title_of,
-    white_figure,
+    title_of_arm,
+    wrap,
 )
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.statistics import half_width
@@ -37,6 +42,7 @@ MAIN = ("reward", "kl_teacher_rev", "completions/mean_length")
 ALL = (*MAIN, "entropy", "clip_ratio/high", "eval/accuracy")
 
 
+@in_print
 def plot_runs(
     runs: Sequence[RunFolder],
     metrics: Sequence[str] = MAIN,
@@ -59,52 +65,34 @@ def plot_runs(
     """
     if not runs or not metrics:
         raise ValueError("there is nothing to plot: give at least one run and one metric")
-    figure, panels = _grid(len(metrics), 0.7)
+    figure, panels = panel_figure(len(metrics))
+    methods = [run.config()["method"] for run in runs]
+    counts = Counter(methods)
+    frames = [run.metrics() for run in runs]
     for axes, metric in zip(panels, metrics, strict=True):
-        draw_metric(axes, runs, metric, x=x, window=window)
+        for method, frame in zip(methods, frames, strict=True):
+            if metric not in frame or frame[metric].dropna().empty:
+                continue
+            look = line(style_of(method))
+            values = frame[metric].dropna()
+            at = _x_values(frame, x).loc[values.index]
+            if metric.startswith("eval/"):
+                (curve,) = axes.plot(at, values, marker="o", markersize=3, **look)
+            else:
+                axes.plot(at, values, color=look["color"], alpha=0.25, linewidth=0.6)
+                smooth = values.rolling(window, min_periods=1).mean()
+                (curve,) = axes.plot(at, smooth, **look)
+            several = f", {counts[method]} runs" if counts[method] > 1 else ""
+            label = literal(title_of(method), legend=True) + several
+            if label not in legend_entries([axes]):  # a name for all runs of a method
+                curve.set_label(label)
+        _finish_panel(axes, metric, X_LABELS[x])
     seeds = sorted({run.config()["seed"] for run in runs})
     count = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
-    _add_legend(figure, panels, f"trailing mean of {window} steps · {count}", title, 0.35)
-    return figure
+    return finish(figure, title, f"trailing mean of {window} steps · {count}")
 
 
-def draw_metric(
-    axes: Axes,
-    runs: Sequence[RunFolder],
-    metric: str,
-    *,
-    x: XAxis = "steps",
-    window: int = 9,
-) -> None:
-    """Draw one metric of several runs, a line for each run.
-
-    Runs of one method share colour, style and legend entry.
-    """
-    methods = [run.config()["method"] for run in runs]
-    labelled: set[str] = set()
-    for run, method in zip(runs, methods, strict=True):
-        frame = run.metrics()
-        if metric not in frame or frame[metric].dropna().empty:
-            continue
-        look = line(style_of(method))
-        values = frame[metric].dropna()
-        at = _x_values(frame, x).loc[values.index]
-        label = None
-        if method not in labelled:
-            seeds = methods.count(method)
-            label = literal(title_of(method), legend=True) + (
-                f", {seeds} runs" if seeds > 1 else ""
-            )
-            labelled.add(method)
-        if metric.startswith("eval/"):
-            axes.plot(at, values, marker="o", markersize=4, label=label, **look)
-        else:
-            axes.plot(at, values, color=look["color"], alpha=0.25, linewidth=0.8)
-            smooth = values.rolling(window, min_periods=1).mean()
-            axes.plot(at, smooth, linewidth=1.8, label=label, **look)
-    _finish_panel(axes, metric, X_LABELS[x])
-
-
+@in_print
 def plot_groups(
     groups: Mapping[str, Sequence[RunFolder]],
     metrics: Sequence[str] = MAIN,
@@ -130,52 +118,28 @@ def plot_groups(
     if window < 1:
         raise ValueError(f"window={window}: a trailing mean needs 1 or more steps")
     groups = _seeds(groups, metrics)
-    figure, panels = _grid(len(metrics), 0.9)
+    figure, panels = panel_figure(len(metrics))
     styles = styles_of({label: runs[0].config()["method"] for label, runs in groups.items()})
     frames = {label: [run.metrics() for run in runs] for label, runs in groups.items()}
     for axes, metric in zip(panels, metrics, strict=True):
+        evaluated = metric.startswith("eval/")
         for label, group in frames.items():
-            _draw_group(axes, group, metric, styles[label], label, window)
+            curves = [frame[metric].dropna() for frame in group if metric in frame]
+            curves = [curve for curve in curves if len(curve)]
+            if not curves:
+                continue
+            if not evaluated:
+                curves = [curve.rolling(window, min_periods=1).mean() for curve in curves]
+            for curve in curves:
+                axes.plot(curve, alpha=0.25, linewidth=0.6, color=styles[label][0])
+            mean = pd.concat(curves, axis=1, join="inner").mean(axis=1)  # where all have a value
+            look = line(styles[label], label=literal(title_of_arm(label), legend=True))
+            axes.plot(mean, marker="o" if evaluated else None, markersize=3, **look)
         _finish_panel(axes, metric, "step")
     counts = {len(runs) for runs in groups.values()}
     seeds = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
-    heading = f"mean over {seeds} seeds, each seed faint · trailing mean of {window} steps"
-    _add_legend(figure, panels, heading, title, 0.4)
-    return figure
-
-
-def _draw_group(
-    axes: Axes,
-    frames: list[pd.DataFrame],
-    metric: str,
-    style: Style,
-    label: str,
-    window: int,
-) -> None:
-    curves = [
-        frame[metric].dropna()
-        for frame in frames
-        if metric in frame and frame[metric].notna().any()
-    ]
-    if not curves:
-        return
-    evaluated = metric.startswith("eval/")
-    if not evaluated:
-        curves = [curve.rolling(window, min_periods=1).mean() for curve in curves]
-    look = line(style)
-    for curve in curves:
-        axes.plot(curve.index, curve, alpha=0.25, linewidth=0.8, **look)
-    mean = pd.concat(curves, axis=1, join="inner").mean(axis=1)  # where every seed has a value
-    marker = "o" if evaluated else None
-    axes.plot(
-        mean.index,
-        mean,
-        linewidth=2,
-        marker=marker,
-        markersize=4,
-        label=literal(label, legend=True),
-        **look,
-    )
+    caption = f"mean over {seeds} seeds, each seed faint · trailing mean of {window} steps"
+    return finish(figure, title, caption)
 
 
 def seed_table(
@@ -255,17 +219,6 @@ def _seeds(
 # --- panels ---------------------------------------------------------------------------------------
 
 
-def _grid(count: int, space: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure of ``count`` panels, three in a row; ``space`` inches for the legend."""
-    columns = min(3, count)
-    lines = -(-count // columns)
-    figure = white_figure(4.2 * columns, 3.1 * lines + space)
-    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for axes in panels[count:]:
-        axes.set_visible(False)
-    return figure, panels[:count]
-
-
 def _x_values(frame: pd.DataFrame, x: XAxis) -> pd.Series:
     """Return steps, tokens generated so far, or seconds so far."""
     if x == "tokens":
@@ -276,36 +229,9 @@ def _x_values(frame: pd.DataFrame, x: XAxis) -> pd.Series:
 
 
 def _finish_panel(axes: Axes, metric: str, label: str) -> None:
-    axes.set_ylabel(literal(AXIS_LABELS.get(metric, metric)))
+    axes.set_ylabel(wrap(label_of(metric)))
     axes.set_xlabel(label)
-    axes.grid(alpha=0.25)
     if metric.startswith("eval/accuracy"):
         axes.set_ylim(0, 1)
     if not axes.lines:
         say_empty(axes)
-
-
-def _add_legend(
-    figure: Figure,
-    panels: list[Axes],
-    heading: str,
-    title: str | None,
-    space: float,
-) -> None:
-    """Put one legend below all panels, and the title above them."""
-    entries = legend_entries(panels)
-    if entries:
-        figure.legend(
-            entries.values(),
-            entries.keys(),
-            loc="lower center",
-            ncols=min(4, len(entries)),
-            title=heading,
-            frameon=False,
-            fontsize=9,
-            title_fontsize=8,
-        )
-    if title:
-        figure.suptitle(literal(title))
-    lines = -(-len(entries) // 4)
-    figure.tight_layout(rect=(0, (space + 0.22 * lines) / figure.get_figheight(), 1, 1))

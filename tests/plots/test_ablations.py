@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,11 @@ from rlkd_lab.plots import png
 from rlkd_lab.plots.ablations import plot_arms, plot_differences, plot_heat, plot_knob
 from rlkd_lab.plots.budgets import at_budget, plot_budget, plot_frontier, shared_budget
 from rlkd_lab.plots.claim_panels import DRAW
-from rlkd_lab.plots.claims import claim_figure, draw_claims, teachers_figure
+from rlkd_lab.plots.claims import claim_figure, doubted, draw_claims, teachers_figure
 from rlkd_lab.plots.styles import STYLES
+from rlkd_lab.study import scorecard
 from rlkd_lab.study.claims import CLAIMS, judge_claims
+from rlkd_lab.study.effects import Effect
 from rlkd_lab.study.scorecard import comparisons
 
 
@@ -45,6 +48,11 @@ def dots(axes):
     )
 
 
+def caption(figure):
+    """The words below the figure, whatever its lines."""
+    return " ".join(figure._supxlabel.get_text().split())
+
+
 def bars(axes):
     """(x, mean, half) of every interval."""
     found = []
@@ -71,7 +79,7 @@ def test_methods_share_the_scale_of_the_measure(grid):
     both = grid.assign(knob=grid["kd_coef"].fillna(grid["trrd_alpha"]))
     figure = plot_knob(both, "knob", "id length")
     panels = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_title() for axes in panels] == ["kdrl", "trrd"]
+    assert [axes.get_title() for axes in panels] == ["KDRL", "TRRD"]
     assert panels[0].get_ylim() == panels[1].get_ylim()
 
 
@@ -92,7 +100,7 @@ def test_runs_that_do_not_count_are_left_out_and_counted(grid):
     bad = (grid["arm"] == "kdrl,kd_coef=0.1") & (grid["seed"] == 0)
     figure = plot_knob(grid[grid["method"] == "kdrl"].assign(diverged=bad), "kd_coef")
     assert len(dots(figure.axes[0])) == 14
-    assert "4–5 seeds; 1 runs left out" in figure._supxlabel.get_text()
+    assert "4–5 seeds; 1 runs left out" in caption(figure)
     with pytest.raises(ValueError, match="no run is left to draw"):
         plot_arms(grid.assign(touched=True))
 
@@ -212,18 +220,12 @@ def test_a_point_that_pools_other_settings_says_so():
     table = runs(
         part({f"kdrl,kd_coef={a},learning_rate={b}": a + b for a in (0.1, 0.2) for b in (0.3, 0.4)})
     )
-    assert (
-        "a point has up to 2 runs of a seed, which differ in other settings"
-        in plot_knob(table, "kd_coef")._supxlabel.get_text()
+    assert "a point has up to 2 runs of a seed, which differ in other settings" in caption(
+        plot_knob(table, "kd_coef")
     )
-    assert (
-        "runs of a seed" not in plot_heat(table, "kd_coef", "learning_rate")._supxlabel.get_text()
-    )
-    assert (
-        "up to 2 runs of a seed"
-        in plot_heat(
-            pd.concat([table, table.assign(method="opd")]), "kd_coef", "learning_rate"
-        )._supxlabel.get_text()
+    assert "runs of a seed" not in caption(plot_heat(table, "kd_coef", "learning_rate"))
+    assert "up to 2 runs of a seed" in caption(
+        plot_heat(pd.concat([table, table.assign(method="opd")]), "kd_coef", "learning_rate")
     )
 
 
@@ -247,8 +249,8 @@ def test_a_seed_without_a_value_is_no_seed(grid):
         plot_differences(holed, other),
         plot_knob(holed, "kd_coef"),
     ):
-        assert "over 4–5 seeds" in figure._supxlabel.get_text()
-    assert "over 4 seeds" in plot_differences(holed, first)._supxlabel.get_text()
+        assert "over 4–5 seeds" in caption(figure)
+    assert "over 4 seeds" in caption(plot_differences(holed, first))
     with pytest.raises(ValueError, match="no run that counts has a value of id avg"):
         plot_arms(grid.assign(**{"id avg": np.nan}), ["id avg"])
 
@@ -256,7 +258,7 @@ def test_a_seed_without_a_value_is_no_seed(grid):
 def test_runs_of_one_arm_that_differ_are_no_further_seeds(grid):
     pooled = grid[grid["method"] == "kdrl"].assign(arm="kdrl")
     for figure in (plot_arms(pooled), plot_frontier(pooled)):
-        assert "over 5 seeds; a point has up to 3 runs of a seed" in figure._supxlabel.get_text()
+        assert "over 5 seeds; a point has up to 3 runs of a seed" in caption(figure)
 
 
 @pytest.mark.parametrize(
@@ -304,17 +306,16 @@ def test_differences_are_taken_by_seed():
     table = pd.DataFrame(rows).assign(diverged=False, touched=False)
     figure = plot_differences(table, "grpo", ["id avg"])
     (axes,) = [one for one in figure.axes if one.get_visible()]
-    assert [label.get_text() for label in axes.get_xticklabels()] == [
-        "kdrl"
-    ] and axes.get_ylabel().endswith("minus that of grpo")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["KDRL"]
+    assert axes.get_ylabel().endswith("minus that of GRPO")
     assert np.allclose(dots(axes)[:, 1], 0.1) and len(dots(axes)) == 4
     ((_, mean, half),) = bars(axes)
     assert mean == pytest.approx(0.1) and half == pytest.approx(0, abs=1e-9)
-    assert "over 4 seeds" in figure._supxlabel.get_text()
+    assert "over 4 seeds" in caption(figure)
     bad = plot_differences(
         table.assign(diverged=(table["arm"] == "grpo") & (table["seed"] == 2)), "grpo", ["id avg"]
     )
-    assert "over 3 seeds; 1 runs left out" in bad._supxlabel.get_text()
+    assert "over 3 seeds; 1 runs left out" in caption(bad)
 
 
 def test_differences_that_cannot_be_taken_are_a_sentence(grid):
@@ -342,20 +343,32 @@ def test_every_claim_has_a_figure():
 def test_the_figure_of_a_claim_says_verdict_effects_and_seeds(number):
     verdict = judge_claims(TRUE)[number - 1]
     figure = claim_figure(TRUE, verdict)
-    title = figure._suptitle.get_window_extent(figure.canvas.get_renderer())
-    assert title.x0 >= 0 and title.x1 <= figure.bbox.width
-    assert f"Claim {number} " in figure._suptitle.get_text() and "supported here" in " ".join(
-        figure._suptitle.get_text().split()
+    assert figure._suptitle.get_text().startswith(f"Claim {number} ")
+    assert "\nSupported here" in figure._suptitle.get_text()
+    assert "n = 5 seeds" in caption(figure)
+    rows = [label.get_text() for axes in figure.axes[1::2] for label in axes.get_yticklabels()]
+    assert sorted(row.split("\n")[-2] for row in rows) == sorted(
+        "{} [{}, {}]".format(*map(scorecard.number, (effect.mean, effect.low, effect.high)))
+        for effect in (check.effect for check in verdict.checks)
     )
-    caption = figure._supxlabel.get_text()
-    assert all(check.text in caption for check in verdict.checks) and "5 seeds" in caption
-    assert len(png(figure)) > 5000
 
 
-def test_a_figure_says_why_what_is_decided_by_itself_decides_nothing():
+def test_what_is_decided_by_itself_and_decides_nothing_is_flagged():
     study = TRUE | {"betas": betas(0.01), "knights_betas": betas(0.01)}
-    caption = " ".join(claim_figure(study, judge_claims(study)[12])._supxlabel.get_text().split())
-    assert "contradicted the paper says" in caption and "the grid ends too early" in caption
+    figure = claim_figure(study, judge_claims(study)[12])
+    assert "Undecided here; † not to be trusted: the grid ends too early" in (
+        figure._suptitle.get_text()
+    )
+    (row,) = figure.axes[1].get_yticklabels()
+    assert row.get_text().endswith("contradicted †")
+
+
+def test_an_interval_narrower_than_sampling_allows_is_flagged():
+    whole = judge_claims(TRUE)[11]
+    narrow = replace(whole.checks[0], effect=Effect(-0.004, -0.0045, -0.0035, 5))
+    wide = replace(whole.checks[1], effect=Effect(0.0, -0.01, 0.01, 5))
+    found = doubted(replace(whole, checks=(narrow, wide)))
+    assert found == {narrow.text: "the interval is narrower than sampling allows"}
 
 
 def test_figures_are_written_with_their_numbers_for_what_was_run(tmp_path):
@@ -363,6 +376,7 @@ def test_figures_are_written_with_their_numbers_for_what_was_run(tmp_path):
     assert [path.name for path in written] == [
         f"claim_{number:02d}.png" for number in (1, 2, 3, 6, 9, 11, 12, 14)
     ]
+    assert all(path.with_suffix(".pdf").exists() for path in written)
     side = json.loads((tmp_path / "claim_01.json").read_text())
     assert (
         side["verdict"] == "supported"
@@ -393,7 +407,7 @@ def test_the_figure_of_the_teachers_shows_each_pair_beside_grpo_and_every_seed(t
     for axes in panels:
         low, high = axes.get_ylim()
         assert low < dots(axes)[:, 1].min() and dots(axes)[:, 1].max() < high  # no seed is cut off
-    assert "5 seeds" in figure._supxlabel.get_text()
+    assert "5 seeds" in caption(figure)
     with pytest.raises(ValueError, match="one at most was run"):
         teachers_figure(TRUE)
 

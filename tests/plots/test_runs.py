@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -50,8 +51,9 @@ def lines(figure, panel=0):
 
 
 def words(figure):
-    legend = figure.legends[0]
-    return [text.get_text() for text in legend.get_texts()], legend.get_title().get_text()
+    """Names of lines, and the caption."""
+    caption = " ".join(figure._supxlabel.get_text().split())
+    return figure.axes[0].get_legend_handles_labels()[1], caption
 
 
 @pytest.mark.slow
@@ -60,9 +62,44 @@ def test_importing_the_lab_does_not_import_pyplot():
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
 
 
-def test_every_method_has_a_look_of_its_own():
+def test_methods_are_told_apart_in_grey():
+    """By their dash, or by ten steps of lightness of a hundred."""
     assert set(STYLES) == set(METHODS)
-    assert len(set(STYLES.values())) == len(STYLES)
+
+    def lightness(colour):
+        linear = [((c + 0.055) / 1.055) ** 2.4 if c > 0.04 else c / 12.92 for c in to_rgb(colour)]
+        return 116 * np.dot((0.2126, 0.7152, 0.0722), linear) ** (1 / 3) - 16
+
+    for (one, (a, dash)), (other, (b, its)) in itertools.combinations(STYLES.items(), 2):
+        assert a != b
+        assert dash != its or abs(lightness(a) - lightness(b)) > 9.9, (one, other)
+    for family in (
+        ("grpo", "dr_grpo", "dapo", "gspo"),
+        ("sft", "rft"),
+        [m for m in STYLES if "kdrl" in m],
+    ):
+        assert len({STYLES[method][1] for method in family}) == len(family)
+
+
+def test_lines_have_their_names_at_the_ends_where_these_are_apart(make):
+    runs = {name: [make(name, steps=0)] for name in ("grpo", "opd", "kdrl")}
+    for height, (run,) in enumerate(runs.values()):
+        for step in (1, 2):
+            run.append("metrics.jsonl", {"step": step, "apart": float(height)})
+    figure = plot_groups(runs, ["apart"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["GRPO", "OPD", "KDRL"]
+    assert not figure.legends
+
+
+def test_no_name_stands_at_ends_that_are_alike(make):
+    runs = {name: [make(name, steps=0)] for name in ("grpo", "opd", "kdrl", "trrd")}
+    for (run,) in runs.values():
+        for step in (1, 2):
+            run.append("metrics.jsonl", {"step": step, "alike": float(step)})
+    figure = plot_groups(runs, ["alike"])
+    assert not figure.axes[0].texts
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["GRPO", "OPD", "KDRL", "TRRD"]
 
 
 @pytest.mark.parametrize("window", [1, 3, 9])
@@ -161,6 +198,16 @@ def test_files_are_the_same_bytes_every_time(make, tmp_path, suffix):
     ]
     assert written[0] == written[1]
     assert len(written[0]) > 5000
+
+
+def test_a_pdf_stands_beside_a_png_with_the_same_bytes_every_time(make, tmp_path):
+    runs = [make()]
+    first, second = (
+        save_figure(plot_runs(runs), tmp_path / name / "figure.png", runs).with_suffix(".pdf")
+        for name in "ab"
+    )
+    assert first.read_bytes() == second.read_bytes()
+    assert len(first.read_bytes()) > 5000
 
 
 def test_the_background_is_opaque(make):

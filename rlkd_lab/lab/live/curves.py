@@ -166,10 +166,8 @@ def _draw_panel(
     elif len(names) > 1:
         _draw_several(axes, history, names, window)
     else:
-        colour, style = style_of(method)
-        # Dotted lines are forks, so a method with a dotted style is drawn solid.
-        style = "-" if style == ":" else style
-        _draw_one(axes, history, names[0], colour, style, title_of(method), window)
+        # A run has one method, and its line is solid: forks have dotted lines.
+        _draw_one(axes, history, names[0], style_of(method)[0], title_of(method), window)
 
 
 def _draw_one(
@@ -177,14 +175,13 @@ def _draw_one(
     history: History,
     name: str,
     colour: str,
-    style: str,
     label: str,
     window: int,
 ) -> None:
     series = history[name]
     if not len(series):
         return
-    look = line((colour, style), label=literal(label, legend=True))
+    look = line((colour, "-"), label=literal(label, legend=True))
     if series.exact:
         axes.plot(series.steps, series.values, marker="o", markersize=4, **look)
     else:
