@@ -309,10 +309,10 @@ def betas_of_tasks(study: Study) -> Found:
 
 
 def interference(study: Study) -> Found:
-    """14: compare the sign conflict with on-policy KD's gradient on the same batch.
+    """14: compare the sign conflict with OPD's gradient on the same batch.
 
     The conflict is the mean over training.
-    It decides nothing where on-policy KD conflicts as much with itself on two halves of a batch.
+    It decides nothing where OPD conflicts as much with itself on two halves of a batch.
     The signs are then noise.
     """
     part, name = study["core"], "interference/sign_conflict_{}".format
@@ -329,7 +329,7 @@ def interference(study: Study) -> Found:
     floor = floors.mean()
     shown = ", ".join(f"{arm} {mean:.3f}" for arm, mean in means.items())
     note = (
-        f"mean conflict {shown}; on-policy KD's gradient against itself on two halves of a"
+        f"mean conflict {shown}; OPD's gradient against itself on two halves of a"
         f" batch, the noise floor: {floor:.3f}"
     )
     if floor < min(means.values()):

@@ -94,12 +94,12 @@ def _judge(claim: Claim, study: Study) -> Verdict:
 
 
 CLAIMS: tuple[Claim, ...] = (
-    Claim(1, "KDRL", "accuracy: KDRL > on-policy KD > GRPO > SFT", ("core",), order_of_methods),
+    Claim(1, "KDRL", "accuracy: KDRL > OPD > GRPO > SFT", ("core",), order_of_methods),
     Claim(2, "KDRL", "KDRL reaches GRPO's final score in fewer steps", ("core",), fewer_steps),
     Claim(
         3,
         "KDRL",
-        "on-policy KD writes the longest completions, KDRL lies between it and GRPO",
+        "OPD writes the longest completions, KDRL lies between it and GRPO",
         ("core",),
         order_of_lengths,
     ),
@@ -136,14 +136,14 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         10,
         "S",
-        "joint methods beat pure GRPO and pure on-policy KD on logic",
+        "joint methods beat pure GRPO and pure OPD on logic",
         ("knights",),
         joint_on_knights,
     ),
     Claim(
         11,
         "S",
-        "KDRL raises pass@1 and lowers pass@32 against on-policy KD, TRRD stays close to it",
+        "KDRL raises pass@1 and lowers pass@32 against OPD, TRRD stays close to it",
         ("core",),
         passes,
     ),
@@ -155,8 +155,6 @@ CLAIMS: tuple[Claim, ...] = (
         ("betas", "knights_betas"),
         betas_of_tasks,
     ),
-    Claim(
-        14, "S", "conflict with on-policy KD's update: GRPO > KDRL > TRRD", ("core",), interference
-    ),
+    Claim(14, "S", "conflict with OPD's update: GRPO > KDRL > TRRD", ("core",), interference),
 )
 """KDRL = arXiv 2506.02208, RLAD = arXiv 2602.22495, S = arXiv 2609.04108."""

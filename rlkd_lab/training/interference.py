@@ -1,6 +1,6 @@
 """Interference: do the reward and the teacher pull the same way, and whom does the method follow?
 
-On one on-policy batch, at the LoRA coordinates: g_R = GRPO's gradient, g_T = on-policy KD's, g_M =
+On one on-policy batch, at the LoRA coordinates: g_R = GRPO's gradient, g_T = OPD's, g_M =
 the method's. Each figure comes with its split-half value (the same objective on two halves of the
 groups) as its noise floor: two noisy copies of one gradient conflict near 50 % at a signal-to-noise
 of .3. LoRA coordinates are not full-parameter ones; figures of papers that train all parameters are

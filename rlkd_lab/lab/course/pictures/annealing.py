@@ -18,7 +18,7 @@ from rlkd_lab.runs import RunFolder
 def leaning(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return cosines of the method's gradient, −1 – 1, in the steps that recorded them.
 
-    ``teacher`` is the cosine with on-policy KD's gradient, ``reward`` with GRPO's.
+    ``teacher`` is the cosine with OPD's gradient, ``reward`` with GRPO's.
     They are no shares, because the two gradients are not at right angles.
     GRPO's gradient has GRPO's aggregation, so KDRL with kd_coef = 0 may differ from 1.
     """
