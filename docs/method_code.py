@@ -19,6 +19,8 @@ def place_of(rule: Callable[..., object] | RatioRule | SurrogateRule) -> tuple[s
     if not isinstance(rule, RatioRule | SurrogateRule):
         return "rules.py", rule.__name__
     called = [name for name in rule.compute.__code__.co_names if hasattr(surrogates, name)]
+    if not called and isinstance(rule, SurrogateRule):
+        return "rules.py", rule.compute.__name__
     return "surrogates.py", [*called, "log_importance"][0]
 
 

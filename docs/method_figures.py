@@ -47,6 +47,7 @@ def pushes(key: str) -> Tensor:
         old_logps=logps.detach()
         - torch.tensor(RATIO, dtype=torch.float64).log().repeat(4)[:, None],
         teacher_logps=theirs[sampled],
+        ref_logps=logps.detach(),
         rewards=correct.double(),
         correct=correct,
         group_ids=torch.tensor([0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5]),

@@ -87,7 +87,7 @@ def knobs(key: str) -> str:
         first.append((f"`{name}`", f"`{row.schedules.get(name, number)}`", span, knob.help))
     has = {"", *row.needs, "ratio" * bool(row.ratio)}
     has |= {"penalty" * (row.penalty is teacher_penalty)}
-    acts = {name for each in has for name in ACT_WITH[each]}
+    acts = {name for each in has for name in ACT_WITH.get(each, ())}
     second = [("name", "default", "values", "what it does")]
     for name in CHOICES:
         if name in acts:

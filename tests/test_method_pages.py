@@ -12,6 +12,7 @@ from rlkd_lab.objectives import METHODS
 MATHS = {
     *(
         "\\min",
+        "\\max",
         "\\log",
         "\\exp",
         "\\sum",

@@ -26,7 +26,8 @@ USED_BY_PREPARE = ("aggregation", "constant_length", "kd_mask", "kd_normalizer",
 WORDS = {
     "teacher": "teacher_logps: the teacher's log-probabilities of the same tokens",
     "groups": "rewards and group_ids (or advantages)",
-    "reference": "ref_logps, because kl_coef is not 0",
+    "reference": "ref_logps, the reference's log-probabilities of the same tokens",
+    "verdicts": "correct: which completions are right",
     "divergence": "divergence: the full-vocabulary divergence to the teacher",
 }
 
@@ -370,13 +371,15 @@ def _require(method: ResolvedMethod, batch: TokenBatch, needs: set[str]) -> None
     """Raise ValueError for an input that the method needs and the batch lacks."""
     if batch.advantages is not None and method.row.advantage is not None:
         needs = needs - {"groups"}
-    if "divergence" in needs:  # the head that made the divergence has already seen the teacher
+    # the head that made the divergence of a penalty has already seen the teacher
+    if "divergence" in needs and method.row.penalty is not None:
         needs = needs - {"teacher"}
     given = {
         "teacher": batch.teacher_logps is not None,
         "groups": batch.rewards is not None and batch.group_ids is not None,
         "reference": batch.ref_logps is not None,
         "divergence": batch.divergence is not None,
+        "verdicts": batch.correct is not None,
     }
     for need in sorted(needs):
         if not given.get(need, True):

@@ -18,21 +18,27 @@ from rlkd_lab.objectives.rules import (
     RatioRule,
     SamplesRule,
     SurrogateRule,
+    centred_advantage,
     cispo,
     clipped,
     divergence_penalty,
+    extrapolated_advantage,
     from_either,
     from_student,
     from_teacher,
+    gated_advantage,
+    group_gated_advantage,
     importance_ratio,
     joint_advantage,
     likelihood_penalty,
+    reinforce,
     reward_advantage,
     routed_advantage,
     sized_advantage,
     teacher_advantage,
     teacher_penalty,
     trrd_ratio,
+    unlikely_advantage,
 )
 from rlkd_lab.objectives.schedules import Schedule, parse_schedule, values_of
 from rlkd_lab.objectives.settings import (
@@ -54,7 +60,7 @@ class Method:
     source: str
     formula: str
     needs: frozenset[str] = frozenset()
-    """Any of ``teacher``, ``groups``, ``traces``, ``divergence``."""
+    """Any of ``teacher``, ``groups``, ``traces``, ``divergence``, ``reference``, ``verdicts``."""
     samples: SamplesRule = from_student
     ratio: RatioRule | None = importance_ratio
     """``None``: no policy gradient, the penalty alone."""
@@ -85,6 +91,7 @@ _CLIP: dict[str, float | None] = {
 }
 _GRPO: dict[str, float | None] = {"rl_coef": 1.0, "kl_coef": 0.0, **_CLIP}
 _KDRL: dict[str, float | None] = {"kd_coef": 0.1, **_GRPO}
+_OPD: dict[str, float | None] = {"kd_coef": 1.0, "kl_coef": 0.0, **_CLIP}
 _REWARD = frozenset({"groups"})
 _TEACHER = frozenset({"teacher"})
 
@@ -119,6 +126,16 @@ _kdrl_advantage = replace(
     watch="where d opposes Â and kd_coef·|d| > |Â| the update goes against the reward",
 )
 
+_opd = Method(
+    title="OPD",
+    source="KDRL (arXiv 2506.02208), Eq. 5",
+    formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·d,  d = log π_T − log π_old",
+    needs=_TEACHER,
+    advantage=teacher_advantage,
+    coefs=_OPD,
+    options={"aggregation": "token"},
+    watch="kl_teacher_rev falls; reward rises only as far as the teacher's habits are good",
+)
 _sft = Method(
     title="SFT",
     source="Kim & Rush (arXiv 1606.07947)",
@@ -166,16 +183,7 @@ _table: dict[str, Method] = {
         options={"divergence": "jsd"},
         watch="jsd_weight towards 1 seeks modes: entropy falls faster",
     ),
-    "opd": Method(
-        title="OPD",
-        source="KDRL (arXiv 2506.02208), Eq. 5",
-        formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·d,  d = log π_T − log π_old",
-        needs=_TEACHER,
-        advantage=teacher_advantage,
-        coefs={"kd_coef": 1.0, "kl_coef": 0.0, **_CLIP},
-        options={"aggregation": "token"},
-        watch="kl_teacher_rev falls; reward rises only as far as the teacher's habits are good",
-    ),
+    "opd": _opd,
     "grpo": _grpo,
     "dr_grpo": replace(
         _grpo,
@@ -261,6 +269,60 @@ _table: dict[str, Method] = {
         options={"aggregation": "token"},
         watch="trrd/dead_frac: tokens without gradient from the first step on; trrd/bound_frac:"
         " how often the bound acts",
+    ),
+    "opdvr": replace(
+        _opd,
+        title="OPDVR",
+        source="OPDVR (arXiv 2608.24696); read in notes on the paper",
+        formula="−A·log π_θ,  A = kd_coef·s·max(0, s·d),  s = +1 where right, −1 where wrong",
+        needs=_TEACHER | {"verdicts"},
+        surrogate=reinforce,
+        advantage=gated_advantage,
+        coefs={"kd_coef": 1.0, "kl_coef": 0.0, "importance_cap": None},
+        watch="teacher/disagree: the share of tokens that the gate silences",
+    ),
+    "grpd": replace(
+        _opd,
+        title="GRPD",
+        source="OPDVR (arXiv 2608.24696), form inside GRPO; a note multiplies by r − mean",
+        formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·s·max(0, s·d),  s = sign(Â)",
+        needs=_REWARD | _TEACHER | {"verdicts"},
+        advantage=group_gated_advantage,
+        watch="groups without spread teach nothing, as in GRPO; teacher/disagree: tokens that the"
+        " gate silences",
+    ),
+    "exopd": replace(
+        _opd,
+        title="ExOPD",
+        source="G-OPD (arXiv 2602.12125)",
+        formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·(d + (λ−1)·(log π_T − log π_ref)),"
+        "  λ = extrapolation",
+        needs=_TEACHER | {"reference"},
+        advantage=extrapolated_advantage,
+        coefs={**_OPD, "extrapolation": 1.25},
+        watch="λ above 1 goes past the teacher: kl_teacher_rev falls, then rises; a note reports"
+        " that λ near 1.5 breaks",
+    ),
+    "vopd": replace(
+        _opd,
+        title="vOPD",
+        source="vOPD (arXiv 2605.07865); read in notes on the paper",
+        formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·(d + stop-grad KL(π_θ‖π_T)), the exact KL",
+        needs=_TEACHER | {"divergence"},
+        advantage=centred_advantage,
+        watch="grad_norm should swing less than OPD's at the same expected gradient",
+    ),
+    "opsa": replace(
+        _opd,
+        title="OPSA",
+        source="OPSA (arXiv 2608.31046), a constant form; the paper's own adapts by entropy",
+        formula="−min(ρ·A, clip(ρ)·A),  A = −push on the share push_share of a completion's least"
+        " likely tokens, else 0",
+        needs=frozenset(),
+        advantage=unlikely_advantage,
+        coefs={"push": 0.1, "push_share": 0.2, "kl_coef": 0.0, **_CLIP},
+        watch="a placebo: no teacher and no reward. What it reaches needed neither. push is our"
+        " choice",
     ),
     "kdrl_annealed": replace(
         _kdrl,

@@ -28,6 +28,15 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
         "rl_coef": Knob(0.0, 10.0, "weight of the reward term"),
         "kd_coef": Knob(0.0, 10.0, "weight of the teacher term", log=True),
         "kl_coef": Knob(0.0, 10.0, "weight of the KL to the frozen reference", log=True),
+        "extrapolation": Knob(
+            0.0,
+            3.0,
+            "λ of ExOPD: 1 follows the teacher, 0 the reference, above 1 goes past the teacher",
+        ),
+        "push": Knob(0.0, 10.0, "how strongly OPSA pushes a token down", log=True),
+        "push_share": Knob(
+            0.0, 1.0, "share of a completion's least likely tokens that OPSA pushes"
+        ),
         "trrd_alpha": Knob(0.0, 1.0, "anchor exponent: 1 is the old policy (GRPO), 0 the teacher"),
         "trrd_gap_bound": Knob(
             0.01, 20.0, "bound in nats on log π_θ/π_T inside the ratio", optional=True
@@ -110,7 +119,7 @@ def nearest(name: str, valid: Mapping[str, object] | tuple[str, ...], kind: str)
     hint = f"did you mean {close[0]!r}? " if close else ""
     listed = (
         f"valid are {', '.join(valid)}"
-        if len(valid) <= 20
+        if len(valid) <= 24
         else "`rlkd methods` and docs list the valid ones"
     )
     raise ValueError(f"unknown {kind} {name!r}: {hint}{listed}")

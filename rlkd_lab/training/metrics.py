@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from rlkd_lab.models import distributed
-from rlkd_lab.objectives import k1, k2, k3
+from rlkd_lab.objectives import TokenBatch, k1, k2, k3
 from rlkd_lab.training.environment import peak_memory_gib
 from rlkd_lab.training.samples import Rollout
 from rlkd_lab.training.setup import Row, Setup, StepValues, mean
@@ -30,6 +32,28 @@ def token_row(rollout: Rollout, stats: TokenStats) -> Row:
         gap = (old - rollout.sampler_logps)[counts].abs()
         row["sampling/logp_difference_mean"] = mean(gap)
         row["sampling/logp_difference_max"] = gap.max().item()
+    return row
+
+
+def verdict_row(setup: Setup, step: StepValues, batch: TokenBatch, stats: TokenStats) -> Row:
+    """Return how teacher and verifier agree, for methods that gate one by the other.
+
+    ``teacher/gap_right`` and ``teacher/gap_wrong`` are means of log π_T − log π_old, nats.
+    ``teacher/disagree`` is the share of judged tokens whose gap has the other sign, in [0, 1].
+    """
+    if "verdicts" not in setup.needs(step.coefs) or batch.correct is None:
+        return {}
+    gap = stats.values["teacher_logps"] - stats.values["old_logps"]
+    counts = batch.completion_mask.bool()
+    if batch.counted is not None:
+        counts = counts & batch.counted[:, None]
+    right = (batch.correct > 0)[:, None].expand_as(counts)
+    row: Row = {}
+    for name, rows in (("right", right), ("wrong", ~right)):
+        if (counts & rows).any():
+            row[f"teacher/gap_{name}"] = mean(gap[counts & rows])
+    if counts.any():
+        row["teacher/disagree"] = mean((torch.where(right, gap, -gap) < 0).float()[counts])
     return row
 
 

@@ -55,8 +55,11 @@ def test_gradients_by_finite_differences(method, options):
         )
     batch = rollout(lengths=(3, 2, 3, 1, 0, 2))
     # kd_ratio multiplies by a detached ρ: the same remark
+    baseline = batch.divergence.detach().clone()
 
     def loss(logps, divergence):
+        if METHODS[method].penalty is None:  # a baseline is detached on purpose
+            divergence = baseline
         return token_loss(
             method,
             replace(batch, logps=logps, divergence=divergence),
@@ -690,9 +693,13 @@ def test_defaults_that_make_a_method_what_it_is():
             "ref_logps",
             {"kl_coef": 0.1},
             {},
-            "grpo needs ref_logps, because kl_coef is not 0",
+            "grpo needs ref_logps, the reference",
         ),
         ("gkd", "divergence", {}, {}, "gkd needs divergence"),
+        ("vopd", "divergence", {}, {}, "vopd needs divergence"),
+        ("vopd", "teacher_logps", {}, {}, "vopd needs teacher_logps"),
+        ("exopd", "ref_logps", {}, {}, "exopd needs ref_logps"),
+        ("opdvr", "correct", {}, {}, "opdvr needs correct"),
         ("kdrl", "divergence", {}, {"estimator": "exact"}, "kdrl needs divergence"),
         ("kdrl_masked", "correct", {}, {}, "kdrl_masked with kd_mask='wrong' needs correct"),
         (

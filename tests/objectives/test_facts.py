@@ -572,6 +572,105 @@ def test_rlsd_sets_the_size_and_never_the_direction(seed):
     )
 
 
+# --- teachers gated by the verifier, extrapolated, centred; a placebo -----------------------------
+
+
+def test_opdvr_keeps_the_gap_where_its_sign_is_the_verdict_and_nothing_else():
+    batch = rollout()
+    gap = batch.teacher_logps - batch.old_logps
+    sign = 2.0 * batch.correct[:, None] - 1.0
+    kept = (gap * sign > 0) & (batch.completion_mask == 1)
+    assert 0 < kept.sum() < batch.completion_mask.sum()
+    tokens = batch.completion_mask.sum()
+    expected = torch.where(kept, -0.7 * gap / tokens, 0.0)  # no ratio: the gradient of −A·log π
+    close(logps_gradient("opdvr", batch, {"kd_coef": 0.7}), expected)
+    unjudged = replace(batch, counted=torch.tensor([True, False, True, True, True, True]))
+    assert not logps_gradient("opdvr", unjudged)[1].any()
+    close(logps_gradient("opdvr", unjudged)[0], logps_gradient("opdvr", batch)[0])
+
+
+def test_grpd_keeps_the_gap_where_its_sign_is_that_of_the_group_s_advantage():
+    batch = rollout()
+    gap, sign = batch.teacher_logps - batch.old_logps, advantage("grpo", batch).sign()
+    kept = (gap * sign > 0) & (batch.completion_mask == 1)
+    close(advantage("grpd", batch, {"kd_coef": 0.7}), torch.where(kept, 0.7 * gap, 0.0))
+    obedient = replace(batch, teacher_logps=batch.old_logps + sign * gap.abs())
+    here = sign != 0
+    close(logps_gradient("grpd", obedient)[here], logps_gradient("opd", obedient)[here])
+    flat = replace(batch, rewards=torch.zeros(6, dtype=torch.float64))
+    assert not logps_gradient("grpd", flat).any()
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0, 1.25, 2.0])
+def test_exopd_follows_the_kl_to_the_extrapolated_teacher(factor):
+    student, teacher, reference = (one_token_policy(seed) for seed in range(3))
+    logps, options = student.log_softmax(-1), {"aggregation": "constant", "constant_length": 1}
+    theirs, base = (each.detach().log_softmax(-1) for each in (teacher, reference))
+    losses = []
+    for token in range(VOCABULARY):
+        batch = TokenBatch(
+            logps[token].reshape(1, 1),
+            torch.ones(1, 1),
+            teacher_logps=theirs[token].reshape(1, 1),
+            ref_logps=base[token].reshape(1, 1),
+        )
+        losses.append(token_loss("exopd", batch, {"extrapolation": factor}, options)[0])
+    expected = (logps.exp().detach() * torch.stack(losses)).sum()
+    # q ∝ π_T^λ · π_ref^(1−λ): the teacher at λ = 1, the reference at λ = 0
+    goal = (factor * theirs + (1 - factor) * base).log_softmax(-1)
+    exact = (logps.exp() * (logps - goal)).sum()
+    close(gradient(expected, student), gradient(exact, student))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_vopd_has_mean_zero_and_opds_expected_gradient(seed):
+    student, teacher = one_token_policy(seed), one_token_policy(seed + 50)
+    logps, theirs = student.log_softmax(-1), teacher.detach().log_softmax(-1)
+    weights = logps.exp().detach()
+    exact = (logps.exp() * (logps - theirs)).sum().detach().reshape(1, 1)
+    options = {"aggregation": "constant", "constant_length": 1}
+    batches = [
+        TokenBatch(
+            logps[token].reshape(1, 1),
+            torch.ones(1, 1),
+            teacher_logps=theirs[token].reshape(1, 1),
+            divergence=exact,
+        )
+        for token in range(VOCABULARY)
+    ]
+    mean = sum(
+        weight * advantage("vopd", batch).sum()
+        for weight, batch in zip(weights, batches, strict=True)
+    )
+    close(mean, torch.zeros((), dtype=torch.float64))
+
+    def gradients(method):
+        losses = [token_loss(method, batch, None, options)[0] for batch in batches]
+        return torch.stack([gradient(loss, student) for loss in losses])
+
+    ours, opds = gradients("vopd"), gradients("opd")
+    expected = (weights[:, None] * opds).sum(0)
+    close((weights[:, None] * ours).sum(0), expected)
+
+
+def test_opsa_pushes_the_least_likely_fifth_of_each_completion_and_reads_no_teacher():
+    batch = rollout()
+    pushed = advantage("opsa", batch, {"push": 0.3, "push_share": 0.4})
+    for row, length in enumerate(batch.completion_mask.sum(1).tolist()):
+        lowest = batch.old_logps[row, :length].argsort()[: math.ceil(0.4 * length)]
+        expected = torch.zeros(batch.logps.shape[1], dtype=torch.float64)
+        expected[lowest] = -0.3
+        close(pushed[row], expected)
+    alone = replace(batch, teacher_logps=None, rewards=None, group_ids=None, correct=None)
+    close(logps_gradient("opsa", alone), logps_gradient("opsa", batch))
+    assert not advantage("opsa", batch, {"push_share": 0.0}).any()
+
+
+def test_vopd_refuses_another_divergence_as_its_baseline():
+    with pytest.raises(ValueError, match="leave divergence=reverse"):
+        token_loss("vopd", rollout(), None, {"divergence": "forward"})
+
+
 @pytest.mark.parametrize(
     "method", [name for name, rules in METHODS.items() if rules.ratio is not None]
 )
@@ -584,7 +683,9 @@ def test_idle_rows_have_no_gradient_whatever_the_model_says(method):
     idle = idle_rows(method, prepared)
     moved = logps_gradient(method, batch).abs().sum(1)
     assert not moved[idle].any()
-    assert idle.any() == (method in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rlsd", "trrd"))
+    assert idle.any() == (
+        method in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rlsd", "trrd", "grpd")
+    )
     if idle.any():
         assert torch.equal(idle, batch.group_ids == 1)
         assert not idle_rows(

@@ -65,6 +65,7 @@ def _expected(
             logps=logps,
             completion_mask=torch.ones(1, 1),
             teacher_logps=log_q[token].reshape(1, 1) if "teacher" in case.needs else None,
+            ref_logps=logps.detach(),
             correct=torch.tensor([correct]),
             group_ids=torch.zeros(1, dtype=torch.long),
             advantages=advantages[token].reshape(1) if "groups" in case.needs else None,

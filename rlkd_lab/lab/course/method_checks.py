@@ -239,6 +239,8 @@ def _agreeing_teacher(case: Case) -> Finding:
         return None, "its divergence comes from the whole vocabulary, and is 0 between equal models"
     batch = case.rollout(on_policy=True)
     batch = replace(batch, teacher_logps=batch.logps.detach())
+    if "reference" in case.method.needs:  # a gap to the reference would pull by itself
+        batch = replace(batch, ref_logps=batch.logps.detach())
     remains = gradient_of(case.loss(batch), [batch.logps])
     if "kd_coef" in case.active:
         loss = case.loss(batch, {**case.active, "kd_coef": 0.0})

@@ -227,7 +227,7 @@ def _credit(
     with torch.enable_grad():
         try:
             method = resolve(name, coefs, options)
-            batch = _rebuilt(frame, lengths, bool(config.get("mask_truncated")), method.needs)
+            batch = _rebuilt(frame, lengths, bool(config.get("mask_truncated")), method)
             prepared = prepare(method, batch)
             found, missing = _policy_terms(method, prepared, batch.logps)
             why = _no_gradient(method, config)
@@ -242,7 +242,7 @@ def _credit(
 
 
 def _rebuilt(
-    frame: pd.DataFrame, lengths: list[int], mask_truncated: bool, needs: set[str]
+    frame: pd.DataFrame, lengths: list[int], mask_truncated: bool, method: ResolvedMethod
 ) -> TokenBatch:
     """Return the recorded rollout as the loop had it, (B, T); ``logps`` is a new leaf."""
     width = max([1, *lengths])
@@ -263,6 +263,10 @@ def _rebuilt(
     mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).double()
     if mask_truncated:
         mask = mask * torch.tensor(frame["finished"].to_numpy(dtype=np.float64))[:, None]
+    divergence = None
+    if "divergence" in method.needs:
+        # of a penalty it is not recorded; a baseline is the reverse KL, which is
+        divergence = torch.zeros_like(old) if method.row.penalty else padded("kl_teacher_rev")
     return TokenBatch(
         logps=old.clone().requires_grad_(),
         completion_mask=mask,
@@ -273,7 +277,7 @@ def _rebuilt(
         correct=per_row("correct"),
         group_ids=None if groups is None else groups.long(),
         counted=counted_of(frame),
-        divergence=torch.zeros_like(old) if "divergence" in needs else None,
+        divergence=divergence,
     )
 
 
@@ -296,7 +300,8 @@ def _policy_terms(
 
 def _no_gradient(method: ResolvedMethod, config: dict[str, Any]) -> str:
     """Return why the gradient cannot be rebuilt, or an empty string."""
-    if "divergence" in method.needs and method.coefs.get("kd_coef", 1.0):
+    held = "divergence" in method.needs and method.row.penalty is not None
+    if held and method.coefs.get("kd_coef", 1.0):
         return "the loss holds a divergence over the whole vocabulary, which the record does not"
     if method.coefs.get("importance_cap") is not None and config.get("engine") != "hf":
         return "importance_cap weighs tokens by what the sampler reported, which is not recorded"

@@ -34,6 +34,8 @@ EXACTLY = {
     "kdrl_masked": "0.1",
     "opd_then_rl": "1",
     "srpo": "1",
+    "vopd": "1",
+    "exopd": "1.2",
     "hdpo": "0.1",
 }
 """Weight of ∇KL(π_θ‖π_T) that the defaults promise."""
@@ -80,6 +82,7 @@ def test_every_method_passes(name):
     if "groups" in needs and name not in (
         "trrd",
         "rlsd",
+        "grpd",
     ):  # there the teacher sizes the reward's update
         assert measured["reward in expectation"] == "1·∇(−E[r]), exactly"
 
