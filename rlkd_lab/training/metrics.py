@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from rlkd_lab.models import distributed
 from rlkd_lab.objectives import TokenBatch, k1, k2, k3
@@ -40,6 +41,7 @@ def verdict_row(setup: Setup, step: StepValues, batch: TokenBatch, stats: TokenS
 
     ``teacher/gap_right`` and ``teacher/gap_wrong`` are means of log π_T − log π_old, nats.
     ``teacher/disagree`` is the share of judged tokens whose gap has the other sign, in [0, 1].
+    Each is ``None`` where there is no such token.
     """
     if "verdicts" not in setup.needs(step.coefs) or batch.correct is None:
         return {}
@@ -48,13 +50,16 @@ def verdict_row(setup: Setup, step: StepValues, batch: TokenBatch, stats: TokenS
     if batch.counted is not None:
         counts = counts & batch.counted[:, None]
     right = (batch.correct > 0)[:, None].expand_as(counts)
-    row: Row = {}
-    for name, rows in (("right", right), ("wrong", ~right)):
-        if (counts & rows).any():
-            row[f"teacher/gap_{name}"] = mean(gap[counts & rows])
-    if counts.any():
-        row["teacher/disagree"] = mean((torch.where(right, gap, -gap) < 0).float()[counts])
-    return row
+    against = (torch.where(right, gap, -gap) < 0).float()
+
+    def over(values: Tensor, where: Tensor) -> float | None:
+        return mean(values[where]) if bool(where.any()) else None
+
+    return {
+        "teacher/gap_right": over(gap, counts & right),
+        "teacher/gap_wrong": over(gap, counts & ~right),
+        "teacher/disagree": over(against, counts),
+    }
 
 
 def time_row(

@@ -78,8 +78,14 @@ TRL = {
     "num_tokens",
     "step_time",
 }
+GATED = {"teacher/gap_right", "teacher/gap_wrong", "teacher/disagree"}
 DYNAMIC = {"sampling/rounds", "sampling/groups_with_spread"}
-MAY_BE_MISSING = {"completions/mean_length_correct", "completions/mean_length_wrong"}
+MAY_BE_MISSING = {
+    "completions/mean_length_correct",
+    "completions/mean_length_wrong",
+    "teacher/gap_right",
+    "teacher/gap_wrong",
+}
 """Nobody was right, or nobody wrong."""
 SHARES = (
     "frac_reward_zero_std",
@@ -88,6 +94,7 @@ SHARES = (
     "clip_ratio/high",
     "trrd/dead_frac",
     "trrd/bound_frac",
+    "teacher/disagree",
     "accuracy",
 )
 
@@ -104,6 +111,7 @@ def own(method):
         )
         | ({"loss/kd"} if rules.penalty is not None else set())
         | ({"trrd/dead_frac", "trrd/bound_frac"} if rules.ratio is trrd_ratio else set())
+        | (GATED if "verdicts" in rules.needs else set())
         | (DYNAMIC if rules.options.get("zero_spread") == "resample" else set())
     )
 
