@@ -5,6 +5,7 @@ another one in its place.
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,38 +100,58 @@ def test_every_text_file_is_opened_as_utf8():
     assert not found, "give encoding='utf-8':\n" + "\n".join(found)
 
 
-def rlkd(*arguments, check=True, **env):
-    command = [sys.executable, "-m", "rlkd_lab", *map(str, arguments)]
+THEN = "then"
+SCRIPT = f"""
+import itertools, sys
+from rlkd_lab.commands import main
+for between, words in itertools.groupby(sys.argv[1:], "{THEN}".__eq__):
+    if between:
+        continue
+    sys.argv = ["rlkd", *words]
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    print("\\n{THEN}", code, flush=True)
+"""
+"""Commands one after another in one process, because each process imports for seconds."""
+
+
+def rlkd(*commands, encoding="ascii"):
+    """Return the exit code and the output of each command, and what all wrote to stderr."""
+    words = [str(word) for command in commands for word in (*command, THEN)]
     # LC_CTYPE and LANG of whoever runs the tests would say otherwise
     found = subprocess.run(
-        command, env={**os.environ, **BARE, **env}, cwd=ROOT, capture_output=True, timeout=300
+        [sys.executable, "-c", SCRIPT, *words],
+        env={**os.environ, **BARE, "PYTHONIOENCODING": encoding},
+        cwd=ROOT,
+        capture_output=True,
+        timeout=300,
     )
-    assert not check or found.returncode == 0, found.stderr.decode(errors="replace")
+    assert found.returncode == 0, found.stderr.decode(errors="replace")
     assert b"UnicodeEncodeError" not in found.stderr
     assert b"UnicodeDecodeError" not in found.stderr
-    return found
+    ends = re.split(rf"\n{THEN} (\d+)\n", found.stdout.decode(encoding))
+    told = list(zip(map(int, ends[1::2]), ends[0::2], strict=False))
+    assert len(told) == len(commands)
+    return told, found.stderr.decode(encoding)
 
 
 def test_a_terminal_that_lacks_a_character_gets_another_and_json_loses_none():
-    assert "?" in rlkd("methods").stdout.decode("ascii")
-    known = json.loads(rlkd("methods", "--json").stdout.decode("ascii"))
-    assert "π" in json.dumps(known, ensure_ascii=False)
+    ((_, table), (_, data)), _ = rlkd(["methods"], ["methods", "--json"])
+    assert "?" in table
+    assert "π" in json.dumps(json.loads(data), ensure_ascii=False)
 
 
 @pytest.mark.slow
 def test_help_and_errors_do_too():
-    assert rlkd("--help", PYTHONIOENCODING="cp1252").stdout
-    refused = rlkd(
-        "train",
-        "--out",
-        "nowhere",
-        "--set",
-        "system_prompt→",
-        check=False,
-        PYTHONIOENCODING="cp1252",
-    )
-    assert refused.returncode == 2
-    assert b"write NAME=VALUE" in refused.stderr
+    refused = ["train", "--out", "nowhere", "--set", "system_prompt→"]
+    (shown, told), errors = rlkd(["--help"], refused, encoding="cp1252")
+    assert shown[0] == 0
+    assert shown[1]
+    assert told[0] == 2
+    assert "write NAME=VALUE" in errors
 
 
 @pytest.mark.slow
@@ -156,22 +177,21 @@ def test_a_run_with_prompts_outside_ascii_trains_resumes_and_replays_in_the_c_lo
     settings = [*small, f"task={questions}", "prompt_template=Frage – {question}\nLösung:"]
     out = tmp_path / "run"
     arguments = [word for setting in settings for word in ("--set", setting)]
-    rlkd("train", "--method", "kdrl", "--steps", 2, "--out", out, *arguments)
+    trained, errors = rlkd(["train", "--method", "kdrl", "--steps", 2, "--out", out, *arguments])
+    assert trained[0][0] == 0, errors
     rows = (out / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     # as if it had been killed in the middle of step 2
     (out / "metrics.jsonl").write_bytes(rows[0])
     (out / "status.json").write_bytes(json.dumps({"state": "idle", "step": 1}).encode())
-    rlkd("resume", out)
-    assert len((out / "metrics.jsonl").read_bytes().splitlines()) == 2
-    assert (
-        b"the same: 2 steps, largest difference 0"
-        in rlkd("replay", out, "--out", tmp_path / "again").stdout
+    told, errors = rlkd(
+        ["resume", out],
+        ["replay", out, "--out", tmp_path / "again"],
+        ["runs", tmp_path],
+        ["compare", out, tmp_path / "again", "--figure", tmp_path / "figure.png"],
+        ["eval", out, "--prompts", 4, "--samples", 2, "--no-greedy"],
     )
+    assert [code for code, _ in told] == [0] * 5, errors
+    assert len((out / "metrics.jsonl").read_bytes().splitlines()) == 2
+    assert "the same: 2 steps, largest difference 0" in told[1][1]
     prompts = {json.loads((out / "config.json").read_text(encoding="utf-8"))["prompt_template"]}
     assert prompts == {"Frage – {question}\nLösung:"}
-    for words in (
-        ["runs", tmp_path],
-        ["compare", out, tmp_path / "again"],
-        ["eval", out, "--prompts", 4, "--samples", 2, "--no-greedy"],
-    ):
-        rlkd(*words)

@@ -26,6 +26,16 @@ from rlkd_lab.training.config import RunConfig
 
 COUNTED = "rlkd_counted"
 """Name of :func:`_counted_attention` in transformers."""
+SETTINGS = (
+    "micro_batch",
+    "max_new_tokens",
+    "lora_rank",
+    "gradient_checkpointing",
+    "logits_mib",
+    "kl_every",
+)
+"""Settings that decide what a pass holds."""
+_counted: dict[tuple[Any, ...], tuple[int, int]] = {}
 
 
 class Live(TorchDispatchMode):
@@ -117,7 +127,6 @@ def adapted(model: Any, config: RunConfig) -> Any:
     """Put a LoRA adapter without data on a model without data."""
     lora = LoraConfig(
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
@@ -132,7 +141,7 @@ def one_pass(
     prompt: int,
     gradient: bool,
 ) -> tuple[int, int]:
-    """Return the peaks of the forward and of the backward part.
+    """Return the peaks of the forward and of the backward part, each case counted once.
 
     Args:
         config: of the run.
@@ -142,6 +151,24 @@ def one_pass(
         prompt: tokens of a prompt.
         gradient: whether there is a backward pass.
     """
+    settings = {name: getattr(config, name) for name in SETTINGS}
+    models = tuple(one.to_json_string(use_diff=False) for one in configs)
+    key = (*settings.values(), models, *layers, dtype, prompt, gradient)
+    if key not in _counted:
+        # with all other settings at their defaults: what is not in the key has no effect
+        alone = RunConfig(**settings)
+        _counted[key] = _one_pass(alone, configs, layers, dtype, prompt, gradient)
+    return _counted[key]
+
+
+def _one_pass(
+    config: RunConfig,
+    configs: Sequence[PreTrainedConfig],
+    layers: Sequence[int],
+    dtype: torch.dtype,
+    prompt: int,
+    gradient: bool,
+) -> tuple[int, int]:
     rows, width = config.micro_batch, prompt + config.max_new_tokens
     student, *others = (made(one, count, dtype) for one, count in zip(configs, layers, strict=True))
     policy = adapted(student, config).train()

@@ -97,8 +97,11 @@ def test_switched_off_it_ends_and_the_next_move_forks_anew(forked):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpoint_every", [0, 1, 2])
-@pytest.mark.parametrize("stop_at", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("stop_at", "checkpoint_every"),
+    [(2, 0), (3, 2), (4, 1)],
+    ids=["at the fork, no checkpoints", "between checkpoints", "at a checkpoint"],
+)
 def test_a_stopped_run_goes_on_with_its_twin(forked, stop_at, checkpoint_every):
     def ask(folder, row):
         moved(folder, row)
