@@ -4,8 +4,10 @@ run does not fit.
 
 import gc
 import json
+import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import transformers
 
 from rlkd_lab.models import load_policy, loading
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.training import fitting, make_config, model_shape, run
+from rlkd_lab.training import fitting, make_config, memory_passes, model_shape, run
 from rlkd_lab.training import plan as plan_module
 from rlkd_lab.training import session as session_module
 from rlkd_lab.training.context import Context
@@ -449,3 +451,8 @@ def test_a_teachers_adapter_that_changes_the_base_needs_a_base_for_itself(make_m
         for bias in ("none", "all")
     ]
     assert held[0] == 0 < held[1]
+
+
+def test_a_pass_reads_no_setting_that_its_memory_of_earlier_passes_lacks():
+    text = Path(memory_passes.__file__).read_text(encoding="utf-8")
+    assert set(re.findall(r"(?<!\.)\bconfig\.([a-z_]+)\b", text)) == set(memory_passes.SETTINGS)
