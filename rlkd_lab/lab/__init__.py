@@ -10,7 +10,7 @@ from rlkd_lab.lab.course.estimate import gpu_hours, memory_table, release
 from rlkd_lab.lab.course.exercises import check, exercises
 from rlkd_lab.lab.course.explorables import explorable
 from rlkd_lab.lab.course.method_checks import check_method
-from rlkd_lab.lab.course.notebook import Notebook
+from rlkd_lab.lab.course.notebook import Notebook, show_source
 from rlkd_lab.lab.course.pictures import (
     after_one_wrong_step,
     annealing_stack,
@@ -59,6 +59,7 @@ __all__ = [
     "panel",
     "play",
     "release",
+    "show_source",
     "start",
     "token_arrays",
     "trust_region",

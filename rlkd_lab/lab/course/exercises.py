@@ -349,6 +349,7 @@ def check(name: str, answer: Any, **given: Any) -> bool:
     """Print whether an answer is right, in a sentence, and return it.
 
     An answer that cannot be read gets a sentence and False.
+    ``...`` stands for no answer yet: the question is printed, and False returned.
 
     Args:
         name: of an exercise, see :func:`exercises`.
@@ -370,6 +371,9 @@ def check(name: str, answer: Any, **given: Any) -> bool:
         raise ValueError(
             f"unknown exercise {name!r}: did you mean {close!r}? The exercises are {names}"
         )
+    if answer is ...:
+        print(f"Your answer here. {EXERCISES[name].question}")
+        return False
     try:
         right, words = EXERCISES[name].grade(answer, **given)
         print(f"{'Right.' if right else 'Not yet.'} {words}")

@@ -1,13 +1,20 @@
-"""The folders and the length of the course's notebooks."""
+"""The folders and the length of the course's notebooks, and the code that they show."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import tempfile
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from IPython.display import Code
 
+import rlkd_lab
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.results import Study
 from rlkd_lab.study.study import read_study
@@ -49,3 +56,20 @@ class Notebook:
             there = names or "none: open the notebook in its own folder"
             raise FileNotFoundError(f"no recorded run {name!r}; there are {there}")
         return [RunFolder.open(path) for path in paths]
+
+
+def show_source(function: Callable[..., Any]) -> Code:
+    """Show the code of a function of the package, under the path of its file.
+
+    The docstring is left out; ``help(function)`` shows it.
+    """
+    source = textwrap.dedent(inspect.getsource(function))
+    definition = ast.parse(source).body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    lines = source.splitlines()
+    if ast.get_docstring(definition) is not None:
+        text = definition.body[0]
+        del lines[text.lineno - 1 : text.end_lineno]
+    root = Path(rlkd_lab.__file__).parents[1]
+    path = Path(inspect.getfile(function)).relative_to(root).as_posix()
+    return Code("\n".join([f"# {path}", *lines]), language="python")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlkd_lab.lab import check, exercises, weak_verifier
+from rlkd_lab.lab import check, exercises, show_source, weak_verifier
 from rlkd_lab.lab.course.exercises import EXERCISES
 from rlkd_lab.lab.course.right_answers import (
     DIFFERENCES,
@@ -20,7 +20,7 @@ from rlkd_lab.lab.course.right_answers import (
     smallest_group,
     without_teacher,
 )
-from rlkd_lab.objectives import METHODS, TokenBatch, token_loss
+from rlkd_lab.objectives import METHODS, TokenBatch, group_advantages, token_loss
 from rlkd_lab.tasks import ArithmeticTask
 
 HALF = math.sqrt(3) / 2
@@ -269,3 +269,17 @@ def test_nf4_s_own_bytes():
     assert held / 2**30 == pytest.approx(
         nf4_gib(sum(weight.quant_state.shape.numel() for weight in layers), double=True), rel=1e-3
     )
+
+
+def test_no_answer_yet_shows_the_question(capsys):
+    assert not check("00.method", ...)
+    said = capsys.readouterr().out
+    assert said == f"Your answer here. {EXERCISES['00.method'].question}\n"
+
+
+def test_the_source_stands_under_its_path_without_the_docstring():
+    first, definition, *rest = show_source(group_advantages).data.splitlines()
+    assert first == "# rlkd_lab/objectives/advantages.py"
+    assert definition == "def group_advantages("
+    assert rest[-1] == "    return centred / (variance.sqrt()[index] + 1e-4)"
+    assert "Args:" not in "".join(rest)
