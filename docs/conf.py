@@ -49,6 +49,7 @@ html_theme = "sphinx_book_theme"
 html_title = "rlkd_lab"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system
 html_math_renderer = "mathml"
 html_show_sourcelink = False
 html_theme_options: dict[str, Any] = {
