@@ -10,7 +10,7 @@ TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4
 .PHONY: help setup demo lab notebooks site test test-fast test-ray bench figures lint audit midsize clean
 help:
 	@echo "make setup      make .venv with everything (the other targets do it by themselves)"
-	@echo "make demo       train OPD, GRPO, KDRL and TRRD on the embedded pair (4 minutes); figures/demo.png"
+	@echo "make demo       train OPD, GRPO, KDRL and TRRD on the embedded pair (4 to 7 minutes); figures/demo.png"
 	@echo "make lab        open JupyterLab on the notebooks; make notebooks: run them all and keep their outputs (half an hour)"
 	@echo "make site       build the documentation site offline (a minute); build/site/docs/index.html"
 	@echo "make test       all tests (20 minutes); make test-fast: those under a few seconds each"
