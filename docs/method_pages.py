@@ -7,6 +7,7 @@ of the table gets a page to fill in.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from method_code import code
@@ -48,7 +49,7 @@ ACT_WITH = {
 """The options that act, by what a method has."""
 
 
-def table(*rows: tuple[str, ...]) -> str:
+def table(*rows: Sequence[str]) -> str:
     """Return a table, the first row as its head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])

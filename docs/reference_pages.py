@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from method_pages import table
 
 from rlkd_lab.commands import app
 from rlkd_lab.commands.settings import FIRST, GROUPS
@@ -27,12 +28,6 @@ def cell(text: object) -> str:
     return " ".join(plain.replace("|", "\\|").replace("<", "&lt;").split())
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def command_page(name: str, command: Any) -> str:
     """Return a command's section: help, usage, arguments and options."""
     rows = []
@@ -47,7 +42,7 @@ def command_page(name: str, command: Any) -> str:
         need = "required" if each.required else cell(default)
         rows.append([f"`{shown}`", need, cell(each.help or "")])
     text = f"## rlkd {name}\n\n{cell(command.help)}\n"
-    return text + ("\n" + table(["", "default", "what it does"], rows) if rows else "")
+    return text + ("\n" + table(("", "default", "what it does"), *rows) + "\n" if rows else "")
 
 
 def commands() -> str:
@@ -81,7 +76,8 @@ def settings() -> str:
     ]
     for title, names in {"first": list(FIRST), **GROUPS}.items():
         parts.append(f"## {title.capitalize()}\n")
-        parts.append(table(["name", "default", "meaning"], [setting_row(name) for name in names]))
+        rows = [setting_row(name) for name in names]
+        parts.append(table(("name", "default", "meaning"), *rows) + "\n")
     parts.append(
         "## Knobs of the methods\n\nA knob may move while a run trains. It takes a number, `off` or"
         " a [schedule](../start.md#settings). Each [method](../methods.md) has some of them.\n"
@@ -94,7 +90,7 @@ def settings() -> str:
         ]
         for name, knob in KNOBS.items()
     ]
-    parts.append(table(["name", "range", "meaning"], knobs))
+    parts.append(table(("name", "range", "meaning"), *knobs) + "\n")
     return "\n".join(parts)
 
 
