@@ -16,7 +16,7 @@ import pytest
 
 HERE = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
-SECOND_EDITION = ("00", "01", "02", "03")
+SECOND_EDITION = ("00", "01", "02", "03", "04")
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
