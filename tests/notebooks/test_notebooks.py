@@ -16,7 +16,6 @@ import pytest
 
 HERE = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
-SECOND_EDITION = ("00", "03", "06")
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -90,21 +89,13 @@ def test_the_order_of_a_page(path: Path) -> None:
 
 @each
 def test_committed_outputs_show_exercises_that_wait_for_the_reader(path: Path) -> None:
-    """The blanks of the exercises say that an answer is missing, or are wrong answers."""
+    """The blanks of the exercises say that an answer is missing."""
     told = "\n".join(str(output.get("text", "")) for output in outputs(path))
-    if path.stem[:2] in SECOND_EDITION:
-        assert "Your answer here" in told
-        assert "ot yet" not in told
-    else:
-        assert "ot yet" in told
+    assert "Your answer here" in told
+    assert "ot yet" not in told
 
 
-second_edition = pytest.mark.parametrize(
-    "path", [path for path in NOTEBOOKS if path.stem[:2] in SECOND_EDITION], ids=lambda path: path.stem
-)
-
-
-@second_edition
+@each
 def test_code_is_narrow_and_short(path: Path) -> None:
     for cell in cells(path, "code"):
         lines = cell.source.splitlines()
@@ -112,13 +103,13 @@ def test_code_is_narrow_and_short(path: Path) -> None:
         assert len(lines) <= 15
 
 
-@second_edition
+@each
 def test_the_function_of_the_page_is_shown(path: Path) -> None:
     sources = [cell.source for cell in cells(path, "code")]
     assert any(source.startswith("show_source(") for source in sources)
 
 
-@second_edition
+@each
 def test_sentences_have_at_most_25_words(path: Path) -> None:
     for cell in cells(path, "markdown"):
         lines = [line for line in cell.source.splitlines() if not line.startswith(("|", "#"))]
