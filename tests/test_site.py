@@ -150,10 +150,10 @@ def test_every_page_of_the_site_that_uses_a_term_links_it(site, term):
     for path in [*site.glob("docs/**/*.html"), *site.glob("notebooks/*.html")]:
         text = path.read_text(encoding="utf-8").partition("<article")[2].partition("</article")[0]
         prose = re.sub(r"<(table|pre|code|em|h\d|dl|a)\b.*?</\1>", "", text, flags=re.S)
-        said = " ".join(re.findall(r"<p>(.*?)</p>", prose, re.S))
+        said = re.sub("<[^>]*>", "", " ".join(re.findall(r"<p>(.*?)</p>", prose, re.S)))
         if word.search(said) and f"glossary.html#{term.lower()}" not in text:
-            without.append(path.name)
-    assert without == ["glossary.html"] * bool(without)
+            without.append(path.stem)
+    assert set(without) <= {"glossary"}
 
 
 def test_the_words_that_are_not_linked_are_terms_of_the_glossary():
