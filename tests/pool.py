@@ -43,7 +43,7 @@ class Pool:
     def load_models(self, config):
         names = {config.student, config.teacher} - {None}
         if (
-            not names <= set(zoo_names())
+            any(name not in zoo_names() and "/short" not in name for name in names)
             or config.adapter
             or config.teacher_adapter
             or config.teacher_home != "device"
