@@ -98,7 +98,8 @@ class Handle(RemoteRun):
     def another(self, config: RunConfig) -> Handle:
         """Start another run in a new folder beside this one, driven as this one is."""
         asked = forks_asked(self.path)
-        fork = asked[-1] if asked and asked[-1] in FORK_KINDS else "auto"
+        kinds = [kind for kind in FORK_KINDS if asked and kind == asked[-1]]
+        fork: ForkKind | Literal["auto"] = kinds[0] if kinds else "auto"
         return _open_or_create(config, place_beside(self.path), self.drive, fork, True)
 
     def wait(self, timeout: float | None = None) -> RunFolder:

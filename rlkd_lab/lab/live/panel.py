@@ -19,8 +19,8 @@ from typing import Any
 
 from IPython.display import display
 
-from rlkd_lab.lab.live.curves import draw, number
 from rlkd_lab.lab.live.again import Again
+from rlkd_lab.lab.live.curves import draw, number
 from rlkd_lab.lab.live.handle import Handle, forks_asked, open_run
 from rlkd_lab.lab.live.history import History
 from rlkd_lab.lab.live.knob_widgets import KnobWidget, front_knob, knobs_of

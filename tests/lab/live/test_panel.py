@@ -149,7 +149,7 @@ def test_a_refusal_by_the_loop_says_why_and_goes_back(make):
 
 def test_a_done_run_refuses_in_words(make):
     run = make(state="done")
-    watched, control = controls(run, "kd_coef")
+    _, control = controls(run, "kd_coef")
     control.slider.value = 0.5
     assert "the run is done: nothing was changed" in text(control.words)
     assert control.slider.value == 0.1
@@ -273,7 +273,7 @@ def test_undo_and_since_follow_what_acted_not_what_was_asked(make):
 def test_what_is_typed_is_read_or_refused_and_never_another_number(make, words, value):
     run = make()
     run.advance(2)
-    watched, control = controls(run, "kd_coef")
+    _, control = controls(run, "kd_coef")
     control.box.value = words
     assert run.calls == ([] if value is None else [("kd_coef", value)])
     if value is None:
