@@ -1,13 +1,11 @@
-"""Runs of a second or two on the embedded pair, shared by the tests of a session."""
+"""Runs of a second or two on the short pair, shared by the tests of a session."""
 
 import json
-import shutil
 
 import pytest
-from safetensors.torch import load_file, save_file
 
-from rlkd_lab.models.locating import ZOO
 from rlkd_lab.training import make_config, run
+from tests.short import EMBEDDED, SHORT
 
 TINY = {
     "steps": 2,
@@ -25,35 +23,16 @@ TINY = {
 
 
 @pytest.fixture(scope="session")
-def short_pair(tmp_path_factory):
-    """The embedded pair cut to its first layer: a step takes a third of the time."""
-    folder = tmp_path_factory.mktemp("short")
-    return {name: cut(name, folder / name) for name in ("student", "teacher")}
-
-
-def cut(name, folder):
-    """Copy an embedded model with its first layer alone."""
-    shutil.copytree(ZOO / name, folder)
-    weights = load_file(folder / "model.safetensors")
-    first = {k: v for k, v in weights.items() if "layers." not in k or "layers.0." in k}
-    save_file(first, folder / "model.safetensors", {"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"num_hidden_layers": 1, "layer_types": config["layer_types"][:1]}
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
-
-
-@pytest.fixture(scope="session")
-def tiny(short_pair):
+def tiny():
     """``tiny(method, settings, **fields)``: a config for a run of two steps."""
 
     def make(method="kdrl", settings=None, **fields):
         # the teacher's traces are cut by the length limit and trained on all the same, but for rft,
         # whose teacher is brief and often wrong
         own = (
-            {"student": "student", "teacher": "student", "traces": 24}
+            {**EMBEDDED, "teacher": "student", "traces": 24}
             if method == "rft"
-            else {**short_pair, "options": {"keep_traces": "all", **fields.pop("options", {})}}
+            else {**SHORT, "options": {"keep_traces": "all", **fields.pop("options", {})}}
         )
         return make_config(method, settings=settings, **{**TINY, **own, **fields})
 
