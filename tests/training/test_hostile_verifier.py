@@ -50,8 +50,12 @@ def moody(tmp_path, tiny):
             method,
             own | (settings or {}),
             **{
-                **{"steps": 3, "group_size": 4, "checkpoint_every": 1},
-                **{"student": "student", "teacher": None, **fields},
+                "steps": 3,
+                "group_size": 4,
+                "checkpoint_every": 1,
+                "student": "student",
+                "teacher": None,
+                **fields,
             },
         )
 
