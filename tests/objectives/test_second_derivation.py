@@ -1,7 +1,11 @@
 """Losses written a second time and compared: value, and gradient in the student's logits.
 
 These references were written from the sources before the package's rules were read. They start at
-logits. Sources: the papers, and for OPDVR, vOPD and OPSA the code that their authors published.
+logits. Sources: notes on the papers, and for OPDVR, vOPD and OPSA the
+authors' code.
+Three choices were taken from the package, because the sources leave them open or differ. OPSA's
+share is of a completion, rounded up. The importance weight leaves penalties alone, as in TRL. Old
+log-probabilities stand in the gap.
 """
 
 import math
