@@ -47,9 +47,8 @@ def plan(
 
         gpu = memory is not None or default_device().type == "cuda"
         there = memory * GIB if memory is not None else free_memory(default_device())
-        if method is None and config_file is None:
-            method = "kdrl"
-        config, _ = asked_config(config_file, settings_from(set_), method=method, preset=preset)
+        chosen = {"method": method or (None if config_file else "kdrl"), "preset": preset}
+        config, _ = asked_config(config_file, settings_from(set_), **chosen)
         check_pair(config)
         prompts = asked_prompts(config)
         for sentence in prompts.told:

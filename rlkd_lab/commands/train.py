@@ -113,8 +113,7 @@ def show_config(
             say(f"written: {write}; `rlkd train --config {write} --out RUN` trains with it")
         else:
             for name, (value, source) in rows.items():
-                shown = "off" if value is None else value
-                say(f"{name:<{max(map(len, rows))}}  {shown}  ({source})")
+                say(f"{name:<22}  {'off' if value is None else value}  ({source})")
 
 
 def _say_end(path: Path) -> None:

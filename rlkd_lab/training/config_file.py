@@ -106,16 +106,15 @@ def _parts(found: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     fields: dict[str, Any] = {}
     settings: list[tuple[str, str]] = []
     for name, value in ((str(name), value) for name, value in found.items()):
-        if name in ("reward", "task_settings", "moves") or (
-            value is None and name in RunConfig.model_fields
+        as_it_is = name in RunConfig.model_fields and name not in NAMED
+        if name in ("reward", "task_settings") or (
+            as_it_is and (value is None or isinstance(value, list))
         ):
             fields[name] = value
         elif name in INSIDE and isinstance(value, Mapping):
             settings += [(f"{INSIDE[name]}{key}", as_text(key, one)) for key, one in value.items()]
         elif name.startswith("task."):
             settings.append((name, json.dumps(value, ensure_ascii=False, default=str)))
-        elif name == "difficulty" and isinstance(value, list):
-            settings.append((name, "-".join(map(str, value))))
         else:
             settings.append((name, as_text(name, value)))
     named = _once(settings)
@@ -204,18 +203,12 @@ def effective(config: RunConfig, sources: Mapping[str, str]) -> dict[str, tuple[
 def as_yaml(rows: Mapping[str, tuple[Any, str]]) -> str:
     """Return a config file with what was asked for, and all else as comments."""
     lines = ["# rlkd train --config FILE --out RUN. Lines after # say what holds without them."]
-    knobs = {**KNOBS, **LOOP_KNOBS}
+    about = {name: " | ".join(values) for name, values in CHOICES.items()}
+    about |= {name: knob.help for name, knob in {**KNOBS, **LOOP_KNOBS}.items()}
+    about |= {name: field.description or "" for name, field in RunConfig.model_fields.items()}
     for name, (value, source) in rows.items():
-        text = NOT_PLAIN.sub(
-            lambda one: f"\\u{ord(one[0]):04x}",
-            f"{name}: {json.dumps(value, ensure_ascii=False)}",
-        )
-        if source in ("command line", "file") or name in ("method", "preset"):
-            lines.append(text)
-        elif name in knobs:
-            lines.append(f"# {text}  # {knobs[name].help}")
-        elif field := RunConfig.model_fields.get(name):
-            lines.append(f"# {text}  # {field.description}")
-        else:
-            lines.append(f"# {text}  # {' | '.join(CHOICES.get(name, ()))}")
+        asked = source in ("command line", "file") or name in ("method", "preset")
+        line = f"{name}: {json.dumps(value, ensure_ascii=False)}"
+        line = NOT_PLAIN.sub(lambda one: f"\\u{ord(one[0]):04x}", line)
+        lines.append(line if asked else f"# {line}  # {about.get(name, '')}")
     return "\n".join(lines) + "\n"

@@ -95,7 +95,9 @@ def test_a_runs_config_and_a_written_one_make_the_same_run(tmp_path, written, pr
 
 def test_each_value_says_where_it_comes_from_and_the_nearer_one_wins(written):
     file = written(
-        "a.yaml", "method: kdrl\npreset: s-countdown\nmode: fast\ngroup_size: 4\nkd_coef: 0.3\n"
+        "a.yaml",
+        "method: kdrl\npreset: s-countdown\nmode: fast\ndense_copy: true\n"
+        "group_size: 4\nkd_coef: 0.3\n",
     )
     settings = {"group_size": "6", "mode": "lean", "reward.overlong": "0.1"}
     config, sources = asked_config(file, settings, seed=5, steps=None)
@@ -145,7 +147,11 @@ HOSTILE = {
         "kd_coef=2026-01-01: a setting",
     ),
     "a date in YAML": ("a.yaml", "method: kdrl\nkd_coef: 2026-01-01\n", "is no schedule"),
-    "a list as a value": ("a.yaml", "method: kdrl\ngroup_size: [4]\n", "group_size=[4]: a setting"),
+    "a list as a value": (
+        "a.yaml",
+        "method: kdrl\ngroup_size: [4]\n",
+        "group_size=[4]: Input should",
+    ),
     "a table as a value": ("a.toml", 'method = "kdrl"\n[teacher]\nname = "x"\n', "teacher={"),
     "a list inside": ("a.yaml", "method: kdrl\nknobs: {kd_coef: [1]}\n", "kd_coef=[1]: a setting"),
     "no table": ("a.yaml", "method: kdrl\nreward: 3\n", "reward maps names to values"),
