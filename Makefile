@@ -13,7 +13,7 @@ help:
 	@echo "make demo       train OPD, GRPO, KDRL and TRRD on the embedded pair (4 to 7 minutes); figures/demo.png"
 	@echo "make lab        open JupyterLab on the notebooks; make notebooks: run them all and keep their outputs (half an hour)"
 	@echo "make site       build the documentation site offline (a minute); build/site/docs/index.html"
-	@echo "make test       all tests (25 minutes); make test-fast: those under a few seconds each"
+	@echo "make test       all tests (about 25 minutes); make test-fast: those under a few seconds each"
 	@echo "make bench      a step against TRL's, our sampler against generate, KDRL and TRRD against GRPO; a sweep with one worker and with all (20 minutes)"
 	@echo "make midsize    on a GPU: pre-train the mid-size pair, run the main methods on it, tables and figures (not measured); WORKERS=4: runs at a time"
 	@echo "make figures    draw the committed figures again; make lint: ruff and mypy"

@@ -90,7 +90,17 @@ class ExplorableDirective(Directive):
         return [nodes.raw("", html(self.arguments[0]), format="html")]
 
 
+def link_images(app: Sphinx, page: nodes.document) -> None:
+    """Give each picture a size, since Sphinx links sized pictures to their file, to look closer."""
+    for image in page.findall(nodes.image):
+        if image["uri"].endswith(".png"):
+            image.setdefault("scale", 100)
+        else:
+            image.setdefault("width", "100%")
+
+
 def setup(app: Sphinx) -> None:
-    """Register the pictures and the formulas' renderer."""
+    """Register the pictures, their links and the formulas' renderer."""
+    app.connect("doctree-read", link_images)
     app.add_directive("explorable", ExplorableDirective)
     app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))

@@ -109,7 +109,7 @@ _kdrl = replace(
     _grpo,
     title="KDRL",
     source="KDRL (arXiv 2506.02208), Eq. 8",
-    formula="−min(ρ·Â, clip(ρ)·Â) + kd_coef·M·k2(π_θ, π_T)",
+    formula="−min(ρ·Â, clip(ρ)·Â) + kd_coef·M·stop-grad(ρ)·k2(π_θ, π_T)",
     needs=_REWARD | _TEACHER,
     penalty=teacher_penalty,
     coefs=_KDRL,

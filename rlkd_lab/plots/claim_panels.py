@@ -81,7 +81,7 @@ def _annealing(axes: Axes, study: Study) -> None:
     annealed = runs[runs["method"] == "kdrl_annealed"]
     first = annealed["kd_coef"].astype(str).str.split(":").str[-2:].str[0]  # linear:0.1:0.001
     draw_knob(axes, runs[runs["method"] == "kdrl"], "kd_coef", ACCURACY, label="fixed")
-    draw_knob(axes, annealed.assign(kd_coef=first), "kd_coef", ACCURACY, None, "annealed", 14)
+    draw_knob(axes, annealed.assign(kd_coef=first), "kd_coef", ACCURACY, None, "annealed", True)
     axes.set_xlabel(f"{label_of('kd_coef')} (annealed: at the start)")
 
 
@@ -93,8 +93,8 @@ def _masking(measure: str) -> Draw:
             return draw_arms(axes, _pick(study["core"], ("kdrl", "kdrl_masked")), measure)
         rates = study["rates"].runs
         alike = rates[pd.to_numeric(rates["learning_rate"]) == MASKS_RATE]
-        for runs, label, shift in ((alike, "KDRL", 0), (study["masks"].runs, "masked", 14)):
-            draw_knob(axes, runs, "kd_coef", measure, None, label, shift)
+        for runs, label in ((alike, "KDRL"), (study["masks"].runs, "masked")):
+            draw_knob(axes, runs, "kd_coef", measure, None, label, label == "masked")
 
     return draw
 
@@ -143,10 +143,10 @@ def _passes(axes: Axes, study: Study) -> None:
 def _two_tasks(axes: Axes, study: Study) -> None:
     parts = {"arithmetic": "betas", "Knights\nand Knaves": "knights_betas"}
     styles = styles_of(dict.fromkeys(parts, "kdrl"))
-    for shift, (task, name) in zip((0, 14), parts.items(), strict=True):
+    for second, (task, name) in enumerate(parts.items()):
         runs = study[name].runs
         fixed = runs[runs["method"] == "kdrl"]
-        draw_knob(axes, fixed, "kd_coef", ACCURACY, styles[task], task, shift)
+        draw_knob(axes, fixed, "kd_coef", ACCURACY, styles[task], task, bool(second))
 
 
 def _conflict(axes: Axes, study: Study) -> None:
@@ -185,7 +185,7 @@ DRAW: dict[int, tuple[Row, ...]] = {
     10: (Row(_arms("knights", ("grpo", "opd", "kdrl", "trrd")), SHARE, ORDER),),
     11: (Row(_passes, "pass@k in shares of 1", "difference in pass@k"),),
     12: (Row(_arms("core", ("opd_then_rl", "kdrl_annealed", "kdrl")), SHARE, ORDER),),
-    13: (Row(_two_tasks, SHARE, "decades"),),
+    13: (Row(_two_tasks, SHARE, "powers of ten"),),
     14: (Row(_conflict, "conflict in shares of 1", "difference in the share of signs"),),
 }
 """The rows of the figure of a claim, by the number of the claim."""

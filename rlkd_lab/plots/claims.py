@@ -23,27 +23,26 @@ from rlkd_lab.plots.styles import (
     panel_figure,
     title_of,
 )
-from rlkd_lab.study.claims import CLAIMS, Verdict, judge_claims
+from rlkd_lab.study.claims import CLAIMS, PAPERS, Verdict, judge_claims
 from rlkd_lab.study.effects import Check, all_of
 from rlkd_lab.study.results import Study
-from rlkd_lab.study.scorecard import EDGE, WITH_TEACHER, by_teacher, comparisons, number
+from rlkd_lab.study.scorecard import (
+    EDGE,
+    WITH_TEACHER,
+    by_teacher,
+    comparisons,
+    in_words,
+    number,
+)
 
 REASONS = (
-    "the outcome hangs on the window of the trailing mean",
+    "the outcome depends on the window of the trailing mean",
     "the grid ends too early",
     "the signs are mostly noise at this batch size",
 )
 """Words of notes that say why intervals are not to be trusted."""
 NARROW = 0.001
 """A smaller half of an interval in accuracy is less than sampling alone makes of it."""
-WORDS = {
-    r": [a-z ]+$": "",  # the axis says what is measured
-    r",learning_rate=[\d.]+": "",
-    r",kd_coef=([^ ,]+)": r" (β \1)",
-    r"linear:([\d.]+):": r"\1 to ",
-    "kd_coef": "β",
-}
-"""What a figure writes for patterns in the text of a comparison."""
 
 
 @in_print
@@ -70,7 +69,8 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     for place, row in enumerate(rows):
         row.draw(panels[2 * place], study)
         _draw_effects(panels[2 * place + 1], verdict.checks[row.checks], texts[place], row.effect)
-    title = fill(f"Claim {claim.number} ({claim.source}): {claim.text}", 101)
+    source = f"{claim.source}, {PAPERS[claim.source]}"
+    title = fill(f"Claim {claim.number} ({source}): {claim.text}", 90)
     outcome = f"{verdict.outcome} here".capitalize() + EDGE * verdict.edge
     if doubts:
         outcome += f"; † not to be trusted: {', '.join(dict.fromkeys(doubts.values()))}"
@@ -80,6 +80,8 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     seeds = " or ".join(map(str, sorted({check.effect.seeds for check in verdict.checks})))
     units = ", ".join(dict.fromkeys(row.unit for row in rows))
     caption = f"n = {seeds} seeds (faint); bars: 95 % intervals, right: paired by seed"
+    caption += "; ≥: not worse by .02 (line)" * any(one.margin < 0 for one in verdict.checks)
+    caption += "; grey band: counts as equal" * any(one.equal for one in verdict.checks)
     return finish(figure, None, f"{units}; {caption}")
 
 
@@ -98,13 +100,10 @@ def doubted(verdict: Verdict) -> dict[str, str]:
 
 def _said(check: Check, doubts: dict[str, str]) -> str:
     """Return a comparison with its effect and its outcome, in words of the reader."""
-    text = check.text
-    for pattern, words in WORDS.items():
-        text = re.sub(pattern, words, text)
-    text = re.sub(r"\w+", lambda word: title_of(word[0]), text)
+    text = re.sub(r": [a-z ]+$", "", in_words(check.text))  # the axis says what is measured
     mean, low, high = map(number, (check.effect.mean, check.effect.low, check.effect.high))
-    flag = " †" * (check.text in doubts)
-    return f"{fill(text, 26)}\n{mean} [{low}, {high}]\n{check.outcome}{flag}"
+    outcome = f"at face value {check.outcome} †" if check.text in doubts else check.outcome
+    return f"{fill(text, 26)}\n{mean} [{low}, {high}]\n{outcome}"
 
 
 def _draw_effects(axes: Axes, checks: Sequence[Check], texts: list[str], label: str) -> None:
@@ -207,7 +206,7 @@ def _facts(study: Study, verdict: Verdict) -> dict[str, Any]:
         "verdict": verdict.outcome,
         "on_the_edge": verdict.edge,
         "note": verdict.note,
-        "not_to_be_trusted": doubted(verdict),
+        "not_to_be_trusted": {in_words(text): why for text, why in doubted(verdict).items()},
         "comparisons": json.loads(effects.to_json(orient="records")),
         "seeds_of": seeds,
     }

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import Transform, offset_copy
 
 from rlkd_lab.plots.styles import (
+    DOTS_RIGHT,
     Style,
     label_of,
     line,
@@ -107,10 +108,12 @@ def draw_spread(
     colour: str,
     marker: str = "o",
     shift: float = 0.0,
+    second: bool = False,
 ) -> None:
     """Draw the mean with its 95 % interval, and left of it a faint dot for each seed.
 
-    All of it stands ``shift`` points right of ``x``.
+    All of it stands ``shift`` points right of ``x``. A second series at the same ``x`` has its
+    dots on the right and an open marker.
     """
     known = values.dropna().to_numpy(dtype=float)
     if not len(known):
@@ -118,7 +121,8 @@ def draw_spread(
     # moved once they are drawn: the limits of the axes heed artists in data coordinates alone
     for number, value in enumerate(known):
         dot = axes.scatter([x], [value], s=9, color=colour, alpha=0.4, linewidths=0)
-        dot.set_offset_transform(_right_of(axes, shift - 5 - 1.5 * number))
+        away = 5 + 1.5 * number
+        dot.set_offset_transform(_right_of(axes, shift + (away if second else -away)))
     half = half_width(known)
     bar = axes.errorbar(
         [x],
@@ -126,6 +130,8 @@ def draw_spread(
         yerr=None if math.isnan(half) else [[half], [half]],
         color=colour,
         marker=marker,
+        markerfacecolor="white" if second else colour,
+        zorder=3 if second else 2,
         capsize=2,
         linewidth=1.2,
     )
@@ -159,13 +165,15 @@ def draw_series(
     style: Style,
     label: str | None = None,
     shift: float = 0.0,
+    second: bool = False,
 ) -> None:
     """Draw a measure at each place with its seeds, and a line through the means."""
     means = [values.mean() for values in groups.values()]
     (curve,) = axes.plot(list(groups), means, **line(style, label=label, linewidth=1))
     curve.set_transform(_right_of(axes, shift))
+    curve.set_gid(DOTS_RIGHT if second else None)
     for place, values in groups.items():
-        draw_spread(axes, place, values, style[0], MARKERS[style[1]], shift)
+        draw_spread(axes, place, values, style[0], MARKERS[style[1]], shift, second)
     axes.margins(x=0.2)  # space for the dots
 
 
@@ -176,7 +184,7 @@ def draw_knob(
     measure: str,
     style: Style | None = None,
     label: str | None = None,
-    shift: float = 0.0,
+    second: bool = False,
 ) -> None:
     """Draw a measure against a knob for runs of one method, with every seed."""
     axes.set_xlabel(label_of(knob))
@@ -192,6 +200,6 @@ def draw_knob(
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
         groups = {value: runs.loc[numbers == value, measure] for value in places}
-        draw_series(axes, groups, style, label, shift)
+        draw_series(axes, groups, style, label, second=second)
         return
     draw_arms(axes, runs.assign(arm=runs[knob].astype(str)), measure)

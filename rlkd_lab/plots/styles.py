@@ -41,6 +41,8 @@ PRINT: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "rlkd_lab",  # without it the bytes would differ each time
 }
+DOTS_RIGHT = "dots on the right"
+"""Marks a line whose seeds stand right of it: names at line ends keep clear of them."""
 in_print = matplotlib.rc_context(PRINT)
 """Decorates a function that draws or writes a figure: the print style holds within it."""
 
@@ -249,6 +251,7 @@ def _name_ends(axes: Axes, gap: float = 10.0) -> bool:
     for each in sorted(range(len(ends)), key=lambda each: ends[each][1]):
         places[each] = max(float(ends[each][1]), max(places.values(), default=-gap) + gap)
     moved = max((place - ends[each][1] for each, place in places.items()), default=0.0)
+    away = 18 if any(one.get_gid() == DOTS_RIGHT for one in lines) else 5
     right, left = (most((x for x, _ in ends), default=0.0) for most in (max, min))
     if len(lines) == 1 or moved > gap or right - left > 4 * gap:
         return False
@@ -257,7 +260,7 @@ def _name_ends(axes: Axes, gap: float = 10.0) -> bool:
         axes.annotate(
             str(one.get_label()),
             points[each][-1],
-            xytext=(5 + right - x, place - moved / 2 - y),
+            xytext=(away + right - x, place - moved / 2 - y),
             xycoords=one.get_transform(),
             textcoords="offset points",
             color=one.get_color(),

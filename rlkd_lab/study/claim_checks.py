@@ -101,7 +101,7 @@ def fewer_steps(study: Study) -> Found:
             for window, effect in effects.items()
         )
         notes.append(
-            "the outcome hangs on the window of the trailing mean, in steps, so it decides"
+            "the outcome depends on the window of the trailing mean, in steps, so it decides"
             f" nothing ({each.replace('-', '−')})"
         )
     kdrl, grpo = (part.curve_means(arm, "accuracy") for arm in ("kdrl", "grpo"))
@@ -172,9 +172,11 @@ def masking(study: Study) -> Found:
     for masked, kdrl, with_mask, without in pairs:
         accuracy = paired(with_mask.of(masked, ACCURACY), without.of(kdrl, ACCURACY))
         length = paired(without.of(kdrl, LENGTH), with_mask.of(masked, LENGTH))
+        kdrl = masked.replace("kdrl_masked", "kdrl")  # the rate is the same on both sides
         checks.append(Check(f"{masked} ≥ {kdrl}: accuracy", accuracy, -POINTS))
         checks.append(Check(f"{kdrl} > {masked}: length in tokens", length))
-    return Found(checks, NOT_WORSE)
+    with_beta = f"; where a β stands, the learning rate is {MASKS_RATE} on both sides"
+    return Found(checks, NOT_WORSE + with_beta * (len(pairs) > 1))
 
 
 def trrd_on_knights(study: Study) -> Found:
@@ -283,23 +285,23 @@ def _at_end(part: Part, best: pd.Series) -> int:
 
 
 def betas_of_tasks(study: Study) -> Found:
-    """13: take the decades between the best coefficients of the two tasks, seed by seed.
+    """13: take the powers of ten between the best coefficients of the tasks, seed by seed.
 
-    One decade or more supports the claim.
+    One power or more supports the claim.
     Less contradicts it only where the grid holds the best coefficient in most seeds of each task.
     A best one at an end may lie beyond, and then the difference is not known.
     """
-    parts = {"arithmetic": study["betas"], "knights": study["knights_betas"]}
+    parts = {"arithmetic": study["betas"], "Knights and Knaves": study["knights_betas"]}
     best = {task: best_beta(part) for task, part in parts.items()}
     if any(found.empty for found in best.values()):
         note = "no run of kdrl counts and was evaluated on the way, on one of the tasks"
         return Found([], note, False)
-    gap = paired(best["arithmetic"], best["knights"])
+    gap = paired(best["arithmetic"], best["Knights and Knaves"])
     low, high = (gap.low, gap.high) if gap.mean >= 0 else (-gap.high, -gap.low)
-    text = "decades between the best kd_coef on arithmetic and on knights ≥ 1"
+    text = "powers of ten between the best β of arithmetic and of Knights and Knaves ≥ 1"
     check = Check(text, Effect(abs(gap.mean), low, high, gap.seeds), 1 - 1e-9)
     at_end = {task: _at_end(part, best[task]) for task, part in parts.items()}
-    note = "the paper says up to two decades; best at an end of the grid: " + ", ".join(
+    note = "the paper says up to 100 times; best at an end of the grid: " + ", ".join(
         f"{task} {at_end[task]} of {len(best[task])} seeds" for task in best
     )
     if check.outcome == "contradicted" and any(at_end[task] > len(best[task]) / 2 for task in best):

@@ -147,7 +147,7 @@ CLAIMS: tuple[Claim, ...] = (
         ("core",),
         passes,
     ),
-    Claim(12, "S", "OPD-then-RL ≥ annealed KDRL ≥ KDRL", ("core",), sequential_or_joint),
+    Claim(12, "S", 'OPD-then-RL ≥ "KDRL, annealed" ≥ KDRL', ("core",), sequential_or_joint),
     Claim(
         13,
         "S",
@@ -157,4 +157,5 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(14, "S", "conflict with OPD's update: GRPO > KDRL > TRRD", ("core",), interference),
 )
-"""KDRL = arXiv 2506.02208, RLAD = arXiv 2602.22495, S = arXiv 2609.04108."""
+PAPERS = {"KDRL": "arXiv 2506.02208", "RLAD": "arXiv 2602.22495", "S": "arXiv 2609.04108"}
+"""The paper of each source. The title of S is "Sequential Beats Joint"."""

@@ -7,14 +7,16 @@ They use the parts that have ended.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from rlkd_lab.objectives import METHODS
 from rlkd_lab.study.claim_checks import ACCURACY, LENGTH
-from rlkd_lab.study.claims import CLAIMS, Verdict, judge_claims
+from rlkd_lab.study.claims import CLAIMS, PAPERS, Verdict, judge_claims
 from rlkd_lab.study.effects import Check, Effect, effect_of, strict
 from rlkd_lab.study.results import SESSIONS, TABLES, Study, by_arm
 from rlkd_lab.study.study import PARTS, read_study
@@ -44,6 +46,31 @@ MEASURES = {
     "sampled_tokens": "tokens sampled",
     "train_seconds": "seconds of training",
 }
+SHORT = {"kd_coef": "β", "trrd_alpha": "α", "learning_rate": "rate", "teacher_quant": "teacher in"}
+"""What words write for the settings that arms are named after."""
+OWN_ARMS = {
+    "kdrl_k3": "KDRL, k3",
+    "kdrl_exact": "KDRL, exact KL",
+    "grpo_token": "GRPO, mean over tokens",
+}
+"""Titles of arms that are no method of the table."""
+
+
+def in_words(text: str) -> str:
+    """Return arms, or a comparison of arms, with the titles of methods.
+
+    >>> in_words("kdrl_masked,kd_coef=0.03 ≥ kdrl: accuracy")
+    'KDRL, masked (β 0.03) ≥ KDRL: accuracy'
+    """
+    text = re.sub(r"((?:,\w+=[^ ,]*[^ ,:])+)", _settings, text)
+    titles = {name: method.title for name, method in METHODS.items()} | OWN_ARMS
+    return re.sub(r"\w+", lambda word: titles.get(word[0], word[0]), text)
+
+
+def _settings(found: re.Match[str]) -> str:
+    pairs = [one.split("=") for one in found[0][1:].split(",")]
+    shown = [f"{SHORT.get(name, name)} {value}" for name, value in pairs]
+    return re.sub(r"linear:([\d.]+):", r"\1 to ", f" ({', '.join(shown)})")
 
 
 def by_teacher(study: Study) -> pd.DataFrame:
@@ -80,7 +107,7 @@ def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
             "on_the_edge": verdict.edge,
         }
         found = [_comparison(check, verdict.among) for check in verdict.checks] or [{}]
-        rows += [{**shared, **one, "note": verdict.note} for one in found]
+        rows += [{**shared, **one, "note": in_words(verdict.note)} for one in found]
     table = pd.DataFrame(rows)
     if "seeds" not in table:
         return table
@@ -89,7 +116,7 @@ def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 def _comparison(check: Check, among: int) -> dict[str, Any]:
     return {
-        "comparison": check.text,
+        "comparison": in_words(check.text),
         "effect": check.effect.mean,
         "low": check.effect.low,
         "high": check.effect.high,
@@ -136,10 +163,11 @@ def _table(head: str, rows: Iterable[str]) -> list[str]:
 def claim_lines(verdicts: Sequence[Verdict]) -> list[str]:
     """Return a table of the claims and what became of them."""
     rows = [
-        _row(c.number, c.source, c.text, f"**{v.outcome}**{EDGE * v.edge}", v.note)
+        _row(c.number, c.source, c.text, f"**{v.outcome}**{EDGE * v.edge}", in_words(v.note))
         for c, v in zip(CLAIMS, verdicts, strict=True)
     ]
-    return _table("| | source | claim | here | note |", rows)
+    papers = ", ".join(f"{name} is {paper}" for name, paper in PAPERS.items())
+    return [f"Sources: {papers}.", "", *_table("| | source | claim | here | note |", rows)]
 
 
 def comparison_lines(verdicts: Sequence[Verdict]) -> list[str]:
@@ -154,7 +182,7 @@ def comparison_lines(verdicts: Sequence[Verdict]) -> list[str]:
     rows = [
         _row(
             verdict.number,
-            check.text,
+            in_words(check.text),
             number(check.effect.mean),
             _interval(check.effect),
             check.effect.seeds,
@@ -176,7 +204,11 @@ def teacher_lines(study: Study) -> list[str]:
     rows = []
     for names, group in table.groupby(["student", "teacher", "arm"], sort=False):
         effects = [effect_of(group[name]) for name in TEACHER_MEASURES]
-        rows.append(_row(*names, *(f"{number(one.mean)} {_interval(one)}" for one in effects)))
+        rows.append(
+            _row(
+                *map(in_words, names), *(f"{number(one.mean)} {_interval(one)}" for one in effects)
+            )
+        )
     words = (
         "Each arm minus GRPO, which asks no teacher, on the same student; mean and 95 %"
         " interval over seeds (Student's t, paired by seed)."
@@ -219,7 +251,7 @@ def _tuning(study: Study, out: Path) -> list[str]:
             scores = [trial["accuracy"] for trial in trials]
             chosen = ", ".join(f"{key} = {value}" for key, value in best.items())
             shown = ", ".join("diverged" if one is None else f"{one:.3f}" for one in scores)
-            rows.append(_row(name, arm, len(trials), chosen, shown))
+            rows.append(_row(name, in_words(arm), len(trials), chosen, shown))
     return _table("| part | arm | trials | chosen | validation accuracy of each trial |", rows)
 
 
@@ -230,7 +262,7 @@ def _methods(study: Study) -> list[str]:
         rows = []
         for row in by_arm(part.runs, there).to_dict("records"):
             cells = [f"{plain(row[one])} ± {plain(row[f'{one} ±'])}" for one in there]
-            rows.append(_row(row["arm"], row["runs"], *cells))
+            rows.append(_row(in_words(row["arm"]), row["runs"], *cells))
         head = _row("arm", "seeds", *(MEASURES[measure] for measure in there))
         lines += [f"### {name}: {PARTS[name]}", "", *_table(head, rows), ""]
         if part.left_out:

@@ -16,7 +16,8 @@ from rlkd_lab.plots.ablations import plot_arms, plot_differences, plot_heat, plo
 from rlkd_lab.plots.budgets import at_budget, plot_budget, plot_frontier, shared_budget
 from rlkd_lab.plots.claim_panels import DRAW
 from rlkd_lab.plots.claims import claim_figure, doubted, draw_claims, teachers_figure
-from rlkd_lab.plots.styles import STYLES
+from rlkd_lab.plots.points import draw_knob
+from rlkd_lab.plots.styles import STYLES, white_figure
 from rlkd_lab.study import scorecard
 from rlkd_lab.study.claims import CLAIMS, judge_claims
 from rlkd_lab.study.effects import Effect
@@ -449,3 +450,18 @@ def test_runs_of_ones_own_come_into_the_same_form(tmp_path):
     assert len(png(plot_knob(table, "kd_coef", "reward"))) > 5000
     with pytest.raises(ValueError, match="one label for each"):
         table_of(made, ["a"])
+
+
+def test_two_series_over_a_knob_both_stand_at_its_values(grid):
+    kdrl = grid[grid["method"] == "kdrl"]
+    axes = white_figure(4, 3).subplots()
+    draw_knob(axes, kdrl, "kd_coef", "id avg")
+    draw_knob(axes, kdrl, "kd_coef", "id avg", second=True)
+    axes.figure.draw_without_rendering()
+    points = [container.lines[0] for container in axes.containers]
+    for point in points:
+        x, y = point.get_data()
+        seen = point.get_transform().transform((x[0], y[0]))
+        assert seen == pytest.approx(axes.transData.transform((x[0], y[0])))
+    faces = [point.get_markerfacecolor() for point in points]
+    assert faces[:3] == [STYLES["kdrl"][0]] * 3 and faces[3:] == ["white"] * 3

@@ -118,7 +118,7 @@ def test_a_lead_that_hangs_on_how_curves_are_smoothed_decides_nothing():
         }
     )[2]
     assert verdict.checks[0].outcome == "supported" and verdict.outcome == "undecided"
-    assert "hangs on the window of the trailing mean" in verdict.note and "13: −" in verdict.note
+    assert "depends on the window of the trailing mean" in verdict.note and "13: −" in verdict.note
 
 
 @pytest.mark.parametrize(("masked", "outcome"), [(0.8, "supported"), (0.7, "contradicted")])

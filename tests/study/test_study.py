@@ -182,7 +182,7 @@ def test_the_budget_of_the_choice_stands_in_the_scorecard(out):
     }
     (out / "core" / "tuned.json").write_text(json.dumps({"tuning": {}, "arms": {"grpo": chosen}}))
     assert (
-        "| core | grpo | 2 | learning_rate = 0.002 | 0.500, 0.610 |"
+        "| core | GRPO | 2 | learning_rate = 0.002 | 0.500, 0.610 |"
         in write_scorecard(out).read_text()
     )
 

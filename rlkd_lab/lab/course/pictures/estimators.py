@@ -91,6 +91,9 @@ def followed(
 
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
 
+LOW, HIGH = (-0.12, -0.1), (1.12, 0.95)
+"""Corners of a panel; the mean's way is drawn from where it stays within."""
+
 
 def arrow(gradient: NDArray[np.float64], student: Sequence[float] = STUDENT) -> NDArray[np.float64]:
     """Return where a small step against a gradient moves the student on the simplex, (2,).
@@ -156,7 +159,9 @@ def estimator_arrows(
         _triangle(axes, here, there)
         means = found[name]
         path = here + scale * means
-        axes.plot(path[:, 0], path[:, 1], color=GREY, linewidth=0.9, alpha=0.8)
+        outside = np.flatnonzero(((path < LOW) | (path > HIGH)).any(axis=1))
+        shown = path[outside[-1] + 1 :] if len(outside) else path  # few samples may lie far out
+        axes.plot(shown[:, 0], shown[:, 1], color=GREY, linewidth=0.9, alpha=0.8)
         for kind, colour in COLOURS.items():
             _arrow(axes, here, here + scale * found[kind], colour, 5.0, alpha=0.45)
         if np.linalg.norm(scale * means[-1]) > 0.02:
@@ -164,8 +169,8 @@ def estimator_arrows(
         share = np.linalg.norm(means[-1]) / length
         title = f"{name} as a loss\nlength {share:.2f} of the reverse arrow"
         axes.set_title(title, fontsize=10)
-        axes.set_xlim(-0.12, 1.12)
-        axes.set_ylim(-0.1, 0.95)
+        axes.set_xlim(LOW[0], HIGH[0])
+        axes.set_ylim(LOW[1], HIGH[1])
     figure.legend(handles=_legend(n), loc="lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle("Where a small step moves the student: all arrows to one scale", fontsize=11)
     figure.tight_layout(rect=(0, 0.07, 1, 1))

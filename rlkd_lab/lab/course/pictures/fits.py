@@ -91,16 +91,15 @@ def two_humps(q: float = 0.3, middle: float = 0.02, left: float = 0.5) -> Figure
         colour = COLOURS[kind]
         numbers = found[kind]
         left_axes.plot(found["at"], numbers["along"], color=colour, linewidth=2, label=label)
-        minimum = "minimum: q = " + " or ".join(f"{fit:.3g}" for fit in numbers["fits"])
-        left_axes.plot(
-            numbers["fits"], numbers["lowest"], "v", color=colour, markersize=9, label=minimum
-        )
+        marks = {"color": colour, "markersize": 9, "label": "its minimum"}
+        left_axes.plot(numbers["fits"], numbers["lowest"], "v", **marks)
         left_axes.plot([q], [numbers["here"]], "o", color="black", markersize=6)
     left_axes.axvline(q, color="black", linewidth=0.9, linestyle=":")
     left_axes.set_ylim(0, 3.2)
     left_axes.set_xlabel("q of the student, Binomial(2, q)")
     left_axes.set_ylabel("divergence, nats")
-    left_axes.legend(fontsize=9, loc="upper center", framealpha=1.0, ncols=2)
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}
+    left_axes.legend(fontsize=9, ncols=2, **above)
     left_axes.grid(alpha=0.25)
     shown = [
         ("teacher", found["teacher"], ORANGE),
@@ -127,9 +126,9 @@ HUMPED = Picture(
     "traces follows, put most of the student's probability?",
     choices=("on 0 or on 2", "on 1, where the teacher has 2 %", "evenly on all three"),
     answer=1,
-    why="Forward KL punishes every outcome of the teacher that the student misses, so q = 0.5 "
-    "and half of the mass lies in the valley. Reverse KL punishes what the teacher would not "
-    "say: the student takes one hump (q = 0.024 or 0.976) and forgets the other.",
+    why="Forward KL punishes every outcome of the teacher that the student misses, so "
+    "half of the student's mass lies in the valley. Reverse KL punishes what the teacher would not "
+    "say: the student takes one hump and forgets the other.",
     draw=two_humps,
     explorable="humps",
 )
