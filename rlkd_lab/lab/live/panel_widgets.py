@@ -7,6 +7,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from rlkd_lab.lab.live.curve_groups import GROUPS
+from rlkd_lab.lab.live.curve_view import CurveView
 from rlkd_lab.lab.live.keyboard import KeyboardGuard
 from rlkd_lab.lab.live.knob_widgets import KnobWidget, options_html
 from rlkd_lab.lab.live.panel_texts import FORKS
@@ -44,12 +45,13 @@ class PanelWidgets:
     ) -> None:
         self.state, self.banner = widgets.HTML(), widgets.HTML()
         self.fork_help, self.records = widgets.HTML(), widgets.HTML()
+        self.view, self.more_view, self.table = CurveView(), CurveView(), widgets.HTML()
         self.guard = KeyboardGuard()
         self.buttons = {name: _button(name, icon) for name, icon in ICONS.items()}
         tooltip = "What a moved knob forks"
         self.fork = _menu("fork", list(FORKS.items()), fork, tooltip)
         groups = [("none", ""), *((name, name) for name in GROUPS if name != "main")]
-        tooltip = "A second picture below the main curves"
+        tooltip = "More curves below the main ones"
         self.more = _menu("more curves", groups, "", tooltip)
         row = widgets.Layout(flex_flow="row wrap", align_items="center")
         self.top = Top(
@@ -61,6 +63,9 @@ class PanelWidgets:
                 _folded(config, [knob for name, knob in knobs.items() if name != front]),
                 widgets.HBox([self.fork, self.fork_help], layout=row),
                 widgets.HBox([self.more, self.records], layout=row),
+                self.view,
+                self.more_view,
+                self.table,
                 self.guard,
             ]
         )
