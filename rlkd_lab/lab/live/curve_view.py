@@ -118,7 +118,7 @@ class Curves:
         data = {}
         if self.group:
             data = packed(curve_data(self.history, self.method, self.group, self.steps))
-        self.view.name = f"{self.history.path.name} {self.group}".strip()
+        self.view.name = f"{self.history.path.name} {self.group}".replace(" ", "-")
         self.view.data = data
 
     def _draw(self) -> None:

@@ -120,7 +120,6 @@ def picture(figure: Figure, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a figure as data and metadata for ``display(…, raw=True)``.
 
     The sentence stands in where no picture can be shown.
-    By the first words of ``alt`` a live view finds the picture that it hides.
     """
     data = {"image/png": base64.b64encode(png(figure)).decode(), "text/plain": text}
-    return data, {"image/png": {"alt": f"Curves of {text}"}}
+    return data, {"image/png": {"alt": text}}

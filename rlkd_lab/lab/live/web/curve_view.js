@@ -120,7 +120,7 @@ function paintBands(u, { panel, hidden, look }) {
       band.x.forEach((x, i) => pen.lineTo(...at(x, band.low[i])));
       for (let i = band.x.length - 1; i >= 0; i -= 1) pen.lineTo(...at(band.x[i], band.high[i]));
       pen.globalAlpha = band.alpha;
-      const colour = seen(band.colour, look);
+      const colour = band.alpha === 1 ? band.colour : seen(band.colour, look);
       pen.fillStyle = band.hatch ? hatched(pen, band, colour, `rgb(${look.ground})`) : colour;
       pen.fill();
     }
@@ -191,7 +191,8 @@ function options(chart, view) {
     legend: { show: false },
     cursor: {
       drag: { x: true, y: false, setScale: false, dist: 4 },
-      sync: { key: view.id, scales: ["x", null] },
+      // only the cursor goes along: a drag on one panel zooms all of them, once
+      sync: { key: view.id, scales: ["x", null], filters: { pub: (type) => /^mouse(move|leave)$/.test(type) } },
       bind: { dblclick: () => () => view.zoomTo(null) },
     },
     scales: {
@@ -224,7 +225,8 @@ function options(chart, view) {
 
 // The words of a panel at a step: the value of every line that is shown.
 function readout(panel, hidden, step) {
-  const lines = panel.lines.filter((line) => !line.raw && !hidden.has(line.label));
+  const named = panel.lines.filter((line) => !line.raw && !hidden.has(line.label));
+  const lines = panel.strip ? named.slice(0, 1) : named; // there is little room
   const raw = panel.lines.find((line) => line.raw && !hidden.has(line.label));
   const said = lines.map((line) => [line.label, valueAt(line, step)]);
   const words = said.filter(([, value]) => value !== undefined).map(([label, value]) => `${label} ${short(value)}`);
@@ -246,7 +248,7 @@ function makeChart(panel, view) {
     const last = steps[steps.length - 1];
     const text = last === undefined ? "" : readout(chart.panel, view.hidden, at == null ? last : steps[at]);
     if (words.textContent !== text) words.textContent = text;
-    title.textContent = chart.panel.title;
+    title.textContent = title.title = chart.panel.title;
     box.setAttribute("aria-label", `${chart.panel.title}. ${text} ${chart.panel.note}`);
   };
   chart.draw = () => {
@@ -290,7 +292,7 @@ const PAGE = `<div class="bar"><div class="keys" role="group" aria-label="lines"
 let count = 0;
 
 function keyMark(one, look) {
-  const colour = seen(one.colour, look);
+  const colour = one.alpha === 1 && !one.dash ? one.colour : seen(one.colour, look);
   if (!one.dash) return `<rect width="24" height="12" fill="${colour}" opacity="${Math.max(one.alpha, 0.35)}"/>`;
   const line = `<line y1="6" y2="6" x2="24" stroke="${colour}" stroke-width="${one.width}" stroke-dasharray="${dashes(one)}"/>`;
   return line + (one.dots ? `<circle cx="12" cy="6" r="${one.dots / 1.3}" fill="${colour}"/>` : "");
@@ -315,18 +317,18 @@ class View {
     this.root.className = "rlkd-curves";
     this.root.id = this.id;
     this.root.innerHTML = PAGE;
-    // while this view stands in the page, the still pictures of its cell do not
+    // While this view stands in the page, the still pictures below it do not: a picture that comes
+    // next, and all up to the table. JupyterLab and Notebook 7 name their outputs so.
     const still = document.createElement("style");
-    const cell = `:is(.jp-OutputArea, .output, #output-area):has(#${this.id})`;
-    const marks = ':is(img[alt^="Curves of "], .rlkd-still)';
-    still.textContent = `${cell} ${marks}, ${cell} .jp-OutputArea-child:has(${marks}) { display: none }`;
+    const [one, mark] = [".jp-OutputArea-child", ".rlkd-still"];
+    still.textContent = `${one}:has(#${this.id}) + ${one}:has(.jp-RenderedImage), ${one}:has(#${this.id}) ~
+      ${one}:is(:has(${mark}), :has(~ ${one} ${mark})):not(:has(.jupyter-widgets)) { display: none }`;
     el.replaceChildren(still, this.root);
     const tools = this.root.querySelector(".tools");
     tools.addEventListener("click", ({ target }) => target.dataset.kind && download(this, target.dataset.kind));
     this.all = tools.querySelector(".all");
     this.all.addEventListener("click", () => this.zoomTo(null));
     this.root.querySelectorAll("button").forEach((one) => one.setAttribute("data-lm-suppress-shortcuts", "true"));
-    this.themed();
     this.update();
   }
 
@@ -352,7 +354,8 @@ class View {
     this.data = unpack(this.model.get("data"));
     this.root.hidden = !this.data.panels.length;
     this.root.querySelector(".rest").textContent = this.model.get("note");
-    if (this.root.hidden) return;
+    if (this.root.hidden || !this.root.isConnected) return;
+    if (!this.look) this.themed(); // only in the page it has colours
     const line = ({ label, colour, dash, dots, width, alpha }) => [label, colour, dash, dots, width, alpha];
     const panels = this.data.panels.map((one) => [one.name, one.lines.map(line), one.bands.map((band) => band.label)]);
     const shape = JSON.stringify(panels);
@@ -421,7 +424,7 @@ function render({ model, el }) {
   const retheme = () => setTimeout(() => (view.themed(), view.update()), 150); // its CSS comes later
   model.on("change:data", update);
   model.on("change:note", update);
-  const sized = new ResizeObserver(() => view.resize());
+  const sized = new ResizeObserver(() => (view.look ? view.resize() : view.update()));
   sized.observe(view.root);
   const theme = new MutationObserver(retheme);
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "class"] });
