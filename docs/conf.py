@@ -9,6 +9,8 @@ Nothing is fetched: formulas become MathML, and every script lies in the theme.
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -19,6 +21,7 @@ from sphinx.application import Sphinx
 from rlkd_lab import __version__
 from rlkd_lab.lab.course.explorables import html
 
+sys.path.append(str(Path(__file__).parent))
 project = "rlkd_lab"
 author = "the authors of rlkd_lab"
 version = release = __version__
@@ -32,6 +35,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_external_toc",
+    "glossary_links",
 ]
 external_toc_path = "docs/_toc.yml"
 external_toc_exclude_missing = False

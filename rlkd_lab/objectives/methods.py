@@ -273,7 +273,7 @@ _table: dict[str, Method] = {
     "opdvr": replace(
         _opd,
         title="OPDVR",
-        source="OPDVR (arXiv 2608.24696); read in notes on the paper",
+        source="OPDVR (arXiv 2608.24696), by the authors' README",
         formula="−A·log π_θ,  A = kd_coef·s·max(0, s·d),  s = +1 where right, −1 where wrong",
         needs=_TEACHER | {"verdicts"},
         surrogate=reinforce,
@@ -284,7 +284,7 @@ _table: dict[str, Method] = {
     "grpd": replace(
         _opd,
         title="GRPD",
-        source="OPDVR (arXiv 2608.24696), form inside GRPO; a note multiplies by r − mean",
+        source="OPDVR (arXiv 2608.24696), GRPD; the authors' code also multiplies by |Â|",
         formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·s·max(0, s·d),  s = sign(Â)",
         needs=_REWARD | _TEACHER | {"verdicts"},
         advantage=group_gated_advantage,
@@ -306,7 +306,7 @@ _table: dict[str, Method] = {
     "vopd": replace(
         _opd,
         title="vOPD",
-        source="vOPD (arXiv 2605.07865); read in notes on the paper",
+        source="vOPD (arXiv 2605.07865), by the authors' code",
         formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·(d + stop-grad KL(π_θ‖π_T)), the exact KL",
         needs=_TEACHER | {"divergence"},
         advantage=centred_advantage,

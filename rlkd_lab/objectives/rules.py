@@ -241,12 +241,14 @@ def centred_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tens
 def unlikely_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
     """−push on the share push_share of a completion's tokens with the lowest log π_old, else 0.
 
-    A placebo: no teacher and no reward. OPSA (arXiv 2608.31046).
+    The number of tokens is rounded up. A placebo: no teacher and no reward. OPSA (arXiv
+    2608.31046).
     """
     mask = batch.completion_mask != 0
     lowest_first = batch.old.masked_fill(~mask, torch.inf).argsort(dim=-1, stable=True)
     rank = lowest_first.argsort(dim=-1, stable=True)
-    chosen = mask & (rank < number(coefs, "push_share") * mask.sum(-1, keepdim=True))
+    count = number(coefs, "push_share") * mask.sum(-1, keepdim=True).double()
+    chosen = mask & (rank < count - 1e-9)  # 0.07·100 is above 7 by rounding alone
     return torch.zeros_like(batch.logps).masked_fill(chosen, -number(coefs, "push"))
 
 

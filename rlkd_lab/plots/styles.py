@@ -87,7 +87,7 @@ AXIS_LABELS: dict[str, str] = {
     "eval/accuracy": "accuracy, held-out prompts",
     "eval/accuracy_ood": "accuracy, out of distribution",
     "eval/mean_length": "length, held-out prompts, tokens",
-    "trrd/dead_frac": "share of tokens that are dead",
+    "trrd/dead_frac": "dead under TRRD, share of tokens",
     "teacher/disagree": "share of tokens where teacher and verifier disagree",
     "teacher/gap_right": "teacher's gap on right completions, nats",
     "teacher/gap_wrong": "teacher's gap on wrong completions, nats",

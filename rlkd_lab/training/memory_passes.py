@@ -111,8 +111,8 @@ def made(config: PreTrainedConfig, layers: int, dtype: torch.dtype = torch.float
 def _empty(config: PreTrainedConfig, layers: int, dtype: torch.dtype, attention: str) -> Any:
     short = copy.deepcopy(config)
     short.num_hidden_layers = layers
-    if getattr(short, "layer_types", None):
-        short.layer_types = short.layer_types[:layers]
+    if kinds := getattr(short, "layer_types", None):
+        short.layer_types = [kinds[i % len(kinds)] for i in range(layers)]
     if hasattr(short, "quantization_config"):
         del short.quantization_config
     short._attn_implementation = attention

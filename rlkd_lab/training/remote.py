@@ -163,7 +163,8 @@ class RemoteRun:
     def _check_not_over(self) -> None:
         if self.status().state == "done":
             raise RuntimeError(
-                "the run is done: nothing was changed. Start another one to move its knobs"
+                "the run is done: nothing was changed. Start another one, or press Run again, to"
+                " move its knobs"
             )
 
     # --- buttons ----------------------------------------------------------------------------------

@@ -666,6 +666,15 @@ def test_opsa_pushes_the_least_likely_fifth_of_each_completion_and_reads_no_teac
     assert not advantage("opsa", batch, {"push_share": 0.0}).any()
 
 
+@pytest.mark.parametrize(
+    ("share", "length", "count"),
+    [(0.15, 100, 15), (0.6, 25, 15), (0.07, 100, 7), (0.3, 50, 15), (0.2, 6, 2), (0.01, 3, 1)],
+)
+def test_opsa_rounds_the_share_up_and_not_the_rounding_error(share, length, count):
+    batch = TokenBatch(random(1, length), torch.ones(1, length))
+    assert (advantage("opsa", batch, {"push_share": share}) != 0).sum() == count
+
+
 def test_vopd_refuses_another_divergence_as_its_baseline():
     with pytest.raises(ValueError, match="leave divergence=reverse"):
         token_loss("vopd", rollout(), None, {"divergence": "forward"})

@@ -26,6 +26,7 @@ from rlkd_lab.study.watch import run_watched
 from rlkd_lab.study.workers import choose, run_sweep, stages
 from rlkd_lab.training import run
 from rlkd_lab.training.data import data_of
+from tests.short import SHORT
 
 SMALL = {
     "prompts_per_step": 2,
@@ -36,6 +37,7 @@ SMALL = {
     "samples_every": 0,
     "checkpoint_every": 1,
     "traces": 8,
+    **SHORT,
 }
 
 

@@ -1,10 +1,11 @@
-"""Runs of a second or two on the embedded pair, shared by the tests of a session."""
+"""Runs of a second or two on the short pair, shared by the tests of a session."""
 
 import json
 
 import pytest
 
 from rlkd_lab.training import make_config, run
+from tests.short import EMBEDDED, SHORT
 
 TINY = {
     "steps": 2,
@@ -29,9 +30,9 @@ def tiny():
         # the teacher's traces are cut by the length limit and trained on all the same, but for rft,
         # whose teacher is brief and often wrong
         own = (
-            {"teacher": "student", "traces": 24}
+            {**EMBEDDED, "teacher": "student", "traces": 24}
             if method == "rft"
-            else {"options": {"keep_traces": "all", **fields.pop("options", {})}}
+            else {**SHORT, "options": {"keep_traces": "all", **fields.pop("options", {})}}
         )
         return make_config(method, settings=settings, **{**TINY, **own, **fields})
 

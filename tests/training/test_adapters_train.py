@@ -100,6 +100,7 @@ def test_a_run_is_on_the_adapter_that_peft_computes(tiny, tmp_path, plain, kind,
     fields = {
         "quant": "none",
         "teacher_quant": "none",
+        "student": "student",
         "teacher": "student",
         "samples_every": 1,
         "checkpoint_every": 1,
@@ -144,6 +145,7 @@ def test_in_4_bit_it_trains_too(tiny, tmp_path, plain):
             tiny(
                 "kdrl",
                 adapter=plain("dora"),
+                student="student",
                 teacher="student",
                 teacher_adapter=plain("dora"),
                 steps=1,

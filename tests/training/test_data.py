@@ -255,6 +255,7 @@ def test_a_long_row_is_left_out_before_the_start_and_the_plan_knows_it(tiny, tmp
     file = write(tmp_path / "s.csv", [*ROWS[:16], ("1+" * 260 + "1?", 261), *ROWS[16:]])
     config = tiny(
         "grpo",
+        student="student",
         task=file,
         teacher=None,
         difficulty=None,
@@ -288,5 +289,8 @@ def test_a_system_prompt_without_a_template_is_refused(tiny, tmp_path):
         match=r"the tokenizer of student has no chat template; drop system_prompt, or"
         r" .*prompt_template",
     ):
-        run(tiny("grpo", teacher=None, system_prompt="Be brief."), tmp_path / "run")
+        run(
+            tiny("grpo", student="student", teacher=None, system_prompt="Be brief."),
+            tmp_path / "run",
+        )
     assert not (tmp_path / "run").exists()

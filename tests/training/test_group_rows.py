@@ -96,7 +96,8 @@ def test_all_unjudged_but_one_trains_nothing_and_is_no_nan(tiny, tmp_path, monke
 
     monkeypatch.setattr(ArithmeticTask, "score", score)
     (row,) = run(
-        tiny("grpo", **{**FIELDS, "max_new_tokens": 48, "difficulty": (1, 1)}), tmp_path / "run"
+        tiny("grpo", student="student", **{**FIELDS, "max_new_tokens": 48, "difficulty": (1, 1)}),
+        tmp_path / "run",
     ).rows()
     assert 0 < row["reward/unjudged"] < 1
     assert (row["grad_norm"], row["reward_std"], row["frac_reward_zero_std"]) == (0, 0, 1)

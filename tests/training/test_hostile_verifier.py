@@ -49,7 +49,14 @@ def moody(tmp_path, tiny):
         return tiny(
             method,
             own | (settings or {}),
-            **{"steps": 3, "group_size": 4, "checkpoint_every": 1, "teacher": None, **fields},
+            **{
+                "steps": 3,
+                "group_size": 4,
+                "checkpoint_every": 1,
+                "student": "student",
+                "teacher": None,
+                **fields,
+            },
         )
 
     return make
@@ -136,7 +143,10 @@ def test_a_verifier_that_judges_nothing_is_refused_in_one_sentence(tiny, tmp_pat
         encoding="utf-8",
     )
     config = tiny(
-        "grpo", {"task": f"{tmp_path / 'picky.py'}:Picky", "max_new_tokens": "96"}, teacher=None
+        "grpo",
+        {"task": f"{tmp_path / 'picky.py'}:Picky", "max_new_tokens": "96"},
+        student="student",
+        teacher=None,
     )
     with pytest.raises(
         ValueError,

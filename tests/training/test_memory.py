@@ -23,6 +23,7 @@ FIELDS = {
     "prompts_per_step": 4,
     "group_size": 4,
     "micro_batch": 16,
+    "max_new_tokens": 12,
     "checkpoint_every": 1,
     "updates_per_rollout": 2,
 }

@@ -126,8 +126,9 @@ def test_predicted_and_measured_peak_agree_within_ten_percent(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quant", ["nf4", "none"])
-@pytest.mark.parametrize("sixteen", [False, True], ids=["float32", "16 bit"])
+@pytest.mark.parametrize(
+    ("sixteen", "quant"), [(False, "nf4"), (True, "none")], ids=["float32-nf4", "16 bit-none"]
+)
 def test_so_they_do_where_weights_are_most_of_it(tmp_path, monkeypatch, sixteen, quant, make_model):
     if sixteen:
         monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)

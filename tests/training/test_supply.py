@@ -34,6 +34,7 @@ from rlkd_lab.training.loop_knobs import LOOP_KNOBS
 from rlkd_lab.training.requests import RequestHandler
 from rlkd_lab.training.state import Progress
 from rlkd_lab.training.trainer import Trainer
+from tests.short import EMBEDDED
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "rlkd_lab").rglob("*.py"))
@@ -577,7 +578,7 @@ def test_secrets_and_places_of_this_machine_stand_in_no_file_of_a_run(tiny, tmp_
 
 
 def test_a_checkpoint_names_its_base_as_the_run_does(trained):
-    (last,) = trained("kdrl").checkpoints()
+    (last,) = trained("kdrl", **EMBEDDED).checkpoints()
     assert (
         json.loads((last / "adapter_config.json").read_text())["base_model_name_or_path"]
         == "student"

@@ -50,14 +50,13 @@ class CurveView(anywidget.AnyWidget):
     """Curves that a browser draws.
 
     ``data`` is ``curve_data``, packed; while it is empty, nothing is shown.
-    ``name`` is that of downloaded files, and ``note`` says why the curves rest.
+    ``name`` is that of downloaded files.
     """
 
     _esm = traitlets.Unicode().tag(sync=True)
     _css = traitlets.Unicode().tag(sync=True)
     data = traitlets.Dict().tag(sync=True)
     name = traitlets.Unicode().tag(sync=True)
-    note = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, **traits: Any) -> None:
         super().__init__(_esm=source("js"), _css=source("css"), **traits)
@@ -71,30 +70,32 @@ class Curves:
 
     Args:
         view: the live view.
-        history: what was read of the run folder.
-        method: a key of METHODS.
-        steps: length of the whole run.
         clock: seconds.
         group: a key of GROUPS, or empty for no curves.
     """
 
-    def __init__(
-        self,
-        view: CurveView,
-        history: History,
-        method: str,
-        steps: int,
-        clock: Callable[[], float],
-        group: str = "main",
-    ) -> None:
-        self.view, self.history, self.clock, self.group = view, history, clock, group
-        self.method, self.steps = method, steps
-        self.live, self.still = Redraw(), Redraw(STILL_EVERY)
+    history: History
+    method: str
+    steps: int
+
+    def __init__(self, view: CurveView, clock: Callable[[], float], group: str = "main") -> None:
+        self.view, self.clock, self.group = view, clock, group
         self._output: Any = None
+
+    def of(self, history: History, method: str, steps: int) -> None:
+        """Show this run from now on.
+
+        Args:
+            history: what was read of its folder.
+            method: a key of METHODS.
+            steps: length of the whole run.
+        """
+        self.history, self.method, self.steps = history, method, steps
+        self.live, self.still = Redraw(), Redraw(STILL_EVERY)
+        self._send()
 
     def show(self, resting: bool) -> None:
         """Display the output of the still picture; a run that goes on has words there first."""
-        self._send()
         text = say(self.history, self.method, self.steps)
         words = {"text/html": f"<div class='rlkd-still'>{text}</div>", "text/plain": text}
         data, metadata = self._picture() if resting else (words, {})
@@ -151,7 +152,8 @@ def watch_curves(
         config, step = loop.config, row["step"]
         if curves is None:
             history = History(loop.folder.path)
-            curves = Curves(CurveView(), history, config.method, config.steps, clock, group)
+            curves = Curves(CurveView(), clock, group)
+            curves.of(history, config.method, config.steps)
             display(curves.view)
             curves.show(resting=False)
         curves.history.read()

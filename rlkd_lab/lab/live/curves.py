@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import SymmetricalLogLocator
 
 from rlkd_lab.lab.live.curve_data import GREY, curve_data
-from rlkd_lab.lab.live.curve_data import number as number
 from rlkd_lab.lab.live.history import History
 from rlkd_lab.plots.styles import legend_entries, literal, say_empty, white_figure
 

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from rlkd_lab.lab.live.again import place_beside
 from rlkd_lab.objectives.adding import is_added
 from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.runs import RunFolder
@@ -93,6 +94,13 @@ class Handle(RemoteRun):
             _processes[self.path] = process
             self.folder.set_status("running", now.step, "loading the models", process.pid)
         return None
+
+    def another(self, config: RunConfig) -> Handle:
+        """Start another run in a new folder beside this one, driven as this one is."""
+        asked = forks_asked(self.path)
+        kinds = [kind for kind in FORK_KINDS if asked and kind == asked[-1]]
+        fork: ForkKind | Literal["auto"] = kinds[0] if kinds else "auto"
+        return _open_or_create(config, place_beside(self.path), self.drive, fork, True)
 
     def wait(self, timeout: float | None = None) -> RunFolder:
         """Wait until nothing drives the run any more.

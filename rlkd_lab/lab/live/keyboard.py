@@ -86,6 +86,15 @@ function render({ model, el }) {
 export default { render };
 """
 
+CSS = """
+.rlkd-panel.jupyter-widgets-disconnected > * { display: none; }
+.rlkd-panel.jupyter-widgets-disconnected::before {
+  content: "This panel has lost its kernel. Run this cell again: the run folder has everything.";
+  padding: 4px 10px;
+  border-left: 4px solid var(--jp-warn-color1, #c77700);
+}
+"""
+
 
 class KeyboardGuard(anywidget.AnyWidget):
     """An invisible widget for a box with the class ``rlkd-panel``.
@@ -94,6 +103,7 @@ class KeyboardGuard(anywidget.AnyWidget):
     """
 
     _esm = ESM
+    _css = CSS
     focused = traitlets.Unicode("").tag(sync=True)
 
     def __repr__(self) -> str:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as widgets
 
-from rlkd_lab.lab.live.curves import number
+from rlkd_lab.lab.live.curve_data import number
 from rlkd_lab.lab.live.handle import Handle
 from rlkd_lab.lab.live.history import History
 from rlkd_lab.objectives import METHODS
-from rlkd_lab.objectives.methods import resolve_options
 from rlkd_lab.objectives.schedules import Constant, Schedule, values_of
 from rlkd_lab.objectives.settings import Knob
-from rlkd_lab.training import RunConfig
 from rlkd_lab.training.loop_knobs import LOOP_KNOBS
 
 Value = float | None
@@ -69,13 +67,39 @@ def slider_range(knob: Knob, schedule: Schedule) -> tuple[float, float, float]:
     return float(f"{low:.12g}"), float(f"{max(top, knob.low + step):.12g}"), step
 
 
+def typed(text: str) -> Value:
+    """Return the value that a person typed; a comma is read as the decimal point.
+
+    >>> [typed(text) for text in ("0.3", "0,3", " 1e-4", "off")]
+    [0.3, 0.3, 0.0001, None]
+
+    Raises:
+        ValueError: the text is no finite number.
+    """
+    words = text.strip()
+    if words.lower() == "off":
+        return None
+    thousands = re.fullmatch(r"[1-9]\d*,\d{3}", words)  # 1,500 may be 1.5 or 1500
+    try:
+        value = float(words if thousands else words.replace(",", ".", 1))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is no number: write it as 0.3")
+    return value
+
+
+def exact(value: Value) -> str:
+    """Return a value as the box shows it, with all its digits."""
+    return "off" if value is None else f"{value:.12g}"
+
+
 class KnobWidget:
     """The widgets of one knob; ``widget`` holds them all.
 
     Args:
         run: the handle of the run.
         name: of the knob.
-        tell: is called with the words of a refusal.
         lock: is held in every callback and update, since both may come from any thread.
     """
 
@@ -83,25 +107,30 @@ class KnobWidget:
         self,
         run: Handle,
         name: str,
-        tell: Callable[[str], None],
         lock: threading.RLock | None = None,
     ) -> None:
-        self.run, self.name, self.tell = run, name, tell
+        self.run, self.name = run, name
         self.lock = lock or threading.RLock()
         self.knob = knobs_of(run.config.method)[name]
         self.schedule = run.config.schedules()[name]
         self.applied: Value = self.schedule.at(1, run.config.steps)
-        self.pending: tuple[int, str] | None = None
-        """Id and words of the last request, until it is answered."""
-        self.asked: list[Value | str] = []
-        """Values that were asked for, oldest first; ``schedule`` where it was given back."""
+        self.number = 0.0
+        """The last value shown that was not off."""
+        self.pending: tuple[int, Value | str] | None = None
+        """Id and value of the last request, until it is answered."""
+        self.acted: list[Value | str] = []
+        """Values that acted, oldest first; ``schedule`` where the knob was given back."""
+        self.undone: dict[int, list[Value | str]] = {}
+        """What ``acted`` becomes when a request of Undo acts, by the id of the request."""
         self.moves: list[dict[str, Any]] = []
         self.planned: list[tuple[int, Value]] = []
         """(step, value) of moves that were asked for in advance."""
-        self.counted, self.mine = 0, set[int]()
-        """Number of moves seen so far, and ids of the requests of this widget."""
+        self.counted = 0
+        """Number of moves seen so far."""
         self.problem = ""
         """Why the last request was refused, or empty."""
+        self.over = False
+        """Whether the run is done or the panel is closed: nothing can be moved any more."""
         self._shows: dict[Any, Any] = {}
         """The value that the program put into a widget: it is not a request."""
         self._build()
@@ -118,8 +147,10 @@ class KnobWidget:
             self.zero = 0.0
         self.slider = self._slider(self.applied or (10**low if knob.log else low))
         legal = f"any value in {knob.low:g}–{knob.high:g}; Enter asks for it"
-        self.box = widgets.FloatText(
-            value=self.applied or 0.0,
+        # A number field of a browser drops the comma of 0,3 and asks for 3.
+        self.box = widgets.Text(
+            value=exact(self.applied),
+            continuous_update=False,
             description="exactly",
             tooltip=f"{self.name}: {legal}",
             style={"description_width": "48px"},
@@ -143,8 +174,8 @@ class KnobWidget:
         self.widget = widgets.VBox([row, self.words], layout=layout(margin="0 0 6px 0"))
         self.widget._dom_classes = ("rlkd-knob", f"rlkd-knob-{self.name}")
         self._shows = {self.slider: self.slider.value, self.box: self.box.value, self.off: False}
-        self.slider.observe(lambda change: self._moved(self.slider, change.new), "value")
-        self.box.observe(lambda change: self._moved(self.box, change.new), "value")
+        self.slider.observe(self._moved, "value")
+        self.box.observe(self._typed, "value")
         self.off.observe(self._switched, "value")
         self.undo.on_click(lambda _: self._undo())
         self.back.on_click(lambda _: self._give_back())
@@ -176,28 +207,37 @@ class KnobWidget:
 
     # --- asking -----------------------------------------------------------------------------------
 
-    def _moved(self, widget: Any, value: float) -> None:
+    def _moved(self, change: Any) -> None:
         with self.lock:
-            if value != self._shows[widget]:
-                self._shows[widget] = value
-                self._ask(float(f"{value:.3g}") if widget is self.slider else value)
+            if change.new != self._shows[self.slider]:
+                self._shows[self.slider] = change.new
+                self._ask(float(f"{change.new:.3g}"))
+
+    def _typed(self, change: Any) -> None:
+        with self.lock:
+            if change.new == self._shows[self.box]:
+                return
+            self._shows[self.box] = change.new
+            try:
+                value = typed(change.new)
+            except ValueError as error:
+                self._refused(str(error))
+            else:
+                off = value is None and self.zero != "none"
+                self._ask(self.zero if off else value)
 
     def _switched(self, change: Any) -> None:
         with self.lock:
-            if change.new == self._shows[self.off]:
-                return
-            self._shows[self.off] = change.new
-            if change.new:
-                self._ask(self.zero)
-            else:  # back to the value before, or to the slider's
-                numbers = [value for value in self.asked if isinstance(value, float)]
-                before = [value for value in numbers if value != self.zero]
-                self._ask(before[-1] if before else float(f"{self.slider.value:.3g}"))
+            if change.new != self._shows[self.off]:
+                self._shows[self.off] = change.new
+                self._ask(self.zero if change.new else self.number)
 
-    def _ask(self, value: Value | str, undoing: bool = False) -> None:
+    def _ask(self, value: Value | str, becomes: list[Value | str] | None = None) -> None:
         """Ask for a value or for ``schedule``.
 
-        A refusal is told, and the widgets go back to the applied value.
+        Args:
+            value: what is asked for.
+            becomes: what ``acted`` becomes when an undo acts.
         """
         try:
             request = (
@@ -206,18 +246,19 @@ class KnobWidget:
                 else self.run.request(self.name, value)
             )
         except (OSError, ValueError, RuntimeError) as error:
-            text = str(error).rstrip(".")
-            told = "nothing was changed" in text
-            self.problem = text if told else f"{text}. Nothing was changed"
-            self.tell(self.problem)
-        else:
-            self.problem = ""
-            self.tell("")
-            self.mine.add(request)
-            if not undoing:
-                self.asked.append(value)
-            words = "its schedule" if isinstance(value, str) else number(value)
-            self.pending = (request, words)
+            self._refused(str(error))
+            return
+        self.problem = ""
+        if becomes is not None:
+            self.undone[request] = becomes
+        self.pending = (request, value)
+        self.show(force=True)
+
+    def _refused(self, why: str) -> None:
+        """Say why, and go back to the applied value."""
+        why = why.rstrip(".").removesuffix("; nothing was changed")
+        told = "nothing was changed" in why.lower()
+        self.problem = why if told else f"{why}. Nothing was changed"
         self.show(force=True)
 
     def _give_back(self) -> None:
@@ -225,13 +266,13 @@ class KnobWidget:
             self._ask("schedule")
 
     def _undo(self) -> None:
+        """Ask for the value that acted before; a request that has not acted is taken back."""
         with self.lock:
-            if not self.asked:
-                return
-            undone = self.asked.pop()
-            self._ask(self.asked[-1] if self.asked else "schedule", undoing=True)
-            if self.problem:
-                self.asked.append(undone)
+            stack = self.acted[:-1]
+            if self.pending:
+                stack = self.undone.get(self.pending[0], [*self.acted, "pending"])[:-1]
+            if self.pending or self.acted:
+                self._ask(stack[-1] if stack else "schedule", stack)
 
     # --- showing ----------------------------------------------------------------------------------
 
@@ -245,17 +286,25 @@ class KnobWidget:
         """
         events = [event for event in history.events if event.get("knob") == self.name]
         arrived = self._read_answer(events)
-        moves = [event for event in events if event["event"] == "knob"]
+        # Within a step only the last move acts.
+        moves = [*{event["step"]: event for event in events if event["event"] == "knob"}.values()]
         for move in moves[self.counted :]:
-            if move.get("id") not in self.mine:  # moved elsewhere, or before this panel
-                self.asked.append("schedule" if move.get("release") else move["value"])
-                arrived = True
+            self._count(move)
+            arrived = True
         self.counted, self.moves = len(moves), moves
         column = self.name if self.name == "learning_rate" else f"coef/{self.name}"
         if column in history.last:
             before, self.applied = self.applied, history.last[column]
             arrived = arrived or (before != self.applied and not self.on_schedule())
         self.show(force=arrived or not focused)
+
+    def _count(self, move: dict[str, Any]) -> None:
+        """Add a move that acted, here or elsewhere, to what Undo goes back through."""
+        value = "schedule" if move.get("release") else move["value"]
+        if move.get("id") in self.undone:
+            self.acted = self.undone[move["id"]]
+        elif value != (self.acted[-1] if self.acted else "schedule"):
+            self.acted.append(value)
 
     def _read_answer(self, events: list[dict[str, Any]]) -> bool:
         """Read the answer to the last request; return whether there is one."""
@@ -264,15 +313,20 @@ class KnobWidget:
         answers = [event for event in events if event.get("id") == self.pending[0]]
         if not answers:
             return False
-        if answers[-1]["event"] == "refused":
-            why = str(answers[-1].get("why", "refused")).rstrip(".")
-            why = why.removesuffix("; nothing was changed")
-            self.problem = f"{why}. Nothing was changed"
-            if self.asked:
-                self.asked.pop()
-            self.tell(f"{self.name}: {self.problem}")
         self.pending = None
+        if answers[-1]["event"] == "refused":
+            self._refused(str(answers[-1].get("why", "refused")))
         return True
+
+    def since(self) -> int:
+        """Return the step from which the last moved value has acted."""
+        *_, last = self.moves
+        first = last["step"]
+        for move in reversed(self.moves):
+            if (move.get("release"), move.get("value")) != (last.get("release"), last.get("value")):
+                break
+            first = move["step"]
+        return int(first)
 
     def on_schedule(self) -> bool:
         """Return whether the knob follows its schedule."""
@@ -282,15 +336,17 @@ class KnobWidget:
         """Return the applied value and since when, or what was asked for."""
         value = number(self.applied)
         if self.pending:
-            return f"asked for {self.pending[1]}: acts on the next step (now {value})"
+            wanted = self.pending[1]
+            words = "its schedule" if isinstance(wanted, str) else number(wanted)
+            return f"asked for {words}: acts on the next step (now {value})"
         if self.on_schedule():
             now = f"from its schedule {self.schedule}, now {value}"
             if isinstance(self.schedule, Constant):
                 now = f"{value}, its value from the start"
             if self.moves:
-                now += f", given back at step {self.moves[-1]['step']}"
+                now += f", given back at step {self.since()}"
         else:
-            now = f"{value} since step {self.moves[-1]['step']}"
+            now = f"{value} since step {self.since()}"
         planned = sorted(self.planned, key=lambda plan: plan[0])
         plans = " and ".join(f"{number(each)} from step {step} on" for step, each in planned)
         return f"{now}; planned: {plans} (moving it now replaces that)" if plans else now
@@ -301,7 +357,7 @@ class KnobWidget:
         The value is the applied one, or until it acts the one that was asked for.
         """
         if force:
-            last = self.asked[-1] if self.pending and self.asked else self.applied
+            last = self.pending[1] if self.pending else self.applied
             self._put(self.applied if isinstance(last, str) else last)
         colour = "var(--jp-error-color1, #b00020)" if self.problem else "inherit"
         problem = f"<span style='color:{colour}'>{html.escape(self.problem)}</span>"
@@ -309,16 +365,19 @@ class KnobWidget:
         style, knob_help = "padding-left:114px;line-height:1.35", html.escape(self.knob.help)
         text = f"<div style='{style}'>{words}<br><small>{knob_help}</small></div>"
         self._set(self.words, text)
-        self._disable(self.undo, not self.asked)
-        self._disable(self.back, self.on_schedule() and self.pending is None)
+        self._disable(self.undo, self.over or not (self.acted or self.pending))
+        self._disable(self.back, self.over or (self.on_schedule() and self.pending is None))
+        for control in (self.slider, self.box, self.off):
+            self._disable(control, self.over)
 
     def _put(self, value: Value) -> None:
         off = self.zero != "none" and (value is None or (self.zero == 0.0 and value == 0))
         self._set(self.off, off)
         self.slider.readout = not off
-        self._set(self.box, 0.0 if value is None else float(value))
+        self._set(self.box, exact(value))
         if off or value is None:
             return
+        self.number = value
         at = math.log10(value) if self.knob.log and value > 0 else value
         if not self.slider.min <= at <= self.slider.max:  # typed: the slider widens
             slack = 1e-9 * self.knob.log
@@ -334,22 +393,6 @@ class KnobWidget:
             widget.value = value
 
     @staticmethod
-    def _disable(button: widgets.Button, disabled: bool) -> None:
-        if button.disabled != disabled:
-            button.disabled = disabled
-
-
-def options_html(config: RunConfig) -> str:
-    """Return the options of a run as HTML: they can be read, not moved."""
-    method = METHODS[config.method]
-    options = resolve_options(method, config.options)
-    names = {*method.options, *config.options}
-    if "teacher" in method.needs:
-        names |= {"estimator", "kd_mask", "divergence"}
-    rows = "".join(
-        f"<tr><td style='padding-right:16px'>{name}</td><td>{html.escape(str(value))}</td></tr>"
-        for name, value in options.items()
-        if name in names
-    )
-    words = "Chosen before the start; they cannot be moved while a run is running."
-    return f"<small>{words}</small><table>{rows or '<tr><td>none</td></tr>'}</table>"
+    def _disable(control: Any, disabled: bool) -> None:
+        if control.disabled != disabled:
+            control.disabled = disabled

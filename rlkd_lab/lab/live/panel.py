@@ -19,12 +19,14 @@ from typing import Any
 
 from IPython.display import display
 
+from rlkd_lab.lab.live.again import Again
 from rlkd_lab.lab.live.curve_data import number
 from rlkd_lab.lab.live.curve_view import Curves
-from rlkd_lab.lab.live.handle import Handle, forks_asked
+from rlkd_lab.lab.live.handle import Handle, forks_asked, open_run
 from rlkd_lab.lab.live.history import History
 from rlkd_lab.lab.live.knob_widgets import KnobWidget, front_knob, knobs_of
 from rlkd_lab.lab.live.panel_texts import (
+    CLOSED,
     FORK_HELP,
     FORKS,
     banner,
@@ -37,9 +39,9 @@ from rlkd_lab.lab.live.panel_widgets import PanelWidgets, set_trait
 from rlkd_lab.lab.live.redraw import Redraw, say
 from rlkd_lab.plots.styles import title_of
 from rlkd_lab.runs.tail import Tail
+from rlkd_lab.training import RunConfig
 from rlkd_lab.training.remote import Status
 
-CLOSED = "This panel is closed: another one shows the run. Run this cell again to open it."
 POLL_EVERY = 0.25
 """Seconds between two reads of the run folder."""
 SHARE_BESIDE = 50
@@ -57,8 +59,8 @@ TABLE = (
 )
 """The small table below the curves: labels and metrics."""
 
-_panels: dict[Path, Panel] = {}
-"""The panel of each run folder in this kernel: running its cell again replaces it."""
+_panels: list[Panel] = []
+"""The open panels of this kernel, one of each run folder."""
 
 
 def panel(run: Handle) -> Panel:
@@ -67,19 +69,16 @@ def panel(run: Handle) -> Panel:
     panel(start(config, out))
     panel(open_run(path))
 
-    The earlier panel of the same run in this kernel is closed, and says so.
+    An earlier panel of the same run in this kernel is closed and says so.
     """
-    place = Path(run.folder.path).resolve()
-    if place in _panels:
-        _panels[place].close()
-    _panels[place] = Panel(run)
-    return _panels[place]
+    return Panel(run)
 
 
 def draw_now(path: Path) -> None:
     """Let the panel of a run that has ended draw what is left, before a notebook is saved."""
-    if path in _panels:
-        _panels[path].update()
+    for each in _panels:
+        if each.place == path:
+            each.update()
 
 
 class Panel(PanelWidgets):
@@ -89,8 +88,24 @@ class Panel(PanelWidgets):
     """
 
     def __init__(self, run: Handle, clock: Callable[[], float] = time.monotonic) -> None:
-        self.run, self.clock = run, clock
-        self.method, self.steps = run.config.method, run.config.steps
+        super().__init__()
+        self.clock = clock
+        self.curves = Curves(self.view, clock)
+        self.more_curves = Curves(self.more_view, clock, group="")
+        self._values: Any = None
+        self._lock = threading.RLock()
+        self._wake, self._closed = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._attach(run)
+
+    def _attach(self, run: Handle) -> None:
+        """Show this run in place of the one before, and nowhere else in this kernel."""
+        self.run, self.method, self.steps = run, run.config.method, run.config.steps
+        self.place = Path(run.folder.path).resolve()
+        for other in [each for each in _panels if each.place == self.place and each is not self]:
+            other.close(CLOSED)
+        if self not in _panels:
+            _panels.append(self)
         self.history = History(run.folder.path)
         self.requests = Tail(run.folder.path / "requests.jsonl")
         self.plans: dict[int, dict[str, Any]] = {}
@@ -106,26 +121,21 @@ class Panel(PanelWidgets):
 
         It stands with the state, the step and the number of checkpoints when it was pressed.
         """
-        self._values: Any = None
-        self._lock = threading.RLock()
-        self._wake, self._closed = threading.Event(), threading.Event()
-        self._thread: threading.Thread | None = None
+        self.curves.of(self.history, self.method, self.steps)
+        self.more_curves.of(self.history, self.method, self.steps)
         self._build()
         self.refresh()
 
     def _build(self) -> None:
         self.knobs = {
-            name: KnobWidget(self.run, name, self._tell, self._lock)
-            for name in knobs_of(self.method)
+            name: KnobWidget(self.run, name, self._lock) for name in knobs_of(self.method)
         }
-        asked = forks_asked(self.history.path)
+        asked = forks_asked(self.place)
         kind = str(asked[-1]) if asked and asked[-1] in FORKS.values() else "off"
-        super().__init__(self.run.config, self.knobs, front_knob(self.method), kind)
+        self.again = Again(self.run.config, self.place, self._begin_another, self._show_run)
+        self.put(self.run.config, self.knobs, front_knob(self.method), kind, self.again.widget)
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self._press(name))
-        shown = (self.history, self.method, self.steps, self.clock)
-        self.curves = Curves(self.view, *shown)
-        self.more_curves = Curves(self.more_view, *shown, group="")
         self.fork.observe(self._fork_chosen, "value")
         self.more.observe(lambda _: self._wake.set(), "value")
 
@@ -150,6 +160,16 @@ class Panel(PanelWidgets):
     def _fork_chosen(self, change: Any) -> None:
         with self._lock:
             self._try(lambda: self.run.fork(change.new), "fork")
+
+    def _begin_another(self, config: Callable[[], RunConfig]) -> None:
+        """Start another run beside this one, and show it."""
+        with self._lock:
+            self._try(lambda: self._attach(self.run.another(config())), "another run")
+
+    def _show_run(self, path: Path) -> None:
+        with self._lock:
+            drive = self.run.drive
+            self._try(lambda: self._attach(open_run(path, drive)), "run")
 
     def _try(self, action: Callable[[], Any], name: str) -> bool:
         """Run an action, or say why it cannot be done; return whether it was done."""
@@ -179,6 +199,7 @@ class Panel(PanelWidgets):
             for name, knob in self.knobs.items():
                 plans = [plan for plan in self.plans.values() if plan.get("knob") == name]
                 knob.planned = [(plan["at"], plan.get("value")) for plan in plans]
+                knob.over = self.run.status().state == "done"
                 knob.follow(self.history, focused == name)
             self._show()
 
@@ -236,6 +257,7 @@ class Panel(PanelWidgets):
         set_trait(pause, "description", "Continue" if paused else "Pause")
         set_trait(pause, "icon", "play" if paused else "pause")
         set_trait(self.fork, "disabled", now.state == "done")
+        self.again.enable(now.state in OVER)
 
     def values(self) -> tuple[str, str]:
         """Return the last values as a table in HTML, and a sentence."""
@@ -285,7 +307,6 @@ class Panel(PanelWidgets):
 
     def _watch(self) -> None:
         self._closed.clear()
-        self.view.note = ""
         if self._thread is None or not self._thread.is_alive():
             name = f"panel of {self.history.path.name}"
             self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
@@ -321,18 +342,29 @@ class Panel(PanelWidgets):
             set_trait(self.banner, "value", f"<div role='alert'>{words}</div>")
 
     def _gone(self) -> None:
-        set_trait(self.banner, "value", gone_words(self.history.path))
-        for control in (*self.buttons.values(), self.fork):
-            set_trait(control, "disabled", True)
-        self._closed.set()
+        self.close(gone_words(self.history.path))
 
-    def close(self) -> None:
-        """End the thread; the last curves stay, and say that they no longer move."""
-        self.view.note = CLOSED
+    def close(self, why: str = "") -> None:
+        """End the thread; the last curves stay, and the controls are dead.
+
+        Args:
+            why: stands in the banner, as HTML.
+        """
+        if self in _panels:
+            _panels.remove(self)
         self._closed.set()
         self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(5)
+        if not why:
+            return
+        set_trait(self.banner, "value", why)
+        self.again.enable(False)
+        for control in (*self.buttons.values(), self.fork, self.more, self.again.shown):
+            set_trait(control, "disabled", True)
+        for knob in self.knobs.values():
+            knob.over = True
+            knob.show()
 
     def __repr__(self) -> str:
         return say(self.history, self.method, self.steps, self.run.status().state)

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlkd_lab.objectives import METHODS
+from rlkd_lab.objectives.methods import resolve_options
+from rlkd_lab.training import RunConfig
 from rlkd_lab.training.remote import LIVE, Status
 
 SHOWN_EVENTS = ("warning", "guard", "verifier")
@@ -143,6 +146,12 @@ def _alert(kind: str, words: str) -> str:
     return f"<div role='alert' style='{style}'>{words}</div>"
 
 
+CLOSED = (
+    "<div role='alert'><b>This panel is closed:</b> a newer panel of this kernel shows the run."
+    " Run this cell again to open it here.</div>"
+)
+
+
 def gone_words(path: Path) -> str:
     """Return the banner of a run folder that is gone."""
     place = html.escape(str(path))
@@ -156,6 +165,7 @@ def button_help(now: Status) -> dict[str, tuple[bool, str]]:
     """Return for each button whether it can be pressed, and its tooltip."""
     live, name = now.state in ("running", "paused"), now.state
     start = name in ("idle", "failed", "lost")
+    then = "; Run again starts another one" if name == "done" else ""
     buttons = {
         "Start": (start, "start, or continue from the last checkpoint"),
         "Pause": (live, "continue" if name == "paused" else "wait after the step that is running"),
@@ -164,7 +174,7 @@ def button_help(now: Status) -> dict[str, tuple[bool, str]]:
         "Checkpoint": (live, "write a checkpoint after the step that is running"),
     }
     return {
-        title: (allowed, words if allowed else f"{title}: the run is {name}")
+        title: (allowed, words if allowed else f"{title}: the run is {name}{then}")
         for title, (allowed, words) in buttons.items()
     }
 
@@ -173,10 +183,26 @@ def records_words(samples: Sequence[int], checkpoint: int | None) -> str:
     """Return what was recorded: steps with completions, and the last checkpoint."""
     words = []
     if samples:
+        steps = "1 step" if len(samples) == 1 else f"{len(samples)} steps"
         words.append(
-            f"completions recorded at {len(samples)} steps, last {samples[-1]}:"
-            " <code>inspect_tokens(run)</code>"
+            f"completions recorded at {steps}, last {samples[-1]}: <code>inspect_tokens(run)</code>"
         )
     if checkpoint is not None:
         words.append(f"checkpoint at step {checkpoint}")
     return f"<small>{' · '.join(words)}</small>"
+
+
+def options_html(config: RunConfig) -> str:
+    """Return the options of a run as HTML: they can be read, not moved."""
+    method = METHODS[config.method]
+    options = resolve_options(method, config.options)
+    names = {*method.options, *config.options}
+    if "teacher" in method.needs:
+        names |= {"estimator", "kd_mask", "divergence"}
+    rows = "".join(
+        f"<tr><td style='padding-right:16px'>{name}</td><td>{html.escape(str(value))}</td></tr>"
+        for name, value in options.items()
+        if name in names
+    )
+    words = "Chosen before the start; they cannot be moved while a run is running."
+    return f"<small>{words}</small><table>{rows or '<tr><td>none</td></tr>'}</table>"

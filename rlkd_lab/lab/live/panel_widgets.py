@@ -9,8 +9,8 @@ import ipywidgets as widgets
 from rlkd_lab.lab.live.curve_groups import GROUPS
 from rlkd_lab.lab.live.curve_view import CurveView
 from rlkd_lab.lab.live.keyboard import KeyboardGuard
-from rlkd_lab.lab.live.knob_widgets import KnobWidget, options_html
-from rlkd_lab.lab.live.panel_texts import FORKS
+from rlkd_lab.lab.live.knob_widgets import KnobWidget
+from rlkd_lab.lab.live.panel_texts import FORKS, options_html
 from rlkd_lab.training import RunConfig
 
 ICONS = {
@@ -31,22 +31,32 @@ class Top(widgets.VBox):
 
 
 class PanelWidgets:
-    """The widgets of a panel; ``top`` holds them all.
+    """The widgets of a panel; ``top`` holds them all."""
 
-    Args:
-        config: of the run, for the table of options.
-        knobs: the knob widgets by name.
-        front: the knob that stands in front; the others fold away.
-        fork: the kind of fork that was asked for last.
-    """
+    def __init__(self) -> None:
+        self.top, self.guard = Top(), KeyboardGuard()
+        self.view, self.more_view, self.table = CurveView(), CurveView(), widgets.HTML()
+        self.top.add_class("rlkd-panel")
 
-    def __init__(
-        self, config: RunConfig, knobs: dict[str, KnobWidget], front: str, fork: str
+    def put(
+        self,
+        config: RunConfig,
+        knobs: dict[str, KnobWidget],
+        front: str,
+        fork: str,
+        again: widgets.Widget,
     ) -> None:
+        """Put the widgets of a run into ``top``, in place of those of the run before.
+
+        Args:
+            config: of the run, for the table of options.
+            knobs: the knob widgets by name.
+            front: the knob that stands in front; the others fold away.
+            fork: the kind of fork that was asked for last.
+            again: the controls that start another run.
+        """
         self.state, self.banner = widgets.HTML(), widgets.HTML()
         self.fork_help, self.records = widgets.HTML(), widgets.HTML()
-        self.view, self.more_view, self.table = CurveView(), CurveView(), widgets.HTML()
-        self.guard = KeyboardGuard()
         self.buttons = {name: _button(name, icon) for name, icon in ICONS.items()}
         tooltip = "What a moved knob forks"
         self.fork = _menu("fork", list(FORKS.items()), fork, tooltip)
@@ -54,22 +64,20 @@ class PanelWidgets:
         tooltip = "More curves below the main ones"
         self.more = _menu("more curves", groups, "", tooltip)
         row = widgets.Layout(flex_flow="row wrap", align_items="center")
-        self.top = Top(
-            [
-                self.state,
-                self.banner,
-                widgets.HBox(list(self.buttons.values()), layout=row),
-                knobs[front].widget,
-                _folded(config, [knob for name, knob in knobs.items() if name != front]),
-                widgets.HBox([self.fork, self.fork_help], layout=row),
-                widgets.HBox([self.more, self.records], layout=row),
-                self.view,
-                self.more_view,
-                self.table,
-                self.guard,
-            ]
+        self.top.children = (
+            self.state,
+            self.banner,
+            widgets.HBox(list(self.buttons.values()), layout=row),
+            knobs[front].widget,
+            _folded(config, [knob for name, knob in knobs.items() if name != front]),
+            again,
+            widgets.HBox([self.fork, self.fork_help], layout=row),
+            widgets.HBox([self.more, self.records], layout=row),
+            self.view,
+            self.more_view,
+            self.table,
+            self.guard,
         )
-        self.top.add_class("rlkd-panel")
 
 
 def _button(name: str, icon: str) -> widgets.Button:

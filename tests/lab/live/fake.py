@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlkd_lab.lab.live.again import place_beside
 from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training.loop_knobs import check_knob
@@ -68,11 +69,21 @@ def fake_row(step, rng, reward):
 class FakeHandle:
     """What ``start`` would give back; steps are taken by ``advance``."""
 
-    def __init__(self, path, method="kdrl", steps=60, state="idle", where="thread", settings=None):
-        self.config = make_config(method, steps=steps, settings=settings)
+    def __init__(
+        self,
+        path,
+        method="kdrl",
+        steps=60,
+        state="idle",
+        where="thread",
+        settings=None,
+        config=None,
+    ):
+        self.config = config or make_config(method, steps=steps, settings=settings)
         self.folder = RunFolder.create(
             path, self.config.model_dump(), {"commit": "abc123", "device": "CPU"}
         )
+        self.path, self.drive = self.folder.path.resolve(), where
         self.state, self.why, self.where = state, None, where
         self.at, self.ids, self.pending, self.held = 0, 0, [], {}
         self.rng = np.random.default_rng(0)
@@ -134,6 +145,9 @@ class FakeHandle:
     def fork(self, kind):
         self.calls.append(("fork", kind))
         self.folder.ask("twin", kind=kind)
+
+    def another(self, config):
+        return FakeHandle(place_beside(self.path), state="running", config=config)
 
     def wait(self, timeout=None):
         return self.folder

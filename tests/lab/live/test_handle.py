@@ -14,10 +14,11 @@ from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.runs.tail import Tail
 from rlkd_lab.training import load_or_train, make_config, run, schedule_from
 from rlkd_lab.training.folders import create
+from tests.short import SHORT
 
 FIELDS = {
     "steps": 3, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 24, "difficulty": (2, 2),
-    "eval_every": 0, "samples_every": 0, "checkpoint_every": 1, "seed": 3,
+    "eval_every": 0, "samples_every": 0, "checkpoint_every": 1, "seed": 3, **SHORT,
 }  # fmt: skip
 
 

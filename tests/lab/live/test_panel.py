@@ -7,8 +7,10 @@ import ipywidgets as widgets
 import pytest
 from fake import FakeHandle, Status
 
-from rlkd_lab.lab.live.knob_widgets import front_knob, knobs_of, options_html, slider_range
+from rlkd_lab.lab.live.again import family, place_beside
+from rlkd_lab.lab.live.knob_widgets import front_knob, knobs_of, slider_range
 from rlkd_lab.lab.live.panel import Panel, panel
+from rlkd_lab.lab.live.panel_texts import options_html
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.training.make_config import make_config
 
@@ -26,6 +28,12 @@ def make(tmp_path):
 def controls(run, name):
     watched = Panel(run)
     return watched, watched.knobs[name]
+
+
+def everything(widget):
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from everything(child)
 
 
 def press(button):
@@ -54,7 +62,7 @@ def test_every_knob_of_every_method_has_a_control(make, method):
         start = run.config.schedules()[name].at(1, 60)
         if start:
             assert control.slider.value == pytest.approx(start)
-            assert control.box.value == start
+            assert float(control.box.value) == pytest.approx(start, rel=1e-9)
     assert front_knob(method) in watched.knobs
     assert run.calls == []  # showing values asks for nothing
 
@@ -86,24 +94,24 @@ def test_a_moved_slider_asks_and_then_says_since_when(make):
     assert "asked for 0.3: acts on the next step (now 0.1)" in text(control.words)
     watched.update()
     assert "asked for 0.3" in text(control.words)
-    assert control.box.value == 0.3
+    assert control.box.value == "0.3"
     run.advance()
     watched.update()
     assert "0.3 since step 5" in text(control.words)
-    assert (control.slider.value, control.box.value) == (0.3, 0.3)
+    assert (control.slider.value, control.box.value) == (0.3, "0.3")
     assert run.calls == [("kd_coef", 0.3)]
 
 
 def test_any_legal_value_can_be_typed_and_the_slider_widens(make):
     run = make()
     watched, control = controls(run, "clip_high")
-    control.box.value = 7.5
+    control.box.value = "7.5"
     run.advance()
     watched.update()
     assert run.folder.rows()[-1]["coef/clip_high"] == 7.5
     assert control.slider.value == 7.5
     control = watched.knobs["learning_rate"]
-    control.box.value = 1e-7
+    control.box.value = "1e-7"
     run.advance()
     watched.update()
     assert run.folder.rows()[-1]["learning_rate"] == 1e-7
@@ -115,14 +123,14 @@ def test_a_refused_value_says_why_and_goes_back(make):
     run = make()
     run.advance(3)
     watched, control = controls(run, "kd_coef")
-    control.box.value = 99
+    control.box.value = "99"
     assert "lies in 0–10" in text(control.words)
     assert "Nothing was changed" in text(control.words)
-    assert (control.box.value, control.slider.value) == (0.1, 0.1)
+    assert (control.box.value, control.slider.value) == ("0.1", 0.1)
     assert control.undo.disabled
     watched.update()
-    assert "lies in 0–10" in watched.banner.value
-    control.box.value = 0.2
+    assert "lies in 0–10" not in watched.banner.value  # said once, where it was asked
+    control.box.value = "0.2"
     assert "Nothing was changed" not in text(control.words)
     assert run.calls == [("kd_coef", 0.2)]
 
@@ -135,17 +143,33 @@ def test_a_refusal_by_the_loop_says_why_and_goes_back(make):
     run.refuse("kd_coef", 0.5, "the teacher is off; nothing was changed")
     watched.update()
     assert "the teacher is off. Nothing was changed" in text(control.words)
-    assert (control.box.value, control.slider.value, control.pending) == (0.1, 0.1, None)
+    assert (control.box.value, control.slider.value, control.pending) == ("0.1", 0.1, None)
     assert control.undo.disabled
 
 
 def test_a_done_run_refuses_in_words(make):
     run = make(state="done")
-    watched, control = controls(run, "kd_coef")
+    _, control = controls(run, "kd_coef")
     control.slider.value = 0.5
     assert "the run is done: nothing was changed" in text(control.words)
     assert control.slider.value == 0.1
-    assert "the run is done" in watched.banner.value or watched.notice
+
+
+def test_after_the_end_nothing_looks_alive_that_is_not(make):
+    run = make()
+    run.advance(60)
+    watched = Panel(run)
+    alive = [
+        widget
+        for widget in everything(watched.top)
+        if getattr(widget, "disabled", None) is False and not isinstance(widget, widgets.HTML)
+    ]
+    again = watched.again
+    assert set(alive) == {
+        *(again.again, again.new_seed, again.start, again.shown, watched.more),
+        *(again.method, again.preset, again.seed, again.words),
+    }
+    assert "Run again" in watched.buttons["Start"].tooltip
 
 
 def test_zero_is_exact_and_the_way_back_remembers(make):
@@ -157,7 +181,7 @@ def test_zero_is_exact_and_the_way_back_remembers(make):
     run.advance()
     watched.update()
     assert run.folder.rows()[-1]["coef/kd_coef"] == 0.0
-    assert (control.box.value, control.off.value, control.slider.readout) == (0.0, True, False)
+    assert (control.box.value, control.off.value, control.slider.readout) == ("0", True, False)
     assert "0 since step 1" in text(control.words)
     control.off.value = False
     run.advance()
@@ -165,7 +189,7 @@ def test_zero_is_exact_and_the_way_back_remembers(make):
     assert run.folder.rows()[-1]["coef/kd_coef"] == 0.4
     assert (control.slider.value, control.slider.readout) == (0.4, True)
     assert run.calls == [("kd_coef", 0.4), ("kd_coef", 0.0), ("kd_coef", 0.4)]
-    control.box.value = 0
+    control.box.value = "0"
     run.advance()
     assert run.folder.rows()[-1]["coef/kd_coef"] == 0.0
 
@@ -193,7 +217,7 @@ def test_undo_goes_back_value_by_value_to_the_schedule(make):
     watched, control = controls(run, "kd_coef")
     assert control.undo.disabled
     for value in (0.3, 0.5):
-        control.box.value = value
+        control.box.value = str(value)
         run.advance()
         watched.update()
     press(control.undo)
@@ -214,6 +238,49 @@ def test_undo_goes_back_value_by_value_to_the_schedule(make):
     ]
 
 
+def test_undo_and_since_follow_what_acted_not_what_was_asked(make):
+    run = make()
+    watched, control = controls(run, "kd_coef")
+
+    def acts():
+        run.advance()
+        watched.update()
+
+    control.box.value = "0.2"
+    acts()
+    control.box.value = "0.3"
+    control.box.value = "0.5"  # within one step: .3 never acts
+    acts()
+    press(control.undo)
+    acts()
+    assert run.calls[-1] == ("kd_coef", 0.2)
+    assert "0.2 since step 3" in text(control.words)
+    control.box.value = "0.4"
+    press(control.undo)  # before it has acted: it is taken back
+    acts()
+    assert run.calls[-1] == ("kd_coef", 0.2)
+    assert "0.2 since step 3" in text(control.words)  # as before: nothing else has acted since
+    press(control.undo)
+    press(control.undo)
+    acts()
+    assert run.calls[-1] == ("kd_coef", "release")
+    assert control.undo.disabled
+
+
+@pytest.mark.parametrize(
+    ("words", "value"), [("0,3", 0.3), (" .25 ", 0.25), ("1,500", None), ("3 0", None), ("", None)]
+)
+def test_what_is_typed_is_read_or_refused_and_never_another_number(make, words, value):
+    run = make()
+    run.advance(2)
+    _, control = controls(run, "kd_coef")
+    control.box.value = words
+    assert run.calls == ([] if value is None else [("kd_coef", value)])
+    if value is None:
+        assert f"{words!r} is no number" in unescape(text(control.words))
+        assert control.box.value == "0.1"
+
+
 def test_a_schedule_is_taken_over_and_given_back(make):
     run = make("kdrl_annealed")
     run.advance(30)
@@ -224,9 +291,9 @@ def test_a_schedule_is_taken_over_and_given_back(make):
     for _ in range(3):  # following the schedule asks for nothing
         run.advance()
         watched.update()
-    assert control.box.value == run.folder.rows()[-1]["coef/kd_coef"]
+    assert float(control.box.value) == pytest.approx(run.folder.rows()[-1]["coef/kd_coef"])
     assert run.calls == []
-    control.box.value = 0.7
+    control.box.value = "0.7"
     run.advance()
     watched.update()
     assert not control.back.disabled
@@ -235,7 +302,7 @@ def test_a_schedule_is_taken_over_and_given_back(make):
     run.advance()
     watched.update()
     assert "given back at step 35" in text(control.words)
-    assert control.box.value == pytest.approx(run.config.schedules()["kd_coef"].at(35, 60))
+    assert float(control.box.value) == pytest.approx(run.config.schedules()["kd_coef"].at(35, 60))
     assert run.calls == [("kd_coef", 0.7), ("kd_coef", "release")]
 
 
@@ -251,7 +318,7 @@ def test_what_is_being_typed_is_not_overwritten_by_the_schedule(make):
     assert f"now {run.folder.rows()[-1]['coef/kd_coef']:.4g}" in text(control.words)
     watched.guard.focused = ""
     watched.update()
-    assert control.box.value == run.folder.rows()[-1]["coef/kd_coef"]
+    assert float(control.box.value) == pytest.approx(run.folder.rows()[-1]["coef/kd_coef"])
 
 
 def test_moves_of_others_and_of_before_are_shown_and_can_be_undone(make):
@@ -485,6 +552,9 @@ def test_the_thread_survives_errors_shows_them_and_ends_with_the_panel(make, out
     assert thread.daemon
     panel(run)  # the cell is run again
     assert not thread.is_alive()
+    assert "This panel is closed" in watched.banner.value
+    assert watched.knobs["kd_coef"].slider.disabled
+    assert all(button.disabled for button in watched.buttons.values())
 
 
 def test_callbacks_may_come_while_the_panel_reads(make, outputs, monkeypatch):
@@ -494,7 +564,7 @@ def test_callbacks_may_come_while_the_panel_reads(make, outputs, monkeypatch):
     watched._ipython_display_()
     control = watched.knobs["kd_coef"]
     for n in range(2, 30):
-        mover = threading.Thread(target=lambda n=n: setattr(control.box, "value", n / 10))
+        mover = threading.Thread(target=lambda n=n: setattr(control.box, "value", str(n / 10)))
         mover.start()
         run.advance()
         mover.join()
@@ -503,7 +573,7 @@ def test_callbacks_may_come_while_the_panel_reads(make, outputs, monkeypatch):
     watched.close()
     watched.update()
     assert run.calls == [("kd_coef", n / 10) for n in range(2, 30)]
-    assert control.box.value == run.folder.rows()[-1]["coef/kd_coef"] == 2.9
+    assert float(control.box.value) == pytest.approx(run.folder.rows()[-1]["coef/kd_coef"]) == 2.9
     assert watched.problem == ""
 
 
@@ -531,19 +601,14 @@ def test_widgets_all_sit_in_the_guarded_box(make):
 def test_a_notice_passes(make):
     run = make(state="running")
     watched = Panel(run)
-    control = watched.knobs["kd_coef"]
-    control.box.value = -1.0
-    watched.update()
-    assert "out of range" in watched.banner.value
-    control.box.value = 0.4
-    watched.update()
-    assert "out of range" not in watched.banner.value  # something else was asked for
-    control.box.value = -1.0
-    watched.update()
-    assert "out of range" in watched.banner.value
-    run.advance(3)
-    watched.update()
-    assert "out of range" not in watched.banner.value
+    for after in (lambda: watched._press("Pause"), lambda: run.advance(3)):
+        run.state = "running"
+        watched._press("Step")
+        watched.update()
+        assert "pause it first" in watched.banner.value
+        after()
+        watched.update()
+        assert "pause it first" not in watched.banner.value
 
 
 def test_a_checkpoint_is_confirmed_also_while_the_run_is_paused(make):
@@ -602,10 +667,50 @@ def test_the_first_curve_is_sent_with_the_first_step_and_the_table_with_the_curv
     assert "step 1 of 60" in watched.table.value
 
 
-def test_a_second_panel_on_a_run_makes_the_first_say_so(make, outputs, monkeypatch):
-    monkeypatch.setattr(Panel, "_watch", lambda self: None)
+# --- another run ----------------------------------------------------------------------------------
+
+
+def test_run_again_makes_a_run_beside_the_old_one_and_shows_it(make):
     run = make()
-    first = panel(run)
-    assert first.view.note == ""
-    assert panel(run).view.note == ""
-    assert "Run this cell again" in first.view.note
+    run.advance(60)
+    watched = Panel(run)
+    press(watched.again.again)
+    assert watched.run.path == run.path.with_name(run.path.name + "-2")
+    assert watched.run.config == run.config
+    assert "running" in watched.state.value
+    assert watched.again.again.disabled
+    watched.run.state = "done"
+    watched.update()
+    press(watched.again.new_seed)
+    assert watched.run.path.name == run.path.name + "-3"
+    assert watched.run.config.seed == run.config.seed + 1
+    assert [name for name, _ in watched.again.shown.options] == [
+        run.path.name + end for end in ("", "-2", "-3")
+    ]
+
+
+def test_another_method_preset_and_settings_are_chosen_before_the_start(make):
+    run = make(settings={"kd_coef": "0.4", "group_size": "6"})
+    watched = Panel(run)
+    again = watched.again
+    again.words.value = "kd_cof=1"
+    press(again.start)
+    assert "kd_coef" in watched.banner.value
+    assert watched.run is run
+    again.method.value, again.words.value = "trrd", "steps=7 system_prompt='Be brief.'"
+    press(again.start)
+    config = watched.run.config
+    assert (config.method, config.steps, config.group_size) == ("trrd", 7, 6)
+    assert config.system_prompt == "Be brief."
+    assert "kd_coef" not in config.knobs
+    assert set(watched.knobs) == set(config.schedules())
+
+
+def test_runs_beside_each_other_are_those_with_a_number(tmp_path):
+    for name in ("a", "a-2", "a-10", "a-b", "a-b-3", "c-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"seed": 1}')
+    names = {each: [path.name for path in family(tmp_path / each)] for each in ("a-10", "c-2")}
+    assert names == {"a-10": ["a", "a-2", "a-10"], "c-2": ["c-2"]}
+    assert place_beside(tmp_path / "a-2").name == "a-3"
+    assert place_beside(tmp_path / "c-2").name == "c-2-2"

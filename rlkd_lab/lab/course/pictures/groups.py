@@ -34,7 +34,7 @@ def advantages_of(rewards: Sequence[float], scale: bool = True) -> NDArray[np.fl
 def group_advantage(groups: Sequence[Sequence[float]] = EVEN) -> Figure:
     """Draw the advantages of each completion, group by group.
 
-    Above they are divided by the spread (GRPO), below they are not (Dr.GRPO).
+    Above they are divided by the spread (GRPO), below they are not (Dr. GRPO).
 
     Args:
         groups: rewards, two or more completions a group.
@@ -44,7 +44,7 @@ def group_advantage(groups: Sequence[Sequence[float]] = EVEN) -> Figure:
     crowded = sum(map(len, groups)) > 20
     for axes, scale, name in (
         (panels[0], True, "GRPO: (r − mean) / std"),
-        (panels[1], False, "Dr.GRPO: r − mean"),
+        (panels[1], False, "Dr. GRPO: r − mean"),
     ):
         position, ticks, labels = 0, [], []
         values: list[float] = []
@@ -111,7 +111,7 @@ SPREAD = Picture(
     choices=("fifty times", "about seven times (the square root)", "hardly at all"),
     answer=2,
     why="The division makes every group equally loud: a hair's breadth counts like right "
-    "against wrong, and a lone success in a hard group is pushed hardest. Dr.GRPO leaves the "
+    "against wrong, and a lone success in a hard group is pushed hardest. Dr. GRPO leaves the "
     "spread in. Groups without any spread give 0 in both.",
     draw=lambda text: group_advantage(read_groups(text)),
     controls={

@@ -211,7 +211,7 @@ class Prediction:
             return {"image/png": data, "text/plain": repr(self)}
         # Front ends prefer HTML to PNG; a format without HTML (PDF) shows the open picture.
         image = f'<img alt="the picture" src="data:image/png;base64,{data}">'
-        summary = "<summary>No kernel? Open the picture after you have predicted.</summary>"
+        summary = "<summary>A still picture, for a page without a kernel. Predict first.</summary>"
         folded = f"<details>{summary}{image}</details>"
         return {"text/html": folded, "image/png": data, "text/plain": repr(self)}
 

@@ -211,7 +211,7 @@ class _GapAxis:
     def finish(self, axes: Axes) -> None:
         """Set label, limits and ticks."""
         further = "; logarithmic further out)" if self.far else ")"
-        label = "log π_old/π_T   (left: teacher likes it more; right: less" + further
+        label = "log π_old/π_T\n(left: teacher likes it more; right: less" + further
         axes.set_xlabel(label, fontsize=9)
         axes.set_xlim(-self.edge, self.edge)
         if self.far:

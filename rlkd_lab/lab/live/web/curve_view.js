@@ -286,8 +286,7 @@ const PAGE = `<div class="bar"><div class="keys" role="group" aria-label="lines"
   <div class="tools" role="group" aria-label="downloads"><button class="all" hidden>Show all steps</button>
   <span>Download</span><button data-kind="png">PNG</button><button data-kind="svg">SVG</button
   ><button data-kind="csv">CSV</button></div></div>
-  <div class="panels"></div><div class="caption"><span></span><span></span></div>
-  <div class="rest" role="status"></div>`;
+  <div class="panels"></div><div class="caption"><span></span><span></span></div>`;
 
 let count = 0;
 
@@ -353,7 +352,6 @@ class View {
   update() {
     this.data = unpack(this.model.get("data"));
     this.root.hidden = !this.data.panels.length;
-    this.root.querySelector(".rest").textContent = this.model.get("note");
     if (this.root.hidden || !this.root.isConnected) return;
     if (!this.look) this.themed(); // only in the page it has colours
     const line = ({ label, colour, dash, dots, width, alpha }) => [label, colour, dash, dots, width, alpha];
@@ -423,7 +421,6 @@ function render({ model, el }) {
   const update = () => view.update();
   const retheme = () => setTimeout(() => (view.themed(), view.update()), 150); // its CSS comes later
   model.on("change:data", update);
-  model.on("change:note", update);
   const sized = new ResizeObserver(() => (view.look ? view.resize() : view.update()));
   sized.observe(view.root);
   const theme = new MutationObserver(retheme);
@@ -432,7 +429,6 @@ function render({ model, el }) {
   scheme.addEventListener("change", retheme);
   return () => {
     model.off("change:data", update);
-    model.off("change:note", update);
     scheme.removeEventListener("change", retheme);
     [sized, theme].forEach((observer) => observer.disconnect());
     view.charts.forEach((chart) => chart.u.destroy());

@@ -1,0 +1,238 @@
+"""Losses written a second time and compared: value, and gradient in the student's logits.
+
+These references were written from the sources before the package's rules were read. They start at
+logits. Sources: notes on the papers, and for OPDVR, vOPD and OPSA the
+authors' code.
+Three choices were taken from the package, because the sources leave them open or differ. OPSA's
+share is of a completion, rounded up. The importance weight leaves penalties alone, as in TRL. Old
+log-probabilities stand in the gap.
+"""
+
+import math
+import random
+
+import pytest
+import torch
+
+from rlkd_lab.objectives import METHODS, TokenBatch, token_loss
+
+CASES = ("any", "on-policy", "all right", "all wrong", "one token", "teacher is student")
+VALUES = {
+    "rl_coef": (0.3, 1.0, 2.0),
+    "kd_coef": (0.1, 1.0, 3.0),
+    "kl_coef": (0.0, 0.0, 0.2),
+    "clip_low": (0.0, 0.1, 0.2, 1.0),
+    "clip_high": (0.0, 0.1, 0.28, 5.0),
+    "ratio_cap": (None, 1.5, 3.0),
+    "importance_cap": (None, None, 1.2),
+    "extrapolation": (0.0, 0.5, 1.0, 1.25, 2.0),
+    "push": (0.1, 0.5),
+    "push_share": (0.1, 0.2, 0.5, 1.0),
+    "trrd_alpha": (0.0, 0.3, 0.5, 1.0),
+    "trrd_gap_bound": (None, 0.5, 1.0),
+    "aggregation": ("token", "sequence", "constant"),
+    "scale_rewards": ("group", "none"),
+    "kd_mask": ("none", "wrong", "group_wrong"),
+    "estimator": ("k2", "k3", "exact"),
+    "kd_ratio": ("on", "off"),
+    "ref_estimator": ("k3_ratio", "k3", "k2"),
+}
+OPTIONS = {
+    "grpo": ("scale_rewards",),
+    "kdrl": ("scale_rewards", "kd_mask", "estimator", "kd_ratio"),
+    "trrd": ("scale_rewards",),
+    **dict.fromkeys(("opd", "opdvr", "grpd", "exopd", "vopd"), ("kd_mask",)),
+    "opsa": (),
+}
+
+
+def draw(method, seed):
+    """Return a random rollout as logits, knobs and options."""
+    choose = random.Random(f"{method} {seed}")
+    generator = torch.Generator().manual_seed(choose.randrange(2**31))
+    case = CASES[seed % len(CASES)]
+    groups = [3 * group for group in range(choose.randint(1, 3)) for _ in "ab"] + [0]
+    choose.shuffle(groups)
+    shape = len(groups), 1 if case == "one token" else choose.randint(2, 9), choose.randint(2, 8)
+
+    def near(logits, spread):
+        return logits + spread * torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    student = near(torch.zeros(shape, dtype=torch.float64), choose.choice((0.3, 1.0, 3.0)))
+    same = case in ("on-policy", "teacher is student")
+    old = near(student, 0.0 if same else choose.choice((0.1, 0.5)))
+    teacher = near(student, 0.0 if case == "teacher is student" else 1.0)
+    correct = torch.tensor([choose.random() < 0.5 for _ in groups]).double()
+    correct = {"all right": torch.ones, "all wrong": torch.zeros}.get(
+        case, lambda *_, **__: correct
+    )(len(groups), dtype=torch.float64)
+    lengths = torch.tensor([choose.randint(0, shape[1]) for _ in groups])
+    lengths[0] = shape[1]
+    holes = torch.rand(shape[:2], generator=generator) < 0.1
+    x = {
+        "student": student.requires_grad_(),
+        "old": old,
+        "teacher": teacher,
+        "frozen": near(student.detach(), 0.5),
+        "sampler": near(old, 0.3),
+        "tokens": torch.randint(shape[2], shape[:2], generator=generator),
+        "mask": ((torch.arange(shape[1]) < lengths[:, None]) & ~holes).long(),
+        "correct": correct,
+        "rewards": correct + choose.choice((0.0, 0.3)) * near(student, 1.0)[:, 0, 0].detach(),
+        "groups": torch.tensor(groups),
+    }
+    coefs = {name: choose.choice(VALUES[name]) for name in METHODS[method].coefs}
+    names = (*OPTIONS[method], "aggregation", "ref_estimator")
+    options = {name: choose.choice(VALUES[name]) for name in names}
+    if options["aggregation"] == "constant":
+        options["constant_length"] = 7
+    return x, coefs, options
+
+
+# --- the references ---
+
+
+def said(x, who):
+    """Return a model's log-probabilities of the sampled tokens."""
+    return x[who].log_softmax(-1).gather(-1, x["tokens"][..., None])[..., 0]
+
+
+def reverse_kl(x):
+    """Return KL(student‖teacher) of the next token."""
+    ours, theirs = x["student"].log_softmax(-1), x["teacher"].log_softmax(-1)
+    return (ours.exp() * (ours - theirs)).sum(-1)
+
+
+def group_relative(x, options):
+    """Return Â: the reward minus its group's mean, over standard deviation + 1e-4 or not."""
+    found = torch.zeros_like(x["rewards"])
+    for group in x["groups"].unique():
+        rewards = x["rewards"][x["groups"] == group]
+        spread = rewards.std() + 1e-4 if options.get("scale_rewards", "group") == "group" else 1.0
+        found[x["groups"] == group] = (rewards - rewards.mean()) / spread
+    return found
+
+
+def least_likely(x, coefs):
+    """Return −push on the share of a completion's least likely tokens, rounded up."""
+    found = torch.zeros_like(said(x, "old"))
+    for row, logps in enumerate(said(x, "old").tolist()):
+        real = [(logp, at) for at, logp in enumerate(logps) if x["mask"][row, at]]
+        for _, at in sorted(real)[: math.ceil(coefs["push_share"] * len(real))]:
+            found[row, at] = -coefs["push"]
+    return found
+
+
+def advantage(method, x, coefs, options):
+    """Return A of each token."""
+    old, teacher = said(x, "old"), said(x, "teacher")
+    if method == "opsa":
+        return least_likely(x, coefs)
+    reward = group_relative(x, options)[:, None].expand_as(old)
+    if "rl_coef" in coefs:
+        return coefs["rl_coef"] * reward
+    gap = teacher - old
+    if method in ("opdvr", "grpd"):  # max(0, log π_T/π) where right, −max(0, log π/π_T) where wrong
+        praised = x["correct"][:, None] > 0 if method == "opdvr" else reward > 0
+        blamed = ~praised if method == "opdvr" else reward < 0
+        gap = torch.where(praised, gap.clamp(min=0), torch.where(blamed, gap.clamp(max=0), 0.0))
+    if method == "exopd":  # λ·(log π_T − log π_ref) − (log π − log π_ref)
+        frozen = said(x, "frozen")
+        gap = coefs["extrapolation"] * (teacher - frozen) - (old - frozen)
+    if method == "vopd":  # minus the value, which is −KL
+        gap = gap + reverse_kl(x).detach()
+    return coefs["kd_coef"] * speaks(x, options) * gap
+
+
+def speaks(x, options):
+    """Return the mask of the teacher's term, (B, 1)."""
+    wrong = 1 - x["correct"]
+    nobody = torch.stack([wrong[x["groups"] == group].prod() for group in x["groups"]])
+    masks = {"none": torch.ones_like(wrong), "wrong": wrong, "group_wrong": nobody}
+    return masks[options["kd_mask"]][:, None]
+
+
+def policy_term(method, x, coefs, options):
+    """Return minus the clipped gain of each token, case by case."""
+    now, old, teacher = (said(x, who) for who in ("student", "old", "teacher"))
+    gain = advantage(method, x, coefs, options)
+    if method == "opdvr":
+        return -gain * now
+    ratio = (now - old).exp()
+    if method == "trrd":
+        gap, bound = now - teacher, coefs["trrd_gap_bound"]
+        gap = gap if bound is None else gap.clamp(-bound, bound)
+        ratio = ratio ** coefs["trrd_alpha"] * ((1 - coefs["trrd_alpha"]) * gap).exp()
+    praised = ratio.clamp(max=1 + coefs["clip_high"])
+    blamed = ratio.clamp(min=1 - coefs["clip_low"])
+    if coefs["ratio_cap"] is not None:
+        blamed = blamed.clamp(max=coefs["ratio_cap"])
+    return -gain * torch.where(gain > 0, praised, blamed)
+
+
+def reference_loss(method, x, coefs, options):
+    """Return the loss of a rollout."""
+    now, old = said(x, "student"), said(x, "old")
+    loss = policy_term(method, x, coefs, options)
+    if coefs["importance_cap"] is not None:
+        loss = loss * (old - said(x, "sampler")).exp().clamp(max=coefs["importance_cap"])
+    ratio, beyond = (now - old).exp(), said(x, "frozen") - now
+    k2, k3 = beyond**2 / 2, beyond.exp() - beyond - 1
+    loss = (
+        loss
+        + coefs["kl_coef"] * {"k2": k2, "k3": k3, "k3_ratio": k3 * ratio}[options["ref_estimator"]]
+    )
+    if method == "kdrl":
+        gap = said(x, "teacher") - now
+        penalty = {"k2": gap**2 / 2, "k3": gap.exp() - gap - 1}.get(options["estimator"])
+        if penalty is None:
+            penalty = reverse_kl(x)
+        elif options["kd_ratio"] == "on":
+            penalty = penalty * ratio.detach()
+        loss = loss + coefs["kd_coef"] * speaks(x, options) * penalty
+    sums, lengths = (loss * x["mask"]).sum(1), x["mask"].sum(1)
+    return {
+        "token": lambda: sums.sum() / lengths.sum(),
+        "sequence": lambda: (sums / lengths.clamp(min=1)).mean(),
+        "constant": lambda: sums.mean() / options["constant_length"],
+    }[options["aggregation"]]()
+
+
+# --- the comparison ---
+
+
+def package_loss(method, x, coefs, options):
+    """Return the loss of the package on the same rollout."""
+    batch = TokenBatch(
+        said(x, "student"),
+        x["mask"],
+        old_logps=said(x, "old"),
+        sampler_logps=said(x, "sampler"),
+        teacher_logps=said(x, "teacher"),
+        ref_logps=said(x, "frozen"),
+        rewards=x["rewards"],
+        correct=x["correct"],
+        group_ids=x["groups"],
+        divergence=reverse_kl(x),
+    )
+    return token_loss(method, batch, coefs, options)[0]
+
+
+@pytest.mark.parametrize("method", sorted(OPTIONS))
+def test_value_and_gradient_are_those_of_a_second_derivation(method):
+    moved = 0
+    for seed in range(18):
+        x, coefs, options = draw(method, seed)
+        losses = [loss(method, x, coefs, options) for loss in (package_loss, reference_loss)]
+        torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-12, msg=f"{seed} {coefs} {options}")
+        ours, theirs = (
+            torch.autograd.grad(loss, x["student"], materialize_grads=True, allow_unused=True)[0]
+            if loss.requires_grad
+            else torch.zeros_like(x["student"])
+            for loss in losses
+        )
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-10, atol=1e-12, msg=f"{seed} {coefs} {options}"
+        )
+        moved += bool(theirs.any())
+    assert moved >= 6
