@@ -69,6 +69,7 @@ GROUPS: dict[str, list[str]] = {
         "keep_checkpoints",
         "samples_every",
         "keep_samples",
+        "track",
         "interference_every",
     ],
 }

@@ -15,7 +15,7 @@ def group_advantages(
 ) -> Tensor:
     """Â = (r − group mean) / (group std + 1e-4), with the unbiased std, as TRL.
 
-    Dr.GRPO (arXiv 2503.20783) leaves the division out.
+    Dr. GRPO (arXiv 2503.20783) leaves the division out.
 
     Args:
         rewards: (B,).

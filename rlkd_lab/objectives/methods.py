@@ -188,7 +188,7 @@ _table: dict[str, Method] = {
     "dr_grpo": replace(
         _grpo,
         title="Dr. GRPO",
-        source="Dr.GRPO (arXiv 2503.20783), §3.2",
+        source="Dr. GRPO (arXiv 2503.20783), §3.2",
         formula="GRPO with Â = r − group mean and a constant length in the denominator",
         options={"aggregation": "constant", "scale_rewards": "none"},
         watch="completions/mean_length of wrong answers should not grow",

@@ -124,7 +124,7 @@ def normalizer(mask: Tensor, aggregation: Aggregation, constant_length: int | No
     Args:
         mask: (B, T) of the whole rollout.
         aggregation: ``token`` (number of tokens that count; KDRL, DAPO), ``sequence`` (B; GRPO) or
-            ``constant`` (B × length limit; Dr.GRPO).
+            ``constant`` (B × length limit; Dr. GRPO).
         constant_length: the length limit of ``constant``; the width T where it is not given.
     """
     rows, width = mask.shape

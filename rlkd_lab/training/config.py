@@ -295,6 +295,10 @@ class RunConfig(BaseModel):
             ge=0, description="recorded rollouts that are kept, spread over the run; 0 keeps all"
         ),
     ] = 100
+    track: Annotated[
+        Literal["tensorboard", "trackio", "wandb", "mlflow"] | None,
+        Field(description="tracker that rows and samples are sent to as well; off by default"),
+    ] = None
     interference_every: Annotated[
         int, Field(ge=0, description="steps between interference measurements; 0 is never")
     ] = 0

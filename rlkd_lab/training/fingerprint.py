@@ -20,6 +20,7 @@ NOT_IN_FINGERPRINT = {
     "plan",
     "guards",
     "verifier_seconds",
+    "track",
 }
 """Settings that change no weight: a run may be resumed with other values of them."""
 LATER_SETTINGS = {"max_prompt_tokens", "long_prompts"}

@@ -31,7 +31,7 @@ NOT_BY_SET = (
     "task_settings",
 )
 """Fields with an option or an argument for themselves."""
-CAN_BE_OFF = ("adapter", "teacher", "teacher_adapter", "max_prompt_tokens")
+CAN_BE_OFF = ("adapter", "teacher", "teacher_adapter", "max_prompt_tokens", "track")
 
 
 def make_config(

@@ -31,6 +31,7 @@ from rlkd_lab.training.recovery import declare_guards, go_back
 from rlkd_lab.training.requests import RequestHandler
 from rlkd_lab.training.selfcheck import check_start
 from rlkd_lab.training.setup import Row
+from rlkd_lab.training.track import Tracker, check_tracker
 from rlkd_lab.training.trainer import Trainer
 
 LOADING = "loading the models"
@@ -51,6 +52,7 @@ class Session:
         trainer.switch(context)
         self.handler = RequestHandler(context, lambda: trainer.save(context))
         self.forks = Forks(trainer, context)
+        self.tracker = Tracker(trainer.config, context.folder)
 
     @property
     def config(self) -> RunConfig:
@@ -131,6 +133,7 @@ class Session:
         self.forks.before_step(handler.fork, handler.chances)
         row = self.trainer.step(self.context, self.stop_asked)
         self.folder.append("metrics.jsonl", row)
+        self.tracker.log(row)
         every = config.checkpoint_every
         due = self.step == config.steps or (every and self.step % every == 0)
         if due:
@@ -219,6 +222,7 @@ def run(
             A later failure is in status.json too.
     """
     distributed.join()
+    check_tracker(config)
     if distributed.first():
         RunFolder.check_free(out)  # before models are loaded
     config = distributed.from_first(within_memory(config))
@@ -302,6 +306,7 @@ def _drive(trainer: Trainer, context: Context, on_step: OnStep | None) -> RunFol
     try:
         return session.drive(on_step)
     finally:
+        session.tracker.close()
         trainer.close()
 
 

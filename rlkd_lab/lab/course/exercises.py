@@ -252,11 +252,11 @@ EXERCISES: dict[str, Exercise] = {
         ),
     ),
     "03.dr_grpo": Exercise(
-        "The same rewards: Dr.GRPO's four advantages.",
+        "The same rewards: Dr. GRPO's four advantages.",
         near(
             lambda: advantages_of([1, 1, 0, 0], scale=False).tolist(),
             0.002,
-            "Dr.GRPO leaves the division out.",
+            "Dr. GRPO leaves the division out.",
             "The reward minus the group's mean, and nothing else.",
         ),
     ),
