@@ -83,7 +83,8 @@ def test_the_panel_fits_the_window_in_both_themes(lab, theme, width, tmp_path):
     setting(lab.folder.parents[1] / "JUPYTERLAB_SETTINGS_DIR", "themes", {"theme": theme})
     lab.page.set_viewport_size({"width": width, "height": 1000})
     open_panel(lab, f"look_{width}.ipynb")
-    lab.page.select_option(".rlkd-panel select >> nth=1", label="length in parts")
+    menu = ".rlkd-panel .widget-dropdown:has-text('more curves') select"
+    lab.page.select_option(menu, label="length in parts")
     until(lambda: lab.page.locator(".rlkd-curves:visible").count() == 2)
     assert not lab.page.locator(".jp-OutputArea-output img:visible").count()  # the live ones stand
     shot = tmp_path / "panel.png"
