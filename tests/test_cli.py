@@ -960,6 +960,7 @@ def test_help_names_every_command(rlkd):
     for command in (
         "doctor",
         "train",
+        "config",
         "resume",
         "replay",
         "runs",

@@ -51,8 +51,11 @@ Length = Annotated[
         help="length limit, twice that out of distribution; the run's by default, otherwise 96"
     ),
 ]
-CheckpointStep = Annotated[
-    int | None, typer.Option(help="step of a run folder's checkpoint; the last by default")
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        help="of a run folder: best by validation accuracy, last, or a step; last by default"
+    ),
 ]
 EvalSettings = Annotated[
     list[str] | None,
@@ -86,7 +89,7 @@ def evaluate(
     max_new_tokens: Length = None,
     quant: Annotated[str | None, typer.Option(help="nf4 or none; the run's, else nf4")] = None,
     base: Annotated[str | None, typer.Option(help="the model of an adapter folder")] = None,
-    checkpoint: CheckpointStep = None,
+    checkpoint: Checkpoint = None,
     greedy: Annotated[bool, typer.Option(help="one greedy completion a prompt too")] = True,
     ood: Annotated[bool, typer.Option(help="out of distribution too, if the task can")] = True,
     set_: EvalSettings = None,
@@ -222,7 +225,7 @@ def _tables(ours: list[Any], theirs: list[Any], out: Path | None) -> list[Path |
 def export(
     run_path: RunPath,
     out: Annotated[Path, typer.Option(help="the folder to make")],
-    checkpoint: Annotated[int | None, typer.Option(help="step; the last by default")] = None,
+    checkpoint: Checkpoint = None,
     merge: Annotated[
         bool,
         typer.Option(

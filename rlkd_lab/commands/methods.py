@@ -17,18 +17,16 @@ from rlkd_lab.commands.common import (
     settings_from,
 )
 from rlkd_lab.commands.settings import print_settings
+from rlkd_lab.commands.train import ConfigFile, Method, Preset, Settings
 from rlkd_lab.terminal import escape, say
 
 
 @app.command()
 def plan(
-    method: Annotated[
-        str, typer.Option(help="a row of `rlkd methods`", autocompletion=method_names)
-    ] = "kdrl",
-    preset: Annotated[str, typer.Option(help="starting settings, see `rlkd presets`")] = "tiny",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="NAME=VALUE, as for `rlkd train`")
-    ] = None,
+    method: Method = None,
+    config_file: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
     memory: Annotated[
         float | None, typer.Option(min=0.1, help="GiB of a GPU; what is free here by default")
     ] = None,
@@ -36,12 +34,12 @@ def plan(
 ) -> None:
     """Predict the memory of a run, part by part, before anything is loaded.
 
-    Also prints the micro-batch that fits.
+    Also prints the micro-batch that fits. The method is kdrl by default.
     """
     with plain_errors("nothing was loaded"):
         from rlkd_lab.models import default_device
-        from rlkd_lab.training import make_config
         from rlkd_lab.training.before_loading import asked_prompts, check_pair
+        from rlkd_lab.training.config_file import asked_config
         from rlkd_lab.training.environment import free_memory
         from rlkd_lab.training.fitting import fitted
         from rlkd_lab.training.plan import GIB
@@ -49,7 +47,8 @@ def plan(
 
         gpu = memory is not None or default_device().type == "cuda"
         there = memory * GIB if memory is not None else free_memory(default_device())
-        config = make_config(method, preset, settings_from(set_))
+        chosen = {"method": method or (None if config_file else "kdrl"), "preset": preset}
+        config, _ = asked_config(config_file, settings_from(set_), **chosen)
         check_pair(config)
         prompts = asked_prompts(config)
         for sentence in prompts.told:

@@ -1,4 +1,4 @@
-"""Commands about one run in training: train, resume, replay, ask."""
+"""Commands about one run in training: train, config, resume, replay, ask."""
 
 from __future__ import annotations
 
@@ -8,34 +8,50 @@ from typing import Annotated
 import typer
 
 from rlkd_lab.commands.common import (
+    Json,
     RunPath,
     app,
     is_first,
     method_names,
     plain_errors,
+    print_json,
     settings_from,
 )
 from rlkd_lab.commands.settings import first_settings
 from rlkd_lab.terminal import say
 
+Method = Annotated[
+    str | None, typer.Option(help="a row of `rlkd methods`", autocompletion=method_names)
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="a YAML or TOML file with settings, or a run's config.json; other options win",
+    ),
+]
+Preset = Annotated[str | None, typer.Option(help="starting settings; tiny by default")]
+Steps = Annotated[int | None, typer.Option(help="steps; the preset's by default")]
+Seed = Annotated[int | None, typer.Option(help="seed of everything random; 0 by default")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="NAME=VALUE: a knob (number, off, linear:START:END, switch:BEFORE:AFTER), option"
+        " or setting; `rlkd methods` lists them",
+    ),
+]
+
 
 @app.command(epilog=first_settings())
 def train(
     out: Annotated[Path, typer.Option(help="the run folder to make")],
-    method: Annotated[
-        str | None, typer.Option(help="a row of `rlkd methods`", autocompletion=method_names)
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="starting settings; tiny by default")] = None,
-    steps: Annotated[int | None, typer.Option(help="steps; the preset's by default")] = None,
-    seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="NAME=VALUE: a knob (number, off, linear:START:END, switch:BEFORE:AFTER), option"
-            " or setting; `rlkd methods` lists them",
-        ),
-    ] = None,
+    method: Method = None,
+    config_file: ConfigFile = None,
+    preset: Preset = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    set_: Settings = None,
     schedule_from: Annotated[
         Path | None,
         typer.Option(
@@ -47,32 +63,57 @@ def train(
     with plain_errors():
         from rlkd_lab.progress import progress
         from rlkd_lab.runs import RunFolder
-        from rlkd_lab.training import make_config, run
+        from rlkd_lab.training import run
         from rlkd_lab.training import schedule_from as rerun_of
+        from rlkd_lab.training.config_file import asked_config
 
-        settings = settings_from(set_)
+        named = {"method": method, "preset": preset, "steps": steps}
         if schedule_from is not None:
-            if settings or any(given is not None for given in (method, preset, steps)):
+            if set_ or config_file or any(given is not None for given in named.values()):
                 raise ValueError(
                     "--schedule-from takes method, steps and settings from that run: give"
                     " --seed and --out beside it, nothing else"
                 )
-            config = rerun_of(RunFolder.open(schedule_from), seed)
-        elif method is None:
-            raise ValueError(
-                "which method? --method NAME, a row of `rlkd methods`; or --schedule-from RUN"
-            )
+            config = rerun_of(RunFolder.open(schedule_from), seed or 0)
         else:
-            config = make_config(
-                method,
-                preset or "tiny",
-                settings,
-                seed=seed,
-                **({} if steps is None else {"steps": steps}),
-            )
+            config, _ = asked_config(config_file, settings_from(set_), **named, seed=seed)
         with progress(config.steps, config.method) as show:
             run(config, out, on_step=show if is_first() else None)
         _say_end(out)
+
+
+@app.command("config")
+def show_config(
+    method: Method = None,
+    config_file: ConfigFile = None,
+    preset: Preset = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    set_: Settings = None,
+    write: Annotated[Path | None, typer.Option(help="a new YAML file to start from")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show every setting of a run, and whether a default, preset, file or option gives it.
+
+    Takes what `rlkd train` takes.
+    """
+    with plain_errors("nothing was written"):
+        from rlkd_lab.training.config_file import as_yaml, asked_config, effective
+
+        named = {"method": method, "preset": preset, "steps": steps, "seed": seed}
+        rows = effective(*asked_config(config_file, settings_from(set_), **named))
+        if write is not None:
+            if write.suffix.lower() not in (".yaml", ".yml"):
+                raise ValueError(f"--write {write}: the file is YAML, so end its name in .yaml")
+            with write.open("x", encoding="utf-8") as file:
+                file.write(as_yaml(rows))
+        if as_json:
+            print_json({name: {"value": row[0], "source": row[1]} for name, row in rows.items()})
+        elif write is not None:
+            say(f"written: {write}; `rlkd train --config {write} --out RUN` trains with it")
+        else:
+            for name, (value, source) in rows.items():
+                say(f"{name:<22}  {'off' if value is None else value}  ({source})")
 
 
 def _say_end(path: Path) -> None:

@@ -35,7 +35,7 @@ def export_run(
     run: str | Path,
     out: str | Path,
     *,
-    checkpoint: int | None = None,
+    checkpoint: str | int | None = None,
     merged: bool = False,
     into: str | None = None,
     dtype: str | None = None,
@@ -45,7 +45,7 @@ def export_run(
     Args:
         run: a run folder.
         out: the folder to make; it is renamed into place when it is whole.
-        checkpoint: a step; the last by default.
+        checkpoint: ``best`` by validation accuracy, ``last`` or a step; the last by default.
         merged: merge the adapter into the base.
         into: with ``merged``: ``nf4`` or ``full``, see :func:`~rlkd_lab.models.merging.merge`; by
             default the weights that the adapter was trained beside.
@@ -115,7 +115,7 @@ def _write_card(
         file.chmod(card.stat().st_mode)
 
 
-def _student_of(run: Path, checkpoint: int | None) -> Target:
+def _student_of(run: Path, checkpoint: str | int | None) -> Target:
     """Return the run's target, whose adapter can be read and is whole."""
     RunFolder.open(run)  # an adapter or a model, which an evaluation takes too, is no run
     target = find_target(str(run), checkpoint=checkpoint)

@@ -47,6 +47,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from rlkd_lab.training import RunConfig, make_config
 from rlkd_lab.training.config import in_words, validated
 from rlkd_lab.training.fingerprint import fingerprint
+from rlkd_lab.training.make_config import as_text
 
 MOST = 10_000
 """Most seeds of a sweep, and most arms of a grid."""
@@ -220,7 +221,8 @@ class Sweep(_Strict):
                         " give them names that differ in more"
                     )
                 try:
-                    texts = {key: _text(value) for key, value in (self.settings | settings).items()}
+                    every = (self.settings | settings).items()
+                    texts = {key: as_text(key, value) for key, value in every}
                     arms[name] = make_config(arm.method, self.preset, texts, steps=self.steps)
                 except ValueError as error:
                     raise ValueError(f"arm {name}: {error}") from None
@@ -284,13 +286,9 @@ def _combinations(arm: Arm) -> Iterator[tuple[str, dict[str, Setting]]]:
     for values in itertools.product(*arm.grid.values()):
         chosen = dict(zip(arm.grid, values, strict=True))
         yield (
-            ",".join([arm.name, *(f"{key}={_text(value)}" for key, value in chosen.items())]),
+            ",".join([arm.name, *(f"{key}={as_text(key, one)}" for key, one in chosen.items())]),
             arm.settings | chosen,
         )
-
-
-def _text(value: Setting) -> str:
-    return "off" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def settled(sweep: Sweep, out: Path) -> Sweep | None:

@@ -74,14 +74,18 @@ class Target:
 
 
 def find_target(
-    name: str, *, checkpoint: int | None = None, base: str | None = None, quant: Quant | None = None
+    name: str,
+    *,
+    checkpoint: str | int | None = None,
+    base: str | None = None,
+    quant: Quant | None = None,
 ) -> Target:
     """Find the model behind a name or path.
 
     Args:
         name: an embedded name, a run folder, an adapter folder, a model folder or a hub id. A run
             folder means its student with the adapter of the last whole checkpoint.
-        checkpoint: another step of the run folder.
+        checkpoint: of the run folder: ``best`` by validation accuracy, ``last``, or a step.
         base: the base of an adapter; by default the run's, or the one in adapter_config.json.
         quant: ``nf4`` or ``none``; by default as in the run, otherwise ``nf4``.
 
@@ -114,18 +118,32 @@ def find_target(
     return Target(name, name, quant or "nf4")
 
 
-def _checkpoint(run: RunFolder, step: int | None) -> Path:
+def _checkpoint(run: RunFolder, wanted: str | int | None) -> Path:
     found = {checkpoints.step_of(path): path for path in run.checkpoints()}
     if not found:
         raise FileNotFoundError(
             f"{run.path} has no whole checkpoint, so there is no adapter; its student as it"
             f" was before training is {run.config()['student']!r}"
         )
-    if step is not None and step not in found:
-        raise FileNotFoundError(
-            f"{run.path} has no checkpoint of step {step}; it has {', '.join(map(str, found))}"
-        )
-    return found[max(found) if step is None else step]
+    if wanted is None or wanted == "last":
+        return found[max(found)]
+    has = f"it has {', '.join(map(str, found))}"
+    if wanted == "best":
+        known = {row.get("step"): row.get("eval/accuracy") for row in run.rows()}
+        scores = [(known[step], step) for step in found if isinstance(known.get(step), float)]
+        if not scores:
+            raise ValueError(
+                f"no checkpoint of {run.path} was evaluated in its step, so none is the best: give"
+                f" --checkpoint last or a step; {has}"
+            )
+        return found[max(scores)[1]]
+    try:
+        step = int(wanted)
+    except ValueError:
+        raise ValueError(f"--checkpoint {wanted}: write best, last or a step; {has}") from None
+    if step not in found:
+        raise FileNotFoundError(f"{run.path} has no checkpoint of step {step}; {has}")
+    return found[step]
 
 
 def _adapter(name: str, adapter: Path, base: str | None, quant: Quant | None) -> Target:

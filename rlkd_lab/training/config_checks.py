@@ -104,6 +104,11 @@ def likely_mistakes(config: RunConfig) -> list[str]:
             f"{' and '.join(clips)} cannot act: with one update per rollout the ratio is 1;"
             " use --set updates_per_rollout=2 or more"
         )
+    if "groups" in METHODS[config.method].needs and not config.reward.get("accuracy"):
+        found.append(
+            "the reward has no weight on accuracy, so right answers earn nothing: if that is not"
+            " meant, use --set reward.accuracy=1"
+        )
     if (fault := fault_of(config.task)) is not None:
         found.append(fault)
     return found

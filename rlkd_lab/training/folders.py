@@ -60,6 +60,16 @@ def config_of(folder: RunFolder) -> RunConfig:
             " to resume it, call add_method with the same code and name first, in the same process"
         )
     config = validated(stored)
+    refuse_code_of_runs(config, folder.path)
+    return config
+
+
+def refuse_code_of_runs(config: RunConfig, named_by: Path) -> None:
+    """Refuse a config whose task or engine is code in a run folder.
+
+    Raises:
+        ValueError: it is.
+    """
     for what, name in (("task", config.task), ("engine", config.engine)):
         file = Path(name.rpartition(":")[0])
         places = file.resolve().parents if file.suffix == ".py" else ()
@@ -68,12 +78,11 @@ def config_of(folder: RunFolder) -> RunConfig:
             for place in places
         ):
             raise ValueError(
-                f"{folder.path} names {file} as its {what}, which lies in a run folder: such"
+                f"{named_by} names {file} as its {what}, which lies in a run folder: such"
                 " a folder is data, and no code in it is run. Read the file and,"
                 " if you would run it, copy it elsewhere and start a new run with --set"
                 f" {what}=PATH.py:NAME"
             )
-    return config
 
 
 def schedule_from(folder: RunFolder, seed: int) -> RunConfig:

@@ -57,7 +57,7 @@ def _start(method: str, preset: str, fields: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the preset with those of the fields on top."""
     start = PRESETS[nearest(preset, PRESETS, "preset")].settings
     values: dict[str, Any] = {**start, "preset": preset, "method": method, **fields}
-    for name in ("knobs", "options", "reward", "task_settings"):
+    for name in ("knobs", "options", "reward", "guards", "task_settings"):
         if not isinstance(values.get(name, {}), Mapping):
             raise ValueError(f"{name} maps names to values; {values[name]!r:.80} does not")
     # A preset's coefficients are for methods that have them. They do not replace a schedule that
@@ -144,6 +144,17 @@ def _with_adapter(values: dict[str, Any], asked: set[str]) -> dict[str, Any]:
             stacklevel=4,
         )
     return {**values, **own}
+
+
+def as_text(name: object, value: object) -> str:
+    """Return a value of a file as ``--set`` takes it.
+
+    Raises:
+        ValueError: it is a list, a table or a date.
+    """
+    if value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"{name}={value!s:.80}: a setting is a text, a number, true or false")
+    return "off" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def literal(text: str) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -62,14 +63,14 @@ class Tracker:
         self._to = to
 
     def log(self, row: dict[str, Any]) -> None:
-        """Send a row, each metric under its own name."""
+        """Send the finite numbers of a row, each metric under its own name."""
         if self._to is None:
             return
         self.step = int(row["step"])
         numbers = {
             name: float(value)
             for name, value in row.items()
-            if name != "step" and isinstance(value, int | float)
+            if name != "step" and isinstance(value, int | float) and math.isfinite(value)
         }
         self._safely(lambda: self._to.log(numbers, step=self.step))
         if self._to is not None and self.step in self.folder.sample_steps():

@@ -47,6 +47,25 @@ def test_an_earlier_checkpoint(trained):
         find_target(str(trained.path), checkpoint=7)
 
 
+def test_the_best_checkpoint_is_the_later_of_those_evaluated_best(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained.path, run)
+    with pytest.raises(ValueError, match=r"none is the best: .*last or a step; it has 1, 2"):
+        find_target(str(run), checkpoint="best")
+    first, second = trained.rows()
+    for scores, best in (((0.5, 0.25), 1), ((0.5, 0.5), 2), ((0.5, None), 1)):
+        rows = [
+            {**row, "eval/accuracy": score}
+            for row, score in zip((first, second), scores, strict=True)
+        ]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert find_target(str(run), checkpoint="best").step == best
+    assert find_target(str(run), checkpoint="last").step == 2
+    assert find_target(str(run), checkpoint="1").step == 1
+    with pytest.raises(ValueError, match="--checkpoint beest: write best, last or a step"):
+        find_target(str(run), checkpoint="beest")
+
+
 def test_a_run_without_a_checkpoint(trained, tmp_path):
     RunFolder.create(tmp_path / "new", config_of(trained).model_dump(), {})
     with pytest.raises(FileNotFoundError, match=r"no whole checkpoint.*'student'"):

@@ -278,6 +278,9 @@ def test_likely_mistakes_say_what_to_do():
         make_config("grpo", settings={"clip_high": "0.3", "updates_per_rollout": "1"})
     )
     assert "updates_per_rollout" in idle
+    (worthless,) = likely_mistakes(make_config("grpo", reward={"format": 1.0}))
+    assert "reward.accuracy=1" in worthless
+    assert not likely_mistakes(make_config("opd", reward={"format": 1.0}))
     # with two minibatches the second one is off-policy, so the clip can act
     assert (
         likely_mistakes(

@@ -238,7 +238,7 @@ def test_looking_at_the_whole_rollout_first_changes_no_result(tiny, tmp_path, me
 def test_rows_without_gradient_are_left_out_of_the_backward_pass_and_nothing_else(
     tiny, tmp_path, half, gradients, monkeypatch
 ):
-    fields = {"group_size": 4, "prompts_per_step": 6, "difficulty": (1, 3)}
+    fields = {"group_size": 4, "prompts_per_step": 6, "difficulty": (1, 3), "student": "student"}
     skipped = run(tiny("grpo", **fields), tmp_path / "skipped").rows()
     monkeypatch.setattr(
         "rlkd_lab.training.update.idle_rows",
