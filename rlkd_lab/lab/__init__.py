@@ -27,10 +27,10 @@ from rlkd_lab.lab.course.pictures import (
     two_humps,
 )
 from rlkd_lab.lab.course.right_answers import weak_verifier
+from rlkd_lab.lab.live.curve_view import watch_curves
 from rlkd_lab.lab.live.handle import RunFailed, launch, open_run, start
 from rlkd_lab.lab.live.inspector import inspect_tokens
 from rlkd_lab.lab.live.panel import panel
-from rlkd_lab.lab.live.redraw import watch_curves
 from rlkd_lab.lab.live.tokens import token_arrays
 
 __all__ = [

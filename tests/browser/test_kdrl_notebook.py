@@ -38,10 +38,10 @@ def test_kdrl_notebook_is_run_steered_and_left_whole(lab: Lab, tmp_path: Path) -
     until(lambda: run.status().step >= 2, 180)
     page.wait_for_selector(".rlkd-knob-kd_coef .noUi-handle", timeout=60_000)
     page.locator(".rlkd-knob-kd_coef .noUi-handle").scroll_into_view_if_needed()
-    curves = page.locator(".jp-Cell:has(.rlkd-knob) .jp-OutputArea-output img").first
+    curves = page.locator(".jp-Cell:has(.rlkd-knob) .rlkd-curves .caption").first
     until(curves.count, 60)
-    first = curves.get_attribute("src")
-    until(lambda: curves.get_attribute("src") != first, 120)  # they live
+    first = curves.inner_text()
+    until(lambda: curves.inner_text() != first, 120)  # they live
 
     page.click(f"{PANEL} button:has-text('Pause')")
     press_dangerous(lab)

@@ -28,7 +28,7 @@ def open_panel(lab: Lab, name: str = "panel.ipynb") -> None:
     lab.open(name)
     lab.run_all()
     lab.page.wait_for_selector(".rlkd-panel .noUi-handle", timeout=60_000)
-    lab.page.wait_for_selector(".jp-OutputArea-output img", timeout=60_000)
+    lab.page.wait_for_selector(".rlkd-curves .uplot", timeout=60_000)
 
 
 FOCUS = {
@@ -83,17 +83,17 @@ def test_the_panel_fits_the_window_in_both_themes(lab, theme, width, tmp_path):
     setting(lab.folder.parents[1] / "JUPYTERLAB_SETTINGS_DIR", "themes", {"theme": theme})
     lab.page.set_viewport_size({"width": width, "height": 1000})
     open_panel(lab, f"look_{width}.ipynb")
-    lab.page.select_option(".rlkd-panel select >> nth=1", label="length in parts")
-    until(lambda: lab.page.locator(".jp-OutputArea-output img").count() == 2)
-    for picture in lab.page.locator(".jp-OutputArea-output img").all():
-        picture.scroll_into_view_if_needed()
+    menu = ".rlkd-panel .widget-dropdown:has-text('more curves') select"
+    lab.page.select_option(menu, label="length in parts")
+    until(lambda: lab.page.locator(".rlkd-curves:visible").count() == 2)
+    assert not lab.page.locator(".jp-OutputArea-output img:visible").count()  # the live ones stand
     shot = tmp_path / "panel.png"
     lab.page.locator(".rlkd-panel").scroll_into_view_if_needed()
     lab.page.screenshot(path=shot)
     lab.page.locator(".rlkd-panel .jupyter-widget-Collapse-header").first.click()
     lab.page.locator(".rlkd-panel").screenshot(path=tmp_path / "knobs.png")
-    lab.page.locator(".jp-OutputArea-output img").last.scroll_into_view_if_needed()
-    lab.page.screenshot(path=tmp_path / "below.png")
+    lab.page.locator(".rlkd-curves").first.screenshot(path=tmp_path / "curves.png")
+    lab.page.locator(".rlkd-curves").last.screenshot(path=tmp_path / "more.png")
     panel = lab.page.locator(".rlkd-panel").first
     assert panel.evaluate("(node) => node.scrollWidth <= node.clientWidth + 1")
     assert shot.stat().st_size > 20_000

@@ -290,8 +290,12 @@ class Fork:
         A trailing mean over it differs from the parent's only by what came after the fork.
         """
         joined = Series(exact=name.startswith("eval/"))
-        for series, after in ((parent[name], False), (self.history[name], True)):
-            for step, value in zip(series.steps, series.values, strict=True):
-                if (step > self.step) == after:
-                    joined.append(step, value)
+        before, after = parent[name], self.history[name]
+        first, last = before.steps <= self.step, after.steps > self.step
+        for part in ("_steps", "_values", "_weights"):
+            pair = [np.array(getattr(series, part)) for series in (before, after)]
+            setattr(joined, part, array("d", np.concatenate([pair[0][first], pair[1][last]])))
+        joined.stride = max(before.stride, after.stride)
+        if len(joined) > POINTS:
+            joined._thin()
         return joined

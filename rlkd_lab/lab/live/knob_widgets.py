@@ -14,7 +14,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from rlkd_lab.lab.live.curves import number
+from rlkd_lab.lab.live.curve_data import number
 from rlkd_lab.lab.live.handle import Handle
 from rlkd_lab.lab.live.history import History
 from rlkd_lab.objectives import METHODS

@@ -1,8 +1,8 @@
 """The panel of a run: its state in words, buttons, knobs, live curves.
 
 The panel reads the run folder and writes requests into it, and nothing else.
-Controls are widgets. Curves are pictures in separate outputs, with a sentence and a small
-table, so they stay in a saved notebook.
+Controls, curves and the small table are widgets. Still pictures, a sentence and the table are
+separate outputs too, so they stay in a saved notebook.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 from IPython.display import display
 
 from rlkd_lab.lab.live.again import Again
-from rlkd_lab.lab.live.curves import draw, number
+from rlkd_lab.lab.live.curve_data import number
+from rlkd_lab.lab.live.curve_view import Curves
 from rlkd_lab.lab.live.handle import Handle, forks_asked, open_run
 from rlkd_lab.lab.live.history import History
 from rlkd_lab.lab.live.knob_widgets import KnobWidget, front_knob, knobs_of
@@ -35,7 +36,7 @@ from rlkd_lab.lab.live.panel_texts import (
     state_sentence,
 )
 from rlkd_lab.lab.live.panel_widgets import PanelWidgets, set_trait
-from rlkd_lab.lab.live.redraw import Redraw, picture, say
+from rlkd_lab.lab.live.redraw import Redraw, say
 from rlkd_lab.plots.styles import title_of
 from rlkd_lab.runs.tail import Tail
 from rlkd_lab.training import RunConfig
@@ -89,8 +90,8 @@ class Panel(PanelWidgets):
     def __init__(self, run: Handle, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self.clock = clock
-        self._curves: Any = None
-        self._more: Any = None
+        self.curves = Curves(self.view, clock)
+        self.more_curves = Curves(self.more_view, clock, group="")
         self._values: Any = None
         self._lock = threading.RLock()
         self._wake, self._closed = threading.Event(), threading.Event()
@@ -109,7 +110,6 @@ class Panel(PanelWidgets):
         self.requests = Tail(run.folder.path / "requests.jsonl")
         self.plans: dict[int, dict[str, Any]] = {}
         """Moves that were asked for from a later step on, by id, until they are answered."""
-        self.redraw, self.redraw_more = Redraw(), Redraw()
         self.problem = ""
         """An error of the drawing, in words."""
         self.notice, self.noticed = "", ("", 0)
@@ -121,6 +121,8 @@ class Panel(PanelWidgets):
 
         It stands with the state, the step and the number of checkpoints when it was pressed.
         """
+        self.curves.of(self.history, self.method, self.steps)
+        self.more_curves.of(self.history, self.method, self.steps)
         self._build()
         self.refresh()
 
@@ -257,65 +259,48 @@ class Panel(PanelWidgets):
         set_trait(self.fork, "disabled", now.state == "done")
         self.again.enable(now.state in OVER)
 
-    def values(self) -> tuple[dict[str, str], dict[str, Any]]:
-        """Return the last values as a table and a sentence: data and metadata of an output."""
+    def values(self) -> tuple[str, str]:
+        """Return the last values as a table in HTML, and a sentence."""
         cells = [(label, self.history[name]) for label, name in TABLE if name in self.history]
         head = "".join(f"<th>{label}</th>" for label, _ in cells)
         body = "".join(f"<td>{number(float(each.values[-1]))}</td>" for _, each in cells)
         text = say(self.history, self.method, self.steps, self.run.status().state)
         table = f"<table><tr>{head}</tr><tr>{body}</tr></table>"
-        return {
-            "text/html": f"{table}<small>{html.escape(text)}</small>",
-            "text/plain": text,
-        }, {}
+        return f"{table}<small>{html.escape(text)}</small>", text
 
     # --- drawing ----------------------------------------------------------------------------------
 
     def picture(self) -> bool:
-        """Draw what is due into the outputs; return whether anything was."""
-        if self._curves is None:
-            return False
+        """Bring curves and table up to date where it is time; return whether any view was."""
         now = self.run.status()
-        if not self.history.step and now.state not in OVER:
+        if self._values is None or (not self.history.step and now.state not in OVER):
             return False  # another empty picture would only delay the first curve
         ended = now.state in OVER
         share = Redraw.SHARE if now.where == "thread" else SHARE_BESIDE
         forks = tuple(fork.history.step for fork in self.history.forks.values())
         what = (self.history.step, len(self.history.events), now.state, forks)
-        drawn = False
-        more = self.more.value
-        for redraw, group, handle in (
-            (self.redraw, "main", self._curves),
-            (self.redraw_more, more, self._more),
-        ):
-            began = self.clock()
-            if not redraw.due((group, *what), began, ended):
-                continue
-            data, metadata = self._figure(group)
-            handle.update(data, metadata=metadata, raw=True)
-            redraw.drawn((group, *what), self.clock(), self.clock() - began, ended, share)
-            drawn = True
-            if group == "main":  # the table has the values of the curves
-                data, metadata = self.values()
-                self._values.update(data, metadata=metadata, raw=True)
-        return drawn
+        how = (what, ended, ended or now.state == "paused", share)
+        self.more_curves.group = self.more.value
+        more, _ = self.more_curves.update(*how)
+        live, still = self.curves.update(*how)
+        if live or still:  # the table has the values of the curves
+            data = self._tabulate()
+            if still:
+                self._values.update(data, raw=True)
+        return live or more
 
-    def _figure(self, group: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        if not group:
-            return {"text/html": "", "text/plain": ""}, {}
-        figure = draw(self.history, self.method, group, steps=self.steps)
-        return picture(figure, say(self.history, self.method, self.steps))
+    def _tabulate(self) -> dict[str, str]:
+        """Show the last values in the panel, and return them as data of an output."""
+        table, text = self.values()
+        set_trait(self.table, "value", table)
+        return {"text/html": f"<div class='rlkd-still'>{table}</div>", "text/plain": text}
 
     def _ipython_display_(self) -> None:
         display(self.top)
-        data, metadata = self._figure("main")
-        self._curves = display(data, metadata=metadata, raw=True, display_id=True)
-        # The first drawing loads fonts, so its time is not that of the next.
-        self.redraw.next = self.clock() + Redraw.LEAST
-        data, metadata = self._figure(self.more.value)
-        self._more = display(data, metadata=metadata, raw=True, display_id=True)
-        data, metadata = self.values()
-        self._values = display(data, metadata=metadata, raw=True, display_id=True)
+        resting = self.run.status().state in (*OVER, "paused")
+        self.curves.show(resting)
+        self.more_curves.show(resting)
+        self._values = display(self._tabulate(), raw=True, display_id=True)
         self._watch()
 
     # --- the thread -------------------------------------------------------------------------------
@@ -360,7 +345,7 @@ class Panel(PanelWidgets):
         self.close(gone_words(self.history.path))
 
     def close(self, why: str = "") -> None:
-        """End the thread; the last pictures stay, and the controls are dead.
+        """End the thread; the last curves stay, and the controls are dead.
 
         Args:
             why: stands in the banner, as HTML.

@@ -7,6 +7,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from rlkd_lab.lab.live.curve_groups import GROUPS
+from rlkd_lab.lab.live.curve_view import CurveView
 from rlkd_lab.lab.live.keyboard import KeyboardGuard
 from rlkd_lab.lab.live.knob_widgets import KnobWidget
 from rlkd_lab.lab.live.panel_texts import FORKS, options_html
@@ -34,6 +35,7 @@ class PanelWidgets:
 
     def __init__(self) -> None:
         self.top, self.guard = Top(), KeyboardGuard()
+        self.view, self.more_view, self.table = CurveView(), CurveView(), widgets.HTML()
         self.top.add_class("rlkd-panel")
 
     def put(
@@ -59,7 +61,7 @@ class PanelWidgets:
         tooltip = "What a moved knob forks"
         self.fork = _menu("fork", list(FORKS.items()), fork, tooltip)
         groups = [("none", ""), *((name, name) for name in GROUPS if name != "main")]
-        tooltip = "A second picture below the main curves"
+        tooltip = "More curves below the main ones"
         self.more = _menu("more curves", groups, "", tooltip)
         row = widgets.Layout(flex_flow="row wrap", align_items="center")
         self.top.children = (
@@ -71,6 +73,9 @@ class PanelWidgets:
             again,
             widgets.HBox([self.fork, self.fork_help], layout=row),
             widgets.HBox([self.more, self.records], layout=row),
+            self.view,
+            self.more_view,
+            self.table,
             self.guard,
         )
 

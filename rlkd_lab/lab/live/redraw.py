@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Callable
 from typing import Any
 
-from IPython.display import display
 from matplotlib.figure import Figure
 
-from rlkd_lab.lab.live.curves import draw, number
+from rlkd_lab.lab.live.curve_data import number
 from rlkd_lab.lab.live.history import History
 from rlkd_lab.plots.files import png
 from rlkd_lab.plots.styles import title_of
@@ -30,6 +28,9 @@ class Redraw:
     It is time when something is new and a second and twenty drawing times have passed,
     or when the run has ended.
 
+    Args:
+        least: least seconds between two drawings.
+
     >>> redraw = Redraw()
     >>> redraw.due("step 1", now=0.0)
     True
@@ -43,7 +44,8 @@ class Redraw:
     LEAST = 1.0
     SHARE = 20
 
-    def __init__(self) -> None:
+    def __init__(self, least: float = LEAST) -> None:
+        self.least = least
         self.seen: object = None
         self.next = float("-inf")
         self.final = False
@@ -73,7 +75,24 @@ class Redraw:
         The next drawing waits ``share`` times as long.
         """
         self.seen, self.final = what, ended
-        self.next = now + max(self.LEAST, share * took)
+        self.next = now + max(self.least, share * took)
+
+    def run(
+        self,
+        draw: Callable[[], None],
+        what: object,
+        clock: Callable[[], float],
+        ended: bool,
+        share: float,
+    ) -> bool:
+        """Draw if it is time, and return whether it was; see :meth:`due` and :meth:`drawn`."""
+        began = clock()
+        if not self.due(what, began, ended):
+            return False
+        draw()
+        now = clock()
+        self.drawn(what, now, now - began, ended, share)
+        return True
 
 
 def say(history: History, method: str, steps: int | None = None, state: str | None = None) -> str:
@@ -104,38 +123,3 @@ def picture(figure: Figure, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     data = {"image/png": base64.b64encode(png(figure)).decode(), "text/plain": text}
     return data, {"image/png": {"alt": text}}
-
-
-def watch_curves(
-    group: str = "main", clock: Callable[[], float] = time.monotonic
-) -> Callable[[Any, dict[str, Any]], None]:
-    """Return an ``on_step`` that draws a run's curves below the cell that trains it.
-
-    Use it where a panel cannot be: ``run(config, out, on_step=watch_curves())``.
-
-    Args:
-        group: a key of :data:`~rlkd_lab.lab.live.curve_groups.GROUPS`.
-        clock: seconds.
-    """
-    redraw = Redraw()
-    history: History | None = None
-    handle: Any = None
-
-    def show(loop: Any, row: dict[str, Any]) -> None:
-        nonlocal history, handle
-        config, step = loop.config, row["step"]
-        ended = step == config.steps
-        if not redraw.due(step, clock(), ended):
-            return
-        began = clock()
-        history = history or History(loop.folder.path)
-        history.read()
-        figure = draw(history, config.method, group, steps=config.steps)
-        data, metadata = picture(figure, say(history, config.method, config.steps))
-        if handle is None:
-            handle = display(data, metadata=metadata, raw=True, display_id=True)
-        else:
-            handle.update(data, metadata=metadata, raw=True)
-        redraw.drawn(step, clock(), clock() - began, ended)
-
-    return show

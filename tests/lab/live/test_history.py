@@ -6,10 +6,11 @@ import pytest
 from fake import FakeHandle
 from matplotlib.image import imread
 
+from rlkd_lab.lab.live.curve_data import move_labels
 from rlkd_lab.lab.live.curve_groups import GROUPS
-from rlkd_lab.lab.live.curves import draw, move_labels
+from rlkd_lab.lab.live.curves import draw
 from rlkd_lab.lab.live.history import EXACT, POINTS, History, Series
-from rlkd_lab.lab.live.redraw import Redraw, say, watch_curves
+from rlkd_lab.lab.live.redraw import Redraw, say
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.plots import png
 
@@ -292,27 +293,6 @@ def test_nothing_new_is_not_drawn_and_the_end_is_drawn_once():
     redraw.drawn("b", 0.5, 0.1, ended=True)
     assert not redraw.due("c", 0.6, ended=True)  # something comes after the end: no hurry
     assert redraw.due("c", 2.6, ended=True)
-
-
-def test_watch_curves_draws_in_the_foreground(run, monkeypatch):
-    shown, updated = [], []
-
-    class Shown:
-        def update(self, data, **_):
-            updated.append(data)
-
-    monkeypatch.setattr(
-        "rlkd_lab.lab.live.redraw.display", lambda data, **_: (shown.append(data), Shown())[1]
-    )
-    now = iter(np.arange(0, 1000, 0.05))
-    show = watch_curves(clock=lambda: next(now))
-    for _ in range(60):
-        run.advance()
-        show(run, run.folder.rows()[-1])
-    assert len(shown) == 1
-    assert 1 <= len(updated) < 12
-    assert "step 60 of 60" in updated[-1]["text/plain"]
-    assert updated[-1]["image/png"]
 
 
 def test_a_sentence_for_where_there_are_no_pictures(run):

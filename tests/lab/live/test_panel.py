@@ -473,6 +473,7 @@ def outputs(monkeypatch):
         return Shown(found[-1])
 
     monkeypatch.setattr(MODULE, "display", display)
+    monkeypatch.setattr("rlkd_lab.lab.live.curve_view.display", display)
     return found
 
 
@@ -492,34 +493,47 @@ def test_pictures_table_and_sentence_are_outputs_of_their_own(make, outputs, mon
     assert curves["image/png"]
     assert more["text/html"] == ""
     assert "<table>" in values["text/html"]
+    assert watched.more_view.data == {}
     watched.more.value = "entropy"
-    watched.redraw_more.next = 0
+    watched.more_curves.live.next = watched.more_curves.still.next = 0
     assert watched.picture()
+    assert watched.more_view.data["group"] == "entropy"
     assert outputs[2][-1]["image/png"]
 
 
-def test_10_000_steps_are_drawn_a_bounded_number_of_times(make, outputs, monkeypatch):
+def test_views_and_stills_are_drawn_a_bounded_number_of_times(make, outputs, monkeypatch):
     monkeypatch.setattr(Panel, "_watch", lambda self: None)
     now = [0.0]
     run = make(state="running", steps=10_000)
     watched = Panel(run, clock=lambda: now[0])
+    monkeypatch.setattr(watched.curves, "_picture", lambda: ({"image/png": ""}, {}))
     watched._ipython_display_()
-    monkeypatch.setattr(watched, "_figure", lambda group: ({"text/plain": ""}, {}))
+    assert "image/png" not in outputs[1][0]  # words; nothing was drawn before the first step
+    state, sent = ["running"], []
+    watched.view.observe(lambda change: sent.append(change.new["step"]), "data")
     monkeypatch.setattr(
         "fake.FakeHandle.status",
-        lambda self: Status("running" if now[0] < 10 else "done", self.at, 10_000, None, "thread"),
+        lambda self: Status(state[0], self.at, 10_000, None, "thread"),
     )
-    for look in range(400):  # ten seconds, 40 looks a second
-        now[0] = look / 40
-        run.folder.append("metrics.jsonl", {"step": look + 1, "reward": 0.5})
+
+    def look(at):
+        now[0] = at
+        run.folder.append("metrics.jsonl", {"step": int(at * 40) + 1, "reward": 0.5})
         watched.update()
-    assert 9 <= len(outputs[1]) <= 12
-    now[0] = 10.01
-    run.folder.append("metrics.jsonl", {"step": 401, "reward": 0.5})
-    before = len(outputs[1])
+
+    for each in range(1600):  # forty seconds, 40 looks a second
+        look(each / 40)
+    assert 38 <= len(sent) <= 41
+    assert len(outputs[1]) == 3  # the words, then a still every twenty seconds
+    state[0] = "paused"
+    look(40.01)
+    assert len(outputs[1]) == 4  # a pause draws it at once
+    state[0] = "done"
+    before = len(sent)
     for _ in range(5):
-        watched.update()
-    assert len(outputs[1]) == before + 1  # the end, once, at once
+        look(40.02)
+    assert len(sent) == before + 1  # the end, once, at once
+    assert sent[-1] == watched.history.step
 
 
 def test_the_thread_survives_errors_shows_them_and_ends_with_the_panel(make, outputs, monkeypatch):
@@ -631,7 +645,7 @@ def test_a_planned_move_is_shown_until_it_is_answered(make):
     assert "planned" not in watched.knobs["kd_coef"].words.value
 
 
-def test_the_first_curve_is_drawn_with_the_first_step_and_the_table_with_the_curves(
+def test_the_first_curve_is_sent_with_the_first_step_and_the_table_with_the_curves(
     make, outputs, monkeypatch
 ):
     monkeypatch.setattr(Panel, "_watch", lambda self: None)
@@ -639,16 +653,18 @@ def test_the_first_curve_is_drawn_with_the_first_step_and_the_table_with_the_cur
     run = make(state="running")
     watched = Panel(run, clock=lambda: now[0])
     watched._ipython_display_()
+    assert watched.view.data["panels"][0]["note"] == "waits for the first step"
     now[0] = 5.0
     assert not watched.picture()  # an empty one more would put the first curve off
     run.advance()
     watched.update()
-    assert "step 1 of 60" in outputs[1][-1]["text/plain"]
-    drawn = len(outputs[1]), len(outputs[3])
+    assert watched.view.data["step"] == 1
+    assert "step 1 of 60" in watched.table.value
     run.advance()
     now[0] += 0.1
     watched.update()  # too early for curves: the table waits with them
-    assert (len(outputs[1]), len(outputs[3])) == drawn
+    assert watched.view.data["step"] == 1
+    assert "step 1 of 60" in watched.table.value
 
 
 # --- another run ----------------------------------------------------------------------------------
