@@ -33,7 +33,7 @@ def open_panel(lab: Lab, name: str = "panel.ipynb") -> None:
 
 FOCUS = {
     "slider": ".rlkd-panel .noUi-handle >> nth=0",
-    "number": ".rlkd-panel .rlkd-knob input[type=number] >> nth=0",
+    "number": ".rlkd-panel .rlkd-knob input[type=text] >> nth=0",
     "checkbox": ".rlkd-panel .rlkd-knob input[type=checkbox] >> nth=0",
     "button": ".rlkd-panel button:has-text('Pause')",
     "dropdown": ".rlkd-panel select >> nth=0",
