@@ -26,6 +26,9 @@ PREFILL = 1024
 """Tokens in a forward pass of ``continuous``, unless more completions than that are decoded
 together.
 """
+_PAGE_SIZE: Any = (
+    "page_size" if hasattr(ContinuousBatchingConfig, "page_size") else "block_size"
+)  # transformers 5.17 has the older name
 
 
 def hf(request: Request) -> tuple[Tensor, None]:
@@ -79,7 +82,7 @@ def continuous(request: Request) -> tuple[Tensor, Tensor]:
     together = min(request.at_once or request.rows, request.rows)
     pages = -(-(max(map(len, prompts)) + limit) // PAGE)
     settings = ContinuousBatchingConfig(
-        page_size=PAGE,
+        **{_PAGE_SIZE: PAGE},
         num_blocks=together * pages + 1,
         max_batch_tokens=max(together, PREFILL),
         max_requests_per_batch=together,
