@@ -2,9 +2,11 @@
 
 import ast
 import json
+import os
 import re
 import struct
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import distributions
 from itertools import pairwise
@@ -70,6 +72,20 @@ def test_constraints_pin_every_dependency_within_its_bounds():
         version = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} but {version}"
     assert pins["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("asked", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", None])
+def test_the_allocator_grows_its_blocks_unless_somebody_asks_for_something_else(asked):
+    given = {name: v for name, v in os.environ.items() if "ALLOC_CONF" not in name}
+    given |= {asked: "max_split_size_mb:64"} if asked else {}
+    code = "import os, rlkd_lab; print({k: v for k, v in os.environ.items() if 'ALLOC_CONF' in k})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=given, cwd=ROOT, capture_output=True, text=True
+    )
+    wanted = {asked: "max_split_size_mb:64"} if asked else {}
+    if not asked and sys.platform == "linux":
+        wanted = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert done.stdout.strip() == str(wanted)
 
 
 def test_everything_installed_takes_the_oldest_python_that_is_promised():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax, rms_norm, scaled_dot_product_attention, silu
 
-from rlkd_lab.models.logprobs import Sequences
+from rlkd_lab.models.logprobs import Sequences, logits_of
 from rlkd_lab.models.verification import NOISES_16, gap_and_noise, in_float32, rounded
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -126,17 +126,18 @@ class Decoder:
         ``room`` more columns, and the logits, (B·group_size, V).
         """
         positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
-        out = self.model(
+        out = self.model.model(
             input_ids=prompt_ids,
             attention_mask=prompt_mask,
             position_ids=positions,
             use_cache=True,
-            logits_to_keep=1,
         )
+        head = self.model.lm_head
+        logits = logits_of(out.last_hidden_state[:, -1], (head.weight, head.bias))
         cache = Cache(
             out.past_key_values, prompt_mask.repeat_interleave(group_size, 0), group_size, room
         )
-        return cache, out.logits[:, -1].repeat_interleave(group_size, 0)
+        return cache, logits.repeat_interleave(group_size, 0)
 
     @torch.no_grad()
     def step(self, token: Tensor, positions: Tensor, cache: Cache) -> Tensor:
@@ -156,9 +157,8 @@ class Decoder:
                 grouped, keys[:, :, : column + 1], values[:, :, : column + 1], attn_mask=blocked
             ).reshape(len(q), -1)
 
-        return self.model.lm_head(
-            self._run(self.model.model.embed_tokens(token), positions, attend)
-        )
+        states = self._run(self.model.model.embed_tokens(token), positions, attend)
+        return logits_of(states, (self.model.lm_head.weight, self.model.lm_head.bias))
 
     @torch.no_grad()
     def read(self, sequences: Sequences) -> Prompts:
