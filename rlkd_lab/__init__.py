@@ -10,8 +10,8 @@ import sys
 # on CPU does not need.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-# Rollouts and updates ask for blocks of many sizes, which would leave gaps. PyTorch reads it as CUDA
-# starts, and knows it by an older name too.
+# Rollouts and updates ask for blocks of many sizes, which would leave gaps. PyTorch reads it as
+# CUDA starts, and knows it by an older name too.
 if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
