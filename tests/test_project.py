@@ -88,6 +88,21 @@ def test_the_allocator_grows_its_blocks_unless_somebody_asks_for_something_else(
     assert done.stdout.strip() == str(wanted)
 
 
+def test_ordinary_tests_see_no_gpu_and_gpu_tests_collect_nothing_else():
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    given = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "CUDA"))}
+    code = (
+        "import atexit, os, pytest; atexit.register(lambda: print('visible',"
+        " os.environ.get('CUDA_VISIBLE_DEVICES')));"
+        " pytest.main(['-m', 'gpu', '--collect-only', '-p', 'no:cacheprovider'])"
+    )
+    command = [sys.executable, "-c", code, "-m", "gpu"]  # as pytest's own command has it
+    done = subprocess.run(command, env=given, cwd=ROOT, capture_output=True, text=True)
+    files = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert files == {"tests/gpu/test_on_gpu.py"}
+    assert "visible None" in done.stdout
+
+
 def test_everything_installed_takes_the_oldest_python_that_is_promised():
     """A pin that wants 3.11.5 makes `make setup` fail on Debian 12, which has 3.11.2."""
     oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
