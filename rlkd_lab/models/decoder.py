@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax, rms_norm, scaled_dot_product_attention, silu
 
 from rlkd_lab.models.logprobs import Sequences, logits_of
-from rlkd_lab.models.verification import NOISES_16, gap_and_noise, in_float32, rounded
+from rlkd_lab.models.verification import NOISES_16, gap_and_noise, rounded
+from rlkd_lab.models.wide import in_float32
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTATIONS = ("default", "linear", "llama3", "yarn")

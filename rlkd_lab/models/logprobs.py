@@ -339,10 +339,9 @@ def _sums_stay_wide(device: str, dtype: torch.dtype) -> bool:
         return False
     few = torch.zeros(16, 16, device=device, dtype=dtype)
     try:
-        torch.mm(few, few, out_dtype=torch.float32)
+        return torch.mm(few, few, out_dtype=torch.float32).dtype == torch.float32
     except (NotImplementedError, RuntimeError, TypeError):
         return False
-    return True
 
 
 class _WideProduct(torch.autograd.Function):
@@ -352,8 +351,7 @@ class _WideProduct(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
         flat = states.reshape(-1, states.shape[-1])
-        found = torch.mm(flat, weight.T, out_dtype=torch.float32)
-        return found.view(*states.shape[:-1], -1)
+        return torch.mm(flat, weight.T, out_dtype=torch.float32).view(*states.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable

@@ -29,7 +29,6 @@ BEHIND_THE_HEAD = {"final_logit_softcapping": None, "logits_scaling": 1, "logit_
 """What configs call a change of the logits behind the output head (Gemma 2, Granite, Cohere),
 and the value that changes nothing.
 """
-NARROW = (torch.bfloat16, torch.float16)
 MAX_GAP = 1e-3
 """Nats by which two ways to run a model in float32 may differ at any token; rounding leaves about
 1e-5.
@@ -43,7 +42,7 @@ Of a dense copy were seen .2 to 7 at the worst token, in float32, and .2 to 2.2 
 bit, over depths of 2 to 30 layers and weights of spread .02 to 1.
 """
 NOISES_16 = 2
-"""The same where the noise is the distance from float32: :func:`in_float32`.
+"""The same where the noise is the distance from float32: :func:`~rlkd_lab.models.wide.in_float32`.
 
 Of a lean decoder were seen .3 to 1.2, over depths of 2 to 28 layers and spreads of .02 to .5.
 """
@@ -327,61 +326,6 @@ def rounded(model: PreTrainedModel) -> Iterator[None]:
 
     with model.get_input_embeddings().register_forward_hook(change):
         yield
-
-
-@contextmanager
-def in_float32(model: PreTrainedModel) -> Iterator[None]:
-    """Run a 16-bit model in float32 inside the block, with one layer's weights wide at a time.
-
-    How far it is from that is its noise in 16 bit.
-    """
-    kept: dict[nn.Module, dict[str, Any]] = {}
-
-    def widen(module: nn.Module, *_: object) -> None:
-        named = {**vars(module), **module._parameters}
-        kept[module] = {
-            name: value.data if isinstance(value, torch.Tensor) else value
-            for name, value in named.items()
-            if _narrow(value) or (name == "compute_dtype" and value in NARROW)  # bitsandbytes'
-        }
-        _put(module, {n: _wide(value) for n, value in kept[module].items()})
-
-    def narrow(module: nn.Module, *_: object) -> None:
-        _put(module, kept.pop(module))
-
-    head: Any = model.get_output_embeddings()
-    hooks = [
-        hook
-        for module in model.modules()
-        if module is not head
-        for hook in (
-            module.register_forward_pre_hook(widen),
-            module.register_forward_hook(narrow, always_call=True),
-        )
-    ]
-    widen(head)  # its weight is used without a call
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        narrow(head)
-
-
-def _narrow(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype in NARROW
-
-
-def _wide(value: Any) -> Any:
-    return value.float() if isinstance(value, torch.Tensor) else torch.float32
-
-
-def _put(module: nn.Module, values: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        if name in module._parameters:
-            module.get_parameter(name).data = value  # tied weights stay tied
-        else:
-            setattr(module, name, value)
 
 
 def gap_and_noise(

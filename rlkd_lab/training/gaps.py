@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rlkd_lab.models import LanguageModel, Sequences, policy_logps
-from rlkd_lab.models.verification import NOISES_16, in_float32
+from rlkd_lab.models.verification import NOISES_16
+from rlkd_lab.models.wide import in_float32
 
 MAX_GAP = 1e-2
 """Nats, at the worst token, in float32: between the policy, its dense copy and the sampler."""

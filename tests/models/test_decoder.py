@@ -22,7 +22,7 @@ from rlkd_lab.models.decoder import Decoder
 from rlkd_lab.models.dense_copy import DenseCopy, make_dense_copy
 from rlkd_lab.models.loading import load_base
 from rlkd_lab.models.logprobs import hidden_states
-from rlkd_lab.models.verification import in_float32
+from rlkd_lab.models.wide import in_float32
 from rlkd_lab.objectives import TokenBatch, token_loss
 from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.rollouts.fast import OwnForward
