@@ -7,13 +7,17 @@ DEMO := opd grpo kdrl trrd
 # A process a core, one thread each.
 TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4
 
-.PHONY: help setup demo lab notebooks site test test-fast test-ray bench figures lint audit midsize clean
+# What depends most on the names that torch, transformers and peft have for things.
+OLDEST := tests/rollouts/test_sampling.py tests/models/test_loading.py tests/models/test_adapters.py tests/models/test_decoder.py tests/training/test_trainer.py
+
+.PHONY: help setup demo lab notebooks site test test-fast test-ray test-oldest bench figures lint audit midsize clean
 help:
 	@echo "make setup      make .venv with everything (the other targets do it by themselves)"
 	@echo "make demo       train OPD, GRPO, KDRL and TRRD on the embedded pair (4 to 7 minutes); figures/demo.png"
 	@echo "make lab        open JupyterLab on the notebooks; make notebooks: run them all and keep their outputs (half an hour)"
 	@echo "make site       build the documentation site offline (a minute); build/site/docs/index.html"
 	@echo "make test       all tests (about 25 minutes); make test-fast: those under a few seconds each"
+	@echo "make test-oldest  some tests with the lowest versions that pyproject.toml allows, in .venv-oldest/"
 	@echo "make bench      a step against TRL's, our sampler against generate, KDRL and TRRD against GRPO; a sweep with one worker and with all (20 minutes)"
 	@echo "make midsize    on a GPU: pre-train the mid-size pair, run the main methods on it, tables and figures (not measured); WORKERS=4: runs at a time"
 	@echo "make figures    draw the committed figures again; make lint: ruff and mypy"
@@ -51,6 +55,18 @@ test-ray: .venv/installed
 
 test-fast: .venv/installed
 	$(TEST) -m "not slow and not ray" --ignore=tests/notebooks
+
+# uv finds the lowest versions that go together; pip installs them, as for `setup`.
+.venv-oldest/installed: pyproject.toml
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-oldest/bin/uv pip compile --quiet --resolution lowest-direct --python .venv-oldest/bin/python --extra test -o .venv-oldest/versions.txt pyproject.toml
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --retries 1 -c .venv-oldest/versions.txt $(TORCH_INDEX) torch
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/versions.txt -e ".[test]"
+	touch $@
+
+test-oldest: .venv-oldest/installed
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m "not slow and not gpu" $(OLDEST)
 
 site: .venv/installed
 	$(PY) -m sphinx -q -W --keep-going -c docs -b html . build/site -d build/site-cache

@@ -17,6 +17,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import step as steps  # benchmarks/step.py
 
 TINY = "--tiny" in sys.argv
 PROMPTS, GROUP, LIMIT = (2, 4, 24) if TINY else (8, 8, 512)
+ENGINES = ("fast", "hf", "continuous")
 BATCHES = (8,) if TINY else (64, 256)
 REPEATS = 2 if TINY else 7
 SHAPES = {
@@ -220,32 +222,60 @@ def summary(rows: list[dict[str, float]]) -> dict[str, float]:
     return found
 
 
+def ratios(taken: dict[str, list[dict[str, float]]], **pairs: tuple[str, str]) -> dict[str, Any]:
+    """Return ratios of neighbours by name, of the pairs of which both sides came to their end."""
+    return {
+        name: steps.ratio(taken[over], taken[under])
+        for name, (over, under) in pairs.items()
+        if over in taken and under in taken
+    }
+
+
+def take_steps(side: Callable[[str, str], steps.Side], failed: dict[str, str]) -> dict[str, Any]:
+    """A step of each side in turn."""
+    sides = {
+        "trl": side("trl", str(min(8, PROMPTS * GROUP))),
+        **{mode: side("ours", mode) for mode in SETTINGS},
+    }
+    taken = steps.alternate(sides, REPEATS, failed)
+    return ratios(taken, trl_over_fast=("trl", "fast"), trl_over_lean=("trl", "lean")) | {
+        "steps": {name: summary(rows) for name, rows in taken.items()}
+    }
+
+
+def take_rollouts(
+    side: Callable[[str, str], steps.Side], rows: int, failed: dict[str, str]
+) -> dict[str, Any]:
+    """A rollout of each engine in turn."""
+    found = steps.alternate(
+        {engine: side("sampling", f"{engine}:{rows}") for engine in ENGINES}, REPEATS, failed
+    )
+    pairs = {
+        "generate_over_ours": ("hf", "fast"),
+        "generate_over_continuous": ("hf", "continuous"),
+    }
+    speeds = {}
+    for engine, each in found.items():
+        tokens, seconds = (sum(row[name] for row in each) for name in ("num_tokens", "step_time"))
+        speeds[engine] = summary(each) | {"tokens_per_second": round(tokens / seconds, 1)}
+    return ratios(found, **pairs) | speeds
+
+
+def write(result: dict[str, Any]) -> None:
+    """Write what is there so far."""
+    print(json.dumps(result, indent=2), flush=True)
+    if not TINY:
+        (Path(__file__).parent / "results" / "gpu.json").write_text(
+            json.dumps(result, indent=2) + "\n", encoding="utf-8"
+        )
+
+
 def main() -> None:
     from rlkd_lab.models import default_device
-    from rlkd_lab.rollouts.sampling import ENGINES
     from rlkd_lab.training.environment import describe_environment
 
-    with tempfile.TemporaryDirectory() as name:
-        make_models(Path(name))
-        flag = ["--tiny"] if TINY else []
-
-        def side(kind: str, what: str) -> steps.Side:
-            return steps.Side(kind, what, script=__file__, further=[name, *flag])
-
-        taken = steps.alternate(
-            {
-                "trl": side("trl", str(min(8, PROMPTS * GROUP))),
-                **{mode: side("ours", mode) for mode in SETTINGS},
-            },
-            REPEATS,
-        )
-        sampled = {
-            rows: steps.alternate(
-                {engine: side("sampling", f"{engine}:{rows}") for engine in ENGINES}, REPEATS
-            )
-            for rows in BATCHES
-        }
-    result = {
+    failed: dict[str, str] = {}
+    result: dict[str, Any] = {
         "command": "python benchmarks/gpu.py",
         "setting": {
             "prompts": PROMPTS,
@@ -256,33 +286,26 @@ def main() -> None:
             "modes": SETTINGS,
             "trl": "1.16.0",
         },
-        "trl_over_fast": steps.ratio(taken["trl"], taken["fast"]),
-        "trl_over_lean": steps.ratio(taken["trl"], taken["lean"]),
-        "steps": {side: summary(rows) for side, rows in taken.items()},
-        "sampling": {
-            str(rows): {
-                "generate_over_ours": steps.ratio(found["hf"], found["fast"]),
-                "generate_over_continuous": steps.ratio(found["hf"], found["continuous"]),
-                **{
-                    engine: summary(each)
-                    | {
-                        "tokens_per_second": round(
-                            sum(r["num_tokens"] for r in each) / sum(r["step_time"] for r in each),
-                            1,
-                        )
-                    }
-                    for engine, each in found.items()
-                },
-            }
-            for rows, found in sampled.items()
-        },
         "environment": describe_environment(default_device()),
+        "sampling": {},
+        "failed": failed,
     }
-    print(json.dumps(result, indent=2))
-    if not TINY:
-        (Path(__file__).parent / "results" / "gpu.json").write_text(
-            json.dumps(result, indent=2) + "\n", encoding="utf-8"
-        )
+    with tempfile.TemporaryDirectory() as name:
+        make_models(Path(name))
+        flag = ["--tiny"] if TINY else []
+
+        def side(kind: str, what: str) -> steps.Side:
+            return steps.Side(kind, what, script=__file__, further=[name, *flag])
+
+        result |= take_steps(side, failed)
+        write(result)
+        for rows in BATCHES:
+            ended: dict[str, str] = {}
+            result["sampling"][str(rows)] = take_rollouts(side, rows, ended)
+            failed |= {f"{engine}:{rows}": why for engine, why in ended.items()}
+            write(result)
+    if failed:
+        raise SystemExit(f"without an answer: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

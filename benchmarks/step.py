@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -189,37 +190,55 @@ class Side:
         self, kind: str, name: str, script: str = __file__, further: Sequence[str] = ()
     ) -> None:
         command = [sys.executable, script, kind, name, *further]
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.errors,
             text=True,
             encoding="utf-8",
         )
 
     def step(self) -> dict[str, float]:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith("@"):
                 return json.loads(line[1:])
-        raise SystemExit(
-            f"{' '.join(self.process.args)} ended without an answer; run it by itself to see why"
-        )  # type: ignore[arg-type]
+        self.process.wait()
+        self.errors.seek(0)
+        said = self.errors.read()[-2000:]
+        command = " ".join(map(str, self.process.args))  # type: ignore[arg-type]
+        raise SystemExit(f"{command} ended without an answer; its last words:\n{said}")
 
 
-def alternate(sides: dict[str, Side], repeats: int = REPEATS) -> dict[str, list[dict[str, float]]]:
-    """Steps of all sides in turn, the first few left out."""
+def alternate(
+    sides: dict[str, Side], repeats: int = REPEATS, failed: dict[str, str] | None = None
+) -> dict[str, list[dict[str, float]]]:
+    """Steps of all sides in turn, the first few left out.
+
+    With ``failed`` a side that ends is left out, and its last words are put there.
+    """
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for turn in range(WARM_UP + repeats):
-        for name, side in sides.items():
-            row = side.step()
-            if turn >= WARM_UP:
-                found[name].append(row)
-    for side in sides.values():
-        side.process.kill()
+    try:
+        for turn in range(WARM_UP + repeats):
+            for name in list(found):
+                try:
+                    row = sides[name].step()
+                except SystemExit as error:
+                    if failed is None:
+                        raise
+                    failed[name] = str(error)
+                    del found[name]
+                    continue
+                if turn >= WARM_UP:
+                    found[name].append(row)
+    finally:
+        for side in sides.values():
+            side.process.kill()
     return found
 
 

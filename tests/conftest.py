@@ -9,6 +9,13 @@ from contextlib import contextmanager
 os.environ["HF_HUB_OFFLINE"] = (
     "1"  # before transformers is imported: no test may reach for a network
 )
+# Ordinary tests compute in float32, on the CPU; not those of ``-m gpu`` or a path in tests/gpu.
+os.environ.update(
+    {}
+    if "PYTEST_XDIST_WORKER" in os.environ
+    or any("gpu" in word and "not gpu" not in word for word in sys.argv[1:])
+    else {"CUDA_VISIBLE_DEVICES": ""}
+)
 os.environ.pop("COLUMNS", None)  # rich reads it when the command line is imported
 
 import pytest
@@ -24,6 +31,12 @@ FAMILIES = ("qwen3", "qwen2", "gemma2")
 """No biases but norms on queries and keys; biases on the attention projections; soft caps, a
 sliding window and four norms a block.
 """
+
+
+def pytest_configure(config):
+    """With ``-m gpu`` alone, look into ``tests/gpu``: other files may need missing packages."""
+    if config.option.markexpr == "gpu" and config.args_source is config.ArgsSource.TESTPATHS:
+        config.args = [os.path.join(os.path.dirname(__file__), "gpu")]
 
 
 @pytest.fixture(scope="session")

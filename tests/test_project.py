@@ -2,9 +2,11 @@
 
 import ast
 import json
+import os
 import re
 import struct
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import distributions
 from itertools import pairwise
@@ -70,6 +72,35 @@ def test_constraints_pin_every_dependency_within_its_bounds():
         version = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} but {version}"
     assert pins["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("asked", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", None])
+def test_the_allocator_grows_its_blocks_unless_somebody_asks_for_something_else(asked):
+    given = {name: v for name, v in os.environ.items() if "ALLOC_CONF" not in name}
+    given |= {asked: "max_split_size_mb:64"} if asked else {}
+    code = "import os, rlkd_lab; print({k: v for k, v in os.environ.items() if 'ALLOC_CONF' in k})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=given, cwd=ROOT, capture_output=True, text=True
+    )
+    wanted = {asked: "max_split_size_mb:64"} if asked else {}
+    if not asked and sys.platform == "linux":
+        wanted = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert done.stdout.strip() == str(wanted)
+
+
+def test_ordinary_tests_see_no_gpu_and_gpu_tests_collect_nothing_else():
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    given = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "CUDA"))}
+    code = (
+        "import atexit, os, pytest; atexit.register(lambda: print('visible',"
+        " os.environ.get('CUDA_VISIBLE_DEVICES')));"
+        " pytest.main(['-m', 'gpu', '--collect-only', '-p', 'no:cacheprovider'])"
+    )
+    command = [sys.executable, "-c", code, "-m", "gpu"]  # as pytest's own command has it
+    done = subprocess.run(command, env=given, cwd=ROOT, capture_output=True, text=True)
+    files = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert files == {"tests/gpu/test_on_gpu.py"}
+    assert "visible None" in done.stdout
 
 
 def test_everything_installed_takes_the_oldest_python_that_is_promised():

@@ -7,7 +7,7 @@ their input are one matrix product, rotations are looked up, and a prompt is run
 completions. :meth:`Decoder.suits` decides by the model's configuration, and :meth:`Decoder.check`
 compares with the model's own forward before anything is sampled. Left
 out: sliding windows, soft caps, experts, rotations that change with the length; such models are run
-    through their own forward.
+through their own forward.
 """
 
 from __future__ import annotations
@@ -18,21 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, log_softmax, rms_norm, scaled_dot_product_attention, silu
 
-from rlkd_lab.models.logprobs import Sequences
-from rlkd_lab.models.verification import rounded
+from rlkd_lab.models.logprobs import Sequences, logits_of
+from rlkd_lab.models.verification import NOISES_16, gap_and_noise, rounded
+from rlkd_lab.models.wide import in_float32
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTATIONS = ("default", "linear", "llama3", "yarn")
-MAX_GAP = {torch.float32: 1e-4}
-"""Relative difference of the logits that the check allows; float32 rounding is about 1e-6."""
-MAX_GAP_16 = 0.05
-"""The same in 16 bit, where every sum is rounded to three digits or less."""
-ROUNDINGS = 4
-"""The logits may differ by this many times what one rounding of the embeddings does to them,
-where that is more: in 16 bit a deep model is noisy.
-"""
 
 
 class Decoder:
@@ -94,7 +87,7 @@ class Decoder:
         """Decode a few tokens with padding on the left, once in the model's own way and once here.
 
         Raises:
-            ValueError: the logits differ.
+            ValueError: the log-probabilities differ by more than rounding explains.
         """
         size, device = self.model.config.vocab_size, self.cos.device
         ids = (torch.arange(24, device=device).view(2, 12) * 7 + 3) % size
@@ -107,21 +100,24 @@ class Decoder:
             "position_ids": positions,
             "use_cache": False,
         }
-        whole = self.model(**inputs).logits
-        with rounded(self.model):
-            noise = float(
-                (self.model(**inputs).logits - whole)[0, 5:].abs().max() / whole[0, 5:].abs().max()
+        columns = range(8, 12)
+
+        def said() -> Tensor:
+            return log_softmax(self.model(**inputs).logits[:, 8:].float(), dim=-1)
+
+        own, exact = said(), self.cos.dtype == torch.float32
+        with rounded(self.model) if exact else in_float32(self.model):
+            noise = (said() - own).abs()
+        cache, _ = self.prefill(ids[:, :8], mask[:, :8], 1, len(columns))
+        steps = [self.step(ids[:, column], positions[:, column], cache) for column in columns]
+        lean = log_softmax(torch.stack(steps, dim=1).float(), dim=-1)
+        gap, limit = gap_and_noise((lean - own).abs(), noise, exact, NOISES_16)
+        if not gap < limit:
+            raise ValueError(
+                f"the lean decoder does not compute what {self.model.config.model_type}"
+                f" computes: log-probabilities differ by {gap:.2g} nats, and rounding explains"
+                f" {limit:.2g}"
             )
-        limit = max(MAX_GAP.get(whole.dtype, MAX_GAP_16), ROUNDINGS * noise)
-        cache, _ = self.prefill(ids[:, :8], mask[:, :8], 1, 4)
-        for column in range(8, 12):
-            logits = self.step(ids[:, column], positions[:, column], cache)
-            gap = float((logits - whole[:, column]).abs().max() / whole[:, column].abs().max())
-            if not gap < limit:
-                raise ValueError(
-                    f"the lean decoder does not compute what {self.model.config.model_type}"
-                    f" computes: relative gap {gap:.2g}"
-                )
 
     @torch.no_grad()
     def prefill(
@@ -131,17 +127,18 @@ class Decoder:
         ``room`` more columns, and the logits, (B·group_size, V).
         """
         positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
-        out = self.model(
+        out = self.model.model(
             input_ids=prompt_ids,
             attention_mask=prompt_mask,
             position_ids=positions,
             use_cache=True,
-            logits_to_keep=1,
         )
+        head = self.model.lm_head
+        logits = logits_of(out.last_hidden_state[:, -1], (head.weight, head.bias))
         cache = Cache(
             out.past_key_values, prompt_mask.repeat_interleave(group_size, 0), group_size, room
         )
-        return cache, out.logits[:, -1].repeat_interleave(group_size, 0)
+        return cache, logits.repeat_interleave(group_size, 0)
 
     @torch.no_grad()
     def step(self, token: Tensor, positions: Tensor, cache: Cache) -> Tensor:
@@ -161,9 +158,8 @@ class Decoder:
                 grouped, keys[:, :, : column + 1], values[:, :, : column + 1], attn_mask=blocked
             ).reshape(len(q), -1)
 
-        return self.model.lm_head(
-            self._run(self.model.model.embed_tokens(token), positions, attend)
-        )
+        states = self._run(self.model.model.embed_tokens(token), positions, attend)
+        return logits_of(states, (self.model.lm_head.weight, self.model.lm_head.bias))
 
     @torch.no_grad()
     def read(self, sequences: Sequences) -> Prompts:

@@ -60,8 +60,19 @@ LORA_RANK, LORA_ALPHA = 16, 32
 
 
 def default_device() -> torch.device:
-    """Return the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the GPU of this process if there is one, else the CPU."""
+    return numbered(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def numbered(device: torch.device) -> torch.device:
+    """Return the device with its number.
+
+    transformers loads in threads, and in a new thread ``cuda`` alone is the first GPU.
+    """
+    if device.type != "cuda" or device.index is not None:
+        return device
+    # to ask would start CUDA here
+    return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -103,7 +114,7 @@ def load_base(
     """
     if quant not in ("nf4", "none"):
         raise ValueError(f"quant is 'nf4' or 'none'; got {quant!r}")
-    folder, device = locate(name), device or default_device()
+    folder, device = locate(name), numbered(device or default_device())
     quantised = {"quantization_config": _nf4(compute_dtype(device))} if quant == "nf4" else {}
     config = read_config(name, folder)
     tokenizer = load_tokenizer(name)

@@ -7,6 +7,7 @@ padding never reaches the head.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -318,11 +319,49 @@ def _head(lm: LanguageModel) -> Head:
     return head.weight, head.bias
 
 
-def _logits(states: Tensor, head: Head, size: int | None = None) -> Tensor:
-    """In float32 at least: a softmax in 16 bit would bias training."""
+def logits_of(states: Tensor, head: Head) -> Tensor:
+    """W·h + b in float32 at least: a softmax in 16 bit would bias training.
+
+    Where the device can, the sums of a 16-bit product are not rounded to 16 bit on the way.
+    """
     weight, bias = head
-    values = linear(states.to(weight.dtype), weight, bias)[..., :size]
+    if _sums_stay_wide(weight.device.type, weight.dtype):
+        values = _WideProduct.apply(states.to(weight.dtype), weight)
+        return values if bias is None else values + bias
+    values = linear(states.to(weight.dtype), weight, bias)
     return values if values.dtype == torch.float64 else values.float()
+
+
+@functools.cache
+def _sums_stay_wide(device: str, dtype: torch.dtype) -> bool:
+    """Return whether a 16-bit product can be had in float32: on CUDA, by version of PyTorch."""
+    if device != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    few = torch.zeros(16, 16, device=device, dtype=dtype)
+    try:
+        return torch.mm(few, few, out_dtype=torch.float32).dtype == torch.float32
+    except (NotImplementedError, RuntimeError, TypeError):
+        return False
+
+
+class _WideProduct(torch.autograd.Function):
+    """h·Wᵀ in float32 of 16-bit h and W; W is not trained."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        flat = states.reshape(-1, states.shape[-1])
+        return torch.mm(flat, weight.T, out_dtype=torch.float32).view(*states.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        return gradient.to(weight.dtype) @ weight, None
+
+
+def _logits(states: Tensor, head: Head, size: int | None = None) -> Tensor:
+    return logits_of(states, head)[..., :size]
 
 
 def _scaled(states: Tensor, head: Head, temperature: float, size: int | None = None) -> Tensor:

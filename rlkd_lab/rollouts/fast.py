@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
+from rlkd_lab.models.logprobs import logits_of
 from rlkd_lab.rollouts.request import Request, Sampling, Stopped
 
 
@@ -63,27 +64,33 @@ class OwnForward:
         cache = GrowingCache(
             DynamicCache(config=self.model.config), prompt_mask.repeat_interleave(group_size, 0)
         )
-        out = self.model(
+        logits = self._logits(
             input_ids=prompt_ids,
             attention_mask=prompt_mask,
             position_ids=positions,
             past_key_values=cache.states,
             use_cache=True,
-            logits_to_keep=1,
         )
         cache.states.batch_repeat_interleave(group_size)
-        return cache, out.logits[:, -1].repeat_interleave(group_size, 0)
+        return cache, logits.repeat_interleave(group_size, 0)
 
     def step(self, token: Tensor, positions: Tensor, cache: GrowingCache) -> Tensor:
         cache.mask = torch.cat([cache.mask, torch.ones_like(cache.mask[:, :1])], dim=1)
-        out = self.model(
+        return self._logits(
             input_ids=token[:, None],
             attention_mask=cache.mask,
             position_ids=positions[:, None],
             past_key_values=cache.states,
             use_cache=True,
         )
-        return out.logits[:, -1]
+
+    def _logits(self, **inputs: Any) -> Tensor:
+        """Return those of the last column, (B, V)."""
+        states = self.model.base_model(**inputs).last_hidden_state[:, -1]
+        head = self.model.get_output_embeddings()
+        if isinstance(head, nn.Linear):
+            return logits_of(states, (head.weight, head.bias))
+        return head(states)  # in peft's wrapping
 
 
 @dataclass

@@ -26,6 +26,9 @@ PREFILL = 1024
 """Tokens in a forward pass of ``continuous``, unless more completions than that are decoded
 together.
 """
+_PAGE_SIZE: Any = (
+    "page_size" if hasattr(ContinuousBatchingConfig, "page_size") else "block_size"
+)  # transformers 5.17 has the older name
 
 
 def hf(request: Request) -> tuple[Tensor, None]:
@@ -78,8 +81,9 @@ def continuous(request: Request) -> tuple[Tensor, Tensor]:
     prompts = request.unpadded()
     together = min(request.at_once or request.rows, request.rows)
     pages = -(-(max(map(len, prompts)) + limit) // PAGE)
+    page: dict[str, Any] = {_PAGE_SIZE: PAGE}
     settings = ContinuousBatchingConfig(
-        page_size=PAGE,
+        **page,
         num_blocks=together * pages + 1,
         max_batch_tokens=max(together, PREFILL),
         max_requests_per_batch=together,

@@ -87,6 +87,7 @@ def teacher_traces(
         part = examples[start : start + batch]
         prompts = [example.prompt for example in part]
         drawn = sample(teacher, prompts, 1, sampling, generator, stop, dense=dense, at_once=at_once)
+        at_once = drawn.at_once
         rows += _judged(task, part, drawn)
     table = _kept(rows, keep, key)
     if distributed.first():

@@ -181,7 +181,7 @@ def _ask(
     # top_k=1 puts all the mass on the most likely token, whatever the temperature
     greedy = Sampling(max_new_tokens=limit, top_k=1)
     rows: list[dict[str, Any]] = []
-    votes = Votes(task)
+    votes, at_once = Votes(task), 0
     for mode, sampling, samples in (
         ("sample", settings.sampling(limit), settings.samples),
         ("greedy", greedy, int(settings.greedy)),
@@ -189,7 +189,8 @@ def _ask(
         generator = torch.Generator(device=lm.device).manual_seed(settings.seed)
         for part, first, size in _pieces(examples, samples):
             prompts = [example.prompt for example in part]
-            drawn = sample(lm, prompts, size, sampling, generator, dense=dense)
+            drawn = sample(lm, prompts, size, sampling, generator, dense=dense, at_once=at_once)
+            at_once = drawn.at_once
             repeated = [example for example in part for _ in range(size)]
             for number, row in enumerate(_judged(task, votes, drawn, repeated, size, limit)):
                 rows.append({"mode": mode, "sample": first + number % size, **row})

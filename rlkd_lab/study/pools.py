@@ -7,11 +7,14 @@ import multiprocessing
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from rlkd_lab.models import default_device
 from rlkd_lab.study.results import over
@@ -22,8 +25,17 @@ Work = Callable[..., None]
 
 
 def workers_here() -> int:
-    """Return how many runs this machine takes at a time: one for each core, or one on a GPU."""
-    return os.cpu_count() or 1 if default_device().type == "cpu" else 1
+    """Return how many runs this machine takes at a time: one for each GPU, or for each core."""
+    return len(_gpus()) or os.cpu_count() or 1
+
+
+def _gpus() -> list[str]:
+    """Return the GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    if default_device().type == "cpu":
+        return []
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    count = torch.cuda.device_count()
+    return names.split(",")[:count] if names else [str(number) for number in range(count)]
 
 
 def in_processes(
@@ -34,7 +46,7 @@ def in_processes(
     Each worker has its own pool, so a worker that is killed takes only its own run with it.
     """
     threads = 1 if default_device().type == "cpu" else None
-    pools = [_pool() for _ in range(min(workers or workers_here(), len(jobs)))]
+    pools = [_pool(slot) for slot in range(min(workers or workers_here(), len(jobs)))]
     left, failed = list(jobs), []
     running: dict[Future[None], tuple[Job, int]] = {}
     try:
@@ -48,7 +60,7 @@ def in_processes(
                 (job, slot), error = running.pop(future), future.exception()
                 if isinstance(error, BrokenProcessPool):
                     pools[slot].shutdown(wait=False)
-                    pools[slot] = _pool()
+                    pools[slot] = _pool(slot)
                     failed.append(
                         f"{job.folder(out)}: its worker was killed, perhaps for memory: try"
                         " fewer workers"
@@ -67,8 +79,8 @@ def in_processes(
     return failed
 
 
-def _pool() -> ProcessPoolExecutor:
-    """Return a pool of one worker process.
+def _pool(slot: int) -> ProcessPoolExecutor:
+    """Return a pool of one worker process, which sees one GPU where there are some.
 
     On a CPU the workers are forks of one server that has imported torch and this package: an import
     costs 8 s. A GPU's driver does not survive a fork, so there each worker starts anew.
@@ -77,9 +89,31 @@ def _pool() -> ProcessPoolExecutor:
     context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")
     if forked:
         context.set_forkserver_preload(["rlkd_lab.study.workers"])
-    return ProcessPoolExecutor(
-        1, mp_context=context, initializer=_start_worker, initargs=(dict(os.environ),)
+    gpus = _gpus()
+    chosen = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
+    pool = ProcessPoolExecutor(
+        1, mp_context=context, initializer=_start_worker, initargs=({**os.environ, **chosen},)
     )
+    if chosen:
+        # the process starts with the first call, and what it imports may start CUDA
+        with _environment(chosen):
+            pool.submit(os.getpid)
+    return pool
+
+
+@contextmanager
+def _environment(chosen: dict[str, str]) -> Iterator[None]:
+    """Have variables inside the block that were others, or none, before."""
+    before = {name: os.environ.get(name) for name in chosen}
+    os.environ.update(chosen)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _start_worker(environment: dict[str, str]) -> None:

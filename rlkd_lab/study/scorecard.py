@@ -206,7 +206,8 @@ def teacher_lines(study: Study) -> list[str]:
         effects = [effect_of(group[name]) for name in TEACHER_MEASURES]
         rows.append(
             _row(
-                *map(in_words, names), *(f"{number(one.mean)} {_interval(one)}" for one in effects)
+                *(in_words(str(name)) for name in names),
+                *(f"{number(one.mean)} {_interval(one)}" for one in effects),
             )
         )
     words = (

@@ -49,6 +49,10 @@ class Decisions:
         fewer = [size for at, size in self._fewer.items() if at <= step]
         self.micro_batch = min(halved, default=config.micro_batch)
         self.sample_at_once = min(fewer, default=config.sample_at_once)
+        self.evaluate_at_once = 0
+        """What memory left of it in an evaluation; 0 where there was none. No event: it has other
+        lengths, and decides nothing of the training.
+        """
         self._new: list[Event] = []
 
     def _read(self, event: Event) -> None:

@@ -29,6 +29,8 @@ class Evaluation:
     length: float
     truncated: float
     rows: list[dict[str, Any]]
+    at_once: int = 0
+    """Completions sampled at a time, as asked for or as few as memory took."""
 
 
 def evaluate(
@@ -67,6 +69,7 @@ def evaluate(
             dense,
             at_once,
         )
+        at_once = drawn.at_once
         lengths, finished = drawn.sequences.completion_mask.sum(1).tolist(), drawn.finished.tolist()
         verdicts = judge(task, {}, drawn.texts, part, finished, lengths, max_new_tokens)
         for example, text, verdict, length, whole in zip(
@@ -86,4 +89,4 @@ def evaluate(
     def mean(key: str) -> float:
         return sum(float(row[key]) for row in rows) / n
 
-    return Evaluation(mean("correct"), mean("length"), 1 - mean("finished"), rows)
+    return Evaluation(mean("correct"), mean("length"), 1 - mean("finished"), rows, at_once)

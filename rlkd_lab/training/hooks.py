@@ -123,8 +123,9 @@ def evaluation_row(setup: Setup, context: Context, stop: Stop) -> Row:
             engine=models.engine,
             dense=models.copy,
             stop=stop,
-            at_once=context.decisions.sample_at_once,
+            at_once=context.decisions.evaluate_at_once or context.decisions.sample_at_once,
         )
+        context.decisions.evaluate_at_once = found.at_once
         row[f"eval/accuracy{suffix}"] = found.accuracy
         row[f"eval/mean_length{suffix}"] = found.length
         row[f"eval/truncated{suffix}"] = found.truncated

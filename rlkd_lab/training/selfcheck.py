@@ -40,7 +40,7 @@ from rlkd_lab.rollouts.sampling import counted
 from rlkd_lab.rollouts.traces import sequences_of
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
-from rlkd_lab.training.gaps import MAX_GAP, MAX_GAP_OTHER, gap_and_limit
+from rlkd_lab.training.gaps import MAX_GAP, MAX_GAP_OTHER, gap_and_limit, noise_of
 from rlkd_lab.training.trainer import Trainer
 
 PROMPTS = ("49-7?", "5+1-2+3+4?")
@@ -304,7 +304,10 @@ def _sampler(
         counts = drawn.completion_mask.bool()
         gaps.append((policy_logps(trainer, drawn, SAMPLING.temperature)[0] - said)[counts].abs())
     gap, limit = gap_and_limit(
-        torch.cat(gaps), exact, MAX_GAP if dense is not None and dense.merges else MAX_GAP_OTHER
+        torch.cat(gaps),
+        exact,
+        MAX_GAP if dense is not None and dense.merges else MAX_GAP_OTHER,
+        lambda: max(noise_of(lm, drawn, SAMPLING.temperature) for drawn, _, lm in pairs),
     )
     text = f"log-probabilities of sampler and trainer: {gap:.2g} nats apart"
     wrong = (
@@ -344,7 +347,10 @@ def _padding(student: LanguageModel, batch: Sequences, exact: bool) -> Finding:
         policy_logps(student, batch.select(slice(row, row + 1)))[0] for row in range(len(whole))
     ]
     gap, limit = gap_and_limit(
-        (whole - torch.cat(alone))[batch.completion_mask.bool()].abs(), exact, MAX_GAP_OTHER
+        (whole - torch.cat(alone))[batch.completion_mask.bool()].abs(),
+        exact,
+        MAX_GAP_OTHER,
+        lambda: noise_of(student, batch),
     )
     text = f"log-probabilities of a padded batch and of its sequences alone: {gap:.2g} nats apart"
     wrong = (

@@ -22,7 +22,7 @@ from rlkd_lab.training.collect import Stop, collect
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.decisions import Event
-from rlkd_lab.training.gaps import MAX_GAP_OTHER, check_gap
+from rlkd_lab.training.gaps import MAX_GAP_OTHER, check_gap, noise_of
 from rlkd_lab.training.hooks import evaluation_row, interference_row, record_samples
 from rlkd_lab.training.inputs import Inputs
 from rlkd_lab.training.metrics import time_row, token_row, verdict_row
@@ -255,6 +255,11 @@ class Trainer:
             return
         counts = rollout.sequences.completion_mask.bool()
         gap = (stats.values["old_logps"] - rollout.sampler_logps)[counts].abs()
+        some = rollout.sequences.select(slice(config.micro_batch))
+
+        def noise() -> float:
+            return noise_of(self.policy, some, step.temperature)
+
         if config.engine != "fast" and not corrected:
             check_gap(
                 gap,
@@ -262,6 +267,7 @@ class Trainer:
                 "correct for it with --set importance_cap=2, or use --set engine=fast",
                 DenseCopy.suits(self.policy),
                 MAX_GAP_OTHER,
+                noise,
             )
         elif config.engine == "fast" and copy is not None:
             check_gap(
@@ -269,6 +275,7 @@ class Trainer:
                 "the dense copy is wrong: it does not sample the policy that is trained",
                 "use --set dense_copy=false",
                 copy.merges,
+                noise=noise,
             )
 
     def _tell_failures(self, context: Context, step: StepValues) -> None:

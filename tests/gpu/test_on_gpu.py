@@ -4,6 +4,8 @@ Models compute in 16 bit there, so that two ways to the same number agree to rou
 hundredth of a nat a token for models of this size.
 """
 
+import gc
+
 import pytest
 import torch
 
@@ -211,11 +213,14 @@ def test_the_plan_is_within_ten_percent_of_the_allocator(tmp_path, make_model, c
         knobs={"learning_rate": 0.0},
     )
     folder = create(config, tmp_path / "run")
+    gc.collect()
+    others = torch.cuda.memory_allocated()  # models of other tests
     trainer, context = Trainer(config), Context(config, folder)
     trainer.step(context)
     torch.cuda.reset_peak_memory_stats()
     trainer.step(context)
-    assert plan(config, True).peak / torch.cuda.max_memory_allocated() == pytest.approx(1, abs=0.1)
+    own = torch.cuda.max_memory_allocated() - others
+    assert plan(config, True).peak / own == pytest.approx(1, abs=0.1)
 
 
 def test_a_teacher_in_host_memory_changes_nothing(tmp_path):

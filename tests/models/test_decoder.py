@@ -19,9 +19,10 @@ from rlkd_lab.models import (
     reference_of,
 )
 from rlkd_lab.models.decoder import Decoder
-from rlkd_lab.models.dense_copy import DenseCopy
+from rlkd_lab.models.dense_copy import DenseCopy, make_dense_copy
 from rlkd_lab.models.loading import load_base
 from rlkd_lab.models.logprobs import hidden_states
+from rlkd_lab.models.wide import in_float32
 from rlkd_lab.objectives import TokenBatch, token_loss
 from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.rollouts.fast import OwnForward
@@ -170,6 +171,55 @@ def test_the_decoder_refuses_what_it_does_not_compute(monkeypatch):
     )  # something that no configuration tells
     with pytest.raises(ValueError, match="the lean decoder does not compute what qwen3 computes"):
         Decoder(model)
+
+
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama"])
+def test_in_16_bit_the_noise_of_a_deep_model_is_no_fault_and_a_fault_is_no_noise(kind):
+    deep = random_model(kind, {"num_hidden_layers": 28, "initializer_range": 0.5}).bfloat16()
+    Decoder(deep)  # its logits differ by more than a twentieth of the largest
+    model = random_model(kind, {}).bfloat16()
+    Decoder(model)
+    model.model.layers[1].mlp.register_forward_hook(lambda module, given, out: out * 1.2)
+    with pytest.raises(ValueError, match=r"does not compute .* and rounding explains"):
+        Decoder(model)
+
+
+def test_a_copy_that_the_decoder_does_not_fit_is_sampled_through_its_own_forward(
+    make_model, stir, monkeypatch
+):
+    policy = stir(load_policy(make_model(), "nf4"))
+    monkeypatch.setattr(Decoder, "step", lambda self, token, *_: torch.zeros(len(token), 128))
+    with pytest.warns(UserWarning, match="sampled through its own forward, more slowly: the lean"):
+        dense = make_dense_copy(policy)
+    drawn = sample(policy, PROMPTS, 4, Sampling(max_new_tokens=8), generator(), dense=dense)
+    with torch.no_grad():
+        logps = policy_logps(policy, drawn.sequences)[0]
+    counts = drawn.sequences.completion_mask.bool()
+    torch.testing.assert_close(drawn.sampler_logps[counts], logps[counts], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("quant", ["nf4", "none"])
+def test_the_noise_in_16_bit_is_the_distance_from_float32(
+    make_model, stir, sixteen, monkeypatch, ragged, quant
+):
+    policy = stir(load_policy(make_model(initializer_range=0.1), quant))
+    kept = {name: (p.dtype, p.data_ptr()) for name, p in policy.model.named_parameters()}
+    monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.float32)
+    exact = stir(load_policy(make_model(initializer_range=0.1), quant))
+    with torch.no_grad():
+        for own, narrow in zip(exact.model.parameters(), policy.model.parameters(), strict=True):
+            if narrow.dtype == torch.bfloat16:
+                own.copy_(narrow)
+            elif narrow.dtype == torch.uint8:  # 4-bit weights of a rounded source
+                own.data, own.quant_state = narrow.data, narrow.quant_state
+        expected = policy_logps(exact, ragged(exact))[0]
+        before = policy_logps(policy, ragged(policy))[0]
+        with in_float32(policy.causal_lm):
+            wide = policy_logps(policy, ragged(policy))[0]
+        assert torch.equal(policy_logps(policy, ragged(policy))[0], before)
+    near = float((wide - expected).abs().mean())
+    assert near < 0.1 * float((before - expected).abs().mean())
+    assert kept == {name: (p.dtype, p.data_ptr()) for name, p in policy.model.named_parameters()}
 
 
 def test_the_decoder_follows_the_model_when_its_weights_change(make_model, stir):

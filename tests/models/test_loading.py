@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -27,6 +28,7 @@ from transformers import (
 
 from rlkd_lab.models import (
     Sequences,
+    default_device,
     load_policy,
     load_teacher,
     loading,
@@ -170,6 +172,25 @@ def test_pitfall_03_a_gpu_without_bf16_computes_in_float16(monkeypatch, bf16, ex
     )
     assert compute_dtype(torch.device("cuda")) == expected
     assert compute_dtype(torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize("asked", [None, torch.device("cuda")])
+def test_every_process_loads_to_its_own_gpu_though_threads_do_it(make_model, monkeypatch, asked):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.float32)
+    seen = {}
+
+    def load(folder, **settings):
+        seen.update(settings)
+        raise SafetensorError("far enough")
+
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", load)
+    with pytest.raises(ValueError, match="far enough"):
+        load_policy(make_model(), "none", device=asked)
+    assert seen["device_map"] == {"": torch.device("cuda", 3)}
+    assert default_device() == torch.device("cuda", 3)
 
 
 @pytest.mark.parametrize("quant", ["nf4", "none"])

@@ -14,10 +14,12 @@ from rlkd_lab.models import (
     load_policy,
     load_teacher,
     loading,
+    logprobs,
     policy_logps,
     reference_of,
     token_logps,
 )
+from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.models.loading import load_base
 from rlkd_lab.models.logprobs import (
     hidden_states,
@@ -29,6 +31,7 @@ from rlkd_lab.models.logprobs import (
 )
 from rlkd_lab.objectives import prepare, token_loss
 from rlkd_lab.objectives.batch import TokenBatch
+from rlkd_lab.rollouts.fast import OwnForward
 
 CHUNKS = (1, 3, 7, 1000)
 FAMILIES = ("qwen3", "qwen2", "gemma2")
@@ -273,6 +276,43 @@ def test_pitfall_09_a_bf16_model_gives_float32_log_probabilities(make_model, rag
     close(token_logps(policy, hidden, targets(sequences), 0.7)[0], expected)
     assert token_divergence(policy, hidden, policy, hidden).dtype == torch.float32
     assert top_alternatives(policy, hidden, 3)[1].dtype == torch.float32
+
+
+@pytest.fixture
+def wide_products(monkeypatch):
+    """As on CUDA: a product of 16-bit matrices whose sums are not rounded to 16 bit."""
+    mm = torch.mm
+    monkeypatch.setattr(logprobs, "_sums_stay_wide", lambda device, dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(
+        torch,
+        "mm",
+        lambda a, b, out_dtype=None: (
+            mm(a, b) if out_dtype is None else mm(a.to(out_dtype), b.to(out_dtype))
+        ),
+    )
+    monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
+
+
+def test_pitfall_09_logits_of_a_bf16_model_are_not_rounded_where_the_device_can(
+    make_model, ragged, wide_products
+):
+    policy = load_policy(make_model(), "none")
+    sequences = ragged(policy)
+    states = hidden_states(policy, sequences).detach().requires_grad_()
+    ids = targets(sequences)
+    log_probs = (states.float() @ policy.head.weight.float().T).log_softmax(-1)
+    expected = log_probs.gather(-1, ids[:, None])[:, 0]
+    torch.testing.assert_close(token_logps(policy, states, ids)[0], expected)
+    apart = token_divergence(policy, states, policy, states.detach() * 1.1, topk=4)
+    assert float(torch.autograd.grad(apart.sum(), states)[0].norm()) > 0
+    dense = DenseCopy(policy)
+    for way in (dense.decoder, OwnForward(policy.causal_lm)):
+        prompt = sequences.prompt_ids, sequences.prompt_mask
+        cache, first = way.prefill(*prompt, 1, 2)
+        then = way.step(ids[: len(first)], sequences.prompt_mask.sum(1), cache)
+        for logits in (first, then):
+            assert logits.dtype == torch.float32
+            assert not torch.equal(logits, logits.bfloat16().float())
 
 
 def test_pitfall_09_float64_is_not_rounded(make_model, ragged):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pandas as pd
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from rlkd_lab.runs import RunFolder, first_difference
+from rlkd_lab.study import pools
 from rlkd_lab.study import workers as module
 from rlkd_lab.study.eval_table import read_table
 from rlkd_lab.study.pools import on_ray
@@ -819,3 +821,34 @@ def test_after_a_stage_with_failures_no_other_is_begun(
     assert run_watched(one, tmp_path, "core") == (one, folders[begun[-1]], failed)
     assert ran == [folders[name] for name in begun]
     assert ("core: 2 runs" in capsys.readouterr().err) == (begun[-1] == "counts")
+
+
+@pytest.mark.parametrize("seen", [None, "4,7"])
+def test_each_worker_starts_with_a_gpu_of_its_own(monkeypatch, tmp_path, seen):
+    class Pool:
+        def __init__(self, *_, mp_context, initargs, **__):
+            assert mp_context.get_start_method() == "spawn"
+            (self.later,) = initargs
+
+        def submit(self, function, *given):
+            started.append((os.environ.get("CUDA_VISIBLE_DEVICES"), function is os.getpid))
+            assert not started[-1][1] or self.later["CUDA_VISIBLE_DEVICES"] == started[-1][0]
+            future = Future()
+            future.set_result(None)
+            return future
+
+        def shutdown(self):
+            pass
+
+    started = []
+    monkeypatch.setattr(pools, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(pools, "default_device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    assert pools.workers_here() == 2
+    assert pools.in_processes(lambda *_: None, [None] * 4, tmp_path, 3, lambda: None) == []
+    first, second = ("0", "1") if seen is None else ("4", "7")
+    assert [gpu for gpu, starts in started if starts] == [first, second, first]
+    assert [gpu for gpu, starts in started if not starts] == [seen] * 4

@@ -10,8 +10,10 @@ import torch
 from rlkd_lab.rollouts import fast
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.runs.compare import TIMING
+from rlkd_lab.training import hooks, replay, resume, run, token_stats
 from rlkd_lab.training import models as models_module
-from rlkd_lab.training import replay, resume, run, token_stats
+from rlkd_lab.training.context import Context
+from rlkd_lab.training.evaluation import evaluate
 from rlkd_lab.training.folders import create
 from rlkd_lab.training.models import Models
 from rlkd_lab.training.trainer import Trainer
@@ -150,6 +152,33 @@ def test_sampling_that_does_not_fit_goes_on_with_fewer_at_once_and_the_same_comp
         for event in again.folder.rows("events.jsonl")
         if event["event"] == "sample_at_once"
     ] == [4]
+
+
+def test_an_evaluation_remembers_how_few_completions_fit(tiny, tmp_path, monkeypatch):
+    taken, tried = fast._sample, []
+
+    def with_little_memory(request):
+        tried.append(request.rows)
+        if request.rows > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return taken(request)
+
+    def evaluated(context):
+        tried.clear()
+        hooks.evaluation_row(trainer.setup, context, lambda: False)
+        return tried.count(4), [rows for rows in tried if rows != 4]
+
+    config = tiny("kdrl", eval_prompts=16)
+    trainer = Trainer(config)
+    context = Context(config, create(config, tmp_path / "run"))
+    monkeypatch.setattr(fast, "_sample", with_little_memory)
+    # in distribution and out of it, four at a time
+    assert evaluated(context) == (8, [16, 8])
+    assert evaluated(context) == (8, [])
+    assert context.decisions.sample_at_once == 0
+    tried.clear()
+    evaluate(trainer.policy, trainer.setup.models.task, 16, max_new_tokens=4, batch=8)
+    assert tried == [8, 4, 4, 4, 4]
 
 
 def test_a_replay_and_a_resumed_run_sum_in_the_same_order(tiny, tmp_path, small, monkeypatch):

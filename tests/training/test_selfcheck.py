@@ -20,7 +20,7 @@ from rlkd_lab.commands import app
 from rlkd_lab.models import load_policy, loading, logprobs
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.runs import RunFolder, first_difference
-from rlkd_lab.training import models, resume, run, selfcheck, session
+from rlkd_lab.training import gaps, models, resume, run, selfcheck, session
 from rlkd_lab.training.selfcheck import examine
 from rlkd_lab.training.trainer import Trainer
 
@@ -234,6 +234,17 @@ def test_rounding_in_16_bit_is_no_fault(make_model, monkeypatch, name, dtype):
     policy.model.train()
     dense = DenseCopy(policy)
     assert [one.text for one in examine(policy, policy, dense) if not one.ok] == []
+
+
+def test_in_16_bit_the_noise_of_a_deep_model_is_no_fault(make_model, monkeypatch):
+    monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(gaps, "MAX_GAP_16", 0.01)  # a larger model reaches .05
+    name = make_model(num_hidden_layers=20, initializer_range=0.5)
+    policy = load_policy(name, "nf4")
+    policy.model.train()
+    found = {one.name: one for one in examine(policy, policy, DenseCopy(policy))}
+    assert found["sampler"].value > 0.01
+    assert found["sampler"].ok, found["sampler"].text
 
 
 def test_in_16_bit_a_broken_build_is_found_too(monkeypatch):

@@ -1,0 +1,44 @@
+"""The GPU benchmark loses nothing when one of its sides ends early."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import step
+
+sys.modules.setdefault("step", step)  # as a script in its folder finds it
+gpu = pytest.importorskip("benchmarks.gpu")
+
+SIDE = """
+import sys
+kind, name = sys.argv[1:3]
+for turn, _ in enumerate(sys.stdin):
+    if name.startswith("hf") and turn == 1:
+        raise ValueError("the reason")
+    print('@{"step_time": 2.0, "num_tokens": 6.0}', flush=True)
+"""
+
+
+def test_what_is_measured_is_written_and_a_side_that_ends_says_why(tmp_path, capsys, monkeypatch):
+    (tmp_path / "side.py").write_text(SIDE)
+    monkeypatch.setattr(gpu, "TINY", True)
+    monkeypatch.setattr(gpu, "BATCHES", (8,))
+    monkeypatch.setattr(gpu, "REPEATS", 2)
+    monkeypatch.setattr(gpu, "make_models", lambda folder: None)
+    whole = step.Side.__init__
+
+    def start(self, kind, name, script, further):
+        whole(self, kind, name, str(tmp_path / "side.py"), further)
+
+    monkeypatch.setattr(step.Side, "__init__", start)
+    with pytest.raises(SystemExit, match="without an answer: hf:8"):
+        gpu.main()
+    text = capsys.readouterr().out
+    first, end = json.JSONDecoder().raw_decode(text)
+    assert (set(first["steps"]), first["sampling"]) == ({"trl", "fast", "lean"}, {})
+    assert first["trl_over_fast"]["median"] == 1
+    last = json.loads(text[end:])
+    assert set(last["sampling"]["8"]) == {"fast", "continuous"}
+    assert last["sampling"]["8"]["fast"]["tokens_per_second"] == 3
+    assert "ValueError: the reason" in last["failed"]["hf:8"]
