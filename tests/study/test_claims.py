@@ -279,7 +279,7 @@ def test_best_coefficients_at_the_end_of_the_grid_do_not_contradict_that_they_di
     """
     verdict = verdicts(TRUE | {"betas": betas(0.01), "knights_betas": betas(0.01)})[13]
     assert verdict.outcome == "undecided" and verdict.checks[0].outcome == "contradicted"
-    assert "arithmetic 5 of 5 seeds, knights 5 of 5 seeds: the grid ends too early" in verdict.note
+    assert "Knights and Knaves 5 of 5 seeds: the grid ends too early" in verdict.note
     assert verdicts(TRUE)[13].outcome == "supported" and "too early" not in verdicts(TRUE)[13].note
 
 
