@@ -158,7 +158,7 @@ def test_the_scorecard_says_what_is_on_the_edge_and_where_more_seeds_would_lead(
     table = comparisons(judged)
     assert set(table["outcome_of_all"].dropna()) <= {"supported", "contradicted", "undecided"}
     for verdict in judged:
-        assert ("**, on the edge |" in text.splitlines()[verdict.number + 1]) == verdict.edge
+        assert ("**, on the edge |" in text.splitlines()[verdict.number + 3]) == verdict.edge
     assert {verdict.edge for verdict in judged} == {
         True,
         False,
