@@ -77,7 +77,8 @@ def curve_data(
         ]
     for column, panel in enumerate(panels[: len(names)]):
         panel["column"] = column
-    right, apart = max(history.step, 10), APART[len(names) == 1]
+    right = max(10, history.step, *(other.step for other in history.earlier.values()))
+    apart = APART[len(names) == 1]
     labels = move_labels(history.moves, right * apart)[-8:]
     return {
         "group": group,
@@ -131,7 +132,8 @@ def _panel(
         lines = _several(history, names, window)
     else:
         # A run has one method, and its line is solid: forks have dotted lines.
-        lines = _one(history, names[0], style_of(method)[0], title_of(method), window)
+        lines = _earlier(history, names[0], window)
+        lines += _one(history, names[0], style_of(method)[0], title_of(method), window)
         lines += _forks(history, names[0], style_of(method)[0], window)
     low, high = None, None
     if names[0].startswith("eval/"):
@@ -164,6 +166,17 @@ def _one(history: History, name: str, colour: str, label: str, window: int) -> l
         _line(label, series.steps, series.values, colour, **faint),
         _line(label, series.steps, series.trailing_mean(window), colour),
     ]
+
+
+def _earlier(history: History, name: str, window: int) -> list[dict[str, Any]]:
+    """Return the same metric of the runs beside this one, faint."""
+    lines = []
+    for run, other in history.earlier.items():
+        series = other[name]
+        if len(series):
+            values = series.values if series.exact else series.trailing_mean(window)
+            lines.append(_line(run, series.steps, values, GREY, width=1.2, alpha=0.45))
+    return lines
 
 
 def _several(history: History, names: tuple[str, ...], window: int) -> list[dict[str, Any]]:

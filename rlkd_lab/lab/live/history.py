@@ -187,6 +187,8 @@ class History:
         self._clear_metrics()
         self._clear_events()
         self.forks: dict[str, Fork] = {}
+        self.earlier: dict[str, History] = {}
+        """Runs that are drawn faint behind this one, by name."""
 
     def _clear_metrics(self) -> None:
         self._metrics.restart()
@@ -213,6 +215,8 @@ class History:
         for event in self._events.rows():
             self.events.append(event)
             new = True
+        for other in self.earlier.values():
+            new = other.read() or new
         return self._read_forks() or new
 
     def _add(self, row: dict[str, Any]) -> None:

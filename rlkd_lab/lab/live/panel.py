@@ -19,7 +19,7 @@ from typing import Any
 
 from IPython.display import display
 
-from rlkd_lab.lab.live.again import Again
+from rlkd_lab.lab.live.again import Again, family
 from rlkd_lab.lab.live.curve_data import number
 from rlkd_lab.lab.live.curve_view import Curves
 from rlkd_lab.lab.live.handle import Handle, forks_asked, open_run
@@ -107,6 +107,8 @@ class Panel(PanelWidgets):
         if self not in _panels:
             _panels.append(self)
         self.history = History(run.folder.path)
+        beside = [path for path in family(self.place) if path != self.place]
+        self.history.earlier = {path.name: History(path) for path in beside[-4:]}
         self.requests = Tail(run.folder.path / "requests.jsonl")
         self.plans: dict[int, dict[str, Any]] = {}
         """Moves that were asked for from a later step on, by id, until they are answered."""

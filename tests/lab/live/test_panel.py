@@ -8,6 +8,7 @@ import pytest
 from fake import FakeHandle, Status
 
 from rlkd_lab.lab.live.again import family, place_beside
+from rlkd_lab.lab.live.curve_data import curve_data
 from rlkd_lab.lab.live.knob_widgets import front_knob, knobs_of, slider_range
 from rlkd_lab.lab.live.panel import Panel, panel
 from rlkd_lab.lab.live.panel_texts import options_html
@@ -684,6 +685,10 @@ def test_run_again_makes_a_run_beside_the_old_one_and_shows_it(make):
     press(watched.again.new_seed)
     assert watched.run.path.name == run.path.name + "-3"
     assert watched.run.config.seed == run.config.seed + 1
+    reward = next(p for p in curve_data(watched.history, "kdrl")["panels"] if p["name"] == "reward")
+    faint = {line["label"]: len(line["x"]) for line in reward["lines"] if line["alpha"] == 0.45}
+    assert faint == {run.path.name: 60}  # the second run has no step yet
+    assert curve_data(watched.history, "kdrl")["right"] == 60.5
     assert [name for name, _ in watched.again.shown.options] == [
         run.path.name + end for end in ("", "-2", "-3")
     ]
