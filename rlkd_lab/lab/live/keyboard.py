@@ -6,7 +6,9 @@ JupyterLab ignores keys on elements with the attribute ``data-lm-suppress-shortc
 Every element of a panel therefore gets that attribute when the focus enters the panel.
 Arrows, Tab, Enter and Space work as on any page.
 
-The script also gives slider handles a name and a value for screen readers.
+The script says so where the kernel is busy and what was asked for has to wait.
+
+It also gives slider handles a name and a value for screen readers.
 Without it, a logarithmic slider reads its exponent aloud.
 """
 
@@ -17,6 +19,7 @@ import traitlets
 
 ESM = r"""
 const MARK = "data-lm-suppress-shortcuts";
+const BUSY = "The kernel is busy with a cell. Your request is kept until the cell is done.";
 
 function speak(handle) {
   const row = handle.closest(".rlkd-knob");
@@ -32,6 +35,24 @@ function speak(handle) {
 
 function render({ model, el }) {
   el.style.display = "none";
+  el.setAttribute("role", "status");
+  // A question goes after every request: a kernel that is busy with a cell answers late.
+  let waiting = 0;
+  const answered = () => {
+    clearTimeout(waiting);
+    el.style.display = "none";
+  };
+  const ask = (event) => {
+    const panel = event.target instanceof Element && event.target.closest(".rlkd-panel");
+    if (!panel || panel !== el.closest(".rlkd-panel")) return;
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      el.textContent = BUSY;
+      el.style.display = "";
+    }, 1000);
+    model.send({ kind: "there?" });
+  };
+  model.on("msg:custom", answered);
   const watched = new WeakSet();
   const speakAll = (changes) => changes.forEach((change) => speak(change.target));
   const observer = new MutationObserver(speakAll);
@@ -67,6 +88,8 @@ function render({ model, el }) {
     const panel = event.target instanceof Element && event.target.closest(".rlkd-panel");
     if (panel) prepare(panel);
   };
+  document.addEventListener("click", ask);
+  document.addEventListener("change", ask);
   document.addEventListener("focusin", inside, true);
   document.addEventListener("focusout", left, true);
   document.addEventListener("pointerdown", pressed, true);
@@ -76,6 +99,10 @@ function render({ model, el }) {
   }, 500);
   return () => {
     clearTimeout(first);
+    clearTimeout(waiting);
+    model.off("msg:custom", answered);
+    document.removeEventListener("click", ask);
+    document.removeEventListener("change", ask);
     observer.disconnect();
     document.removeEventListener("focusin", inside, true);
     document.removeEventListener("focusout", left, true);
@@ -105,6 +132,10 @@ class KeyboardGuard(anywidget.AnyWidget):
     _esm = ESM
     _css = CSS
     focused = traitlets.Unicode("").tag(sync=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_msg(lambda *_: self.send({"kind": "here"}))
 
     def __repr__(self) -> str:
         return "The keyboard guard of a panel."

@@ -65,6 +65,7 @@ class PanelWidgets:
         self.more = _menu("more curves", groups, "", tooltip)
         row = widgets.Layout(flex_flow="row wrap", align_items="center")
         self.top.children = (
+            self.guard,
             self.state,
             self.banner,
             widgets.HBox(list(self.buttons.values()), layout=row),
@@ -76,7 +77,6 @@ class PanelWidgets:
             self.view,
             self.more_view,
             self.table,
-            self.guard,
         )
 
 
