@@ -129,7 +129,7 @@ class Again:
         self.words = widgets.Text(
             description="settings", placeholder="steps=60 kd_coef=0.3", **named
         )
-        self.start = _button("Start it", "play", "in a new folder beside this run")
+        self.start = _button("Train it", "play", "in a new folder beside this run")
         menu = widgets.VBox([self.method, self.preset, self.seed, self.words, self.start])
         row = widgets.Layout(flex_flow="row wrap", align_items="center")
         self.widget = widgets.VBox(
