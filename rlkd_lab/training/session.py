@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rlkd_lab.models import LanguageModel, default_device, distributed
+from rlkd_lab.models.loading import one_at_a_time
 from rlkd_lab.models.locating import zoo_names
 from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import RunFolder
@@ -329,6 +330,7 @@ def load_or_train(
     return resume(out, on_step=on_step)
 
 
+@one_at_a_time
 def within_memory(config: RunConfig) -> RunConfig:
     """The config with micro_batch and logits_mib lowered until the plan fits what is free; embedded
     models always do.

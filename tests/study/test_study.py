@@ -215,7 +215,7 @@ def test_every_method_is_held_against_grpo_on_the_same_student():
         "accuracy"
     ]
     assert rows.tolist() == seeds.tolist()
-    assert "| weak student | checking teacher | opd | +0.300 [" in "\n".join(
+    assert "| weak student | checking teacher | OPD | +0.300 [" in "\n".join(
         module.teacher_lines(PAIRS)
     )
 

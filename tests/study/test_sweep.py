@@ -28,7 +28,7 @@ from rlkd_lab.study.watch import run_watched
 from rlkd_lab.study.workers import choose, run_sweep, stages
 from rlkd_lab.training import run
 from rlkd_lab.training.data import data_of
-from tests.short import SHORT
+from tests.short import EMBEDDED, SHORT
 
 SMALL = {
     "prompts_per_step": 2,
@@ -641,7 +641,7 @@ def test_trials_and_then_the_runs_that_count(tmp_path):
         TRIALS,
         tune=TUNE,
         evaluate={"prompts": 4, "samples": 2},
-        settings={**SMALL, "max_new_tokens": 96},
+        settings={**SMALL, **EMBEDDED, "max_new_tokens": 96},
     )
     ran = []
     for stage, folder in stages(sweep, tmp_path):

@@ -246,7 +246,8 @@ def test_two_runs_that_start_at_once_load_one_after_the_other(tmp_path):
 @pytest.mark.slow
 def test_a_second_loop_is_refused_while_the_first_one_loads(tmp_path):
     handle = start(config(), tmp_path / "run", fork="off")
-    until(lambda: (handle.path / "lock").exists())
+    lock = handle.path / "lock"
+    until(lambda: lock.exists() and lock.read_text())
     with pytest.raises(ValueError, match="by this process already: two at once"):
         load_or_train(config(), tmp_path / "run")
     assert len(handle.wait().rows()) == 3
