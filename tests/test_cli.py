@@ -586,7 +586,12 @@ def test_what_is_exported_is_evaluated_as_the_run_is(rlkd, runs, tmp_path):
     few = (*FEW, "--no-ood", "--max-new-tokens", 24, "--difficulty", "2-2")
     frames = []
     for number, words in enumerate(
-        [(runs / "grpo",), (adapter, "--base", "student"), (adapter,), (merged, "--quant", "none")]
+        [
+            (runs / "grpo",),
+            (adapter, "--base", SHORT["student"]),
+            (adapter,),
+            (merged, "--quant", "none"),
+        ]
     ):
         result = rlkd("eval", *words, *few, "--out", tmp_path / f"{number}.parquet")
         assert result.exit_code == 0, result.output
