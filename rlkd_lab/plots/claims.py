@@ -59,9 +59,11 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     rows, doubts = DRAW[claim.number], doubted(verdict)
     texts = [[_said(one, doubts) for one in verdict.checks[row.checks]] for row in rows]
     heights = [max(2.0, 0.13 * len("\n\n".join(each).splitlines()) + 0.5) for each in texts]
+    title = fill(f"Claim {claim.number} ({PAPERS[claim.source]}): {claim.text}", 101)
+    lines = title.count("\n")
     figure, panels = panel_figure(
         2 * len(rows),
-        sum(heights) / len(rows) + 0.1,
+        (sum(heights) + 0.18 * lines) / len(rows) + 0.1,
         2,
         width_ratios=(1.4, 1),
         height_ratios=heights,
@@ -69,8 +71,6 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     for place, row in enumerate(rows):
         row.draw(panels[2 * place], study)
         _draw_effects(panels[2 * place + 1], verdict.checks[row.checks], texts[place], row.effect)
-    source = f"{claim.source}, {PAPERS[claim.source]}"
-    title = fill(f"Claim {claim.number} ({source}): {claim.text}", 90)
     outcome = f"{verdict.outcome} here".capitalize() + EDGE * verdict.edge
     if doubts:
         outcome += f"; † not to be trusted: {', '.join(dict.fromkeys(doubts.values()))}"
@@ -79,9 +79,9 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     figure.suptitle(f"{title}\n{outcome}", x=0.01, ha="left")
     seeds = " or ".join(map(str, sorted({check.effect.seeds for check in verdict.checks})))
     units = ", ".join(dict.fromkeys(row.unit for row in rows))
-    caption = f"n = {seeds} seeds (faint); bars: 95 % intervals, right: paired by seed"
-    caption += "; ≥: not worse by .02 (line)" * any(one.margin < 0 for one in verdict.checks)
-    caption += "; grey band: counts as equal" * any(one.equal for one in verdict.checks)
+    caption = f"n = {seeds} seeds (faint); bars: 95 %, right: paired by seed"
+    caption += "; line: −.02" * any(one.margin < 0 for one in verdict.checks)
+    caption += "; grey: equal" * any(one.equal for one in verdict.checks)
     return finish(figure, None, f"{units}; {caption}")
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from rlkd_lab.commands import app
@@ -28,6 +29,7 @@ from rlkd_lab.runs import RunFolder, compare, overview
 from rlkd_lab.study import find_target
 from rlkd_lab.terminal import visible
 from rlkd_lab.training import config_of, environment, make_config, replay, resume, run
+from rlkd_lab.training.config_file import _Loader
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.forks import Forks
 from rlkd_lab.training.loop_knobs import LOOP_KNOBS
@@ -113,8 +115,9 @@ def test_the_package_has_no_way_to_run_what_it_reads():
                 and words.get("use_safetensors") != "True"
             )
             found += [f"{path.name}: {whole}"] * unsafe
-    # over a pipe from a run to its verifier's process; nothing from a file
-    assert found == ["verifier_process.py: pickle"]
+    # over a pipe from a run to its verifier; and config files, by a loader of plain values
+    assert found == ["verifier_process.py: pickle", "config_file.py: yaml"]
+    assert issubclass(_Loader, yaml.SafeLoader)
 
 
 def test_every_adapter_that_peft_reads_is_looked_at_before():
