@@ -59,7 +59,7 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     rows, doubts = DRAW[claim.number], doubted(verdict)
     texts = [[_said(one, doubts) for one in verdict.checks[row.checks]] for row in rows]
     heights = [max(2.0, 0.13 * len("\n\n".join(each).splitlines()) + 0.5) for each in texts]
-    title = fill(f"Claim {claim.number} ({PAPERS[claim.source]}): {claim.text}", 101)
+    title = fill(f"Claim {claim.number} ({PAPERS[claim.source]}): {claim.text}", 95)
     lines = title.count("\n")
     figure, panels = panel_figure(
         2 * len(rows),
