@@ -346,9 +346,8 @@ def within_memory(config: RunConfig) -> RunConfig:
     device = default_device()
     free = free_memory(device)
     fits, _ = fitted(config, free, device.type == "cuda")
-    changed = {
-        name: value for name, value in fits.model_dump().items() if value != getattr(config, name)
-    }
+    asked = config.model_dump()
+    changed = {name: value for name, value in fits.model_dump().items() if value != asked[name]}
     if changed:
         settings = ", ".join(f"{name}={value}" for name, value in changed.items())
         warnings.warn(

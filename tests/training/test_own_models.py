@@ -3,6 +3,7 @@ refused before anything is loaded.
 """
 
 import shutil
+import warnings
 
 import pytest
 from tokenizers import Tokenizer
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from rlkd_lab.commands import app
 from rlkd_lab.models import loading
 from rlkd_lab.training import run
+from rlkd_lab.training.session import within_memory
 from rlkd_lab.zoo.tokenizer import character_tokenizer
 
 pytestmark = pytest.mark.loads
@@ -151,3 +153,10 @@ def test_a_teachers_context_is_looked_at_without_a_plan_too(tiny, tmp_path, make
             tiny("kdrl", plan="off", quant="none", teacher_quant="none", **models), tmp_path / "run"
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_that_changes_nothing_says_nothing_of_planned_moves(tiny):
+    config = tiny(steps=3, moves=[{"step": 2, "knob": "kd_coef", "value": 0.3}])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*the run is made with")
+        assert within_memory(config) == config
