@@ -72,10 +72,13 @@ class Tracker:
             for name, value in row.items()
             if name != "step" and isinstance(value, int | float) and math.isfinite(value)
         }
-        self._safely(lambda: self._to.log(numbers, step=self.step))
-        if self._to is not None and self.step in self.folder.sample_steps():
+        self._safely(lambda: self._send(numbers))
+
+    def _send(self, numbers: dict[str, float]) -> None:
+        self._to.log(numbers, step=self.step)
+        if self.step in self.folder.sample_steps():
             table = self.folder.samples(self.step)[COLUMNS]
-            self._safely(lambda: TABLES[self._to.name](self._to, table, self.step))
+            TABLES[self._to.name](self._to, table, self.step)
 
     def close(self) -> None:
         """Let the tracker write what it holds."""

@@ -103,8 +103,10 @@ class Again:
         show: Callable[[Path], None],
     ) -> None:
         self.config = config
-        self.again = _button("Run again", "repeat", "the same settings and seed, in a new folder")
-        self.new_seed = _button("New seed", "random", "the same settings with the next seed")
+        self.again = _button(
+            "Run again", "repeat", "once the run is over: the same settings and seed"
+        )
+        self.new_seed = _button("New seed", "random", "once the run is over: the next seed")
         runs = family(path)
         wide = widgets.Layout(width="340px")
         named = {"style": {"description_width": "92px"}, "layout": wide}
@@ -155,11 +157,9 @@ class Again:
 
     def enable(self, allowed: bool) -> None:
         """Let the buttons be pressed, or not while the run is running."""
-        why = "" if allowed else "Stop the run first"
         for button in (self.again, self.new_seed, self.start):
             if button.disabled == allowed:
                 button.disabled = not allowed
-                button.tooltip = why or button.description
 
 
 def _button(name: str, icon: str, tooltip: str) -> widgets.Button:
