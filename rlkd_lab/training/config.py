@@ -257,7 +257,8 @@ class RunConfig(BaseModel):
     knobs: Annotated[
         dict[str, float | str | None],
         Field(
-            description="knob: number, off, linear:START:END[:SHARE] or switch:BEFORE:AFTER[:SHARE]"
+            description="knob: number, off, linear:START:END[:SHARE], cosine:START:END[:SHARE],"
+            " switch:BEFORE:AFTER[:SHARE] or warmup:SHARE: and one of these"
         ),
     ] = {}
     options: Annotated[dict[str, str | int], Field(description="option: value")] = {}

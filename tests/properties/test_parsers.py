@@ -250,7 +250,8 @@ NUMBER = (
     | st.sampled_from(["", "off", "1e999", "-0", "nan", "٣", "1_0", "0x1"])
 )
 SCHEDULES = st.tuples(
-    st.sampled_from(["linear", "switch", "constant", "", "Linear"]), st.lists(NUMBER, max_size=4)
+    st.sampled_from(["linear", "switch", "cosine", "warmup:0.5:cosine", "warmup", "", "Linear"]),
+    st.lists(NUMBER, max_size=4),
 ).map(lambda pair: ":".join([pair[0], *pair[1]]))
 
 
