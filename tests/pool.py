@@ -21,6 +21,10 @@ LOADED_WITH = (
     "teacher_quant",
     "lora_rank",
     "lora_alpha",
+    "lora_targets",
+    "lora_kind",
+    "lora_ranks",
+    "lora_alphas",
     "gradient_checkpointing",
     "dense_copy",
     "seed",
@@ -51,7 +55,7 @@ class Pool:
         ):
             return self.load(config)
         dtype = loading.compute_dtype(default_device())
-        key = (dtype, *(getattr(config, name) for name in LOADED_WITH))
+        key = (dtype, *(str(getattr(config, name)) for name in LOADED_WITH))
         if self.free[key]:
             models = self.free[key].pop()
             for parameter, start in zip(

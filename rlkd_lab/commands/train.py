@@ -37,7 +37,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="NAME=VALUE: a knob (number, off, linear:START:END, switch:BEFORE:AFTER), option"
+        help="NAME=VALUE: a knob (number, off, linear:START:END, cosine:START:END), option"
         " or setting; `rlkd methods` lists them",
     ),
 ]

@@ -7,9 +7,11 @@ from rlkd_lab.models.language_model import LanguageModel
 from rlkd_lab.models.loading import default_device, load_policy, load_teacher, reference_of
 from rlkd_lab.models.locating import locate
 from rlkd_lab.models.logprobs import Sequences, policy_logps, token_logps
+from rlkd_lab.models.lora import Lora
 
 __all__ = [
     "LanguageModel",
+    "Lora",
     "Sequences",
     "default_device",
     "load_policy",

@@ -11,7 +11,6 @@ make the chunked log-probabilities wrong: logits are compared once.
 from __future__ import annotations
 
 import functools
-import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -34,6 +33,7 @@ from rlkd_lab.models.adapter_config import can_share_base, check_policy_adapter
 from rlkd_lab.models.adapters import attach
 from rlkd_lab.models.language_model import LanguageModel, Quant
 from rlkd_lab.models.locating import locate
+from rlkd_lab.models.lora import Lora, fresh_adapter
 from rlkd_lab.models.tokenizers import load_tokenizer, same_tokenizer
 from rlkd_lab.models.verification import (
     WITHOUT_4_BIT,
@@ -55,7 +55,6 @@ disable_progress_bar()
 P = ParamSpec("P")
 R = TypeVar("R")
 _loading = threading.RLock()
-LORA_RANK, LORA_ALPHA = 16, 32
 """Of a fresh adapter, where nothing else is asked for."""
 
 
@@ -176,12 +175,13 @@ def load_policy(
     *,
     lora_rank: int | None = None,
     lora_alpha: int | None = None,
+    lora: Lora | None = None,
     adapter: str | Path | None = None,
     gradient_checkpointing: bool = False,
     seed: int = 0,
     device: torch.device | None = None,
 ) -> LanguageModel:
-    """Put a trainable LoRA adapter (float32, no dropout) on all linear layers of a frozen base.
+    """Put a trainable LoRA adapter (float32, no dropout) on linear layers of a frozen base.
 
     ``peft.prepare_model_for_kbit_training`` is not used: it casts every 16-bit parameter to
     float32.
@@ -192,6 +192,8 @@ def load_policy(
         lora_rank: r ≥ 1; by default that of ``adapter``, otherwise 16.
         lora_alpha: the adapter's output is scaled by lora_alpha / lora_rank; by default that of
             ``adapter``, otherwise 32.
+        lora: a new adapter in all its parts, in place of rank and alpha; by default on all linear
+            layers.
         adapter: folder of an adapter to start from; a frozen copy of it becomes the reference.
         gradient_checkpointing: recompute activations in the backward pass (less memory, more time).
         seed: of the adapter's initial weights.
@@ -214,33 +216,12 @@ def load_policy(
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
     else:
-        adapted = _fresh_adapter(model, lora_rank or LORA_RANK, lora_alpha or LORA_ALPHA, seed)
+        lora = lora or Lora(lora_rank or Lora.rank, lora_alpha or Lora.alpha)
+        adapted = fresh_adapter(model, lora, seed)
     source = None if adapter is None else str(adapter)
     policy = LanguageModel(adapted, tokenizer, name, quant, "default", source, base_said=base_said)
     verify_head(policy)
     return policy
-
-
-def _fresh_adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> PeftModel:
-    """Put a new adapter on a model. A starts as peft would start it, B at 0."""
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]):
-        adapted: PeftModel = get_peft_model(model, config)
-    # from a stream that no other thread can disturb
-    generator = torch.Generator().manual_seed(seed)
-    for name, weight in adapted.named_parameters():
-        if "lora_A" in name:
-            start = nn.init.kaiming_uniform_(
-                torch.empty(weight.shape), a=math.sqrt(5), generator=generator
-            )
-            weight.data.copy_(start)
-    return adapted
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

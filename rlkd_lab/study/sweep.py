@@ -45,9 +45,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from rlkd_lab.training import RunConfig, make_config
-from rlkd_lab.training.config import in_words, validated
 from rlkd_lab.training.fingerprint import fingerprint
 from rlkd_lab.training.make_config import as_text
+from rlkd_lab.training.validated import in_words, validated
 
 MOST = 10_000
 """Most seeds of a sweep, and most arms of a grid."""
@@ -224,6 +224,8 @@ class Sweep(_Strict):
                     every = (self.settings | settings).items()
                     texts = {key: as_text(key, value) for key, value in every}
                     arms[name] = make_config(arm.method, self.preset, texts, steps=self.steps)
+                    if arms[name].patience:
+                        raise ValueError("patience: a sweep compares runs of equal length")
                 except ValueError as error:
                     raise ValueError(f"arm {name}: {error}") from None
                 other = same.setdefault(fingerprint(arms[name]), name)

@@ -20,10 +20,10 @@ from rlkd_lab.runs import RunFolder, checkpoints
 from rlkd_lab.tasks import QuestionTask
 from rlkd_lab.tasks.verifier import GuardedTask, guarded
 from rlkd_lab.training import RunConfig, config_of
-from rlkd_lab.training.config import validated
 from rlkd_lab.training.data import data_of, what_changed
 from rlkd_lab.training.inputs import data_until
 from rlkd_lab.training.make_config import literal
+from rlkd_lab.training.validated import validated
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
+from rlkd_lab.models.lora import Lora
 from rlkd_lab.objectives.methods import METHODS, schedules_for
 from rlkd_lab.objectives.schedules import Constant, Schedule, parse_schedule, values_of
 from rlkd_lab.objectives.settings import nearest
@@ -81,6 +81,28 @@ class RunConfig(BaseModel):
             " the adapter",
         ),
     ] = 32
+    lora_targets: Annotated[
+        str,
+        Field(
+            description="layers with an adapter: all-linear, attention, mlp, or a regular"
+            " expression for a layer's whole path"
+        ),
+    ] = "all-linear"
+    lora_kind: Annotated[
+        Literal["lora", "rslora", "dora"],
+        Field(
+            description="rslora: scaled by lora_alpha / √lora_rank; dora: no dense copy can hold"
+            " it, so a step takes longer"
+        ),
+    ] = "lora"
+    lora_ranks: Annotated[
+        dict[str, Annotated[int, Field(ge=1)]],
+        Field(description="other ranks, set as lora_ranks.LAYER=RANK: the end of a layer's path"),
+    ] = {}
+    lora_alphas: Annotated[
+        dict[str, Annotated[int, Field(ge=1)]],
+        Field(description="other alphas, set as lora_alphas.LAYER=ALPHA"),
+    ] = {}
     gradient_checkpointing: Annotated[bool, Field(description="less memory, more time")] = False
 
     task: Annotated[
@@ -252,12 +274,23 @@ class RunConfig(BaseModel):
         ),
     ] = 1
     max_grad_norm: Annotated[float, Field(gt=0, description="gradient clipping")] = 1.0
-    weight_decay: Annotated[float, Field(ge=0, description="AdamW")] = 0.0
+    optimizer: Annotated[
+        Literal["adamw", "adamw_8bit"],
+        Field(description="adamw_8bit: bitsandbytes' AdamW, its moments in 8 bits"),
+    ] = "adamw"
+    adam_beta1: Annotated[
+        float, Field(ge=0, lt=1, description="AdamW's decay of the mean of gradients")
+    ] = 0.9
+    adam_beta2: Annotated[
+        float, Field(ge=0, lt=1, description="AdamW's decay of the mean of their squares")
+    ] = 0.95
+    weight_decay: Annotated[float, Field(ge=0, description="of AdamW")] = 0.0
 
     knobs: Annotated[
         dict[str, float | str | None],
         Field(
-            description="knob: number, off, linear:START:END[:SHARE] or switch:BEFORE:AFTER[:SHARE]"
+            description="knob: number, off, linear:START:END[:SHARE], cosine:START:END[:SHARE],"
+            " switch:BEFORE:AFTER[:SHARE] or warmup:SHARE: and one of these"
         ),
     ] = {}
     options: Annotated[dict[str, str | int], Field(description="option: value")] = {}
@@ -275,6 +308,14 @@ class RunConfig(BaseModel):
     eval_prompts: Annotated[
         int, Field(ge=1, description="validation prompts of an evaluation, one completion each")
     ] = 128
+    patience: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="evaluations without a better accuracy after which the run ends; 0 is"
+            " never (early stopping)",
+        ),
+    ] = 0
     checkpoint_every: Annotated[
         int, Field(ge=0, description="steps between checkpoints; 0: the last step alone")
     ] = 5
@@ -327,6 +368,17 @@ class RunConfig(BaseModel):
         check_settings(self)
         return self
 
+    def lora(self) -> Lora:
+        """Return the adapter that a run without `adapter` starts from."""
+        return Lora(
+            self.lora_rank,
+            self.lora_alpha,
+            self.lora_targets,
+            self.lora_kind,
+            self.lora_ranks,
+            self.lora_alphas,
+        )
+
     def schedules(self) -> dict[str, Schedule]:
         """Return a schedule for every live knob: the method's and the loop's."""
         own = {name: value for name, value in self.knobs.items() if name not in LOOP_KNOBS}
@@ -339,28 +391,3 @@ class RunConfig(BaseModel):
             for value in values_of(schedules[name]):
                 check_knob(self.method, name, value)
         return schedules
-
-
-def validated(values: dict[str, Any]) -> RunConfig:
-    """Return a RunConfig, or raise a ValueError with one sentence for each problem."""
-    try:
-        return RunConfig(**values)
-    except ValidationError as error:
-        raise ValueError(in_words(error)) from None
-
-
-WITHOUT_VALUE = {"missing": "it has to be given", "extra_forbidden": "there is no such field"}
-"""Reports by pydantic that are not about a value."""
-
-
-def in_words(error: ValidationError) -> str:
-    """Return pydantic's report as one line, with a sentence for each problem."""
-    problems = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        text = item["msg"].removeprefix("Value error, ")
-        if item["type"] in WITHOUT_VALUE:
-            problems.append(f"{where}: {WITHOUT_VALUE[item['type']]}")
-        else:
-            problems.append(f"{where}={item['input']!r:.200}: {text}" if where else text)
-    return " ".join("; ".join(problems).split())

@@ -35,6 +35,7 @@ def check_settings(config: RunConfig) -> None:
         if not move.release:
             check_knob(config.method, move.knob, move.value)
     _check_needs(config)
+    _check_adapter(config)
     try:
         json.dumps(config.model_dump(), allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -42,6 +43,18 @@ def check_settings(config: RunConfig) -> None:
             "the run could not write its config.json: a setting is infinite, too deep,"
             f" or half a character ({error})"
         ) from None
+
+
+OF_AN_ADAPTER = ("lora_targets", "lora_kind", "lora_ranks", "lora_alphas")
+"""Settings of a new adapter, which one that is gone on from has already."""
+
+
+def _check_adapter(config: RunConfig) -> None:
+    for name in OF_AN_ADAPTER if config.adapter else ():
+        if getattr(config, name) != type(config).model_fields[name].default:
+            raise ValueError(
+                f"{name} is for a new adapter; {config.adapter} has its own: leave {name} out"
+            )
 
 
 def _check_needs(config: RunConfig) -> None:

@@ -23,7 +23,14 @@ from rlkd_lab.training.presets import MODES, PRESETS
 
 NAMED = ("method", "preset", "steps", "seed")
 """Settings with an option of their own on the command line."""
-INSIDE = {"knobs": "", "options": "", "guards": "guard.", "task_settings": "task."}
+INSIDE = {
+    "knobs": "",
+    "options": "",
+    "guards": "guard.",
+    "task_settings": "task.",
+    "lora_ranks": "lora_ranks.",
+    "lora_alphas": "lora_alphas.",
+}
 """Fields that hold settings by name, and what ``--set`` writes before such a name."""
 
 NOT_PLAIN = re.compile("[\x7f-\x9f\u2028\u2029\ufffe\uffff]")

@@ -21,9 +21,20 @@ NOT_IN_FINGERPRINT = {
     "guards",
     "verifier_seconds",
     "track",
+    "patience",
 }
 """Settings that change no weight: a run may be resumed with other values of them."""
-LATER_SETTINGS = {"max_prompt_tokens", "long_prompts"}
+LATER_SETTINGS = {
+    "max_prompt_tokens",
+    "long_prompts",
+    "optimizer",
+    "adam_beta1",
+    "adam_beta2",
+    "lora_targets",
+    "lora_kind",
+    "lora_ranks",
+    "lora_alphas",
+}
 """Settings that earlier versions lack. At their defaults they do not change a fingerprint, so that
 checkpoints of earlier versions can be resumed."""
 

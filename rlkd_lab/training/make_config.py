@@ -10,14 +10,17 @@ from typing import Any
 from rlkd_lab.models.adapter_config import rank_and_alpha
 from rlkd_lab.objectives.methods import METHODS
 from rlkd_lab.objectives.settings import CHOICES, KNOBS, nearest
-from rlkd_lab.training.config import RunConfig, validated
+from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.loop_knobs import LOOP_KNOBS
 from rlkd_lab.training.presets import MODES, PRESETS
+from rlkd_lab.training.validated import validated
 
 RENAMED = {"dense_twin": "dense_copy"}
 """Earlier names of settings. Old configs and commands may use them; fingerprints keep them."""
 NUMBERED_OPTIONS = ("constant_length", "topk")
 """Options whose value is a whole number, which :data:`CHOICES` does not list."""
+PLACES = {"guard": "guards", "lora_ranks": "lora_ranks", "lora_alphas": "lora_alphas"}
+"""Fields that map names to values, by what ``--set`` writes before such a name."""
 NOT_BY_SET = (
     "method",
     "preset",
@@ -29,8 +32,39 @@ NOT_BY_SET = (
     "reward",
     "guards",
     "task_settings",
+    "lora_ranks",
+    "lora_alphas",
 )
 """Fields with an option or an argument for themselves."""
+NAMES_ELSEWHERE = {
+    "gradient_accumulation_steps": "micro_batch, the completions of one pass; passes follow",
+    "per_device_train_batch_size": "micro_batch, the completions of one pass",
+    "num_generations": "group_size",
+    "max_completion_length": "max_new_tokens",
+    "max_prompt_length": "max_prompt_tokens",
+    "num_iterations": "updates_per_rollout",
+    "max_steps": "the option --steps",
+    "eval_steps": "eval_every",
+    "save_steps": "checkpoint_every",
+    "save_total_limit": "keep_checkpoints",
+    "early_stopping_patience": "patience",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "learning_rate=cosine:0.001:0, or linear:0.001:0",
+    "warmup_ratio": "learning_rate=warmup:0.1:0.001, a share of the run and a schedule",
+    "warmup_steps": "learning_rate=warmup:0.1:0.001, a share of the run and a schedule",
+    "optim": "optimizer",
+    "beta": "kl_coef",
+    "epsilon": "clip_low and clip_high",
+    "lora_r": "lora_rank",
+    "target_modules": "lora_targets",
+    "rank_pattern": "lora_ranks.LAYER",
+    "alpha_pattern": "lora_alphas.LAYER",
+    "use_dora": "lora_kind=dora",
+    "use_rslora": "lora_kind=rslora",
+    "lora_dropout": "nothing: with dropout, the trained policy is not the sampled one",
+    "report_to": "track",
+}
+"""Names that TRL, transformers and peft have for settings, and ours."""
 CAN_BE_OFF = ("adapter", "teacher", "teacher_adapter", "max_prompt_tokens", "track")
 
 
@@ -57,7 +91,7 @@ def _start(method: str, preset: str, fields: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the preset with those of the fields on top."""
     start = PRESETS[nearest(preset, PRESETS, "preset")].settings
     values: dict[str, Any] = {**start, "preset": preset, "method": method, **fields}
-    for name in ("knobs", "options", "reward", "guards", "task_settings"):
+    for name in ("knobs", "options", "reward", "task_settings", *PLACES.values()):
         if not isinstance(values.get(name, {}), Mapping):
             raise ValueError(f"{name} maps names to values; {values[name]!r:.80} does not")
     # A preset's coefficients are for methods that have them. They do not replace a schedule that
@@ -88,8 +122,8 @@ def _put(values: dict[str, Any], method: str, name: str, value: str) -> None:
     if dot and group == "reward":
         weights = values.get("reward", {})
         values["reward"] = {**RunConfig.model_fields["reward"].default, **weights, inner: value}
-    elif dot and group == "guard":
-        values["guards"] = {**values.get("guards", {}), inner: value}
+    elif dot and group in PLACES:
+        values[PLACES[group]] = {**values.get(PLACES[group], {}), inner: value}
     elif dot and group == "task":
         values["task_settings"] = {**values.get("task_settings", {}), inner: literal(value)}
     elif name == "mode":
@@ -103,6 +137,8 @@ def _put_by_name(values: dict[str, Any], method: str, name: str, value: str) -> 
     knobs = {**METHODS[method].coefs, **LOOP_KNOBS}
     options = (*CHOICES, *NUMBERED_OPTIONS)
     valid = (*knobs, *options, *RunConfig.model_fields)
+    if name in NAMES_ELSEWHERE and name not in valid:
+        raise ValueError(f"{name} is another library's name; here it is {NAMES_ELSEWHERE[name]}")
     nearest(name, valid, f"knob, option or setting of {method}")
     if name in knobs:
         values["knobs"][name] = value

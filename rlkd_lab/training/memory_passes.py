@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedCon
 from rlkd_lab.models.language_model import LanguageModel
 from rlkd_lab.models.loading import checkpoint_activations
 from rlkd_lab.models.logprobs import chunk_of, measured_divergences, token_logps
+from rlkd_lab.models.lora import GROUPS
 from rlkd_lab.training.config import RunConfig
 
 COUNTED = "rlkd_counted"
@@ -30,6 +31,9 @@ SETTINGS = (
     "micro_batch",
     "max_new_tokens",
     "lora_rank",
+    "lora_targets",
+    "lora_kind",
+    "lora_ranks",
     "gradient_checkpointing",
     "logits_mib",
     "kl_every",
@@ -125,12 +129,11 @@ def _empty(config: PreTrainedConfig, layers: int, dtype: torch.dtype, attention:
 
 def adapted(model: Any, config: RunConfig) -> Any:
     """Put a LoRA adapter without data on a model without data."""
-    lora = LoraConfig(
-        r=config.lora_rank,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, lora, low_cpu_mem_usage=True)
+    lora = config.lora()
+    if lora.targets not in GROUPS:
+        # an expression may name layers that this short model lacks; all are more, never less
+        lora = replace(lora, targets="all-linear")
+    return lora.put_on(model, empty=True)
 
 
 def one_pass(
@@ -153,7 +156,7 @@ def one_pass(
     """
     settings = {name: getattr(config, name) for name in SETTINGS}
     models = tuple(one.to_json_string(use_diff=False) for one in configs)
-    key = (*settings.values(), models, *layers, dtype, prompt, gradient)
+    key = (*map(str, settings.values()), models, *layers, dtype, prompt, gradient)
     if key not in _counted:
         # with all other settings at their defaults: what is not in the key has no effect
         alone = RunConfig(**settings)

@@ -94,8 +94,7 @@ def load_models(config: RunConfig) -> Models:
     policy = load_policy(
         config.student,
         config.quant,
-        lora_rank=None if config.adapter else config.lora_rank,
-        lora_alpha=None if config.adapter else config.lora_alpha,
+        lora=None if config.adapter else config.lora(),
         adapter=config.adapter,
         gradient_checkpointing=config.gradient_checkpointing,
         seed=config.seed,

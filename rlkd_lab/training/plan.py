@@ -122,7 +122,7 @@ def _plan_held(
         if teacher is not None and not visits and _has_own_base(config)
         else 0,
         "adapter": 4 * adapter * (2 if config.adapter is not None else 1),
-        "gradients and optimizer": 12 * adapter,
+        "gradients and optimizer": (12 if config.optimizer == "adamw" else 6) * adapter,
     }
     if merged:
         # once merged; a quantised base dequantised, and again for the reference; the teacher's once

@@ -106,7 +106,7 @@ def examine_models(config: RunConfig) -> list[Finding]:
     policy = load_policy(
         config.student,
         config.quant,
-        lora_rank=config.lora_rank,
+        lora=config.lora(),
         gradient_checkpointing=config.gradient_checkpointing,
     )
     policy.model.train()

@@ -27,6 +27,7 @@ from rlkd_lab.training.folders import config_of, create
 from rlkd_lab.training.forks import FORK, RUN_FAILED, SWITCHED_OFF, Forks
 from rlkd_lab.training.inputs import record_inputs
 from rlkd_lab.training.knobs import Knobs
+from rlkd_lab.training.patience import Patience
 from rlkd_lab.training.plan import GIB
 from rlkd_lab.training.recovery import declare_guards, go_back
 from rlkd_lab.training.requests import RequestHandler
@@ -54,6 +55,7 @@ class Session:
         self.handler = RequestHandler(context, lambda: trainer.save(context))
         self.forks = Forks(trainer, context)
         self.tracker = Tracker(trainer.config, context.folder)
+        self.patience = Patience(trainer.config, context.folder.rows())
 
     @property
     def config(self) -> RunConfig:
@@ -79,6 +81,11 @@ class Session:
     def step(self) -> int:
         """Last whole step of the run."""
         return self.context.progress.step
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left to take: all are taken, or patience is over."""
+        return self.step >= self.config.steps or self.patience.over is not None
 
     @property
     def stopping(self) -> bool:
@@ -111,7 +118,7 @@ class Session:
         except BaseException as error:
             self._end_failed(error)
             raise
-        if self.step == self.config.steps:
+        if self.done:
             self._end_done()
         else:
             self._end_between_steps()
@@ -119,7 +126,7 @@ class Session:
 
     def _goes_on(self) -> bool:
         """Whether there is another step to take; waits while the run is paused."""
-        if self.step >= self.config.steps or self.stopping:
+        if self.done or self.stopping:
             return False
         if distributed.first():
             self.handler.before_step()
@@ -135,8 +142,9 @@ class Session:
         row = self.trainer.step(self.context, self.stop_asked)
         self.folder.append("metrics.jsonl", row)
         self.tracker.log(row)
+        self.patience.see(row)
         every = config.checkpoint_every
-        due = self.step == config.steps or (every and self.step % every == 0)
+        due = self.done or (every and self.step % every == 0)
         if due:
             self.trainer.save(self.context)
         self.folder.set_status("running", self.step)
@@ -159,7 +167,7 @@ class Session:
     def _end_done(self) -> None:
         """The last step is done."""
         self.handler.end()
-        self.folder.set_status("done", self.step)
+        self.folder.set_status("done", self.step, self.patience.over)
         self.forks.end("done")
 
     def _end_between_steps(self) -> None:
@@ -271,8 +279,9 @@ def resume(
     folder.writes = distributed.first()
     config = config_of(folder)
     now = distributed.from_first(folder.last_status())
-    ended = now["state"] == "done" and now["step"] >= config.steps
-    if ended and distributed.from_first(folder.last_step()) >= config.steps:
+    rows = distributed.from_first(folder.last_step())
+    early = Patience(config, folder.rows()).over is not None
+    if now["state"] == "done" and rows >= (now["step"] if early else config.steps):
         return folder
     with _alone(folder):
         # a button pressed while nothing ran is forgotten; who pressed Start has said so already

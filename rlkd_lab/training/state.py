@@ -26,7 +26,8 @@ from rlkd_lab.runs.checkpoints import Damaged
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.fingerprint import fingerprint
 
-BETAS = (0.9, 0.95)
+SMALL = 4096
+"""bitsandbytes keeps the moments of smaller tensors in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,30 @@ class Snapshot:
 
 
 class TrainState:
-    """The live adapter of a policy and its AdamW optimizer. The learning rate is set in each step.
+    """The live adapter of a policy and its optimizer. The learning rate is set in each step.
 
     Args:
         policy: a model with a trainable adapter.
-        weight_decay: of AdamW, ≥ 0.
+        config: of the run. Its optimizer is torch's AdamW, or bitsandbytes' with moments in 8 bits.
     """
 
-    def __init__(self, policy: LanguageModel, weight_decay: float) -> None:
+    def __init__(self, policy: LanguageModel, config: RunConfig) -> None:
         self.policy = policy
         self.parameters = policy.trainable()
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=1.0, betas=BETAS, weight_decay=weight_decay
+        self.bits = 8 if config.optimizer == "adamw_8bit" else 32
+        kind: Any = torch.optim.AdamW
+        if self.bits == 8:
+            from bitsandbytes.optim import AdamW8bit as kind
+        self.optimizer: torch.optim.Optimizer = kind(
+            self.parameters,
+            lr=1.0,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.weight_decay,
         )
 
     def copy(self) -> Snapshot:
         """Copy weights and moments."""
-        moments = self.optimizer.state_dict()["state"]
-        return Snapshot([p.detach().clone() for p in self.parameters], _cloned(moments))
+        return Snapshot([p.detach().clone() for p in self.parameters], _cloned(self._moments()))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot. What is computed from there is the same to the last bit."""
@@ -76,9 +83,33 @@ class TrainState:
                 parameter.copy_(value)
         self._set_moments(_cloned(snapshot.moments))  # the optimizer writes in place
 
-    def _set_moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    def _moments(self) -> dict[int, dict[str, Tensor]]:
+        """Return what the optimizer holds of each parameter; nothing before the first update."""
+        state = self.optimizer.state
+        return {
+            index: {key: torch.as_tensor(value) for key, value in state[parameter].items()}
+            for index, parameter in enumerate(self.parameters)
+            if state.get(parameter)
+        }
+
+    def _set_moments(self, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
+        self.optimizer.state.clear()
+        for index, entry in moments.items():
+            parameter = self.parameters[index]
+            held: dict[str, Any] = {key: value.to(parameter.device) for key, value in entry.items()}
+            # torch keeps the number of steps on the CPU, bitsandbytes as an int
+            held["step"] = entry["step"].cpu() if self.bits == 32 else int(entry["step"])
+            self.optimizer.state[parameter] = held
+
+    def _names(self) -> set[str]:
+        """Return the names of all moments in a file."""
+        names = set()
+        for index, parameter in enumerate(self.parameters):
+            keys = ["exp_avg", "exp_avg_sq"] if self.bits == 32 else ["state1", "state2"]
+            if self.bits == 8 and parameter.numel() >= SMALL:
+                keys += ["qmap1", "qmap2", "absmax1", "absmax2"]
+            names |= {f"{index}.{key}" for key in ["step", *keys]}
+        return names
 
     # --- on disk ----------------------------------------------------------------------------------
 
@@ -104,10 +135,9 @@ class TrainState:
         return path
 
     def _write(self, beside: Path) -> None:
-        moments = self.optimizer.state_dict()["state"]
         flat = {
-            f"{index}.{key}": value.contiguous()
-            for index, entry in moments.items()
+            f"{index}.{key}": value.clone().contiguous()  # some share a table
+            for index, entry in self._moments().items()
             for key, value in entry.items()
         }
         try:
@@ -162,9 +192,7 @@ class TrainState:
             self.policy.model, adapter_name="default", save_embedding_layers=False
         )
         shapes = {name: value.shape for name, value in weights.items()}
-        keys = ("step", "exp_avg", "exp_avg_sq")
-        moments = {f"{i}.{key}" for i in range(len(self.parameters)) for key in keys}
-        moments = moments if flat else set()  # before the first update there are none
+        moments = self._names() if flat else set()  # before the first update there are none
         if shapes != {name: value.shape for name, value in adapter.items()} or moments != set(flat):
             odd = sorted(set(shapes) ^ set(adapter) | moments ^ set(flat))
             what = (

@@ -68,7 +68,7 @@ class Trainer:
         """Which prompts the task was kept to, and a digest of what it gives."""
         self.inputs = Inputs(self.asked.data, weights_of(config))
         """Digests of what the run is trained on."""
-        self.state = TrainState(self.setup.models.policy, config.weight_decay)
+        self.state = TrainState(self.setup.models.policy, config)
         self.whole = True
         """Whether the live tensors are those of the context's progress."""
         self._current: Context | None = None

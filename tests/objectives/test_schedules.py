@@ -1,11 +1,22 @@
 """Schedules: how they are written, what they give at each step, and what is refused."""
 
+import math
+
 import pytest
 
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.objectives.methods import schedules_for
-from rlkd_lab.objectives.schedules import Constant, Linear, Switch, parse_schedule, values_of
+from rlkd_lab.objectives.schedules import (
+    Constant,
+    Cosine,
+    Linear,
+    Switch,
+    Warmup,
+    parse_schedule,
+    values_of,
+)
 from rlkd_lab.objectives.settings import check_coef
+from rlkd_lab.training import make_config
 
 
 @pytest.mark.parametrize(
@@ -20,6 +31,9 @@ from rlkd_lab.objectives.settings import check_coef
         ("linear:0.2:0.002:0.5", Linear(0.2, 0.002, 0.5)),
         ("switch:1:0", Switch(1.0, 0.0, 0.5)),
         ("switch:1:0:0.25", Switch(1.0, 0.0, 0.25)),
+        ("cosine:1e-3:0:0.5", Cosine(1e-3, 0.0, 0.5)),
+        ("warmup:0.1:0.001", Warmup(0.1, Constant(0.001))),
+        ("warmup:0.1:cosine:1:0", Warmup(0.1, Cosine(1.0, 0.0))),
     ],
 )
 def test_parse(text, schedule):
@@ -36,6 +50,8 @@ def test_parse(text, schedule):
         Linear(0.1 + 0.2, 1e-7, 1 / 3),
         Switch(1.0, 0.0),
         Switch(1 / 7, 2 / 7, 0.3),
+        Cosine(1 / 7, 1e-9, 1 / 3),
+        Warmup(1 / 3, Linear(0.1 + 0.2, 0.0, 1 / 7)),
     ],
 )
 def test_what_a_schedule_writes_it_reads_back(schedule):
@@ -59,6 +75,10 @@ def test_what_a_schedule_writes_it_reads_back(schedule):
         "step:1:0",
         "0.1:0.2",
         "0,1",
+        "warmup:0.1",
+        "warmup:0.1:off",
+        "warmup:0.1:warmup:0.1:1",
+        "cosine:1",
     ],
 )
 def test_a_bad_text_is_refused_with_the_grammar(text):
@@ -68,7 +88,7 @@ def test_a_bad_text_is_refused_with_the_grammar(text):
         parse_schedule(text)
 
 
-@pytest.mark.parametrize("kind", ["linear", "switch"])
+@pytest.mark.parametrize("kind", ["linear", "switch", "warmup:0.1:cosine"])
 @pytest.mark.parametrize("share", ["0", "-0.5", "1.5", "nan", "inf"])
 def test_a_share_outside_the_run_is_refused(kind, share):
     with pytest.raises(ValueError, match="share of the run"):
@@ -111,10 +131,36 @@ def test_switch_holds_its_first_value_for_its_share_of_the_run(share, last):
     )
 
 
+def test_cosine_is_half_a_cosine_that_ends_at_its_end():
+    # transformers' get_cosine_schedule_with_warmup: 0.5 (1 + cos(π t/T)), t from 0
+    schedule = Cosine(2.0, 0.0)
+    for step in range(1, 12):
+        expected = 1 + math.cos(math.pi * (step - 1) / 10)
+        assert schedule.at(step, 11) == pytest.approx(expected, abs=1e-12)
+    assert Cosine(2.0, 1.0, 0.5).at(9, 10) == 1.0
+
+
+@pytest.mark.parametrize("total", [1, 2, 9, 10, 100])
+def test_a_warmup_rises_in_equal_steps_to_where_the_rest_starts(total):
+    schedule, rising = Warmup(0.25, Linear(1.0, 0.5)), math.ceil(total / 4)
+    values = [schedule.at(step, total) for step in range(1, total + 1)]
+    assert values[:rising] == pytest.approx([step / rising for step in range(1, rising + 1)])
+    rest = [Linear(1.0, 0.5).at(step, total - rising) for step in range(1, total - rising + 1)]
+    assert values[rising:] == rest
+
+
 def test_values_of_are_the_extremes():
     assert values_of(Constant(0.1)) == (0.1,)
     assert values_of(Linear(0.2, 0.002)) == (0.2, 0.002)
     assert values_of(Switch(1.0, 0.0)) == (1.0, 0.0)
+    assert values_of(Cosine(1.0, 0.5)) == (1.0, 0.5)
+    assert values_of(Warmup(0.1, Constant(0.5))) == (0.0, 0.5)  # temperature refuses it
+
+
+def test_a_knob_that_may_not_be_near_zero_has_no_warmup():
+    with pytest.raises(ValueError, match="temperature"):
+        make_config("grpo", settings={"temperature": "warmup:0.1:1"})
+    make_config("grpo", settings={"learning_rate": "warmup:0.1:cosine:0.001:0"})
 
 
 @pytest.mark.parametrize("method", METHODS)

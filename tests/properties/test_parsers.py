@@ -20,8 +20,9 @@ from rlkd_lab.tasks import knights as knights_task
 from rlkd_lab.tasks.answers import final_answer, grade, why_not
 from rlkd_lab.tasks.answers.extract import TAIL
 from rlkd_lab.tasks.mathematics import LONGEST, harmless
-from rlkd_lab.training.config import RunConfig, validated
+from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.make_config import make_config
+from rlkd_lab.training.validated import validated
 
 MANY = settings(
     max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -250,7 +251,8 @@ NUMBER = (
     | st.sampled_from(["", "off", "1e999", "-0", "nan", "٣", "1_0", "0x1"])
 )
 SCHEDULES = st.tuples(
-    st.sampled_from(["linear", "switch", "constant", "", "Linear"]), st.lists(NUMBER, max_size=4)
+    st.sampled_from(["linear", "switch", "cosine", "warmup:0.5:cosine", "warmup", "", "Linear"]),
+    st.lists(NUMBER, max_size=4),
 ).map(lambda pair: ":".join([pair[0], *pair[1]]))
 
 

@@ -9,11 +9,11 @@ from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import find_task
 from rlkd_lab.training import RunConfig, config_of, make_config
-from rlkd_lab.training.config import validated
 from rlkd_lab.training.config_checks import likely_mistakes
 from rlkd_lab.training.fingerprint import fingerprint
 from rlkd_lab.training.loop_knobs import LOOP_KNOBS
 from rlkd_lab.training.presets import PRESETS
+from rlkd_lab.training.validated import validated
 
 BAD = {
     "method": ("grop", {}, "did you mean 'grpo'"),

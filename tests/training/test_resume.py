@@ -115,7 +115,11 @@ def test_a_touched_run_resumes_as_if_nothing_had_happened(
     ("method", "settings", "fields"),
     [
         ("opd_then_rl", {"temperature": "linear:1:0.8"}, {"engine": "hf"}),
-        ("gkd", {"jsd_weight": "switch:0.1:0.9"}, {"minibatches": 2, "eval_every": 2}),
+        (
+            "gkd",
+            {"jsd_weight": "switch:0.1:0.9", "optimizer": "adamw_8bit"},
+            {"minibatches": 2, "eval_every": 2},
+        ),
         ("trrd", {"weight_decay": "0.1"}, {"minibatches": 2, "group_size": 3}),
     ],
 )
