@@ -21,6 +21,7 @@ class Lab:
     def __init__(self, page: Any, root: str, token: str, folder: Path) -> None:
         self.page, self.root, self.token, self.folder = page, root, token, folder
         self.name = ""
+        self.asked: list[str] = []
 
     def open(self, name: str) -> None:
         """Open a notebook and wait for its kernel."""

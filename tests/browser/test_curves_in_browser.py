@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,29 @@ def step_shown(page: Any) -> int:
     return int(found[1]) if found else 0
 
 
-def test_curves_live_through_a_reload_and_can_be_hidden_and_downloaded(lab: Lab, tmp_path: Path):
-    page, asked = lab.page, []
-    page.on("request", lambda request: asked.append(request.url))
-    write_notebook(lab.folder / "curves.ipynb", *sources(tmp_path / "mine"))
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("curves") / "mine"
+
+
+@pytest.fixture(scope="module")
+def lab(server: tuple[str, str, Path], browser: Any, place: Path) -> Iterator[Lab]:
+    """JupyterLab with the curves of that run, which the tests use in turn; it keeps what the
+    page asked for.
+    """
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    lab = Lab(page, *server)
+    page.on("request", lambda request: lab.asked.append(request.url))
+    write_notebook(lab.folder / "curves.ipynb", *sources(place))
     lab.open("curves.ipynb")
     lab.run_all()
     page.wait_for_selector(".rlkd-curves .uplot", timeout=60_000)
+    yield lab
+    page.context.close()
+
+
+def test_curves_live_through_a_reload_and_can_be_hidden_and_downloaded(lab: Lab, place: Path):
+    page = lab.page
     until(lambda: step_shown(page) >= 8, 60)
     still = page.locator(".jp-OutputArea-output img")
     until(still.count, 60)
@@ -57,7 +74,7 @@ def test_curves_live_through_a_reload_and_can_be_hidden_and_downloaded(lab: Lab,
 
     page.reload()
     page.wait_for_selector(".rlkd-curves .uplot", timeout=90_000)
-    folder = RunFolder.open(tmp_path / "mine")
+    folder = RunFolder.open(place)
     until(lambda: abs(step_shown(page) - folder.rows()[-1]["step"]) <= 10, 20)
     before = step_shown(page)
     until(lambda: step_shown(page) >= before + 10, 30)
@@ -80,17 +97,16 @@ def test_curves_live_through_a_reload_and_can_be_hidden_and_downloaded(lab: Lab,
     assert [float(row["value"]) for row in raw] == pytest.approx(
         [row["reward"] for row in folder.rows()], rel=1e-6
     )
-    assert not [url for url in asked if not url.startswith((lab.root, "data:", "blob:"))]
+    assert not [url for url in lab.asked if not url.startswith((lab.root, "data:", "blob:"))]
 
 
-def test_a_drag_zooms_keys_read_values_and_files_are_pictures(lab: Lab, tmp_path: Path):
+def test_a_drag_zooms_keys_read_values_and_files_are_pictures(
+    lab: Lab, place: Path, tmp_path: Path
+):
     page = lab.page
-    write_notebook(lab.folder / "zoom.ipynb", *sources(tmp_path / "mine"))
-    lab.open("zoom.ipynb")
-    lab.run_all()
-    page.wait_for_selector(".rlkd-curves .uplot", timeout=60_000)
     until(lambda: step_shown(page) >= 12, 60)
-    page.click(".rlkd-panel button:has-text('Pause')")
+    if RunFolder.open(place).status()["state"] == "running":
+        page.click(".rlkd-panel button:has-text('Pause')")
     plot = page.locator(".rlkd-curves .u-over").first
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
@@ -103,11 +119,11 @@ def test_a_drag_zooms_keys_read_values_and_files_are_pictures(lab: Lab, tmp_path
     everything = page.locator(".rlkd-curves button:has-text('Show all steps')").first
     until(everything.is_visible, 10)
     page.mouse.move(0, 0)
-    place = page.locator(".rlkd-curves .plot").first
-    place.press("Home")
+    drawn = page.locator(".rlkd-curves .plot").first
+    drawn.press("Home")
     readout = page.locator(".rlkd-curves .readout").first
     first = readout.inner_text()
-    place.press("ArrowRight")
+    drawn.press("ArrowRight")
     words = r"step (\d+): KDRL [\d.]+"
     steps = [int(re.match(words, each)[1]) for each in (first, readout.inner_text())]
     assert steps[0] > 2
@@ -120,4 +136,4 @@ def test_a_drag_zooms_keys_read_values_and_files_are_pictures(lab: Lab, tmp_path
         content = Path(got.value.path()).read_bytes()
         assert content.startswith(head)
         (tmp_path / f"curves.{kind.lower()}").write_bytes(content)
-    assert lab.cells() == sources(tmp_path / "mine")
+    assert lab.cells() == sources(place)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from in_browser import Lab, setting, until, write_notebook
+from in_browser import Lab, until, write_notebook
 
 FAKE = Path(__file__).parents[1] / "lab" / "live"
 SOURCES = [
@@ -23,12 +23,18 @@ SOURCES = [
 ]
 
 
-def open_panel(lab: Lab, name: str = "panel.ipynb") -> None:
-    write_notebook(lab.folder / name, *SOURCES)
-    lab.open(name)
+@pytest.fixture(scope="module")
+def lab(server, browser):
+    """JupyterLab with one panel, which all these tests use: opening it takes ten seconds."""
+    page = browser.new_context(viewport={"width": 1280, "height": 1000}).new_page()
+    lab = Lab(page, *server)
+    write_notebook(lab.folder / "panel.ipynb", *SOURCES)
+    lab.open("panel.ipynb")
     lab.run_all()
-    lab.page.wait_for_selector(".rlkd-panel .noUi-handle", timeout=60_000)
-    lab.page.wait_for_selector(".rlkd-curves .uplot", timeout=60_000)
+    page.wait_for_selector(".rlkd-panel .noUi-handle", timeout=60_000)
+    page.wait_for_selector(".rlkd-curves .uplot", timeout=60_000)
+    yield lab
+    page.context.close()
 
 
 FOCUS = {
@@ -44,7 +50,6 @@ FOCUS = {
 
 @pytest.mark.slow
 def test_dangerous_keys_stay_in_the_panel(lab):
-    open_panel(lab)
     page = lab.page
     where = {}
     for kind, selector in FOCUS.items():
@@ -60,7 +65,6 @@ def test_dangerous_keys_stay_in_the_panel(lab):
 
 @pytest.mark.slow
 def test_a_slider_moves_by_keyboard_and_says_what_it_is(lab):
-    open_panel(lab, "slider.ipynb")
     page = lab.page
     handle = page.locator(".rlkd-knob-kd_coef .noUi-handle")
     handle.focus()
@@ -76,24 +80,27 @@ def test_a_slider_moves_by_keyboard_and_says_what_it_is(lab):
     assert "now 0.3" in said
 
 
+def choose_theme(page, theme):
+    """Choose a theme from the menu as a person does."""
+    page.click(".lm-MenuBar-itemLabel:text-is('Settings')")
+    page.hover("li[data-type='submenu']:has-text('Theme')")
+    page.click(f"li[data-command='apputils:change-theme']:has-text('{theme}')")
+    until(lambda: page.get_attribute("body", "data-jp-theme-name") == theme)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+@pytest.mark.parametrize("theme", ["JupyterLab Dark", "JupyterLab Light"])
 @pytest.mark.parametrize("width", [1280, 1920])
 def test_the_panel_fits_the_window_in_both_themes(lab, theme, width, tmp_path):
-    setting(lab.folder.parents[1] / "JUPYTERLAB_SETTINGS_DIR", "themes", {"theme": theme})
-    lab.page.set_viewport_size({"width": width, "height": 1000})
-    open_panel(lab, f"look_{width}.ipynb")
+    page = lab.page
+    page.set_viewport_size({"width": width, "height": 1000})
+    choose_theme(page, theme)
     menu = ".rlkd-panel .widget-dropdown:has-text('more curves') select"
-    lab.page.select_option(menu, label="length in parts")
-    until(lambda: lab.page.locator(".rlkd-curves:visible").count() == 2)
-    assert not lab.page.locator(".jp-OutputArea-output img:visible").count()  # the live ones stand
-    shot = tmp_path / "panel.png"
-    lab.page.locator(".rlkd-panel").scroll_into_view_if_needed()
-    lab.page.screenshot(path=shot)
-    lab.page.locator(".rlkd-panel .jupyter-widget-Collapse-header").first.click()
-    lab.page.locator(".rlkd-panel").screenshot(path=tmp_path / "knobs.png")
-    lab.page.locator(".rlkd-curves").first.screenshot(path=tmp_path / "curves.png")
-    lab.page.locator(".rlkd-curves").last.screenshot(path=tmp_path / "more.png")
-    panel = lab.page.locator(".rlkd-panel").first
+    page.select_option(menu, label="length in parts")
+    until(lambda: page.locator(".rlkd-curves:visible").count() == 2)
+    assert not page.locator(".jp-OutputArea-output img:visible").count()  # the live ones stand
+    page.locator(".rlkd-panel").scroll_into_view_if_needed()
+    page.screenshot(path=tmp_path / "panel.png")
+    panel = page.locator(".rlkd-panel").first
     assert panel.evaluate("(node) => node.scrollWidth <= node.clientWidth + 1")
-    assert shot.stat().st_size > 20_000
+    assert (tmp_path / "panel.png").stat().st_size > 20_000

@@ -19,6 +19,7 @@ from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.runs import RunFolder, checkpoints, first_difference
 from rlkd_lab.training import replay, resume, run
 from rlkd_lab.training.state import TrainState
+from tests.short import SHORT
 
 
 class Killed(BaseException):
@@ -421,6 +422,7 @@ def test_sigkill_in_mid_run_and_resume(tmp_path):
             "eval_prompts": 8,
             "samples_every": 2,
             "checkpoint_every": 2,
+            **SHORT,
         }
         sets = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
         return ["train", "--method", "kdrl", "--steps", "8", "--out", str(out), *sets]
