@@ -14,6 +14,7 @@ from method_code import code
 from method_figures import figure
 
 from rlkd_lab.objectives import METHODS
+from rlkd_lab.objectives.opd_rules import reward_gated_penalty
 from rlkd_lab.objectives.rules import teacher_penalty
 from rlkd_lab.objectives.settings import CHOICES, OPTION_HELP
 
@@ -45,6 +46,7 @@ ACT_WITH = {
     "divergence": ("divergence",),
     "traces": ("keep_traces",),
     "ratio": ("level", "ref_estimator"),
+    "gate": ("level",),
 }
 """The options that act, by what a method has."""
 
@@ -88,6 +90,7 @@ def knobs(key: str) -> str:
         first.append((f"`{name}`", f"`{row.schedules.get(name, number)}`", span, knob.help))
     has = {"", *row.needs, "ratio" * bool(row.ratio)}
     has |= {"penalty" * (row.penalty is teacher_penalty)}
+    has |= {"gate" * (row.penalty is reward_gated_penalty)}
     acts = {name for each in has for name in ACT_WITH.get(each, ())}
     second = [("name", "default", "values", "what it does")]
     for name in CHOICES:

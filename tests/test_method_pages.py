@@ -14,6 +14,8 @@ MATHS = {
         "\\min",
         "\\max",
         "\\log",
+        "\\le",
+        "\\tanh",
         "\\exp",
         "\\sum",
         "\\frac",
