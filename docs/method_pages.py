@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import family
 from method_code import code
 from method_figures import figure
 
@@ -131,9 +132,18 @@ def rewritten(key: str, page: str = "") -> str:
     return page.rstrip() + "\n"
 
 
+def family_page(page: str) -> str:
+    """Return the page of the family with its table up to date."""
+    start, mark, rest = page.partition("<!-- generated: family -->\n")
+    return f"{start}{mark}\n{family.table()}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+
+
 if __name__ == "__main__":
     for key in METHODS:
         path = PAGES / f"{key}.md"
         old = path.read_text(encoding="utf-8") if path.exists() else ""
         path.write_text(rewritten(key, old), encoding="utf-8")
         (PAGES / "figures" / f"{key}.svg").write_text(figure(key), encoding="utf-8")
+    path = DOCS / "family.md"
+    path.write_text(family_page(path.read_text(encoding="utf-8")), encoding="utf-8")
+    (DOCS / "family.svg").write_text(family.drawing(), encoding="utf-8")
