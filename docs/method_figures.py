@@ -48,6 +48,7 @@ def pushes(key: str) -> Tensor:
         - torch.tensor(RATIO, dtype=torch.float64).log().repeat(4)[:, None],
         teacher_logps=theirs[sampled],
         ref_logps=logps.detach(),
+        teacher_entropy=-(theirs.exp() * theirs).sum().expand(12, 1),
         rewards=correct.double(),
         correct=correct,
         group_ids=torch.tensor([0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5]),

@@ -10,10 +10,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import family
 from method_code import code
 from method_figures import figure
 
 from rlkd_lab.objectives import METHODS
+from rlkd_lab.objectives.opd_rules import reward_gated_penalty
 from rlkd_lab.objectives.rules import teacher_penalty
 from rlkd_lab.objectives.settings import CHOICES, OPTION_HELP
 
@@ -45,6 +47,7 @@ ACT_WITH = {
     "divergence": ("divergence",),
     "traces": ("keep_traces",),
     "ratio": ("level", "ref_estimator"),
+    "gate": ("level",),
 }
 """The options that act, by what a method has."""
 
@@ -88,6 +91,7 @@ def knobs(key: str) -> str:
         first.append((f"`{name}`", f"`{row.schedules.get(name, number)}`", span, knob.help))
     has = {"", *row.needs, "ratio" * bool(row.ratio)}
     has |= {"penalty" * (row.penalty is teacher_penalty)}
+    has |= {"gate" * (row.penalty is reward_gated_penalty)}
     acts = {name for each in has for name in ACT_WITH.get(each, ())}
     second = [("name", "default", "values", "what it does")]
     for name in CHOICES:
@@ -128,9 +132,18 @@ def rewritten(key: str, page: str = "") -> str:
     return page.rstrip() + "\n"
 
 
+def family_page(page: str) -> str:
+    """Return the page of the family with its table up to date."""
+    start, mark, rest = page.partition("<!-- generated: family -->\n")
+    return f"{start}{mark}\n{family.table()}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+
+
 if __name__ == "__main__":
     for key in METHODS:
         path = PAGES / f"{key}.md"
         old = path.read_text(encoding="utf-8") if path.exists() else ""
         path.write_text(rewritten(key, old), encoding="utf-8")
         (PAGES / "figures" / f"{key}.svg").write_text(figure(key), encoding="utf-8")
+    path = DOCS / "family.md"
+    path.write_text(family_page(path.read_text(encoding="utf-8")), encoding="utf-8")
+    (DOCS / "family.svg").write_text(family.drawing(), encoding="utf-8")

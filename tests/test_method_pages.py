@@ -2,10 +2,19 @@
 
 import re
 
+import family
 import pytest
 import torch
 from method_figures import STUDENT, TEACHER, figure, pushes
-from method_pages import HEADINGS, PAGES, known_symbols, rewritten, symbols_in
+from method_pages import (
+    DOCS,
+    HEADINGS,
+    PAGES,
+    family_page,
+    known_symbols,
+    rewritten,
+    symbols_in,
+)
 
 from rlkd_lab.objectives import METHODS
 
@@ -14,6 +23,8 @@ MATHS = {
         "\\min",
         "\\max",
         "\\log",
+        "\\le",
+        "\\tanh",
         "\\exp",
         "\\sum",
         "\\frac",
@@ -73,6 +84,27 @@ def test_what_is_written_by_hand_is_finished(key):
 @every
 def test_every_symbol_of_a_formula_is_explained(key):
     assert symbols_in(page_of(key)) - MATHS - set(known_symbols()) == set()
+
+
+def test_the_map_of_the_family_is_up_to_date_and_has_every_method_once():
+    """`python docs/method_pages.py` writes it."""
+    page = (DOCS / "family.md").read_text(encoding="utf-8")
+    assert family_page(page) == page
+    drawn = (DOCS / "family.svg").read_text(encoding="utf-8")
+    assert drawn == family.drawing()
+    for key, row in METHODS.items():
+        assert drawn.count(f">{row.title}</text>") == 1
+        assert bool(family.changed(key)) == (key not in ("sft", "grpo", "opd"))
+
+
+def test_the_map_says_what_the_papers_say_they_changed():
+    changed = {key: set(family.changed(key)) for key in METHODS}
+    assert changed["kdrl"] == changed["sdar"] == {"penalty"}
+    assert changed["trrd"] == changed["cispo"] == {"ratio"}
+    assert changed["dapo"] == changed["gspo"] == {"numbers"}
+    assert changed["aopd"] == {"penalty", "advantage"}
+    assert changed["opdvr"] == {"advantage", "ratio"}
+    assert changed["gkd"] == {"samples", "penalty"}
 
 
 def test_a_new_row_gets_a_page_and_text_by_hand_is_kept():

@@ -8,7 +8,8 @@ from rlkd_lab.objectives.advantages import group_advantages
 from rlkd_lab.objectives.batch import TokenBatch
 from rlkd_lab.objectives.estimators import divergence, forward_kl, k1, k2, k3, reverse_kl
 from rlkd_lab.objectives.loss import prepare, terms, token_loss
-from rlkd_lab.objectives.methods import METHODS, Method
+from rlkd_lab.objectives.method import Method
+from rlkd_lab.objectives.methods import METHODS
 
 __all__ = [
     "METHODS",

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from types import CodeType
 
-from rlkd_lab.objectives.methods import Method, _table, resolve_options
+from rlkd_lab.objectives.method import Method
+from rlkd_lab.objectives.methods import _table, resolve_options
 from rlkd_lab.objectives.rules import RatioRule, SurrogateRule
 from rlkd_lab.objectives.schedules import parse_schedule, values_of
 from rlkd_lab.objectives.settings import check_coef, nearest

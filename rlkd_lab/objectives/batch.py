@@ -14,6 +14,7 @@ _PER_TOKEN = (
     "sampler_logps",
     "teacher_logps",
     "ref_logps",
+    "teacher_entropy",
     "divergence",
 )
 _PER_ROW = ("rewards", "correct", "group_ids", "counted")
@@ -44,6 +45,8 @@ class TokenBatch:
     """log π_T on the same tokens, (B, T)."""
     ref_logps: Tensor | None = None
     """log π_ref of the frozen reference, (B, T)."""
+    teacher_entropy: Tensor | None = None
+    """Entropy of the teacher's next token, (B, T), nats, ≥ 0."""
     rewards: Tensor | None = None
     """(B,): total reward, which may hold format parts."""
     correct: Tensor | None = None

@@ -16,8 +16,9 @@ from torch import Tensor
 from rlkd_lab.objectives.advantages import group_advantages, reward_guided_mask
 from rlkd_lab.objectives.batch import TokenBatch
 from rlkd_lab.objectives.estimators import k3
-from rlkd_lab.objectives.methods import METHODS, Method, needs_of, resolve_options
-from rlkd_lab.objectives.rules import REWARD_ALONE, Surrogate, reference_penalty
+from rlkd_lab.objectives.method import Method
+from rlkd_lab.objectives.methods import METHODS, REWARD_ALONE, needs_of, resolve_options
+from rlkd_lab.objectives.rules import HEAD_ALONE, Surrogate, reference_penalty
 from rlkd_lab.objectives.settings import Coefs, Options, check_coef, nearest
 from rlkd_lab.objectives.surrogates import aggregate, log_importance, normalizer
 
@@ -28,6 +29,7 @@ WORDS = {
     "groups": "rewards and group_ids (or advantages)",
     "reference": "ref_logps, the reference's log-probabilities of the same tokens",
     "verdicts": "correct: which completions are right",
+    "entropy": "teacher_entropy: the entropy of the teacher's next token",
     "divergence": "divergence: the full-vocabulary divergence to the teacher",
 }
 
@@ -369,10 +371,10 @@ def _ready(method: ResolvedMethod, batch: TokenBatch) -> TokenBatch:
 
 def _require(method: ResolvedMethod, batch: TokenBatch, needs: set[str]) -> None:
     """Raise ValueError for an input that the method needs and the batch lacks."""
-    if batch.advantages is not None and method.row.advantage is not None:
+    if batch.advantages is not None:
         needs = needs - {"groups"}
-    # the head that made the divergence of a penalty has already seen the teacher
-    if "divergence" in needs and method.row.penalty is not None:
+    # the head that made the divergence has already seen the teacher
+    if "divergence" in needs and method.row.penalty in HEAD_ALONE:
         needs = needs - {"teacher"}
     given = {
         "teacher": batch.teacher_logps is not None,
@@ -380,6 +382,7 @@ def _require(method: ResolvedMethod, batch: TokenBatch, needs: set[str]) -> None
         "reference": batch.ref_logps is not None,
         "divergence": batch.divergence is not None,
         "verdicts": batch.correct is not None,
+        "entropy": batch.teacher_entropy is not None,
     }
     for need in sorted(needs):
         if not given.get(need, True):

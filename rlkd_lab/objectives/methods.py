@@ -2,106 +2,44 @@
 
     loss = aggregate( −min(ρ·A, clip(ρ)·A) + P , mask )
 
-with A = rl_coef·Â + kd_coef·M·d wherever the teacher enters the advantage. The file is long because
-it is a table: a row reads in one look.
+with A = rl_coef·Â + kd_coef·M·d wherever the teacher enters the advantage. The rows of OPD's family
+stand in :mod:`~rlkd_lab.objectives.opd_methods`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 
+from rlkd_lab.objectives.method import GRPO, KDRL, REWARD, TEACHER, Method
+from rlkd_lab.objectives.opd_methods import OPD_METHODS, opd
+from rlkd_lab.objectives.opd_rules import group_gated_advantage
 from rlkd_lab.objectives.rules import (
-    AdvantageRule,
-    PenaltyRule,
-    RatioRule,
-    SamplesRule,
-    SurrogateRule,
-    centred_advantage,
     cispo,
-    clipped,
     divergence_penalty,
-    extrapolated_advantage,
     from_either,
-    from_student,
     from_teacher,
-    gated_advantage,
-    group_gated_advantage,
-    importance_ratio,
     joint_advantage,
     likelihood_penalty,
-    reinforce,
     reward_advantage,
     routed_advantage,
     sized_advantage,
-    teacher_advantage,
     teacher_penalty,
     trrd_ratio,
-    unlikely_advantage,
 )
 from rlkd_lab.objectives.schedules import Schedule, parse_schedule, values_of
-from rlkd_lab.objectives.settings import (
-    KNOBS,
-    Coefs,
-    Knob,
-    Options,
-    check_coef,
-    checked_options,
-    nearest,
-)
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of the table: rules from :mod:`~rlkd_lab.objectives.rules`, numbers and words."""
-
-    title: str
-    source: str
-    formula: str
-    needs: frozenset[str] = frozenset()
-    """Any of ``teacher``, ``groups``, ``traces``, ``divergence``, ``reference``, ``verdicts``."""
-    samples: SamplesRule = from_student
-    ratio: RatioRule | None = importance_ratio
-    """``None``: no policy gradient, the penalty alone."""
-    surrogate: SurrogateRule = clipped
-    advantage: AdvantageRule | None = None
-    penalty: PenaltyRule | None = None
-    coefs: Coefs = field(default_factory=dict)
-    """Coefficients that the method listens to, with their defaults."""
-    options: Mapping[str, str] = field(default_factory=dict)
-    schedules: Mapping[str, str] = field(default_factory=dict)
-    """Of coefficients that move by default; ``coefs`` holds where each starts."""
-    watch: str = ""
-    """What to look at in its curves."""
-
-    @property
-    def knobs(self) -> dict[str, Knob]:
-        """The coefficients with their ranges."""
-        return {name: KNOBS[name] for name in self.coefs}
-
+from rlkd_lab.objectives.settings import Coefs, Options, check_coef, checked_options, nearest
 
 # --- the table ------------------------------------------------------------------------------------
-
-_CLIP: dict[str, float | None] = {
-    "clip_low": 0.2,
-    "clip_high": 0.2,
-    "ratio_cap": None,
-    "importance_cap": None,
-}
-_GRPO: dict[str, float | None] = {"rl_coef": 1.0, "kl_coef": 0.0, **_CLIP}
-_KDRL: dict[str, float | None] = {"kd_coef": 0.1, **_GRPO}
-_OPD: dict[str, float | None] = {"kd_coef": 1.0, "kl_coef": 0.0, **_CLIP}
-_REWARD = frozenset({"groups"})
-_TEACHER = frozenset({"teacher"})
 
 _grpo = Method(
     title="GRPO",
     source="DeepSeekMath (arXiv 2402.03300), Eq. 3",
     formula="−min(ρ·Â, clip(ρ)·Â) + kl_coef·k3,  ρ = π_θ/π_old",
-    needs=_REWARD,
+    needs=REWARD,
     advantage=reward_advantage,
-    coefs=_GRPO,
+    coefs=GRPO,
     options={"aggregation": "sequence"},
     watch="frac_reward_zero_std: groups that are all right or all wrong teach nothing",
 )
@@ -110,9 +48,9 @@ _kdrl = replace(
     title="KDRL",
     source="KDRL (arXiv 2506.02208), Eq. 8",
     formula="−min(ρ·Â, clip(ρ)·Â) + kd_coef·M·stop-grad(ρ)·k2(π_θ, π_T)",
-    needs=_REWARD | _TEACHER,
+    needs=REWARD | TEACHER,
     penalty=teacher_penalty,
-    coefs=_KDRL,
+    coefs=KDRL,
     options={"aggregation": "token"},
     watch="kl_teacher_rev falls with kd_coef; length follows the teacher's",
 )
@@ -126,16 +64,6 @@ _kdrl_advantage = replace(
     watch="where d opposes Â and kd_coef·|d| > |Â| the update goes against the reward",
 )
 
-_opd = Method(
-    title="OPD",
-    source="KDRL (arXiv 2506.02208), Eq. 5",
-    formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·d,  d = log π_T − log π_old",
-    needs=_TEACHER,
-    advantage=teacher_advantage,
-    coefs=_OPD,
-    options={"aggregation": "token"},
-    watch="kl_teacher_rev falls; reward rises only as far as the teacher's habits are good",
-)
 _sft = Method(
     title="SFT",
     source="Kim & Rush (arXiv 1606.07947)",
@@ -183,7 +111,7 @@ _table: dict[str, Method] = {
         options={"divergence": "jsd"},
         watch="jsd_weight towards 1 seeks modes: entropy falls faster",
     ),
-    "opd": _opd,
+    "opd": opd,
     "grpo": _grpo,
     "dr_grpo": replace(
         _grpo,
@@ -199,7 +127,7 @@ _table: dict[str, Method] = {
         source="DAPO (arXiv 2503.14476), Eq. 8",
         formula="GRPO with ε_low .2, ε_high .28 and a mean over all tokens of the rollout; groups"
         " without spread are drawn again",
-        coefs={**_GRPO, "clip_high": 0.28},
+        coefs={**GRPO, "clip_high": 0.28},
         options={"aggregation": "token", "zero_spread": "resample"},
         watch="entropy should fall more slowly than GRPO's; sampling/rounds: what the full batch"
         " costs (reward.overlong=1 adds DAPO's length penalty)",
@@ -209,7 +137,7 @@ _table: dict[str, Method] = {
         title="GSPO",
         source="GSPO (arXiv 2507.18071), Eq. 5–7",
         formula="−min(s·Â, clip(s)·Â),  s = (π_θ(y)/π_old(y))^(1/|y|)",
-        coefs={**_GRPO, "clip_low": 3e-4, "clip_high": 4e-4},
+        coefs={**GRPO, "clip_low": 3e-4, "clip_high": 4e-4},
         options={"aggregation": "sequence", "level": "sequence"},
         watch="clip_ratio/low and /high are shares of whole completions, and large; with one"
         " update per rollout it is GRPO",
@@ -232,7 +160,7 @@ _table: dict[str, Method] = {
         source="SRPO (arXiv 2604.02288); with an outside teacher as in arXiv 2609.04108",
         formula="−min(ρ·A, clip(ρ)·A),  A = c·Â + (1−c)·kd_coef·d,  c = 1 on right completions",
         advantage=routed_advantage,
-        coefs={**_KDRL, "kd_coef": 1.0},
+        coefs={**KDRL, "kd_coef": 1.0},
         options={"aggregation": "token", "kd_mask": "wrong"},
         watch="wrong completions learn from the teacher alone: what the reward would push down is"
         " not pushed. Left out: its entropy weights",
@@ -251,9 +179,9 @@ _table: dict[str, Method] = {
         title="RLSD",
         source="RLSD (arXiv 2604.03128); with an outside teacher as in arXiv 2609.04108",
         formula="−min(ρ·A, clip(ρ)·A),  A = ((1−λ) + λ·clip(exp(sign(Â)·d), 1±ε_w))·Â",
-        needs=_REWARD | _TEACHER,
+        needs=REWARD | TEACHER,
         advantage=sized_advantage,
-        coefs={**_GRPO, "gap_weight": 0.5, "gap_clip": 0.2},
+        coefs={**GRPO, "gap_weight": 0.5, "gap_clip": 0.2},
         options={"aggregation": "token"},
         watch="kl_teacher_rev need not fall: the teacher only decides which tokens move more. λ"
         " and ε_w are our choice",
@@ -263,73 +191,20 @@ _table: dict[str, Method] = {
         title="TRRD",
         source="RLAD (arXiv 2602.22495), Eq. 3–5",
         formula="−min(r·Â, clip(r)·Â),  r = (π_θ/π_old)^α·(π_θ/π_T)^(1−α)",
-        needs=_REWARD | _TEACHER,
+        needs=REWARD | TEACHER,
         ratio=trrd_ratio,
-        coefs={**_GRPO, "trrd_alpha": 0.5, "trrd_gap_bound": 1.0, "ratio_cap": 3.0},
+        coefs={**GRPO, "trrd_alpha": 0.5, "trrd_gap_bound": 1.0, "ratio_cap": 3.0},
         options={"aggregation": "token"},
         watch="trrd/dead_frac: tokens without gradient from the first step on; trrd/bound_frac:"
         " how often the bound acts",
     ),
-    "opdvr": replace(
-        _opd,
-        title="OPDVR",
-        source="OPDVR (arXiv 2608.24696), by the authors' README",
-        formula="−A·log π_θ,  A = kd_coef·s·max(0, s·d),  s = +1 where right, −1 where wrong",
-        needs=_TEACHER | {"verdicts"},
-        surrogate=reinforce,
-        advantage=gated_advantage,
-        coefs={"kd_coef": 1.0, "kl_coef": 0.0, "importance_cap": None},
-        watch="teacher/disagree: the share of tokens that the gate silences",
-    ),
-    "grpd": replace(
-        _opd,
-        title="GRPD",
-        source="OPDVR (arXiv 2608.24696), GRPD; the authors' code also multiplies by |Â|",
-        formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·s·max(0, s·d),  s = sign(Â)",
-        needs=_REWARD | _TEACHER | {"verdicts"},
-        advantage=group_gated_advantage,
-        watch="groups without spread teach nothing, as in GRPO; teacher/disagree: tokens that the"
-        " gate silences",
-    ),
-    "exopd": replace(
-        _opd,
-        title="ExOPD",
-        source="G-OPD (arXiv 2602.12125)",
-        formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·(d + (λ−1)·(log π_T − log π_ref)),"
-        "  λ = extrapolation",
-        needs=_TEACHER | {"reference"},
-        advantage=extrapolated_advantage,
-        coefs={**_OPD, "extrapolation": 1.25},
-        watch="λ above 1 goes past the teacher: kl_teacher_rev falls, then rises; a note reports"
-        " that λ near 1.5 breaks",
-    ),
-    "vopd": replace(
-        _opd,
-        title="vOPD",
-        source="vOPD (arXiv 2605.07865), by the authors' code",
-        formula="−min(ρ·A, clip(ρ)·A),  A = kd_coef·(d + stop-grad KL(π_θ‖π_T)), the exact KL",
-        needs=_TEACHER | {"divergence"},
-        advantage=centred_advantage,
-        watch="grad_norm should swing less than OPD's at the same expected gradient",
-    ),
-    "opsa": replace(
-        _opd,
-        title="OPSA",
-        source="OPSA (arXiv 2608.31046), a constant form; the paper's own adapts by entropy",
-        formula="−min(ρ·A, clip(ρ)·A),  A = −push on the share push_share of a completion's least"
-        " likely tokens, else 0",
-        needs=frozenset(),
-        advantage=unlikely_advantage,
-        coefs={"push": 0.1, "push_share": 0.2, "kl_coef": 0.0, **_CLIP},
-        watch="a placebo: no teacher and no reward. What it reaches needed neither. push is our"
-        " choice",
-    ),
+    **OPD_METHODS,
     "kdrl_annealed": replace(
         _kdrl,
         title="KDRL, annealed",
         source="KDRL (arXiv 2506.02208), §3.3",
         formula="KDRL with kd_coef from β_init to β_min, linearly over the run",
-        coefs={**_KDRL, "kd_coef": 0.2},
+        coefs={**KDRL, "kd_coef": 0.2},
         schedules={"kd_coef": "linear:0.2:0.002"},
     ),
     "kdrl_masked": replace(
@@ -346,13 +221,15 @@ _table: dict[str, Method] = {
         title="OPD-then-RL",
         source="Sequential Beats Joint (arXiv 2609.04108)",
         formula="A = d for the first half of the run, then Â",
-        coefs={**_KDRL, "kd_coef": 1.0, "rl_coef": 0.0},
+        coefs={**KDRL, "kd_coef": 1.0, "rl_coef": 0.0},
         schedules={"kd_coef": "switch:1:0:0.5", "rl_coef": "switch:0:1:0.5"},
         watch="a kink in every curve at the switch",
     ),
 }
 METHODS: Mapping[str, Method] = MappingProxyType(_table)
 """Every method by name. Nobody writes into it; :func:`add_method` adds a row for this process."""
+REWARD_ALONE = (reward_advantage, sized_advantage, group_gated_advantage)
+"""Rules whose advantage is 0 where Â is."""
 
 
 def resolve_options(

@@ -190,72 +190,6 @@ def sized_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor
     return ((1 - weight) + weight * gap.exp().clamp(1 - width, 1 + width)) * reward
 
 
-def gated_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
-    """kd_coef·M·s·max(0, s·d_t), s = +1 on right completions and −1 on others: the teacher's gap
-    where its sign is the verifier's. OPDVR (arXiv 2608.24696).
-    """
-    assert batch.correct is not None
-    verdict = 2.0 * batch.correct.to(batch.logps.dtype) - 1.0
-    if batch.counted is not None:  # what could not be judged has no verdict
-        verdict = torch.where(batch.counted, verdict, 0.0)
-    return _agreeing(teacher_advantage(batch, coefs, options), verdict[:, None])
-
-
-def group_gated_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
-    """kd_coef·M·s·max(0, s·d_t), s = sign(Â): 0 where Â is 0. GRPD (arXiv 2608.24696)."""
-    assert batch.advantages is not None
-    sign = reward_advantage(batch, {"rl_coef": 1.0}, options).sign()
-    return _agreeing(teacher_advantage(batch, coefs, options), sign)
-
-
-def _agreeing(gap: Tensor, sign: Tensor) -> Tensor:
-    """Return the gap where it has the given sign, else 0."""
-    return torch.where(gap * sign > 0, gap, 0.0)
-
-
-def extrapolated_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
-    """kd_coef·M·(d_t + (λ − 1)·(log π_T − log π_ref)). G-OPD (arXiv 2602.12125)."""
-    assert batch.teacher_logps is not None and batch.kd_weight is not None
-    assert batch.ref_logps is not None
-    beyond = teacher_gap(batch.teacher_logps, batch.ref_logps)
-    weight = number(coefs, "kd_coef") * batch.kd_weight * (number(coefs, "extrapolation") - 1.0)
-    return teacher_advantage(batch, coefs, options) + weight * beyond
-
-
-def centred_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
-    """kd_coef·M·(d_t + KL(π_θ‖π_T)): its mean over the policy is 0 on-policy.
-
-    The exact KL is a baseline: it does not depend on the token. vOPD (arXiv 2605.07865).
-    """
-    assert batch.divergence is not None and batch.kd_weight is not None
-    if options["divergence"] != "reverse":
-        raise ValueError(
-            f"the baseline of the gap is the reverse KL, and divergence={options['divergence']}"
-            " is another number: leave divergence=reverse"
-        )
-    baseline = batch.divergence.detach().masked_fill(batch.kd_weight == 0, 0.0)
-    weight = number(coefs, "kd_coef") * batch.kd_weight
-    return teacher_advantage(batch, coefs, options) + weight * baseline
-
-
-def unlikely_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
-    """−push on the share push_share of a completion's tokens with the lowest log π_old, else 0.
-
-    The number of tokens is rounded up. A placebo: no teacher and no reward. OPSA (arXiv
-    2608.31046).
-    """
-    mask = batch.completion_mask != 0
-    lowest_first = batch.old.masked_fill(~mask, torch.inf).argsort(dim=-1, stable=True)
-    rank = lowest_first.argsort(dim=-1, stable=True)
-    count = number(coefs, "push_share") * mask.sum(-1, keepdim=True).double()
-    chosen = mask & (rank < count - 1e-9)  # 0.07·100 is above 7 by rounding alone
-    return torch.zeros_like(batch.logps).masked_fill(chosen, -number(coefs, "push"))
-
-
-REWARD_ALONE = (reward_advantage, sized_advantage, group_gated_advantage)
-"""Rules whose advantage is 0 where Â is."""
-
-
 # --- penalty rules: (batch, log π_θ/π_old, coefs, options) -> (B, T) ------------------------------
 
 
@@ -284,6 +218,10 @@ def divergence_penalty(
         * batch.kd_weight
         * batch.divergence.masked_fill(batch.kd_weight == 0, 0.0)
     )
+
+
+HEAD_ALONE = (teacher_penalty, divergence_penalty)
+"""Penalties that read a divergence and then no log-probability of the teacher."""
 
 
 def likelihood_penalty(

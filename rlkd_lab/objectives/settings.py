@@ -33,6 +33,29 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
             3.0,
             "λ of ExOPD: 1 follows the teacher, 0 the reference, above 1 goes past the teacher",
         ),
+        "early_weight": Knob(
+            0.0, 10.0, "γ of IW-OPD: how much more a completion's first tokens count; 0 is OPD"
+        ),
+        "gap_power": Knob(0.01, 500.0, "a of PowerOPD: the power of both probabilities", log=True),
+        "mixture": Knob(
+            1e-4, 0.5, "λ of REOPOLD: the gap is at least log(λ/(1−λ)); at 0.5 none is below 0"
+        ),
+        "gap_share": Knob(
+            0.0,
+            1.0,
+            "share of a completion's tokens, by the size of the gap, that SAF-OPD hears",
+        ),
+        "gap_scale": Knob(0.0, 10.0, "c of SAF-OPD: the gap enters as c·tanh(d)", log=True),
+        "gate_slope": Knob(0.0, 100.0, "b of SDAR: how sharply its gate opens with the gap"),
+        "gate_margin": Knob(
+            0.0, 1000.0, "δ of RG-OPD: nats by which teacher and student must differ"
+        ),
+        "unsure_above": Knob(
+            0.0, 20.0, "EOPD: nats of the teacher's entropy above which the forward KL acts"
+        ),
+        "cover_coef": Knob(
+            0.0, 10.0, "weight of the forward KL that EOPD and AOPD add, beside kd_coef", log=True
+        ),
         "push": Knob(0.0, 10.0, "how strongly OPSA pushes a token down", log=True),
         "push_share": Knob(
             0.0, 1.0, "share of a completion's least likely tokens that OPSA pushes"
@@ -86,7 +109,7 @@ OPTION_HELP: Mapping[str, str] = MappingProxyType(
         "group_rows": "whether completions that could not be judged, or that `mask_truncated`"
         " leaves out, enter their group's mean, spread and masks",
         "zero_spread": "keep groups whose rewards are all equal, or draw them again",
-        "level": "one ratio a token, or one a completion",
+        "level": "one ratio a token, or one a completion (RG-OPD: one gate)",
         "estimator": "how the KL to the teacher is computed",
         "kd_ratio": "multiply k2 and k3 by the ratio, which keeps the estimate right off-policy",
         "kd_mask": "where the teacher speaks: everywhere, on wrong completions, or where nobody in"
@@ -119,7 +142,7 @@ def nearest(name: str, valid: Mapping[str, object] | tuple[str, ...], kind: str)
     hint = f"did you mean {close[0]!r}? " if close else ""
     listed = (
         f"valid are {', '.join(valid)}"
-        if len(valid) <= 24
+        if len(valid) <= 32
         else "`rlkd methods` and docs list the valid ones"
     )
     raise ValueError(f"unknown {kind} {name!r}: {hint}{listed}")

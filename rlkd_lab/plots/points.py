@@ -16,6 +16,8 @@ from matplotlib.transforms import Transform, offset_copy
 
 from rlkd_lab.plots.styles import (
     DOTS_RIGHT,
+    DOTTED,
+    Dash,
     Style,
     label_of,
     line,
@@ -28,7 +30,7 @@ from rlkd_lab.plots.styles import (
 from rlkd_lab.study.results import left_out
 from rlkd_lab.study.statistics import half_width
 
-MARKERS = {"-": "o", "--": "s", ":": "^", "-.": "D"}
+MARKERS: dict[Dash, str] = {"-": "o", "--": "s", ":": "^", "-.": "D", DOTTED: "v"}
 """Markers for line styles: methods of one colour differ in their marker."""
 
 

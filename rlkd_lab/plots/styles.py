@@ -46,8 +46,11 @@ DOTS_RIGHT = "dots on the right"
 in_print = matplotlib.rc_context(PRINT)
 """Decorates a function that draws or writes a figure: the print style holds within it."""
 
-Style = tuple[str, str]
+Dash = str | tuple[float, tuple[float, ...]]
+Style = tuple[str, Dash]
 """Colour and line style."""
+DOTTED = (0.0, (7.0, 1.5, 1.0, 1.5, 1.0, 1.5))
+"""A dash and two dots."""
 
 STYLES: dict[str, Style] = {
     "grpo": ("#0072B2", "-"),
@@ -69,6 +72,14 @@ STYLES: dict[str, Style] = {
     "exopd": ("#F8C271", ":"),
     "vopd": ("#552204", "--"),
     "opsa": ("#292929", ":"),
+    "iwopd": ("#3B1500", DOTTED),
+    "poweropd": ("#5C2A00", DOTTED),
+    "reopold": ("#7F3D12", DOTTED),
+    "safopd": ("#007657", DOTTED),
+    "sdar": ("#2C9274", DOTTED),
+    "rgopd": ("#DB8B4F", DOTTED),
+    "eopd": ("#F4AA7A", DOTTED),
+    "aopd": ("#FAD2B8", DOTTED),
     "trrd": ("#CC79A7", "-."),
     "opd_then_rl": ("#E69F00", "-"),
     "srpo": ("#DCCB3A", "--"),
@@ -90,6 +101,7 @@ AXIS_LABELS: dict[str, str] = {
     "eval/accuracy_ood": "accuracy, out of distribution",
     "eval/mean_length": "length, held-out prompts, tokens",
     "trrd/dead_frac": "dead under TRRD, share of tokens",
+    "teacher/entropy": "teacher's entropy, nats per token",
     "teacher/disagree": "share of tokens where teacher and verifier disagree",
     "teacher/gap_right": "teacher's gap on right completions, nats",
     "teacher/gap_wrong": "teacher's gap on wrong completions, nats",

@@ -36,17 +36,20 @@ def token_row(rollout: Rollout, stats: TokenStats) -> Row:
     return row
 
 
-def verdict_row(setup: Setup, step: StepValues, batch: TokenBatch, stats: TokenStats) -> Row:
-    """Return how teacher and verifier agree, for methods that gate one by the other.
+def gate_row(setup: Setup, step: StepValues, batch: TokenBatch, stats: TokenStats) -> Row:
+    """Return what gates the teacher, for methods that have such a gate.
 
+    ``teacher/entropy`` is the mean entropy of the teacher's next token, nats, ≥ 0.
     ``teacher/gap_right`` and ``teacher/gap_wrong`` are means of log π_T − log π_old, nats.
     ``teacher/disagree`` is the share of judged tokens whose gap has the other sign, in [0, 1].
     Each is ``None`` where there is no such token.
     """
-    if "verdicts" not in setup.needs(step.coefs) or batch.correct is None:
+    needs, counts = setup.needs(step.coefs), batch.completion_mask.bool()
+    if "entropy" in needs:
+        return {"teacher/entropy": mean(stats.values["teacher_entropy"][counts])}
+    if "verdicts" not in needs or batch.correct is None:
         return {}
     gap = stats.values["teacher_logps"] - stats.values["old_logps"]
-    counts = batch.completion_mask.bool()
     if batch.counted is not None:
         counts = counts & batch.counted[:, None]
     right = (batch.correct > 0)[:, None].expand_as(counts)

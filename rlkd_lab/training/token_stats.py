@@ -52,8 +52,9 @@ class Clock:
 class TokenStats:
     """Values per token of a rollout, (B, T) each, filled micro-batch by micro-batch.
 
-    Names: ``old_logps``, ``teacher_logps``, ``ref_logps`` (nats), ``entropy`` (nats, ≥ 0), and the
-    divergences ``reverse``, ``forward``, ``reverse_t1``, ``forward_t1`` (nats).
+    Names: ``old_logps``, ``teacher_logps``, ``ref_logps`` (nats), ``entropy`` and
+    ``teacher_entropy`` (nats, ≥ 0), and the divergences ``reverse``, ``forward``,
+    ``reverse_t1``, ``forward_t1`` (nats).
     """
 
     sequences: Sequences
@@ -89,14 +90,11 @@ class TokenStats:
 
     def fill(self, batch: TokenBatch, rows: Tensor | slice = slice(None)) -> TokenBatch:
         """Return some rows of a batch with what the models said of them."""
-        old, teacher, reference = (
-            self.values[name][rows] if name in self.values else None
-            for name in ("old_logps", "teacher_logps", "ref_logps")
-        )
-        assert old is not None
-        return replace(
-            batch.select(rows), logps=old, old_logps=old, teacher_logps=teacher, ref_logps=reference
-        )
+        names = ("old_logps", "teacher_logps", "ref_logps", "teacher_entropy")
+        found: dict[str, Any] = {
+            name: self.values[name][rows] for name in names if name in self.values
+        }
+        return replace(batch.select(rows), logps=found["old_logps"], **found)
 
 
 def models_to_ask(setup: Setup, step: StepValues) -> set[str]:
@@ -157,12 +155,13 @@ def score_rows(
     states: Tensor | None = None
     with torch.no_grad():
         if "teacher" in stats.ask:
-            states, found["teacher_logps"] = _frozen(setup, stats, "teacher", rows, part, clock)
+            states, theirs = _frozen(setup, stats, "teacher", rows, part, clock)
+            found["teacher_logps"], found["teacher_entropy"] = theirs
             if "divergences" in stats.ask:
                 with clock("divergences"):
                     found |= _divergences(setup, stats, hidden, states)
         if "reference" in stats.ask:
-            _, found["ref_logps"] = _frozen(setup, stats, "reference", rows, part, clock)
+            _, (found["ref_logps"], _) = _frozen(setup, stats, "reference", rows, part, clock)
         if stats.compare_copy and not stats.values:
             _compare_copy(setup, stats, part, logps.detach())
     stats.add(rows, part.completion_mask, found)
@@ -171,9 +170,10 @@ def score_rows(
 
 def _frozen(
     setup: Setup, stats: TokenStats, name: str, rows: Tensor, part: Sequences, clock: Clock
-) -> tuple[Tensor, Tensor]:
-    """Return hidden states and log-probabilities of a model that is not trained. Where it has a
-    lean forward, each prompt is run once for all of its completions.
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return hidden states of a model that is not trained, and its log-probabilities and entropies.
+
+    Where it has a lean forward, each prompt is run once for all of its completions.
     """
     model = setup.models.frozen(name)
     clock.flops += model.size.forward(*tokens(part))
@@ -187,8 +187,8 @@ def _frozen(
             states = decoder.hidden_states(
                 part.completion_ids, part.completion_mask, stats.prompts[name], rows
             )
-        logps, _ = token_logps(model.lm, states, targets(part), stats.temperature, setup.chunk)
-    return states, logps
+        said = token_logps(model.lm, states, targets(part), stats.temperature, setup.chunk)
+    return states, said
 
 
 def _divergences(

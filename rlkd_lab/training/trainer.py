@@ -25,7 +25,7 @@ from rlkd_lab.training.decisions import Event
 from rlkd_lab.training.gaps import MAX_GAP_OTHER, check_gap, noise_of
 from rlkd_lab.training.hooks import evaluation_row, interference_row, record_samples
 from rlkd_lab.training.inputs import Inputs
-from rlkd_lab.training.metrics import time_row, token_row, verdict_row
+from rlkd_lab.training.metrics import gate_row, time_row, token_row
 from rlkd_lab.training.prompts import Asked, fit_prompts
 from rlkd_lab.training.samples import Rollout
 from rlkd_lab.training.scoring import score
@@ -173,7 +173,7 @@ class Trainer:
             context.snapshot = self.state.copy()
         self.whole = False
         row |= update(setup, step, context, self.state, batch, stats, clock)
-        row |= token_row(rollout, stats) | verdict_row(setup, step, batch, stats)
+        row |= token_row(rollout, stats) | gate_row(setup, step, batch, stats)
         self._check_sampler(step, rollout, stats)
         for event in moves + context.decisions.new_events():
             context.tell({**event, "time": time.time()})

@@ -39,6 +39,7 @@ def extremes():
         teacher_logps=teacher,
         ref_logps=ref,
         sampler_logps=sampler,
+        teacher_entropy=torch.arange(rows)[:, None] % 3 / 1.0,
         advantages=torch.tensor([1.0, 0.0, -1.0]).repeat_interleave(rows // 3),
         correct=torch.arange(rows) % 2,
         divergence=torch.rand(rows, 1) * 1e4,

@@ -34,6 +34,11 @@ def eight(**given):
     )
 
 
+def leaf(method, batch):
+    """What the method's gradient goes through: log-probabilities, or the divergence alone."""
+    return batch.logps if METHODS[method].ratio else batch.divergence
+
+
 def removed(batch):
     return replace(batch.select(KEPT), counted=None)
 
@@ -56,14 +61,17 @@ def test_the_others_are_credited_and_taught_as_if_the_row_was_not_there(method, 
 def test_the_gradient_of_the_others_is_that_without_the_row_and_its_reward_has_none(method):
     batch = eight()
     loss, _ = token_loss(method, batch)
-    found = gradient(loss, batch.logps)
+    found = gradient(loss, leaf(method, batch))
     other = eight()
     loss, _ = token_loss(method, removed(other))
-    close(found[KEPT], gradient(loss, other.logps)[KEPT])
+    close(found[KEPT], gradient(loss, leaf(method, other))[KEPT])
     assert found[KEPT].norm() > 1e-3
     silent = eight(kd_weight=torch.zeros(8, dtype=torch.float64))
     loss, _ = token_loss(method, silent)
-    close(gradient(loss, silent.logps)[~COUNTED], torch.zeros(2, max(LENGTHS), dtype=torch.float64))
+    close(
+        gradient(loss, leaf(method, silent))[~COUNTED],
+        torch.zeros(2, max(LENGTHS), dtype=torch.float64),
+    )
 
 
 @pytest.mark.parametrize("method", ["grpo", "dr_grpo", "kdrl", "hdpo", "trrd"])

@@ -122,6 +122,7 @@ def rollout(seed=0, lengths=LENGTHS, **given):
         "sampler_logps": near(2, 0.3),
         "teacher_logps": near(3, 0.8),
         "ref_logps": near(4, 0.5),
+        "teacher_entropy": random(rows, width, seed=seed + 7).abs(),
         "rewards": random(rows, seed=seed + 5),
         "correct": torch.tensor([1, 0, 0, 0, 1, 0])[:rows],
         "group_ids": torch.tensor(GROUPS[:rows]),

@@ -112,6 +112,7 @@ def own(method):
         | ({"loss/kd"} if rules.penalty is not None else set())
         | ({"trrd/dead_frac", "trrd/bound_frac"} if rules.ratio is trrd_ratio else set())
         | (GATED if "verdicts" in rules.needs else set())
+        | ({"teacher/entropy"} if "entropy" in rules.needs else set())
         | (DYNAMIC if rules.options.get("zero_spread") == "resample" else set())
     )
 

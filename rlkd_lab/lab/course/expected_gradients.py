@@ -66,6 +66,7 @@ def _expected(
             completion_mask=torch.ones(1, 1),
             teacher_logps=log_q[token].reshape(1, 1) if "teacher" in case.needs else None,
             ref_logps=logps.detach(),
+            teacher_entropy=-(log_q.exp() * log_q).sum().reshape(1, 1),
             correct=torch.tensor([correct]),
             group_ids=torch.zeros(1, dtype=torch.long),
             advantages=advantages[token].reshape(1) if "groups" in case.needs else None,
@@ -131,6 +132,8 @@ def reward_in_expectation(case: Case) -> Finding:
     """Check that the reward's part of the expected gradient follows ∇(−E[r])."""
     if "groups" not in case.needs:
         return None, "it does not look at rewards"
+    if case.method.advantage is None:
+        return None, "the reward is no part of its gradient"
     with_reward = [_expected(case, seed, 1.0, correct=1.0) for seed in range(POLICIES)]
     without = [_expected(case, seed, 0.0, correct=1.0) for seed in range(POLICIES)]
     mine = _joined(with_reward, "method") - _joined(without, "method")

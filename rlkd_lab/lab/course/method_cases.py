@@ -50,6 +50,7 @@ class Case:
             sampler_logps=near(2, 0.3),
             teacher_logps=near(3, 0.8) if "teacher" in self.needs else None,
             ref_logps=near(4, 0.5),
+            teacher_entropy=random_normal(rows, width, seed=100 * seed + 7).abs(),
             correct=torch.tensor([1, 0, 0, 0, 1, 0]),
             group_ids=torch.tensor(GROUPS),
         )

@@ -263,6 +263,8 @@ def _rebuilt(
     mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).double()
     if mask_truncated:
         mask = mask * torch.tensor(frame["finished"].to_numpy(dtype=np.float64))[:, None]
+    # the teacher's entropy is not recorded; where it is needed the gradient is not shown
+    unsure = torch.zeros_like(old) if "entropy" in method.needs else None
     divergence = None
     if "divergence" in method.needs:
         # of a penalty it is not recorded; a baseline is the reverse KL, which is
@@ -273,6 +275,7 @@ def _rebuilt(
         old_logps=old,
         teacher_logps=padded("teacher_logps"),
         ref_logps=padded("ref_logps"),
+        teacher_entropy=unsure,
         rewards=per_row("reward"),
         correct=per_row("correct"),
         group_ids=None if groups is None else groups.long(),

@@ -108,7 +108,8 @@ def test_arrays_are_as_long_as_the_completions(tmp_path, method):
     on_policy = METHODS[method].ratio is not None
     assert ("advantage" in found.arrays) == ("dead" in found.arrays) == on_policy
     assert ("trrd_ratio" in found.arrays) == ("bound" in found.arrays) == (method == "trrd")
-    assert ("gradient_weight" in found.arrays) == (method not in ("gkd", "kd_forward"))
+    divergent = ("gkd", "kd_forward", "rgopd", "eopd", "aopd")
+    assert ("gradient_weight" in found.arrays) == (method not in divergent)
 
 
 def test_what_the_models_said_is_as_recorded(tmp_path):
