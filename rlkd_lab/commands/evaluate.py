@@ -244,6 +244,12 @@ def export(
         str | None,
         typer.Option(help="with --merge: bfloat16, float16 or float32; bfloat16 by default"),
     ] = None,
+    push: Annotated[
+        str | None, typer.Option(help="OWNER/NAME: upload the folder there, private if it is new")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="with --push: everybody may see it")
+    ] = False,
 ) -> None:
     """Export the student of a run: its adapter or, with --merge, a whole model.
 
@@ -252,10 +258,16 @@ def export(
     with plain_errors("nothing was written"):
         from rlkd_lab.study.export import export_run
         from rlkd_lab.study.model_card import merge_note
+        from rlkd_lab.study.push import check_place
+        from rlkd_lab.study.push import push as upload
 
+        if push is not None:
+            check_place(push, public)
         found = export_run(
             run_path, out, checkpoint=checkpoint, merged=merge, into=into, dtype=dtype
         )
         if found is not None:
             say("\n".join(merge_note(found)))
         say(f"written: {out}")
+        if push is not None:
+            say(f"uploaded: {upload(out, push, public)}")

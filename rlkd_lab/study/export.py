@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlkd_lab.models import LanguageModel, locate
 from rlkd_lab.models.adapter_config import adapter_folder
 from rlkd_lab.models.adapters import attach
+from rlkd_lab.models.locating import zoo_names
 from rlkd_lab.models.merging import DTYPES, INTO, Merged, kl_per_token, merge
 from rlkd_lab.models.tokenizers import load_tokenizer
 from rlkd_lab.objectives.settings import nearest
@@ -25,6 +26,8 @@ from rlkd_lab.study.targets import Target, find_target, task_of
 from rlkd_lab.training.before_loading import reader_of
 from rlkd_lab.training.evaluation import SEED
 
+BASE = "base"
+"""Folder of an embedded base within that of its adapter."""
 PROMPTS = 32
 """Validation prompts on which a merge is measured, with one completion each."""
 LONGEST = 128
@@ -111,8 +114,8 @@ def _write_card(
     chat = target.config.chat == "auto" and tokenizer.chat_template is not None
     card = folder / "README.md"
     card.write_text(model_card(target, name, prompt, chat=chat, merged=merged), encoding="utf-8")
-    for file in folder.iterdir():  # safetensors lets only the owner read its files
-        file.chmod(card.stat().st_mode)
+    for file in filter(Path.is_file, folder.rglob("*")):
+        file.chmod(card.stat().st_mode)  # safetensors lets only the owner read its files
 
 
 def _student_of(run: Path, checkpoint: str | int | None) -> Target:
@@ -129,13 +132,18 @@ def _student_of(run: Path, checkpoint: str | int | None) -> Target:
 
 
 def _write_adapter(target: Target, folder: Path) -> None:
-    """Copy the checkpoint's adapter; its config names the base as the run's config does."""
+    """Copy the checkpoint's adapter; its config names the base as the run's config does.
+
+    An embedded base, which no hub has, lies beside it.
+    """
     assert target.adapter is not None
     weights, config = "adapter_model.safetensors", "adapter_config.json"
     shutil.copyfile(target.adapter / weights, folder / weights)
     settings = json.loads((target.adapter / config).read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = target.base
     (folder / config).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    if target.base in zoo_names():
+        shutil.copytree(locate(target.base), folder / BASE)
 
 
 def _write_merged(

@@ -73,7 +73,9 @@ def model_card(
     config, run = target.config, RunFolder.open(target.run)
     method = METHODS[config.method]
     base = f"`{target.base}`" + (
-        ", a model that comes with rlkd_lab" if target.base in zoo_names() else ""
+        ", a model that comes with rlkd_lab" + (" and lies in `base/`" if merged is None else "")
+        if target.base in zoo_names()
+        else ""
     )
     aim = f"on the task `{config.task}`" + (
         f", with the teacher `{config.teacher}`" if {"teacher", "traces"} & method.needs else ""
@@ -161,10 +163,7 @@ def _license(base: str) -> dict[str, Any]:
 def _snippet(
     target: Target, run: RunFolder, name: str, prompt: str, chat: bool, merged: bool
 ) -> str:
-    """Return code that loads the folder and asks one prompt.
-
-    It needs this package only for an embedded base.
-    """
+    """Return code that loads the folder and asks one prompt, without this package."""
     assert target.config is not None
     load = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -196,13 +195,12 @@ def _load_adapter(target: Target, run: RunFolder, name: str) -> list[str]:
     """Return code that loads the base as in training, with the adapter beside it."""
     embedded, nf4 = target.base in zoo_names(), target.quant == "nf4"
     on_cpu = str(run.env().get("device")).startswith("CPU")
-    base = f"locate({_text(target.base)})" if embedded else _text(target.base)
+    base = 'f"{folder}/base"' if embedded else _text(target.base)
     lines = [
         "import torch",
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM,"
         f" AutoTokenizer{', BitsAndBytesConfig' if nf4 else ''}",
-        *(["", "from rlkd_lab.models import locate"] if embedded else []),
         "",
         f"folder, dtype = {_text(name)}, {'torch.float32' if on_cpu else 'torch.bfloat16'}",
     ]

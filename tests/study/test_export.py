@@ -139,6 +139,7 @@ def test_plain_peft_loads_the_policy(trained, exported, exact_kernel):
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "base",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
@@ -150,7 +151,7 @@ def test_plain_peft_loads_the_policy(trained, exported, exact_kernel):
         bnb_4bit_compute_dtype=torch.float32,
     )
     base = AutoModelForCausalLM.from_pretrained(
-        locate("student"), dtype=torch.float32, quantization_config=nf4
+        folder / "adapter" / "base", dtype=torch.float32, quantization_config=nf4
     )
     policy = policy_of(trained)
     before = logps(base, tokenizer)
@@ -176,7 +177,7 @@ def test_the_adapter_names_its_base_as_the_config_did(exported):
 def test_no_text_that_is_handed_over_names_a_place_on_this_machine(trained, exported):
     folder, _ = exported
     texts = [path for path in folder.rglob("*") if path.suffix in (".md", ".json", ".jinja")]
-    assert len(texts) == 4 + 2 * 5
+    assert len(texts) == 8 + 2 * 5
     for path in texts:
         assert not any(
             str(place) in path.read_text()
@@ -339,7 +340,7 @@ def test_the_code_of_the_card_runs_as_it_stands_and_loads_the_policy(
     assert said.getvalue().startswith(
         f's:Be "brief".\nu:{prompt}\na:' if name.startswith("chat") else prompt
     )
-    assert ("rlkd_lab" in code) == (name == "adapter")
+    assert "rlkd_lab" not in code  # a colleague may lack this package
     assert names["said"].shape[1] > names["asked"]["input_ids"].shape[1]
     exact = "adapter" in name  # merged models are in bfloat16
     tolerance = {"rtol": 0, "atol": 1e-4} if exact else {"rtol": 0.02, "atol": 0.2}
