@@ -8,7 +8,7 @@ import pytest
 
 from rlkd_lab.study.claims import CLAIMS, judge_claims
 from rlkd_lab.study.effects import SEEDS
-from rlkd_lab.study.results import TABLES
+from rlkd_lab.study.parts import TABLES
 from rlkd_lab.study.scorecard import scorecard
 from rlkd_lab.study.study import PARTS, read_study, sweep_of
 

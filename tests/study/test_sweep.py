@@ -20,8 +20,9 @@ from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.study import pools
 from rlkd_lab.study import workers as module
 from rlkd_lab.study.eval_table import read_table
+from rlkd_lab.study.parts import by_arm
 from rlkd_lab.study.pools import on_ray
-from rlkd_lab.study.results import OVER, by_arm, collect, curves, levels, over
+from rlkd_lab.study.results import OVER, collect, curves, levels, over
 from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep, settled
 from rlkd_lab.study.targets import task_of
 from rlkd_lab.study.watch import run_watched
