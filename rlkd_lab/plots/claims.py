@@ -159,7 +159,7 @@ def teachers_figure(study: Study) -> Figure:
     seeds = table.groupby(["student", "teacher", "arm"])["seed"].nunique().min()
     caption = f"n = {seeds} seeds (faint); markers and bars: mean and 95 % interval (Welch)"
     if left := sum(bool(one.doubt) for one in effects.values()):
-        caption += f"; {left} arms of another version of the program left out"
+        caption += f"; left out: {left} arms of another program"
     return finish(figure, "Each method minus GRPO, which learns from reward alone", caption)
 
 

@@ -62,7 +62,7 @@ def mixed(*sides: Side) -> str:
     if len(versions) < 2:
         return ""
     both = "; ".join(sorted(versions))
-    return f"not compared: two versions of the program made its sides ({both})"
+    return f"two versions of the program made its sides ({both})"
 
 
 def _hangs_on_collapse(check: Check, ours: Side, theirs: Side, measure: str) -> str:

@@ -239,7 +239,7 @@ def comparison_lines(verdicts: Sequence[Verdict]) -> list[str]:
             number(check.effect.seen).lstrip("+"),
             check.effect.seeds,
             " and ".join(map(str, check.collapsed)) if check.collapsed else "–",
-            said(check),
+            said(check, verdict.why),
             strict(check, verdict.among),
         )
         for verdict in verdicts
@@ -269,8 +269,11 @@ def teacher_lines(study: Study) -> list[str]:
     return [words, "", *_table(head, rows)]
 
 
-def said(check: Check) -> str:
-    """Return the outcome with the reason for a doubt, or with the power for an equality."""
+def said(check: Check, why: str = "") -> str:
+    """Return the outcome with the reason for a doubt, or with the power for an equality.
+
+    Where the whole claim is undecided (``why``), an outcome is one at face value.
+    """
     if check.doubt:
         face = "" if check.face == "undecided" else f" (at face value {check.face})"
         return f"undecided{face}: {in_words(check.doubt)}"
@@ -279,7 +282,7 @@ def said(check: Check) -> str:
             "undecided (were they equal, these runs would say so with a probability of"
             f" {check.seen_if_equal:.1%})"
         )
-    return check.outcome
+    return f"at face value {check.face}" if why and check.face != "undecided" else check.face
 
 
 def number(value: float) -> str:
