@@ -1,5 +1,6 @@
 """Made-up parts of a study whose truth is known."""
 
+import json
 import math
 
 import numpy as np
@@ -224,3 +225,22 @@ PAIRS = TRUE | {
     ),
 }
 """The same with three of the four pairs of student and teacher."""
+
+
+def written(folder, part, **columns):
+    """The tables of a part, as a sweep writes them."""
+    folder.mkdir(parents=True)
+    part.runs.assign(
+        **{
+            "diverged": False,
+            "touched": False,
+            "worker_gib": 0.5,
+            "worker_seconds": 180.0,
+            **columns,
+        }
+    ).to_csv(folder / "runs.csv", index=False)
+    part.curves.to_parquet(folder / "curves.parquet")
+    part.levels.to_csv(folder / "levels.csv", index=False)
+    session = {"began": 0, "seconds": 3600, "workers": 2, "runs": 40, "device": "CPU (made up)"}
+    (folder / "sessions.jsonl").write_text(json.dumps(session) + "\n")
+    return folder

@@ -6,7 +6,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from made_up import PAIRS, TRUE, core
+from made_up import PAIRS, TRUE, core, written
 
 from rlkd_lab.study import scorecard as module
 from rlkd_lab.study.claims import CLAIMS, judge_claims
@@ -20,25 +20,6 @@ from rlkd_lab.study.scorecard import (
 )
 from rlkd_lab.study.study import PARTS, copy_tables, is_general, parts_of, read_study, sweep_of
 from rlkd_lab.training.presets import PRESETS, Preset
-
-
-def written(folder, part, **columns):
-    """The tables of a part, as a sweep writes them."""
-    folder.mkdir(parents=True)
-    part.runs.assign(
-        **{
-            "diverged": False,
-            "touched": False,
-            "worker_gib": 0.5,
-            "worker_seconds": 180.0,
-            **columns,
-        }
-    ).to_csv(folder / "runs.csv", index=False)
-    part.curves.to_parquet(folder / "curves.parquet")
-    part.levels.to_csv(folder / "levels.csv", index=False)
-    session = {"began": 0, "seconds": 3600, "workers": 2, "runs": 40, "device": "CPU (made up)"}
-    (folder / "sessions.jsonl").write_text(json.dumps(session) + "\n")
-    return folder
 
 
 @pytest.fixture
