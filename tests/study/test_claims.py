@@ -210,12 +210,12 @@ def test_a_run_of_two_versions_within_an_arm_is_not_compared_either():
     assert verdicts({"core": made})[1].checks[0].doubt.endswith("(3; 4)")
 
 
-def falling(seed_that_falls):
-    """KDRL's accuracy in training and on test prompts, of which one seed collapses."""
+def falling(*seeds, to=0.0):
+    """KDRL's accuracy in training and on test prompts, of which some seeds collapse."""
     made = core(arms={"kdrl": {"id avg": 0.9}}, curves={"kdrl": {"accuracy": constant(0.9)}})
-    rows = (made.runs["arm"] == "kdrl") & (made.runs["seed"] == seed_that_falls)
-    made.runs.loc[rows, "id avg"] = 0.0
-    late = (made.curves["arm"] == "kdrl") & (made.curves["seed"] == seed_that_falls)
+    rows = (made.runs["arm"] == "kdrl") & made.runs["seed"].isin(seeds)
+    made.runs.loc[rows, "id avg"] = to
+    late = (made.curves["arm"] == "kdrl") & made.curves["seed"].isin(seeds)
     made.curves.loc[late & (made.curves["step"] > 40), "accuracy"] = 0.0
     return made
 
@@ -226,6 +226,11 @@ def test_a_run_that_collapsed_is_counted_and_a_verdict_that_hangs_on_it_is_none(
     assert check.collapsed == (1, 0) and check.outcome == "undecided"
     whole = verdicts({"core": core(arms={"kdrl": {"id avg": 0.9}})})[1].checks[0]
     assert whole.collapsed == (0, 0) and whole.outcome == "supported"
+    most = verdicts({"core": falling(0, 1, 2, to=0.8)})[1].checks[0]
+    assert most.face == "supported" and most.outcome == "undecided"
+    assert "without the runs that collapsed it is undecided" in most.doubt
+    every = verdicts({"core": falling(*range(5), to=0.6)})[1].checks[0]
+    assert every.collapsed == (5, 0) and every.outcome == "contradicted"
     fewer = Part(*(frame[frame["seed"] != 2] for frame in parts_of(falling(2))))
     assert Side(fewer, "kdrl").lost == 0
     assert Side(replace(fewer, diverged={"kdrl": 1}), "kdrl").lost == 1
