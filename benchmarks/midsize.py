@@ -18,7 +18,8 @@ from pathlib import Path
 
 from rlkd_lab.plots import plot_arms, plot_groups, save_figure
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.study.results import over, read_part
+from rlkd_lab.study.parts import read_part
+from rlkd_lab.study.results import over
 from rlkd_lab.study.study import KEPT
 from rlkd_lab.study.sweep import Sweep, read_sweep
 from rlkd_lab.study.watch import run_watched

@@ -21,8 +21,8 @@ from statistics import median
 import pandas as pd
 
 from rlkd_lab.models import default_device
+from rlkd_lab.study.parts import by_arm
 from rlkd_lab.study.pools import workers_here
-from rlkd_lab.study.results import by_arm
 from rlkd_lab.study.study import PARTS, read_study
 from rlkd_lab.study.sweep import Sweep
 from rlkd_lab.study.workers import run_sweep

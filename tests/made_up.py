@@ -1,13 +1,14 @@
 """Made-up parts of a study whose truth is known."""
 
+import json
 import math
 
 import numpy as np
 import pandas as pd
 
-from rlkd_lab.study.results import Part
+from rlkd_lab.study.parts import Part
 
-METHOD = {"kdrl_k3": "kdrl"}
+METHOD = {"kdrl_k3": "kdrl", "kdrl_advantage_annealed": "kdrl_advantage"}
 
 
 def part(arms, seeds=5, noise=0.002, curves=None, levels=None, chances=None, steps=60):
@@ -79,20 +80,22 @@ def at_end(value):
     return lambda step: value if step == 60 else math.nan
 
 
-def betas(best, annealed=0.8):
+PAPERS_SCHEDULE = "kdrl_annealed,kd_coef=linear:0.1:0.02:0.286"
+
+
+def betas(best, annealed=0.8, height_of_best=0.7, schedule=PAPERS_SCHEDULE):
     """Fixed coefficients of which ``best`` ends highest, and one annealed."""
     values = (0.01, 0.1, 1.0)
     names = {beta: f"kdrl,kd_coef={beta}" for beta in values}
-    height = {beta: 0.7 if beta == best else 0.5 for beta in values}
+    height = {beta: height_of_best if beta == best else 0.5 for beta in values}
     return part(
-        {names[beta]: height[beta] for beta in values}
-        | {"kdrl_annealed,kd_coef=linear:0.1:0.001": annealed},
+        {names[beta]: height[beta] for beta in values} | {schedule: annealed},
         curves={
             names[beta]: {"eval/accuracy": at_end(height[beta]), "coef/kd_coef": constant(beta)}
             for beta in values
         }
         | {
-            "kdrl_annealed,kd_coef=linear:0.1:0.001": {
+            schedule: {
                 "eval/accuracy": at_end(annealed),
                 "coef/kd_coef": constant(0.001),
             }
@@ -168,22 +171,44 @@ def core(**changes):
     )
 
 
-def knights(order=("trrd", "kdrl", "grpo", "opd"), lead_grows=True):
+CHANCES = {1: 0.001, 4: 0.004, 32: 0.03}
+
+
+def knights(order=("trrd", "kdrl", "grpo", "opd"), lead_grows=True, chances=None, **more):
+    """A part knights in which the arms end in this order; ``more`` holds further arms."""
     accuracy = dict(zip(order, (0.9, 0.8, 0.7, 0.6), strict=True))
+    accuracy |= {"opd_then_rl": 0.8, "kdrl_annealed": 0.8, **more}
+    passes = {"opd": 0.95, "trrd": 0.95, "kdrl": 0.85}
+    arms = {
+        arm: {"id avg": value, "id pass@1": value}
+        | {f"id pass@{k}": passes.get(arm, 0.9) for k in (4, 32)}
+        for arm, value in accuracy.items()
+    }
     small, large = (0.05, 0.3) if lead_grows else (0.3, 0.05)
     levels = {"grpo": {"3": 0.5, "4": 0.5}, "trrd": {"3": 0.5 + small, "4": 0.5 + large}}
-    return part(accuracy, levels=levels)
+    return part(arms, levels=levels, chances=chances or CHANCES)
+
+
+def advantage(**changes):
+    """KDRL in its advantage form, of which every claim holds but for what is changed."""
+    arms = {"kdrl_advantage": 0.8, "kdrl_advantage_annealed": 0.8} | changes
+    passes = {f"id pass@{k}": 0.85 for k in (4, 32)}
+    return part(
+        {arm: {"id avg": value, "id pass@1": value, **passes} for arm, value in arms.items()},
+        chances=CHANCES,
+    )
 
 
 TRUE = {
     "core": core(),
     "estimators": part({"kdrl_k3": 0.6}),
     "betas": betas(0.01),
-    "knights_betas": betas(1.0),
+    "knights_betas": betas(1.0, height_of_best=0.8),
     "alphas": part({f"trrd,trrd_alpha={alpha}": 0.7 for alpha in (0.4, 0.5, 0.6)}),
     "knights": knights(),
+    "knights_advantage": advantage(),
 }
-"""A study in which every claim holds."""
+"""A study in which every claim holds that its tables can decide: all but claim 14."""
 
 PAIRS = TRUE | {
     "concise": part(
@@ -200,3 +225,22 @@ PAIRS = TRUE | {
     ),
 }
 """The same with three of the four pairs of student and teacher."""
+
+
+def written(folder, part, **columns):
+    """The tables of a part, as a sweep writes them."""
+    folder.mkdir(parents=True)
+    part.runs.assign(
+        **{
+            "diverged": False,
+            "touched": False,
+            "worker_gib": 0.5,
+            "worker_seconds": 180.0,
+            **columns,
+        }
+    ).to_csv(folder / "runs.csv", index=False)
+    part.curves.to_parquet(folder / "curves.parquet")
+    part.levels.to_csv(folder / "levels.csv", index=False)
+    session = {"began": 0, "seconds": 3600, "workers": 2, "runs": 40, "device": "CPU (made up)"}
+    (folder / "sessions.jsonl").write_text(json.dumps(session) + "\n")
+    return folder

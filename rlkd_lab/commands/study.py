@@ -85,7 +85,8 @@ def _list_jobs(wanted: Any, out: Path) -> None:
 
 def _print_sweep(stage: Any, folder: Path, failed: list[str], as_json: bool) -> None:
     """Print the table of a sweep by arm."""
-    from rlkd_lab.study.results import by_arm, collect
+    from rlkd_lab.study.parts import by_arm
+    from rlkd_lab.study.results import collect
 
     runs = collect(stage, folder)
     measures = [name for name in MEASURES if name in runs]

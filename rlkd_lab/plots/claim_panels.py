@@ -10,16 +10,11 @@ from matplotlib.axes import Axes
 
 from rlkd_lab.plots.points import dot_style, draw_arms, draw_knob, draw_series, draw_spread
 from rlkd_lab.plots.styles import STYLES, label_of, line, name_ticks, styles_of, title_of, wrap
-from rlkd_lab.study.claim_checks import (
-    ACCURACY,
-    CHANCE,
-    LENGTH,
-    MASKS_RATE,
-    WINDOW,
-    WINDOWS,
-    steps_ahead,
-)
-from rlkd_lab.study.results import Part, Study
+from rlkd_lab.study.claim_checks import MASKS_RATE, WINDOWS, steps_ahead
+from rlkd_lab.study.comparing import ACCURACY, LENGTH, Side
+from rlkd_lab.study.parts import Part, Study
+from rlkd_lab.study.sequential_checks import CHANCE, kdrl_of_s
+from rlkd_lab.study.statistics import WINDOW
 
 Draw = Callable[[Axes, Study], None]
 
@@ -41,6 +36,22 @@ def _pick(part: Part, arms: Sequence[str]) -> pd.DataFrame:
 def _arms(part: str, arms: Sequence[str], measure: str = ACCURACY) -> Draw:
     """Return what draws arms of a part side by side."""
     return lambda axes, study: draw_arms(axes, _pick(study[part], arms), measure)
+
+
+def _sides(axes: Axes, sides: Sequence[Side]) -> None:
+    """Draw the accuracy of arms of several parts side by side."""
+    runs = pd.concat([_pick(side.part, (side.arm,)) for side in sides], ignore_index=True)
+    draw_arms(axes, runs, ACCURACY)
+
+
+def _joint(axes: Axes, study: Study) -> None:
+    part, kdrl = study["knights"], kdrl_of_s(study)[0]
+    _sides(axes, [Side(part, "grpo"), Side(part, "opd"), kdrl, Side(part, "trrd")])
+
+
+def _sequence(axes: Axes, study: Study) -> None:
+    kdrl, annealed, _ = kdrl_of_s(study)
+    _sides(axes, [Side(study["knights"], "opd_then_rl"), annealed, kdrl])
 
 
 def _training(axes: Axes, study: Study) -> None:
@@ -124,12 +135,12 @@ def _cost(axes: Axes, study: Study) -> None:
 
 
 def _passes(axes: Axes, study: Study) -> None:
-    part = study["core"]
+    part = study["knights"]
     columns = [str(name) for name in part.runs if str(name).startswith("id pass@")]
     ks = sorted(int(name.removeprefix("id pass@")) for name in columns)
-    for shift, arm in ((0, "opd"), (-7, "kdrl"), (7, "trrd")):
-        groups = {float(k): part.of(arm, f"id pass@{k}") for k in ks}
-        draw_series(axes, groups, STYLES[arm], title_of(arm), shift)
+    for shift, side in ((0, Side(part, "opd")), (-7, kdrl_of_s(study)[0]), (7, Side(part, "trrd"))):
+        groups = {float(k): side.of(f"id pass@{k}") for k in ks}
+        draw_series(axes, groups, STYLES[side.arm], title_of(side.arm), shift)
     chance = [part.runs[f"id chance@{k}"].mean() for k in ks]
     axes.plot(ks, chance, color="#777777", linewidth=0.8, label="guesses")
     axes.axhline(CHANCE, color="#777777", linewidth=0.5, linestyle=":")
@@ -182,9 +193,9 @@ DRAW: dict[int, tuple[Row, ...]] = {
     ),
     8: (Row(_alphas, SHARE, ORDER),),
     9: (Row(_cost, "time in seconds", "ratio of times − the claimed ratio"),),
-    10: (Row(_arms("knights", ("grpo", "opd", "kdrl", "trrd")), SHARE, ORDER),),
+    10: (Row(_joint, SHARE, ORDER),),
     11: (Row(_passes, "pass@k in shares of 1", "difference in pass@k"),),
-    12: (Row(_arms("core", ("opd_then_rl", "kdrl_annealed", "kdrl")), SHARE, ORDER),),
+    12: (Row(_sequence, SHARE, ORDER),),
     13: (Row(_two_tasks, SHARE, "powers of ten"),),
     14: (Row(_conflict, "conflict in shares of 1", "difference in the share of signs"),),
 }

@@ -24,23 +24,19 @@ from rlkd_lab.plots.styles import (
     title_of,
 )
 from rlkd_lab.study.claims import CLAIMS, PAPERS, Verdict, judge_claims
-from rlkd_lab.study.effects import Check, all_of
-from rlkd_lab.study.results import Study
+from rlkd_lab.study.effects import Check
+from rlkd_lab.study.parts import Study
 from rlkd_lab.study.scorecard import (
     EDGE,
+    TEACHER_MEASURES,
     WITH_TEACHER,
     by_teacher,
     comparisons,
     in_words,
     number,
+    taught,
 )
 
-REASONS = (
-    "the outcome depends on the window of the trailing mean",
-    "the grid ends too early",
-    "the signs are mostly noise at this batch size",
-)
-"""Words of notes that say why intervals are not to be trusted."""
 NARROW = 0.001
 """A smaller half of an interval in accuracy is less than sampling alone makes of it."""
 
@@ -74,12 +70,12 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     outcome = f"{verdict.outcome} here".capitalize() + EDGE * verdict.edge
     if doubts:
         outcome += f"; † not to be trusted: {', '.join(dict.fromkeys(doubts.values()))}"
-    elif verdict.outcome != all_of([check.outcome for check in verdict.checks]):
-        outcome += f": {verdict.note.split(':')[0]}"
-    figure.suptitle(f"{title}\n{outcome}", x=0.01, ha="left")
+    elif verdict.why:
+        outcome += f": {in_words(verdict.why)}"
+    figure.suptitle(f"{title}\n{fill(outcome, 95)}", x=0.01, ha="left")
     seeds = " or ".join(map(str, sorted({check.effect.seeds for check in verdict.checks})))
     units = ", ".join(dict.fromkeys(row.unit for row in rows))
-    caption = f"n = {seeds} seeds (faint); bars: 95 %, right: paired by seed"
+    caption = f"n = {seeds} seeds (faint); bars: 95 %, right: of the difference"
     caption += "; line: −.02" * any(one.margin < 0 for one in verdict.checks)
     caption += "; grey: equal" * any(one.equal for one in verdict.checks)
     return finish(figure, None, f"{units}; {caption}")
@@ -87,12 +83,12 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
 
 def doubted(verdict: Verdict) -> dict[str, str]:
     """Return the comparisons whose interval is not to be trusted, with the reason."""
-    reasons = [words for words in REASONS if words in verdict.note]
     found = {}
     for check in verdict.checks:
         half = (check.effect.high - check.effect.low) / 2
-        if reasons and check.outcome != "undecided":
-            found[check.text] = reasons[0]
+        reason = check.doubt or verdict.why
+        if reason and check.face != "undecided":
+            found[check.text] = in_words(re.split(r"[:;,(]", reason)[0].strip())
         elif check.text.endswith(": accuracy") and half < NARROW:
             found[check.text] = "the interval is narrower than sampling allows"
     return found
@@ -102,7 +98,7 @@ def _said(check: Check, doubts: dict[str, str]) -> str:
     """Return a comparison with its effect and its outcome, in words of the reader."""
     text = re.sub(r": [a-z ]+$", "", in_words(check.text))  # the axis says what is measured
     mean, low, high = map(number, (check.effect.mean, check.effect.low, check.effect.high))
-    outcome = f"at face value {check.outcome} †" if check.text in doubts else check.outcome
+    outcome = f"at face value {check.face} †" if check.text in doubts else check.outcome
     return f"{fill(text, 26)}\n{mean} [{low}, {high}]\n{outcome}"
 
 
@@ -139,6 +135,7 @@ def teachers_figure(study: Study) -> Figure:
         raise ValueError(
             "the figure compares pairs of student and teacher, and one at most was run"
         )
+    effects = {(one.student, one.teacher, one.ours.arm): one for one in taught(study)}
     students, teachers = (list(dict.fromkeys(table[name])) for name in ("student", "teacher"))
     columns = len(students)
     figure, panels = panel_figure(2 * columns, height=2.2, columns=columns)
@@ -149,15 +146,20 @@ def teachers_figure(study: Study) -> Figure:
         for (place, arm), side in itertools.product(enumerate(WITH_TEACHER), range(len(teachers))):
             pair = (student, teachers[side], arm)
             rows = table[(table[["student", "teacher", "arm"]] == pair).all(axis=1)]
-            x = place + 0.4 * side - 0.1
-            draw_spread(axes, x, rows[measure], dot_style(arm)[0], "os"[side])
+            if rows.empty:
+                continue
+            effect = effects[pair].effect(TEACHER_MEASURES[measure])
+            x, half = place + 0.4 * side - 0.1, (effect.high - effect.low) / 2
+            draw_spread(axes, x, rows[measure], dot_style(arm)[0], "os"[side], half=half)
         name_ticks(axes, [title_of(arm) for arm in WITH_TEACHER])
         axes.set_ylabel(labels[measure])
         axes.set_title(student if index < columns else "")
     for marker, teacher in zip("os", teachers, strict=False):
         panels[0].plot([], [], marker, color="#555555", label=teacher)
     seeds = table.groupby(["student", "teacher", "arm"])["seed"].nunique().min()
-    caption = f"n = {seeds} seeds (faint); markers and bars: mean and 95 % interval, paired by seed"
+    caption = f"n = {seeds} seeds (faint); markers and bars: mean and 95 % interval (Welch)"
+    if left := sum(bool(one.doubt) for one in effects.values()):
+        caption += f"; left out: {left} arms of another program"
     return finish(figure, "Each method minus GRPO, which learns from reward alone", caption)
 
 

@@ -27,7 +27,7 @@ from rlkd_lab.plots.styles import (
     title_of_arm,
     wrap,
 )
-from rlkd_lab.study.results import left_out
+from rlkd_lab.study.parts import left_out
 from rlkd_lab.study.statistics import half_width
 
 MARKERS: dict[Dash, str] = {"-": "o", "--": "s", ":": "^", "-.": "D", DOTTED: "v"}
@@ -111,11 +111,13 @@ def draw_spread(
     marker: str = "o",
     shift: float = 0.0,
     second: bool = False,
+    half: float | None = None,
 ) -> None:
     """Draw the mean with its 95 % interval, and left of it a faint dot for each seed.
 
     All of it stands ``shift`` points right of ``x``. A second series at the same ``x`` has its
-    dots on the right and an open marker.
+    dots on the right and an open marker. ``half`` is half of the interval, where it is not the
+    values' own.
     """
     known = values.dropna().to_numpy(dtype=float)
     if not len(known):
@@ -125,7 +127,7 @@ def draw_spread(
         dot = axes.scatter([x], [value], s=9, color=colour, alpha=0.4, linewidths=0)
         away = 5 + 1.5 * number
         dot.set_offset_transform(_right_of(axes, shift + (away if second else -away)))
-    half = half_width(known)
+    half = half_width(known) if half is None else half
     bar = axes.errorbar(
         [x],
         [known.mean()],

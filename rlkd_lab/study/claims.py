@@ -11,6 +11,7 @@ The correction is Bonferroni's, over all comparisons of the scorecard.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -18,21 +19,23 @@ from rlkd_lab.study.claim_checks import (
     Found,
     alpha_near_a_half,
     annealed_against_fixed,
-    betas_of_tasks,
     cost_of_a_step,
     fewer_steps,
-    interference,
-    joint_on_knights,
     k2_against_k3,
     masking,
     order_of_lengths,
     order_of_methods,
-    passes,
-    sequential_or_joint,
     trrd_on_knights,
 )
 from rlkd_lab.study.effects import SEEDS, Check, Outcome, all_of, strict
-from rlkd_lab.study.results import Study
+from rlkd_lab.study.parts import Study
+from rlkd_lab.study.sequential_checks import (
+    betas_of_tasks,
+    interference,
+    joint_on_knights,
+    passes,
+    sequential_or_joint,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class Verdict:
     outcome: Outcome
     checks: tuple[Check, ...]
     note: str = ""
-    """Why it is undecided whatever the numbers say, or what to know beside them."""
+    """What to know beside the numbers, and every reason why they may not decide."""
+    why: str = ""
+    """Why the whole claim is undecided whatever its comparisons say, if so."""
     among: int = 1
     """Comparisons of all the claims that were judged with it."""
 
@@ -81,16 +86,20 @@ def _judge(claim: Claim, study: Study) -> Verdict:
     if missing := claim.missing(study):
         return Verdict(claim.number, "undecided", (), f"not run: {', '.join(missing)}")
     found = claim.checks(study)
-    notes = [found.note] if found.note else []
+    notes = [words for words in (found.why, found.note) if words]
     had = min((check.effect.seeds for check in found.checks), default=SEEDS)
     if had < SEEDS:
         notes.insert(0, f"{had} seed{'s' * (had != 1)} where at least {SEEDS} are needed")
+    notes += [
+        f"{words} ({one} of {len(found.checks)} comparisons)"
+        for words, one in Counter(c.doubt for c in found.checks if c.doubt).items()
+    ]
     omitted = {name: len(study[name].left_out) for name in claim.needs if study[name].left_out}
     if omitted:
         counts = ", ".join(f"{name} {count}" for name, count in omitted.items())
         notes.append(f"runs that do not count, named below: {counts}")
-    outcome = all_of([check.outcome for check in found.checks]) if found.decides else "undecided"
-    return Verdict(claim.number, outcome, tuple(found.checks), "; ".join(notes))
+    outcome = all_of([check.outcome for check in found.checks]) if not found.why else "undecided"
+    return Verdict(claim.number, outcome, tuple(found.checks), "; ".join(notes), found.why)
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -144,10 +153,10 @@ CLAIMS: tuple[Claim, ...] = (
         11,
         "S",
         "KDRL raises pass@1 and lowers pass@32 against OPD, TRRD stays close to it",
-        ("core",),
+        ("knights",),
         passes,
     ),
-    Claim(12, "S", 'OPD-then-RL ≥ "KDRL, annealed" ≥ KDRL', ("core",), sequential_or_joint),
+    Claim(12, "S", 'OPD-then-RL ≥ "KDRL, annealed" ≥ KDRL', ("knights",), sequential_or_joint),
     Claim(
         13,
         "S",

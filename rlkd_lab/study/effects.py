@@ -1,7 +1,8 @@
 """Effects over seeds, and what one comparison of a claim makes of them.
 
-Arms share their seeds, and a seed fixes the first adapter and the prompts of every step.
-So differences are taken seed by seed. Their 95 % interval is Student's t over seeds.
+Two arms are two groups of independent runs, so the 95 % interval of their difference is Welch's.
+Sharing a seed makes two arms hardly more alike, so it pairs nothing.
+Differences within a run or from a common checkpoint are paired (:func:`paired`).
 
 - An order, a > b, is supported where the interval of a − b lies above 0.
   It is contradicted where the interval lies below 0.
@@ -10,6 +11,7 @@ So differences are taken seed by seed. Their 95 % interval is Student's t over s
   It is contradicted where the interval lies outside of ±margin.
 
 Anything else is undecided, and so is anything with fewer than :data:`SEEDS` seeds.
+So is a comparison with a doubt: a reason why its interval may not decide.
 """
 
 from __future__ import annotations
@@ -23,13 +25,16 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from rlkd_lab.study.statistics import half_width
+from rlkd_lab.study.statistics import (
+    chance_to_see_equality,
+    half_width,
+    smallest_effect,
+    standard_error,
+)
 
 Outcome = Literal["supported", "contradicted", "undecided"]
 SEEDS = 5
 """Fewest seeds that decide anything."""
-MOST_SEEDS = 10_000
-"""Most seeds that :meth:`Effect.seeds_needed` considers."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,24 @@ class Effect:
     low: float
     high: float
     seeds: int
+    """Runs of the side that has fewer."""
+    freedom: float | None = None
+    """Degrees of freedom of the interval; without, one fewer than seeds."""
+
+    @property
+    def df(self) -> float:
+        """The degrees of freedom."""
+        return self.seeds - 1.0 if self.freedom is None else self.freedom
+
+    @property
+    def error(self) -> float:
+        """The standard error of the mean difference."""
+        return (self.high - self.low) / 2 / float(t.ppf(0.975, self.df))
+
+    @property
+    def seen(self) -> float:
+        """The smallest true difference that these runs would have seen with 80 %."""
+        return smallest_effect(self.error, self.df)
 
     def above(self, margin: float = 0.0) -> Outcome:
         """Judge the claim that the difference is larger than ``margin``."""
@@ -59,39 +82,42 @@ class Effect:
         """Widen the interval so that all comparisons hold at once with 95 % (Bonferroni)."""
         if not math.isfinite(self.low):
             return self
-        wider = float(t.ppf(1 - 0.025 / comparisons, self.seeds - 1) / t.ppf(0.975, self.seeds - 1))
+        wider = float(t.ppf(1 - 0.025 / comparisons, self.df) / t.ppf(0.975, self.df))
         return replace(
             self,
             low=self.mean - wider * (self.mean - self.low),
             high=self.mean + wider * (self.high - self.mean),
         )
 
-    def seeds_needed(self, margin: float = 0.0) -> int | None:
-        """Return how many seeds would tell an effect of this size and spread from ``margin``.
 
-        The number is at least :data:`SEEDS`.
-        ``None``: :data:`MOST_SEEDS` are too few, or too few seeds were run to say.
-        """
-        if not math.isfinite(self.low):
-            return None
-        spread = (self.high - self.low) / 2 * math.sqrt(self.seeds) / t.ppf(0.975, self.seeds - 1)
-        counts = np.arange(SEEDS, MOST_SEEDS + 1)
-        halves = t.ppf(0.975, counts - 1) * spread / np.sqrt(counts)
-        enough = counts[halves < abs(self.mean - margin)]
-        return int(enough[0]) if len(enough) else None
+def _known(values: pd.Series) -> pd.Series:
+    return values.replace([np.inf, -np.inf], np.nan).dropna().astype(float)
 
 
 def effect_of(values: pd.Series) -> Effect:
-    """Return the mean of one number per seed, with its interval."""
-    known = values.replace([np.inf, -np.inf], np.nan).dropna().to_numpy(dtype=float)
+    """Return the mean of one number per seed, with its interval (Student's t)."""
+    known = _known(values)
     mean = float(known.mean()) if len(known) else math.nan
     half = half_width(known)
     return Effect(mean, mean - half, mean + half, len(known))
 
 
 def paired(a: pd.Series, b: pd.Series) -> Effect:
-    """Return a − b over the seeds that both have."""
+    """Return a − b over the seeds that both have.
+
+    It is for two numbers of one run, or of two forks of one checkpoint.
+    """
     return effect_of(a - b)
+
+
+def unpaired(a: pd.Series, b: pd.Series) -> Effect:
+    """Return mean(a) − mean(b) of two groups of independent runs, with Welch's interval."""
+    one, other = _known(a), _known(b)
+    seeds = min(len(one), len(other))
+    mean = float(one.mean() - other.mean()) if seeds else math.nan
+    error, freedom = standard_error(one, other)
+    half = error * float(t.ppf(0.975, freedom)) if freedom == freedom else math.nan
+    return Effect(mean, mean - half, mean + half, seeds, freedom)
 
 
 @dataclass(frozen=True)
@@ -105,33 +131,33 @@ class Check:
     effect: Effect
     margin: float = 0.0
     equal: bool = False
+    best: Effect | None = None
+    """The same difference at the best checkpoint on validation prompts, where it was measured."""
+    collapsed: tuple[int, int] | None = None
+    """How many runs of either side collapsed."""
+    doubt: str = ""
+    """Why the comparison decides nothing whatever its interval says; empty without a reason."""
 
     def outcome_of(self, effect: Effect) -> Outcome:
-        """Judge the comparison with this effect."""
+        """Judge the comparison with this effect, at face value."""
         return effect.within(self.margin) if self.equal else effect.above(self.margin)
 
     @property
-    def outcome(self) -> Outcome:
-        """The outcome with the measured effect."""
+    def face(self) -> Outcome:
+        """The outcome of the interval alone."""
         return self.outcome_of(self.effect)
 
     @property
-    def needed(self) -> int | None:
-        """Seeds with which an effect of this size and spread would decide.
-
-        ``None`` where the comparison is decided, or where no number of seeds is known to.
-        """
-        if self.outcome != "undecided":
-            return None
-        nearer = self.margin
-        if self.equal and self.effect.mean:  # the interval must end before the nearer margin
-            nearer = math.copysign(self.margin, self.effect.mean)
-        return self.effect.seeds_needed(nearer)
+    def outcome(self) -> Outcome:
+        """The outcome: that of the interval, unless there is a doubt."""
+        return "undecided" if self.doubt else self.face
 
     @property
-    def leans(self) -> Outcome:
-        """What those seeds would decide: the outcome of the effect without its interval."""
-        return self.outcome_of(replace(self.effect, low=self.effect.mean, high=self.effect.mean))
+    def seen_if_equal(self) -> float:
+        """How probably these runs support an equality that holds exactly; NaN for an order."""
+        if not self.equal:
+            return math.nan
+        return chance_to_see_equality(self.margin, self.effect.error, self.effect.df)
 
 
 def all_of(outcomes: Sequence[Outcome]) -> Outcome:
@@ -143,4 +169,4 @@ def all_of(outcomes: Sequence[Outcome]) -> Outcome:
 
 def strict(check: Check, comparisons: int) -> Outcome:
     """Return the outcome of a comparison if all ``comparisons`` must hold at once."""
-    return check.outcome_of(check.effect.of_many(comparisons))
+    return "undecided" if check.doubt else check.outcome_of(check.effect.of_many(comparisons))

@@ -7,20 +7,24 @@ They use the parts that have ended.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from rlkd_lab.objectives import METHODS
-from rlkd_lab.study.claim_checks import ACCURACY, LENGTH
 from rlkd_lab.study.claims import CLAIMS, PAPERS, Verdict, judge_claims
-from rlkd_lab.study.effects import Check, Effect, effect_of, strict
-from rlkd_lab.study.results import SESSIONS, TABLES, Study, by_arm
+from rlkd_lab.study.comparing import ACCURACY, LENGTH, Side, mixed
+from rlkd_lab.study.effects import Check, Effect, strict, unpaired
+from rlkd_lab.study.parts import SESSIONS, TABLES, Study, by_arm
+from rlkd_lab.study.statistics import POWER
 from rlkd_lab.study.study import PARTS, read_study
 from rlkd_lab.study.sweep import CHOSEN
+from rlkd_lab.study.versions import VERSION, with_version
 
 PAIRS: dict[str, tuple[str, str, str]] = {
     "core": ("student", "checking teacher", "core"),
@@ -36,8 +40,6 @@ WITH_TEACHER = ("sft", "opd", "opd_then_rl", "kdrl", "trrd")
 """Arms that all of these parts have."""
 TEACHER_MEASURES = {"accuracy": ACCURACY, "ood": "ood avg", "length": LENGTH}
 EDGE = ", on the edge"
-MANY = 50
-"""Largest number of seeds that the scorecard asks for by number."""
 MEASURES = {
     "id avg": "accuracy",
     "ood avg": "accuracy, ood",
@@ -52,6 +54,7 @@ OWN_ARMS = {
     "kdrl_k3": "KDRL, k3",
     "kdrl_exact": "KDRL, exact KL",
     "grpo_token": "GRPO, mean over tokens",
+    "kdrl_advantage_annealed": "KDRL, advantage form, annealed",
 }
 """Titles of arms that are no method of the table."""
 
@@ -73,22 +76,55 @@ def _settings(found: re.Match[str]) -> str:
     return re.sub(r"linear:([\d.]+):", r"\1 to ", f" ({', '.join(shown)})")
 
 
-def by_teacher(study: Study) -> pd.DataFrame:
-    """Compare every arm with GRPO on the same student and seed, for each pair with a teacher.
+@dataclass(frozen=True)
+class Taught:
+    """An arm with a teacher beside GRPO on the same student."""
 
-    A row has student, teacher, arm, seed, and the differences in accuracy and length.
-    There is no row where only the core was run, whose pair may be another preset's.
+    student: str
+    teacher: str
+    ours: Side
+    alone: Side
+
+    @property
+    def doubt(self) -> str:
+        """Why the two are not compared; empty without a reason."""
+        return mixed(self.ours, self.alone)
+
+    def effect(self, measure: str) -> Effect:
+        """Return the arm's measure minus GRPO's."""
+        return unpaired(self.ours.of(measure), self.alone.of(measure))
+
+
+def taught(study: Study) -> list[Taught]:
+    """Return every arm with a teacher, for each pair of student and teacher that was run.
+
+    There is none where only the core was run, whose pair may be another preset's.
     """
     there = {part: pair for part, pair in PAIRS.items() if part in study and pair[2] in study}
+    if not there.keys() - {"core"}:
+        return []
+    return [
+        Taught(student, teacher, Side(study[part], arm), Side(study[alone], "grpo"))
+        for part, (student, teacher, alone) in there.items()
+        for arm in WITH_TEACHER
+    ]
+
+
+def by_teacher(study: Study) -> pd.DataFrame:
+    """Return every run with a teacher minus the mean of GRPO on the same student.
+
+    A row has student, teacher, arm, seed, and the differences in accuracy and length.
+    Arms that another version of the program made than GRPO's are left out.
+    """
     frames = []
-    for part, (student, teacher, alone) in there.items() if there.keys() - {"core"} else ():
-        for arm in WITH_TEACHER:
-            gaps = {
-                name: study[part].of(arm, measure) - study[alone].of("grpo", measure)
-                for name, measure in TEACHER_MEASURES.items()
-            }
-            rows = pd.DataFrame(gaps).rename_axis("seed").reset_index()
-            frames.append(rows.assign(student=student, teacher=teacher, arm=arm))
+    for one in taught(study):
+        gaps = {
+            name: one.ours.of(measure) - one.alone.of(measure).mean()
+            for name, measure in TEACHER_MEASURES.items()
+        }
+        rows = pd.DataFrame(gaps).rename_axis("seed").reset_index()
+        rows = rows.assign(student=one.student, teacher=one.teacher, arm=one.ours.arm)
+        frames += [] if one.doubt else [rows]
     columns = ["student", "teacher", "arm", "seed", *TEACHER_MEASURES]
     none = pd.DataFrame(columns=columns)
     return pd.concat(frames, ignore_index=True)[columns] if frames else none
@@ -109,21 +145,30 @@ def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
         found = [_comparison(check, verdict.among) for check in verdict.checks] or [{}]
         rows += [{**shared, **one, "note": in_words(verdict.note)} for one in found]
     table = pd.DataFrame(rows)
-    if "seeds" not in table:
-        return table
-    return table.astype({"seeds": "Int64", "seeds_needed": "Int64"})
+    return table.astype({"seeds": "Int64"}) if "seeds" in table else table
 
 
 def _comparison(check: Check, among: int) -> dict[str, Any]:
+    ours, theirs = check.collapsed or (None, None)
+    best = check.best or Effect(math.nan, math.nan, math.nan, 0)
     return {
         "comparison": in_words(check.text),
         "effect": check.effect.mean,
         "low": check.effect.low,
         "high": check.effect.high,
+        "degrees_of_freedom": check.effect.df,
         "seeds": check.effect.seeds,
+        "would_see": check.effect.seen,
+        "would_support_equality": check.seen_if_equal,
+        "best_effect": best.mean,
+        "best_low": best.low,
+        "best_high": best.high,
+        "collapsed": ours,
+        "collapsed_other": theirs,
         "outcome": check.outcome,
+        "outcome_at_face_value": check.face,
         "outcome_of_all": strict(check, among),
-        "seeds_needed": check.needed,
+        "doubt": check.doubt,
     }
 
 
@@ -173,57 +218,71 @@ def claim_lines(verdicts: Sequence[Verdict]) -> list[str]:
 def comparison_lines(verdicts: Sequence[Verdict]) -> list[str]:
     """Return a table of the comparisons, with what it means."""
     among = max(verdict.among for verdict in verdicts)
-    words = (
-        "Effect and 95 % interval over seeds (Student's t, paired by seed; all runs answer"
-        " the same test prompts). Last column: the outcome if the intervals"
-        f" were so wide that all {among} hold at once with 95 % (Bonferroni); a verdict that"
-        " would not be the same is on the edge."
-    )
+    words = [
+        "**Effect**: at the last step, on test prompts, with its 95 % interval over seeds. Arms are"
+        " independent groups of runs (Welch). All runs answer the same test prompts.",
+        "**Best**: the same at each run's best checkpoint on validation prompts, where checkpoints"
+        " were evaluated. It is a highest value, so it is too high on both sides.",
+        f"**Would see**: the smallest true difference that these runs would have found beyond"
+        f" chance with a probability of {POWER:.0%}. A smaller one may be there unseen.",
+        "**Collapsed**: runs of either side that lost half of the accuracy that they had reached,"
+        " or diverged.",
+        f"**Of all**: the outcome if all {among} intervals must hold at once with 95 %"
+        " (Bonferroni). A verdict that would not be the same is on the edge.",
+    ]
     rows = [
         _row(
             verdict.number,
             in_words(check.text),
-            number(check.effect.mean),
-            _interval(check.effect),
+            f"{number(check.effect.mean)} {_interval(check.effect)}",
+            f"{number(check.best.mean)} {_interval(check.best)}" if check.best else "–",
+            number(check.effect.seen).lstrip("+"),
             check.effect.seeds,
-            said(check),
+            " and ".join(map(str, check.collapsed)) if check.collapsed else "–",
+            said(check, verdict.why),
             strict(check, verdict.among),
         )
         for verdict in verdicts
         for check in verdict.checks
     ]
-    head = "| claim | comparison | effect | interval | seeds | here | of all |"
-    return [words, "", *_table(head, rows)]
+    head = "| claim | comparison | effect | best | would see | seeds | collapsed | here | of all |"
+    return [*(f"- {one}" for one in words), "", *_table(head, rows)]
 
 
 def teacher_lines(study: Study) -> list[str]:
-    """Return a table of :func:`by_teacher`, with what it means; nothing without rows."""
-    table = by_teacher(study)
-    if table.empty:
-        return []
+    """Return a table of arms with a teacher beside GRPO, with what it means."""
     rows = []
-    for names, group in table.groupby(["student", "teacher", "arm"], sort=False):
-        effects = [effect_of(group[name]) for name in TEACHER_MEASURES]
-        rows.append(
-            _row(
-                *(in_words(str(name)) for name in names),
-                *(f"{number(one.mean)} {_interval(one)}" for one in effects),
-            )
-        )
+    for one in taught(study):
+        effects = [one.effect(measure) for measure in TEACHER_MEASURES.values()]
+        shown = [f"{number(effect.mean)} {_interval(effect)}" for effect in effects]
+        cells = ["not compared", "–", "–"] if one.doubt else shown
+        lost = f"{one.ours.lost} of {len(one.ours.of(ACCURACY))}"
+        rows.append(_row(one.student, one.teacher, in_words(one.ours.arm), *cells, lost))
+    if not rows:
+        return []
     words = (
         "Each arm minus GRPO, which asks no teacher, on the same student; mean and 95 %"
-        " interval over seeds (Student's t, paired by seed)."
+        " interval over seeds (Welch). Arms that another version of the program made than GRPO's"
+        " are not compared."
     )
-    head = "| student | teacher | arm | accuracy | accuracy, ood | length |"
+    head = "| student | teacher | arm | accuracy | accuracy, ood | length | collapsed |"
     return [words, "", *_table(head, rows)]
 
 
-def said(check: Check) -> str:
-    """Return ``supported``, or ``undecided (12 seeds like these would say supported)``."""
-    if check.needed is None:
-        return check.outcome
-    many = check.needed if check.needed <= MANY else f"more than {MANY}"
-    return f"undecided ({many} seeds like these would say {check.leans})"
+def said(check: Check, why: str = "") -> str:
+    """Return the outcome with the reason for a doubt, or with the power for an equality.
+
+    Where the whole claim is undecided (``why``), an outcome is one at face value.
+    """
+    if check.doubt:
+        face = "" if check.face == "undecided" else f" (at face value {check.face})"
+        return f"undecided{face}: {in_words(check.doubt)}"
+    if check.equal and check.outcome == "undecided" and check.seen_if_equal == check.seen_if_equal:
+        return (
+            "undecided (were they equal, these runs would say so with a probability of"
+            f" {check.seen_if_equal:.1%})"
+        )
+    return f"at face value {check.face}" if why and check.face != "undecided" else check.face
 
 
 def number(value: float) -> str:
@@ -240,7 +299,7 @@ def _tuning(study: Study, out: Path) -> list[str]:
     for name in study:
         file = out / name / CHOSEN
         if not file.exists():
-            rows.append(f"| {name} | all | 0 | nothing was chosen: the grid is the question | |")
+            rows.append(f"| {name} | all | 0 | nothing was chosen: the grid is the question | | |")
             continue
         try:
             arms = json.loads(file.read_text(encoding="utf-8"))["arms"]
@@ -252,8 +311,29 @@ def _tuning(study: Study, out: Path) -> list[str]:
             scores = [trial["accuracy"] for trial in trials]
             chosen = ", ".join(f"{key} = {value}" for key, value in best.items())
             shown = ", ".join("diverged" if one is None else f"{one:.3f}" for one in scores)
-            rows.append(_row(name, in_words(arm), len(trials), chosen, shown))
-    return _table("| part | arm | trials | chosen | validation accuracy of each trial |", rows)
+            edge = ", ".join(at_an_edge([trial["settings"] for trial in trials], best))
+            rows.append(_row(name, in_words(arm), len(trials), chosen, edge or "–", shown))
+    head = "| part | arm | trials | chosen | at an edge | validation accuracy of each trial |"
+    return _table(head, rows)
+
+
+def at_an_edge(tried: Sequence[dict[str, Any]], best: dict[str, Any]) -> list[str]:
+    """Return the settings of which the lowest or the highest value that was tried was chosen.
+
+    Only numbers have edges; a schedule has none.
+
+    >>> at_an_edge([{"rate": 1, "beta": 2}, {"rate": 3, "beta": 2}], {"rate": 3, "beta": 2})
+    ['rate']
+    """
+    numbers = {
+        name: {one[name] for one in tried if isinstance(one.get(name), int | float)}
+        for name in best
+    }
+    return [
+        name
+        for name, values in numbers.items()
+        if len(values) > 1 and best[name] in (min(values), max(values))
+    ]
 
 
 def _methods(study: Study) -> list[str]:
@@ -263,9 +343,13 @@ def _methods(study: Study) -> list[str]:
         rows = []
         for row in by_arm(part.runs, there).to_dict("records"):
             cells = [f"{plain(row[one])} ± {plain(row[f'{one} ±'])}" for one in there]
-            rows.append(_row(in_words(row["arm"]), row["runs"], *cells))
-        head = _row("arm", "seeds", *(MEASURES[measure] for measure in there))
-        lines += [f"### {name}: {PARTS[name]}", "", *_table(head, rows), ""]
+            rows.append(
+                _row(in_words(row["arm"]), row["runs"], Side(part, row["arm"]).lost, *cells)
+            )
+        head = _row("arm", "seeds", "collapsed", *(MEASURES[measure] for measure in there))
+        made = "; ".join(sorted(set(with_version(part.runs)[VERSION])))
+        lines += [f"### {name}: {PARTS[name]}", "", f"Version of the program: {made}.", ""]
+        lines += [*_table(head, rows), ""]
         if part.left_out:
             lines += [f"Left out: {', '.join(part.left_out)}.", ""]
     return lines[:-1]

@@ -16,10 +16,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t, ttest_1samp, ttest_ind
+from scipy.optimize import brentq
+from scipy.stats import chi2, nct, norm, t, ttest_1samp, ttest_ind
 
 RESAMPLES = 4000
 LEVEL = 0.95
+POWER = 0.8
+"""Probability with which a study should see an effect."""
+WINDOW = 9
+"""Steps of the trailing mean of a training curve."""
+LOST = 0.5
+"""A run collapsed if less than this share of its highest accuracy is left."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +224,74 @@ def half_width(values: ArrayLike) -> float:
     if len(array) < 2:
         return float("nan")
     return float(t.ppf((1 + LEVEL) / 2, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
+
+
+def standard_error(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
+    """Return the standard error of mean(a) − mean(b) and its degrees of freedom, after Welch.
+
+    The groups are independent and may spread differently.
+    Both numbers are NaN where a group has fewer than two values.
+
+    >>> [round(one, 3) for one in standard_error([1.0, 2.0, 3.0], [1.0, 3.0, 5.0])]
+    [1.291, 2.941]
+    """
+    groups = [np.asarray(values, dtype=float) for values in (a, b)]
+    if min(map(len, groups)) < 2:
+        return float("nan"), float("nan")
+    parts = [group.var(ddof=1) / len(group) for group in groups]
+    most = float(sum(len(group) - 1 for group in groups))
+    if not sum(parts):
+        return 0.0, most
+    each = zip(parts, groups, strict=True)
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(group) - 1) for part, group in each)
+    return float(np.sqrt(sum(parts))), float(freedom)
+
+
+def smallest_effect(error: float, freedom: float, power: float = POWER) -> float:
+    """Return the true difference that a 95 % interval leaves 0 out of, with this probability.
+
+    It follows from the spread of the runs alone, not from the difference that they showed.
+    With Student's noncentral t, to the side of the difference.
+
+    >>> round(smallest_effect(1.0, 8.0), 2)
+    3.2
+    """
+    if not (error > 0 and freedom > 0):
+        return float("nan")
+    bound = t.ppf((1 + LEVEL) / 2, freedom)
+    far = brentq(lambda shift: nct.sf(bound, freedom, shift) - power, 0.0, 10.0 * bound + 10.0)
+    return error * float(far)
+
+
+def chance_to_see_equality(margin: float, error: float, freedom: float) -> float:
+    """Return how probably the interval lies within ±margin where there is no difference at all.
+
+    >>> round(chance_to_see_equality(0.02, 0.02, 8.0), 3), chance_to_see_equality(1, 0.01, 8.0)
+    (0.001, 1.0)
+    """
+    if not (error > 0 and freedom > 0):
+        return float("nan")
+    shares = (np.arange(2000) + 0.5) / 2000  # quantiles of the standard error that is measured
+    measured = error * np.sqrt(chi2.ppf(shares, freedom) / freedom)
+    room = margin - t.ppf((1 + LEVEL) / 2, freedom) * measured
+    return float(np.mean(np.where(room > 0, 2 * norm.cdf(room / error) - 1, 0.0)))
+
+
+def collapsed(accuracy: ArrayLike) -> bool:
+    """Return whether a run collapsed: it lost half of the accuracy that it had reached.
+
+    Accuracy in training is averaged over the last :data:`WINDOW` steps.
+    A run collapsed if the last of these means is below :data:`LOST` times the highest.
+    A run that diverged collapsed too, and has no curve to show it.
+
+    >>> collapsed([0.5] * 20 + [0.2] * 20), collapsed([0.5] * 20 + [0.3] * 20)
+    (True, False)
+    """
+    values = np.asarray(accuracy, dtype=float)
+    if len(values) < WINDOW:
+        return False
+    means = np.convolve(values, np.full(WINDOW, 1 / WINDOW), "valid")
+    return bool(means[-1] < LOST * means.max())
 
 
 def welch(a: ArrayLike, b: ArrayLike) -> Difference:

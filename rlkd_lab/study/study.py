@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlkd_lab.study.results import SESSIONS, TABLES, Study, read_part
+from rlkd_lab.study.parts import SESSIONS, TABLES, Study, read_part
 from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep
+from rlkd_lab.study.versions import PROGRAMS, programs_of
 
 PARTS: dict[str, str] = {
     "core": "eight methods, one pair",
@@ -27,6 +28,7 @@ PARTS: dict[str, str] = {
     "aggregation": "GRPO's loss averaged over tokens",
     "knights": "Knights and Knaves",
     "knights_betas": "KDRL's coefficient on Knights and Knaves",
+    "knights_advantage": "KDRL's advantage form on Knights and Knaves",
 }
 """The subject of each part, in the order in which the parts are run."""
 FOLDER = Path(__file__).parent / "sweeps"
@@ -77,7 +79,8 @@ def read_study(out: str | Path) -> Study:
         FileNotFoundError: there is no such part, or a part lacks one of its tables.
         ValueError: a table is damaged.
     """
-    found = {name: read_part(Path(out) / name) for name in _over(out)}
+    programs = programs_of(Path(out))
+    found = {name: read_part(Path(out) / name, programs.get(name, "")) for name in _over(out)}
     if not found:
         raise FileNotFoundError(
             f"{out} has no part with its tables ({', '.join(TABLES)}): run `rlkd study` first"
@@ -104,3 +107,5 @@ def copy_tables(out: str | Path, target: str | Path) -> None:
                 if file.exists():
                     (Path(target) / inner).mkdir(parents=True, exist_ok=True)
                     shutil.copy(file, Path(target) / inner / file.name)
+    if (Path(out) / PROGRAMS).exists():
+        shutil.copy(Path(out) / PROGRAMS, Path(target) / PROGRAMS)

@@ -30,8 +30,9 @@ from rlkd_lab.runs import RunFolder
 from rlkd_lab.runs.lock import alone
 from rlkd_lab.study.eval_table import about, read_record, write_table
 from rlkd_lab.study.evaluation import Settings, check_splits, evaluate_target, settings_of
+from rlkd_lab.study.parts import SESSIONS, left_out
 from rlkd_lab.study.pools import in_processes, on_ray, workers_here
-from rlkd_lab.study.results import OVER, SESSIONS, collect, left_out, outcome_of, over, write_tables
+from rlkd_lab.study.results import OVER, collect, outcome_of, over, write_tables
 from rlkd_lab.study.summary import summarise
 from rlkd_lab.study.sweep import CHOSEN, Job, Sweep, settled
 from rlkd_lab.study.targets import data_changed, find_target, task_of

@@ -18,12 +18,14 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from itertools import combinations, product
+from functools import lru_cache
+from itertools import combinations, permutations, product
 from typing import Literal
 
 from rlkd_lab.tasks.base import Example, Score, Split, check_split, made_of, seeded, split_of
 
 Style = Literal["direct", "steps", "checked"]
+HeldOut = Literal["text", "renamed"]
 NAMES = "ABCDE"
 
 _PEOPLE = re.compile(r"[A-Ea-e]{2,5}", re.ASCII)
@@ -40,11 +42,20 @@ class KnightsTask:
     - ``accuracy`` is 1 where the completion ends in ``#`` and the right assignment, with knights
       in capitals and knaves in small letters;
     - ``format`` is 1 where the whole completion has the expected shape.
+
+    Args:
+        held_out: what a split shares with no other. ``text``: its prompts. ``renamed``: its
+            puzzles, whatever the people are called.
     """
 
     name = "knights"
     train_difficulty = (2, 4)
     ood_difficulty: tuple[int, int] | None = (5, 5)
+
+    def __init__(self, held_out: HeldOut = "text") -> None:
+        if held_out not in ("text", "renamed"):
+            raise ValueError(f"held_out is text or renamed; got {held_out!r}")
+        self._form = renamed if held_out == "renamed" else str
 
     def examples(
         self, n: int, seed: int, split: Split = "train", difficulty: tuple[int, int] | None = None
@@ -60,7 +71,7 @@ class KnightsTask:
         while len(found) < n:
             people = rng.randint(low, high)
             while (
-                split_of(prompt := _draw(people, rng)) != split
+                split_of(self._form(prompt := _draw(people, rng))) != split
                 or len(fitting := solutions(prompt)) != 1
             ):
                 pass
@@ -123,6 +134,36 @@ def _draw(people: int, rng: random.Random) -> str:
         left, right = ("", "") if link in "=/" else (rng.choice("+-"), rng.choice("+-"))
         said.append(f"{speaker}:{left}{first}{link}{right}{second}")
     return ";".join(said) + "?"
+
+
+@lru_cache(maxsize=4096)
+def renamed(prompt: str) -> str:
+    """Return the form that a puzzle shares with all puzzles that differ in names alone.
+
+    It is the first, by text, of the puzzles with the people called otherwise.
+
+    >>> renamed("A:-B;B:A/B?") == renamed("A:A/B;B:-A?") != renamed("A:-B;B:A=B?")
+    True
+    """
+    return min(twins(prompt))
+
+
+def twins(prompt: str) -> set[str]:
+    """Return a puzzle with its people called in every other way, itself included.
+
+    >>> sorted(twins("A:+B&-A;B:-A?"))
+    ['A:+B&-A;B:-A?', 'A:-B;B:+A&-B?']
+    """
+    said = _STATEMENT.findall(prompt)
+    found = set()
+    for names in permutations(NAMES[: len(said)]):
+        told = []
+        for name, (sign, first, link, other_sign, second) in zip(names, said, strict=True):
+            parts = [(names[NAMES.index(first)], sign)]
+            parts += [(names[NAMES.index(second)], other_sign)] if second else []
+            told.append(f"{name}:{link.join(sign + who for who, sign in sorted(parts))}")
+        found.add(";".join(sorted(told)) + "?")
+    return found
 
 
 def statements(prompt: str, assignment: str) -> Iterator[tuple[str, str, bool]]:

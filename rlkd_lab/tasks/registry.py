@@ -41,7 +41,7 @@ def find_task(
             answer a row; ``hub:OWNER/NAME`` or ``hub:OWNER/NAME:CONFIG``; ``PATH.py:CLASS``, a
             class of your own.
         settings: of a reasoning-gym set (the fields of its config), of your own class (keyword
-            arguments) or of rows (:data:`COLUMNS`).
+            arguments), of ``knights`` (``held_out``) or of rows (:data:`COLUMNS`).
         template: what a prompt looks like, with ``{question}`` in it; every other brace stands for
             itself. The task's own by default.
 
@@ -56,12 +56,14 @@ def find_task(
     if name.endswith(".py"):
         raise ValueError(f"task {name}: a file can hold several classes; write {name}:CLASS")
     if name in EMBEDDED:
-        if settings or template:
+        known = {"held_out"} if name == "knights" else set()
+        if template or settings.keys() - known:
             raise ValueError(
-                f"{name} has no settings and no template: the embedded models read its bare"
-                " prompts; use a reasoning-gym set such as chain_sum"
+                f"{name} has no settings and no template (knights alone has one, held_out):"
+                " the embedded models read its bare prompts; use a reasoning-gym set such as"
+                " chain_sum"
             )
-        return EMBEDDED[name]()
+        return KnightsTask(**settings) if name == "knights" else ArithmeticTask()
     if name.startswith("hub:"):
         return QuestionTask(
             name, read_hub(name.removeprefix("hub:")), template, columns_of(name, settings)

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import torch
 
+from rlkd_lab.training.fingerprint import RESULTS
+
 SILENT = 900
 PACKAGES = ("rlkd_lab", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "numpy")
 
@@ -33,6 +35,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "commit": commit(),
+        "results_version": RESULTS,
     }
 
 

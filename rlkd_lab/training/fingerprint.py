@@ -7,8 +7,16 @@ import hashlib
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.make_config import RENAMED
 
-DRAWS = "a number for each token"
-"""How completions are drawn. A checkpoint of another way of drawing is refused."""
+RESULTS = 3
+"""The version of everything that makes results from a config and a seed.
+
+Raise it with every change after which they give other rows: of draws, prompts, losses, or order of
+sums.
+Tables of results carry it, arms of two versions are not compared, and a checkpoint of another
+version is refused.
+"""
+_SEALS = {3: "a number for each token"}
+"""What stands in the fingerprints of a version. Checkpoints of version 3 have these words."""
 NOT_IN_FINGERPRINT = {
     "eval_every",
     "eval_prompts",
@@ -40,10 +48,11 @@ checkpoints of earlier versions can be resumed."""
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Hash the settings that a checkpoint depends on, and how completions are drawn."""
+    """Hash the settings that a checkpoint depends on, and the version of what makes results."""
     fields = RunConfig.model_fields
     unset = {name for name in LATER_SETTINGS if getattr(config, name) == fields[name].default}
-    text = DRAWS + config.model_dump_json(exclude=NOT_IN_FINGERPRINT | unset)
+    seal = _SEALS.get(RESULTS, f"results {RESULTS}")
+    text = seal + config.model_dump_json(exclude=NOT_IN_FINGERPRINT | unset)
     for earlier, name in RENAMED.items():
         text = text.replace(f'"{name}":', f'"{earlier}":')
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -345,7 +345,8 @@ def test_the_figure_of_a_claim_says_verdict_effects_and_seeds(number):
     verdict = judge_claims(TRUE)[number - 1]
     figure = claim_figure(TRUE, verdict)
     assert figure._suptitle.get_text().startswith(f"Claim {number} ")
-    assert "\nSupported here" in figure._suptitle.get_text()
+    outcome = "Undecided here; †" if number == 14 else "Supported here"  # which no table decides
+    assert f"\n{outcome}" in figure._suptitle.get_text()
     assert "n = 5 seeds" in caption(figure)
     rows = [label.get_text() for axes in figure.axes[1::2] for label in axes.get_yticklabels()]
     assert sorted(row.split("\n")[-2] for row in rows) == sorted(
@@ -375,7 +376,7 @@ def test_an_interval_narrower_than_sampling_allows_is_flagged():
 def test_figures_are_written_with_their_numbers_for_what_was_run(tmp_path):
     written = draw_claims({"core": TRUE["core"]}, tmp_path)
     assert [path.name for path in written] == [
-        f"claim_{number:02d}.png" for number in (1, 2, 3, 6, 9, 11, 12, 14)
+        f"claim_{number:02d}.png" for number in (1, 2, 3, 6, 9, 14)
     ]
     assert all(path.with_suffix(".pdf").exists() for path in written)
     side = json.loads((tmp_path / "claim_01.json").read_text())

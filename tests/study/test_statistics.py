@@ -12,14 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
 from rlkd_lab.study.statistics import (
     avg_at_k,
     bootstrap,
     chance_pass_at_k,
+    chance_to_see_equality,
+    collapsed,
+    half_width,
     majority_at_k,
     paired_bootstrap,
     pass_at_k,
+    smallest_effect,
+    standard_error,
 )
 
 MATRICES = st.tuples(st.integers(1, 5), st.integers(1, 7)).flatmap(
@@ -223,3 +229,54 @@ def test_the_p_value_agrees_with_the_interval_and_with_the_mirror_image(seed, sh
         assert not found.low <= 0 <= found.high
     if found.p > 0.051:
         assert found.low <= 0 <= found.high
+
+
+# --- power, equality, collapse --------------------------------------------------------------------
+
+
+def differences(rng, shift=0.0, studies=6000, runs=5, spreads=(1.0, 1.0)):
+    """Mean differences of many studies of two groups, and half of their intervals."""
+    a = rng.normal(shift, spreads[0], (studies, runs))
+    b = rng.normal(0.0, spreads[1], (studies, runs))
+    found = np.array([standard_error(*groups) for groups in zip(a, b, strict=True)])
+    return a.mean(1) - b.mean(1), stats.t.ppf(0.975, found[:, 1]) * found[:, 0]
+
+
+@pytest.mark.parametrize("spreads", [(1.0, 1.0), (1.0, 3.0)])
+def test_intervals_cover_the_truth_as_often_as_they_say(spreads):
+    gap, half = differences(np.random.default_rng(0), spreads=spreads)
+    assert np.mean(np.abs(gap) < half) == pytest.approx(0.95, abs=0.01)
+
+
+def test_runs_of_which_one_in_ten_collapses_are_not_covered():
+    """So a collapse is reported and not averaged in silence."""
+    rng = np.random.default_rng(1)
+    runs = np.where(rng.random((4000, 5)) < 0.1, 0.3, rng.normal(0.9, 0.02, (4000, 5)))
+    half = np.array([half_width(study) for study in runs])
+    covered = np.mean(np.abs(runs.mean(1) - (0.1 * 0.3 + 0.9 * 0.9)) < half)
+    assert covered < 0.6
+
+
+@pytest.mark.parametrize("runs", [5, 20])
+def test_the_smallest_effect_is_seen_in_four_studies_of_five(runs):
+    """Two groups of equal spread: 2(n − 1) degrees of freedom, error √(2/n)."""
+    shift = smallest_effect(np.sqrt(2 / runs), 2 * (runs - 1))
+    gap, half = differences(np.random.default_rng(2), shift, runs=runs)
+    assert np.mean(gap > half) == pytest.approx(0.8, abs=0.015)
+
+
+@pytest.mark.parametrize("margin", [2.0, 2.5])
+def test_the_chance_to_see_equality_is_that_of_a_simulation(margin):
+    """Eight degrees of freedom, a standard error of .6."""
+    rng = np.random.default_rng(3)
+    gap, error = rng.normal(0, 0.6, 20_000), 0.6 * np.sqrt(rng.chisquare(8, 20_000) / 8)
+    seen = np.mean(np.abs(gap) + stats.t.ppf(0.975, 8) * error < margin)
+    expected = chance_to_see_equality(margin, 0.6, 8)
+    assert expected == pytest.approx(seen, abs=0.01) and expected > 0.4
+
+
+def test_a_run_that_lost_half_of_what_it_had_reached_collapsed():
+    assert collapsed([0.1] * 20 + [0.8] * 20 + [0.3] * 20)
+    assert not collapsed([0.1] * 20 + [0.8] * 20 + [0.5] * 20)
+    assert not collapsed([0.8] + [0.3] * 40)  # one lucky step is no height
+    assert not collapsed([0.9, 0.1]) and not collapsed([])

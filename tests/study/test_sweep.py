@@ -20,14 +20,16 @@ from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.study import pools
 from rlkd_lab.study import workers as module
 from rlkd_lab.study.eval_table import read_table
+from rlkd_lab.study.parts import by_arm
 from rlkd_lab.study.pools import on_ray
-from rlkd_lab.study.results import OVER, by_arm, collect, curves, levels, over
+from rlkd_lab.study.results import OVER, collect, curves, levels, over
 from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep, settled
 from rlkd_lab.study.targets import task_of
 from rlkd_lab.study.watch import run_watched
 from rlkd_lab.study.workers import choose, run_sweep, stages
 from rlkd_lab.training import run
 from rlkd_lab.training.data import data_of
+from rlkd_lab.training.fingerprint import RESULTS
 from tests.short import EMBEDDED, SHORT
 
 SMALL = {
@@ -658,6 +660,8 @@ def test_trials_and_then_the_runs_that_count(tmp_path):
         levels(chosen, tmp_path),
     )
     assert len(runs) == 4 and len(steps) == 8 and set(numbers["set"]) == {"id", "ood"}
+    for table in (runs, steps, numbers):
+        assert set(table["results_version"]) == {str(RESULTS)}
     sft = steps[steps["arm"] == "sft"]
     written = sft["sampled_tokens"].iloc[0]
     # eight traces of at most 96 tokens, written once, and not what is trained on

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkd_lab.tasks import Example, KnightsTask
-from rlkd_lab.tasks.knights import NAMES, assignments, solutions, tried, worked
+from rlkd_lab.tasks import Example, KnightsTask, find_task
+from rlkd_lab.tasks.base import split_of
+from rlkd_lab.tasks.knights import NAMES, assignments, renamed, solutions, tried, twins, worked
 
 TASK = KnightsTask()
 EVERY_SIZE = pytest.mark.parametrize("people", [2, 3, 4, 5])
@@ -162,3 +163,39 @@ def test_scores(completion, form, accuracy):
 def test_a_verifier_never_raises(text):
     parts = TASK.score(text, PUZZLE).parts
     assert set(parts.values()) <= {0.0, 1.0}
+
+
+# --- people called otherwise ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("people", [2, 3, 4])
+def test_a_twin_has_the_same_solution_under_its_names(people):
+    for puzzle in TASK.examples(20, 1, "train", (people, people)):
+        others = twins(puzzle.prompt)
+        knights = sum(map(str.isupper, puzzle.answer))
+        assert puzzle.prompt in others and len(others) <= len(
+            list(itertools.permutations(range(people)))
+        )
+        for other in others:
+            (answer,) = solve(other)
+            assert sum(map(str.isupper, answer)) == knights and renamed(other) == renamed(
+                puzzle.prompt
+            )
+
+
+def test_no_puzzle_held_out_up_to_names_is_trained_on_under_other_names():
+    task = find_task("knights", {"held_out": "renamed"})
+    trained = {renamed(one.prompt) for one in task.examples(300, 0, "train", (2, 3))}
+    for split in ("validation", "test"):
+        assert not trained & {renamed(one.prompt) for one in task.examples(40, 0, split, (2, 3))}
+        for puzzle in task.examples(10, 0, split):
+            assert solve(puzzle.prompt) == [puzzle.answer]
+    with pytest.raises(ValueError, match="held_out is text or renamed"):
+        find_task("knights", {"held_out": "names"})
+
+
+def test_the_split_by_text_holds_out_puzzles_whose_twins_are_trained_on():
+    """Why the other exists: nearly every puzzle of the study has a twin among training prompts."""
+    held_out = {one.prompt for one in TASK.examples(256, 0, "test")}
+    seen = [one for one in held_out if "train" in map(split_of, twins(one))]
+    assert len(seen) > 0.9 * len(held_out)

@@ -16,7 +16,7 @@ from IPython.display import Code
 
 import rlkd_lab
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.study.results import Study
+from rlkd_lab.study.parts import Study
 from rlkd_lab.study.study import read_study
 
 

@@ -1,0 +1,174 @@
+"""The comparisons of claims 10 to 14, those of *Sequential Beats Joint* (arXiv 2609.04108).
+
+Its KDRL is the advantage form, and its sentences about pass@k and about order are about logic.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from rlkd_lab.study.claim_checks import (
+    NOT_WORSE,
+    POINTS,
+    Found,
+    above,
+    last_evaluations,
+    with_other_setting,
+)
+from rlkd_lab.study.comparing import ACCURACY, Side, compare, mixed
+from rlkd_lab.study.effects import Check, unpaired
+from rlkd_lab.study.parts import Part, Study
+
+CHANCE = 0.05
+"""A pass@k decides nothing where blind guesses reach this share."""
+LOSS_FORM = (
+    "tested with KDRL's loss, and the paper's KDRL is the advantage form, of which there is no run"
+)
+
+
+def kdrl_of_s(study: Study) -> tuple[Side, Side, bool]:
+    """Return KDRL and "KDRL, annealed" of the third paper, and whether they are in its form."""
+    if "knights_advantage" in study:
+        part = study["knights_advantage"]
+        return Side(part, "kdrl_advantage"), Side(part, "kdrl_advantage_annealed"), True
+    part = study["knights"]
+    return Side(part, "kdrl"), Side(part, "kdrl_annealed"), False
+
+
+def joint_on_knights(study: Study) -> Found:
+    """10: compare each joint method with each pure one."""
+    part = study["knights"]
+    kdrl, _, as_meant = kdrl_of_s(study)
+    pairs = itertools.product((kdrl, Side(part, "trrd")), (Side(part, "grpo"), Side(part, "opd")))
+    checks = [above(a, b, ACCURACY, "accuracy") for a, b in pairs]
+    if as_meant:
+        return Found(checks)
+    checks = [with_other_setting(study, check, part) for check in checks]
+    return Found(checks, why=LOSS_FORM)
+
+
+def passes(study: Study) -> Found:
+    """11: compare pass@1, and pass@k at the largest k that chance leaves room for.
+
+    The comparisons decide only if the k of the claim, 32, is among those.
+    """
+    part = study["knights"]
+    kdrl, _, as_meant = kdrl_of_s(study)
+    opd, trrd = Side(part, "opd"), Side(part, "trrd")
+    names = [str(name).partition("@") for name in part.runs]
+    ks = sorted(int(k) for measure, _, k in names if measure == "id chance")
+    fair = [k for k in ks if part.runs[f"id chance@{k}"].max() < CHANCE]
+    large, most = max(fair, default=1), max(ks, default=0)
+    checks = [above(kdrl, opd, "id pass@1", "pass@1")]
+    if large > 1:
+        measure = f"id pass@{large}"
+        checks.append(above(opd, kdrl, measure, f"pass@{large}"))
+        text = f"trrd ≈ opd: pass@{large}"
+        checks.append(compare(text, trrd, opd, measure, POINTS, equal=True))
+    why = [] if as_meant else [LOSS_FORM]
+    if large < 32:
+        missing = [] if 32 in ks else [f"only {most} completions a prompt were taken"]
+        if large < most:
+            first = min(k for k in ks if k not in fair)
+            missing.append(f"guesses alone reach {CHANCE:.0%} at k = {first} already")
+        why.insert(0, f"pass@32 is not decided here: {', and '.join(missing)}")
+    return Found(checks, why="; ".join(why))
+
+
+def sequential_or_joint(study: Study) -> Found:
+    """12: check that each is not worse than the next by more than two points."""
+    kdrl, annealed, as_meant = kdrl_of_s(study)
+    order = (Side(study["knights"], "opd_then_rl"), annealed, kdrl)
+    checks = [above(a, b, ACCURACY, "accuracy", -POINTS) for a, b in itertools.pairwise(order)]
+    return Found(checks, NOT_WORSE, "" if as_meant else LOSS_FORM)
+
+
+def best_beta(part: Part) -> pd.Series:
+    """Return log₁₀ of the best fixed coefficient on validation prompts, by seed.
+
+    Of equals the smallest is taken.
+    """
+    rows = last_evaluations(part, "kdrl")
+    if rows.empty:
+        return pd.Series(dtype=float)
+    rows = rows.sort_values("coef/kd_coef", kind="stable")
+    best = rows.loc[rows.groupby("seed")["eval/accuracy"].idxmax()].set_index("seed")
+    return best["coef/kd_coef"].astype(float).map(math.log10)
+
+
+def _at_end(part: Part, best: pd.Series) -> int:
+    """Count the seeds whose best coefficient lies at an end of the grid."""
+    tried = np.log10(part.curves.loc[part.curves["method"] == "kdrl", "coef/kd_coef"].astype(float))
+    ends = [np.isclose(best, end, atol=1e-3) for end in (tried.min(), tried.max())]
+    return int((ends[0] | ends[1]).sum())
+
+
+def betas_of_tasks(study: Study) -> Found:
+    """13: take the powers of ten between the best coefficients of the tasks, seed by seed.
+
+    One power or more supports the claim.
+    Less contradicts it only where the grid holds the best coefficient in most seeds of each task.
+    A best one at an end may lie beyond, and then the difference is not known.
+    """
+    parts = {"arithmetic": study["betas"], "Knights and Knaves": study["knights_betas"]}
+    best = {task: best_beta(part) for task, part in parts.items()}
+    if any(found.empty for found in best.values()):
+        why = "no run of kdrl counts and was evaluated on the way, on one of the tasks"
+        return Found([], why=why)
+    gap = unpaired(best["arithmetic"], best["Knights and Knaves"])
+    low, high = (gap.low, gap.high) if gap.mean >= 0 else (-gap.high, -gap.low)
+    size = replace(gap, mean=abs(gap.mean), low=low, high=high)
+    text = "powers of ten between the best β of arithmetic and of Knights and Knaves ≥ 1"
+    arms = [
+        Side(part, str(arm))
+        for part in parts.values()
+        for arm in part.runs.loc[part.runs["method"] == "kdrl", "arm"].unique()
+    ]
+    check = Check(text, size, 1 - 1e-9, doubt=mixed(*arms))
+    at_end = {task: _at_end(part, best[task]) for task, part in parts.items()}
+    note = "the paper says up to 100 times; best at an end of the grid: " + ", ".join(
+        f"{task} {at_end[task]} of {len(best[task])} seeds" for task in best
+    )
+    if check.face == "contradicted" and any(at_end[task] > len(best[task]) / 2 for task in best):
+        why = "the grid ends too early, and a larger difference is not ruled out"
+        return Found([check], note, why)
+    return Found([check], note)
+
+
+def interference(study: Study) -> Found:
+    """14: compare the sign conflict with OPD's gradient on the same batch.
+
+    The paper compares the signs of trained weight differences, which no table has.
+    So the comparisons decide nothing.
+    OPD's conflict with itself on two halves of a batch is the noise floor.
+    """
+    part, name = study["core"], "interference/sign_conflict_{}".format
+    arms = ("grpo", "kdrl", "trrd")
+    conflict = {arm: part.curve_means(arm, name("teacher_method")) for arm in arms}
+    floors = pd.concat([part.curve_means(arm, name("split_teacher")) for arm in arms])
+    meant = (
+        "tested on gradients of one batch and with KDRL's loss; the paper compares the signs of"
+        " trained weight differences, and its KDRL is the advantage form"
+    )
+    if floors.empty:
+        return Found([], "not measured", meant)
+    checks = [
+        Check(
+            f"{a} > {b}: sign conflict",
+            unpaired(conflict[a], conflict[b]),
+            doubt=mixed(Side(part, a), Side(part, b)),
+        )
+        for a, b in itertools.pairwise(arms)
+    ]
+    shown = ", ".join(f"{arm} {conflict[arm].mean():.3f}" for arm in arms)
+    return Found(
+        checks,
+        f"mean conflict {shown}; OPD's gradient against itself on two halves of a batch, the noise"
+        f" floor: {floors.mean():.3f}",
+        meant,
+    )
