@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from rlkd_lab.lab.live.again import place_beside
+from rlkd_lab.lab.live.family import place_beside
 from rlkd_lab.objectives.adding import is_added
 from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.runs import RunFolder

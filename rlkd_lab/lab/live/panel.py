@@ -19,9 +19,11 @@ from typing import Any
 
 from IPython.display import display
 
-from rlkd_lab.lab.live.again import Again, family
+from rlkd_lab.lab.live.again import Again
+from rlkd_lab.lab.live.controls import set_trait
 from rlkd_lab.lab.live.curve_data import number
 from rlkd_lab.lab.live.curve_view import Curves
+from rlkd_lab.lab.live.family import family
 from rlkd_lab.lab.live.handle import Handle, forks_asked, open_run
 from rlkd_lab.lab.live.history import History
 from rlkd_lab.lab.live.knob_widgets import KnobWidget, front_knob, knobs_of
@@ -35,7 +37,7 @@ from rlkd_lab.lab.live.panel_texts import (
     records_words,
     state_sentence,
 )
-from rlkd_lab.lab.live.panel_widgets import PanelWidgets, set_trait
+from rlkd_lab.lab.live.panel_widgets import PanelWidgets
 from rlkd_lab.lab.live.redraw import Redraw, say
 from rlkd_lab.plots.styles import title_of
 from rlkd_lab.runs.tail import Tail

@@ -7,8 +7,8 @@ import ipywidgets as widgets
 import pytest
 from fake import FakeHandle, Status
 
-from rlkd_lab.lab.live.again import family, place_beside
 from rlkd_lab.lab.live.curve_data import curve_data
+from rlkd_lab.lab.live.family import family, place_beside
 from rlkd_lab.lab.live.knob_widgets import front_knob, knobs_of, slider_range
 from rlkd_lab.lab.live.panel import Panel, panel
 from rlkd_lab.lab.live.panel_texts import options_html
