@@ -72,6 +72,10 @@ class Handle(RemoteRun):
             return "nowhere"
         return super()._where(written)
 
+    def driven(self, written: dict[str, Any]) -> bool:
+        """Return whether a thread or a process drives the run, by the status that was written."""
+        return self._where(written) != "nowhere"
+
     def begin(self) -> None:
         """Start the run, or continue it from its last checkpoint.
 

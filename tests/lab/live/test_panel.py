@@ -549,7 +549,7 @@ def test_the_thread_survives_errors_shows_them_and_ends_with_the_panel(make, out
     assert "The run itself is not affected" in watched.banner.value
     watched.refresh = real
     wait(lambda: "ZeroDivisionError" not in watched.banner.value)
-    thread = watched._thread
+    thread = watched.follower.thread
     assert thread.daemon
     panel(run)  # the cell is run again
     assert not thread.is_alive()
