@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ipywidgets as widgets
 from IPython.display import display
 
 from rlkd_lab.lab.live.again import Again
@@ -25,11 +26,14 @@ from rlkd_lab.lab.live.family import family
 from rlkd_lab.lab.live.follower import Follower
 from rlkd_lab.lab.live.handle import Handle, forks_asked, open_run
 from rlkd_lab.lab.live.history import History
+from rlkd_lab.lab.live.inspector import Inspector, inspect_tokens
+from rlkd_lab.lab.live.inspector_html import alert
 from rlkd_lab.lab.live.knob_widgets import KnobWidget, front_knob, knobs_of
 from rlkd_lab.lab.live.panel_texts import (
     CLOSED,
     FORK_HELP,
     FORKS,
+    NO_TOKENS,
     banner,
     button_help,
     gone_words,
@@ -140,6 +144,8 @@ class Panel(PanelWidgets):
             button.on_click(lambda _, name=name: self._press(name))
         self.fork.observe(self._fork_chosen, "value")
         self.more.observe(lambda _: self.follower.wake(), "value")
+        self.inspector: Inspector | None = None
+        self.tabs.observe(self._tab_chosen, "selected_index")
 
     # --- what a person does -----------------------------------------------------------------------
 
@@ -172,6 +178,21 @@ class Panel(PanelWidgets):
         with self._lock:
             drive = self.run.drive
             self._try(lambda: self._attach(open_run(path, drive)), "run")
+
+    def _tab_chosen(self, change: Any) -> None:
+        """Load the tokens once their tab opens, and later the steps recorded since."""
+        if change.new == 0:
+            return None
+        if self.inspector is not None:
+            return self.inspector.refresh()
+        if not self.run.folder.sample_steps():
+            self.tokens.children = (widgets.HTML(NO_TOKENS),)
+            return None
+        try:
+            self.inspector = inspect_tokens(self.run.folder)
+            self.tokens.children = (self.inspector.widget,)
+        except (OSError, ValueError) as error:
+            self.tokens.children = (widgets.HTML(alert(error)),)
 
     def _try(self, action: Callable[[], Any], name: str) -> bool:
         """Run an action, or say why it cannot be done; return whether it was done."""

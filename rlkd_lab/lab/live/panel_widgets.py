@@ -62,6 +62,10 @@ class PanelWidgets:
         groups = [("none", ""), *((name, name) for name in GROUPS if name != "main")]
         tooltip = "More curves below the main ones"
         self.more = field(menu, "more curves", options=groups, value="", tooltip=tooltip)
+        curves = (row(self.more, self.records), self.view, self.more_view, self.table)
+        self.tokens = widgets.VBox()
+        pages = (widgets.VBox(curves), self.tokens)
+        self.tabs = widgets.Tab(pages, titles=("curves", "tokens"), selected_index=0)
         self.top.children = (
             self.guard,
             self.state,
@@ -71,10 +75,7 @@ class PanelWidgets:
             _folded(config, [knob for name, knob in knobs.items() if name != front]),
             again,
             row(self.fork, self.fork_help),
-            row(self.more, self.records),
-            self.view,
-            self.more_view,
-            self.table,
+            self.tabs,
         )
 
 

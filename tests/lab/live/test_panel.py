@@ -6,6 +6,7 @@ from html import unescape
 import ipywidgets as widgets
 import pytest
 from fake import FakeHandle, Status
+from recorded import rollout
 
 from rlkd_lab.lab.live.curve_data import curve_data
 from rlkd_lab.lab.live.family import family, place_beside
@@ -666,6 +667,30 @@ def test_the_first_curve_is_sent_with_the_first_step_and_the_table_with_the_curv
     watched.update()  # too early for curves: the table waits with them
     assert watched.view.data["step"] == 1
     assert "step 1 of 60" in watched.table.value
+
+
+def test_tokens_are_read_when_their_tab_opens_and_again_when_it_opens_again(make, monkeypatch):
+    read, real = [], MODULE.inspect_tokens
+    monkeypatch.setattr(MODULE, "inspect_tokens", lambda run: read.append(run) or real(run))
+    run = make()
+    watched = Panel(run)
+    watched.tabs.selected_index = 1
+    assert "No completions are recorded yet" in watched.tokens.children[0].value
+    for step in (1, 2):
+        run.advance()
+        rollout(seed=step).to_parquet(run.folder.path / "samples" / f"step_{step:06d}.parquet")
+        watched.update()
+        assert read == [run.folder] * (step - 1)  # the panel itself reads no tokens
+        for tab in (0, 1):
+            watched.tabs.selected_index = tab
+        assert watched.tokens.children == (watched.inspector.widget,)
+        assert [value for _, value in watched.inspector.step.options] == list(range(1, step + 1))
+    assert read == [run.folder]
+    run.advance(58)
+    watched.update()
+    press(watched.again.again)
+    assert watched.inspector is None
+    assert watched.tokens.children == ()
 
 
 # --- another run ----------------------------------------------------------------------------------
