@@ -17,7 +17,7 @@ from IPython.display import display
 from rlkd_lab.lab.live.compare_view import Comparison
 from rlkd_lab.lab.live.controls import button, row, set_trait
 from rlkd_lab.lab.live.family import Settings, differing, in_words, settings_of
-from rlkd_lab.lab.live.follower import Follower
+from rlkd_lab.lab.live.follower import Follower, only_one
 from rlkd_lab.lab.live.handle import Handle, open_run
 from rlkd_lab.lab.live.keyboard import KeyboardGuard
 from rlkd_lab.lab.live.panel import Panel
@@ -41,10 +41,6 @@ ACTIONS = {
     "Delete": ("trash", "delete the runs, after a question"),
     "Refresh": ("refresh", f"look now; this happens every {POLL_EVERY:.0f} seconds anyway"),
 }
-CLOSED = "This table is closed: a newer one of this kernel shows the folder. Run this cell again."
-
-_browsers: dict[Path, RunBrowser] = {}
-"""The open tables of this kernel, one of each folder."""
 
 
 class Known(NamedTuple):
@@ -79,7 +75,7 @@ class RunBrowser:
         self.keep = button("Keep", "undo")
         self.asking = row(self.question, self.sure, self.keep)
         parts = (KeyboardGuard(), row(*self.buttons.values()), self.asking, self.said, self.table)
-        head = widgets.VBox(parts)
+        head = widgets.VBox(parts, layout=widgets.Layout(margin="0 0 10px 0"))
         head.add_class("rlkd-panel")
         self.widget = widgets.VBox([head, self.shown])
         self.view: Any = None
@@ -182,10 +178,7 @@ class RunBrowser:
         return "\n".join(lines)
 
     def _ipython_display_(self) -> None:
-        earlier = _browsers.get(self.folder)
-        if earlier is not None and earlier is not self:
-            earlier.close(CLOSED)
-        _browsers[self.folder] = self
+        only_one(self.folder, self)
         bundle = self.widget._repr_mimebundle_() or {}
         display({**bundle, "text/plain": repr(self)}, raw=True)
         self.follower.start(f"runs in {self.folder.name}", POLL_EVERY)

@@ -16,9 +16,10 @@ from rlkd_lab.lab.live.controls import set_trait
 from rlkd_lab.lab.live.curve_view import STILL_EVERY, CurveView, packed
 from rlkd_lab.lab.live.curves import drawn
 from rlkd_lab.lab.live.family import settings_of
-from rlkd_lab.lab.live.follower import Follower
+from rlkd_lab.lab.live.follower import Follower, only_one
 from rlkd_lab.lab.live.handle import Handle
 from rlkd_lab.lab.live.history import History
+from rlkd_lab.lab.live.keyboard import KeyboardGuard
 from rlkd_lab.lab.live.redraw import Redraw, picture
 from rlkd_lab.lab.live.tokens import folder_of
 from rlkd_lab.runs import RunFolder
@@ -53,7 +54,8 @@ class Comparison:
         self.compared = [Compared(History(run.path), settings_of(run)) for run in runs]
         self.metrics, self.words = tuple(metrics), ""
         self.view, self.said = CurveView(name="compare"), widgets.HTML()
-        self.widget = widgets.VBox([self.view, self.said])
+        self.widget = widgets.VBox([KeyboardGuard(), self.view, self.said])
+        self.widget.add_class("rlkd-panel")
         self.live, self.still = Redraw(), Redraw(STILL_EVERY)
         self._output: Any = None
         self.follower = Follower(self.update)
@@ -69,8 +71,10 @@ class Comparison:
             if self._output is not None:
                 self.still.run(self._draw, what, time.monotonic, False, Redraw.SHARE)
         except Exception as error:  # there is no cell that could raise it
-            words = html.escape(f"{type(error).__name__}: {error}")
-            set_trait(self.said, "value", f"<div role='alert'>{words}</div>")
+            self._alert(f"{type(error).__name__}: {error}")
+
+    def _alert(self, words: str) -> None:
+        set_trait(self.said, "value", f"<div role='alert'>{html.escape(words)}</div>")
 
     def _send(self) -> None:
         sides = sides_of(self.compared)
@@ -92,13 +96,17 @@ class Comparison:
         display({**bundle, "text/plain": repr(self)}, raw=True)
         data, metadata = picture(drawn(self.data), repr(self))
         self._output = display(data, metadata=metadata, raw=True, display_id=True)
+        self.still.drawn(self.live.seen, time.monotonic(), 0.0)
         self.inside()
 
     def inside(self) -> Any:
         """Return the picture as a widget of another view, and follow the runs."""
+        only_one(tuple(run.history.path.resolve() for run in self.compared), self)
         self.follower.start("comparison", POLL_EVERY)
         return self.widget
 
-    def close(self) -> None:
-        """End the thread; the last picture stays."""
+    def close(self, why: str = "") -> None:
+        """End the thread; the last picture stays, with ``why`` below it."""
         self.follower.stop()
+        if why:
+            self._alert(why)

@@ -5,7 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Any
+
+CLOSED = "This view is closed: a newer one of this kernel shows the same. Run this cell again."
+_shown: dict[Hashable, Any] = {}
+"""The views of this kernel by what they show."""
+
+
+def only_one(what: Hashable, view: Any) -> None:
+    """Close an earlier view of the same, which says so: ``view.close(words)``."""
+    earlier = _shown.get(what)
+    if earlier is not None and earlier is not view:
+        earlier.close(CLOSED)
+    _shown[what] = view
 
 
 class Follower:

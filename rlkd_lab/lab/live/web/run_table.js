@@ -86,7 +86,7 @@ function render({ model, el }) {
     [...body.children].forEach((node) => {
       const box = node.querySelector("input");
       box.checked = chosen.has(box.dataset.key.slice(4));
-      node.setAttribute("aria-selected", String(box.checked));
+      node.classList.toggle("chosen", box.checked);
     });
   }
 
