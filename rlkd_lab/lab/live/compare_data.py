@@ -100,21 +100,21 @@ def pair_words(sides: Sequence[Side]) -> list[str]:
     """Return in sentences which differences are drawn, over which seeds, and which are not."""
     words = []
     for other in sides[1:]:
-        names, seeds = _between(sides[0], other)
-        said = f"{other.label} − {sides[0].label}: "
+        names, shared = _between(sides[0], other)
+        seeds = ", ".join(map(str, shared))
         if len(names) > 1:
-            said += f"no difference is drawn, for they differ in {len(names)} settings"
-            said += f" ({', '.join(names)})"
+            listed = ", ".join(names)
+            said = f"no difference is drawn, for they differ in {len(names)} settings ({listed})"
         elif not seeds:
-            said += "no difference is drawn, for they share no seed"
-        elif len(seeds) == 1:
-            said += f"one seed in common ({seeds[0]}), so there is no band of chance"
-            said += ", and the difference may be noise"
+            said = "no difference is drawn, for they share no seed"
+        elif len(shared) == 1:
+            said = f"one seed in common ({seeds}): there is no band of chance, this may be noise"
         else:
-            said += f"mean over {len(seeds)} seeds ({', '.join(map(str, seeds))})."
-            said += " The band is its 95 % interval at each step (Student's t)."
-            said += " Where the band holds 0, chance alone may make the difference"
-        words.append(said + ".")
+            said = (
+                f"mean over {len(shared)} seeds ({seeds}). The band is its 95 % interval at each"
+                " step (Student's t). Where the band holds 0, chance alone may make the difference"
+            )
+        words.append(f"{other.label} − {sides[0].label}: {said}.")
     if len(sides) == 1:
         words.append("These runs have the same settings: they differ in their seed at most.")
     moved = [run.history.path.name for side in sides for run in side.runs if run.history.moves]
@@ -132,16 +132,9 @@ def _between(one: Side, other: Side) -> tuple[list[str], list[Any]]:
 
 def _panel(name: str, title: str, column: int, **more: Any) -> dict[str, Any]:
     low, high = (-0.03, 1.03) if name.startswith("eval/") else (None, None)
-    plain: dict[str, Any] = {
-        "strip": False,
-        "low": low,
-        "high": high,
-        "symlog": False,
-        "note": "",
-        "bands": [],
-    }
     note = "" if more["lines"] else "waits for the first step"
-    return {"name": name, "title": title, "column": column, **plain, "note": note, **more}
+    fixed = {"strip": False, "symlog": False, "bands": [], "note": note, "low": low, "high": high}
+    return {"name": name, "title": title, "column": column, **fixed, **more}
 
 
 def _lines(sides: Sequence[Side], name: str, window: int) -> list[dict[str, Any]]:
@@ -158,14 +151,9 @@ def _lines(sides: Sequence[Side], name: str, window: int) -> list[dict[str, Any]
         if len(series):
             look: dict[str, Any] = {"width": 1.6, "dots": 3.0 if series.exact else 0.0}
             look["dash"] = looks[seeds.index(seed) % len(looks)]
-            values = _smooth(run.history, name, window)
+            values = series.trailing_mean(window)
             found.append(line(label, series.steps, values, side.colour, **look))
     return found
-
-
-def _smooth(history: History, name: str, window: int) -> np.ndarray:
-    series = history[name]
-    return series.values if series.exact else series.trailing_mean(window)
 
 
 def _strip(sides: Sequence[Side], name: str, window: int, column: int) -> dict[str, Any] | None:
@@ -200,10 +188,9 @@ def _gaps(one: Side, other: Side, name: str, window: int) -> tuple[np.ndarray, n
     pairs = [(a, b) for a, b in pairs if name in a and name in b]
     if len(names) != 1 or not pairs:
         return np.empty(0), np.empty((0, 0))
-    every = [history for pair in pairs for history in pair]
-    first = max(history[name].steps[0] for history in every)
-    last = min(history[name].steps[-1] for history in every)
-    steps = every[0][name].steps
+    every = [history[name] for pair in pairs for history in pair]
+    first, last = max(each.steps[0] for each in every), min(each.steps[-1] for each in every)
+    steps = every[0].steps
     steps = steps[(steps >= first) & (steps <= last)]
-    smooth = [np.interp(steps, each[name].steps, _smooth(each, name, window)) for each in every]
+    smooth = [np.interp(steps, each.steps, each.trailing_mean(window)) for each in every]
     return steps, np.array(smooth[1::2]) - np.array(smooth[::2])

@@ -174,7 +174,7 @@ def _earlier(history: History, name: str, window: int) -> list[dict[str, Any]]:
     for run, other in history.earlier.items():
         series = other[name]
         if len(series):
-            values = series.values if series.exact else series.trailing_mean(window)
+            values = series.trailing_mean(window)
             lines.append(line(run, series.steps, values, GREY, width=1.2, alpha=0.45))
     return lines
 
@@ -212,9 +212,8 @@ def _stack(history: History, names: tuple[str, ...], window: int) -> list[dict[s
 def _after(fork: Fork, history: History, name: str, window: int) -> tuple[np.ndarray, np.ndarray]:
     """Return steps and smoothed values of a fork, from its first step on."""
     series = fork.joined(history, name)
-    values = series.values if series.exact else series.trailing_mean(window)
     later = series.steps >= fork.step
-    return series.steps[later], values[later]
+    return series.steps[later], series.trailing_mean(window)[later]
 
 
 def _forks(history: History, name: str, colour: str, window: int) -> list[dict[str, Any]]:
