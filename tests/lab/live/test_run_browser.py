@@ -11,7 +11,6 @@ from fake import fake_row
 from rlkd_lab.lab import compare, runs
 from rlkd_lab.lab.live.family import differing, settings_of
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.study.statistics import half_width
 from rlkd_lab.training.make_config import make_config
 
 
@@ -207,7 +206,7 @@ def test_the_difference_by_seed_is_the_mean_over_pairs_with_its_interval(make):
     shown = strip(compared)
     assert shown["lines"][0]["y"][8] == pytest.approx(gaps.mean())
     half = (shown["bands"][0]["high"] - shown["bands"][0]["low"])[8] / 2
-    assert half == pytest.approx(half_width(gaps))
+    assert half == pytest.approx(4.302653 * gaps.std(ddof=1) / 3**0.5, rel=1e-5)  # t of two degrees
     assert "mean over 3 seeds (1, 2, 3)" in compared.words
 
 
