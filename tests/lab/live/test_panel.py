@@ -691,6 +691,8 @@ def test_tokens_are_read_when_their_tab_opens_and_again_when_it_opens_again(make
     press(watched.again.again)
     assert watched.inspector is None
     assert watched.tokens.children == ()
+    Panel(run)
+    assert read == [run.folder]
 
 
 # --- another run ----------------------------------------------------------------------------------

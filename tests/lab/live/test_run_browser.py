@@ -196,7 +196,10 @@ def strip(comparison):
 
 
 def test_the_difference_by_seed_is_the_mean_over_pairs_with_its_interval(make):
-    pairs = [(make(f"w{s}", seed=s), make(f"s{s}", seed=s, kd_coef="0.3")) for s in (3, 1, 2)]
+    pairs = [
+        (make(f"w{s}", seed=s), make(f"s{s}", seed=s, lift=s / 20, kd_coef="0.3"))
+        for s in (3, 1, 2)
+    ]
     compared = compare(*(run for pair in pairs for run in pair))
     labels = {one["label"] for one in compared.data["panels"][0]["lines"]}
     assert labels == {f"kd_coef {value}, seed {s}" for value in (0.1, 0.3) for s in (1, 2, 3)}
