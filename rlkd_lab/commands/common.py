@@ -116,13 +116,9 @@ def plain_errors(stopped: str = "`rlkd resume` goes on from the last checkpoint"
 
 def settings_from(items: list[str] | None) -> dict[str, str]:
     """Of --set NAME=VALUE."""
-    settings = {}
-    for item in items or []:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"--set {item}: write NAME=VALUE")
-        settings[name] = as_utf8(value)
-    return settings
+    from rlkd_lab.training.make_config import split_settings
+
+    return {name: as_utf8(value) for name, value in split_settings(items or []).items()}
 
 
 def is_first() -> bool:

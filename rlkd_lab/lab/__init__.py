@@ -27,6 +27,8 @@ from rlkd_lab.lab.course.pictures import (
     two_humps,
 )
 from rlkd_lab.lab.course.right_answers import weak_verifier
+from rlkd_lab.lab.live.browser import runs
+from rlkd_lab.lab.live.compare_view import compare
 from rlkd_lab.lab.live.curve_view import watch_curves
 from rlkd_lab.lab.live.handle import RunFailed, launch, open_run, start
 from rlkd_lab.lab.live.inspector import inspect_tokens
@@ -42,6 +44,7 @@ __all__ = [
     "check",
     "check_method",
     "clip_surrogate",
+    "compare",
     "estimator_arrows",
     "exercises",
     "explorable",
@@ -59,6 +62,7 @@ __all__ = [
     "panel",
     "play",
     "release",
+    "runs",
     "show_source",
     "start",
     "token_arrays",

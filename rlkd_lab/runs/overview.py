@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -54,14 +56,8 @@ def overview(folder: str | Path, alive: Callable[[dict[str, Any]], bool]) -> pd.
     """
     rows, configs = [], []
     for path in find_runs(folder):
-        name = str(path.relative_to(folder))
-        if path == Path(folder):
-            name = path.resolve().name if path.name == "" else path.name
-        try:
-            row, config = _row(RunFolder.open(path), alive)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            row, config = {"state": "torn", "problem": str(error)}, {}
-        rows.append({"run": name, **row})
+        row, config = row_of(path, alive)
+        rows.append({"run": name_in(folder, path), **row})
         configs.append(flat(config))
     names = differing([config for config in configs if config], besides=("seed", *HOW_OFTEN))
     for row, config in zip(rows, configs, strict=True):
@@ -82,27 +78,68 @@ def overview(folder: str | Path, alive: Callable[[dict[str, Any]], bool]) -> pd.
     return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
-def _row(
-    run: RunFolder, alive: Callable[[dict[str, Any]], bool]
+def name_in(folder: str | Path, path: Path) -> str:
+    """Return the name of a run: its path below the folder, or the folder's own name."""
+    if path == Path(folder):
+        return path.resolve().name if path.name == "" else path.name
+    return str(path.relative_to(folder))
+
+
+def row_of(
+    path: Path, alive: Callable[[dict[str, Any]], bool], points: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    config, status, rows = run.config(), run.status(), run.rows()
-    state = status["state"]
-    if state in WITH_A_PROCESS and not alive(status):
-        state = "lost"
+    """Return the columns of a run but its name, and its config; both say little of a torn one.
 
-    def last(name: str) -> float | None:
-        value = next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
-        return None if value is None else float(value)
+    Args:
+        path: the run folder.
+        alive: as in :func:`overview`.
+        points: about how many rows are read, evenly spaced, in place of all.
+            The row then has their ``rewards`` too.
+    """
+    try:
+        run = RunFolder.open(path)
+        config, status = run.config(), run.status()
+        rows = run.rows() if points is None else _some_rows(path, points)
+        state = status["state"]
+        if state in WITH_A_PROCESS and not alive(status):
+            state = "lost"
+        row = {
+            "method": config["method"],
+            "state": state,
+            "step": rows[-1]["step"] if rows else 0,
+            "steps": config["steps"],
+            "seed": config["seed"],
+            "touched": run.touched,
+            "reward": _last(rows, "reward"),
+            "accuracy": _last(rows, "eval/accuracy"),
+            "problem": status.get("why"),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return {"state": "torn", "problem": str(error)}, {}
+    if points is not None:
+        row["rewards"] = [each["reward"] for each in rows if each.get("reward") is not None]
+    return row, config
 
-    found = {
-        "method": config["method"],
-        "state": state,
-        "step": rows[-1]["step"] if rows else 0,
-        "steps": config["steps"],
-        "seed": config["seed"],
-        "touched": run.touched,
-        "reward": last("reward"),
-        "accuracy": last("eval/accuracy"),
-        "problem": status.get("why"),
-    }
-    return found, config
+
+def _last(rows: list[dict[str, Any]], name: str) -> float | None:
+    value = next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
+    return None if value is None else float(value)
+
+
+def _some_rows(path: Path, points: int) -> list[dict[str, Any]]:
+    """Return the last whole row, about ``points`` before it, and the last with an accuracy.
+
+    Raises:
+        ValueError: one of them is no row of its step.
+    """
+    lines = (path / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+    wanted = {*range(len(lines) - 1, -1, -max(1, len(lines) // points))}
+    known = (at for at in range(len(lines) - 1, -1, -1) if b'"eval/accuracy": ' in lines[at])
+    wanted |= {*itertools.islice(known, 1)}
+    rows = []
+    for at in sorted(wanted):
+        row = json.loads(lines[at])
+        if row["step"] != at + 1:
+            raise ValueError(f"{path}/metrics.jsonl is damaged at line {at + 1}")
+        rows.append(row)
+    return rows

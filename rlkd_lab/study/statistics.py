@@ -221,9 +221,13 @@ def half_width(values: ArrayLike) -> float:
     2.484
     """
     array = np.asarray(values, dtype=float)
-    if len(array) < 2:
-        return float("nan")
-    return float(t.ppf((1 + LEVEL) / 2, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
+    return float(half_widths(array)) if len(array) > 1 else float("nan")
+
+
+def half_widths(array: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return :func:`half_width` over the first axis, (N, …) → (…); N is at least 2."""
+    scale = t.ppf((1 + LEVEL) / 2, len(array) - 1) / np.sqrt(len(array))
+    return np.asarray(scale * array.std(axis=0, ddof=1))
 
 
 def standard_error(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:

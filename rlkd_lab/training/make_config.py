@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlkd_lab.models.adapter_config import rank_and_alpha
@@ -180,6 +180,21 @@ def _with_adapter(values: dict[str, Any], asked: set[str]) -> dict[str, Any]:
             stacklevel=4,
         )
     return {**values, **own}
+
+
+def split_settings(words: Iterable[str]) -> dict[str, str]:
+    """Return settings that are written as ``NAME=VALUE``, by name.
+
+    Raises:
+        ValueError: a word has no equals sign.
+    """
+    settings = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"{word!r}: write NAME=VALUE")
+        settings[name] = value
+    return settings
 
 
 def as_text(name: object, value: object) -> str:

@@ -1,46 +1,21 @@
-"""Another run beside a run: the same one again, a new seed, another method or other settings.
-
-The new run lies beside the old one: ``runs/kdrl``, ``runs/kdrl-2``, ``runs/kdrl-3``.
-"""
+"""Another run beside a run: the same one again, a new seed, another method or other settings."""
 
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import ipywidgets as widgets
 
+from rlkd_lab.lab.live.controls import button, field, row, set_trait
+from rlkd_lab.lab.live.family import family
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.training import RunConfig, make_config
 from rlkd_lab.training.loop_knobs import LOOP_KNOBS
+from rlkd_lab.training.make_config import split_settings
 from rlkd_lab.training.presets import PRESETS
-
-NUMBERED = re.compile(r"(.+)-([1-9]\d*)")
-
-
-def family(path: Path) -> list[Path]:
-    """Return a run and the numbered runs beside it, oldest first."""
-    match = NUMBERED.fullmatch(path.name)
-    first = path
-    if match and (path.with_name(match[1]) / "config.json").exists():
-        first = path.with_name(match[1])
-    later = {}
-    for file in first.parent.glob("*/config.json"):
-        match = NUMBERED.fullmatch(file.parent.name)
-        if match and match[1] == first.name:
-            later[int(match[2])] = file.parent
-    return [first, *(later[number] for number in sorted(later))]
-
-
-def place_beside(path: Path) -> Path:
-    """Return the folder for the next run beside a run; nothing is there yet."""
-    first, number = family(path)[0], 2
-    while (place := first.with_name(f"{first.name}-{number}")).exists():
-        number += 1
-    return place
 
 
 def another_config(
@@ -73,15 +48,8 @@ def another_config(
     }
     if method == config.method:
         own["options"] = {**config.options}
-    settings = {}
-    for word in shlex.split(words):
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"{word!r}: write settings as NAME=VALUE, with spaces between")
-        if name in ("steps", "seed"):
-            own[name] = value
-        else:
-            settings[name] = value
+    settings = split_settings(shlex.split(words))
+    own |= {name: settings.pop(name) for name in ("steps", "seed") if name in settings}
     return make_config(method, preset, settings, **{"seed": seed, **own})
 
 
@@ -103,43 +71,28 @@ class Again:
         show: Callable[[Path], None],
     ) -> None:
         self.config = config
-        self.again = _button(
-            "Run again", "repeat", "once the run is over: the same settings and seed"
-        )
-        self.new_seed = _button("New seed", "random", "once the run is over: the next seed")
+        over = "once the run is over: "
+        self.again = button("Run again", "repeat", over + "the same settings and seed")
+        self.new_seed = button("New seed", "random", over + "the next seed")
         runs = family(path)
-        wide = widgets.Layout(width="340px")
-        named = {"style": {"description_width": "92px"}, "layout": wide}
-        self.shown = widgets.Dropdown(
+        self.shown = field(
+            widgets.Dropdown,
+            "run",
             options=[(each.name, each) for each in runs],
             value=path,
-            description="run",
             tooltip="The run that is shown; the others are faint",
-            **named,
         )
         if len(runs) == 1:
             self.shown.layout.display = "none"
-        self.method = widgets.Dropdown(
-            options=list(METHODS), value=config.method, description="method", **named
-        )
-        self.preset = widgets.Dropdown(
-            options=list(PRESETS), value=config.preset, description="preset", **named
-        )
-        self.seed = widgets.BoundedIntText(
-            value=config.seed, min=0, max=2**31 - 1, description="seed", **named
-        )
-        self.words = widgets.Text(
-            description="settings", placeholder="steps=60 kd_coef=0.3", **named
-        )
-        self.start = _button("Train it", "play", "in a new folder beside this run")
-        menu = widgets.VBox([self.method, self.preset, self.seed, self.words, self.start])
-        row = widgets.Layout(flex_flow="row wrap", align_items="center")
-        self.widget = widgets.VBox(
-            [
-                widgets.HBox([self.again, self.new_seed, self.shown], layout=row),
-                widgets.Accordion([menu], titles=("another run",), selected_index=None),
-            ]
-        )
+        menu = widgets.Dropdown
+        self.method = field(menu, "method", options=list(METHODS), value=config.method)
+        self.preset = field(menu, "preset", options=list(PRESETS), value=config.preset)
+        self.seed = field(widgets.BoundedIntText, "seed", value=config.seed, min=0, max=2**31 - 1)
+        self.words = field(widgets.Text, "settings", placeholder="steps=60 kd_coef=0.3")
+        self.start = button("Train it", "play", "in a new folder beside this run")
+        form = widgets.VBox([self.method, self.preset, self.seed, self.words, self.start])
+        folded = widgets.Accordion([form], titles=("another run",), selected_index=None)
+        self.widget = widgets.VBox([row(self.again, self.new_seed, self.shown), folded])
         fresh = {"seed": 1 + max(_seed(each) for each in runs)}
         self.again.on_click(lambda _: begin(lambda: config))
         self.new_seed.on_click(lambda _: begin(lambda: config.model_copy(update=fresh)))
@@ -157,14 +110,8 @@ class Again:
 
     def enable(self, allowed: bool) -> None:
         """Let the buttons be pressed, or not while the run is running."""
-        for button in (self.again, self.new_seed, self.start):
-            if button.disabled == allowed:
-                button.disabled = not allowed
-
-
-def _button(name: str, icon: str, tooltip: str) -> widgets.Button:
-    layout = widgets.Layout(width="auto", min_width="92px")
-    return widgets.Button(description=name, icon=icon, tooltip=tooltip, layout=layout)
+        for each in (self.again, self.new_seed, self.start):
+            set_trait(each, "disabled", not allowed)
 
 
 def _seed(path: Path) -> int:

@@ -105,7 +105,7 @@ def _caption(history: History, steps: int | None, group: str, window: int) -> li
 # --- panels ---------------------------------------------------------------------------------------
 
 
-def _line(
+def line(
     label: str,
     steps: np.ndarray,
     values: np.ndarray,
@@ -160,11 +160,11 @@ def _one(history: History, name: str, colour: str, label: str, window: int) -> l
     if not len(series):
         return []
     if series.exact:
-        return [_line(label, series.steps, series.values, colour, width=1.4, dots=4.0)]
+        return [line(label, series.steps, series.values, colour, width=1.4, dots=4.0)]
     faint: dict[str, Any] = {"width": 0.8, "alpha": 0.25, "raw": True}
     return [
-        _line(label, series.steps, series.values, colour, **faint),
-        _line(label, series.steps, series.trailing_mean(window), colour),
+        line(label, series.steps, series.values, colour, **faint),
+        line(label, series.steps, series.trailing_mean(window), colour),
     ]
 
 
@@ -174,8 +174,8 @@ def _earlier(history: History, name: str, window: int) -> list[dict[str, Any]]:
     for run, other in history.earlier.items():
         series = other[name]
         if len(series):
-            values = series.values if series.exact else series.trailing_mean(window)
-            lines.append(_line(run, series.steps, values, GREY, width=1.2, alpha=0.45))
+            values = series.trailing_mean(window)
+            lines.append(line(run, series.steps, values, GREY, width=1.2, alpha=0.45))
     return lines
 
 
@@ -190,7 +190,7 @@ def _several(history: History, names: tuple[str, ...], window: int) -> list[dict
         sparse = len(series) < 0.5 * possible
         values = series.values if sparse else series.trailing_mean(window)
         look: dict[str, Any] = {"width": 1.6, "dots": 3.5 if sparse else 0.0}
-        lines.append(_line(LABELS[name], series.steps, values, colour, dash, **look))
+        lines.append(line(LABELS[name], series.steps, values, colour, dash, **look))
     return lines
 
 
@@ -212,22 +212,19 @@ def _stack(history: History, names: tuple[str, ...], window: int) -> list[dict[s
 def _after(fork: Fork, history: History, name: str, window: int) -> tuple[np.ndarray, np.ndarray]:
     """Return steps and smoothed values of a fork, from its first step on."""
     series = fork.joined(history, name)
-    values = series.values if series.exact else series.trailing_mean(window)
     later = series.steps >= fork.step
-    return series.steps[later], values[later]
+    return series.steps[later], series.trailing_mean(window)[later]
 
 
 def _forks(history: History, name: str, colour: str, window: int) -> list[dict[str, Any]]:
     untouched, noise = history.latest_forks()
     lines = []
     if untouched is not None and name in untouched.history:
-        lines.append(
-            _line("untouched fork", *_after(untouched, history, name, window), colour, ":")
-        )
+        lines.append(line("untouched fork", *_after(untouched, history, name, window), colour, ":"))
     for fork in noise:
         if name in fork.history:
             after = _after(fork, history, name, window)
-            lines.append(_line(NOISE, *after, GREY, ":", width=1.0))
+            lines.append(line(NOISE, *after, GREY, ":", width=1.0))
     return lines
 
 
@@ -244,12 +241,12 @@ def _difference(
     at = series.steps[(series.steps >= untouched.step) & (series.steps <= steps[-1])]
     run = np.interp(at, series.steps, series.trailing_mean(window))
     gap = run - np.interp(at, steps, values)
-    lines, bands, squares = [_line(title_of(method), at, gap, style_of(method)[0])], [], []
+    lines, bands, squares = [line(title_of(method), at, gap, style_of(method)[0])], [], []
     for fork in noise:
         theirs, noisy = _after(fork, history, name, window)
         common = theirs[(theirs >= steps[0]) & (theirs <= steps[-1])]
         gap = np.interp(common, theirs, noisy) - np.interp(common, steps, values)
-        lines.append(_line(NOISE, common, gap, GREY, ":", width=1.0))
+        lines.append(line(NOISE, common, gap, GREY, ":", width=1.0))
         squares.append(gap[1:] ** 2)  # at the first step the forks are equal
     if squares:
         spread = np.full(2, 2 * float(np.sqrt(np.mean(np.concatenate(squares)))))

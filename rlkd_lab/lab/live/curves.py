@@ -15,24 +15,39 @@ from rlkd_lab.plots.styles import legend_entries, literal, say_empty, white_figu
 
 def draw(history: History, method: str, group: str = "main", *, steps: int | None = None) -> Figure:
     """Draw a group of curves; the arguments are those of ``curve_data``."""
-    data = curve_data(history, method, group, steps)
+    return drawn(curve_data(history, method, group, steps))
+
+
+def drawn(data: dict[str, Any]) -> Figure:
+    """Draw what ``curve_data`` or ``compare_data`` says."""
     columns = 1 + max(panel["column"] for panel in data["panels"])
-    figure, grid = _layout(columns, any(panel["strip"] for panel in data["panels"]))
+    upper = [panel for panel in data["panels"] if not panel["strip"]]
+    named = [one for panel in upper for one in panel["lines"]]
+    named += [one for panel in data["panels"] for one in panel["bands"]]
+    more_rows = (len({one["label"] for one in named}) - 1) // _names_a_row(columns)
+    extra = 0.19 * max(more_rows, 0)
+    figure, grid = _layout(columns, any(panel["strip"] for panel in data["panels"]), extra)
     for panel in data["panels"]:
         axes = figure.add_subplot(grid[int(panel["strip"]), panel["column"]])
         _draw_panel(axes, panel)
         _finish(axes, panel, data)
-    _caption(figure, data["caption"], columns)
+    _caption(figure, data["caption"], columns, extra)
     return figure
 
 
-def _layout(columns: int, differences: bool) -> tuple[Figure, Any]:
+def _names_a_row(columns: int) -> int:
+    """Return how many names of lines stand beside each other below the panels."""
+    return 5 if columns > 1 else 3
+
+
+def _layout(columns: int, differences: bool, extra: float) -> tuple[Figure, Any]:
     """Return a figure and its grid, with a second row for differences.
 
     Space is given in inches by hand, because a layout engine draws everything twice.
+    ``extra`` are inches for more names below.
     """
-    tall = 4.7 if differences else 3.2
-    figure = white_figure(10.5, tall) if columns > 1 else white_figure(7.0, 3.2)
+    tall = (4.7 if differences else 3.2) + extra
+    figure = white_figure(3.5 * columns if columns > 1 else 7.0, tall)
     height = figure.get_figheight()
     grid = figure.add_gridspec(
         2 if differences else 1,
@@ -41,19 +56,19 @@ def _layout(columns: int, differences: bool) -> tuple[Figure, Any]:
         left=0.55 / figure.get_figwidth(),
         right=0.985,
         top=1 - 0.36 / height,
-        bottom=0.92 / height,
+        bottom=(0.92 + extra) / height,
         wspace=0.2,
         hspace=0.42,
     )
     return figure, grid
 
 
-def _caption(figure: Figure, caption: list[str], columns: int) -> None:
+def _caption(figure: Figure, caption: list[str], columns: int, extra: float) -> None:
     """Write step, smoothing and legend below the panels."""
     width, height = figure.get_figwidth(), figure.get_figheight()
     place: dict[str, Any] = {"fontsize": 8.5, "va": "top", "color": "#333333"}
-    figure.text(0.55 / width, 0.56 / height, caption[0], **place)
-    figure.text(0.985, 0.56 / height, caption[1], ha="right", **place)
+    figure.text(0.55 / width, (0.56 + extra) / height, caption[0], **place)
+    figure.text(0.985, (0.56 + extra) / height, caption[1], ha="right", **place)
     entries = legend_entries(figure.axes)
     if entries:
         figure.legend(
@@ -61,7 +76,7 @@ def _caption(figure: Figure, caption: list[str], columns: int) -> None:
             entries.keys(),
             loc="lower left",
             bbox_to_anchor=(0.5 / width, 0),
-            ncols=5 if columns > 1 else 3,
+            ncols=_names_a_row(columns),
             frameon=False,
             fontsize=8.5,
         )

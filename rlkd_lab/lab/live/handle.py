@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from rlkd_lab.lab.live.again import place_beside
+from rlkd_lab.lab.live.family import place_beside
 from rlkd_lab.objectives.adding import is_added
 from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.runs import RunFolder
@@ -71,6 +71,10 @@ class Handle(RemoteRun):
         if written.get("pid") == os.getpid() and worker is not None:
             return "nowhere"
         return super()._where(written)
+
+    def driven(self, written: dict[str, Any]) -> bool:
+        """Return whether a thread or a process drives the run, by the status that was written."""
+        return self._where(written) != "nowhere"
 
     def begin(self) -> None:
         """Start the run, or continue it from its last checkpoint.

@@ -95,8 +95,10 @@ class Series:
     def trailing_mean(self, window: int) -> np.ndarray:
         """Return the mean over the last ``window`` steps at each point, (N,).
 
-        A point that is the mean of more rows stays as it is.
+        A point that is the mean of more rows stays as it is, and so do evaluations.
         """
+        if self.exact:
+            return self.values
         steps, weights = self.steps, np.array(self._weights)
         if not len(steps):
             return steps

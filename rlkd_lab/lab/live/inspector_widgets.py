@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipywidgets
 
+from rlkd_lab.lab.live.controls import button, row
 from rlkd_lab.lab.live.token_view import TokenView
 
 
@@ -27,29 +28,23 @@ class InspectorWidgets:
             layout=layout(width="14em"),
             style={"description_width": "8em"},
         )
-        self.previous = _button("◀ previous", "previous token")
-        self.next = _button("next ▶", "next token")
+        self.previous = button("◀ previous", tooltip="previous token")
+        self.next = button("next ▶", tooltip="next token")
         marked = "next dead or bounded token of this completion"
-        self.next_marked = _button("next marked ▶", marked)
-        self.look_again = _button("look for new steps", "read the run folder again")
+        self.next_marked = button("next marked ▶", tooltip=marked)
+        self.look_again = button("look for new steps", tooltip="read the run folder again")
         joined = layout(margin="0", width="100%")  # one white sheet, in a dark theme too
         self.banner, self.legend, self.detail = (ipywidgets.HTML(layout=joined) for _ in range(3))
         self.view = TokenView(layout=joined)
-        flow = layout(flex_flow="row wrap", align_items="center")
         which = [self.mode, self.step, self.prompt, self.sample, self.look_again]
         moves = [self.array, self.previous, self.position, self.next, self.next_marked]
         self.widget = ipywidgets.VBox(
             [
-                ipywidgets.HBox(which, layout=flow),
+                row(*which),
                 self.banner,
-                ipywidgets.HBox(moves, layout=flow),
+                row(*moves),
                 self.legend,
                 self.view,
                 self.detail,
             ]
         )
-
-
-def _button(description: str, tooltip: str) -> ipywidgets.Button:
-    layout = ipywidgets.Layout(width="auto")
-    return ipywidgets.Button(description=description, tooltip=tooltip, layout=layout)

@@ -14,6 +14,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from rlkd_lab.lab.live.controls import button, row
 from rlkd_lab.lab.live.curve_data import number
 from rlkd_lab.lab.live.handle import Handle
 from rlkd_lab.lab.live.history import History
@@ -164,14 +165,12 @@ class KnobWidget:
             tooltip=f"{self.name}: {words}",
             layout=layout(width="70px", display="none" if self.zero == "none" else None),
         )
-        self.undo = self._button("Undo", "back to the value before")
-        self.back = self._button("To its schedule", f"give it back to {self.schedule}")
+        self.undo = button("Undo", tooltip=f"{self.name}: back to the value before")
+        words = f"{self.name}: give it back to {self.schedule}"
+        self.back = button("To its schedule", tooltip=words)
         self.words = widgets.HTML()
-        row = widgets.HBox(
-            [self.slider, self.box, self.off, self.undo, self.back],
-            layout=layout(flex_flow="row wrap", align_items="center"),
-        )
-        self.widget = widgets.VBox([row, self.words], layout=layout(margin="0 0 6px 0"))
+        controls = row(self.slider, self.box, self.off, self.undo, self.back)
+        self.widget = widgets.VBox([controls, self.words], layout=layout(margin="0 0 6px 0"))
         self.widget._dom_classes = ("rlkd-knob", f"rlkd-knob-{self.name}")
         self._shows = {self.slider: self.slider.value, self.box: self.box.value, self.off: False}
         self.slider.observe(self._moved, "value")
@@ -197,13 +196,6 @@ class KnobWidget:
         if self.knob.log:
             return widgets.FloatLogSlider(base=10, **common)
         return widgets.FloatSlider(**common)
-
-    def _button(self, description: str, tooltip: str) -> widgets.Button:
-        return widgets.Button(
-            description=description,
-            tooltip=f"{self.name}: {tooltip}",
-            layout=widgets.Layout(width="auto"),
-        )
 
     # --- asking -----------------------------------------------------------------------------------
 

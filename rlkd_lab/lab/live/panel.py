@@ -7,9 +7,7 @@ separate outputs too, so they stay in a saved notebook.
 
 from __future__ import annotations
 
-import contextlib
 import html
-import os
 import threading
 import time
 from collections import deque
@@ -17,25 +15,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ipywidgets as widgets
 from IPython.display import display
 
-from rlkd_lab.lab.live.again import Again, family
+from rlkd_lab.lab.live.again import Again
+from rlkd_lab.lab.live.controls import set_trait
 from rlkd_lab.lab.live.curve_data import number
 from rlkd_lab.lab.live.curve_view import Curves
+from rlkd_lab.lab.live.family import family
+from rlkd_lab.lab.live.follower import Follower
 from rlkd_lab.lab.live.handle import Handle, forks_asked, open_run
 from rlkd_lab.lab.live.history import History
+from rlkd_lab.lab.live.inspector import Inspector, inspect_tokens
+from rlkd_lab.lab.live.inspector_html import alert
 from rlkd_lab.lab.live.knob_widgets import KnobWidget, front_knob, knobs_of
 from rlkd_lab.lab.live.panel_texts import (
     CLOSED,
     FORK_HELP,
     FORKS,
+    NO_TOKENS,
     banner,
     button_help,
     gone_words,
     records_words,
     state_sentence,
 )
-from rlkd_lab.lab.live.panel_widgets import PanelWidgets, set_trait
+from rlkd_lab.lab.live.panel_widgets import PanelWidgets
 from rlkd_lab.lab.live.redraw import Redraw, say
 from rlkd_lab.plots.styles import title_of
 from rlkd_lab.runs.tail import Tail
@@ -94,8 +99,7 @@ class Panel(PanelWidgets):
         self.more_curves = Curves(self.more_view, clock, group="")
         self._values: Any = None
         self._lock = threading.RLock()
-        self._wake, self._closed = threading.Event(), threading.Event()
-        self._thread: threading.Thread | None = None
+        self.follower = Follower(self.update)
         self._attach(run)
 
     def _attach(self, run: Handle) -> None:
@@ -139,7 +143,9 @@ class Panel(PanelWidgets):
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self._press(name))
         self.fork.observe(self._fork_chosen, "value")
-        self.more.observe(lambda _: self._wake.set(), "value")
+        self.more.observe(lambda _: self.follower.wake(), "value")
+        self.inspector: Inspector | None = None
+        self.tabs.observe(self._tab_chosen, "selected_index")
 
     # --- what a person does -----------------------------------------------------------------------
 
@@ -173,6 +179,21 @@ class Panel(PanelWidgets):
             drive = self.run.drive
             self._try(lambda: self._attach(open_run(path, drive)), "run")
 
+    def _tab_chosen(self, change: Any) -> None:
+        """Load the tokens once their tab opens, and later the steps recorded since."""
+        if change.new == 0:
+            return None
+        if self.inspector is not None:
+            return self.inspector.refresh()
+        if not self.run.folder.sample_steps():
+            self.tokens.children = (widgets.HTML(NO_TOKENS),)
+            return None
+        try:
+            self.inspector = inspect_tokens(self.run.folder)
+            self.tokens.children = (self.inspector.widget,)
+        except (OSError, ValueError) as error:
+            self.tokens.children = (widgets.HTML(alert(error)),)
+
     def _try(self, action: Callable[[], Any], name: str) -> bool:
         """Run an action, or say why it cannot be done; return whether it was done."""
         words = ""
@@ -188,7 +209,7 @@ class Panel(PanelWidgets):
         """Set the notice; it stays until another one, two more steps or another state."""
         now = self.run.status()
         self.notice, self.noticed = words, (now.state, now.step)
-        self._wake.set()
+        self.follower.wake()
 
     # --- what is shown ----------------------------------------------------------------------------
 
@@ -275,7 +296,7 @@ class Panel(PanelWidgets):
     def picture(self) -> bool:
         """Bring curves and table up to date where it is time; return whether any view was."""
         now = self.run.status()
-        if self._values is None or (not self.history.step and now.state not in OVER):
+        if not self.history.step and now.state not in OVER:
             return False  # another empty picture would only delay the first curve
         ended = now.state in OVER
         share = Redraw.SHARE if now.where == "thread" else SHARE_BESIDE
@@ -287,7 +308,7 @@ class Panel(PanelWidgets):
         live, still = self.curves.update(*how)
         if live or still:  # the table has the values of the curves
             data = self._tabulate()
-            if still:
+            if still and self._values is not None:
                 self._values.update(data, raw=True)
         return live or more
 
@@ -305,24 +326,17 @@ class Panel(PanelWidgets):
         self._values = display(self._tabulate(), raw=True, display_id=True)
         self._watch()
 
+    def inside(self) -> Any:
+        """Return the panel as a widget of another view, without the outputs of a cell."""
+        self._tabulate()
+        self._watch()
+        return self.top
+
     # --- the thread -------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        self._closed.clear()
-        if self._thread is None or not self._thread.is_alive():
-            name = f"panel of {self.history.path.name}"
-            self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
-            self._thread.start()
-
-    def _follow(self) -> None:
-        # A run in another process comes first: the panel's thread gets a low priority.
-        if hasattr(os, "setpriority") and self.run.status().where != "thread":
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-        while not self._closed.is_set():
-            self.update()
-            self._wake.wait(POLL_EVERY)
-            self._wake.clear()
+        gently = self.run.status().where != "thread"
+        self.follower.start(f"panel of {self.history.path.name}", POLL_EVERY, gently)
 
     def update(self) -> None:
         """Show words and controls, then draw the pictures that are due.
@@ -354,10 +368,7 @@ class Panel(PanelWidgets):
         """
         if self in _panels:
             _panels.remove(self)
-        self._closed.set()
-        self._wake.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(5)
+        self.follower.stop()
         if not why:
             return
         set_trait(self.banner, "value", why)

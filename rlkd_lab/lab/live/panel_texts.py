@@ -150,6 +150,10 @@ CLOSED = (
     "<div role='alert'><b>This panel is closed:</b> a newer panel of this kernel shows the run."
     " Run this cell again to open it here.</div>"
 )
+NO_TOKENS = (
+    "No completions are recorded yet. The setting <code>samples_every</code> says when they are."
+    " Open this tab again then."
+)
 
 
 def gone_words(path: Path) -> str:
@@ -184,9 +188,7 @@ def records_words(samples: Sequence[int], checkpoint: int | None) -> str:
     words = []
     if samples:
         steps = "1 step" if len(samples) == 1 else f"{len(samples)} steps"
-        words.append(
-            f"completions recorded at {steps}, last {samples[-1]}: <code>inspect_tokens(run)</code>"
-        )
+        words.append(f"completions recorded at {steps}, last {samples[-1]}: see <i>tokens</i>")
     if checkpoint is not None:
         words.append(f"checkpoint at step {checkpoint}")
     return f"<small>{' · '.join(words)}</small>"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import ipywidgets as widgets
 
+from rlkd_lab.lab.live.controls import button, field, row
 from rlkd_lab.lab.live.curve_groups import GROUPS
 from rlkd_lab.lab.live.curve_view import CurveView
 from rlkd_lab.lab.live.keyboard import KeyboardGuard
@@ -57,43 +56,27 @@ class PanelWidgets:
         """
         self.state, self.banner = widgets.HTML(), widgets.HTML()
         self.fork_help, self.records = widgets.HTML(), widgets.HTML()
-        self.buttons = {name: _button(name, icon) for name, icon in ICONS.items()}
-        tooltip = "What a moved knob forks"
-        self.fork = _menu("fork", list(FORKS.items()), fork, tooltip)
+        self.buttons = {name: button(name, icon) for name, icon in ICONS.items()}
+        menu, tooltip = widgets.Dropdown, "What a moved knob forks"
+        self.fork = field(menu, "fork", options=list(FORKS.items()), value=fork, tooltip=tooltip)
         groups = [("none", ""), *((name, name) for name in GROUPS if name != "main")]
         tooltip = "More curves below the main ones"
-        self.more = _menu("more curves", groups, "", tooltip)
-        row = widgets.Layout(flex_flow="row wrap", align_items="center")
+        self.more = field(menu, "more curves", options=groups, value="", tooltip=tooltip)
+        curves = (row(self.more, self.records), self.view, self.more_view, self.table)
+        self.tokens = widgets.VBox()
+        pages = (widgets.VBox(curves), self.tokens)
+        self.tabs = widgets.Tab(pages, titles=("curves", "tokens"), selected_index=0)
         self.top.children = (
             self.guard,
             self.state,
             self.banner,
-            widgets.HBox(list(self.buttons.values()), layout=row),
+            row(*self.buttons.values()),
             knobs[front].widget,
             _folded(config, [knob for name, knob in knobs.items() if name != front]),
             again,
-            widgets.HBox([self.fork, self.fork_help], layout=row),
-            widgets.HBox([self.more, self.records], layout=row),
-            self.view,
-            self.more_view,
-            self.table,
+            row(self.fork, self.fork_help),
+            self.tabs,
         )
-
-
-def _button(name: str, icon: str) -> widgets.Button:
-    layout = widgets.Layout(width="auto", min_width="92px")
-    return widgets.Button(description=name, icon=icon, layout=layout)
-
-
-def _menu(name: str, options: list[Any], value: str, tooltip: str) -> widgets.Dropdown:
-    return widgets.Dropdown(
-        options=options,
-        value=value,
-        description=name,
-        tooltip=tooltip,
-        style={"description_width": "92px"},
-        layout=widgets.Layout(width="340px"),
-    )
 
 
 def _folded(config: RunConfig, knobs: list[KnobWidget]) -> widgets.Accordion:
@@ -102,9 +85,3 @@ def _folded(config: RunConfig, knobs: list[KnobWidget]) -> widgets.Accordion:
     options = widgets.HTML(options_html(config))
     titles = (f"{len(knobs)} more knobs", "options")
     return widgets.Accordion([others, options], titles=titles, selected_index=None)
-
-
-def set_trait(widget: Any, name: str, value: Any) -> None:
-    """Set a trait if it differs, so that nothing is sent to the browser for nothing."""
-    if getattr(widget, name) != value:
-        setattr(widget, name, value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -77,7 +78,7 @@ class TokenArrays:
     """Why each other array cannot be computed, a sentence each."""
 
 
-def folder_of(run: RunFolder | Handle | str) -> RunFolder:
+def folder_of(run: RunFolder | Handle | str | Path) -> RunFolder:
     """Return the run folder of a handle, a path or a run folder."""
     if isinstance(run, Handle):
         return run.folder

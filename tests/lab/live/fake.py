@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlkd_lab.lab.live.again import place_beside
+from rlkd_lab.lab.live.family import place_beside
 from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training.loop_knobs import check_knob

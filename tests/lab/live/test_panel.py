@@ -6,9 +6,10 @@ from html import unescape
 import ipywidgets as widgets
 import pytest
 from fake import FakeHandle, Status
+from recorded import rollout
 
-from rlkd_lab.lab.live.again import family, place_beside
 from rlkd_lab.lab.live.curve_data import curve_data
+from rlkd_lab.lab.live.family import family, place_beside
 from rlkd_lab.lab.live.knob_widgets import front_knob, knobs_of, slider_range
 from rlkd_lab.lab.live.panel import Panel, panel
 from rlkd_lab.lab.live.panel_texts import options_html
@@ -549,7 +550,7 @@ def test_the_thread_survives_errors_shows_them_and_ends_with_the_panel(make, out
     assert "The run itself is not affected" in watched.banner.value
     watched.refresh = real
     wait(lambda: "ZeroDivisionError" not in watched.banner.value)
-    thread = watched._thread
+    thread = watched.follower.thread
     assert thread.daemon
     panel(run)  # the cell is run again
     assert not thread.is_alive()
@@ -666,6 +667,32 @@ def test_the_first_curve_is_sent_with_the_first_step_and_the_table_with_the_curv
     watched.update()  # too early for curves: the table waits with them
     assert watched.view.data["step"] == 1
     assert "step 1 of 60" in watched.table.value
+
+
+def test_tokens_are_read_when_their_tab_opens_and_again_when_it_opens_again(make, monkeypatch):
+    read, real = [], MODULE.inspect_tokens
+    monkeypatch.setattr(MODULE, "inspect_tokens", lambda run: read.append(run) or real(run))
+    run = make()
+    watched = Panel(run)
+    watched.tabs.selected_index = 1
+    assert "No completions are recorded yet" in watched.tokens.children[0].value
+    for step in (1, 2):
+        run.advance()
+        rollout(seed=step).to_parquet(run.folder.path / "samples" / f"step_{step:06d}.parquet")
+        watched.update()
+        assert read == [run.folder] * (step - 1)  # the panel itself reads no tokens
+        for tab in (0, 1):
+            watched.tabs.selected_index = tab
+        assert watched.tokens.children == (watched.inspector.widget,)
+        assert [value for _, value in watched.inspector.step.options] == list(range(1, step + 1))
+    assert read == [run.folder]
+    run.advance(58)
+    watched.update()
+    press(watched.again.again)
+    assert watched.inspector is None
+    assert watched.tokens.children == ()
+    Panel(run)
+    assert read == [run.folder]
 
 
 # --- another run ----------------------------------------------------------------------------------

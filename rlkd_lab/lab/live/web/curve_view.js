@@ -352,6 +352,7 @@ class View {
   update() {
     this.data = unpack(this.model.get("data"));
     this.root.hidden = !this.data.panels.length;
+    this.root.classList.toggle("many", this.data.group === "compare"); // their readouts need lines
     if (this.root.hidden || !this.root.isConnected) return;
     if (!this.look) this.themed(); // only in the page it has colours
     const line = ({ label, colour, dash, dots, width, alpha }) => [label, colour, dash, dots, width, alpha];
