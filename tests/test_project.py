@@ -65,7 +65,7 @@ def test_constraints_pin_every_dependency_within_its_bounds():
         pins[canonicalize_name(pin.name)] = bound.version
     extras = [
         Requirement(text)
-        for extra in ("trl", "test")
+        for extra in ("trl", "test", "lab")
         for text in PROJECT["optional-dependencies"][extra]
     ]
     for requirement in [*REQUIRED.values(), *extras]:
@@ -127,6 +127,7 @@ BELOW = {
     "lab": {"objectives", "models", "rollouts", "tasks", "runs", "training", "study", "plots"},
     "doctor": {"models", "training"},
     "terminal": set(),
+    "serve": set(),
     "progress": set(),
     "__main__": {"commands"},
     "commands": {
@@ -141,6 +142,7 @@ BELOW = {
         "terminal",
         "progress",
         "lab",
+        "serve",
     },
 }
 """The packages of ours that each may import besides itself."""

@@ -1,6 +1,6 @@
-"""Commands that show runs in a browser: report.
+"""Commands that show runs in a browser: report, lab.
 
-They alone import the lab, once they are called.
+`report` imports the lab, once it is called.
 """
 
 from __future__ import annotations
@@ -27,3 +27,16 @@ def report(
 
         path = write_report(run_path, out)
         say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def lab(
+    folder: Annotated[Path, typer.Argument(help="the folder that your runs lie in")] = Path("runs"),
+    port: Annotated[int, typer.Option(help="of this machine; if it is taken, one above it")] = 8866,
+    browser: Annotated[bool, typer.Option(help="open a browser")] = True,
+) -> None:
+    """Show and steer runs in a browser, without a notebook. Ctrl-C ends it; runs go on."""
+    with plain_errors("runs go on"):
+        from rlkd_lab.serve import serve
+
+        serve(folder, port, browser)
