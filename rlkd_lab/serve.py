@@ -7,6 +7,7 @@ import os
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 VIEW = "from rlkd_lab.lab.live.chooser import choose_run\nchoose_run({folder!r})"
 """What the page shows."""
@@ -50,10 +51,15 @@ def serve(folder: Path, port: int, browser: bool) -> None:
         Voila.launch_instance([str(path), *words])
 
 
-def _notebook(folder: Path) -> dict[str, object]:
+def _notebook(folder: Path) -> dict[str, Any]:
     # paths in configs are relative to where the command was given
     source = f"import os\nos.chdir({os.getcwd()!r})\n" + VIEW.format(folder=str(folder))
-    cell = {"cell_type": "code", "id": "view", "execution_count": None, "outputs": []}
+    cell: dict[str, Any] = {
+        "cell_type": "code",
+        "id": "view",
+        "execution_count": None,
+        "outputs": [],
+    }
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return {
         "nbformat": 4,
