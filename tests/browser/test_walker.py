@@ -8,7 +8,7 @@ import pytest
 from in_browser import CHROMIUM, Lab
 from walker import Walker
 
-RUNS, ACTIONS = map(int, os.environ.get("RLKD_WALK", "1x25").split("x"))
+RUNS, ACTIONS = map(int, os.environ.get("RLKD_WALK", "1x20").split("x"))
 FIRST = int(os.environ.get("RLKD_WALK_SEED", "1"))
 pytestmark = [
     pytest.mark.slow,
