@@ -10,7 +10,7 @@ TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4
 # What depends most on the names that torch, transformers and peft have for things.
 OLDEST := tests/rollouts/test_sampling.py tests/models/test_loading.py tests/models/test_adapters.py tests/models/test_decoder.py tests/training/test_trainer.py
 
-.PHONY: help setup demo lab notebooks site test test-fast test-ray test-oldest bench figures lint audit midsize clean
+.PHONY: help setup demo lab notebooks site test test-fast test-ray test-oldest walk bench figures lint audit midsize clean
 help:
 	@echo "make setup      make .venv with everything (the other targets do it by themselves)"
 	@echo "make demo       train OPD, GRPO, KDRL and TRRD on the embedded pair (4 to 7 minutes); figures/demo.png"
@@ -18,6 +18,7 @@ help:
 	@echo "make site       build the documentation site offline (a minute); build/site/docs/index.html"
 	@echo "make test       all tests (about 25 minutes); make test-fast: those under a few seconds each"
 	@echo "make test-oldest  some tests with the lowest versions that pyproject.toml allows, in .venv-oldest/"
+	@echo "make walk       20 random walks of 300 actions through a panel (hours); WALK=2x50: fewer; RLKD_WALK_SEED=7: from this seed on"
 	@echo "make bench      a step against TRL's, our sampler against generate, KDRL and TRRD against GRPO; a sweep with one worker and with all (20 minutes)"
 	@echo "make midsize    on a GPU: pre-train the mid-size pair, run the main methods on it, tables and figures (not measured); WORKERS=4: runs at a time"
 	@echo "make figures    draw the committed figures again; make lint: ruff and mypy"
@@ -29,7 +30,7 @@ setup: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --retries 1 -c constraints.txt $(TORCH_INDEX) torch
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,trl,ray,site]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,trl,ray,site,lab]"
 	touch $@
 
 # A run that is there is left alone; one that was interrupted goes on.
@@ -67,6 +68,9 @@ test-fast: .venv/installed
 
 test-oldest: .venv-oldest/installed
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m "not slow and not gpu" $(OLDEST)
+
+walk: .venv/installed
+	RLKD_WALK=$(or $(WALK),20x300) $(PY) -m pytest -s tests/browser/test_walker.py
 
 site: .venv/installed
 	$(PY) -m sphinx -q -W --keep-going -c docs -b html . build/site -d build/site-cache

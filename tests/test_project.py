@@ -65,7 +65,7 @@ def test_constraints_pin_every_dependency_within_its_bounds():
         pins[canonicalize_name(pin.name)] = bound.version
     extras = [
         Requirement(text)
-        for extra in ("trl", "test")
+        for extra in ("trl", "test", "lab")
         for text in PROJECT["optional-dependencies"][extra]
     ]
     for requirement in [*REQUIRED.values(), *extras]:
@@ -127,6 +127,7 @@ BELOW = {
     "lab": {"objectives", "models", "rollouts", "tasks", "runs", "training", "study", "plots"},
     "doctor": {"models", "training"},
     "terminal": set(),
+    "serve": set(),
     "progress": set(),
     "__main__": {"commands"},
     "commands": {
@@ -140,9 +141,11 @@ BELOW = {
         "tasks",
         "terminal",
         "progress",
+        "lab",
+        "serve",
     },
 }
-"""The packages of ours that each may import besides itself. Only notebooks import the lab."""
+"""The packages of ours that each may import besides itself."""
 
 DRAWING = {"matplotlib", "ipywidgets", "anywidget", "traitlets", "IPython"}
 
@@ -173,6 +176,18 @@ def test_imports_point_one_way(part):
         if owner == part:
             ours = {name.split(".")[1] for name in imports(path) if name.startswith("rlkd_lab.")}
             assert ours <= BELOW[part] | {part}, path.name
+
+
+def test_beside_notebooks_one_file_of_commands_imports_the_lab_and_only_when_it_is_called():
+    importers = [
+        path.name
+        for part, path in modules()
+        if part != "lab" and any(name.startswith("rlkd_lab.lab") for name in imports(path))
+    ]
+    assert importers == ["pages.py"]
+    tree = ast.parse((PACKAGE / "commands" / "pages.py").read_text())
+    at_once = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert not [name for name in at_once if name.startswith("rlkd_lab.lab")]
 
 
 def test_files_and_functions_of_the_package_are_short():

@@ -5,6 +5,6 @@ The order of the imports is the order of ``rlkd --help``.
 
 from rlkd_lab.commands.common import app, main
 
-from rlkd_lab.commands import train, methods, show, evaluate, study  # isort: skip
+from rlkd_lab.commands import train, methods, show, pages, evaluate, study  # isort: skip
 
-__all__ = ["app", "evaluate", "main", "methods", "show", "study", "train"]
+__all__ = ["app", "evaluate", "main", "methods", "pages", "show", "study", "train"]

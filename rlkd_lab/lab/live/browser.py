@@ -18,7 +18,7 @@ from rlkd_lab.lab.live.compare_view import Comparison
 from rlkd_lab.lab.live.controls import button, row, set_trait
 from rlkd_lab.lab.live.family import Settings, differing, in_words, settings_of
 from rlkd_lab.lab.live.follower import Follower, only_one
-from rlkd_lab.lab.live.handle import Handle, open_run
+from rlkd_lab.lab.live.handle import Drive, Handle, open_run
 from rlkd_lab.lab.live.keyboard import KeyboardGuard
 from rlkd_lab.lab.live.panel import Panel
 from rlkd_lab.lab.live.run_table import RunTable
@@ -51,24 +51,29 @@ class Known(NamedTuple):
     settings: Settings | None
 
 
-def runs(folder: str | Path = "runs") -> RunBrowser:
+def runs(folder: str | Path = "runs", drive: Drive = "thread") -> RunBrowser:
     """Return a table of the runs in a folder, for the last line of a cell.
 
     It follows runs that are made, changed or deleted by anybody.
     Marks are names in the folder's file ``marked.json``.
 
+    Args:
+        folder: of the runs, and of folders with runs.
+        drive: what trains a run that is started from here: a thread of this kernel, or a process
+            that outlives it.
+
     Raises:
         FileNotFoundError: there is no such folder.
     """
     find_runs(folder)
-    return RunBrowser(folder)
+    return RunBrowser(folder, drive)
 
 
 class RunBrowser:
     """The object that :func:`runs` returns; displaying it starts a thread that updates it."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).resolve()
+    def __init__(self, folder: str | Path, drive: Drive = "thread") -> None:
+        self.folder, self.drive = Path(folder).resolve(), drive
         self.table, self.said, self.shown = RunTable(), widgets.HTML(), widgets.VBox()
         self.buttons = {name: button(name, *how) for name, how in ACTIONS.items()}
         self.question, self.sure = widgets.HTML(), button("Delete for good", "trash")
@@ -220,7 +225,7 @@ class RunBrowser:
         return [self.paths[name] for name in self.table.selected]
 
     def _open(self) -> None:
-        self._show(Panel(open_run(self._selected()[0])))
+        self._show(Panel(open_run(self._selected()[0], self.drive)))
 
     def _compare(self) -> None:
         self._show(Comparison([RunFolder.open(path) for path in self._selected()]))

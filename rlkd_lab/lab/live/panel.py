@@ -114,8 +114,8 @@ class Panel(PanelWidgets):
         beside = [path for path in family(self.place) if path != self.place]
         self.history.earlier = {path.name: History(path) for path in beside[-4:]}
         self.requests = Tail(run.folder.path / "requests.jsonl")
-        self.plans: dict[int, dict[str, Any]] = {}
-        """Moves that were asked for from a later step on, by id, until they are answered."""
+        self.asked_moves: dict[int, dict[str, Any]] = {}
+        """Moves that were asked for, here or elsewhere, by id, until they are answered."""
         self.problem = ""
         """An error of the drawing, in words."""
         self.notice, self.noticed = "", ("", 0)
@@ -138,7 +138,7 @@ class Panel(PanelWidgets):
         }
         asked = forks_asked(self.place)
         kind = str(asked[-1]) if asked and asked[-1] in FORKS.values() else "off"
-        self.again = Again(self.run.config, self.place, self._begin_another, self._show_run)
+        self.again = Again(self.run.config, self.place, self._begin_another, self.show_run)
         self.put(self.run.config, self.knobs, front_knob(self.method), kind, self.again.widget)
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self._press(name))
@@ -174,7 +174,7 @@ class Panel(PanelWidgets):
         with self._lock:
             self._try(lambda: self._attach(self.run.another(config())), "another run")
 
-    def _show_run(self, path: Path) -> None:
+    def show_run(self, path: Path) -> None:
         with self._lock:
             drive = self.run.drive
             self._try(lambda: self._attach(open_run(path, drive)), "run")
@@ -217,23 +217,33 @@ class Panel(PanelWidgets):
         """Read what is new and show it in words and controls; :meth:`picture` draws."""
         with self._lock:
             self.history.read()
-            self._read_plans()
+            self._read_requests()
             focused = self.guard.focused
             for name, knob in self.knobs.items():
-                plans = [plan for plan in self.plans.values() if plan.get("knob") == name]
-                knob.planned = [(plan["at"], plan.get("value")) for plan in plans]
+                self._tell_knob(knob)
                 knob.over = self.run.status().state == "done"
                 knob.follow(self.history, focused == name)
             self._show()
 
-    def _read_plans(self) -> None:
+    def _read_requests(self) -> None:
         for request in self.requests.read():
-            whole = isinstance(request.get("id"), int) and isinstance(request.get("at"), int)
-            if request.get("request") == "knob" and whole:
-                self.plans[request["id"]] = request
-        if self.plans:
+            kind, value = request.get("request"), request.get("value")
+            number_asked = isinstance(value, int | float | None) and not isinstance(value, bool)
+            value = "schedule" if kind == "release" else value
+            moves = kind == "release" or (kind == "knob" and number_asked)
+            if moves and isinstance(request.get("id"), int):  # the run refuses others
+                self.asked_moves[request["id"]] = {**request, "value": value}
+        if self.asked_moves:
             for event in self.history.events:
-                self.plans.pop(event.get("id"), None)  # type: ignore[arg-type]
+                self.asked_moves.pop(event.get("id"), None)  # type: ignore[arg-type]
+
+    def _tell_knob(self, knob: KnobWidget) -> None:
+        """Tell a knob what waits for it, asked for here, in another panel or an earlier kernel."""
+        waiting = [one for one in self.asked_moves.values() if one.get("knob") == knob.name]
+        knob.planned = [(one["at"], one["value"]) for one in waiting if _planned(one)]
+        for one in waiting:
+            if not _planned(one) and (knob.pending is None or one["id"] > knob.pending[0]):
+                knob.pending = (one["id"], one["value"])
 
     def _show(self) -> None:
         now = self.run.status()
@@ -381,3 +391,7 @@ class Panel(PanelWidgets):
 
     def __repr__(self) -> str:
         return say(self.history, self.method, self.steps, self.run.status().state)
+
+
+def _planned(request: dict[str, Any]) -> bool:
+    return isinstance(request.get("at"), int) and request["request"] == "knob"

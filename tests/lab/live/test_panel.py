@@ -647,6 +647,25 @@ def test_a_planned_move_is_shown_until_it_is_answered(make):
     assert "planned" not in watched.knobs["kd_coef"].words.value
 
 
+def test_a_move_that_another_kernel_asked_for_is_shown_until_it_is_answered(make):
+    run = make(state="paused")
+    run.folder.ask("knob", knob="kd_coef", value="much")  # the run refuses it
+    first = run.folder.ask("knob", knob="kd_coef", value=0.5)
+    watched = Panel(run)
+    words = watched.knobs["kd_coef"].words
+    assert "asked for 0.5: acts on the next step (now 0.1)" in words.value
+    assert watched.knobs["kd_coef"].box.value == "0.5"
+    assert "asked for" not in watched.knobs["clip_high"].words.value
+    last = run.folder.ask("release", knob="kd_coef")
+    watched.update()
+    assert "asked for its schedule: acts on the next step (now 0.1)" in words.value
+    for step, name in ((1, first), (2, last)):
+        event = {"event": "refused", "step": step, "knob": "kd_coef", "id": name, "why": "no"}
+        run.folder.append("events.jsonl", event)
+        watched.update()
+        assert ("asked for" in words.value) == (name == first)
+
+
 def test_the_first_curve_is_sent_with_the_first_step_and_the_table_with_the_curves(
     make, outputs, monkeypatch
 ):
