@@ -226,7 +226,10 @@ def _pinned(func: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 def _attention(func: Any, args: Any, kwargs: Any) -> Tensor:
-    """Count a kernel, and another one where the mask is copied to rows of aligned bytes."""
+    """Count a kernel, and two more where the mask is copied to rows of aligned bytes.
+
+    What comes out lies in memory as CUDA's kernels leave it: query positions before heads.
+    """
     found = [device.has(each) for each in tensors_in([*args, *kwargs.values()])]
     if any(found) and not all(found):
         raise RuntimeError("Expected query, key, value, and attn_mask to be on the same device")
@@ -237,8 +240,10 @@ def _attention(func: Any, args: Any, kwargs: Any) -> Tensor:
         query = args[0] if args else kwargs["query"]
         if mask.dtype not in (torch.bool, query.dtype):
             raise RuntimeError(f"attn_mask of {mask.dtype} beside a query of {query.dtype}")
-        device.launch(any(step % 16 for step in mask.stride()[:-1]))
-    return _one_kernel(func, args, kwargs)
+        device.launch(2 * any(step % 8 for step in mask.stride()[:-1]))
+    out = _one_kernel(func, args, kwargs)
+    with being(inside=True):
+        return out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _one_kernel(func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -337,6 +342,9 @@ class Computed(TorchDispatchMode):
             device.wait("a tensor")
         elif name in INDEXING:
             masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
+            here = device.has(args[0])
+            strangers = sum(i is not None and here and not device.has(i) for i in args[1])
+            device.counts["copies to the GPU"] += strangers
             filled = name != "index" and args[2].numel() == 1
             if masks and not filled:
                 device.wait("a boolean index")
