@@ -82,15 +82,17 @@ def memory() -> dict[str, float]:
     return {"peak_gib": peak}
 
 
-def serve_ours(folder: Path, mode: str) -> None:
-    """A KDRL step a line."""
+def serve_ours(folder: Path, what: str) -> None:
+    """A step a line; ``what``: mode, and a method that is not KDRL after a colon."""
     from rlkd_lab.runs import RunFolder
     from rlkd_lab.training import make_config
     from rlkd_lab.training.context import Context
+    from rlkd_lab.training.plan import plan
     from rlkd_lab.training.trainer import Trainer
 
+    mode, _, method = what.partition(":")
     config = make_config(
-        "kdrl",
+        method or "kdrl",
         student=str(folder / "student"),
         teacher=str(folder / "teacher"),
         steps=10_000,
@@ -107,11 +109,13 @@ def serve_ours(folder: Path, mode: str) -> None:
         knobs={"learning_rate": 0.0},
         **SETTINGS[mode],
     )
+    planned = {"planned_gib": plan(config, True).peak / 2**30}
     trainer, context = Trainer(config), Context(config, RunFolder(tempfile.mkdtemp()))
     for _ in sys.stdin:
         row = trainer.step(context)
         steps.answer(
-            {
+            planned
+            | {
                 key: row[key]
                 for key in ("step_time", "num_tokens", *(k for k in row if k.startswith("time/")))
             }
@@ -209,7 +213,12 @@ def serve_sampling(folder: Path, what: str) -> None:
         steps.answer({"step_time": time.perf_counter() - began, "num_tokens": tokens} | memory())
 
 
-SERVE = {"ours": serve_ours, "trl": serve_trl, "sampling": serve_sampling}
+SERVE: dict[str, Callable[[Path, str], None]] = {
+    "ours": serve_ours,
+    "trl": serve_trl,
+    "sampling": serve_sampling,
+    "models": lambda folder, _: make_models(folder),
+}
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, float]:

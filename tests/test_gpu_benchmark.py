@@ -9,6 +9,8 @@ from benchmarks import step
 
 sys.modules.setdefault("step", step)  # as a script in its folder finds it
 gpu = pytest.importorskip("benchmarks.gpu")
+sys.modules.setdefault("gpu", gpu)
+minutes = pytest.importorskip("benchmarks.gpu_minutes")
 
 SIDE = """
 import sys
@@ -42,3 +44,22 @@ def test_what_is_measured_is_written_and_a_side_that_ends_says_why(tmp_path, cap
     assert set(last["sampling"]["8"]) == {"fast", "continuous"}
     assert last["sampling"]["8"]["fast"]["tokens_per_second"] == 3
     assert "ValueError: the reason" in last["failed"]["hf:8"]
+
+
+def test_an_item_that_is_cut_or_fails_keeps_its_answers_and_says_how_it_ended():
+    slow = "import time; print('@{\"n\": 1}', flush=True); input(); time.sleep(60)"
+    cut = minutes.run_item(minutes.Item("slow", 3, ["-c", slow], turns=1))
+    assert (cut["ended"], cut["answers"]) == ("cut at 3 s", [{"n": 1}])
+    assert cut["seconds"] < 30
+    failed = minutes.run_item(
+        minutes.Item("bad", 30, ["-c", "print('{}\\n{0: 1}'); raise ValueError(7)"])
+    )
+    assert (failed["ended"], failed["answers"]) == ("status 1", [{}])
+    assert failed["last_words"].endswith("ValueError: 7")
+
+
+def test_the_items_are_every_gpu_test_and_what_the_sides_serve(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "TINY", True)
+    assert len(minutes.tests()) >= 10
+    kinds = {item.command[1] for item in minutes.items(tmp_path)}
+    assert kinds == set(gpu.SERVE)

@@ -49,8 +49,12 @@ class Decoder:
                 torch.zeros(1, device=device, dtype=head.dtype), positions
             )
         half = self.head_dim // 2
-        self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+        signed = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+        self.rotations = torch.stack([cos[0], signed], dim=1)
+        """(positions, 2, D)."""
         self.layers = []
+        self.head_norms: list[Tensor | None] = []
+        """Of the heads of queries and keys, (heads, D), by layer."""
         for layer in model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
             self.layers.append(
@@ -60,7 +64,14 @@ class Decoder:
                     Fused(mlp.gate_proj, mlp.up_proj),
                 )
             )
+            self.head_norms.append(self._head_norm(attention))
         self.check()
+
+    def _head_norm(self, attention: Any) -> Tensor | None:
+        if not hasattr(attention, "q_norm"):
+            return None
+        parts = (attention.q_norm, self.queries), (attention.k_norm, self.keys)
+        return torch.cat([norm.weight.data.expand(heads, -1) for norm, heads in parts])
 
     @staticmethod
     def suits(model: Any) -> bool:
@@ -89,7 +100,7 @@ class Decoder:
         Raises:
             ValueError: the log-probabilities differ by more than rounding explains.
         """
-        size, device = self.model.config.vocab_size, self.cos.device
+        size, device = self.model.config.vocab_size, self.rotations.device
         ids = (torch.arange(24, device=device).view(2, 12) * 7 + 3) % size
         mask = torch.ones_like(ids)
         mask[0, :5] = 0
@@ -105,7 +116,7 @@ class Decoder:
         def said() -> Tensor:
             return log_softmax(self.model(**inputs).logits[:, 8:].float(), dim=-1)
 
-        own, exact = said(), self.cos.dtype == torch.float32
+        own, exact = said(), self.rotations.dtype == torch.float32
         with rounded(self.model) if exact else in_float32(self.model):
             noise = (said() - own).abs()
         cache, _ = self.prefill(ids[:, :8], mask[:, :8], 1, len(columns))
@@ -147,16 +158,17 @@ class Decoder:
         """
         column = cache.length
         cache.length += 1
-        blocked = cache.blocked[:, None, None, : column + 1]
+        groups = self.queries // self.keys
+        blocked = cache.blocked[:, None, None, : column + 1].expand(-1, self.keys, groups, -1)
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = cache.layers[layer]
-            keys[:, :, column], values[:, :, column] = k, v
+        def attend(layer: int, heads: Tensor) -> Tensor:
+            known = cache.layers[layer]
+            known[:, :, column] = heads[:, self.queries :]
+            keys, values = known[:, :, : column + 1].chunk(2, dim=1)
             # the query heads that share a key head take the place of query positions
-            grouped = q.reshape(len(q), self.keys, -1, self.head_dim)
-            return scaled_dot_product_attention(
-                grouped, keys[:, :, : column + 1], values[:, :, : column + 1], attn_mask=blocked
-            ).reshape(len(q), -1)
+            grouped = heads[:, : self.queries].unflatten(1, (self.keys, groups))
+            out = scaled_dot_product_attention(grouped, keys, values, attn_mask=blocked)
+            return out.reshape(len(heads), -1)
 
         states = self._run(self.model.model.embed_tokens(token), positions, attend)
         return logits_of(states, (self.model.lm_head.weight, self.model.lm_head.bias))
@@ -216,7 +228,8 @@ class Decoder:
         )
         blocked = torch.cat([padding[:, None, None].expand(-1, -1, length, -1), future], dim=-1)
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(layer: int, heads: Tensor) -> Tensor:
+            q, k, v = heads.split([self.queries, self.keys, self.keys], dim=-2)
             keys, values = (
                 torch.cat([before[index], now.transpose(1, 2)], dim=2)
                 for before, now in zip(prompts.layers[layer], (k, v), strict=True)
@@ -236,32 +249,34 @@ class Decoder:
         )
         return torch.cat([last, states], dim=1)[completion_mask[:, :width].bool()]
 
-    def _run(
-        self, x: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """Return all layers and the last norm on embeddings (…, H) at ``positions`` (…);
+    def _run(self, x: Tensor, positions: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Return all layers and the last norm on embeddings (…, H) at ``positions`` (…).
 
-        ``attend`` is given the layer and its rotated heads, (…, heads, D).
+        ``attend`` is given the layer and its heads (…, heads, D): queries and keys, rotated, and
+        values.
         """
-        cos, sin = self.cos[positions][..., None, :], self.sin[positions][..., None, :]
+        cos, sin = self.rotations[positions][..., None, :].unbind(-3)
         for number, (layer, to_heads, gate_up) in enumerate(self.layers):
-            attention = layer.self_attn
-            heads = to_heads(
-                rms_norm(x, x.shape[-1:], layer.input_layernorm.weight, self.eps)
-            ).unflatten(-1, (-1, self.head_dim))
-            q, k, v = heads.split([self.queries, self.keys, self.keys], dim=-2)
-            if hasattr(attention, "q_norm"):
-                q = rms_norm(q, (self.head_dim,), attention.q_norm.weight, self.eps)
-                k = rms_norm(k, (self.head_dim,), attention.k_norm.weight, self.eps)
-            qk = torch.cat([q, k], dim=-2)
-            qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin)
-            q, k = qk.split([self.queries, self.keys], dim=-2)
-            x = x + attention.o_proj(attend(number, q, k, v))
-            gate, up = gate_up(
-                rms_norm(x, x.shape[-1:], layer.post_attention_layernorm.weight, self.eps)
-            ).chunk(2, dim=-1)
-            x = x + layer.mlp.down_proj(silu(gate) * up)
+            states = rms_norm(x, x.shape[-1:], layer.input_layernorm.weight, self.eps)
+            heads = to_heads(states).unflatten(-1, (-1, self.head_dim))
+            qk, norm = heads[..., : self.queries + self.keys, :], self.head_norms[number]
+            if norm is not None:
+                torch.mul(rms_norm(qk, (self.head_dim,), None, self.eps), norm, out=qk)
+            rolled = qk.roll(self.head_dim // 2, -1)
+            qk.mul_(cos).addcmul_(rolled, sin)
+            x = _plus(x, layer.self_attn.o_proj, attend(number, heads))
+            states = rms_norm(x, x.shape[-1:], layer.post_attention_layernorm.weight, self.eps)
+            gate, up = gate_up(states).chunk(2, dim=-1)
+            x = _plus(x, layer.mlp.down_proj, silu(gate) * up)
         return rms_norm(x, x.shape[-1:], self.model.model.norm.weight, self.eps)
+
+
+def _plus(x: Tensor, module: Any, states: Tensor) -> Tensor:
+    """Return x + module(states); in 16 bit in place, with sums that are rounded once."""
+    if x.dtype == torch.float32 or module.bias is not None or x.dim() != 2:
+        return x + module(states)
+    x.addmm_(states, module.weight.T)
+    return x.addmm_(linear(states, module.a), module.b.T) if hasattr(module, "a") else x
 
 
 @dataclass(frozen=True)
@@ -279,28 +294,29 @@ class Prompts:
 
 
 class Cache:
-    """Keys and values of every layer, (B, heads, columns, D) each, with room for all columns
-    from the start.
-    """
+    """Keys and values of every layer, with room for all columns from the start."""
 
     def __init__(self, prefilled: Any, prompt_mask: Tensor, group_size: int, room: int) -> None:
         rows, self.length = prompt_mask.shape
-        self.layers = []
+        columns = self.length + room
+        self.layers: list[Tensor] = []
+        """(B, 2 · heads, columns, D): keys, then values."""
         for layer in prefilled.layers:
-            pair = []
-            for part in (layer.keys, layer.values):
-                whole = part.new_zeros(rows, part.shape[1], self.length + room, part.shape[3])
-                whole[:, :, : self.length] = part.repeat_interleave(group_size, 0)
-                pair.append(whole)
-            self.layers.append(pair)
-        dtype = self.layers[0][0].dtype
-        self.blocked = torch.zeros(rows, self.length + room, device=prompt_mask.device, dtype=dtype)
+            known = torch.cat([layer.keys, layer.values], dim=1)
+            whole = known.new_zeros(rows, known.shape[1], columns, known.shape[3])
+            whole[:, :, : self.length] = known.repeat_interleave(group_size, 0)
+            self.layers.append(whole)
+        dtype = self.layers[0].dtype
+        # CUDA's kernels copy a mask whose rows do not begin at a multiple of 8
+        self.blocked = torch.zeros(
+            rows, -(-columns // 8) * 8, device=prompt_mask.device, dtype=dtype
+        )
         self.blocked[:, : self.length].masked_fill_(prompt_mask == 0, torch.finfo(dtype).min)
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these."""
-        for pair in self.layers:  # one at a time: the whole cache twice might not fit
-            pair[:] = [part[rows] for part in pair]
+        for layer, known in enumerate(self.layers):  # the whole cache twice might not fit
+            self.layers[layer] = known[rows]
         self.blocked = self.blocked[rows]
 
 
@@ -318,41 +334,48 @@ def _projections(layer: Any) -> list[nn.Module]:
 
 
 class Fused:
-    """One matrix of which the weights of several linear layers are views from now on; the same
-    for their biases, and for adapters that lie beside them.
+    """One matrix of which the weights of several linear layers are views from now on.
+
+    The rows of their adapters' A are below them. So a product gives both, and B takes what A gave.
     """
 
     def __init__(self, *modules: Any) -> None:
-        self.weight = torch.cat([module.weight.data for module in modules])
-        for module, part in zip(
-            modules, self.weight.split([module.weight.shape[0] for module in modules]), strict=True
-        ):
+        self.widths = [len(module.weight) for module in modules]
+        adapted = [module for module in modules if hasattr(module, "a")]
+        weights = [module.weight.data for module in modules]
+        self.weight = torch.cat([*weights, *(module.a for module in adapted)])
+        parts = self.weight.split(self.widths + [len(module.a) for module in adapted])
+        for module, part in zip(modules, parts, strict=False):
             module.weight.data = part
-        self.bias = (
-            None if modules[0].bias is None else torch.cat([module.bias.data for module in modules])
-        )
-        self.a: Tensor | None = None
-        if any(hasattr(module, "a") for module in modules):
-            # one without an adapter has a block of no columns
-            self.a = torch.cat([module.a for module in modules if hasattr(module, "a")])
-            self.b = torch.block_diag(
-                *(
-                    module.b
-                    if hasattr(module, "b")
-                    else self.weight.new_zeros(len(module.weight), 0)
-                    for module in modules
-                )
+        for module, part in zip(adapted, parts[len(modules) :], strict=True):
+            module.a = part
+        self.bias: Tensor | None = None
+        self.b = self._blocks(modules) if adapted else None
+        if modules[0].bias is not None:
+            nothing = self.weight.new_zeros(len(self.weight) - sum(self.widths))
+            self.bias = torch.cat([*(module.bias.data for module in modules), nothing])
+
+    def _blocks(self, modules: Any) -> Tensor:
+        """Return B of all, where one without an adapter has a block of no columns."""
+        ranks = [module.b.shape[1] if hasattr(module, "b") else 0 for module in modules]
+        blocks = torch.block_diag(
+            *(
+                module.b if rank else self.weight.new_zeros(width, 0)
+                for module, width, rank in zip(modules, self.widths, ranks, strict=True)
             )
-            row = column = 0
-            for module in modules:
-                width, rank = module.b.shape if hasattr(module, "b") else (len(module.weight), 0)
-                if rank:
-                    module.a, module.b = (
-                        self.a[column : column + rank],
-                        self.b[row : row + width, column : column + rank],
-                    )
-                row, column = row + width, column + rank
+        )
+        row = column = 0
+        for module, width, rank in zip(modules, self.widths, ranks, strict=True):
+            if rank:
+                module.b = blocks[row : row + width, column : column + rank]
+            row, column = row + width, column + rank
+        return blocks
 
     def __call__(self, x: Tensor) -> Tensor:
         out = linear(x, self.weight, self.bias)
-        return out if self.a is None else out + linear(linear(x, self.a), self.b)
+        if self.b is None:
+            return out
+        out, low = out.split([len(self.b), self.b.shape[1]], dim=-1)
+        if x.dim() != 2:
+            return out + linear(low, self.b)
+        return out.addmm_(low, self.b.T)

@@ -57,7 +57,7 @@ def hidden_states(lm: LanguageModel, sequences: Sequences) -> Tensor:
     """Return hidden states that predict the completion tokens that count, in row order: (N, H) with
     N = completion_mask.sum().
     """
-    width = int(sequences.completion_mask.sum(1).max()) if sequences.completion_mask.any() else 0
+    width = int(sequences.completion_mask.sum(1).max()) if len(sequences.completion_mask) else 0
     ids = torch.cat([sequences.prompt_ids, sequences.completion_ids[:, :width]], dim=1)
     mask = torch.cat([sequences.prompt_mask, sequences.completion_mask[:, :width]], dim=1)
     # Left padding must not shift the positions: the first real token has position 0 in every row.

@@ -275,21 +275,24 @@ def token_loss(
     policy = summed(None if parts.surrogate is None else parts.surrogate.loss)
     penalty = summed(parts.penalty)
     stats = _statistics(parts, batch)
-    stats["loss/policy"] = policy.item()
+    stats["loss/policy"] = policy
     if parts.penalty is not None:
-        stats["loss/kd"] = penalty.item()
+        stats["loss/kd"] = penalty
     loss = policy + penalty + summed(parts.reference)
-    return loss, stats
+    # together: a GPU's host waits once
+    numbers = torch.stack([value.detach() for value in stats.values()]).tolist()
+    return loss, dict(zip(stats, numbers, strict=True))
 
 
-def _statistics(parts: Terms, batch: TokenBatch) -> dict[str, float]:
+def _statistics(parts: Terms, batch: TokenBatch) -> dict[str, Tensor]:
     mask = batch.mask
     tokens = mask.sum().clamp(min=1)
 
-    def share(where: Tensor) -> float:
-        return float((where * mask).sum() / tokens)
+    def share(where: Tensor) -> Tensor:
+        return (where * mask).sum() / tokens
 
-    stats = {"ratio/max": float((parts.importance * mask).max()) if mask.numel() else 0.0}
+    ratios = parts.importance * mask
+    stats = {"ratio/max": ratios.max() if mask.numel() else batch.logps.new_zeros(())}
     cut = parts.surrogate
     if cut is not None and cut.low is not None and cut.high is not None:
         stats |= {"clip_ratio/low": share(cut.low), "clip_ratio/high": share(cut.high)}

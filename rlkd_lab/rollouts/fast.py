@@ -19,12 +19,20 @@ from transformers import DynamicCache
 from rlkd_lab.models.logprobs import logits_of
 from rlkd_lab.rollouts.request import Request, Sampling, Stopped
 
+LOOK = {"cpu": 1}
+"""Tokens between two looks at which rows have ended, by device.
+
+On a GPU the host waits for the answer, and what ended rows compute until then costs little.
+"""
+LOOK_ELSEWHERE = 16
+
 
 def _filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     """Return log-probabilities after temperature, top-k and top-p, (B, V) float32; cut tokens are
     −inf.
     """
-    log_probs = torch.log_softmax(logits.float() / sampling.temperature, dim=-1)
+    scaled = logits.float() if sampling.temperature == 1 else logits.float() / sampling.temperature
+    log_probs = torch.log_softmax(scaled, dim=-1)
     if sampling.top_k:
         lowest = log_probs.topk(min(sampling.top_k, log_probs.shape[-1]), dim=-1).values[:, -1:]
         log_probs = log_probs.masked_fill(log_probs < lowest, -torch.inf)
@@ -40,12 +48,11 @@ def _filtered(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def _pick(log_probs: Tensor, noise: Tensor) -> Tensor:
     """Return the token at which the cumulated probability passes the noise, uniform on [0, 1): (B,
-    V), (B, 1) → (B, 1). It is never one with probability 0.
+    V), (B, 1) → (B, 1). It is never one with probability 0. Where nothing is a number, it is any.
     """
     total = log_probs.exp().cumsum(-1)
-    last = torch.searchsorted(
-        total, total[:, -1:].contiguous()
-    )  # the last token that adds anything
+    # the last token that adds anything
+    last = torch.searchsorted(total, total[:, -1:].contiguous()).clamp_(max=total.shape[-1] - 1)
     return torch.minimum(torch.searchsorted(total, noise * total[:, -1:], right=True), last)
 
 
@@ -117,55 +124,50 @@ def fast(request: Request) -> tuple[Tensor, Tensor]:
 
 
 def _sample(request: Request) -> tuple[Tensor, Tensor]:
-    lm, sampling, noise, rows, dense = (
-        request.lm,
-        request.sampling,
-        request.noise,
-        request.rows,
-        request.dense,
-    )
-    ids = torch.full((rows, sampling.max_new_tokens), lm.tokenizer.pad_token_id, device=lm.device)
-    logps = torch.zeros(rows, sampling.max_new_tokens, device=lm.device)
-    eos = torch.tensor(sorted(lm.eos_ids), device=lm.device)
+    lm, sampling, rows, dense = request.lm, request.sampling, request.rows, request.dense
+    limit, device = sampling.max_new_tokens, lm.device
+    ids = torch.full((rows, limit), lm.tokenizer.pad_token_id, device=device)
+    logps = torch.zeros(rows, limit, device=device)
+    eos = torch.tensor(sorted(lm.eos_ids), device=device)
+    every = LOOK.get(device.type, LOOK_ELSEWHERE)
     if dense is not None and dense.decoder is not None:
         decoder: Any = dense.decoder
     else:
         decoder = OwnForward(lm.causal_lm if dense is None else dense.model)
     cache, logits = decoder.prefill(
-        request.prompt_ids, request.prompt_mask, request.group_size, sampling.max_new_tokens
+        request.prompt_ids, request.prompt_mask, request.group_size, limit
     )
     positions = request.prompt_mask.sum(1).repeat_interleave(request.group_size, 0)
-    alive = torch.arange(
-        rows, device=lm.device
-    )  # which row of the result each row of the shrinking batch is
+    # which row of the result each row of the shrinking batch is
+    alive = torch.arange(rows, device=device)
     running = torch.ones_like(alive, dtype=torch.bool)
-    for column in range(sampling.max_new_tokens):
+    for column in range(limit):
         if request.stop():
             raise Stopped("stopped between two tokens of a rollout")
-        if not torch.isfinite(logits).all():
-            raise FloatingPointError(
-                f"the logits of {lm.source} are not finite: training has diverged; lower"
-                " learning_rate, or bound the ratio"
-            )
         log_probs = _filtered(logits, sampling)
-        token = _pick(log_probs, noise[alive, column, None])
-        ids[alive[running], column] = token[running, 0]
-        logps[alive[running], column] = log_probs.gather(-1, token)[running, 0]
-        running = running & ~torch.isin(token[:, 0], eos)
-        left = int(running.sum())
-        if left == 0:
-            break
-        # Copying the cache costs about a decoding step, so it waits until an eighth of the batch is
-        # finished.
-        if left <= len(running) * 7 // 8:
-            keep = running.nonzero()[:, 0]
-            cache.keep(keep)
-            alive, positions, token, running = (
-                alive[keep],
-                positions[keep],
-                token[keep],
-                running[keep],
-            )
+        token = _pick(log_probs, request.noise[alive, column, None])
+        ids[alive, column] = token[:, 0]
+        logps[alive, column] = log_probs.gather(-1, token)[:, 0]
+        if (column + 1) % every == 0 or column + 1 == limit:
+            news = slice(column // every * every, column + 1)
+            running = running & ~torch.isin(ids[alive, news], eos).any(1)
+            finite = logits.isfinite().all() & logps[alive, news].isfinite().all()
+            left, sound = torch.stack([running.sum(), finite.long()]).tolist()
+            if not sound:
+                raise FloatingPointError(
+                    f"the logits of {lm.source} are not finite: training has diverged; lower"
+                    " learning_rate, or bound the ratio"
+                )
+            if left == 0 or column + 1 == limit:
+                break
+            # Copying the cache costs about a decoding step, so it waits until an eighth of the
+            # batch is finished.
+            if left <= len(running) * 7 // 8:
+                keep = (~running).int().argsort(stable=True)[:left]
+                cache.keep(keep)
+                alive, positions, token, running = (
+                    each[keep] for each in (alive, positions, token, running)
+                )
         logits = decoder.step(token[:, 0], positions, cache)
         positions = positions + 1
     return ids, logps

@@ -286,6 +286,6 @@ def _completions(request: Request, ids: Tensor, logps: Tensor | None, at_once: i
         str(tokenizer.decode(row[keep.bool()], skip_special_tokens=True))
         for row, keep in zip(ids, mask, strict=True)
     ]
-    sampler_logps = None if logps is None else logps[:, :width] * mask
+    sampler_logps = None if logps is None else logps[:, :width].masked_fill(mask == 0, 0.0)
     finished = (ended[:, :width] & mask.bool()).any(1)
     return Completions(sequences, sampler_logps, texts, finished, at_once)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rlkd_lab.models import LanguageModel, load_policy, load_teacher, make_dense_copy, reference_of
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.models.logprobs import chunk_of, vocabulary
+from rlkd_lab.models.visitor import Visitor
 from rlkd_lab.rollouts import Engine
 from rlkd_lab.rollouts.sampling import find_engine
 from rlkd_lab.runs import checkpoints
@@ -49,7 +49,7 @@ class Models:
     engine: Engine
     chunk: int
     """Tokens whose logits are held at a time."""
-    teacher_visits: bool
+    visitor: Visitor | None
     """With ``teacher_home=host`` the teacher is on the device only while it is asked."""
 
     def frozen(self, name: str) -> FrozenModel:
@@ -66,16 +66,8 @@ class Models:
     @contextmanager
     def teacher_here(self, asked: bool = True) -> Iterator[None]:
         """Have the teacher on the device inside, if it lives in host memory and is asked."""
-        if not self.teacher_visits or not asked:
+        with self.visitor.here() if self.visitor and asked else nullcontext():
             yield
-            return
-        assert self.teacher is not None
-        model: Any = self.teacher.own.model
-        model.to(self.policy.device)
-        try:
-            yield
-        finally:
-            model.to("cpu")
 
 
 def load_models(config: RunConfig) -> Models:
@@ -108,9 +100,6 @@ def load_models(config: RunConfig) -> Models:
     visits = (
         config.teacher_home == "host" and teacher is not None and teacher.model is not policy.model
     )
-    if visits:
-        assert teacher is not None
-        teacher.model.to("cpu")  # type: ignore[arg-type]
     return Models(
         policy=policy,
         student=copy.lm if copy is not None and through_copy else policy,
@@ -121,7 +110,7 @@ def load_models(config: RunConfig) -> Models:
         task=task,
         engine=engine,
         chunk=chunk_of(config.logits_mib, vocabulary(policy)),
-        teacher_visits=visits,
+        visitor=Visitor(teacher.model, policy.device) if teacher and visits else None,
     )
 
 

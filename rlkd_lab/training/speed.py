@@ -39,7 +39,9 @@ class Size:
 
 def tokens(part: Sequences) -> tuple[int, int]:
     """Of prompts and of completions."""
-    return int(part.prompt_mask.sum()), int(part.completion_mask.sum())
+    both = torch.stack([part.prompt_mask.sum(), part.completion_mask.sum()])
+    prompts, completions = both.tolist()  # together: a GPU's host waits once
+    return int(prompts), int(completions)
 
 
 @functools.cache

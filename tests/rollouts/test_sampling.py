@@ -7,10 +7,11 @@ import torch
 from scipy.stats import chisquare
 
 from rlkd_lab.models import load_policy, load_teacher, policy_logps, reference_of, token_logps
+from rlkd_lab.models.decoder import Decoder
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.models.logprobs import hidden_states
 from rlkd_lab.rollouts import Sampling, Stopped, sample
-from rlkd_lab.rollouts.fast import _pick
+from rlkd_lab.rollouts.fast import LOOK, _pick
 from rlkd_lab.tasks import ArithmeticTask
 
 PROMPTS = ["49-7?", "5+1-2+3+4?", "8?"]
@@ -56,6 +57,32 @@ def test_pitfall_05_the_samplers_log_probabilities_are_the_trainers(
     assert int(drawn.finished.sum()) > 0
     assert len(set(drawn.sequences.completion_mask.sum(1).tolist())) > 4
     agree(drawn, policy)
+
+
+def test_a_look_every_four_tokens_draws_what_a_look_at_every_token_draws(
+    make_model, stir, monkeypatch
+):
+    policy = stir(load_policy(make_model(), "nf4"))
+    policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 7))
+    dense = DenseCopy(policy)
+
+    def drawn(copy):
+        return sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), dense=copy)
+
+    often = drawn(dense)
+    step, seen = Decoder.step, []
+    monkeypatch.setitem(LOOK, "cpu", 4)
+    monkeypatch.setattr(Decoder, "step", lambda *given: seen.append(len(given[1])) or step(*given))
+    for seldom in (drawn(dense), drawn(None)):
+        assert seldom.texts == often.texts
+        assert torch.equal(seldom.finished, often.finished)
+        torch.testing.assert_close(seldom.sampler_logps, often.sampler_logps, rtol=1e-4, atol=1e-4)
+    long = int((often.sequences.completion_mask.sum(1) > 4).sum())
+    assert 0 < long < 21
+    assert seen[:4] == [24, 24, 24, long]  # the others left
+    monkeypatch.setattr(Decoder, "step", lambda *given: step(*given) * torch.nan)
+    with pytest.raises(FloatingPointError, match=r"the logits of .* are not finite"):
+        drawn(dense)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.7])
