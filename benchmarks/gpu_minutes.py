@@ -65,6 +65,7 @@ def run_item(item: Item) -> dict[str, Any]:
             stdout=said,
             stderr=subprocess.STDOUT,
             text=True,
+            encoding="utf-8",
             cwd=HERE.parent,
             env={**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"},
             start_new_session=True,

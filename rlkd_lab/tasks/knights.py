@@ -151,8 +151,8 @@ def renamed(prompt: str) -> str:
 def twins(prompt: str) -> set[str]:
     """Return a puzzle with its people called in every other way, itself included.
 
-    >>> sorted(twins("A:+B&-A;B:-A?"))
-    ['A:+B&-A;B:-A?', 'A:-B;B:+A&-B?']
+    >>> sorted(twins("A:-A&+B;B:-A?"))
+    ['A:-A&+B;B:-A?', 'A:-B;B:+A&-B?']
     """
     said = _STATEMENT.findall(prompt)
     found = set()

@@ -34,6 +34,8 @@ SETTINGS = (
     "lora_targets",
     "lora_kind",
     "lora_ranks",
+    "lora_alpha",
+    "lora_alphas",
     "gradient_checkpointing",
     "logits_mib",
     "kl_every",

@@ -201,5 +201,5 @@ def test_a_micro_batch_is_within_its_budget(tmp_path, monkeypatch, once):
     monkeypatch.setattr(update, "gradients", counted)
     trainer.step(context)
     cost = {name: number / len(passes) for name, number in spent.items()}
-    assert cost["launches"] <= 536, cost
+    assert cost["launches"] <= 540, cost  # three of them for teacher/entropy
     assert cost["synchronisations"] <= 15, cost

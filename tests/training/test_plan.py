@@ -3,6 +3,7 @@ run does not fit.
 """
 
 import gc
+import inspect
 import json
 import re
 import warnings
@@ -15,7 +16,7 @@ import transformers
 
 from rlkd_lab.models import load_policy, loading
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.training import fitting, make_config, memory_passes, model_shape, run
+from rlkd_lab.training import RunConfig, fitting, make_config, memory_passes, model_shape, run
 from rlkd_lab.training import plan as plan_module
 from rlkd_lab.training import session as session_module
 from rlkd_lab.training.context import Context
@@ -456,4 +457,6 @@ def test_a_teachers_adapter_that_changes_the_base_needs_a_base_for_itself(make_m
 
 def test_a_pass_reads_no_setting_that_its_memory_of_earlier_passes_lacks():
     text = Path(memory_passes.__file__).read_text(encoding="utf-8")
-    assert set(re.findall(r"(?<!\.)\bconfig\.([a-z_]+)\b", text)) == set(memory_passes.SETTINGS)
+    read = set(re.findall(r"(?<!\.)\bconfig\.([a-z_]+)\b", text))
+    within = re.findall(r"self\.(lora_[a-z]+)", inspect.getsource(RunConfig.lora))
+    assert read - {"lora"} | set(within) == set(memory_passes.SETTINGS)

@@ -59,7 +59,8 @@ def slider_range(knob: Knob, schedule: Schedule) -> tuple[float, float, float]:
         usual = max(10.0, largest) if knob.high > 1 else 100 * largest or 1.0
         top = math.log10(min(knob.high, usual))
         bottom = min(-4.0, math.log10(largest) - 2) if largest else -4.0
-        return float(math.floor(bottom)), round(top, 6), 0.05
+        least = round(math.log10(knob.low), 6) if knob.low else -math.inf
+        return max(float(math.floor(bottom)), least), round(top, 6), 0.05
     top = min(knob.high, 5 * largest or max(1.0, 5 * knob.low))
     hundredth = (top - knob.low) / 100
     round_steps = [n * 10.0**power for power in range(-7, 2) for n in (1, 2, 5)]
