@@ -34,6 +34,9 @@ class Lora:
             the columns too (arXiv 2402.09353).
         ranks: other ranks, by the end of a layer's path or a regular expression for it.
         alphas: other alphas, likewise.
+
+    Raises:
+        ValueError: one of them is no regular expression.
     """
 
     rank: int = 16
@@ -42,6 +45,20 @@ class Lora:
     kind: Kind = "lora"
     ranks: Mapping[str, int] = field(default_factory=dict)
     alphas: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, expressions in (
+            ("lora_targets", (self.targets,)),
+            ("lora_ranks", self.ranks),
+            ("lora_alphas", self.alphas),
+        ):
+            for text in expressions:
+                try:
+                    re.compile(text)
+                except re.error as error:
+                    raise ValueError(
+                        f"{name}: {text!r} is no regular expression: {error}"
+                    ) from None
 
     def put_on(self, model: Any, empty: bool = False) -> PeftModel:
         """Put such an adapter on a model; ``empty`` makes it without data.
@@ -74,7 +91,7 @@ class Lora:
         """Return the paths of the layers that get an adapter.
 
         Raises:
-            ValueError: there is none, or the expression is none.
+            ValueError: there is none.
         """
         linear = _linear(model)
         if self.targets == "all-linear":
@@ -83,12 +100,7 @@ class Lora:
             within = self.targets == "attention"
             found = [path for path in linear if bool(ATTENTION.search(path)) == within]
         else:
-            try:
-                found = [path for path in linear if re.fullmatch(self.targets, path)]
-            except re.error as error:
-                raise ValueError(
-                    f"lora_targets={self.targets!r} is no regular expression: {error}"
-                ) from None
+            found = [path for path in linear if re.fullmatch(self.targets, path)]
         if not found:
             raise ValueError(
                 f"lora_targets={self.targets!r} matches no linear layer: write all-linear,"

@@ -85,6 +85,12 @@ def name_in(folder: str | Path, path: Path) -> str:
     return str(path.relative_to(folder))
 
 
+def state_now(status: dict[str, Any], alive: Callable[[dict[str, Any]], bool]) -> str:
+    """Return the state of a run; a process that is gone makes it ``lost``."""
+    state = str(status["state"])
+    return "lost" if state in WITH_A_PROCESS and not alive(status) else state
+
+
 def row_of(
     path: Path, alive: Callable[[dict[str, Any]], bool], points: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -100,12 +106,9 @@ def row_of(
         run = RunFolder.open(path)
         config, status = run.config(), run.status()
         rows = run.rows() if points is None else _some_rows(path, points)
-        state = status["state"]
-        if state in WITH_A_PROCESS and not alive(status):
-            state = "lost"
         row = {
             "method": config["method"],
-            "state": state,
+            "state": state_now(status, alive),
             "step": rows[-1]["step"] if rows else 0,
             "steps": config["steps"],
             "seed": config["seed"],

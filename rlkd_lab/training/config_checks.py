@@ -50,6 +50,7 @@ OF_AN_ADAPTER = ("lora_targets", "lora_kind", "lora_ranks", "lora_alphas")
 
 
 def _check_adapter(config: RunConfig) -> None:
+    config.lora()
     for name in OF_AN_ADAPTER if config.adapter else ():
         if getattr(config, name) != type(config).model_fields[name].default:
             raise ValueError(

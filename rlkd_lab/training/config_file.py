@@ -18,7 +18,7 @@ from rlkd_lab.runs.checks import FORMAT
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.folders import refuse_code_of_runs
 from rlkd_lab.training.loop_knobs import LOOP_KNOBS
-from rlkd_lab.training.make_config import RENAMED, as_text, make_config
+from rlkd_lab.training.make_config import PLACES, RENAMED, as_text, make_config
 from rlkd_lab.training.presets import MODES, PRESETS
 
 NAMED = ("method", "preset", "steps", "seed")
@@ -26,10 +26,8 @@ NAMED = ("method", "preset", "steps", "seed")
 INSIDE = {
     "knobs": "",
     "options": "",
-    "guards": "guard.",
     "task_settings": "task.",
-    "lora_ranks": "lora_ranks.",
-    "lora_alphas": "lora_alphas.",
+    **{field: f"{name}." for name, field in PLACES.items()},
 }
 """Fields that hold settings by name, and what ``--set`` writes before such a name."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from rlkd_lab.training.config import RunConfig
+from rlkd_lab.training.config_checks import OF_AN_ADAPTER
 from rlkd_lab.training.make_config import RENAMED
 
 RESULTS = 3
@@ -38,10 +39,7 @@ LATER_SETTINGS = {
     "optimizer",
     "adam_beta1",
     "adam_beta2",
-    "lora_targets",
-    "lora_kind",
-    "lora_ranks",
-    "lora_alphas",
+    *OF_AN_ADAPTER,
 }
 """Settings that earlier versions lack. At their defaults they do not change a fingerprint, so that
 checkpoints of earlier versions can be resumed."""

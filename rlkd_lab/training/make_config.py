@@ -30,10 +30,8 @@ NOT_BY_SET = (
     "options",
     "moves",
     "reward",
-    "guards",
     "task_settings",
-    "lora_ranks",
-    "lora_alphas",
+    *PLACES.values(),
 )
 """Fields with an option or an argument for themselves."""
 NAMES_ELSEWHERE = {

@@ -279,9 +279,9 @@ def resume(
     folder.writes = distributed.first()
     config = config_of(folder)
     now = distributed.from_first(folder.last_status())
-    rows = distributed.from_first(folder.last_step())
-    early = Patience(config, folder.rows()).over is not None
-    if now["state"] == "done" and rows >= (now["step"] if early else config.steps):
+    rows = folder.rows()
+    last = now["step"] if Patience(config, rows).over else config.steps
+    if distributed.from_first(now["state"] == "done" and len(rows) >= last):
         return folder
     with _alone(folder):
         # a button pressed while nothing ran is forgotten; who pressed Start has said so already

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rlkd_lab.models import Lora, load_policy, make_dense_copy, policy_logps
+from rlkd_lab.training import make_config
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 MLP = {"gate_proj", "up_proj", "down_proj"}
@@ -43,7 +44,6 @@ def test_an_expression_may_choose_one_layer_of_one_block(make_model):
         (Lora(targets="q_proj"), "matches no linear layer: write all-linear, attention, mlp"),
         (Lora(targets="lm_head"), "matches no linear layer"),
         (Lora(targets="model.embed_tokens"), "matches no linear layer"),
-        (Lora(targets="("), "no regular expression"),
         (Lora(ranks={"query": 4}), "lora_ranks.query: no layer of the adapter has that name"),
         (Lora(targets="mlp", alphas={"q_proj": 4}), "lora_alphas.q_proj: no layer"),
     ],
@@ -51,6 +51,14 @@ def test_an_expression_may_choose_one_layer_of_one_block(make_model):
 def test_what_names_no_layer_is_refused_in_words(make_model, lora, words):
     with pytest.raises(ValueError, match=words):
         load_policy(make_model(), lora=lora)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lora_targets", "("), ("lora_ranks.(", "4"), ("lora_alphas.*", "4")]
+)
+def test_what_is_no_regular_expression_is_refused_before_anything_is_loaded(name, value):
+    with pytest.raises(ValueError, match=f"{name.split('.')[0]}: .*is no regular expression"):
+        make_config("grpo", settings={name: value})
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from rlkd_lab.lab.live.panel_texts import SHOWN_EVENTS
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.plots.styles import title_of
 from rlkd_lab.runs import RunFolder
+from rlkd_lab.runs.overview import state_now
 from rlkd_lab.study import read_table
 from rlkd_lab.study.report import lines
 from rlkd_lab.study.summary import SETS, summarise
@@ -77,9 +78,7 @@ def plain(value: object) -> str:
 
 def state_of(path: Path) -> str:
     """Return the state of a run; a process that is gone makes it ``lost``."""
-    now = RunFolder(path).last_status()
-    gone = now["state"] in ("running", "paused") and not alive(now)
-    return "lost" if gone else str(now["state"])
+    return state_now(RunFolder(path).last_status(), alive)
 
 
 def facts(folder: RunFolder, history: History) -> str:
