@@ -4,13 +4,13 @@ PY := .venv/bin/python
 # PyTorch's CPU wheels, so that a machine without a GPU does not fetch gigabytes of CUDA; with a GPU: make setup TORCH_INDEX=
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 DEMO := opd grpo kdrl trrd
-# A process a core, one thread each.
-TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4
+# A process a core, one thread each; compiled files are kept, since tests start many processes.
+TEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4
 
 # What depends most on the names that torch, transformers and peft have for things.
 OLDEST := tests/rollouts/test_sampling.py tests/models/test_loading.py tests/models/test_adapters.py tests/models/test_decoder.py tests/training/test_trainer.py
 
-.PHONY: help setup demo lab notebooks site test test-fast test-ray test-oldest walk bench figures lint audit midsize clean
+.PHONY: help setup demo lab notebooks site test test-fast slow test-ray test-oldest walk bench figures lint audit midsize clean
 help:
 	@echo "make setup      make .venv with everything (the other targets do it by themselves)"
 	@echo "make demo       train OPD, GRPO, KDRL and TRRD on the embedded pair (4 to 7 minutes); figures/demo.png"
@@ -55,7 +55,12 @@ test-ray: .venv/installed
 	$(PY) -m pytest -m ray
 
 test-fast: .venv/installed
-	$(TEST) -m "not slow and not ray" --ignore=tests/notebooks
+	$(TEST) -m "not slow and not ray"
+
+# Times every test, and lists those that test-fast leaves out.
+slow: .venv/installed
+	$(TEST) --dist worksteal -m "not ray" --junitxml=build/tests.xml
+	$(PY) tests/slow.py build/tests.xml
 
 # uv finds the lowest versions that go together; pip installs them, as for `setup`.
 .venv-oldest/installed: pyproject.toml

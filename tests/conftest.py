@@ -23,6 +23,7 @@ import torch
 
 from rlkd_lab.models import LanguageModel, Sequences, load_policy
 from rlkd_lab.rollouts.traces import sequences_of
+from tests import slow as slow_tests
 from tests.pool import pool, shared_models  # noqa: F401
 
 # pytest looks for doctests in them, under one module name for all
@@ -37,6 +38,14 @@ def pytest_configure(config):
     """With ``-m gpu`` alone, look into ``tests/gpu``: other files may need missing packages."""
     if config.option.markexpr == "gpu" and config.args_source is config.ArgsSource.TESTPATHS:
         config.args = [os.path.join(os.path.dirname(__file__), "gpu")]
+
+
+def pytest_collection_modifyitems(items):
+    """Mark as ``slow`` what tests/slow.txt lists."""
+    slow = slow_tests.names()
+    for item in items:
+        if item.nodeid.split("[")[0] in slow and item.nodeid not in slow_tests.ALWAYS:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

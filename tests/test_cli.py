@@ -232,7 +232,6 @@ def test_ctrl_c_says_how_to_go_on(rlkd, tmp_path, monkeypatch):
     assert RunFolder.open(tmp_path / "run").status()["state"] == "idle"
 
 
-@pytest.mark.slow
 def test_replay_says_whether_it_was_the_same(rlkd, runs, tmp_path):
     shutil.copytree(runs / "grpo", tmp_path / "run")
     result = rlkd("replay", tmp_path / "run")
@@ -253,7 +252,6 @@ def test_replay_says_whether_it_was_the_same(rlkd, runs, tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_compare_draws_without_the_lab_and_without_widgets(runs, tmp_path):
     code = (
         "import sys\n"
@@ -413,7 +411,6 @@ def test_compare_as_json_prints_the_rows_and_nothing_else(rlkd, runs, tmp_path):
 FEW = ("--prompts", 3, "--samples", 2)
 
 
-@pytest.mark.slow
 def test_eval_of_a_run_against_the_model_that_it_started_from(rlkd, runs):
     result = rlkd("eval", runs / "grpo", "--against", "student", *FEW)
     assert result.exit_code == 0, result.output
@@ -569,7 +566,6 @@ def test_eval_stopped_by_hand(rlkd, monkeypatch):
 # --- export ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_what_is_exported_is_evaluated_as_the_run_is(rlkd, runs, tmp_path):
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
     result = rlkd("export", runs / "grpo", "--out", adapter)
@@ -641,7 +637,6 @@ def test_export_into_a_folder_in_use_and_stopped_by_hand(rlkd, runs, tmp_path, m
 # --- from another terminal ------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_run_is_steered_and_ended_from_outside(rlkd, tmp_path):
     """By requests, and by SIGTERM as a batch system sends it."""
     path = tmp_path / "run"
@@ -790,7 +785,6 @@ def test_runs_of_a_folder_without_any(rlkd, tmp_path):
     assert_refused(rlkd("runs", tmp_path / "nothing"), "no folder")
 
 
-@pytest.mark.slow
 def test_sweep(rlkd, tmp_path):
     settings = ", ".join(
         f'{name} = "{value}"' for name, _, value in (setting.partition("=") for setting in SMALL)
@@ -818,7 +812,6 @@ def test_sweep(rlkd, tmp_path):
     assert_refused(rlkd("sweep", tmp_path / "none.toml", "--out", tmp_path / "out"), "none.toml")
 
 
-@pytest.mark.slow
 def test_study(rlkd, tmp_path, monkeypatch):
     """A core of one method and two seeds: run, judged, kept; judged again from what was kept."""
     monkeypatch.setattr("rlkd_lab.study.study.FOLDER", tmp_path)
@@ -1024,7 +1017,6 @@ def test_the_shell_can_complete_method_names(rlkd):
 # --- a schedule found by hand ---------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_schedule_from_takes_settings_and_moves_of_a_run_to_another_seed(rlkd, tmp_path):
     from rlkd_lab.training import make_config, resume
     from rlkd_lab.training.folders import create

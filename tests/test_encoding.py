@@ -146,7 +146,6 @@ def test_a_terminal_that_lacks_a_character_gets_another_and_json_loses_none():
     assert "π" in json.dumps(json.loads(data), ensure_ascii=False)
 
 
-@pytest.mark.slow
 def test_help_and_errors_do_too():
     refused = ["train", "--out", "nowhere", "--set", "system_prompt→"]
     (shown, told), errors = rlkd(["--help"], refused, encoding="cp1252")
@@ -156,7 +155,6 @@ def test_help_and_errors_do_too():
     assert "write NAME=VALUE" in errors
 
 
-@pytest.mark.slow
 def test_a_run_with_prompts_outside_ascii_trains_resumes_and_replays_in_the_c_locale(tmp_path):
     questions = tmp_path / "questions.jsonl"
     rows = [

@@ -52,7 +52,6 @@ def site(tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
 def test_every_link_of_the_site_leads_to_a_page_and_an_anchor(site):
     pages = {path: Page(path) for path in site.rglob("*.html") if "_static" not in path.parts}
     assert len(pages) > 60
@@ -71,7 +70,6 @@ def test_every_link_of_the_site_leads_to_a_page_and_an_anchor(site):
     assert broken == []
 
 
-@pytest.mark.slow
 def test_no_page_of_the_site_loads_anything_from_a_network(site):
     for path in site.rglob("*.html"):
         if "_static" in path.parts:  # parts of the theme that are no pages
@@ -140,7 +138,6 @@ On-policy and Dr. GRPO. `Old policy <glossary.html#policy>`_, policy,
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "term", ["adapter", "completion", "fork", "knob", "loRA", "nF4", "rollout"]
 )

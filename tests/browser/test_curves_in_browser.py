@@ -14,7 +14,6 @@ from rlkd_lab.runs import RunFolder
 
 FAKE = Path(__file__).parents[1] / "lab" / "live"
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here"),
 ]
 

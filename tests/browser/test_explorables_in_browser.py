@@ -55,7 +55,6 @@ def test_one_explorable_needs_no_other_file(page: Any, name: str) -> None:
     assert asked == []
 
 
-@pytest.mark.slow
 def test_in_a_notebook_the_picture_opens_after_the_choice_and_keeps_its_keys(lab: Lab) -> None:
     sources = ["from rlkd_lab.lab import play\ngame = play('two_humps')\ngame", "b = 2"]
     write_notebook(lab.folder / "explorable.ipynb", *sources)

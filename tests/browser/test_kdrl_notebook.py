@@ -21,7 +21,6 @@ def press_dangerous(lab: Lab) -> None:
         lab.page.keyboard.press(key)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_kdrl_notebook_is_run_steered_and_left_whole(lab: Lab, tmp_path: Path) -> None:
     page = lab.page

@@ -30,7 +30,6 @@ def test_a_missing_package_or_folder_is_said_in_words(tmp_path: Path, monkeypatc
         assert words in refused.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 @pytest.mark.skipif(find_spec("voila") is None, reason="Voilà is not installed")
 def test_the_page_shows_a_chosen_run_and_hears_its_buttons(browser: Any, tmp_path: Path) -> None:

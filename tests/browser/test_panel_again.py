@@ -10,7 +10,6 @@ from rlkd_lab.runs import RunFolder
 from tests.short import SHORT
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here"),
 ]
 TINY = {

@@ -48,7 +48,6 @@ FOCUS = {
 }
 
 
-@pytest.mark.slow
 def test_dangerous_keys_stay_in_the_panel(lab):
     page = lab.page
     where = {}
@@ -63,7 +62,6 @@ def test_dangerous_keys_stay_in_the_panel(lab):
     assert lab.cells() == SOURCES, where
 
 
-@pytest.mark.slow
 def test_a_slider_moves_by_keyboard_and_says_what_it_is(lab):
     page = lab.page
     handle = page.locator(".rlkd-knob-kd_coef .noUi-handle")
@@ -88,7 +86,6 @@ def choose_theme(page, theme):
     until(lambda: page.get_attribute("body", "data-jp-theme-name") == theme)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["JupyterLab Dark", "JupyterLab Light"])
 @pytest.mark.parametrize("width", [1280, 1920])
 def test_the_panel_fits_the_window_in_both_themes(lab, theme, width, tmp_path):

@@ -11,7 +11,6 @@ from walker import Walker
 RUNS, ACTIONS = map(int, os.environ.get("RLKD_WALK", "1x20").split("x"))
 FIRST = int(os.environ.get("RLKD_WALK_SEED", "1"))
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.timeout(3600),
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here"),
 ]

@@ -10,7 +10,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_on_a_pretend_gpu_no_devices_are_mixed_and_budgets_are_kept(precision):
     words = ["-m", "pytest", "-p", "tests.device.pretend", "-p", "no:cacheprovider"]

@@ -414,7 +414,6 @@ def test_the_figure_of_the_teachers_shows_each_pair_beside_grpo_and_every_seed(t
         teachers_figure(TRUE)
 
 
-@pytest.mark.slow
 def test_runs_of_ones_own_come_into_the_same_form(tmp_path):
     """Two runs by hand, one evaluated by `rlkd eval`: a table with their settings and measures,
     and a plot from it.

@@ -56,7 +56,6 @@ def words(figure):
     return figure.axes[0].get_legend_handles_labels()[1], caption
 
 
-@pytest.mark.slow
 def test_importing_the_lab_does_not_import_pyplot():
     code = "import sys, rlkd_lab.lab; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
@@ -165,7 +164,6 @@ def test_a_run_that_lacks_a_metric_stands_beside_one_that_has_it(make):
     assert not figure.axes[0].texts
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("metrics", [MAIN[:1], MAIN[:2], MAIN, ALL[:4], ALL])
 def test_a_panel_a_metric(make, metrics):
     figure = plot_runs([make()], metrics)

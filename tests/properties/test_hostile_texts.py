@@ -103,7 +103,7 @@ INSIDE = {
 GYM = [
     "chain_sum",
     *(
-        pytest.param(name, marks=pytest.mark.slow)
+        name
         for name in (
             "countdown",
             "zebra_puzzles",
@@ -165,7 +165,6 @@ def test_no_text_hurts_a_set_of_reasoning_gym(name, tmp_path):
     assert not canary.exists()
 
 
-@pytest.mark.slow
 def test_a_formula_that_takes_for_ever_is_given_up():
     """sympy simplifies what an integral is compared with, which no look at the text can bound."""
     task = guarded("intermediate_integration", seconds=2)
@@ -251,7 +250,6 @@ def test_time_grows_with_the_length_and_no_faster(piece):
         assert seconds(call, long) < 24 * seconds(call, short) + 0.02, number
 
 
-@pytest.mark.slow
 def test_what_may_be_read_is_read_in_a_moment():
     """Every hostile text as an answer, cut to what is looked at: harmless and quick, or not
     read.

@@ -389,7 +389,6 @@ def test_nearly_greedy_the_two_engines_write_the_same(make_model, stir, family):
     assert torch.equal(fast.sequences.completion_ids, hf.sequences.completion_ids)
 
 
-@pytest.mark.slow
 def test_nearly_greedy_a_trained_model_writes_the_same(student):
     prompts = [example.prompt for example in ArithmeticTask().examples(12, 0, difficulty=(1, 6))]
     fast, hf = (

@@ -232,7 +232,6 @@ def test_settings_come_from_the_run_unless_they_are_given(trained):
             settings_of(None, **wrong)
 
 
-@pytest.mark.slow
 def test_the_student_is_as_good_as_its_card_says():
     found = evaluate_target(find_target("student").load(), ArithmeticTask(), Settings(greedy=False))
     summary = summarise(found)

@@ -267,7 +267,6 @@ def replace_config(config, changed):
     )
 
 
-@pytest.mark.slow
 def test_several_runs_a_side_in_a_terminal_and_as_json(runs):
     words = [
         "eval",

@@ -219,7 +219,6 @@ def done(tmp_path_factory):
     return sweep, out, seen
 
 
-@pytest.mark.slow
 def test_a_sweep_runs_everything_once_and_its_runs_are_those_of_rlkd_train(done, tmp_path):
     sweep, out, seen = done
     assert all(over(job.folder(out)) for job in sweep.jobs())
@@ -248,7 +247,6 @@ def test_a_sweep_runs_everything_once_and_its_runs_are_those_of_rlkd_train(done,
     assert not table["diverged"].any()
 
 
-@pytest.mark.slow
 def test_other_questions_are_asked_of_what_is_over(done, tmp_path):
     """Neither kept from another split nor trained again; nor is one whose numbers are gone
     taken for evaluated.
@@ -277,7 +275,6 @@ def test_other_questions_are_asked_of_what_is_over(done, tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_started_again_it_runs_nothing_and_what_is_missing_is_taken_up(done, monkeypatch):
     sweep, out, _ = done
     before = {
@@ -293,7 +290,6 @@ def test_started_again_it_runs_nothing_and_what_is_missing_is_taken_up(done, mon
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-@pytest.mark.slow
 def test_a_run_that_has_lost_rows_since_is_not_in_the_table_and_computes_them_again(done, tmp_path):
     sweep, out, _ = done
     shutil.copytree(out, tmp_path / "out")
@@ -316,7 +312,6 @@ def test_a_run_that_has_lost_rows_since_is_not_in_the_table_and_computes_them_ag
         run_sweep(sweep, tmp_path / "out")
 
 
-@pytest.mark.slow
 def test_other_settings_in_the_same_folder_are_refused(done):
     sweep, out, _ = done
     other = sweep.model_copy(update={"settings": {**SMALL, "learning_rate": 0.1}})
@@ -353,7 +348,6 @@ def test_two_processes_do_not_run_one_sweep(tmp_path, another):
         run_sweep(small([{"name": "a", "method": "grpo"}]), tmp_path)
 
 
-@pytest.mark.slow
 def test_a_killed_sweep_goes_on_without_loss(tmp_path):
     sweep = small([{"name": "kdrl", "method": "kdrl"}], steps=6)
     (tmp_path / "sweep.json").write_text(sweep.model_dump_json())
@@ -411,7 +405,6 @@ def test_the_table_by_arm_is_students_interval_over_the_seeds_that_count():
     assert b["reward ±"] != b["reward ±"]
 
 
-@pytest.mark.slow
 def test_a_run_that_somebody_stopped_is_not_over(tmp_path, monkeypatch):
     monkeypatch.setattr(
         module,
@@ -426,7 +419,6 @@ def test_a_run_that_somebody_stopped_is_not_over(tmp_path, monkeypatch):
     assert not over(job.folder(tmp_path))
 
 
-@pytest.mark.slow
 def test_a_run_that_diverges_is_a_result_and_one_that_breaks_is_named(tmp_path, monkeypatch):
     def outcome(config, path):
         if config.method == "kdrl":
@@ -637,7 +629,6 @@ def test_settings_chosen_from_other_trials_are_not_taken(tmp_path):
     )  # more seeds may be added
 
 
-@pytest.mark.slow
 def test_trials_and_then_the_runs_that_count(tmp_path):
     sweep = small(
         TRIALS,

@@ -85,7 +85,6 @@ def test_a_set_gives_prompts_and_accepts_its_own_answer_and_no_junk(name):
     check(name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in reasoning_gym_sets() if name not in FEW])
 def test_every_set_does(name):
     check(name)
@@ -148,13 +147,7 @@ def test_too_few_different_questions_are_an_error_and_no_endless_loop():
         task.examples(1, 0, other)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name == "countdown" else name
-        for name in sorted(SAFE)
-    ],
-)
+@pytest.mark.parametrize("name", sorted(SAFE))
 def test_no_answer_is_evaluated(name, monkeypatch):
     task = find_task(name)
     (example,) = task.examples(1, 0)
@@ -183,7 +176,6 @@ def test_a_verifier_that_takes_any_text_is_not_used():
     ] == [True, False]
 
 
-@pytest.mark.slow
 def test_drawing_and_judging_leave_the_global_stream_alone():
     find_task("chain_sum")
     state = random.getstate()

@@ -61,7 +61,6 @@ def test_the_same_arguments_give_the_same_examples_and_others_give_others(name):
         assert other != first
 
 
-@pytest.mark.slow
 @EVERY_TASK
 def test_examples_are_the_same_in_another_process(name):
     # a hash with a salt of the process would pass all the rest

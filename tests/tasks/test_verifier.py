@@ -105,7 +105,6 @@ def test_a_verifier_that_raises_is_a_reason_and_goes_on(odd, text):
     assert pid_of(odd) == pid
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("text", GONE)
 def test_a_verifier_that_hangs_or_dies_is_ended_and_started_again(odd, text):
     pid, began = pid_of(odd), time.perf_counter()
@@ -143,7 +142,6 @@ def test_checking_is_called_there_too(odd):
     assert odd.failed[1].startswith("checking raised IndexError")
 
 
-@pytest.mark.slow
 def test_a_process_worn_out_by_earlier_calls_is_no_fault_of_a_completion(path):
     """It keeps 300 MiB a call: after a few its memory is over, and a fresh one judges."""
     task = guarded(f"{path}:Odd", {"worn": 300}, seconds=20)
@@ -176,7 +174,6 @@ def test_the_process_ends_with_the_run(path):
     assert_gone(pid)
 
 
-@pytest.mark.slow
 def test_a_call_that_nobody_waits_for_any_more_ends_itself(path):
     """The run is killed while its verifier hangs in a pattern, which listens to nobody."""
     code = "import threading\n" + IMPORTS
@@ -364,7 +361,6 @@ def test_a_verifier_that_fails_on_everything_is_broken():
 # --- who judges where -----------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_what_is_not_ours_judges_apart(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     questions = tmp_path / "q.jsonl"

@@ -86,7 +86,6 @@ def assert_equal(found, expected):
         assert list(one) == pytest.approx(list(other), abs=2e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("role", ["teacher", "student"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_is_on_the_adapter_that_peft_computes(tiny, tmp_path, plain, kind, role):
@@ -138,7 +137,6 @@ def test_a_run_is_on_the_adapter_that_peft_computes(tiny, tmp_path, plain, kind,
     }
 
 
-@pytest.mark.slow
 def test_in_4_bit_it_trains_too(tiny, tmp_path, plain):
     with pytest.warns(UserWarning, match="DoRA magnitudes"):
         folder = run(

@@ -39,7 +39,6 @@ def test_it_is_not_handed_to_a_process_that_does_not_have_it(mine, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_where_it_is_missing_this_is_said_and_its_curves_can_be_drawn(mine, tmp_path):
     folder = run(mine, tmp_path / "run")
     methods._table.pop("mine")

@@ -104,7 +104,6 @@ def same(ours, theirs):
             assert all(torch.equal(a[key], b[key]) for key in a), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "what",
     [(), (tails,), (tails, frames, handle), (global_streams, tails)],
@@ -124,7 +123,6 @@ def test_whoever_watches_and_whatever_another_cell_draws(trained, tiny, tmp_path
     same(found, expected)
 
 
-@pytest.mark.slow
 def test_whatever_is_asked_of_the_models_between_two_steps(trained, tiny, tmp_path):
     def between(loop, row):
         models = loop.trainer.setup.models

@@ -59,7 +59,6 @@ def waiting(folder, until=lambda: None):
     return thread, seen
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 700, 5000, 60_000, 400_000])
 def test_a_full_disk_pauses_the_run_and_a_freed_one_lets_it_go_on(tiny, tmp_path, small_disk, room):
     """``room``: bytes left when step 2 is done, so that it is a row, an event, a checkpoint or

@@ -124,7 +124,6 @@ def train_words(places, out):
     ]
 
 
-@pytest.mark.slow
 def test_from_a_csv_to_an_adapter_that_peft_loads(places, tmp_path):
     left_alone = rlkd(*train_words(places, tmp_path / "whole"))
     assert left_alone.exit_code == 0, left_alone.stderr

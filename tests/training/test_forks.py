@@ -43,20 +43,17 @@ def test_the_twin_is_the_run_as_it_would_have_been(forked, tiny, tmp_path):
     assert twin.status()["state"] == "done"
 
 
-@pytest.mark.slow
 def test_training_a_twin_changes_nothing_in_the_run(forked):
     alone = forked(moved, "alone", kind="off")
     assert not (alone.path / "twins").exists()
     assert first_difference(forked(moved, "with").rows(), alone.rows()) == (None, 0.0)
 
 
-@pytest.mark.slow
 def test_no_move_and_a_move_that_changes_nothing_make_no_twin(forked):
     assert twins(forked(lambda folder, row: None, "none")) == {}
     assert twins(forked(lambda folder, row: moved(folder, row, value=0.1), "same")) == {}
 
 
-@pytest.mark.slow
 def test_a_second_move_does_not_fork_again(forked):
     folder = forked(
         lambda folder, row: moved(folder, row, at=row["step"], value=float(row["step"]))
@@ -64,7 +61,6 @@ def test_a_second_move_does_not_fork_again(forked):
     assert list(twins(folder)) == ["step_000001"]
 
 
-@pytest.mark.slow
 def test_noise_twins_have_the_same_prompts_and_other_completions(forked):
     folder = forked(moved, kind="noise", samples_every=1)
     found = twins(folder)
@@ -77,7 +73,6 @@ def test_noise_twins_have_the_same_prompts_and_other_completions(forked):
         assert first_difference(twin.rows()[:2], folder.rows()[:2]) == (None, 0.0)
 
 
-@pytest.mark.slow
 def test_switched_off_it_ends_and_the_next_move_forks_anew(forked):
     def ask(folder, row):
         if row["step"] == 1:
@@ -96,7 +91,6 @@ def test_switched_off_it_ends_and_the_next_move_forks_anew(forked):
     assert [row["coef/kd_coef"] for row in found["step_000003"].rows()] == [0.1, 5.0, 5.0, 5.0, 5.0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop_at", "checkpoint_every"),
     [(2, 0), (3, 2), (4, 1)],
@@ -117,7 +111,6 @@ def test_a_stopped_run_goes_on_with_its_twin(forked, stop_at, checkpoint_every):
     assert first_difference(ours.rows(), theirs.rows()) == (None, 0.0)
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_back_behind_the_fork_and_forks_again(forked):
     class Killed(Exception):
         pass
@@ -138,7 +131,6 @@ def test_a_killed_run_goes_back_behind_the_fork_and_forks_again(forked):
     assert first_difference(ours.rows(), theirs.rows()) == (None, 0.0)
 
 
-@pytest.mark.slow
 def test_a_twin_that_fails_ends_and_the_run_goes_on(forked, monkeypatch):
     """What the move has spared the run may happen to its twin."""
     take_step = Trainer.step
@@ -168,7 +160,6 @@ def test_a_twin_that_fails_ends_and_the_run_goes_on(forked, monkeypatch):
     )
 
 
-@pytest.mark.slow
 def test_switched_off_while_nothing_runs_it_is_not_taken_up_again(forked):
     def ask(folder, row):
         moved(folder, row)
@@ -222,7 +213,6 @@ def without_line(number):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "says"),
     [

@@ -119,7 +119,6 @@ def test_skip_leaves_the_update_out_and_the_run_goes_on(tiny, tmp_path, gradient
     assert [(event["step"], event["action"]) for event in events(folder)] == [(2, "skip")]
 
 
-@pytest.mark.slow
 def test_a_skipped_update_is_skipped_in_a_replay_and_after_a_resume(tiny, tmp_path, gradients_say):
     gradients_say(NAN, {2})
     config = tiny(steps=4, guards={"loss": "skip"}, checkpoint_every=1)
@@ -134,7 +133,6 @@ def test_a_skipped_update_is_skipped_in_a_replay_and_after_a_resume(tiny, tmp_pa
     assert len(events(cut)) == len(events(whole)) == config.updates_per_rollout
 
 
-@pytest.mark.slow
 def test_guards_that_are_declared_otherwise_before_a_run_goes_on_hold_from_there_in_a_replay_too(
     tiny, tmp_path
 ):
@@ -170,7 +168,6 @@ def test_an_event_of_the_guards_that_declares_nothing_is_a_sentence(event):
         Guards({}, print, [event])
 
 
-@pytest.mark.slow
 def test_skipping_does_not_go_on_for_ever(tiny, tmp_path, gradients_say):
     gradients_say(NAN, set(range(1, 99)))
     with pytest.raises(FloatingPointError, match=f"{MANY} updates in a row were left out"):
@@ -189,7 +186,6 @@ def test_a_teacher_that_rules_a_token_out_is_named(tiny, tmp_path, teacher_says,
         run(tiny(), tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_where_the_method_does_not_listen_to_the_teacher_it_may_say_what_it_likes(
     tiny, tmp_path, teacher_says
 ):
@@ -207,7 +203,6 @@ def test_a_log_probability_of_the_policy_that_is_not_finite_is_the_cause_that_is
         run(tiny(updates_per_rollout=2), tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_a_ratio_that_explodes_is_said_and_can_be_skipped(tiny, tmp_path):
     """The first update of a rollout has ratio 1; a limit below that speaks at once, one below
     what the second reaches in the second.
@@ -256,7 +251,6 @@ def test_pause_keeps_the_run_in_memory_and_it_goes_on_when_told(tiny, tmp_path, 
     ] == ["guard", "paused", "went on"]
 
 
-@pytest.mark.slow
 def test_a_fork_has_guards_of_its_own(tiny, tmp_path, monkeypatch):
     """What the twin is stopped for ends the twin; the run, whose knob was moved, goes on."""
 
@@ -338,7 +332,6 @@ def test_rows_of_an_earlier_life_count_and_are_not_said_again():
     assert said == []
 
 
-@pytest.mark.slow
 def test_a_kl_that_runs_away_stops_the_run_after_its_row(tiny, tmp_path):
     with pytest.raises(
         FloatingPointError,

@@ -70,7 +70,6 @@ def events_of(folder):
     ]
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_says_so_and_is_replayed_as_it_was(moody, tmp_path):
     with pytest.warns(
         UserWarning,
@@ -102,7 +101,6 @@ def test_a_run_goes_on_says_so_and_is_replayed_as_it_was(moody, tmp_path):
     assert replay(folder.path, tmp_path / "other").difference is not None
 
 
-@pytest.mark.slow
 def test_a_resumed_run_gives_up_the_same_calls_and_says_so_once(moody, tmp_path):
     whole = run(moody(), tmp_path / "run")
     rows, events = whole.rows(), events_of(whole)
@@ -115,7 +113,6 @@ def test_a_resumed_run_gives_up_the_same_calls_and_says_so_once(moody, tmp_path)
     assert events_of(folder) == events
 
 
-@pytest.mark.slow
 def test_what_could_not_be_judged_stands_in_the_samples(moody, tmp_path):
     folder = run(moody(samples_every=1, steps=1, prompts_per_step=4), tmp_path / "run")
     table = RunFolder.open(folder.path).samples(1)
@@ -126,7 +123,6 @@ def test_what_could_not_be_judged_stands_in_the_samples(moody, tmp_path):
     assert folder.rows()[0]["reward/unjudged"] == pytest.approx(len(odd) / len(table))
 
 
-@pytest.mark.slow
 def test_a_teacher_whose_traces_cannot_all_be_judged(moody, tmp_path):
     folder = run(moody("rft", teacher="student", traces=24, options={}), tmp_path / "run")
     assert len(folder.rows()) == 3

@@ -54,11 +54,11 @@ def spread(monkeypatch):
     [
         ("grpo", {}),
         ("opd", {}),
-        pytest.param("kdrl", {}, marks=pytest.mark.slow),
-        pytest.param("trrd", {}, marks=pytest.mark.slow),
+        ("kdrl", {}),
+        ("trrd", {}),
         ("kdrl", {"estimator": "exact"}),
-        pytest.param("gkd", {"on_policy_frac": "1"}, marks=pytest.mark.slow),
-        pytest.param("kdrl", {"kl_coef": "0.1"}, marks=pytest.mark.slow),
+        ("gkd", {"on_policy_frac": "1"}),
+        ("kdrl", {"kl_coef": "0.1"}),
     ],
 )
 def test_interference_in_a_run(tiny, tmp_path, spread, method, settings):
@@ -88,7 +88,6 @@ def test_interference_in_a_run(tiny, tmp_path, spread, method, settings):
         assert row["interference/cosine_reward_method"] > row["interference/cosine"]
 
 
-@pytest.mark.slow
 def test_measuring_changes_no_step(tiny, tmp_path, spread):
     from rlkd_lab.runs import first_difference
 

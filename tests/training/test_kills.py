@@ -6,7 +6,6 @@ import sys
 import pytest
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(os, "fork") or sys.platform == "darwin", reason="a process is forked"
 )

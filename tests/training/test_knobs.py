@@ -170,7 +170,6 @@ def test_in_a_run_a_request_counts_from_the_next_step(tiny, tmp_path, monkeypatc
     assert folder.touched
 
 
-@pytest.mark.slow
 def test_schedules_stand_in_the_rows(trained):
     rows = trained("opd_then_rl").metrics()
     assert rows["coef/kd_coef"].tolist() == [1.0, 0.0]

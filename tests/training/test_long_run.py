@@ -1,11 +1,9 @@
 """A short form of benchmarks/long_run.py."""
 
-import pytest
 
 from benchmarks.long_run import long_run
 
 
-@pytest.mark.slow
 def test_nothing_grows_with_the_steps_but_a_line_a_step(tmp_path):
     begun, *_, ended = long_run(
         tmp_path, 240, 6, samples_every=4, checkpoint_every=4, keep_samples=10, keep_checkpoints=2

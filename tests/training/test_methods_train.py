@@ -121,14 +121,7 @@ def test_names_that_trl_has_are_trls():
     assert TRL <= ALWAYS | ON_POLICY | OF_METHOD
 
 
-# A fast end-to-end run of the two main forms stays in `make test-fast`.
-@pytest.mark.parametrize(
-    "method",
-    [
-        name if name in ("kdrl", "trrd") else pytest.param(name, marks=pytest.mark.slow)
-        for name in METHODS
-    ],
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_two_steps(trained, method):
     folder = trained(method)
     rows = folder.rows()
@@ -173,7 +166,6 @@ def test_two_steps(trained, method):
     assert [path.name for path in folder.checkpoints()] == ["step_000002"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sft", "rft", "kd_forward"])
 def test_on_traces_there_is_no_reward(trained, method):
     folder = trained(method)
@@ -182,7 +174,6 @@ def test_on_traces_there_is_no_reward(trained, method):
     assert (folder.path / "traces.parquet").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("share", "on_policy"), [(0.0, [False, False]), (1.0, [True, True])])
 def test_gkd_takes_its_share_of_its_own_completions(trained, share, on_policy):
     assert [row["on_policy"] for row in trained("gkd", on_policy_frac=share).rows()] == on_policy

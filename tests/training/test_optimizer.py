@@ -63,7 +63,6 @@ def test_patience_counts_evaluations_without_a_better_one():
     assert Patience(make_config("grpo"), rows).over is None
 
 
-@pytest.mark.slow
 def test_a_run_ends_early_and_is_done(tiny, tmp_path):
     still = {"learning_rate": "0"}
     config = tiny("grpo", still, steps=6, eval_every=1, patience=1, checkpoint_every=0)
@@ -78,7 +77,6 @@ def test_a_run_ends_early_and_is_done(tiny, tmp_path):
     assert replay(folder.path, tmp_path / "again").difference is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

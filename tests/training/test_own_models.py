@@ -67,7 +67,6 @@ def family(tmp_path):
     return make
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_a_family_that_our_decoder_does_not_know_runs_through_its_own_forward(

@@ -93,7 +93,6 @@ def measured(config, tmp_path):
     return sum(peak_of_a_step(trainer, context)) - others
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sixteen", "settings"),
     [(False, {}), (True, {"gradient_checkpointing": True}), (True, {"micro_batch": 4})],
@@ -126,7 +125,6 @@ def test_predicted_and_measured_peak_agree_within_ten_percent(
     assert plan(config, sixteen).peak / measured(config, tmp_path) == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sixteen", "quant"), [(False, "nf4"), (True, "none")], ids=["float32-nf4", "16 bit-none"]
 )
@@ -415,7 +413,6 @@ def test_a_model_that_does_not_run_without_data_has_an_estimate_with_one_sentenc
     assert found.updating["activations"] > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", HARD)
 def test_such_a_model_trains(hard, tiny, tmp_path, kind):
     with warnings.catch_warnings():

@@ -64,7 +64,6 @@ def test_a_file_of_lines_that_ends_anywhere_in_its_last_one_has_all_the_others(c
     assert cut.rows(name) == rows[:-1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_the_run_goes_on_from_there_as_if_nothing_had_happened(whole, cut, name, share):
@@ -139,7 +138,6 @@ def test_whoever_measures_or_hands_over_a_damaged_checkpoint_is_told(cut, tmp_pa
     assert find_target(str(cut.path), checkpoint=4).step == 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors"])
 def test_a_tensor_file_that_ends_early_is_seen_without_its_digest_too(cut, name):
     """Checkpoints of older versions have none."""
@@ -158,7 +156,6 @@ def test_a_tensor_file_that_ends_early_is_seen_without_its_digest_too(cut, name)
             trainer.load(context, path.parent)
 
 
-@pytest.mark.slow
 def test_from_a_damaged_checkpoint_the_run_goes_back_further(whole, cut):
     path = cut.checkpoints()[-1] / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:200])
@@ -169,7 +166,6 @@ def test_from_a_damaged_checkpoint_the_run_goes_back_further(whole, cut):
     assert first_difference(cut.rows(), whole.rows()) == (None, 0.0)
 
 
-@pytest.mark.slow
 def test_with_all_checkpoints_spoilt_nothing_is_dropped_before_they_are_removed(whole, cut):
     for path in cut.checkpoints():
         (path / "optimizer.safetensors").write_bytes(b"")
@@ -208,7 +204,6 @@ def test_a_row_that_is_there_twice_is_seen(cut):
         cut.rows()
 
 
-@pytest.mark.slow
 def test_a_run_that_goes_on_elsewhere_says_so(cut):
     cut.write_json("env.json", cut.env() | {"threads": 64})
     with pytest.warns(
@@ -219,7 +214,6 @@ def test_a_run_that_goes_on_elsewhere_says_so(cut):
     assert "may differ in the last bits" in warning["text"]
 
 
-@pytest.mark.slow
 def test_a_run_that_is_done_and_has_lost_its_last_rows_computes_them_again(whole, cut):
     cut.set_status("done", 5)
     cut.truncate("metrics.jsonl", 3)
@@ -235,7 +229,6 @@ def test_rows_that_did_not_reach_the_disk_take_their_checkpoint_with_them(cut):
     assert go_back(Trainer(config_of(cut)), cut).progress.step == 2
 
 
-@pytest.mark.slow
 def test_a_request_that_was_read_and_not_yet_answered_acts_where_it_was_meant(
     tiny, tmp_path, monkeypatch
 ):
@@ -359,7 +352,6 @@ def test_what_is_kept_is_no_part_of_what_a_checkpoint_fits(tiny):
     assert fingerprint(tiny(keep_checkpoints=1, keep_samples=3)) == fingerprint(tiny())
 
 
-@pytest.mark.slow
 def test_the_loop_keeps_what_the_config_says(tiny, tmp_path):
     folder = run(
         tiny(

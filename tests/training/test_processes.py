@@ -54,7 +54,6 @@ def test_every_row_has_one_owner_and_shares_are_even(monkeypatch, count):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@pytest.mark.slow
 def test_two_processes_are_one(tiny, tmp_path):
     configs = {
         name: tiny(method, **{"steps": 3, "group_size": 4, "checkpoint_every": 1, **fields})

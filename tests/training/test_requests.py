@@ -57,7 +57,6 @@ def test_a_moved_knob_acts_on_the_next_step_and_stands_in_its_row_and_its_event(
     assert folder.touched
 
 
-@pytest.mark.slow
 def test_a_knob_can_be_asked_for_from_a_later_step(watched):
     folder = watched(
         lambda folder, row: row["step"] == 1 and folder.ask("knob", knob="kd_coef", value=0.7, at=4)
@@ -65,7 +64,6 @@ def test_a_knob_can_be_asked_for_from_a_later_step(watched):
     assert [row["coef/kd_coef"] for row in folder.rows()] == [0.1, 0.1, 0.1, 0.7]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("planned", [3, 4])
 def test_a_knob_moved_by_hand_is_not_moved_again_by_what_was_planned_before(watched, planned):
     """Also at the very step of the plan, and also after the loop has read its requests anew."""
@@ -90,7 +88,6 @@ def test_a_knob_moved_by_hand_is_not_moved_again_by_what_was_planned_before(watc
     ]
 
 
-@pytest.mark.slow
 def test_what_is_planned_after_a_knob_was_moved_by_hand_holds(watched):
     def ask(folder, row):
         if row["step"] == 1:
@@ -100,7 +97,6 @@ def test_what_is_planned_after_a_knob_was_moved_by_hand_holds(watched):
     assert [row["coef/kd_coef"] for row in watched(ask).rows()] == [0.1, 0.3, 0.3, 0.7]
 
 
-@pytest.mark.slow
 def test_release_gives_back_to_the_schedule(watched):
     def ask(folder, row):
         if row["step"] == 1:
@@ -112,7 +108,6 @@ def test_release_gives_back_to_the_schedule(watched):
     assert [row["coef/kd_coef"] for row in folder.rows()] == pytest.approx([0.4, 0.7, 0.2, 0.1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
@@ -134,7 +129,6 @@ def test_a_refused_request_says_why_and_changes_nothing(watched, request_, why):
     assert not folder.touched
 
 
-@pytest.mark.slow
 def test_an_unknown_request_and_a_torn_line_stop_nothing(watched):
     def ask(folder, row):
         if row["step"] == 1:
@@ -193,7 +187,6 @@ def test_pause_step_go_on_and_checkpoint(watched):
     assert folder.status()["state"] == "done"
 
 
-@pytest.mark.slow
 def test_step_pressed_twice_takes_two_steps(watched):
     def watcher(folder):
         until = time.monotonic() + 60
@@ -223,7 +216,6 @@ def test_of_a_process_on_another_host_only_its_silence_is_known():
     assert not alive({**there, "updated": time.time() - 3600})
 
 
-@pytest.mark.slow
 def test_stop_keeps_what_is_finished_and_resume_takes_the_same_steps(watched):
     whole = watched(lambda folder, row: None, "whole")
     cut = watched(lambda folder, row: row["step"] == 2 and folder.ask("stop"), "cut")
@@ -232,7 +224,6 @@ def test_stop_keeps_what_is_finished_and_resume_takes_the_same_steps(watched):
     assert first_difference(resume(cut.path).rows(), whole.rows()) == (None, 0.0)
 
 
-@pytest.mark.slow
 def test_a_stop_in_the_middle_of_a_rollout_leaves_a_checkpoint_of_the_step_before(
     watched, monkeypatch
 ):
@@ -278,7 +269,6 @@ def test_a_knob_moved_while_nothing_runs_acts_when_the_run_goes_on_and_an_old_bu
     assert len(events(folder, "knob")) == 1
 
 
-@pytest.mark.slow
 def test_a_button_pressed_while_the_models_load_acts(tiny, tmp_path):
     folder = create(tiny(steps=2), tmp_path / "run")
     folder.ask("begin")
@@ -290,7 +280,6 @@ def test_a_button_pressed_while_the_models_load_acts(tiny, tmp_path):
     assert folder.status()["state"] == "done"
 
 
-@pytest.mark.slow
 def test_replay_reproduces_a_run_that_was_touched_through_the_folder(watched, tmp_path):
     folder = watched(
         lambda folder, row: row["step"] == 2 and folder.ask("knob", knob="temperature", value=0.7)
@@ -350,7 +339,6 @@ def test_a_damaged_status_does_not_keep_a_run_from_going_on(tiny, tmp_path):
 # --- what fresh eyes found ------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_knob_moved_in_the_twins_turn_goes_to_the_run_and_not_to_the_twin(
     tiny, tmp_path, monkeypatch
 ):
@@ -404,7 +392,6 @@ def test_no_request_whatever_it_is_ends_a_run(watched, line):
     assert resume(folder.path).status()["state"] == "done"
 
 
-@pytest.mark.slow
 def test_a_torn_line_swallows_nobody_elses_request_and_a_file_written_anew_is_read_again(watched):
     def ask(folder, row):
         if row["step"] == 1:
@@ -418,7 +405,6 @@ def test_a_torn_line_swallows_nobody_elses_request_and_a_file_written_anew_is_re
     assert [row["coef/kd_coef"] for row in watched(ask).rows()] == [0.1, 0.3, 0.4, 0.4]
 
 
-@pytest.mark.slow
 def test_two_loops_of_one_process_do_not_share_a_folder(watched):
     refused = []
 
@@ -433,7 +419,6 @@ def test_two_loops_of_one_process_do_not_share_a_folder(watched):
     assert [row["step"] for row in folder.rows()] == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
 def test_a_stop_during_an_evaluation_loses_that_step_alone(watched, monkeypatch):
     from rlkd_lab.training import trainer
 
@@ -454,7 +439,6 @@ def test_a_stop_during_an_evaluation_loses_that_step_alone(watched, monkeypatch)
     assert first_difference(resume(cut.path).rows(), whole.rows()) == (None, 0.0)
 
 
-@pytest.mark.slow
 def test_what_was_asked_last_holds_after_a_crash(watched, tmp_path):
     class Killed(Exception):
         pass
@@ -499,7 +483,6 @@ def killed(tiny, tmp_path):
     return make
 
 
-@pytest.mark.slow
 def test_a_plan_for_later_leaves_moves_before_it_alone_after_a_kill(killed):
     def ask(folder, row):
         if row["step"] == 2:
@@ -519,7 +502,6 @@ def test_a_plan_for_later_leaves_moves_before_it_alone_after_a_kill(killed):
     ]
 
 
-@pytest.mark.slow
 def test_a_refused_request_stays_refused_after_a_kill(killed):
     def ask(folder, row):
         if row["step"] == 2:
@@ -532,7 +514,6 @@ def test_a_refused_request_stays_refused_after_a_kill(killed):
     assert len(events(folder, "refused")) == 1
 
 
-@pytest.mark.slow
 def test_a_replaced_plan_stays_replaced_after_a_kill(killed):
     def ask(folder, row):
         if row["step"] == 2:
@@ -545,7 +526,6 @@ def test_a_replaced_plan_stays_replaced_after_a_kill(killed):
     assert len(events(folder, "replaced")) == 1
 
 
-@pytest.mark.slow
 def test_a_knob_moved_while_steps_are_computed_again_is_not_moved_back_by_the_record(killed):
     def ask(folder, row):
         if row["step"] == 3:
@@ -561,7 +541,6 @@ def test_a_knob_moved_while_steps_are_computed_again_is_not_moved_back_by_the_re
     assert [row["coef/kd_coef"] for row in copy.rows()] == [0.1, 0.1, 0.1, 0.7, 0.7, 0.7]
 
 
-@pytest.mark.slow
 def test_a_recorded_move_that_acts_in_the_step_that_is_computed_stays_recorded(killed, monkeypatch):
     def ask(folder, row):
         if row["step"] == 3:
@@ -586,7 +565,6 @@ def test_a_recorded_move_that_acts_in_the_step_that_is_computed_stays_recorded(k
     ]
 
 
-@pytest.mark.slow
 def test_a_move_for_a_named_step_is_a_plan_and_replaces_none(tiny, tmp_path):
     folder = create(tiny("kdrl", steps=3, group_size=4), tmp_path / "run")
     folder.ask("knob", knob="kd_coef", value=0.5, at=3)
@@ -594,7 +572,6 @@ def test_a_move_for_a_named_step_is_a_plan_and_replaces_none(tiny, tmp_path):
     assert [row["coef/kd_coef"] for row in resume(folder.path).rows()] == [0.2, 0.2, 0.5]
 
 
-@pytest.mark.slow
 def test_what_is_asked_in_the_last_step_is_refused_in_words(watched):
     def ask(folder, row):
         if row["step"] == 3:
@@ -608,7 +585,6 @@ def test_what_is_asked_in_the_last_step_is_refused_in_words(watched):
     }
 
 
-@pytest.mark.slow
 def test_resuming_what_is_done_changes_nothing(watched):
     folder = watched(lambda folder, row: None, checkpoint_every=0)
     shutil.rmtree(folder.path / "checkpoints")

@@ -89,8 +89,8 @@ def touched(tiny, tmp_path_factory):
         (2, 3),
         # the last checkpoint holds the moved knobs; or there is none, and all moves come from the
         # recorded events
-        pytest.param(3, 4, marks=pytest.mark.slow),
-        pytest.param(0, 4, marks=pytest.mark.slow),
+        (3, 4),
+        (0, 4),
     ],
 )
 def test_a_touched_run_resumes_as_if_nothing_had_happened(
@@ -111,7 +111,6 @@ def test_a_touched_run_resumes_as_if_nothing_had_happened(
     assert_same(tmp_path / "run", touched)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "settings", "fields"),
     [
@@ -185,7 +184,6 @@ def within_the_row(monkeypatch, step):
     monkeypatch.setattr(RunFolder, "append", cut)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "crash", [after_the_row, in_the_checkpoint, before_the_row, within_the_row]
 )
@@ -201,7 +199,6 @@ def test_wherever_a_step_is_cut_no_row_is_lost_or_doubled(tiny, tmp_path, touche
     assert_same(tmp_path / "run", touched)
 
 
-@pytest.mark.slow
 def test_a_run_killed_twice_remembers_its_moves(tiny, tmp_path, touched):
     """The moves after the checkpoint are in events.jsonl alone, and the first resume must not
     lose what it has not come to yet.
@@ -374,7 +371,6 @@ def test_a_touched_run_replays_to_the_last_bit(touched, tmp_path):
     assert result.folder.touched
 
 
-@pytest.mark.slow
 def test_a_replay_sees_a_row_that_was_altered(copy, tmp_path):
     rows = copy.rows()
     rows[1]["reward"] += 0.25
@@ -385,7 +381,6 @@ def test_a_replay_sees_a_row_that_was_altered(copy, tmp_path):
     assert replay(copy.path, tmp_path / "tolerant", tolerance=0.3).difference is None
 
 
-@pytest.mark.slow
 def test_a_run_that_was_stopped_is_replayed_as_far_as_it_came(tiny, tmp_path):
     def stop(loop, row):
         loop.stopping = row["step"] == 2
@@ -406,7 +401,6 @@ def test_a_run_without_a_step_cannot_be_replayed(tmp_path, tiny):
 # --- a true kill ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_sigkill_in_mid_run_and_resume(tmp_path):
     from typer.testing import CliRunner
 
@@ -469,7 +463,6 @@ def test_a_run_stopped_between_two_steps_loses_none(tiny, tmp_path):
     assert folder.status()["state"] == "idle"
 
 
-@pytest.mark.slow
 def test_a_checkpoint_that_the_rows_do_not_reach_is_not_used(tiny, tmp_path):
     config = tiny("grpo", steps=4, checkpoint_every=2)
     whole = run(config, tmp_path / "run").rows()
@@ -481,7 +474,6 @@ def test_a_checkpoint_that_the_rows_do_not_reach_is_not_used(tiny, tmp_path):
 
 
 @pytest.mark.loads
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "says"),
     [

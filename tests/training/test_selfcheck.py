@@ -175,7 +175,6 @@ def test_a_broken_build_is_refused_before_the_first_step(tiny, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 @broken_builds
 def test_doctor_deep_fails_on_a_broken_build(monkeypatch, broken):
     broken(monkeypatch)
@@ -225,7 +224,6 @@ def test_a_model_is_asked_for_with_deep_alone():
     assert "--student is for --deep" in result.output
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["student", "knights-teacher", "qwen3", "qwen2", "gemma2"])
 def test_rounding_in_16_bit_is_no_fault(make_model, monkeypatch, name, dtype):
@@ -276,7 +274,6 @@ def test_the_record_has_the_numbers(trained):
     assert all(math.isfinite(event[name]) for name in ALL)
 
 
-@pytest.mark.slow
 def test_a_run_that_goes_on_is_checked_again_and_fails_where_the_build_broke_since(
     tiny, tmp_path, monkeypatch
 ):
@@ -314,7 +311,6 @@ def test_what_another_process_finds_ends_the_run_in_all(tiny, tmp_path, monkeypa
 # --- it leaves no trace ---------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"dense_copy": False}])
 def test_a_run_has_the_same_rows_with_and_without(tiny, tmp_path, monkeypatch, fields):
     def stop(loop, row):

@@ -537,7 +537,6 @@ def test_ray_is_started_without_its_dashboard(tmp_path, monkeypatch):
 # --- secrets --------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_secrets_and_places_of_this_machine_stand_in_no_file_of_a_run(tiny, tmp_path, monkeypatch):
     secrets = {
         "HF_TOKEN": "hf_tellnobody1",

@@ -68,7 +68,6 @@ def gradients(monkeypatch):
 # --- the same numbers again -----------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_same_seed_gives_the_same_rows_whatever_the_global_stream_does(trained, tiny, tmp_path):
     expected = trained("kdrl").rows()
     before = torch.random.get_rng_state()
@@ -101,21 +100,18 @@ def test_a_run_leaves_the_global_stream_alone(tiny, tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.slow
 def test_another_seed_gives_another_run(trained):
     first, other = trained("kdrl").rows()[0], trained("kdrl", seed=1).rows()[0]
     # at step 1 the adapter is still silent, so a difference here is one of prompts and sampling
     assert first["entropy"] != other["entropy"]
 
 
-@pytest.mark.slow
 def test_every_step_draws_anew(tiny, tmp_path):
     folder = run(tiny("kdrl", {"learning_rate": "0"}, samples_every=1), tmp_path / "run")
     assert folder.samples(1)["prompt"].tolist() != folder.samples(2)["prompt"].tolist()
     assert folder.samples(1)["completion"].tolist() != folder.samples(2)["completion"].tolist()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"dense_copy": False}])
 def test_memory_and_speed_settings_change_no_result(trained, settings):
     plain, other = (
@@ -128,14 +124,12 @@ def test_memory_and_speed_settings_change_no_result(trained, settings):
         assert other[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.slow
 def test_the_hf_engine_trains_too(trained):
     row = trained("kdrl", engine="hf").rows()[-1]
     assert "sampling/logp_difference_mean" not in row
     assert row["grad_norm"] > 0
 
 
-@pytest.mark.slow
 def test_continuous_batching_trains_too_and_replays(tiny, tmp_path):
     folder = run(tiny("kdrl", engine="continuous", steps=2), tmp_path / "run")
     row = folder.rows()[-1]
@@ -211,14 +205,7 @@ def test_an_engine_that_does_not_sample_the_policy_is_refused_unless_it_is_corre
     )
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "kdrl",
-        pytest.param("rlsd", marks=pytest.mark.slow),
-        pytest.param("gkd", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("method", ["kdrl", "rlsd", "gkd"])
 def test_looking_at_the_whole_rollout_first_changes_no_result(tiny, tmp_path, method):
     # with recorded samples the old policy, teacher and reference have a pass of their own; without,
     # the first update's forward is that pass
@@ -234,7 +221,6 @@ def test_looking_at_the_whole_rollout_first_changes_no_result(tiny, tmp_path, me
     assert all("time/old" in row for row in apart)
 
 
-@pytest.mark.slow
 def test_rows_without_gradient_are_left_out_of_the_backward_pass_and_nothing_else(
     tiny, tmp_path, half, gradients, monkeypatch
 ):
@@ -280,7 +266,6 @@ def test_micro_batches_hold_all_rows_once_within_their_limit(micro_batch):
 # --- dynamic sampling -----------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_dynamic_sampling_draws_until_the_batch_is_full_of_groups_with_a_spread(
     tiny, tmp_path, half
 ):
@@ -382,7 +367,6 @@ def test_rollouts_of_different_widths_are_joined_row_by_row():
     assert whole.finished.tolist() == [False, False, True]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "measured"), [(0, [True, False, False, False]), (2, [True, True, False, True])]
 )
@@ -404,14 +388,7 @@ def test_kls_that_the_method_does_not_need_are_measured_every_so_often(
 
 # TRRD has shares that are not 0 at the first update already, and completions of different lengths
 # weigh differently in them
-@pytest.mark.parametrize(
-    "method",
-    [
-        "trrd",
-        pytest.param("kdrl", marks=pytest.mark.slow),
-        pytest.param("gkd", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("method", ["trrd", "kdrl", "gkd"])
 def test_micro_batches_change_nothing_but_memory(tiny, tmp_path, coin, gradients, method):
     rows = []
     for micro_batch in (8, 3, 1):
@@ -434,7 +411,6 @@ def test_micro_batches_change_nothing_but_memory(tiny, tmp_path, coin, gradients
                 assert part[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("minibatches", [2, 16])
 def test_minibatches_have_the_gradient_of_the_whole_on_average(
     tiny, tmp_path, coin, gradients, minibatches
@@ -454,7 +430,6 @@ def test_minibatches_have_the_gradient_of_the_whole_on_average(
     assert cut["kl_ref"] == pytest.approx(whole["kl_ref"], abs=1e-6)
 
 
-@pytest.mark.slow
 def test_minibatches_are_drawn_anew_in_every_pass(tiny, tmp_path, gradients):
     run(
         tiny(
@@ -499,7 +474,6 @@ def test_the_second_update_is_not(tiny, tmp_path, coin):
     assert row["clip_ratio/low"] + row["clip_ratio/high"] > 0.1
 
 
-@pytest.mark.slow
 def test_statistics_of_updates_are_means_over_the_updates(tiny, tmp_path, coin):
     """With a step size of 0 both passes are the same, so two passes give the numbers of one."""
     still = {"learning_rate": "0"}
@@ -522,7 +496,6 @@ def test_kl_is_reported_at_the_sampling_temperature_and_at_one(trained):
     assert row["coef/temperature"] == 0.6
 
 
-@pytest.mark.slow
 def test_the_reference_pulls_back_once_the_policy_has_moved(tiny, tmp_path, coin, gradients):
     fields = {"group_size": 4, "steps": 1, "updates_per_rollout": 2}
     run(tiny("grpo", **fields), tmp_path / "free")
@@ -542,7 +515,6 @@ def test_the_exact_divergence_in_place_of_the_estimate(trained):
     assert row["loss/kd"] == pytest.approx(0.1 * row["kl_teacher_rev"], rel=1e-3)
 
 
-@pytest.mark.slow
 def test_gkd_with_topk_is_below_the_whole_and_above_zero(trained):
     settings = {"divergence": "reverse", "learning_rate": "0"}
     whole, coarse = (
@@ -592,14 +564,7 @@ def test_the_weight_reaches_the_loss(tiny, tmp_path, monkeypatch):
 # --- completions that the limit cut ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "kdrl",
-        pytest.param("grpo", marks=pytest.mark.slow),
-        pytest.param("trrd", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("method", ["kdrl", "grpo", "trrd"])
 def test_nothing_is_learned_where_every_completion_is_masked(trained, method):
     rows = trained(method, max_new_tokens=2, mask_truncated=True).rows()
     for row in rows:
@@ -629,7 +594,6 @@ def test_prompts_are_of_the_difficulty_asked_for(tiny, tmp_path, method):
     assert {operations(prompt) for prompt in folder.samples()["prompt"]} == {3}
 
 
-@pytest.mark.slow
 def test_samples_hold_what_each_model_thought_of_each_token(tiny, tmp_path):
     folder = run(tiny("kdrl", samples_every=2, group_size=3, steps=3), tmp_path / "run")
     assert folder.sample_steps() == folder.sample_steps("probe") == [1, 2]
@@ -676,7 +640,6 @@ def test_samples_hold_what_each_model_thought_of_each_token(tiny, tmp_path):
                     )
 
 
-@pytest.mark.slow
 def test_the_probe_changes_with_the_policy_alone(tiny, tmp_path):
     still = run(tiny("kdrl", {"learning_rate": "0"}, samples_every=1), tmp_path / "still")
     first, second = (still.samples(step, "probe") for step in (1, 2))
@@ -697,7 +660,6 @@ def test_the_probe_changes_with_the_policy_alone(tiny, tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_lengths_are_split_into_working_checking_and_truncated(tiny, tmp_path):
     row = run(
         tiny(
@@ -729,7 +691,6 @@ def test_lengths_are_split_into_working_checking_and_truncated(tiny, tmp_path):
     assert parts == pytest.approx(metrics["completions/mean_length"])
 
 
-@pytest.mark.slow
 def test_the_sample_estimates_stand_beside_the_exact_divergence(trained):
     folder = trained("kdrl", steps=1, group_size=8, max_new_tokens=40, samples_every=1)
     row, table = folder.rows()[0], folder.samples(1)
@@ -743,7 +704,6 @@ def test_the_sample_estimates_stand_beside_the_exact_divergence(trained):
     assert row["kl_teacher_k3"] == pytest.approx(float((gap.exp() - gap - 1).mean()), abs=1e-4)
 
 
-@pytest.mark.slow
 def test_evaluation_comes_every_few_steps_and_at_the_end(trained):
     rows = trained("kdrl", steps=3, eval_every=2, eval_prompts=8).rows()
     assert [("eval/accuracy" in row, "eval/accuracy_ood" in row) for row in rows] == [
@@ -763,7 +723,6 @@ def test_evaluation_comes_every_few_steps_and_at_the_end(trained):
     ) == (None, 0.0)
 
 
-@pytest.mark.slow
 def test_every_evaluation_has_the_same_prompts_and_stream(trained):
     """Nothing is learned at a step size of 0, so nothing moves but the noise there must not be."""
     first, second = trained("kdrl", {"learning_rate": "0"}, eval_every=1).rows()
@@ -772,7 +731,6 @@ def test_every_evaluation_has_the_same_prompts_and_stream(trained):
     assert [first[name] for name in names] == [second[name] for name in names]
 
 
-@pytest.mark.slow
 def test_evaluation_sees_the_policy_as_it_is_after_the_step(tiny, tmp_path):
     from rlkd_lab.training import evaluate
 
@@ -804,7 +762,7 @@ def poison(loop, row):
         loop.policy.trainable()[0].fill_(float("nan"))
 
 
-@pytest.mark.parametrize("method", ["kdrl", pytest.param("sft", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["kdrl", "sft"])
 def test_a_run_that_diverged_says_so(tiny, tmp_path, method):
     with pytest.raises(FloatingPointError, match="learning_rate"):
         run(tiny(method, steps=3), tmp_path / "run", on_step=poison)
@@ -815,7 +773,6 @@ def test_a_run_that_diverged_says_so(tiny, tmp_path, method):
     assert [row["step"] for row in folder.rows()] == [1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["kdrl", "sft"])
 def test_an_absurd_step_size_ends_in_words_or_in_finite_numbers(tiny, tmp_path, method):
     try:
@@ -824,7 +781,6 @@ def test_an_absurd_step_size_ends_in_words_or_in_finite_numbers(tiny, tmp_path, 
         assert "learning_rate" in str(error)  # noqa: PT017
 
 
-@pytest.mark.slow
 def test_an_exception_in_a_callback_is_in_the_status_and_raised(tiny, tmp_path):
 
     def fail(loop, row):
@@ -890,7 +846,6 @@ def test_a_folder_in_use_is_refused_before_any_model_is_loaded(tiny, tmp_path, m
 # --- going on from an adapter ---------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_warm_start_has_the_adapter_it_started_from_as_its_reference(trained, tiny, tmp_path):
     (start,) = trained("kdrl", {"learning_rate": "0.01"}).checkpoints()
     row = run(tiny("kdrl", adapter=str(start), **ONE_UPDATE), tmp_path / "run").rows()[0]

@@ -63,7 +63,6 @@ def test_batches_are_a_pure_function_of_seed_and_step(tokenizer):
     )
 
 
-@pytest.mark.slow
 def test_batches_made_by_other_processes_are_the_same_and_in_order(tokenizer):
     recipe = replace(RECIPES["student"], batch=4, steps=5)
     alone, ahead = ([*Batches(recipe, tokenizer).from_step(2, workers)] for workers in (0, 2))
@@ -115,7 +114,6 @@ def test_a_folder_that_is_not_there_yet_names_the_command_that_makes_it(monkeypa
             run(make_config("kdrl", preset, steps=1), tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_the_loss_falls_and_a_stopped_build_ends_with_the_same_weights(
     tokenizer, tmp_path, monkeypatch, capsys
 ):
@@ -163,7 +161,6 @@ def test_the_loss_falls_and_a_stopped_build_ends_with_the_same_weights(
         train("student", other, tmp_path / "whole", tokenizer, CPU, workers=0)
 
 
-@pytest.mark.slow
 def test_the_pair_loads_in_nf4_and_shares_its_tokenizer(place):
     models = place / "models" / "midsize"
     assert sorted(path.name for path in models.iterdir()) == [
@@ -182,7 +179,6 @@ def test_the_pair_loads_in_nf4_and_shares_its_tokenizer(place):
         assert policy.context == 2048
 
 
-@pytest.mark.slow
 def test_the_card_says_what_was_made(place):
     card = json.loads((place / "models" / "midsize" / "card.json").read_text())
     assert card["rehearsal"]
@@ -202,7 +198,6 @@ def test_the_card_says_what_was_made(place):
     assert FULL.recipes is RECIPES
 
 
-@pytest.mark.slow
 def test_a_kdrl_step_through_the_presets(place, monkeypatch, tmp_path):
     monkeypatch.chdir(place)
     settings = {
@@ -238,7 +233,6 @@ def test_the_sweep_files_give_every_method_the_same_chance(name):
     assert len(sweep.tuned(dict.fromkeys([arm.name for arm in sweep.arms], 1)).jobs()) == 25
 
 
-@pytest.mark.slow
 def test_the_sweep_leaves_tables_and_figures(place, monkeypatch):
     monkeypatch.chdir(place)
     sweep = read_sweep(ROOT / "benchmarks" / "midsize-countdown.toml")

@@ -129,7 +129,6 @@ def test_a_wrong_answer_is_not_and_gets_a_hint(name, answer, capsys):
     assert len(words) > 25
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", EXERCISES)
 def test_nonsense_gets_a_sentence(name, capsys):
     for answer in NONSENSE:

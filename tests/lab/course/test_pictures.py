@@ -322,7 +322,6 @@ def test_the_concise_teacher_goes_on_from_a_wrong_step():
     assert ((found["low"] <= found["accuracy"]) & (found["accuracy"] <= found["high"])).all()
 
 
-@pytest.mark.slow
 def test_the_checking_teacher_mends_a_wrong_step():
     from rlkd_lab.models import load_teacher
 

@@ -153,7 +153,6 @@ def test_a_text_that_cannot_be_read_gets_a_sentence_and_keeps_the_picture(shown)
     assert shown.bundles[-1]["image/png"] != before
 
 
-@pytest.mark.slow
 def test_no_output_is_a_tree_of_widgets(shown):
     game = play("clip_surrogate")
     game.show()
@@ -178,7 +177,6 @@ def test_without_widgets_question_picture_and_answer_stand_at_once(shown, monkey
         assert words in shown.words()
 
 
-@pytest.mark.slow
 def test_an_executed_notebook_keeps_picture_and_sentences(monkeypatch):
     import nbclient
     import nbformat

@@ -47,7 +47,6 @@ def test_a_run_in_a_thread_is_the_run_in_the_foreground(plain, tmp_path):
     assert "done, step 3 of 3" in repr(handle)
 
 
-@pytest.mark.slow
 def test_a_run_in_a_process_is_the_same_run(plain, tmp_path):
     handle = launch(config(), tmp_path / "run")
     assert handle.status().where == "process"
@@ -100,7 +99,6 @@ def test_a_bad_request_is_refused_at_once_and_not_written(tmp_path):
             button()
 
 
-@pytest.mark.slow
 def test_buttons(tmp_path):
     handle = start(config(steps=40), tmp_path / "run", fork="off")
     handle.pause()
@@ -153,7 +151,6 @@ def handle_of_another_kernel(path):
     return open_run(path)
 
 
-@pytest.mark.slow
 def test_a_killed_process_is_lost_and_start_goes_on(plain, tmp_path):
     handle = launch(config(steps=3), tmp_path / "run", fork="off")
     until(lambda: len(handle.folder.rows()) >= 1)
@@ -169,7 +166,6 @@ def test_a_killed_process_is_lost_and_start_goes_on(plain, tmp_path):
     assert first_difference(again.wait(120).rows(), plain.rows()) == (None, 0.0)
 
 
-@pytest.mark.slow
 def test_a_panel_attaches_to_a_run_whose_kernel_is_gone(tmp_path):
     """The kernel that launched it exits; the run goes on and another process steers it."""
     folder = create(config(steps=60), tmp_path / "run")
@@ -200,7 +196,6 @@ def test_settle_blocks_nobody_who_reads(tmp_path, monkeypatch, capsys):
     assert "idle" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_schedule_found_by_hand_is_rerun_on_another_seed_as_an_ordinary_run(tmp_path):
     def ask(loop, row):
         loop.folder.ask("knob", knob="kd_coef", value=row["step"] / 10)
@@ -235,7 +230,6 @@ def test_a_folder_that_is_gone_is_said_in_words(plain, tmp_path):
             ask()
 
 
-@pytest.mark.slow
 def test_two_runs_that_start_at_once_load_one_after_the_other(tmp_path):
     both = [start(config(seed=seed), tmp_path / str(seed), fork="off") for seed in (1, 2)]
     for seed, handle in zip((1, 2), both, strict=True):
@@ -243,7 +237,6 @@ def test_two_runs_that_start_at_once_load_one_after_the_other(tmp_path):
         assert first_difference(handle.wait().rows(), alone.rows()) == (None, 0.0)
 
 
-@pytest.mark.slow
 def test_a_second_loop_is_refused_while_the_first_one_loads(tmp_path):
     handle = start(config(), tmp_path / "run", fork="off")
     lock = handle.path / "lock"

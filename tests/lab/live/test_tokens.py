@@ -245,7 +245,6 @@ def test_tokens_are_made_visible():
     assert visible(["א", "<script>", "<|im_end|>"]) == ["א", "<script>", "<|im_end|>"]
 
 
-@pytest.mark.slow
 def test_a_real_run_has_as_many_dead_tokens_as_its_metrics_say(tmp_path):
     from rlkd_lab.training import make_config, run
 
