@@ -23,7 +23,7 @@ import torch
 
 from rlkd_lab.models import LanguageModel, Sequences, load_policy
 from rlkd_lab.rollouts.traces import sequences_of
-from tests import slow as slow_tests
+from tests import slow
 from tests.pool import pool, shared_models  # noqa: F401
 
 # pytest looks for doctests in them, under one module name for all
@@ -42,9 +42,9 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Mark as ``slow`` what tests/slow.txt lists."""
-    slow = slow_tests.names()
+    functions = slow.listed()
     for item in items:
-        if item.nodeid.split("[")[0] in slow and item.nodeid not in slow_tests.ALWAYS:
+        if slow.is_slow(item.nodeid, functions):
             item.add_marker("slow")
 
 

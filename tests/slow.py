@@ -11,15 +11,33 @@ from pathlib import Path
 LIST = Path(__file__).with_name("slow.txt")
 LIMIT = 0.15
 """Seconds a case. What stays below needs a minute in all."""
+FILES = {
+    "tests/lab/live/test_handle.py",
+    "tests/study/test_evaluation.py",
+    "tests/study/test_export.py",
+    "tests/study/test_sweep.py",
+    "tests/test_site.py",
+    "tests/training/test_forks.py",
+    "tests/zoo/test_midsize.py",
+    "tests/zoo/test_worked.py",
+}
+"""Slow as a whole: their first test makes what the others look at."""
 ALWAYS = {
     f"tests/training/test_methods_train.py::test_two_steps[{name}]" for name in ("kdrl", "trrd")
 }
 """Whole runs that ``make test-fast`` keeps."""
 
 
-def names() -> set[str]:
+def listed() -> set[str]:
     """Return the listed test functions as ``tests/file.py::name``."""
     return {line.split()[1] for line in LIST.read_text().splitlines()}
+
+
+def is_slow(case: str, functions: set[str]) -> bool:
+    """Return whether a test case, by its id, belongs to the slow ones."""
+    function = case.split("[")[0]
+    slow = function in functions or function.split("::")[0] in FILES
+    return slow and case not in ALWAYS
 
 
 def measured(report: Path) -> dict[str, float]:

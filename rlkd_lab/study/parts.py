@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,15 @@ class Part:
         """Return the versions of the programs that made an arm's runs."""
         return set(with_version(self.runs[self.runs["arm"] == arm])[VERSION])
 
+    @cached_property
+    def _steps(self) -> dict[str, pd.DataFrame]:
+        """The rows of the curves by arm."""
+        return {str(arm): rows for arm, rows in self.curves.groupby("arm", sort=False)}
+
     def collapsed(self, arm: str) -> list[int]:
         """Return the seeds whose accuracy in training collapsed."""
-        rows = self.curves[self.curves["arm"] == arm]
-        own = Part(self.runs, rows[on_policy_steps(rows)], self.levels)
-        return [seed for seed, curve in own.curve(arm, "accuracy").items() if collapsed(curve)]
+        curves = self.curve(arm, "accuracy", on_policy=True)
+        return [seed for seed, curve in curves.items() if collapsed(curve)]
 
     def best(self, arm: str) -> pd.Series:
         """Return by seed the accuracy of the best checkpoint on validation prompts.
@@ -74,14 +79,19 @@ class Part:
         ]
         return rows.set_index("seed")["value"].astype(float)
 
-    def curve(self, arm: str, metric: str) -> dict[int, pd.Series]:
-        """Return a metric by step, for each seed, where it was measured."""
-        if metric not in self.curves:
+    def curve(self, arm: str, metric: str, on_policy: bool = False) -> dict[int, pd.Series]:
+        """Return a metric by step, for each seed, where it was measured.
+
+        ``on_policy`` leaves out the steps that trained on others' completions.
+        """
+        rows = self._steps.get(arm)
+        if rows is None or metric not in rows:
             return {}
-        rows = self.curves.loc[self.curves["arm"] == arm, ["seed", "step", metric]].dropna()
+        counts = rows[metric].notna() & (on_policy_steps(rows) | (not on_policy))
+        seeds, steps, values = (rows[name].to_numpy()[counts] for name in ("seed", "step", metric))
         return {
-            int(str(seed)): one.set_index("step")[metric].astype(float)
-            for seed, one in rows.groupby("seed")
+            int(seed): pd.Series(values[seeds == seed].astype(float), index=steps[seeds == seed])
+            for seed in sorted(set(seeds))
         }
 
     def curve_means(self, arm: str, metric: str) -> pd.Series:
