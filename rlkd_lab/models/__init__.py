@@ -2,6 +2,7 @@
 per-token log-probabilities.
 """
 
+import rlkd_lab.models.quick_import  # noqa: F401  before peft, which imports it too
 from rlkd_lab.models.dense_copy import make_dense_copy
 from rlkd_lab.models.language_model import LanguageModel
 from rlkd_lab.models.loading import default_device, load_policy, load_teacher, reference_of
