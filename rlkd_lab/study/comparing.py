@@ -8,7 +8,7 @@ from itertools import chain
 
 import pandas as pd
 
-from rlkd_lab.study.effects import Check, Effect, unpaired
+from rlkd_lab.study.effects import Check, Effect, over_prompts, unpaired
 from rlkd_lab.study.parts import Part
 
 ACCURACY, LENGTH = "id avg", "id length"
@@ -52,7 +52,12 @@ def compare(
         best if measure == ACCURACY and best.seeds else None,
         (ours.lost, theirs.lost),
     )
-    found = (mixed(ours, theirs), _hangs_on_collapse(check, ours, theirs, measure), _turns(check))
+    found = (
+        mixed(ours, theirs),
+        _hangs_on_collapse(check, ours, theirs, measure),
+        _turns(check),
+        _hangs_on_prompts(check, ours, theirs) if measure == ACCURACY else "",
+    )
     return replace(check, doubt="; ".join(filter(None, found)))
 
 
@@ -88,3 +93,12 @@ def _turns(check: Check) -> str:
     if check.outcome_of(Effect(mean, mean, mean, check.best.seeds)) == check.face:
         return ""
     return "at the best checkpoint on validation prompts it points the other way"
+
+
+def _hangs_on_prompts(check: Check, ours: Side, theirs: Side) -> str:
+    """Return that other prompts might decide otherwise, where outcomes by prompt tell so."""
+    a, b = (side.part.shares(side.arm) for side in (ours, theirs))
+    if a.empty or b.empty or check.face == "undecided":
+        return ""
+    wider = check.outcome_of(over_prompts(check.effect, a, b))
+    return "" if wider == check.face else f"over other prompts too it is {wider}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,8 @@ SESSIONS = "sessions.jsonl"
 TABLES = ("runs.csv", "curves.parquet", "levels.csv")
 """Files in a sweep's folder: a row for each run, for each step, and for each number of an
 evaluation."""
+OUTCOMES = "outcomes.parquet"
+"""File in a sweep's folder: a row for each prompt of each run; older sweeps have none."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Part:
     """The runs left out, in words."""
     diverged: Mapping[str, int] = field(default_factory=dict)
     """By arm the runs left out because they diverged."""
+    outcomes: pd.DataFrame | None = None
 
     def versions(self, arm: str) -> set[str]:
         """Return the versions of the programs that made an arm's runs."""
@@ -67,6 +70,21 @@ class Part:
         """Return a column of the runs by seed."""
         rows = self.runs[self.runs["arm"] == arm].set_index("seed")
         return rows[measure].astype(float) if measure in rows else pd.Series(dtype=float)
+
+    def shares(self, arm: str, of: str = "id") -> pd.DataFrame:
+        """Return the share of right samples, a row for each seed and a column for each prompt.
+
+        Empty where the sweep has no outcomes by prompt.
+        """
+        table = self.outcomes
+        if table is None:
+            return pd.DataFrame(dtype=float)
+        rows = table[(table["arm"] == arm) & (table["set"] == of)]
+        return (
+            rows.assign(share=rows["right"] / rows["samples"])
+            .astype({"prompt_id": str})
+            .pivot(index="seed", columns="prompt_id", values="share")
+        )
 
     def level(self, arm: str, difficulty: str, measure: str = "avg", of: str = "id") -> pd.Series:
         """Return a measure at one difficulty by seed."""
@@ -142,7 +160,14 @@ def read_part(folder: str | Path, program: str = "") -> Part:
         return frame[pairs.isin(keep)].reset_index(drop=True)
 
     diverged = dict(Counter(map(str, runs.loc[runs["diverged"].astype(bool), "arm"])))
-    return Part(kept(runs), kept(steps), kept(numbers), (*why, *_not_there(path, runs)), diverged)
+    tables = kept(runs), kept(steps), kept(numbers)
+    return Part(*tables, (*why, *_not_there(path, runs)), diverged, _outcomes(path, kept))
+
+
+def _outcomes(folder: Path, kept: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame | None:
+    path = folder / OUTCOMES
+    columns = ("arm", "seed", "set", "prompt_id", "right", "samples")
+    return kept(_read(path, *columns)) if path.exists() else None
 
 
 def _read(path: Path, *columns: str) -> pd.DataFrame:

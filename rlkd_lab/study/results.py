@@ -18,7 +18,7 @@ from rlkd_lab.objectives.methods import resolve_options
 from rlkd_lab.objectives.schedules import Constant
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.eval_table import read_table
-from rlkd_lab.study.parts import TABLES, on_policy_steps
+from rlkd_lab.study.parts import OUTCOMES, TABLES, on_policy_steps
 from rlkd_lab.study.summary import summarise
 from rlkd_lab.study.sweep import Job, Sweep
 from rlkd_lab.study.versions import VERSION, version_of
@@ -227,11 +227,33 @@ def levels(sweep: Sweep, out: str | Path) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[columns] if frames else none
 
 
+def outcomes(sweep: Sweep, out: str | Path) -> pd.DataFrame:
+    """Return a row for each prompt of every run that was evaluated.
+
+    The columns are ``arm``, ``seed``, ``set``, ``prompt_id``, ``difficulty``, and how many of
+    ``samples`` completions were ``right``.
+    """
+    columns = ["arm", "seed", "set", "prompt_id", "difficulty", "right", "samples"]
+    frames = [pd.DataFrame(columns=columns)]
+    for job, path in _jobs_over(sweep, out):
+        tables = sorted((path / "eval").glob("step_*.parquet"))
+        if not tables:
+            continue
+        frame = read_table(tables[-1])[0]
+        groups = frame[frame["mode"] == "sample"].groupby(["set", "prompt_id", "difficulty"])
+        counts = groups["correct"].agg(right="sum", samples="size").reset_index()
+        frames.append(counts.assign(arm=job.arm, seed=job.seed)[columns])
+    found = pd.concat(frames[1:] or frames, ignore_index=True)
+    numbers = {"seed": "int32", "difficulty": "int16", "right": "int16", "samples": "int16"}
+    return found.astype({**dict.fromkeys(("arm", "set", "prompt_id"), "category"), **numbers})
+
+
 def write_tables(sweep: Sweep, out: Path) -> None:
-    """Write the three tables into the sweep's folder."""
+    """Write the tables into the sweep's folder."""
     collect(sweep, out).to_csv(out / TABLES[0], index=False)
     curves(sweep, out).to_parquet(out / TABLES[1], compression="zstd", index=False)
     levels(sweep, out).to_csv(out / TABLES[2], index=False)
+    outcomes(sweep, out).to_parquet(out / OUTCOMES, compression="zstd", index=False)
 
 
 def _sampled(path: Path, frame: pd.DataFrame) -> pd.Series:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlkd_lab.study.parts import SESSIONS, TABLES, Study, read_part
+from rlkd_lab.study.parts import OUTCOMES, SESSIONS, TABLES, Study, read_part
 from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep
 from rlkd_lab.study.versions import PROGRAMS, programs_of
 
@@ -32,7 +32,7 @@ PARTS: dict[str, str] = {
 }
 """The subject of each part, in the order in which the parts are run."""
 FOLDER = Path(__file__).parent / "sweeps"
-KEPT = (*TABLES, "sweep.json", SESSIONS, CHOSEN)
+KEPT = (*TABLES, OUTCOMES, "sweep.json", SESSIONS, CHOSEN)
 """Files that :func:`copy_tables` copies of a part's folder."""
 
 

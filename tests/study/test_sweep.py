@@ -20,7 +20,7 @@ from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.study import pools
 from rlkd_lab.study import workers as module
 from rlkd_lab.study.eval_table import read_table
-from rlkd_lab.study.parts import by_arm
+from rlkd_lab.study.parts import by_arm, read_part
 from rlkd_lab.study.pools import on_ray
 from rlkd_lab.study.results import OVER, collect, curves, levels, over
 from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep, settled
@@ -245,6 +245,9 @@ def test_a_sweep_runs_everything_once_and_its_runs_are_those_of_rlkd_train(done,
         "worker_gib",
     } <= set(table)
     assert not table["diverged"].any()
+    prompts = read_part(out).shares("kdrl")
+    assert prompts.shape == (2, 4)  # seeds, prompts
+    assert prompts.mean(axis=1).tolist() == table.loc[table["arm"] == "kdrl", "id avg"].tolist()
 
 
 def test_other_questions_are_asked_of_what_is_over(done, tmp_path):
