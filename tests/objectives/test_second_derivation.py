@@ -1,11 +1,12 @@
 """Losses written a second time and compared: value, and gradient in the student's logits.
 
 These references were written from the sources before the package's rules were read. They start at
-logits. Sources: notes on the papers, and for OPDVR, vOPD and OPSA the
-authors' code.
-Three choices were taken from the package, because the sources leave them open or differ. OPSA's
+logits. Sources: notes on the papers. For OPDVR, vOPD, OPSA, PowerOPD, RG-OPD and SAF-OPD also the
+authors' code; TRL for IW-OPD, and ports for REOPOLD, SDAR, EOPD and AOPD.
+Choices were taken from the package where the sources leave them open or differ. OPSA's
 share is of a completion, rounded up. The importance weight leaves penalties alone, as in TRL. Old
-log-probabilities stand in the gap.
+log-probabilities stand in the gap. RG-OPD's mean is over all tokens. EOPD and AOPD look at the
+whole vocabulary: with at most 8 words, these are the 16 likeliest of the paper.
 """
 
 import math
@@ -30,18 +31,31 @@ VALUES = {
     "push_share": (0.1, 0.2, 0.5, 1.0),
     "trrd_alpha": (0.0, 0.3, 0.5, 1.0),
     "trrd_gap_bound": (None, 0.5, 1.0),
+    "early_weight": (0.0, 0.5, 2.0),
+    "gap_power": (0.1, 1.0, 5.0),
+    "mixture": (0.1, 0.3, 0.5),
+    "gap_share": (0.2, 1.0),
+    "gap_scale": (0.1, 1.0),
+    "gate_slope": (0.0, 1.0, 5.0),
+    "gate_margin": (0.0, 0.0, 0.5),
+    "unsure_above": (0.0, 0.8, 1.5),
+    "cover_coef": (0.3, 1.0),
     "aggregation": ("token", "sequence", "constant"),
     "scale_rewards": ("group", "none"),
     "kd_mask": ("none", "wrong", "group_wrong"),
     "estimator": ("k2", "k3", "exact"),
     "kd_ratio": ("on", "off"),
     "ref_estimator": ("k3_ratio", "k3", "k2"),
+    "level": ("token", "sequence"),
 }
 OPTIONS = {
     "grpo": ("scale_rewards",),
     "kdrl": ("scale_rewards", "kd_mask", "estimator", "kd_ratio"),
     "trrd": ("scale_rewards",),
     **dict.fromkeys(("opd", "opdvr", "grpd", "exopd", "vopd"), ("kd_mask",)),
+    **dict.fromkeys(("iwopd", "poweropd", "reopold", "eopd", "aopd"), ("kd_mask",)),
+    **dict.fromkeys(("safopd", "sdar"), ("scale_rewards", "kd_mask")),
+    "rgopd": ("scale_rewards", "kd_mask", "level"),
     "opsa": (),
 }
 
@@ -61,7 +75,7 @@ def draw(method, seed):
     student = near(torch.zeros(shape, dtype=torch.float64), choose.choice((0.3, 1.0, 3.0)))
     same = case in ("on-policy", "teacher is student")
     old = near(student, 0.0 if same else choose.choice((0.1, 0.5)))
-    teacher = near(student, 0.0 if case == "teacher is student" else 1.0)
+    teacher = near(student, 0.0 if case == "teacher is student" else choose.choice((1.0, 4.0)))
     correct = torch.tensor([choose.random() < 0.5 for _ in groups]).double()
     correct = {"all right": torch.ones, "all wrong": torch.zeros}.get(
         case, lambda *_, **__: correct
@@ -80,7 +94,10 @@ def draw(method, seed):
         "correct": correct,
         "rewards": correct + choose.choice((0.0, 0.3)) * near(student, 1.0)[:, 0, 0].detach(),
         "groups": torch.tensor(groups),
+        "heard": (torch.rand(shape[:2], generator=generator) < 0.8).double(),
     }
+    if method == "trrd":  # its teacher is part of the ratio
+        x["heard"] = torch.ones_like(x["heard"])
     coefs = {name: choose.choice(VALUES[name]) for name in METHODS[method].coefs}
     names = (*OPTIONS[method], "aggregation", "ref_estimator")
     options = {name: choose.choice(VALUES[name]) for name in names}
@@ -101,6 +118,12 @@ def reverse_kl(x):
     """Return KL(student‖teacher) of the next token."""
     ours, theirs = x["student"].log_softmax(-1), x["teacher"].log_softmax(-1)
     return (ours.exp() * (ours - theirs)).sum(-1)
+
+
+def forward_kl(x):
+    """Return KL(teacher‖student) of the next token."""
+    ours, theirs = x["student"].log_softmax(-1), x["teacher"].log_softmax(-1)
+    return (theirs.exp() * (theirs - ours)).sum(-1)
 
 
 def group_relative(x, options):
@@ -129,9 +152,11 @@ def advantage(method, x, coefs, options):
     if method == "opsa":
         return least_likely(x, coefs)
     reward = group_relative(x, options)[:, None].expand_as(old)
+    gap = x["heard"] * x["mask"] * (teacher - old)
+    if method == "safopd":
+        return coefs["rl_coef"] * reward + said_loudest(x, gap, coefs) * speaks(x, options)
     if "rl_coef" in coefs:
         return coefs["rl_coef"] * reward
-    gap = teacher - old
     if method in ("opdvr", "grpd"):  # max(0, log π_T/π) where right, −max(0, log π/π_T) where wrong
         praised = x["correct"][:, None] > 0 if method == "opdvr" else reward > 0
         blamed = ~praised if method == "opdvr" else reward < 0
@@ -141,15 +166,55 @@ def advantage(method, x, coefs, options):
         gap = coefs["extrapolation"] * (teacher - frozen) - (old - frozen)
     if method == "vopd":  # minus the value, which is −KL
         gap = gap + reverse_kl(x).detach()
+    if method == "iwopd":  # 1 + γ before any disagreement, 1 after all of it
+        size = gap.abs()
+        before = torch.stack([size[:, :t].sum(1) for t in range(size.shape[1])], 1)
+        gap = gap * (1 + coefs["early_weight"] * (1 - before / (size.sum(1)[:, None] + 1e-300)))
+    if method == "poweropd":
+        gap = teacher.exp() ** coefs["gap_power"] - old.exp() ** coefs["gap_power"]
+    if method == "reopold":  # at the floor both parts of a mixture are equal
+        gap = gap.clamp(min=math.log(coefs["mixture"]) - math.log(1 - coefs["mixture"]))
+    if method == "aopd":
+        gap = torch.where(teacher.exp() - old.exp() <= 0, 0.0, gap)
     return coefs["kd_coef"] * speaks(x, options) * gap
 
 
+def said_loudest(x, gap, coefs):
+    """Return c·tanh of the gaps that reach their completion's quantile of |d|."""
+    found = torch.zeros_like(gap)
+    for row, real in enumerate(x["mask"].bool()):
+        if real.any():
+            size = gap[row].abs()
+            loud = real & (size >= size[real].quantile(1 - coefs["gap_share"]))
+            found[row, loud] = coefs["gap_scale"] * gap[row, loud].tanh()
+    return coefs["kd_coef"] * found
+
+
+def penalty_of(method, x, coefs, options):
+    """Return what a method adds to the policy term, before kd_coef."""
+    now, old, teacher = (said(x, who) for who in ("student", "old", "teacher"))
+    if method == "sdar":
+        gap = teacher - now
+        return gap / (1 + (-coefs["gate_slope"] * gap.detach()).exp())
+    if method == "rgopd":
+        gap = x["heard"] * x["mask"] * (teacher - old)
+        gap = gap.sum(1, keepdim=True) if options["level"] == "sequence" else gap
+        good = group_relative(x, options)[:, None] > 0
+        margin = coefs["gate_margin"]
+        return reverse_kl(x) * ((good & (gap > margin)) | (~good & (gap < -margin)))
+    if method == "eopd":
+        theirs = x["teacher"].log_softmax(-1)
+        unsure = -(theirs.exp() * theirs).sum(-1) > coefs["unsure_above"]
+        return torch.where(unsure, coefs["cover_coef"] * forward_kl(x), 0.0)
+    return torch.where(teacher.exp() <= old.exp(), coefs["cover_coef"] * forward_kl(x), 0.0)
+
+
 def speaks(x, options):
-    """Return the mask of the teacher's term, (B, 1)."""
+    """Return the mask of the teacher's term, (B, T)."""
     wrong = 1 - x["correct"]
     nobody = torch.stack([wrong[x["groups"] == group].prod() for group in x["groups"]])
     masks = {"none": torch.ones_like(wrong), "wrong": wrong, "group_wrong": nobody}
-    return masks[options["kd_mask"]][:, None]
+    return masks[options["kd_mask"]][:, None] * x["heard"]
 
 
 def policy_term(method, x, coefs, options):
@@ -173,15 +238,14 @@ def policy_term(method, x, coefs, options):
 def reference_loss(method, x, coefs, options):
     """Return the loss of a rollout."""
     now, old = said(x, "student"), said(x, "old")
-    loss = policy_term(method, x, coefs, options)
-    if coefs["importance_cap"] is not None:
+    gated = method == "rgopd"
+    loss = torch.zeros_like(now) if gated else policy_term(method, x, coefs, options)
+    if coefs.get("importance_cap") is not None:
         loss = loss * (old - said(x, "sampler")).exp().clamp(max=coefs["importance_cap"])
     ratio, beyond = (now - old).exp(), said(x, "frozen") - now
     k2, k3 = beyond**2 / 2, beyond.exp() - beyond - 1
-    loss = (
-        loss
-        + coefs["kl_coef"] * {"k2": k2, "k3": k3, "k3_ratio": k3 * ratio}[options["ref_estimator"]]
-    )
+    to_frozen = {"k2": k2, "k3": k3, "k3_ratio": k3 * ratio}[options["ref_estimator"]]
+    loss = loss + coefs.get("kl_coef", 0.0) * to_frozen
     if method == "kdrl":
         gap = said(x, "teacher") - now
         penalty = {"k2": gap**2 / 2, "k3": gap.exp() - gap - 1}.get(options["estimator"])
@@ -190,9 +254,12 @@ def reference_loss(method, x, coefs, options):
         elif options["kd_ratio"] == "on":
             penalty = penalty * ratio.detach()
         loss = loss + coefs["kd_coef"] * speaks(x, options) * penalty
+    if method in ("sdar", "rgopd", "eopd", "aopd"):
+        added = penalty_of(method, x, coefs, options)
+        loss = loss + coefs["kd_coef"] * speaks(x, options) * added
     sums, lengths = (loss * x["mask"]).sum(1), x["mask"].sum(1)
     return {
-        "token": lambda: sums.sum() / lengths.sum(),
+        "token": lambda: sums.sum() / lengths.sum().clamp(min=1),
         "sequence": lambda: (sums / lengths.clamp(min=1)).mean(),
         "constant": lambda: sums.mean() / options["constant_length"],
     }[options["aggregation"]]()
@@ -213,7 +280,9 @@ def package_loss(method, x, coefs, options):
         rewards=x["rewards"],
         correct=x["correct"],
         group_ids=x["groups"],
-        divergence=reverse_kl(x),
+        teacher_entropy=torch.distributions.Categorical(logits=x["teacher"].detach()).entropy(),
+        divergence=forward_kl(x) if method in ("eopd", "aopd") else reverse_kl(x),
+        kd_weight=x["heard"],
     )
     return token_loss(method, batch, coefs, options)[0]
 
