@@ -220,7 +220,7 @@ def load_policy(
         adapted = fresh_adapter(model, lora, seed)
     source = None if adapter is None else str(adapter)
     policy = LanguageModel(adapted, tokenizer, name, quant, "default", source, base_said=base_said)
-    verify_head(policy)
+    policy.said = verify_head(policy)
     return policy
 
 
@@ -240,7 +240,10 @@ def reference_of(policy: LanguageModel) -> LanguageModel:
     """
     assert isinstance(policy.model, PeftModel)
     start = "reference" if "reference" in policy.model.peft_config else None
-    return LanguageModel(policy.model, policy.tokenizer, policy.source, policy.quant, start)
+    said = policy.base_said if start is None else policy.said
+    return LanguageModel(
+        policy.model, policy.tokenizer, policy.source, policy.quant, start, said=said
+    )
 
 
 @one_at_a_time
@@ -272,11 +275,11 @@ def load_teacher(
     if policy is not None and _shares_base(name, quant, policy, adapter):
         assert isinstance(policy.model, PeftModel)
         if adapter is None:
-            return LanguageModel(policy.model, policy.tokenizer, name, quant)
+            return LanguageModel(policy.model, policy.tokenizer, name, quant, said=policy.base_said)
         title = f"teacher{len(policy.model.peft_config)}"
         attach(policy.model, adapter, title, name)
         teacher = LanguageModel(policy.model, policy.tokenizer, name, quant, title, source)
-        verify_head(teacher)
+        teacher.said = verify_head(teacher)
         return teacher
     model, tokenizer = load_base(name, quant, device)
     if adapter is not None:
@@ -288,7 +291,7 @@ def load_teacher(
     teacher.model.eval()
     if policy is not None:
         same_tokenizer((policy.source, policy.tokenizer), (name, tokenizer))
-    verify_head(teacher)
+    teacher.said = verify_head(teacher)
     return teacher
 
 

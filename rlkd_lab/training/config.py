@@ -270,7 +270,7 @@ class RunConfig(BaseModel):
         Field(
             ge=0,
             description="steps between measurements of the KLs that the method itself does not"
-            " need (teacher, reference); 0 is never",
+            " need (teacher, reference); 0 is never. With models of your own the default is 10",
         ),
     ] = 1
     max_grad_norm: Annotated[float, Field(gt=0, description="gradient clipping")] = 1.0

@@ -94,7 +94,7 @@ def load_models(config: RunConfig) -> Models:
     policy.model.train()
     policy.use_chat(config.chat, config.system_prompt)
     teacher = _load_teacher(config, policy)
-    copy = make_dense_copy(policy) if config.dense_copy else None
+    copy = make_dense_copy(policy, policy.said) if config.dense_copy else None
     through_copy = copy is not None and copy.merges and not config.gradient_checkpointing
     copies = config.dense_copy and DenseCopy.suits(policy)
     visits = (
@@ -128,5 +128,5 @@ def _load_teacher(config: RunConfig, policy: LanguageModel) -> LanguageModel | N
 
 
 def _frozen(lm: LanguageModel, copies: bool) -> FrozenModel:
-    copy = make_dense_copy(lm) if copies else None
+    copy = make_dense_copy(lm, lm.said) if copies else None
     return FrozenModel(lm, lm if copy is None else copy.lm, copy, Size.of(lm))
