@@ -77,9 +77,9 @@ class QuestionTask:
                 self.left_out.setdefault(reason, []).append(f"{row.where}: {answer[:60]!r}")
                 continue
             usable.append(row)
-            prompt = self.template.replace("{question}", row.question)
-            example = Example(prompt, answer, row.difficulty, row.question, {"where": row.where})
-            self._rows[_split(row.question, row.given, has)].append(example)
+            prompt = row.prompt(self.template.replace("{question}", row.question))
+            example = Example(prompt, answer, row.difficulty, row.key, {"where": row.where})
+            self._rows[_split(row.key, row.given, has)].append(example)
         if self.left_out:
             sentences.append(self._unjudged(len(questions)))
         sentences += self._keep_apart()
@@ -159,8 +159,8 @@ class QuestionTask:
             SPLITS if None in has else ("train", "validation") if "validation" not in has else ()
         )
         lender = None if None in has else "train"
-        free = {_key(row.question) for row in usable if row.given == lender} - {
-            _key(row.question) for row in usable if row.given != lender
+        free = {_key(row.key) for row in usable if row.given == lender} - {
+            _key(row.key) for row in usable if row.given != lender
         }
         for split in [split for split in wanted if not self._rows[split]]:
             lent = {
