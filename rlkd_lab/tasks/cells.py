@@ -18,6 +18,9 @@ REPLY = ("completion", "messages", "chosen")
 NOTHING = ("NaN", "nan", "None", "null", "NULL", "N/A", "n/a", "#N/A", "<NA>")
 """What programs write into a cell that holds nothing; a question may be such a word."""
 
+Turns = tuple[tuple[str, str], ...]
+"""Role and text of each."""
+
 
 class LeftOut(Exception):
     """Why a row cannot be used, behind a number of rows: "without an answer"."""
@@ -134,9 +137,7 @@ def _joined(content: Any) -> Any:
     return content
 
 
-def dialogue(
-    turns: Sequence[tuple[str, Any]],
-) -> tuple[str, Any, str | None, tuple[tuple[str, str], ...]]:
+def dialogue(turns: Sequence[tuple[str, Any]]) -> tuple[str, Any, str | None, Turns]:
     """Return the last user turn, the last assistant turn after it, the system turn, and the
     turns before that question.
 

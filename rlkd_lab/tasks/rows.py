@@ -25,6 +25,7 @@ from rlkd_lab.tasks.base import SPLITS, Chat, Split
 from rlkd_lab.tasks.cells import (
     LeftOut,
     Missing,
+    Turns,
     cell_of,
     dialogue,
     is_empty,
@@ -54,6 +55,7 @@ NAMES: Mapping[str, Split] = {
     "test": "test",
 }
 
+Texts = tuple[str, str, str | None, Turns]
 Row = tuple[str, dict[str, Any], Split | None]
 """Where it stands (file and row, from 1), its columns, the split that its file gives it."""
 
@@ -67,7 +69,7 @@ class Question:
     answer: str
     difficulty: int
     given: Split | None
-    context: tuple[tuple[str, str], ...] = ()
+    context: Turns = ()
     """Role and text of the turns before the question."""
 
     @property
@@ -269,16 +271,8 @@ def read_questions(
                 continue
             usable += 1
             systems += [where] if system else []
-            found.append(
-                Question(
-                    where,
-                    question,
-                    answer,
-                    _difficulty(row),
-                    given or _given(where, row),
-                    context,
-                )
-            )
+            split = given or _given(where, row)
+            found.append(Question(where, question, answer, _difficulty(row), split, context))
         if not usable:
             raise ValueError(f"{file} has no usable row: {_counted(reasons)}")
     sentences = []
@@ -344,9 +338,7 @@ def _check_columns(file: str, rows: Sequence[Row], columns: Mapping[str, str]) -
             )
 
 
-def _texts(
-    row: Mapping[str, Any], columns: Mapping[str, str]
-) -> tuple[str, str, str | None, tuple[tuple[str, str], ...]]:
+def _texts(row: Mapping[str, Any], columns: Mapping[str, str]) -> Texts:
     """Return question, answer and system turn of a row, and the turns before the question.
 
     Raises:

@@ -44,6 +44,7 @@ NAMES_ELSEWHERE = {
     "num_iterations": "updates_per_rollout",
     "max_steps": "the option --steps",
     "eval_steps": "eval_every",
+    "eval_dataset": "eval_task, a file or another task",
     "save_steps": "checkpoint_every",
     "save_total_limit": "keep_checkpoints",
     "early_stopping_patience": "patience",
@@ -66,7 +67,7 @@ NAMES_ELSEWHERE = {
 """Names that TRL, transformers and peft have for settings, and ours."""
 KL_EVERY = 10
 """Steps between measurements of KLs that the method does not need, with models of one's own."""
-CAN_BE_OFF = ("adapter", "teacher", "teacher_adapter", "max_prompt_tokens", "track")
+CAN_BE_OFF = ("adapter", "teacher", "teacher_adapter", "max_prompt_tokens", "eval_task", "track")
 
 
 def make_config(
