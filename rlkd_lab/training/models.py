@@ -7,7 +7,15 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlkd_lab.models import LanguageModel, load_policy, load_teacher, make_dense_copy, reference_of
+from rlkd_lab.models import (
+    LanguageModel,
+    default_device,
+    distributed,
+    load_policy,
+    load_teacher,
+    make_dense_copy,
+    reference_of,
+)
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.models.logprobs import chunk_of, vocabulary
 from rlkd_lab.models.visitor import Visitor
@@ -16,7 +24,7 @@ from rlkd_lab.rollouts.sampling import find_engine
 from rlkd_lab.runs import checkpoints
 from rlkd_lab.tasks.verifier import GuardedTask, guarded
 from rlkd_lab.training.config import RunConfig
-from rlkd_lab.training.config_checks import of_teacher
+from rlkd_lab.training.config_checks import check_device, of_teacher
 from rlkd_lab.training.speed import Size
 
 
@@ -77,6 +85,7 @@ def load_models(config: RunConfig) -> Models:
         FileNotFoundError: a model or an adapter is not there.
         ValueError: a model, an adapter, the task or the engine cannot be used.
     """
+    check_device(config, default_device().type, distributed.count())
     task = guarded(
         config.task, config.task_settings, config.prompt_template, config.verifier_seconds
     )

@@ -97,16 +97,19 @@ def fit_evaluation(
         [prompt_limit(student, times * config.max_new_tokens, config.max_prompt_tokens)]
         for times in (1, 2)
     )
-    drawn = task.examples(DRAWN, config.seed, "validation")
+    inner, own = task.task, trained.task
+    drawn = (
+        [] if isinstance(inner, QuestionTask) else task.examples(DRAWN, config.seed, "validation")
+    )
     asked.data["evaluation"] = data_of(task, str(config.eval_task), drawn)["digest"]
     found = task.keep_to(
         limits, config.long_prompts, drawn, harder if task.ood_difficulty is not None else ()
     )
     if found.told:
         asked.told.append(found.told)
-    if isinstance(task.task, QuestionTask) and isinstance(trained.task, QuestionTask):
-        known = {row.id for row in trained.task.rows("train")}
-        both = sum(row.id in known for row in task.task.rows("validation"))
+    if isinstance(inner, QuestionTask) and isinstance(own, QuestionTask):
+        known = {row.id for row in own.rows("train")}
+        both = sum(row.id in known for row in inner.rows("validation"))
         if both:
             asked.told.append(
                 f"{task.name}: {both:,} of its questions are trained on too, so its accuracy is"

@@ -280,7 +280,7 @@ def _slope(
         ]
         _put(policy, moved)
         with torch.no_grad():
-            return float(policy_logps(policy, given)[0].double().sum())
+            return float(policy_logps(policy, given)[0].cpu().double().sum())
 
     gap = float("nan")
     if norm:
