@@ -14,7 +14,7 @@ from rlkd_lab.models.language_model import Quant
 from rlkd_lab.models.loading import compute_dtype, default_device
 from rlkd_lab.models.locating import zoo_names
 from rlkd_lab.training import make_config
-from rlkd_lab.training.environment import PACKAGES, cpu_name, version_of
+from rlkd_lab.training.environment import APPLE, PACKAGES, cpu_name, version_of
 from rlkd_lab.training.selfcheck import examine_models
 from rlkd_lab.training.session import within_memory
 
@@ -42,6 +42,12 @@ def examine() -> Iterator[tuple[bool, str]]:
             True,
             f"GPU: {torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of"
             f" {total / 2**30:.1f} GiB free; models compute in {dtype}",
+        )
+    elif device.type == "mps":
+        yield (
+            True,
+            f"{APPLE}: chosen by itself, and not run by us; models compute in {dtype}."
+            " RLKD_DEVICE=cpu takes the CPU",
         )
     else:
         yield (

@@ -115,6 +115,7 @@ def evaluate(
             find_target(name, checkpoint=checkpoint, base=base, quant=quant)  # type: ignore[arg-type]
             for name in expanded(targets)
         ]
+        _tell_best(ours, checkpoint)
         others = expanded(against or ())
         theirs: list[Any] = [find_target(name, quant=quant) for name in others]  # type: ignore[arg-type]
         check_sides(ours, theirs)
@@ -133,6 +134,15 @@ def evaluate(
             ood=ood,
         )
         _evaluate(ours, theirs, asked, settings, ks, _tables(ours, theirs, out), as_json)
+
+
+def _tell_best(targets: list[Any], checkpoint: str | None) -> None:
+    """Say which step is the best checkpoint, and on which prompts."""
+    from rlkd_lab.training.evaluation import evaluated_on
+
+    for one in targets if checkpoint == "best" else ():
+        on = evaluated_on(one.config)
+        say(f"{one.name}: step {one.step} is the best, on validation prompts of {on}", err=True)
 
 
 def _question(pair: list[Any], task: str | None, given: dict[str, str]) -> tuple[Any, Any]:

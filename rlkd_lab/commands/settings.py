@@ -72,6 +72,8 @@ GROUPS: dict[str, list[str]] = {
     ],
     "records": [
         "eval_prompts",
+        "eval_samples",
+        "eval_task",
         "patience",
         "checkpoint_every",
         "keep_checkpoints",

@@ -207,8 +207,12 @@ def _take_over(module: nn.Module, original: Any, dtype: torch.dtype) -> None:
         module.weight = nn.Parameter(dequantised(original).to(dtype), requires_grad=False)
 
 
-def make_dense_copy(lm: LanguageModel) -> DenseCopy | None:
+def make_dense_copy(lm: LanguageModel, said: Tensor | None = None) -> DenseCopy | None:
     """Make a dense copy of a model, and compare the two once.
+
+    Args:
+        lm: the model.
+        said: what it says of the probe's tokens; by default it is asked.
 
     Returns:
         ``None`` where a copy cannot hold what the model computes: the model is then run itself,
@@ -221,7 +225,7 @@ def make_dense_copy(lm: LanguageModel) -> DenseCopy | None:
     if lost is None:
         try:
             dense = DenseCopy(lm)
-            gap, limit = gap_between(lm, dense.lm)
+            gap, limit = gap_between(lm, dense.lm, said)
         # modules that transformers' own code does not make
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             lost = f"something else ({type(error).__name__}: {error})"
@@ -240,13 +244,18 @@ def make_dense_copy(lm: LanguageModel) -> DenseCopy | None:
     return None
 
 
-def gap_between(lm: LanguageModel, other: LanguageModel) -> tuple[float, float]:
+def gap_between(
+    lm: LanguageModel, other: LanguageModel, said: Tensor | None = None
+) -> tuple[float, float]:
     """Return how far two ways to run one model are apart, and how far they may be, in nats.
 
     Log-probabilities of the probe tokens are compared: at the worst token in float32, in the mean
     in 16 bit. The yardstick is what a rounding of its embeddings does to the model.
     """
-    own, exact = probe_logps(lm), DenseCopy.suits(lm)
-    with rounded(lm.causal_lm):
-        noise = (probe_logps(lm) - own).abs()
-    return gap_and_noise((probe_logps(other) - own).abs(), noise, exact)
+    own = probe_logps(lm) if said is None else said
+
+    def noise() -> Tensor:
+        with rounded(lm.causal_lm):
+            return (probe_logps(lm) - own).abs()
+
+    return gap_and_noise((probe_logps(other) - own).abs(), noise, DenseCopy.suits(lm))

@@ -38,6 +38,8 @@ class LanguageModel:
     """The system's turn before it, with ``chat``."""
     base_said: torch.Tensor | None = None
     """Log-probabilities of the base by ``probe_logps`` before it got its adapter, (N,), in nats."""
+    said: torch.Tensor | None = None
+    """The same of this view as it was loaded."""
 
     @property
     def causal_lm(self) -> PreTrainedModel:

@@ -11,9 +11,11 @@ make the chunked log-probabilities wrong: logits are compared once.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -59,8 +61,13 @@ _loading = threading.RLock()
 
 
 def default_device() -> torch.device:
-    """Return the GPU of this process if there is one, else the CPU."""
-    return numbered(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    """Return the GPU of this process if there is one, Apple's too, else the CPU.
+
+    The variable ``RLKD_DEVICE`` names another, such as ``cpu``.
+    """
+    apple = "mps" if torch.backends.mps.is_available() else "cpu"
+    found = "cuda" if torch.cuda.is_available() else apple
+    return numbered(torch.device(os.environ.get("RLKD_DEVICE") or found))
 
 
 def numbered(device: torch.device) -> torch.device:
@@ -75,8 +82,8 @@ def numbered(device: torch.device) -> torch.device:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """float32 on CPU, bfloat16 on GPUs that have it, float16 on older ones (adapters stay
-    float32 everywhere).
+    """float32 on CPU and Apple's GPU, bfloat16 on GPUs that have it, float16 on older ones
+    (adapters stay float32 everywhere).
     """
     if device.type != "cuda":
         return torch.float32
@@ -114,7 +121,7 @@ def load_base(
     if quant not in ("nf4", "none"):
         raise ValueError(f"quant is 'nf4' or 'none'; got {quant!r}")
     folder, device = locate(name), numbered(device or default_device())
-    quantised = {"quantization_config": _nf4(compute_dtype(device))} if quant == "nf4" else {}
+    quantised = {"quantization_config": _nf4(device)} if quant == "nf4" else {}
     config = read_config(name, folder)
     tokenizer = load_tokenizer(name)
     # With dropout, the policy that is trained would not be the one that was sampled.
@@ -152,19 +159,24 @@ def load_base(
     return model, tokenizer
 
 
-def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+def _nf4(device: torch.device) -> BitsAndBytesConfig:
     try:
-        import bitsandbytes  # noqa: F401
+        import bitsandbytes
     except ImportError:
         raise ValueError(
             "4-bit loading needs bitsandbytes, which has no build for every system."
             f" {WITHOUT_4_BIT}"
         ) from None
+    if device.type == "mps" and find_spec("bitsandbytes.backends.mps") is None:
+        raise ValueError(
+            f"bitsandbytes {bitsandbytes.__version__} has no 4-bit layers for Apple's GPU (mps);"
+            f" 0.50 has. {WITHOUT_4_BIT}"
+        )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_compute_dtype=compute_dtype(device),
     )
 
 
@@ -220,7 +232,7 @@ def load_policy(
         adapted = fresh_adapter(model, lora, seed)
     source = None if adapter is None else str(adapter)
     policy = LanguageModel(adapted, tokenizer, name, quant, "default", source, base_said=base_said)
-    verify_head(policy)
+    policy.said = verify_head(policy)
     return policy
 
 
@@ -240,7 +252,10 @@ def reference_of(policy: LanguageModel) -> LanguageModel:
     """
     assert isinstance(policy.model, PeftModel)
     start = "reference" if "reference" in policy.model.peft_config else None
-    return LanguageModel(policy.model, policy.tokenizer, policy.source, policy.quant, start)
+    said = policy.base_said if start is None else policy.said
+    return LanguageModel(
+        policy.model, policy.tokenizer, policy.source, policy.quant, start, said=said
+    )
 
 
 @one_at_a_time
@@ -272,11 +287,11 @@ def load_teacher(
     if policy is not None and _shares_base(name, quant, policy, adapter):
         assert isinstance(policy.model, PeftModel)
         if adapter is None:
-            return LanguageModel(policy.model, policy.tokenizer, name, quant)
+            return LanguageModel(policy.model, policy.tokenizer, name, quant, said=policy.base_said)
         title = f"teacher{len(policy.model.peft_config)}"
         attach(policy.model, adapter, title, name)
         teacher = LanguageModel(policy.model, policy.tokenizer, name, quant, title, source)
-        verify_head(teacher)
+        teacher.said = verify_head(teacher)
         return teacher
     model, tokenizer = load_base(name, quant, device)
     if adapter is not None:
@@ -288,7 +303,7 @@ def load_teacher(
     teacher.model.eval()
     if policy is not None:
         same_tokenizer((policy.source, policy.tokenizer), (name, tokenizer))
-    verify_head(teacher)
+    teacher.said = verify_head(teacher)
     return teacher
 
 

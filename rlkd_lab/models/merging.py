@@ -150,10 +150,16 @@ def _merge_layers(model: PeftModel, dtype: torch.dtype) -> Rounding:
         layer.merge(safe_merge=True)
         after = layer.get_base_layer().weight
         update, rounded = after - before, after.to(dtype).float()
-        along += float(((rounded - before.to(dtype).float()) * update).sum(dtype=torch.float64))
-        error += float((rounded - after).square().sum(dtype=torch.float64))
-        size += float(update.square().sum(dtype=torch.float64))
+        along += _sum((rounded - before.to(dtype).float()) * update)
+        error += _sum((rounded - after).square())
+        size += _sum(update.square())
     return Rounding(along / size, math.sqrt(error / size)) if size else Rounding(1.0, 0.0)
+
+
+def _sum(values: Tensor) -> float:
+    """Return the sum in float64, which Apple's GPU lacks."""
+    here = values.cpu() if values.device.type == "mps" else values
+    return float(here.sum(dtype=torch.float64))
 
 
 @torch.no_grad()

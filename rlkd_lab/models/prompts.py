@@ -82,7 +82,10 @@ class PromptFormat:
             ValueError: the template refuses these turns (some have no place for a system prompt).
         """
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        turns = [[*system, {"role": "user", "content": prompt}] for prompt in prompts]
+        turns = [
+            [*system, *({"role": role, "content": text} for role, text in turns_of(prompt))]
+            for prompt in prompts
+        ]
         try:
             return list(
                 self.tokenizer.apply_chat_template(
@@ -105,10 +108,15 @@ class PromptFormat:
         itself: there only tokens that end or pad a text are, unless the chat template has them.
 
         Raises:
-            ValueError: as :meth:`texts`.
+            ValueError: as :meth:`texts`; a chat of several turns without a chat template.
         """
         if not prompts:
             return []
+        if not self.chat and (most := max(len(turns_of(prompt)) for prompt in prompts)) > 1:
+            raise ValueError(
+                f"a prompt is a chat of {most} turns, which needs the chat template of"
+                f" {self.source}: it has none, or --set chat=off hides it"
+            )
         plain = self._plain()
         if self.chat:
             found = self.tokenizer(self.texts(prompts), add_special_tokens=False)[
@@ -143,7 +151,11 @@ class PromptFormat:
         free = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in prompt)
         # one character of no script for each name, while the template writes its own tokens
         held = dict(zip(dict.fromkeys(plain.findall(prompt)), free, strict=False))
-        text = plain.sub(lambda name: held[name.group()], prompt)
+
+        def hide(text: str) -> str:
+            return plain.sub(lambda name: held[name.group()], text)
+
+        text = prompt.changed(hide) if hasattr(prompt, "changed") else hide(prompt)
         found = [] if self.chat else around(self.tokenizer)[0]
         special = _any_of(special_tokens(self.tokenizer))
         for piece in re.split(f"({special})", self.texts([text])[0] if self.chat else text):
@@ -166,6 +178,11 @@ class PromptFormat:
             f"the tokenizer of {self.source} puts {names} after every text; it is left out of"
             " prompts, which would have ended before their completion"
         ]
+
+
+def turns_of(prompt: str) -> tuple[tuple[str, str], ...]:
+    """Return role and text of a prompt's turns: of a :class:`~rlkd_lab.tasks.Chat` its own."""
+    return getattr(prompt, "turns", (("user", prompt),))
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -237,16 +237,16 @@ def verify_quantised(model: nn.Module, folder: Path) -> float:
             )
         with safe_open(folder / files[key], "pt") as file:
             source = file.get_tensor(key).float()
-        if what := not_finite(source):
-            raise ValueError(
-                f"the checkpoint {str(folder)!r} holds {what} in {key}: download it again, or"
-                " take another"
-            )
         loaded = dequantised(layer).cpu()
         same = loaded.shape == source.shape
-        error = float((loaded - source).norm() / source.norm()) if same else float("inf")
+        error = float(torch.dist(loaded, source) / source.norm()) if same else float("inf")
         worst = max(worst, error)
         if not error < MAX_QUANT_ERROR:
+            if what := not_finite(source):
+                raise ValueError(
+                    f"the checkpoint {str(folder)!r} holds {what} in {key}: download it again, or"
+                    " take another"
+                )
             raise ValueError(
                 f"the 4-bit layer {name} does not decode to its source: relative error"
                 f" {error:.2f}, where NF4 costs about .09."
@@ -276,10 +276,13 @@ def check_head(name: str, model: Any, trained: bool) -> None:
         )
 
 
-def verify_head(lm: LanguageModel) -> None:
+def verify_head(lm: LanguageModel) -> torch.Tensor:
     """Check once that head(backbone(x)) are the model's logits, and that no token sees later ones.
 
-    The log-probabilities in chunks rest on it.
+    The log-probabilities in chunks rest on it. Both show where the first tokens alone are run.
+
+    Returns:
+        What :func:`probe_logps` gives.
 
     Raises:
         ValueError: the model scales or caps its logits behind the head, trains it, or looks ahead.
@@ -290,18 +293,35 @@ def verify_head(lm: LanguageModel) -> None:
             " adapter on lm_head, or with it in modules_to_save?);"
             " such heads are not supported"
         )
-    ids = torch.arange(3, 11, device=lm.device)[None] % int(lm.causal_lm.config.vocab_size)
+    ids, few = _probe_ids(lm), 4
     with torch.no_grad(), lm.active():
-        whole = lm.model(input_ids=ids).logits.float()  # as peft runs it, with what it hooks in
-        parts = lm.head(lm.backbone(input_ids=ids).last_hidden_state).float()
-        first = lm.head(lm.backbone(input_ids=ids[:, :4]).last_hidden_state).float()
+        # as peft runs it, with what it hooks in
+        whole = lm.model(input_ids=ids, use_cache=False).logits.float()
+        first = _logits(lm, ids[:, :few])
+        size = float(whole.abs().max())
+        if not float((whole[:, :few] - first).abs().max()) < 1e-4 * size:
+            _find_fault(lm, whole, first, _logits(lm, ids))
+    return _said(whole, ids)
+
+
+def _find_fault(
+    lm: LanguageModel, whole: torch.Tensor, first: torch.Tensor, parts: torch.Tensor
+) -> None:
+    """Refuse a model whose ``whole`` logits are not its head's, or look ahead.
+
+    Args:
+        lm: for its name.
+        whole: as the model gives them.
+        first: of the first tokens alone, by the head.
+        parts: of all tokens, by the head.
+    """
     gap = float((whole - parts).abs().max() / whole.abs().max())
     if not gap < 1e-4:
         raise ValueError(
             f"{lm.source}: the logits are not the output head's alone (relative gap"
             f" {gap:.2g}); such models are not supported"
         )
-    ahead = float((parts[:, :4] - first).abs().max() / whole.abs().max())
+    ahead = float((parts[:, : first.shape[1]] - first).abs().max() / whole.abs().max())
     if ahead > 0.05:  # rounding in 16 bit leaves about .01
         raise ValueError(
             f"{lm.source}: its tokens see later ones (relative gap {ahead:.2g}), as in models that"
@@ -329,28 +349,46 @@ def rounded(model: PreTrainedModel) -> Iterator[None]:
 
 
 def gap_and_noise(
-    gaps: torch.Tensor, noise: torch.Tensor, exact: bool, times_16: float = ROUNDINGS_16
+    gaps: torch.Tensor,
+    noise: Callable[[], torch.Tensor],
+    exact: bool,
+    times_16: float = ROUNDINGS_16,
 ) -> tuple[float, float]:
     """Return how far two ways to run a model are apart, and how far they may be, in nats.
 
     Args:
         gaps: absolute differences of log-probabilities.
-        noise: by how much rounding moves those of the model.
+        noise: by how much rounding moves those of the model; called above the smallest limit.
         exact: in float32 the worst token counts, in 16 bit the mean.
         times_16: how often the noise, in 16 bit.
     """
-    if exact:
-        return float(gaps.max()), max(MAX_GAP, ROUNDINGS * float(noise.max()))
-    return float(gaps.mean()), max(MAX_GAP_16, times_16 * float(noise.mean()))
+    gap, limit = (float(gaps.max()), MAX_GAP) if exact else (float(gaps.mean()), MAX_GAP_16)
+    if gap < limit:
+        return gap, limit
+    moved = noise()
+    times = ROUNDINGS * float(moved.max()) if exact else times_16 * float(moved.mean())
+    return gap, max(limit, times)
 
 
 @torch.no_grad()
 def probe_logps(lm: LanguageModel) -> torch.Tensor:
     """Return the log-probabilities that a view gives a few fixed tokens, (31,), nats."""
-    size = int(lm.causal_lm.config.vocab_size)
-    ids = (3 + torch.arange(32, device=lm.device) * (size // 32 + 1)) % size
+    ids = _probe_ids(lm)
     with lm.active():
-        logits = lm.head(lm.backbone(input_ids=ids[None], use_cache=False).last_hidden_state)[
-            0, :-1
-        ].float()
-    return torch.log_softmax(logits, dim=-1).gather(-1, ids[1:, None])[:, 0]
+        return _said(_logits(lm, ids), ids)
+
+
+def _probe_ids(lm: LanguageModel) -> torch.Tensor:
+    """Return the probe's tokens, (1, 32)."""
+    size = int(lm.causal_lm.config.vocab_size)
+    return (3 + torch.arange(32, device=lm.device)[None] * (size // 32 + 1)) % size
+
+
+def _logits(lm: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
+    """Return head(backbone(x)), (1, N, V)."""
+    return lm.head(lm.backbone(input_ids=ids, use_cache=False).last_hidden_state).float()
+
+
+def _said(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return the log-probabilities of the tokens behind the first, (N − 1,), in nats."""
+    return torch.log_softmax(logits[0, :-1], dim=-1).gather(-1, ids[0, 1:, None])[:, 0]

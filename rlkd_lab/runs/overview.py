@@ -14,7 +14,7 @@ import pandas as pd
 from rlkd_lab.runs.compare import differing, flat
 from rlkd_lab.runs.folder import RunFolder
 
-HOW_OFTEN = ("eval_every", "eval_prompts", "checkpoint_every", "samples_every")
+HOW_OFTEN = ("eval_every", "eval_prompts", "eval_samples", "checkpoint_every", "samples_every")
 """Settings that say how often something is written; runs that differ in them are alike."""
 OF_A_RUN = ("metrics.jsonl", "events.jsonl", "status.json")
 """Files of a run; a folder with any of them is a run, whole or torn."""

@@ -25,6 +25,7 @@ from rlkd_lab.study.eval_table import read_table
 from rlkd_lab.study.summary import SETS, summarise
 from rlkd_lab.study.targets import Target
 from rlkd_lab.training import RunConfig
+from rlkd_lab.training.evaluation import evaluated_on
 from rlkd_lab.training.fingerprint import fingerprint
 
 ALWAYS = (
@@ -314,8 +315,8 @@ def _evaluation(
     ]
     settings = (
         "`rlkd eval` was not run. This was measured during training, at step"
-        f" {rows[-1]['step']}: {config.eval_prompts} validation prompts of each set, one"
-        f" completion each at T = 1; no intervals.{whose}"
+        f" {rows[-1]['step']}: {config.eval_prompts} validation prompts of"
+        f" {evaluated_on(config)}, {config.eval_samples} a prompt at T = 1; no intervals.{whose}"
     )
     return [settings, _table(("metric", "value"), measured), again]
 

@@ -26,6 +26,8 @@ Work = Callable[..., None]
 
 def workers_here() -> int:
     """Return how many runs this machine takes at a time: one for each GPU, or for each core."""
+    if default_device().type == "mps":
+        return 1
     return len(_gpus()) or os.cpu_count() or 1
 
 

@@ -1,7 +1,7 @@
 """Tasks: prompts and verifiers behind one protocol."""
 
 from rlkd_lab.tasks.arithmetic import ArithmeticTask
-from rlkd_lab.tasks.base import Example, Score, Split, Task
+from rlkd_lab.tasks.base import Chat, Example, Score, Split, Task
 from rlkd_lab.tasks.knights import KnightsTask
 from rlkd_lab.tasks.questions import QuestionTask
 from rlkd_lab.tasks.reasoning import ReasoningGymTask
@@ -10,6 +10,7 @@ from rlkd_lab.tasks.rewards import judge
 
 __all__ = [
     "ArithmeticTask",
+    "Chat",
     "Example",
     "KnightsTask",
     "QuestionTask",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,12 +19,36 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
+class Chat(str):
+    r"""A prompt of several turns: a text to read, and ``turns`` for a chat template.
+
+    >>> Chat([("user", "1+1?"), ("assistant", "2"), ("user", "Once more 1?")])
+    'user: 1+1?\nassistant: 2\nuser: Once more 1?'
+    """
+
+    turns: tuple[tuple[str, str], ...]
+    """Role and text of each; the last is the user's."""
+
+    def __new__(cls, turns: Iterable[tuple[str, str]]) -> Chat:
+        turns = tuple(turns)
+        found = super().__new__(cls, "\n".join(f"{role}: {text}" for role, text in turns))
+        found.turns = turns
+        return found
+
+    def __getnewargs__(self) -> tuple[tuple[tuple[str, str], ...]]:  # type: ignore[override]
+        return (self.turns,)
+
+    def changed(self, change: Callable[[str], str]) -> Chat:
+        """Return it with every text changed."""
+        return Chat((role, change(text)) for role, text in self.turns)
+
+
 @dataclass(frozen=True)
 class Example:
     """One prompt with its reference answer.
 
     ``difficulty`` is an integer that grows with the work needed (operations, people); ``id`` is the
-    same for the same prompt in every process.
+    same for the same prompt in every process. A prompt may be a :class:`Chat`.
     """
 
     prompt: str

@@ -18,6 +18,9 @@ REPLY = ("completion", "messages", "chosen")
 NOTHING = ("NaN", "nan", "None", "null", "NULL", "N/A", "n/a", "#N/A", "<NA>")
 """What programs write into a cell that holds nothing; a question may be such a word."""
 
+Turns = tuple[tuple[str, str], ...]
+"""Role and text of each."""
+
 
 class LeftOut(Exception):
     """Why a row cannot be used, behind a number of rows: "without an answer"."""
@@ -134,11 +137,12 @@ def _joined(content: Any) -> Any:
     return content
 
 
-def dialogue(turns: Sequence[tuple[str, Any]]) -> tuple[str, Any, str | None]:
-    """Return the last user turn, the last assistant turn after it, and the system turn.
+def dialogue(turns: Sequence[tuple[str, Any]]) -> tuple[str, Any, str | None, Turns]:
+    """Return the last user turn, the last assistant turn after it, the system turn, and the
+    turns before that question.
 
     Raises:
-        LeftOut: a turn stands before that question, or of another role.
+        LeftOut: the roles are others than these, or in another order.
     """
     odd = next(
         (role for role, _ in turns if role not in ("system", "developer", "user", "assistant")),
@@ -149,12 +153,17 @@ def dialogue(turns: Sequence[tuple[str, Any]]) -> tuple[str, Any, str | None]:
     last = max((i for i, (role, _) in enumerate(turns) if role == "user"), default=None)
     if last is None:
         raise LeftOut("without a question")
-    if any(role in ("user", "assistant") for role, _ in turns[:last]):
-        raise LeftOut("with turns before the last question, where a prompt holds one question")
+    before = [turn for turn in turns[:last] if turn[0] in ("user", "assistant")]
+    if [role for role, _ in before] != ["user", "assistant"] * (len(before) // 2):
+        raise LeftOut("with turns that are not the user's and the assistant's one after the other")
+    if before and any(role in ("system", "developer") for role, _ in turns[1:last]):
+        raise LeftOut("with a system turn behind the first turn")
+    context = tuple((role, text_of(said, "turn before the question")) for role, said in before)
     system = next(
         (content for role, content in turns if role in ("system", "developer") and content), None
     )
-    return text_of(turns[last][1], "question"), last_of(turns[last:], "assistant"), system
+    reply = last_of(turns[last:], "assistant")
+    return text_of(turns[last][1], "question"), reply, system, context
 
 
 def last_of(turns: Sequence[tuple[str, Any]], role: str) -> Any:

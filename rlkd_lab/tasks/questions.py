@@ -65,11 +65,14 @@ class QuestionTask:
         self.settings = dict(columns or {})
         self._rows: dict[Split, list[Example]] = {split: [] for split in SPLITS}
         self._warned = False
+        self._wanted: tuple[Split, ...] = ("train", "validation")
         self.left_out: dict[str, list[str]] = {}
         """Rows whose reference cannot be judged, by reason."""
         questions, sentences = read_questions(name, list(rows), columns)
         usable: list[Question] = []
         has = {row.given for row in questions}
+        self.names_splits = has != {None}
+        """Whether a file or a column names the split of some row."""
         for row in questions:
             answer, marked = final_answer(row.answer)
             answer = answer if marked else row.answer.strip()
@@ -77,9 +80,9 @@ class QuestionTask:
                 self.left_out.setdefault(reason, []).append(f"{row.where}: {answer[:60]!r}")
                 continue
             usable.append(row)
-            prompt = self.template.replace("{question}", row.question)
-            example = Example(prompt, answer, row.difficulty, row.question, {"where": row.where})
-            self._rows[_split(row.question, row.given, has)].append(example)
+            prompt = row.prompt(self.template.replace("{question}", row.question))
+            example = Example(prompt, answer, row.difficulty, row.key, {"where": row.where})
+            self._rows[_split(row.key, row.given, has)].append(example)
         if self.left_out:
             sentences.append(self._unjudged(len(questions)))
         sentences += self._keep_apart()
@@ -109,14 +112,14 @@ class QuestionTask:
         )
 
     def _check_rows(self, usable: int) -> None:
-        for split in ("train", "validation"):
+        for split in self._wanted:
             if not self._rows[split]:
                 rows = "its 1 row" if usable == 1 else f"its {usable} rows"
                 raise ValueError(
                     f"{self.name} has no {split} row among {rows} that can be asked: give"
                     " three different questions or more, or a column split that names some"
                 )
-        levels = [example.difficulty for example in self._rows["train"]]
+        levels = [example.difficulty for example in self._rows[self._wanted[0]]]
         self.train_difficulty = (min(levels), max(levels))
 
     @classmethod
@@ -159,8 +162,8 @@ class QuestionTask:
             SPLITS if None in has else ("train", "validation") if "validation" not in has else ()
         )
         lender = None if None in has else "train"
-        free = {_key(row.question) for row in usable if row.given == lender} - {
-            _key(row.question) for row in usable if row.given != lender
+        free = {_key(row.key) for row in usable if row.given == lender} - {
+            _key(row.key) for row in usable if row.given != lender
         }
         for split in [split for split in wanted if not self._rows[split]]:
             lent = {
@@ -204,6 +207,14 @@ class QuestionTask:
     def rows(self, split: Split) -> list[Example]:
         """Return all rows of a split in the file's order; ``meta["where"]`` is file and row."""
         return list(self._rows[split])
+
+    def hold_out(self) -> None:
+        """Make every row one of validation, unless splits are named: the task is not trained on."""
+        self._wanted = ("validation",)
+        if not self.names_splits:
+            whole = [row for split in SPLITS for row in self._rows[split]]
+            self._rows = {"train": [], "validation": whole, "test": []}
+        self._check_rows(sum(map(len, self._rows.values())))
 
     def keep(self, fits: Callable[[Example], bool]) -> None:
         """Leave out the rows that do not fit.

@@ -1,9 +1,10 @@
 """Rows of questions and answers: read from files or the hub, with their columns found.
 
 A row has a question (column ``question``, ``problem`` or ``prompt``, or the last user turn of
-``messages``) and an answer (``answer``, ``solution`` or ``final_answer``, or the last assistant
-turn of ``messages``). ``level`` or ``difficulty`` ("Level 3") is the difficulty, 0 without;
-``split`` may name a split. A row that lacks one of them is left out and counted by its reason.
+``messages``, with the turns before it as context). It has an answer (``answer``, ``solution`` or
+``final_answer``, or the last assistant turn of ``messages``). ``level`` or ``difficulty``
+("Level 3") is the difficulty, 0 without; ``split`` may name a split. A row that lacks one of them
+is left out and counted by its reason.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkd_lab.tasks.base import SPLITS, Split
+from rlkd_lab.tasks.base import SPLITS, Chat, Split
 from rlkd_lab.tasks.cells import (
     LeftOut,
     Missing,
+    Turns,
     cell_of,
     dialogue,
     is_empty,
@@ -53,6 +55,7 @@ NAMES: Mapping[str, Split] = {
     "test": "test",
 }
 
+Texts = tuple[str, str, str | None, Turns]
 Row = tuple[str, dict[str, Any], Split | None]
 """Where it stands (file and row, from 1), its columns, the split that its file gives it."""
 
@@ -66,6 +69,17 @@ class Question:
     answer: str
     difficulty: int
     given: Split | None
+    context: Turns = ()
+    """Role and text of the turns before the question."""
+
+    @property
+    def key(self) -> str:
+        """The question, with the turns before it."""
+        return str(self.prompt(self.question))
+
+    def prompt(self, last: str) -> str:
+        """Return ``last`` as the user's last turn behind the context, if there is one."""
+        return Chat((*self.context, ("user", last))) if self.context else last
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -251,15 +265,14 @@ def read_questions(
         usable = 0
         for where, row, given in part:
             try:
-                question, answer, system = _texts(row, columns)
+                question, answer, system, context = _texts(row, columns)
             except LeftOut as error:
                 reasons.setdefault(str(error), []).append(where)
                 continue
             usable += 1
             systems += [where] if system else []
-            found.append(
-                Question(where, question, answer, _difficulty(row), given or _given(where, row))
-            )
+            split = given or _given(where, row)
+            found.append(Question(where, question, answer, _difficulty(row), split, context))
         if not usable:
             raise ValueError(f"{file} has no usable row: {_counted(reasons)}")
     sentences = []
@@ -325,24 +338,28 @@ def _check_columns(file: str, rows: Sequence[Row], columns: Mapping[str, str]) -
             )
 
 
-def _texts(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[str, str, str | None]:
-    """Question, answer and system turn of a row.
+def _texts(row: Mapping[str, Any], columns: Mapping[str, str]) -> Texts:
+    """Return question, answer and system turn of a row, and the turns before the question.
 
     Raises:
         LeftOut: it lacks one, or holds what is not read here.
     """
     asked = _value(row, columns, "question", QUESTION)
     turns = turns_of(asked)
-    question, reply, system = dialogue(turns) if turns else (cell_of(asked, "question"), None, None)
+    question, reply, system, context = (
+        dialogue(turns) if turns else (cell_of(asked, "question"), None, None, ())
+    )
     answered = _value(row, columns, "answer", ANSWER)
     if turns := turns_of(answered):
-        return question, text_of(last_of(turns, "assistant"), "answer"), system
+        return question, text_of(last_of(turns, "assistant"), "answer"), system, context
     if is_empty(answered) and "answer" not in columns and (said := reply or reply_of(row)):
-        return question, text_of(said, "answer"), system
+        return question, text_of(said, "answer"), system, context
+    if context and reply and turns_of(asked):
+        raise LeftOut("with an answer beside a chat that ends with the assistant's turn")
     answer = cell_of(answered, "answer")
     if is_index(answered, row, question):
         raise LeftOut("with the place of a choice as answer, where the choice itself is read")
-    return question, answer, system
+    return question, answer, system, context
 
 
 def _value(

@@ -270,7 +270,7 @@ class RunConfig(BaseModel):
         Field(
             ge=0,
             description="steps between measurements of the KLs that the method itself does not"
-            " need (teacher, reference); 0 is never",
+            " need (teacher, reference); 0 is never. With models of your own the default is 10",
         ),
     ] = 1
     max_grad_norm: Annotated[float, Field(gt=0, description="gradient clipping")] = 1.0
@@ -305,9 +305,13 @@ class RunConfig(BaseModel):
     eval_every: Annotated[
         int, Field(ge=0, description="steps between evaluations on held-out prompts; 0 is never")
     ] = 10
-    eval_prompts: Annotated[
-        int, Field(ge=1, description="validation prompts of an evaluation, one completion each")
-    ] = 128
+    eval_prompts: Annotated[int, Field(ge=1, description="validation prompts of an evaluation")] = (
+        128
+    )
+    eval_samples: Annotated[int, Field(ge=1, description="completions of each of them")] = 1
+    eval_task: Annotated[
+        str | None, Field(description="task or file that evaluations ask; the run's own by default")
+    ] = None
     patience: Annotated[
         int,
         Field(

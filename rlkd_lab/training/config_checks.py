@@ -89,6 +89,23 @@ def _check_needs(config: RunConfig) -> None:
         )
 
 
+def check_device(config: RunConfig, device: str, processes: int = 1) -> None:
+    """Refuse what Apple's GPU, the device ``mps``, lacks.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    lacks = {
+        "8-bit optimizer of bitsandbytes: use --set optimizer=adamw": config.optimizer != "adamw",
+        "float64, which push_share is counted in": "push_share" in METHODS[config.method].coefs,
+        "way to share it between processes: start one": processes > 1,
+    }
+    for what in (what for what, wanted in lacks.items() if wanted and device == "mps"):
+        raise ValueError(
+            f"Apple's GPU (mps) has no {what}; or compute on the CPU with RLKD_DEVICE=cpu"
+        )
+
+
 def of_teacher(config: RunConfig, problem: object) -> str:
     """Return what is wrong with the teacher, and whether the method needs one."""
     if METHODS[config.method].needs & {"teacher", "traces", "divergence"}:

@@ -65,7 +65,8 @@ def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | Non
     'the same rows in another order'
     """
     if before.get("digest") == now["digest"]:
-        return None
+        then, here = before.get("evaluation"), now.get("evaluation")
+        return "evaluations ask other prompts than then" if then and here and then != here else None
     if "rows" in before and "rows" in now:
         if before.get("unordered") == now["unordered"]:
             return "the same rows in another order"

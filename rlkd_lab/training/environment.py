@@ -17,6 +17,7 @@ import torch
 
 from rlkd_lab.training.fingerprint import RESULTS
 
+APPLE = "Apple's GPU, mps"
 SILENT = 900
 PACKAGES = ("rlkd_lab", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "numpy")
 
@@ -31,7 +32,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"CPU ({cpu_name()})",
+        else f"{APPLE if device.type == 'mps' else 'CPU'} ({cpu_name()})",
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "commit": commit(),

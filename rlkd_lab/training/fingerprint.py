@@ -21,6 +21,8 @@ _SEALS = {3: "a number for each token"}
 NOT_IN_FINGERPRINT = {
     "eval_every",
     "eval_prompts",
+    "eval_samples",
+    "eval_task",
     "checkpoint_every",
     "keep_checkpoints",
     "samples_every",

@@ -105,18 +105,18 @@ def _record_probe(setup: Setup, step: StepValues, context: Context, stop: Stop) 
 
 def evaluation_row(setup: Setup, context: Context, stop: Stop) -> Row:
     """Measure accuracy and length on validation prompts, in and out of distribution."""
-    config, models = setup.config, setup.models
+    config, models, task = setup.config, setup.models, setup.eval_task
     models.sync()
     row: Row = {}
     for suffix, difficulty, longer in (
-        ("", config.difficulty, 1),
-        ("_ood", models.task.ood_difficulty, 2),
+        ("", config.difficulty if task is models.task else None, 1),
+        ("_ood", task.ood_difficulty, 2),
     ):
         if suffix and difficulty is None:
             continue
         found = evaluate(
             models.policy,
-            models.task,
+            task,
             config.eval_prompts,
             difficulty=difficulty,
             max_new_tokens=longer * config.max_new_tokens,
@@ -124,6 +124,7 @@ def evaluation_row(setup: Setup, context: Context, stop: Stop) -> Row:
             dense=models.copy,
             stop=stop,
             at_once=context.decisions.evaluate_at_once or context.decisions.sample_at_once,
+            samples=config.eval_samples,
         )
         context.decisions.evaluate_at_once = found.at_once
         row[f"eval/accuracy{suffix}"] = found.accuracy

@@ -34,11 +34,8 @@ def sign_conflict(a: Tensor, b: Tensor) -> float:
     NaN where there is none.
     """
     joint = (a != 0) & (b != 0)
-    return (
-        float((torch.sign(a) != torch.sign(b))[joint].double().mean())
-        if bool(joint.any())
-        else float("nan")
-    )
+    count = int(joint.sum())
+    return int((torch.sign(a) != torch.sign(b))[joint].sum()) / count if count else float("nan")
 
 
 def interference(

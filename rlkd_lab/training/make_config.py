@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlkd_lab.models.adapter_config import rank_and_alpha
+from rlkd_lab.models.locating import zoo_names
 from rlkd_lab.objectives.methods import METHODS
 from rlkd_lab.objectives.settings import CHOICES, KNOBS, nearest
 from rlkd_lab.training.config import RunConfig
@@ -43,6 +44,7 @@ NAMES_ELSEWHERE = {
     "num_iterations": "updates_per_rollout",
     "max_steps": "the option --steps",
     "eval_steps": "eval_every",
+    "eval_dataset": "eval_task, a file or another task",
     "save_steps": "checkpoint_every",
     "save_total_limit": "keep_checkpoints",
     "early_stopping_patience": "patience",
@@ -63,7 +65,9 @@ NAMES_ELSEWHERE = {
     "report_to": "track",
 }
 """Names that TRL, transformers and peft have for settings, and ours."""
-CAN_BE_OFF = ("adapter", "teacher", "teacher_adapter", "max_prompt_tokens", "track")
+KL_EVERY = 10
+"""Steps between measurements of KLs that the method does not need, with models of one's own."""
+CAN_BE_OFF = ("adapter", "teacher", "teacher_adapter", "max_prompt_tokens", "eval_task", "track")
 
 
 def make_config(
@@ -82,7 +86,7 @@ def make_config(
         nearest(name, RunConfig.model_fields, "setting")
     for name, value in settings.items():
         _put(values, method, name, value)
-    return validated(_with_adapter(values, {*fields, *settings}))
+    return validated(_with_kl_every(_with_adapter(values, {*fields, *settings})))
 
 
 def _start(method: str, preset: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -149,6 +153,18 @@ def _put_by_name(values: dict[str, Any], method: str, name: str, value: str) -> 
         values[name] = (low, high or low)
     else:
         values[name] = value
+
+
+def _with_kl_every(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with rarer measurements of KLs, where a model is not embedded.
+
+    There a measurement takes up to 40 % of a step that needs no teacher.
+    """
+    fields = RunConfig.model_fields
+    models = {values.get(name, fields[name].default) for name in ("student", "teacher")}
+    if models - {None} <= set(zoo_names()):
+        return values
+    return {"kl_every": KL_EVERY, **values}
 
 
 def _with_adapter(values: dict[str, Any], asked: set[str]) -> dict[str, Any]:

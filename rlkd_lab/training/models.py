@@ -7,7 +7,15 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlkd_lab.models import LanguageModel, load_policy, load_teacher, make_dense_copy, reference_of
+from rlkd_lab.models import (
+    LanguageModel,
+    default_device,
+    distributed,
+    load_policy,
+    load_teacher,
+    make_dense_copy,
+    reference_of,
+)
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.models.logprobs import chunk_of, vocabulary
 from rlkd_lab.models.visitor import Visitor
@@ -16,7 +24,7 @@ from rlkd_lab.rollouts.sampling import find_engine
 from rlkd_lab.runs import checkpoints
 from rlkd_lab.tasks.verifier import GuardedTask, guarded
 from rlkd_lab.training.config import RunConfig
-from rlkd_lab.training.config_checks import of_teacher
+from rlkd_lab.training.config_checks import check_device, of_teacher
 from rlkd_lab.training.speed import Size
 
 
@@ -77,6 +85,7 @@ def load_models(config: RunConfig) -> Models:
         FileNotFoundError: a model or an adapter is not there.
         ValueError: a model, an adapter, the task or the engine cannot be used.
     """
+    check_device(config, default_device().type, distributed.count())
     task = guarded(
         config.task, config.task_settings, config.prompt_template, config.verifier_seconds
     )
@@ -94,7 +103,7 @@ def load_models(config: RunConfig) -> Models:
     policy.model.train()
     policy.use_chat(config.chat, config.system_prompt)
     teacher = _load_teacher(config, policy)
-    copy = make_dense_copy(policy) if config.dense_copy else None
+    copy = make_dense_copy(policy, policy.said) if config.dense_copy else None
     through_copy = copy is not None and copy.merges and not config.gradient_checkpointing
     copies = config.dense_copy and DenseCopy.suits(policy)
     visits = (
@@ -128,5 +137,5 @@ def _load_teacher(config: RunConfig, policy: LanguageModel) -> LanguageModel | N
 
 
 def _frozen(lm: LanguageModel, copies: bool) -> FrozenModel:
-    copy = make_dense_copy(lm) if copies else None
+    copy = make_dense_copy(lm, lm.said) if copies else None
     return FrozenModel(lm, lm if copy is None else copy.lm, copy, Size.of(lm))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlkd_lab.training.config import RunConfig
+from rlkd_lab.training.evaluation import evaluated_on
 
 
 class Patience:
@@ -17,7 +18,7 @@ class Patience:
     """
 
     def __init__(self, config: RunConfig, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.limit = config.patience
+        self.limit, self.task = config.patience, evaluated_on(config)
         self.best: tuple[float, int] | None = None
         """The highest accuracy and the first step that had it."""
         self.since = 0
@@ -41,6 +42,6 @@ class Patience:
         if not self.limit or self.since < self.limit or self.best is None:
             return None
         return (
-            f"early: {self.since} evaluations without a better accuracy than"
+            f"early: {self.since} evaluations on {self.task} without a better accuracy than"
             f" {self.best[0]:.1%} at step {self.best[1]} (patience={self.limit})"
         )

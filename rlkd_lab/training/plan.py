@@ -166,7 +166,11 @@ def plan_sampling(config: RunConfig, gpu: bool, prompt: int) -> dict[str, int]:
     needs = [(student, config.prompts_per_step * config.group_size, config.max_new_tokens)]
     if config.eval_every:
         needs.append(
-            (student, min(config.eval_prompts, evaluation.BATCH), 2 * config.max_new_tokens)
+            (
+                student,
+                min(config.eval_prompts * config.eval_samples, evaluation.BATCH),
+                2 * config.max_new_tokens,
+            )
         )  # out of distribution the limit is doubled
     if config.teacher is not None and "traces" in METHODS[config.method].needs:
         needs.append(

@@ -42,7 +42,7 @@ _MEMORY = {
     "logits_mib": 256,
     "checkpoint_every": 10,
     "samples_every": 20,
-    "kl_every": 5,
+    "kl_every": 10,
 }
 _MEMORY_SOURCES = {
     **dict.fromkeys(

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlkd_lab.models import LanguageModel
 from rlkd_lab.rollouts.sampling import prompt_limit
-from rlkd_lab.tasks import Example
+from rlkd_lab.tasks import Example, QuestionTask
 from rlkd_lab.tasks.lengths import Limit, check_drawn
 from rlkd_lab.tasks.verifier import GuardedTask
 from rlkd_lab.training.config import RunConfig
@@ -64,7 +64,7 @@ def fit_prompts(
             _of_teacher(config, student, limit(teacher, config.max_new_tokens, context=contexts[1]))
         )
     harder: list[Limit] = []
-    if config.eval_every and task.ood_difficulty is not None:
+    if config.eval_every and config.eval_task is None and task.ood_difficulty is not None:
         harder = [limit(student, 2 * config.max_new_tokens, context=contexts[0])]
         if config.difficulty == task.ood_difficulty:
             own = harder = own + harder
@@ -83,6 +83,38 @@ def fit_prompts(
         data,
         [each.told for each in found if each.told] + list(dict.fromkeys(notes)),
     )
+
+
+def fit_evaluation(
+    task: GuardedTask, trained: GuardedTask, config: RunConfig, student: LanguageModel, asked: Asked
+) -> None:
+    """Keep the task of evaluations to prompts that fit, and note in ``asked`` what it gives.
+
+    Raises:
+        ValueError: as :func:`fit_prompts`.
+    """
+    limits, harder = (
+        [prompt_limit(student, times * config.max_new_tokens, config.max_prompt_tokens)]
+        for times in (1, 2)
+    )
+    inner, own = task.task, trained.task
+    drawn = (
+        [] if isinstance(inner, QuestionTask) else task.examples(DRAWN, config.seed, "validation")
+    )
+    asked.data["evaluation"] = data_of(task, str(config.eval_task), drawn)["digest"]
+    found = task.keep_to(
+        limits, config.long_prompts, drawn, harder if task.ood_difficulty is not None else ()
+    )
+    if found.told:
+        asked.told.append(found.told)
+    if isinstance(inner, QuestionTask) and isinstance(own, QuestionTask):
+        known = {row.id for row in own.rows("train")}
+        both = sum(row.id in known for row in inner.rows("validation"))
+        if both:
+            asked.told.append(
+                f"{task.name}: {both:,} of its questions are trained on too, so its accuracy is"
+                " not of held-out prompts"
+            )
 
 
 def _of_teacher(config: RunConfig, student: LanguageModel, own: Limit) -> Limit:

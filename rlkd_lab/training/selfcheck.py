@@ -110,7 +110,7 @@ def examine_models(config: RunConfig) -> list[Finding]:
         gradient_checkpointing=config.gradient_checkpointing,
     )
     policy.model.train()
-    dense = make_dense_copy(policy) if config.dense_copy else None
+    dense = make_dense_copy(policy, policy.said) if config.dense_copy else None
     return examine(
         policy,
         dense.lm
@@ -138,23 +138,21 @@ def examine(
         policy.tokenizer(list(COMPLETIONS), add_special_tokens=False)["input_ids"],
     )
     with _stirred(policy, dense):
-        before = _gradients(policy, policy, given)
-        drawn, said = _generate(policy, None)
-        found = [_after_generation(before, _gradients(policy, policy, given), exact)]
+        value, before = _gradients(policy, policy, given)
+        drawn, said, off = _generate(policy, dense)
+        found = [_after_generation(before, _gradients(policy, policy, given)[1], exact)]
         if exact:
-            found.append(_slope(policy, given, before))
+            found.append(_slope(policy, given, value, before))
         if student.model is not policy.model:
-            found.append(_through_the_copy(before, _gradients(policy, student, given)))
+            found.append(_through_the_copy(before, _gradients(policy, student, given)[1]))
         with torch.no_grad():
-            found += _adapter(policy, exact)
+            found += _adapter(policy, off, probe_logps(student), exact)
             # the mean over likely tokens is what 16 bit is good for; at unlikely ones a wrong mask
             # shows best
             found.append(_padding(student, given if exact else drawn, exact))
-            # each sampler against the other forward, so that all of them are compared
-            pairs = [(drawn, said, student)] + (
-                [(*_generate(policy, dense), policy)] if dense is not None else []
-            )
-            found.append(_sampler(pairs, exact, dense))
+            # the sampler of the run against both forwards
+            trainers = [policy] if student.model is policy.model else [policy, student]
+            found.append(_sampler(drawn, said, trainers, exact, dense))
     return found
 
 
@@ -187,8 +185,10 @@ def _put(policy: LanguageModel, values: Sequence[Tensor]) -> None:
         parameter.copy_(value)
 
 
-def _gradients(policy: LanguageModel, through: LanguageModel, given: Sequences) -> list[Tensor]:
-    """Of the summed log-probabilities, by every matrix of the adapter."""
+def _gradients(
+    policy: LanguageModel, through: LanguageModel, given: Sequences
+) -> tuple[float, list[Tensor]]:
+    """Return the summed log-probabilities, and their gradient by every matrix of the adapter."""
     parameters = policy.trainable()
     with torch.enable_grad():
         total = policy_logps(through, given)[0].sum()
@@ -197,16 +197,20 @@ def _gradients(policy: LanguageModel, through: LanguageModel, given: Sequences) 
             if total.requires_grad
             else [None] * len(parameters)
         )
-    return [
+    return float(total.detach()), [
         torch.zeros_like(parameter) if one is None else one
         for one, parameter in zip(found, parameters, strict=True)
     ]
 
 
-def _generate(policy: LanguageModel, dense: DenseCopy | None) -> tuple[Sequences, Tensor]:
-    """Return completions by our own sampler, the first one cut so that they differ in length, and
-    the log-probabilities with which they were drawn. Not through :func:`rlkd_lab.rollouts.sample`,
-    in which several processes meet.
+def _generate(policy: LanguageModel, dense: DenseCopy | None) -> tuple[Sequences, Tensor, Tensor]:
+    """Sample as a run does, and let the policy's own layers infer too.
+
+    Not through :func:`rlkd_lab.rollouts.sample`, in which several processes meet.
+
+    Returns:
+        Completions, the first one cut so that they differ in length; the log-probabilities with
+        which they were drawn; and what the policy says of the probe's tokens with its adapter off.
     """
     prompt_ids, prompt_mask = policy.encode(PROMPTS)
     noise = torch.rand(
@@ -219,11 +223,12 @@ def _generate(policy: LanguageModel, dense: DenseCopy | None) -> tuple[Sequences
             ids, logps = fast(
                 Request(policy, prompt_ids, prompt_mask, 1, SAMPLING, noise, dense=dense)
             )
+        off = probe_logps(replace(policy, adapter=None))
     finally:
         policy.model.train(was_training)
     mask = counted(ids, policy)[0].long()
     mask[0, SAMPLING.max_new_tokens // 2 :] = 0
-    return Sequences(prompt_ids, prompt_mask, ids, mask), logps * mask
+    return Sequences(prompt_ids, prompt_mask, ids, mask), logps * mask, off
 
 
 def _apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
@@ -256,25 +261,34 @@ def _after_generation(before: list[Tensor], after: list[Tensor], exact: bool) ->
     )
 
 
-def _slope(policy: LanguageModel, given: Sequences, gradients: list[Tensor]) -> Finding:
+def _slope(
+    policy: LanguageModel, given: Sequences, value: float, gradients: list[Tensor]
+) -> Finding:
     """Whether the gradient's norm is the slope of the loss along the gradient: a generation
     while the model was loaded spoils what is compared with.
+
+    One step forward shows it. Where the loss bends too much for that, a step back is taken too.
     """
     norm = float(torch.stack([one.norm() for one in gradients]).norm())
     kept = [parameter.detach().clone() for parameter in policy.trainable()]
-    values, step = [], 0.02 / norm if norm else 0.0  # the loss moves by ± .02
-    with torch.no_grad():
-        for sign in (1, -1):
-            _put(
-                policy,
-                [
-                    value + sign * step / max(norm, 1e-30) * one
-                    for value, one in zip(kept, gradients, strict=True)
-                ],
-            )
-            values.append(float(policy_logps(policy, given)[0].double().sum()))
-    _put(policy, kept)
-    gap = abs((values[0] - values[1]) / (2 * step) / norm - 1) if norm else float("nan")
+    step = 0.02 / norm if norm else 0.0  # the loss moves by ± .02
+
+    def value_at(length: float) -> float:
+        moved = [
+            value + length / max(norm, 1e-30) * one
+            for value, one in zip(kept, gradients, strict=True)
+        ]
+        _put(policy, moved)
+        with torch.no_grad():
+            return float(policy_logps(policy, given)[0].cpu().double().sum())
+
+    gap = float("nan")
+    if norm:
+        ahead = value_at(step)
+        gap = abs((ahead - value) / step / norm - 1)
+        if not gap <= MAX_SLOPE_GAP:
+            gap = abs((ahead - value_at(-step)) / (2 * step) / norm - 1)
+        _put(policy, kept)
     text = f"gradients and the slope of the loss: relative difference {gap:.2g}"
     return _finding(
         "slope",
@@ -297,17 +311,22 @@ def _through_the_copy(ours: list[Tensor], copy: list[Tensor]) -> Finding:
 
 
 def _sampler(
-    pairs: list[tuple[Sequences, Tensor, LanguageModel]], exact: bool, dense: DenseCopy | None
+    drawn: Sequences,
+    said: Tensor,
+    trainers: Sequence[LanguageModel],
+    exact: bool,
+    dense: DenseCopy | None,
 ) -> Finding:
-    gaps = []
-    for drawn, said, trainer in pairs:
-        counts = drawn.completion_mask.bool()
-        gaps.append((policy_logps(trainer, drawn, SAMPLING.temperature)[0] - said)[counts].abs())
+    counts = drawn.completion_mask.bool()
+    gaps = [
+        (policy_logps(trainer, drawn, SAMPLING.temperature)[0] - said)[counts].abs()
+        for trainer in trainers
+    ]
     gap, limit = gap_and_limit(
         torch.cat(gaps),
         exact,
         MAX_GAP if dense is not None and dense.merges else MAX_GAP_OTHER,
-        lambda: max(noise_of(lm, drawn, SAMPLING.temperature) for drawn, _, lm in pairs),
+        lambda: max(noise_of(lm, drawn, SAMPLING.temperature) for lm in trainers),
     )
     text = f"log-probabilities of sampler and trainer: {gap:.2g} nats apart"
     wrong = (
@@ -320,8 +339,7 @@ def _sampler(
     return _finding("sampler", gap, limit, text, f"{wrong}; {instead}")
 
 
-def _adapter(policy: LanguageModel, exact: bool) -> Iterator[Finding]:
-    off, on = probe_logps(replace(policy, adapter=None)), probe_logps(policy)
+def _adapter(policy: LanguageModel, off: Tensor, on: Tensor, exact: bool) -> Iterator[Finding]:
     assert policy.base_said is not None
     gap, limit = gap_and_limit((off - policy.base_said).abs(), exact, MAX_BASE_GAP)
     text = f"log-probabilities with the adapter off and of the base: {gap:.2g} nats apart"

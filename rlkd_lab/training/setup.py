@@ -10,7 +10,9 @@ import torch
 
 from rlkd_lab.objectives.loss import ResolvedMethod, resolve
 from rlkd_lab.tasks import Example
+from rlkd_lab.tasks.verifier import GuardedTask
 from rlkd_lab.training.config import RunConfig
+from rlkd_lab.training.evaluation import evaluation_task
 from rlkd_lab.training.loop_knobs import LOOP_KNOBS
 from rlkd_lab.training.models import Models, load_models
 
@@ -35,13 +37,22 @@ class Setup:
     method: ResolvedMethod
     models: Models
     traces: Traces
+    eval_task: GuardedTask
+    """The task that evaluations ask: ``models.task``, or another."""
 
     @staticmethod
     def load(config: RunConfig) -> Setup:
         """Load the models of a config. See :func:`~rlkd_lab.training.models.load_models`."""
         options = {"constant_length": config.max_new_tokens, **config.options}
         method = resolve(config.method, options=options)
-        return Setup(config, method, load_models(config), Traces())
+        models = load_models(config)
+        return Setup(config, method, models, Traces(), evaluation_task(config, models.task))
+
+    @property
+    def tasks(self) -> tuple[GuardedTask, ...]:
+        """All tasks, each once."""
+        own = self.models.task
+        return (own,) if self.eval_task is own else (own, self.eval_task)
 
     @property
     def options(self) -> dict[str, Any]:

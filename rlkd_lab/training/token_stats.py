@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkd_lab.models import Sequences, distributed, token_logps
+from rlkd_lab.models import Sequences, distributed, policy_logps, token_logps
 from rlkd_lab.models.decoder import Prompts
 from rlkd_lab.models.logprobs import (
     hidden_states,
@@ -30,6 +30,8 @@ from rlkd_lab.training.speed import tokens
 KL_METRICS: dict[Divergence, str] = {"reverse": "kl_teacher_rev", "forward": "kl_teacher_fwd"}
 PASS_COST = 192
 """Tokens of padding that take about as long as another forward and backward pass."""
+COMPARED = 2
+"""Completions of a step for which the dense copy is compared with the policy."""
 
 
 class Clock:
@@ -62,7 +64,7 @@ class TokenStats:
     ask: set[str]
     """The models that score, and ``divergences``. See :func:`models_to_ask`."""
     compare_copy: bool = False
-    """Compare the first micro-batch with a forward of the policy without its dense copy."""
+    """Compare a few rows with a forward of the policy without its dense copy."""
     values: dict[str, Tensor] = field(default_factory=dict)
     prompts: dict[str, Prompts] = field(default_factory=dict)
     """Cache of the prompts' keys and values, by frozen model."""
@@ -212,11 +214,12 @@ def _divergences(
 
 
 def _compare_copy(setup: Setup, stats: TokenStats, part: Sequences, logps: Tensor) -> None:
-    policy = setup.models.policy
-    states = hidden_states(policy, part)
-    own, _ = token_logps(policy, states, targets(part), stats.temperature, setup.chunk)
+    """Compare the last rows of a micro-batch, (N,) in all, with the policy itself."""
+    few = part.select(slice(-COMPARED, None))
+    own, _ = policy_logps(setup.models.policy, few, stats.temperature, setup.chunk)
+    own = own[few.completion_mask.bool()]
     check_gap(
-        (own - logps).abs(),
+        (own - logps[len(logps) - len(own) :]).abs(),
         "the dense copy is wrong: what is trained through it is not the policy",
         "use --set dense_copy=false",
     )

@@ -26,7 +26,7 @@ from rlkd_lab.training.gaps import MAX_GAP_OTHER, check_gap, noise_of
 from rlkd_lab.training.hooks import evaluation_row, interference_row, record_samples
 from rlkd_lab.training.inputs import Inputs
 from rlkd_lab.training.metrics import gate_row, time_row, token_row
-from rlkd_lab.training.prompts import Asked, fit_prompts
+from rlkd_lab.training.prompts import Asked, fit_evaluation, fit_prompts
 from rlkd_lab.training.samples import Rollout
 from rlkd_lab.training.scoring import score
 from rlkd_lab.training.setup import Row, Setup, StepValues
@@ -84,6 +84,8 @@ class Trainer:
         teacher = None if models.teacher is None else models.teacher.own
         asked = fit_prompts(models.task, self.config, models.policy, teacher)
         check_weights(models.task, self.config.reward, asked.examples[0])
+        if self.setup.eval_task is not models.task:
+            fit_evaluation(self.setup.eval_task, models.task, self.config, models.policy, asked)
         for sentence in asked.told:
             warnings.warn(sentence, stacklevel=4)
         return asked
@@ -198,7 +200,8 @@ class Trainer:
         context.guards.begin(number)
         self.setup.models.sync()
         context.decisions.before_sampling(number)
-        self.setup.models.task.begin(number, context.decisions.given_up)
+        for task in self.setup.tasks:
+            task.begin(number, context.decisions.given_up)
         return StepValues(number, values), moves
 
     def _interference(
@@ -280,17 +283,18 @@ class Trainer:
 
     def _tell_failures(self, context: Context, step: StepValues) -> None:
         """Write the event of verifier calls that failed, and warn of the first."""
-        failures = context.decisions.failures(self.setup.models.task.told())
-        if failures is None:
-            return
-        context.tell({**failures, "time": time.time()})
-        if not self._failures_told:
-            self._failures_told = True
-            warnings.warn(
-                f"step {step.number}: {failures['text']} (later failures stand in"
-                " events.jsonl alone)",
-                stacklevel=3,
-            )
+        for task in self.setup.tasks:
+            failures = context.decisions.failures(task.told())
+            if failures is None:
+                continue
+            context.tell({**failures, "time": time.time()})
+            if not self._failures_told:
+                self._failures_told = True
+                warnings.warn(
+                    f"step {step.number}: {failures['text']} (later failures stand in"
+                    " events.jsonl alone)",
+                    stacklevel=3,
+                )
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -312,7 +316,8 @@ class Trainer:
 
     def close(self) -> None:
         """End the verifier's process."""
-        self.setup.models.task.close()
+        for task in self.setup.tasks:
+            task.close()
 
 
 def _due(every: int, step: StepValues, first: bool = False, last: int = 0) -> bool:

@@ -1,8 +1,11 @@
 """Chat templates: the tokens that the template means, once, and errors in words."""
 
+import pickle
+
 import pytest
 
 from rlkd_lab.models.language_model import LanguageModel
+from rlkd_lab.tasks import Chat
 from rlkd_lab.zoo.tokenizer import character_tokenizer
 
 PLAIN = (
@@ -75,3 +78,20 @@ def test_a_template_that_refuses_a_system_turn_is_an_error_in_words(make):
         lm.use_chat("auto", "Be brief.")
     lm.use_chat("auto")
     assert lm.tokenizer.decode(lm.prompt_ids(["1+1?"])[0]) == "1+1?"
+
+
+def test_a_chat_of_several_turns_is_asked_through_the_template(make):
+    chat = pickle.loads(
+        pickle.dumps(Chat([("user", "1+1?"), ("assistant", "2"), ("user", "<unk>?")]))
+    )
+    lm = make(PLAIN)
+    lm.use_chat("auto", "Be brief.")
+    (ids,) = lm.prompt_ids([chat])
+    said = "[system]Be brief.\n[user]1+1?\n[assistant]2\n[user]<unk>?\n[assistant]"
+    assert lm.prompts.texts([chat]) == [said]
+    assert lm.tokenizer.unk_token_id not in ids  # its name is text, in every turn
+    lm.use_chat("off")
+    with pytest.raises(
+        ValueError, match="a prompt is a chat of 3 turns, which needs the chat temp"
+    ):
+        lm.prompt_ids([chat])

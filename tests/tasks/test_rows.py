@@ -352,9 +352,23 @@ def test_a_text_that_only_begins_like_a_chat():
 
 
 ODD_CHATS = {
-    "earlier turns": (
-        [turn("user", "1?"), turn("assistant", "2"), turn("user", "3?"), turn("assistant", "4")],
-        "with turns before the last question",
+    "two questions": (
+        [turn("user", "1?"), turn("user", "3?"), turn("assistant", "4")],
+        "with turns that are not the user's and the assistant's one after the other",
+    ),
+    "a late system": (
+        [
+            turn("user", "1?"),
+            turn("system", "x"),
+            turn("assistant", "2"),
+            turn("user", "3?"),
+            turn("assistant", "4"),
+        ],
+        "with a system turn behind the first turn",
+    ),
+    "nothing said": (
+        [turn("user", "1?"), turn("assistant", ""), turn("user", "3?"), turn("assistant", "4")],
+        "without a turn before the question",
     ),
     "no user": ([turn("assistant", "2")], "without a question"),
     "no answer": ([turn("user", "2?")], "without an answer"),
@@ -381,6 +395,23 @@ def test_chats_that_are_no_question_and_answer_are_left_out_and_counted(case):
     assert f"left out 1 of 2 rows: 1 {why}" in said[0]
     with pytest.raises(ValueError, match="f has no usable row: 1 with"):
         read_questions("t", [("f, row 2", {"messages": turns}, None)])
+
+
+def test_turns_before_the_question_are_its_context():
+    before = [turn("user", "1?"), turn("assistant", "2")]
+    rows = [
+        {"messages": [*before, turn("user", "3?")], "answer": "4"},
+        {"messages": [*before, turn("user", "3?"), turn("assistant", "5")]},
+        {"messages": [*before, turn("user", "3?"), turn("assistant", "5")], "answer": "4"},
+    ]
+    found, (said,) = read_questions("t", [(f"f, row {i}", row, None) for i, row in enumerate(rows)])
+    assert [(row.key, row.answer) for row in found] == [
+        ("user: 1?\nassistant: 2\nuser: 3?", answer) for answer in "45"
+    ]
+    assert found[0].prompt("3? Box it.").turns[-1] == ("user", "3? Box it.")
+    assert (
+        "1 with an answer beside a chat that ends with the assistant's turn (first f, row 2" in said
+    )
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])

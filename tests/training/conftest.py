@@ -19,6 +19,7 @@ TINY = {
     "samples_every": 0,
     "checkpoint_every": 0,
     "resample_rounds": 2,
+    "kl_every": 1,
 }
 
 

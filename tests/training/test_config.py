@@ -269,6 +269,13 @@ def test_defaults_are_no_mistakes():
         assert likely_mistakes(make_config(method)) == []
 
 
+def test_kls_that_nobody_needs_are_rarer_with_models_of_ones_own():
+    own = {"student": "some/model"}
+    assert make_config("grpo").kl_every == 1
+    assert make_config("grpo", **own).kl_every == make_config("grpo", teacher="a/b").kl_every == 10
+    assert make_config("grpo", settings={"kl_every": "3"}, **own).kl_every == 3
+
+
 def test_likely_mistakes_say_what_to_do():
     (cut,) = likely_mistakes(make_config("grpo", settings={"top_p": "0.9"}))
     assert "top_p" in cut

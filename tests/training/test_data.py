@@ -15,7 +15,7 @@ from rlkd_lab.models.locating import ZOO
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import find_task
 from rlkd_lab.tasks.verifier import GuardedTask
-from rlkd_lab.training import make_config, replay, resume, run
+from rlkd_lab.training import hooks, make_config, replay, resume, run
 from rlkd_lab.training.before_loading import longest_prompt
 from rlkd_lab.training.data import data_of, what_changed
 from rlkd_lab.training.fingerprint import fingerprint
@@ -294,3 +294,44 @@ def test_a_system_prompt_without_a_template_is_refused(tiny, tmp_path):
             tmp_path / "run",
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_evaluations_ask_another_file_and_say_so(tiny, tmp_path, monkeypatch):
+    asked = []
+    said = hooks.evaluate
+    monkeypatch.setattr(
+        hooks, "evaluate", lambda *a, **k: (asked.append(said(*a, **k)), asked[-1])[1]
+    )
+    rows = [{"question": f"{i}+1?", "answer": str(i + 1)} for i in range(6)]
+    splits = ["train"] * 5 + ["validation"]
+    own = [{**row, "split": split} for row, split in zip(rows, splits, strict=True)]
+    other = [*rows[3:5], {"question": "7-7?", "answer": "0"}]
+    for name, part in (("train", own), ("held", other)):
+        lines = "\n".join(map(json.dumps, part))
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    held = str(tmp_path / "held.jsonl")
+    config = tiny(
+        "grpo",
+        task=str(tmp_path / "train.jsonl"),
+        difficulty=None,
+        prompt_template="{question}",
+        eval_task=held,
+        eval_every=1,
+        eval_prompts=3,
+        eval_samples=2,
+        patience=1,
+        verifier_seconds=0,
+    )
+    with pytest.warns(UserWarning, match="of its questions are trained on too"):
+        folder = run(config, tmp_path / "run")
+    prompts = [[row["prompt"] for row in one.rows] for one in asked]
+    assert sorted(prompts[0]) == sorted(2 * ["3+1?", "4+1?", "7-7?"])
+    assert prompts[0] == prompts[1]
+    assert folder.rows()[-1]["eval/accuracy"] == asked[-1].accuracy
+    assert f"evaluations on {held} without a better accuracy" in folder.status()["why"]
+    assert resume(folder.path).rows() == folder.rows()
+    (tmp_path / "held.jsonl").write_text(lines.replace("7-7", "8-8"), encoding="utf-8")
+    folder.set_status("idle", 1)
+    with pytest.raises(ValueError, match="evaluations ask other prompts than then"):
+        resume(folder.path)

@@ -57,7 +57,8 @@ def test_patience_counts_evaluations_without_a_better_one():
         over.append(patience.over is not None)
     assert over == [False] * 7 + [True]
     assert patience.over == (
-        "early: 2 evaluations without a better accuracy than 50.0% at step 4 (patience=2)"
+        "early: 2 evaluations on arithmetic without a better accuracy than 50.0% at step 4"
+        " (patience=2)"
     )
     assert Patience(config, rows).over == patience.over
     assert Patience(make_config("grpo"), rows).over is None

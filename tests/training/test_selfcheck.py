@@ -81,8 +81,8 @@ def a_stale_adapter(monkeypatch):
     synced = []
 
     def once(self):
-        if id(self) not in synced:
-            synced.append(id(self))
+        if not any(one is self for one in synced):
+            synced.append(self)
             sync(self)
 
     sync = DenseCopy.sync
@@ -306,6 +306,18 @@ def test_what_another_process_finds_ends_the_run_in_all(tiny, tmp_path, monkeypa
     )
     with pytest.raises(ValueError, match="the other's models are wrong"):
         run(tiny(), tmp_path / "run")
+
+
+def test_what_is_checked_at_a_start_shares_its_forwards(tiny, tmp_path, monkeypatch):
+    called, forward = [], Linear4bit.forward
+    monkeypatch.setattr(
+        Linear4bit, "forward", lambda *given: (called.append(1), forward(*given))[1]
+    )
+    monkeypatch.setattr(Trainer, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(), tmp_path / "run")
+    # base, head (2), gradients (2), adapter off, slope and sampler; of the teacher the head (2)
+    assert len(called) == (8 + 2) * 7  # layers of one block
 
 
 # --- it leaves no trace ---------------------------------------------------------------------------

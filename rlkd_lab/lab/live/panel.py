@@ -45,6 +45,7 @@ from rlkd_lab.lab.live.redraw import Redraw, say
 from rlkd_lab.plots.styles import title_of
 from rlkd_lab.runs.tail import Tail
 from rlkd_lab.training import RunConfig
+from rlkd_lab.training.evaluation import evaluated_on
 from rlkd_lab.training.remote import Status
 
 POLL_EVERY = 0.25
@@ -294,12 +295,14 @@ class Panel(PanelWidgets):
 
     def values(self) -> tuple[str, str]:
         """Return the last values as a table in HTML, and a sentence."""
-        cells = [(label, self.history[name]) for label, name in TABLE if name in self.history]
-        head = "".join(f"<th>{label}</th>" for label, _ in cells)
+        on = {"eval/accuracy": f", {evaluated_on(self.run.config)}"}
+        named = [(label + on.get(name, ""), name) for label, name in TABLE]
+        cells = [(label, self.history[name]) for label, name in named if name in self.history]
+        head = "".join(f"<th>{html.escape(label)}</th>" for label, _ in cells)
         body = "".join(f"<td>{number(float(each.values[-1]))}</td>" for _, each in cells)
         text = say(self.history, self.method, self.steps, self.run.status().state)
-        table = f"<table><tr>{head}</tr><tr>{body}</tr></table>"
-        return f"{table}<small>{html.escape(text)}</small>", text
+        table = f"<tr>{head}</tr><tr>{body}</tr>"
+        return f"<table>{table}</table><small>{html.escape(text)}</small>", text
 
     # --- drawing ----------------------------------------------------------------------------------
 
