@@ -97,7 +97,7 @@ class Walker:
 
     @property
     def panel(self) -> Any:
-        return self.page.locator(".rlkd-panel").nth(self.live()[-1])
+        return self.page.locator(".rlkd-panel").nth(until(self.live, 60)[-1])
 
     def said(self) -> dict[str, Any]:
         """What the panel says."""

@@ -150,13 +150,13 @@ def _colour_bar(name: str, limit: float) -> str:
     scale = ARRAYS[name].scale
     places = np.linspace(0 if scale == "positive" else -1, 1, 25) * limit
     painted = colours(name, np.exp(places) if scale == "ratio" else places, limit)
-    style = "display:inline-block;width:10px;height:16px;background:"
+    style = "flex:1;height:16px;background:"
     bar = "".join(f'<span style="{style}{colour}"></span>' for colour, _ in painted)
     ends = "".join(f"<span>{html.escape(end)}</span>" for end in colour_ends(name, limit))
     row = "display:flex;justify-content:space-between;font-size:13px"
     return (
-        '<div style="display:inline-block;margin:4px 0">'
-        f'<div style="display:flex;border:1px solid #111;width:max-content">{bar}</div>'
+        '<div style="width:252px;max-width:100%;margin:4px 0">'
+        f'<div style="display:flex;border:1px solid #111">{bar}</div>'
         f'<div style="{row}">{ends}</div></div>'
     )
 

@@ -389,6 +389,13 @@ def test_what_a_notebook_saves_is_a_sentence_and_html(folder):
     assert captured.outputs[0].data["text/html"].startswith("<details style")
 
 
+def test_on_a_narrow_page_tables_scroll_and_nothing_is_cut(folder):
+    shown = inspect_tokens(folder, 2)
+    for part in (shown.banner, shown.legend, shown.detail):
+        assert part.layout.overflow == "auto"
+    assert "width:252px;max-width:100%" in shown.legend.value  # the bar of colours
+
+
 def test_reprs_are_sentences(folder):
     for across in (False, True):
         shown = inspect_tokens(folder, across=across)

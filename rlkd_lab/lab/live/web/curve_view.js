@@ -54,7 +54,8 @@ function heights(panel, hidden, [left, right]) {
   }
   if (low > high) [low, high] = [0, 1];
   const room = 0.06 * (high - low) || 0.1 * Math.abs(high) || 0.5;
-  return [panel.low ?? low - room, panel.high ?? high + room];
+  const above = panel.strip && panel.note ? 5 : 1; // the note stands above the line
+  return [panel.low ?? low - room, panel.high ?? high + above * room];
 }
 
 // --- colours -------------------------------------------------------------------------------------
@@ -142,7 +143,8 @@ function paintMoves(u, { panel, data, look }) {
     if (panel.note) {
       pen.textAlign = panel.strip ? "left" : "center";
       const across = panel.strip ? 5 * scale : box.width / 2;
-      pen.fillText(panel.note, box.left + across, box.top + (panel.strip ? 3 * scale : box.height / 2));
+      const down = panel.strip ? 3 * scale : box.height / 2;
+      pen.fillText(panel.note, box.left + across, box.top + down, box.width - 10 * scale);
     }
     if (!panel.strip) data.labels.forEach((label) => paintLabel(u, pen, box, scale, label, look));
   });
