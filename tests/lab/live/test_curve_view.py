@@ -124,11 +124,13 @@ def test_a_difference_without_a_band_of_chance_is_faint_and_says_so(run):
 def test_the_note_of_a_difference_stands_above_its_line(run):
     run.forked("untouched", step=20, count=15)
     data = curve_data(read(run), "kdrl")
-    (axes,) = [one for one in draw(read(run), "kdrl").axes if "reward: run" in one.get_title("left")]
+    drawn = draw(read(run), "kdrl").axes
+    (axes,) = [one for one in drawn if "reward: run" in one.get_title("left")]
     note = axes.texts[0].get_window_extent()
     highest = max(np.max(line.get_ydata()) for line in axes.get_lines()[:2])
     assert note.y0 >= axes.transData.transform((0, highest))[1]
-    reach = "heights(data.panels.find((one) => one.name === 'reward difference'), new Set(), [0, 99])"
+    panel = "data.panels.find((one) => one.name === 'reward difference')"
+    reach = f"heights({panel}, new Set(), [0, 99])"
     (row,) = table(data, f"'low,high\\n' + {reach}")
     values = strip_of(run)["lines"][0]["y"]
     low, high = (float(row[name]) for name in ("low", "high"))
