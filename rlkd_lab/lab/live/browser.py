@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import json
+import re
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -125,7 +126,7 @@ class RunBrowser:
         rows = [self._row(path, each, names, seeds) for path, each in known.items()]
         self.paths = {name_in(self.folder, path): path for path in known}
         with self.table.hold_sync():
-            set_trait(self.table, "rows", sorted(rows, key=lambda each: not each["marked"]))
+            set_trait(self.table, "rows", sorted(rows, key=_place))
             chosen = [name for name in self.table.selected if name in self.paths]
             set_trait(self.table, "selected", chosen)
 
@@ -283,6 +284,12 @@ class RunBrowser:
 def _driven(path: Path, status: dict[str, Any]) -> bool:
     """Return whether a thread or a process drives a run."""
     return Handle(path).driven(status)
+
+
+def _place(row: dict[str, Any]) -> tuple[bool, list[Any]]:
+    """Return what the rows are sorted by: marked ones first, and ``run-2`` before ``run-10``."""
+    parts = re.split(r"(\d+)", row["name"])
+    return not row["marked"], [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def _finite(value: float | None) -> float | None:

@@ -33,7 +33,7 @@ class InspectorWidgets:
         marked = "next dead or bounded token of this completion"
         self.next_marked = button("next marked ▶", tooltip=marked)
         self.look_again = button("look for new steps", tooltip="read the run folder again")
-        joined = layout(margin="0", width="100%")  # one white sheet, in a dark theme too
+        joined = layout(margin="0", width="100%")  # one sheet
         wide = layout(margin="0", width="100%", overflow="auto")  # a narrow page scrolls tables
         self.banner, self.legend, self.detail = (ipywidgets.HTML(layout=wide) for _ in range(3))
         self.view = TokenView(layout=joined)

@@ -295,8 +295,9 @@ class Panel(PanelWidgets):
     def values(self) -> tuple[str, str]:
         """Return the last values as a table in HTML, and a sentence."""
         cells = [(label, self.history[name]) for label, name in TABLE if name in self.history]
-        head = "".join(f"<th>{label}</th>" for label, _ in cells)
-        body = "".join(f"<td>{number(float(each.values[-1]))}</td>" for _, each in cells)
+        room = "style='padding:2px 14px 2px 0;text-align:left'"
+        head = "".join(f"<th {room}>{label}</th>" for label, _ in cells)
+        body = "".join(f"<td {room}>{number(float(each.values[-1]))}</td>" for _, each in cells)
         text = say(self.history, self.method, self.steps, self.run.status().state)
         table = f"<table><tr>{head}</tr><tr>{body}</tr></table>"
         return f"{table}<small>{html.escape(text)}</small>", text

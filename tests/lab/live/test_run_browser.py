@@ -70,6 +70,13 @@ def test_states_settings_that_differ_values_and_reasons_are_shown(make, tmp_path
     assert "broken" in repr(shown)
 
 
+def test_a_later_run_stands_after_an_earlier_one(make, tmp_path):
+    for name in ("mine-10", "mine", "mine-2", "10", "9"):
+        make(name)
+    names = [row["name"] for row in runs(tmp_path).table.rows]
+    assert names == ["9", "10", "mine", "mine-2", "mine-10"]
+
+
 def test_one_damaged_run_leaves_the_table_whole(make, tmp_path):
     make("a")
     for name, field, value in (("b", "seed", {"a": 1}), ("c", "steps", "many")):

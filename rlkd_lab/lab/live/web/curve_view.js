@@ -181,7 +181,7 @@ function options(chart, view) {
     label: line.label,
     show: !view.hidden.has(line.label),
     stroke: seen(line.colour, look),
-    alpha: line.alpha,
+    alpha: light(look.ground) < 0.2 ? Math.sqrt(line.alpha) : line.alpha, // faint is not unseen
     width: line.width,
     dash: dashes(line),
     spanGaps: true,
