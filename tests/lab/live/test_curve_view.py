@@ -121,6 +121,17 @@ def test_a_difference_without_a_band_of_chance_is_faint_and_says_so(run):
     assert (whole["note"], whole["lines"][0]["alpha"], len(whole["bands"])) == ("", 1.0, 1)
 
 
+def test_the_step_that_is_read_is_that_of_the_run_and_not_of_a_longer_one_beside_it(tmp_path):
+    for name, steps in (("mine", 30), ("mine-2", 7)):
+        FakeHandle(tmp_path / name).advance(steps)
+    history, other = History(tmp_path / "mine-2"), History(tmp_path / "mine")
+    history.earlier = {"mine": other}
+    history.read()
+    other.read()
+    call = "'step\\n' + lastStep(data.panels[0])"
+    assert table(curve_data(history, "kdrl"), call) == [{"step": "7"}]
+
+
 def test_the_note_of_a_difference_stands_above_its_line(run):
     run.forked("untouched", step=20, count=15)
     data = curve_data(read(run), "kdrl")

@@ -237,6 +237,12 @@ function readout(panel, hidden, step) {
   return words.length ? `step ${short(step)}: ${words.join(" · ")}` : "";
 }
 
+// The step that is read where nobody points: the last one of the run, not of faint runs beside it.
+function lastStep({ lines }) {
+  const own = lines.filter((line) => line.alpha === 1);
+  return Math.max(...(own.length ? own : lines).map((line) => line.x[line.x.length - 1]));
+}
+
 function makeChart(panel, view) {
   const chart = { panel, place: document.createElement("div") };
   chart.place.className = panel.strip ? "chart strip" : "chart";
@@ -246,9 +252,8 @@ function makeChart(panel, view) {
   box.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab leaves its keys alone
   box.title = "Drag to zoom, double click to see all. Keys: arrows read values, + and − zoom, 0 shows all.";
   chart.say = (at) => {
-    const steps = chart.u.data[0];
-    const last = steps[steps.length - 1];
-    const text = last === undefined ? "" : readout(chart.panel, view.hidden, at == null ? last : steps[at]);
+    const step = at == null ? lastStep(chart.panel) : chart.u.data[0][at];
+    const text = Number.isFinite(step) ? readout(chart.panel, view.hidden, step) : "";
     if (words.textContent !== text) words.textContent = text;
     title.textContent = title.title = chart.panel.title;
     box.setAttribute("aria-label", `${chart.panel.title}. ${text} ${chart.panel.note}`);
