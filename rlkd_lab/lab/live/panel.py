@@ -382,6 +382,7 @@ class Panel(PanelWidgets):
         self.follower.stop()
         if not why:
             return
+        set_trait(self.state, "value", "")  # it would grow old
         set_trait(self.banner, "value", why)
         self.again.enable(False)
         for control in (*self.buttons.values(), self.fork, self.more, self.again.shown):
