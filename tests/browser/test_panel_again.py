@@ -73,3 +73,4 @@ def test_run_again_has_its_first_point_at_once_also_in_a_busy_kernel(lab: Lab, t
     panel = page.locator(".rlkd-panel").first
     until(lambda: "disconnected" in (panel.get_attribute("class") or ""), 60)
     assert not again.is_visible()
+    assert page.locator(".jp-OutputArea-output img").first.is_visible()  # the still picture stands

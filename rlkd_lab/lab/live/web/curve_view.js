@@ -325,9 +325,11 @@ class View {
     this.root.innerHTML = PAGE;
     // While this view stands in the page, the still pictures below it do not: a picture that comes
     // next, and all up to the table. JupyterLab and Notebook 7 name their outputs so.
+    // A view without its kernel is hidden itself, and they stand.
     const still = document.createElement("style");
     const [one, mark] = [".jp-OutputArea-child", ".rlkd-still"];
-    still.textContent = `${one}:has(#${this.id}) + ${one}:has(.jp-RenderedImage), ${one}:has(#${this.id}) ~
+    const live = `${one}:has(#${this.id}):not(:has(.jupyter-widgets-disconnected))`;
+    still.textContent = `${live} + ${one}:has(.jp-RenderedImage), ${live} ~
       ${one}:is(:has(${mark}), :has(~ ${one} ${mark})):not(:has(.jupyter-widgets)) { display: none }`;
     el.replaceChildren(still, this.root);
     const tools = this.root.querySelector(".tools");
