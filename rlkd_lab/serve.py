@@ -18,13 +18,14 @@ POLICY = (
 """The page loads nothing from other machines; Voilà's template would fetch a font."""
 
 
-def serve(folder: Path, port: int, browser: bool) -> None:
+def serve(folder: Path, port: int, browser: bool, dark: bool = False) -> None:
     """Show the runs of a folder on loopback, behind a token, until the process is interrupted.
 
     Args:
         folder: of the runs.
         port: the first that is tried.
         browser: whether to open one.
+        dark: whether the page has the dark theme.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -45,6 +46,7 @@ def serve(folder: Path, port: int, browser: bool) -> None:
         "tornado_settings": headers,
     }
     words = [f"--Voila.{name}={value}" for name, value in how.items()]
+    words.append(f"--VoilaConfiguration.theme={'dark' if dark else 'light'}")
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "runs.ipynb"
         path.write_text(json.dumps(_notebook(folder)), encoding="utf-8")

@@ -34,9 +34,10 @@ def lab(
     folder: Annotated[Path, typer.Argument(help="the folder that your runs lie in")] = Path("runs"),
     port: Annotated[int, typer.Option(help="of this machine; if it is taken, one above it")] = 8866,
     browser: Annotated[bool, typer.Option(help="open a browser")] = True,
+    dark: Annotated[bool, typer.Option(help="light words on a dark page")] = False,
 ) -> None:
     """Show and steer runs in a browser, without a notebook. Ctrl-C ends it; runs go on."""
     with plain_errors("runs go on"):
         from rlkd_lab.serve import serve
 
-        serve(folder, port, browser)
+        serve(folder, port, browser, dark)

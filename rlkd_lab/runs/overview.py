@@ -117,10 +117,11 @@ def row_of(
             "accuracy": _last(rows, "eval/accuracy"),
             "problem": status.get("why"),
         }
+        if points is not None:
+            known = (each["reward"] for each in rows if each.get("reward") is not None)
+            row["rewards"] = [float(reward) for reward in known]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return {"state": "torn", "problem": str(error)}, {}
-    if points is not None:
-        row["rewards"] = [each["reward"] for each in rows if each.get("reward") is not None]
     return row, config
 
 

@@ -30,6 +30,15 @@ def test_a_missing_package_or_folder_is_said_in_words(tmp_path: Path, monkeypatc
         assert words in refused.stderr
 
 
+@pytest.mark.skipif(find_spec("voila") is None, reason="Voilà is not installed")
+def test_the_page_is_dark_where_that_is_asked_for(tmp_path: Path, monkeypatch: Any) -> None:
+    given: list[str] = []
+    monkeypatch.setattr("voila.app.Voila.launch_instance", given.extend)
+    for option, theme in (("--dark", "dark"), ("--no-dark", "light")):
+        CliRunner().invoke(app, ["lab", str(tmp_path), "--no-browser", option])
+        assert given.pop() == f"--VoilaConfiguration.theme={theme}"
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 @pytest.mark.skipif(find_spec("voila") is None, reason="Voilà is not installed")
 def test_the_page_shows_a_chosen_run_and_hears_its_buttons(browser: Any, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Walker:
         write_notebook(lab.folder / f"walk-{seed}.ipynb", *self.sources)
         lab.open(f"walk-{seed}.ipynb")
         self.run_cell(0)
-        until(self.live, 120)
+        until(self.find, 120)
 
     # --- what is there ----------------------------------------------------------------------------
 
@@ -95,9 +95,19 @@ class Walker:
         """The places of the panels that can be used."""
         return self.page.evaluate(LIVE)
 
+    def find(self) -> list[int]:
+        """The same; JupyterLab draws no cell that is far from the window."""
+        for place in (0, 10**6):
+            if live := self.live():
+                return live
+            outer = "document.querySelector('.jp-WindowedPanel-outer')"
+            self.page.evaluate(f"{outer}?.scrollTo(0, {place})")
+            self.page.wait_for_timeout(300)
+        return self.live()
+
     @property
     def panel(self) -> Any:
-        return self.page.locator(".rlkd-panel").nth(self.live()[-1])
+        return self.page.locator(".rlkd-panel").nth(until(self.find, 60)[-1])
 
     def said(self) -> dict[str, Any]:
         """What the panel says."""
@@ -125,7 +135,7 @@ class Walker:
         ]
         weights, acts = zip(*kinds, strict=True)
         for _ in range(actions):
-            until(self.live, 60)
+            until(self.find, 60)
             (act,) = self.random.choices(acts, weights)
             self.done.append(f"{act.__name__} …")
             try:
@@ -197,14 +207,14 @@ class Walker:
 
     def second(self) -> str:
         self.run_cell(1)
-        until(lambda: len(self.live()) == 1, 60)
+        until(lambda: len(self.find()) == 1, 60)
         return ""
 
     def reload(self) -> str:
         self.lab.saved()
         self.page.reload()
         self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=90_000)
-        until(self.live, 90)
+        until(self.find, 90)
         return ""
 
     def restart(self) -> str:
@@ -213,7 +223,7 @@ class Walker:
         until(lambda: not self.live(), 60)
         self.page.wait_for_selector("text=Python 3 (ipykernel) | Idle", timeout=90_000)
         self.run_cell(0)
-        until(self.live, 120)
+        until(self.find, 120)
         return ""
 
     # --- whether panel and folder agree -----------------------------------------------------------
@@ -247,7 +257,7 @@ class Walker:
 
     def disagreements(self) -> list[str]:
         """What the panel says otherwise than the folder."""
-        live = self.live()
+        live = self.find()
         if len(live) != 1:
             return [f"{len(live)} panels are alive"]
         said, place = self.said(), self.shown()

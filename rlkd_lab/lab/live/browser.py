@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import html
 import json
+import re
 import threading
 from collections.abc import Callable
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,16 +108,16 @@ class RunBrowser:
         try:
             with self._lock:
                 self._read()
-                if self.problem:
-                    self.problem = ""
-                    self._say("")
+                problem = self._marks()[1]
         except Exception as error:  # there is no cell that could raise it
-            self.problem = f"{type(error).__name__}: {error}"
-            self._say(self.problem)
+            problem = f"{type(error).__name__}: {error}"
+        if problem != self.problem:
+            self.problem = problem
+            self._say(problem)
 
     def _read(self) -> None:
         known = {path: self._look(path) for path in find_runs(self.folder)}
-        marked = self._marks()
+        marked, _ = self._marks()
         if (known, marked) == (self._known, self._marked):
             return
         self._known, self._marked = known, marked
@@ -124,7 +126,7 @@ class RunBrowser:
         rows = [self._row(path, each, names, seeds) for path, each in known.items()]
         self.paths = {name_in(self.folder, path): path for path in known}
         with self.table.hold_sync():
-            set_trait(self.table, "rows", sorted(rows, key=lambda each: not each["marked"]))
+            set_trait(self.table, "rows", sorted(rows, key=_place))
             chosen = [name for name in self.table.selected if name in self.paths]
             set_trait(self.table, "selected", chosen)
 
@@ -155,11 +157,11 @@ class RunBrowser:
             "state": "not started" if state == "stopped" and not facts["step"] else state,
             "step": facts.get("step", 0),
             "steps": facts.get("steps", 0),
-            "accuracy": facts.get("accuracy"),
-            "reward": facts.get("reward"),
+            "accuracy": _finite(facts.get("accuracy")),
+            "reward": _finite(facts.get("reward")),
             "settings": words + (" · moved by hand" if facts.get("touched") else ""),
             "problem": facts["problem"] or "",
-            "rewards": [round(value, 3) for value in facts.get("rewards", [])],
+            "rewards": [round(one, 3) for one in facts.get("rewards", []) if isfinite(one)],
         }
 
     def _say(self, words: str) -> None:
@@ -214,7 +216,7 @@ class RunBrowser:
         self._try(actions[name])
 
     def _try(self, action: Callable[[], None]) -> None:
-        self._say("")
+        self._say(self.problem)
         try:
             with self._lock:
                 action()
@@ -237,15 +239,24 @@ class RunBrowser:
         self.view = view
         self.shown.children = (view.inside(),)
 
-    def _marks(self) -> list[str]:
+    def _marks(self) -> tuple[list[str], str]:
+        """Return the marked names, and why the file of marks cannot be read, or nothing."""
         try:
             found = json.loads((self.folder / MARKS).read_text(encoding="utf-8"))
-            return [name for name in found if isinstance(name, str)]
-        except (OSError, ValueError, TypeError):
-            return []
+            if isinstance(found, list) and all(isinstance(name, str) for name in found):
+                return found, ""
+            why = "it is no list of names"
+        except FileNotFoundError:
+            return [], ""
+        except (OSError, ValueError) as error:
+            why = str(error)
+        return [], f"{MARKS} is damaged ({why}): mend or delete it. Until then nothing is marked"
 
     def _mark(self) -> None:
-        marked, chosen = {*self._marks()}, {*self.table.selected}
+        names, problem = self._marks()
+        if problem:
+            raise ValueError(problem)
+        marked, chosen = {*names}, {*self.table.selected}
         marked = marked - chosen if chosen <= marked else marked | chosen
         beside = self.folder / f"{MARKS}.tmp"
         beside.write_text(json.dumps(sorted(marked), indent=0) + "\n", encoding="utf-8")
@@ -273,6 +284,17 @@ class RunBrowser:
 def _driven(path: Path, status: dict[str, Any]) -> bool:
     """Return whether a thread or a process drives a run."""
     return Handle(path).driven(status)
+
+
+def _place(row: dict[str, Any]) -> tuple[bool, list[Any]]:
+    """Return what the rows are sorted by: marked ones first, and ``run-2`` before ``run-10``."""
+    parts = re.split(r"(\d+)", row["name"])
+    return not row["marked"], [int(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
+def _finite(value: float | None) -> float | None:
+    """Return a value that JSON has, or ``None``."""
+    return value if value is not None and isfinite(value) else None
 
 
 def _stamp(file: Path) -> tuple[int, int]:

@@ -15,7 +15,7 @@ def button(name: str, icon: str = "", tooltip: str = "") -> widgets.Button:
 
 def field(kind: type[widgets.Widget], name: str, **how: Any) -> Any:
     """Return a menu or a box with its name; names of one form stand below each other."""
-    layout = widgets.Layout(width="340px", max_width="100%")
+    layout = widgets.Layout(width="340px", max_width="calc(100% - 4px)")
     return kind(description=name, style={"description_width": "92px"}, layout=layout, **how)
 
 

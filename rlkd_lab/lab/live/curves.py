@@ -128,6 +128,8 @@ def _finish(axes: Axes, panel: dict[str, Any], data: dict[str, Any]) -> None:
     if panel["strip"]:
         look: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 7.5, "va": "top"}
         axes.text(0.015, 0.97, panel["note"], color="#333333", **look)
+        low, high = axes.get_ylim()  # the note stands above the line
+        axes.set_ylim(low, high + 0.25 * (high - low) * bool(panel["note"]))
         return
     if panel["note"]:
         say_empty(axes, panel["note"])

@@ -58,8 +58,8 @@ def settings_of(run: RunFolder) -> Settings:
     try:
         config = config_of(run)
     except ValueError:  # an older format, or a method of another process
-        values = _kept(flat(run.config()))
-        return Settings(values, values, run.config().get("seed"))
+        values, seed = _kept(flat(run.config())), run.config().get("seed")
+        return Settings(values, values, seed if isinstance(seed, int | None) else repr(seed))
     plain = config.model_copy(update={"knobs": {}, "options": {}})
     chosen, usual = (
         {

@@ -303,7 +303,7 @@ class Inspector(InspectorWidgets):
         summary = f'<summary style="cursor:pointer">{inspector_html.text(words)}</summary>'
         state = "" if folded else " open"
         return (
-            f'<details{state} style="{PAGE};border:1px solid #ccc">{summary}'
+            f'<details{state} style="{PAGE};border:1px solid #8888">{summary}'
             f'{self._legend()}<div style="{PAGE}">{tokens}</div>{self._detail()}'
             f'<div style="{PAGE};overflow-x:auto">{strongest}</div></details>'
         )

@@ -28,18 +28,18 @@ from rlkd_lab.lab.live.inspector_words import (
 )
 from rlkd_lab.lab.live.token_colours import colours, on_axis
 from rlkd_lab.lab.live.token_text import visible
-from rlkd_lab.lab.live.token_view import BOUND, DEAD, PAGE, SELECTED, TOKEN
+from rlkd_lab.lab.live.token_view import BOUND, DEAD, GROUND, INK, PAGE, SELECTED, TOKEN
 from rlkd_lab.lab.live.tokens import ARRAYS, MARKS, Kind
 
 LISTED = 8
 """Rows of the table of the strongest tokens."""
 # Every cell has a background, because a notebook's dark theme paints rows.
 CELL = (
-    "background:#fff;color:#111;border:1px solid #ccc;padding:2px"
+    f"background:{GROUND};color:{INK};border:1px solid #8888;padding:2px"
     " 8px;text-align:left;vertical-align:top;white-space:pre-wrap"
 )
-CAPTION = "text-align:left;color:#111;background:#fff;padding:2px 0;font-weight:600"
-TABLE = "border-collapse:collapse;margin:4px 0;font:13px/1.4 system-ui,sans-serif;color:#111"
+CAPTION = f"text-align:left;color:{INK};background:{GROUND};padding:2px 0;font-weight:600"
+TABLE = f"border-collapse:collapse;margin:4px 0;font:13px/1.4 system-ui,sans-serif;color:{INK}"
 
 
 def text(value: object) -> str:
@@ -93,7 +93,7 @@ def cells(one: Shown, first: int, last: int, name: str, limit: float) -> list[di
 
 def tokens_html(block: dict[str, Any], selected: int | None) -> str:
     """Return a completion; ``selected`` is the outlined token."""
-    heading = f'<div style="margin:8px 0 2px;font-weight:600;color:#111">{text(block["title"])}'
+    heading = f'<div style="margin:8px 0 2px;font-weight:600">{text(block["title"])}'
     parts = [heading + "</div>"]
     for cell in block["cells"]:
         style = f"{TOKEN}background-color:{cell['background']};color:{cell['colour']};"
@@ -104,7 +104,7 @@ def tokens_html(block: dict[str, Any], selected: int | None) -> str:
         parts.append("<br>" if cell["breaks"] else "")
     if block["window"]:
         window = html.escape(block["window"])
-        parts.append(f'<div style="color:#111;font-size:13px">{window}</div>')
+        parts.append(f'<div style="font-size:13px">{window}</div>')
     return "".join(parts)
 
 
@@ -142,7 +142,7 @@ def legend_html(
         f'<div style="{PAGE}">'
         f"<div><b>{html.escape(array.title)}</b>: {html.escape(array.formula)}</div>"
         f"{_colour_bar(name, limit)}<div>{html.escape(sentence)}</div>{marks}{count}"
-        f'<div style="font-size:13px;color:#444">{absent}</div></div>'
+        f'<div style="font-size:13px">{absent}</div></div>'
     )
 
 
@@ -150,13 +150,13 @@ def _colour_bar(name: str, limit: float) -> str:
     scale = ARRAYS[name].scale
     places = np.linspace(0 if scale == "positive" else -1, 1, 25) * limit
     painted = colours(name, np.exp(places) if scale == "ratio" else places, limit)
-    style = "display:inline-block;width:10px;height:16px;background:"
+    style = "flex:1;height:16px;background:"
     bar = "".join(f'<span style="{style}{colour}"></span>' for colour, _ in painted)
     ends = "".join(f"<span>{html.escape(end)}</span>" for end in colour_ends(name, limit))
     row = "display:flex;justify-content:space-between;font-size:13px"
     return (
-        '<div style="display:inline-block;margin:4px 0">'
-        f'<div style="display:flex;border:1px solid #111;width:max-content">{bar}</div>'
+        '<div style="width:252px;max-width:100%;margin:4px 0">'
+        f'<div style="display:flex;border:1px solid">{bar}</div>'
         f'<div style="{row}">{ends}</div></div>'
     )
 

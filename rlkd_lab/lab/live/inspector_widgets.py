@@ -13,13 +13,13 @@ class InspectorWidgets:
 
     def __init__(self) -> None:
         layout = ipywidgets.Layout
-        wide = layout(width="auto", min_width="10em", max_width="24em")
+        field = layout(width="auto", min_width="10em", max_width="24em")
         modes = [("one rollout", False), ("same prompt across steps", True)]
-        self.mode = ipywidgets.Dropdown(options=modes, description="show", layout=wide)
+        self.mode = ipywidgets.Dropdown(options=modes, description="show", layout=field)
         self.step = ipywidgets.Dropdown(description="step", layout=layout(width="11em"))
-        self.prompt = ipywidgets.Dropdown(description="prompt", layout=wide)
-        self.sample = ipywidgets.Dropdown(description="sample", layout=wide)
-        self.array = ipywidgets.Dropdown(description="colour by", layout=wide)
+        self.prompt = ipywidgets.Dropdown(description="prompt", layout=field)
+        self.sample = ipywidgets.Dropdown(description="sample", layout=field)
+        self.array = ipywidgets.Dropdown(description="colour by", layout=field)
         self.position = ipywidgets.BoundedIntText(
             min=1,
             max=10**6,
@@ -33,8 +33,9 @@ class InspectorWidgets:
         marked = "next dead or bounded token of this completion"
         self.next_marked = button("next marked ▶", tooltip=marked)
         self.look_again = button("look for new steps", tooltip="read the run folder again")
-        joined = layout(margin="0", width="100%")  # one white sheet, in a dark theme too
-        self.banner, self.legend, self.detail = (ipywidgets.HTML(layout=joined) for _ in range(3))
+        joined = layout(margin="0", width="100%")  # one sheet
+        wide = layout(margin="0", width="100%", overflow="auto")  # a narrow page scrolls tables
+        self.banner, self.legend, self.detail = (ipywidgets.HTML(layout=wide) for _ in range(3))
         self.view = TokenView(layout=joined)
         which = [self.mode, self.step, self.prompt, self.sample, self.look_again]
         moves = [self.array, self.previous, self.position, self.next, self.next_marked]

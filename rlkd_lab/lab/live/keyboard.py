@@ -19,7 +19,7 @@ import traitlets
 
 ESM = r"""
 const MARK = "data-lm-suppress-shortcuts";
-const BUSY = "The kernel is busy with a cell. Your request is kept until the cell is done.";
+const BUSY = "The kernel is busy. Your request is kept until it has time.";
 
 function speak(handle) {
   const row = handle.closest(".rlkd-knob");
@@ -36,7 +36,7 @@ function speak(handle) {
 function render({ model, el }) {
   el.style.display = "none";
   el.setAttribute("role", "status");
-  // A question goes after every request: a kernel that is busy with a cell answers late.
+  // A question goes after every request: a busy kernel answers late.
   let waiting = 0;
   const answered = () => {
     clearTimeout(waiting);
@@ -120,6 +120,8 @@ CSS = """
   padding: 4px 10px;
   border-left: 4px solid var(--jp-warn-color1, #c77700);
 }
+.rlkd-panel .widget-html-content { min-width: 0; overflow-x: auto; }
+.rlkd-panel small { display: inline-block; line-height: 1.35; }
 """
 
 

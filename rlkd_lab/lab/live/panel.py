@@ -298,8 +298,9 @@ class Panel(PanelWidgets):
         on = {"eval/accuracy": f", {evaluated_on(self.run.config)}"}
         named = [(label + on.get(name, ""), name) for label, name in TABLE]
         cells = [(label, self.history[name]) for label, name in named if name in self.history]
-        head = "".join(f"<th>{html.escape(label)}</th>" for label, _ in cells)
-        body = "".join(f"<td>{number(float(each.values[-1]))}</td>" for _, each in cells)
+        room = "style='padding:2px 14px 2px 0;text-align:left'"
+        head = "".join(f"<th {room}>{html.escape(label)}</th>" for label, _ in cells)
+        body = "".join(f"<td {room}>{number(float(each.values[-1]))}</td>" for _, each in cells)
         text = say(self.history, self.method, self.steps, self.run.status().state)
         table = f"<tr>{head}</tr><tr>{body}</tr>"
         return f"<table>{table}</table><small>{html.escape(text)}</small>", text
@@ -384,6 +385,7 @@ class Panel(PanelWidgets):
         self.follower.stop()
         if not why:
             return
+        set_trait(self.state, "value", "")  # it would grow old
         set_trait(self.banner, "value", why)
         self.again.enable(False)
         for control in (*self.buttons.values(), self.fork, self.more, self.again.shown):

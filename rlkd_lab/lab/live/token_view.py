@@ -7,7 +7,10 @@ from typing import Any
 import anywidget
 import traitlets
 
-PAGE = "background:#fff;color:#111;padding:8px 10px;font:14px/1.5 system-ui,sans-serif"
+GROUND = "var(--jp-layout-color0,var(--vscode-editor-background,#fff))"
+INK = "var(--jp-content-font-color1,var(--vscode-foreground,#111))"
+"""Colours of the page's theme; where there is none, a white sheet."""
+PAGE = f"background:{GROUND};color:{INK};padding:8px 10px;font:14px/1.5 system-ui,sans-serif"
 TOKEN = (
     "display:inline-block;min-width:8px;box-sizing:border-box;text-align:center;"
     "padding:0 5px;margin:3px 2px;border-radius:3px;background-clip:padding-box;"
@@ -15,9 +18,9 @@ TOKEN = (
     "font:14px/20px ui-monospace,Menlo,Consolas,monospace;"
     "unicode-bidi:isolate;direction:ltr;"
 )
-DEAD = "border:2px dashed #000;text-decoration:line-through 2px;"
-BOUND = "border-bottom:4px double #000;"
-SELECTED = "outline:3px solid #000;outline-offset:1px;"
+DEAD = f"border:2px dashed {INK};text-decoration:line-through 2px;"
+BOUND = f"border-bottom:4px double {INK};"
+SELECTED = f"outline:3px solid {INK};outline-offset:1px;"
 
 ESM = """
 function render({ model, el }) {

@@ -121,6 +121,33 @@ def test_a_difference_without_a_band_of_chance_is_faint_and_says_so(run):
     assert (whole["note"], whole["lines"][0]["alpha"], len(whole["bands"])) == ("", 1.0, 1)
 
 
+def test_the_step_that_is_read_is_that_of_the_run_and_not_of_a_longer_one_beside_it(tmp_path):
+    for name, steps in (("mine", 30), ("mine-2", 7)):
+        FakeHandle(tmp_path / name).advance(steps)
+    history, other = History(tmp_path / "mine-2"), History(tmp_path / "mine")
+    history.earlier = {"mine": other}
+    history.read()
+    other.read()
+    call = "'step\\n' + lastStep(data.panels[0])"
+    assert table(curve_data(history, "kdrl"), call) == [{"step": "7"}]
+
+
+def test_the_note_of_a_difference_stands_above_its_line(run):
+    run.forked("untouched", step=20, count=15)
+    data = curve_data(read(run), "kdrl")
+    drawn = draw(read(run), "kdrl").axes
+    (axes,) = [one for one in drawn if "reward: run" in one.get_title("left")]
+    note = axes.texts[0].get_window_extent()
+    highest = max(np.max(line.get_ydata()) for line in axes.get_lines()[:2])
+    assert note.y0 >= axes.transData.transform((0, highest))[1]
+    panel = "data.panels.find((one) => one.name === 'reward difference')"
+    reach = f"heights({panel}, new Set(), [0, 99])"
+    (row,) = table(data, f"'low,high\\n' + {reach}")
+    values = strip_of(run)["lines"][0]["y"]
+    low, high = (float(row[name]) for name in ("low", "high"))
+    assert (high - max(0, values.max())) / (high - low) > 0.18  # 14 of 80 pixels
+
+
 @pytest.mark.parametrize("group", ["main", "entropy"])
 def test_labels_of_neighbouring_moves_do_not_overlap(tmp_path, group):
     run = FakeHandle(tmp_path / "run", steps=100)

@@ -389,6 +389,23 @@ def test_what_a_notebook_saves_is_a_sentence_and_html(folder):
     assert captured.outputs[0].data["text/html"].startswith("<details style")
 
 
+def test_on_a_narrow_page_tables_scroll_and_nothing_is_cut(folder):
+    shown = inspect_tokens(folder, 2)
+    for part in (shown.banner, shown.legend, shown.detail):
+        assert part.layout.overflow == "auto"
+    assert "width:252px;max-width:100%" in shown.legend.value  # the bar of colours
+
+
+def test_it_has_the_colours_of_the_theme(folder):
+    shown = inspect_tokens(folder, 2)
+    pages = [shown.legend.value, shown.detail.value, shown.view._css, shown.html()]
+    for page in pages:
+        assert "var(--jp-layout-color0" in page
+        words = re.sub(r"var\(.+?\)\)", "", page)  # but for where there is no theme
+        assert not re.search(r"[^-]color:\s*#(?!000000|000;|ffffff)", words)
+        assert not re.search(r"background:#fff\b", words)
+
+
 def test_reprs_are_sentences(folder):
     for across in (False, True):
         shown = inspect_tokens(folder, across=across)

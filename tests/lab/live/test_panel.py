@@ -555,6 +555,7 @@ def test_the_thread_survives_errors_shows_them_and_ends_with_the_panel(make, out
     panel(run)  # the cell is run again
     assert not thread.is_alive()
     assert "This panel is closed" in watched.banner.value
+    assert watched.state.value == ""  # nothing that would grow old
     assert watched.knobs["kd_coef"].slider.disabled
     assert all(button.disabled for button in watched.buttons.values())
 

@@ -70,6 +70,46 @@ def test_states_settings_that_differ_values_and_reasons_are_shown(make, tmp_path
     assert "broken" in repr(shown)
 
 
+def test_a_later_run_stands_after_an_earlier_one(make, tmp_path):
+    for name in ("mine-10", "mine", "mine-2", "10", "9"):
+        make(name)
+    names = [row["name"] for row in runs(tmp_path).table.rows]
+    assert names == ["9", "10", "mine", "mine-2", "mine-10"]
+
+
+def test_one_damaged_run_leaves_the_table_whole(make, tmp_path):
+    make("a")
+    for name, field, value in (("b", "seed", {"a": 1}), ("c", "steps", "many")):
+        path = make(name).path / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    for name, rewards in (("d", ('"high"', "0.5")), ("e", ("0.5", "NaN"))):
+        rows = [f'{{"step": {n}, "reward": {each}}}' for n, each in enumerate(rewards, 1)]
+        (make(name).path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    shown = runs(tmp_path)
+    assert shown.problem == ""
+    rows = rows_of(shown)
+    assert [rows[name]["state"] for name in "ade"] == ["done", "broken", "done"]
+    assert (rows["e"]["reward"], rows["e"]["rewards"]) == (None, [0.5])
+    json.dumps(shown.table.rows, allow_nan=False)  # a page has no NaN
+
+
+def test_damaged_marks_are_said_and_kept(make, tmp_path):
+    make("a")
+    for words in ('["b", "c"', '{"b": 1}', "[1]"):
+        (tmp_path / "marked.json").write_text(words)
+        shown = runs(tmp_path)
+        assert "marked.json is damaged" in shown.said.value
+        select(shown, "a")
+        shown._press("Mark")
+        assert "mend or delete it" in shown.said.value
+        assert (tmp_path / "marked.json").read_text() == words
+    (tmp_path / "marked.json").write_text('["b"]')
+    shown.update()
+    assert "damaged" not in shown.said.value
+    shown._press("Mark")
+    assert json.loads((tmp_path / "marked.json").read_text()) == ["a", "b"]
+
+
 def test_it_follows_runs_that_are_made_changed_and_deleted(make, tmp_path, monkeypatch):
     monkeypatch.setattr("rlkd_lab.lab.live.browser.POLL_EVERY", 0.02)
     folder = make("a", steps=3)

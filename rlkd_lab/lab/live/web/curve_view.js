@@ -54,7 +54,8 @@ function heights(panel, hidden, [left, right]) {
   }
   if (low > high) [low, high] = [0, 1];
   const room = 0.06 * (high - low) || 0.1 * Math.abs(high) || 0.5;
-  return [panel.low ?? low - room, panel.high ?? high + room];
+  const above = panel.strip && panel.note ? 5 : 1; // the note stands above the line
+  return [panel.low ?? low - room, panel.high ?? high + above * room];
 }
 
 // --- colours -------------------------------------------------------------------------------------
@@ -142,7 +143,8 @@ function paintMoves(u, { panel, data, look }) {
     if (panel.note) {
       pen.textAlign = panel.strip ? "left" : "center";
       const across = panel.strip ? 5 * scale : box.width / 2;
-      pen.fillText(panel.note, box.left + across, box.top + (panel.strip ? 3 * scale : box.height / 2));
+      const down = panel.strip ? 3 * scale : box.height / 2;
+      pen.fillText(panel.note, box.left + across, box.top + down, box.width - 10 * scale);
     }
     if (!panel.strip) data.labels.forEach((label) => paintLabel(u, pen, box, scale, label, look));
   });
@@ -179,7 +181,7 @@ function options(chart, view) {
     label: line.label,
     show: !view.hidden.has(line.label),
     stroke: seen(line.colour, look),
-    alpha: line.alpha,
+    alpha: light(look.ground) < 0.2 ? Math.sqrt(line.alpha) : line.alpha, // faint is not unseen
     width: line.width,
     dash: dashes(line),
     spanGaps: true,
@@ -235,6 +237,12 @@ function readout(panel, hidden, step) {
   return words.length ? `step ${short(step)}: ${words.join(" · ")}` : "";
 }
 
+// The step that is read where nobody points: the last one of the run, not of faint runs beside it.
+function lastStep({ lines }) {
+  const own = lines.filter((line) => line.alpha === 1);
+  return Math.max(...(own.length ? own : lines).map((line) => line.x[line.x.length - 1]));
+}
+
 function makeChart(panel, view) {
   const chart = { panel, place: document.createElement("div") };
   chart.place.className = panel.strip ? "chart strip" : "chart";
@@ -244,9 +252,8 @@ function makeChart(panel, view) {
   box.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab leaves its keys alone
   box.title = "Drag to zoom, double click to see all. Keys: arrows read values, + and − zoom, 0 shows all.";
   chart.say = (at) => {
-    const steps = chart.u.data[0];
-    const last = steps[steps.length - 1];
-    const text = last === undefined ? "" : readout(chart.panel, view.hidden, at == null ? last : steps[at]);
+    const step = at == null ? lastStep(chart.panel) : chart.u.data[0][at];
+    const text = Number.isFinite(step) ? readout(chart.panel, view.hidden, step) : "";
     if (words.textContent !== text) words.textContent = text;
     title.textContent = title.title = chart.panel.title;
     box.setAttribute("aria-label", `${chart.panel.title}. ${text} ${chart.panel.note}`);
@@ -318,9 +325,11 @@ class View {
     this.root.innerHTML = PAGE;
     // While this view stands in the page, the still pictures below it do not: a picture that comes
     // next, and all up to the table. JupyterLab and Notebook 7 name their outputs so.
+    // A view without its kernel is hidden itself, and they stand.
     const still = document.createElement("style");
     const [one, mark] = [".jp-OutputArea-child", ".rlkd-still"];
-    still.textContent = `${one}:has(#${this.id}) + ${one}:has(.jp-RenderedImage), ${one}:has(#${this.id}) ~
+    const live = `${one}:has(#${this.id}):not(:has(.jupyter-widgets-disconnected))`;
+    still.textContent = `${live} + ${one}:has(.jp-RenderedImage), ${live} ~
       ${one}:is(:has(${mark}), :has(~ ${one} ${mark})):not(:has(.jupyter-widgets)) { display: none }`;
     el.replaceChildren(still, this.root);
     const tools = this.root.querySelector(".tools");
