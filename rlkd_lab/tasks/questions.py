@@ -41,6 +41,8 @@ class QuestionTask:
         rows: see :data:`~rlkd_lab.tasks.rows.Row`.
         template: with ``{question}``.
         columns: names of the columns ``question`` and ``answer``.
+        fields: further columns that ``Example.meta`` holds. ``trace`` is the row's answer where
+            there is no such column and the answer holds more than the final one.
 
     Raises:
         ValueError: no column of questions or answers, no answer that can be read, no row for
@@ -59,6 +61,7 @@ class QuestionTask:
         rows: Iterable[Row],
         template: str | None = None,
         columns: Mapping[str, str] | None = None,
+        fields: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.template = template or TEMPLATE
@@ -67,7 +70,7 @@ class QuestionTask:
         self._warned = False
         self.left_out: dict[str, list[str]] = {}
         """Rows whose reference cannot be judged, by reason."""
-        questions, sentences = read_questions(name, list(rows), columns)
+        questions, sentences = read_questions(name, list(rows), columns, fields)
         usable: list[Question] = []
         has = {row.given for row in questions}
         for row in questions:
@@ -78,7 +81,10 @@ class QuestionTask:
                 continue
             usable.append(row)
             prompt = self.template.replace("{question}", row.question)
-            example = Example(prompt, answer, row.difficulty, row.question, {"where": row.where})
+            meta = {**row.cells, "where": row.where}
+            if "trace" in fields and "trace" not in meta and row.answer.strip() != answer:
+                meta["trace"] = row.answer
+            example = Example(prompt, answer, row.difficulty, row.question, meta)
             self._rows[_split(row.question, row.given, has)].append(example)
         if self.left_out:
             sentences.append(self._unjudged(len(questions)))

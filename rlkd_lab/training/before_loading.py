@@ -12,6 +12,7 @@ from rlkd_lab.models.locating import locate
 from rlkd_lab.models.tokenizers import load_tokenizer, same_tokenizer
 from rlkd_lab.models.verification import check_head
 from rlkd_lab.runs import checkpoints
+from rlkd_lab.tasks.fields import columns_in
 from rlkd_lab.tasks.registry import find_task
 from rlkd_lab.tasks.verifier import GuardedTask
 from rlkd_lab.training.config import RunConfig
@@ -19,6 +20,7 @@ from rlkd_lab.training.config_checks import of_teacher
 from rlkd_lab.training.memory_passes import made
 from rlkd_lab.training.model_shape import Shape
 from rlkd_lab.training.prompts import Asked, fit_prompts
+from rlkd_lab.training.teacher_settings import teacher_model
 
 
 def check_pair(config: RunConfig) -> None:
@@ -30,12 +32,13 @@ def check_pair(config: RunConfig) -> None:
     Raises:
         FileNotFoundError, ValueError: in one sentence.
     """
-    for name in dict.fromkeys((config.student, config.teacher or config.student)):
+    theirs = teacher_model(config)
+    for name in dict.fromkeys((config.student, theirs or config.student)):
         locate(name, weights=Path(name).is_dir())
         Shape.of(name)
-    if config.teacher is not None and config.teacher != config.student:
+    if theirs is not None and theirs != config.student:
         try:
-            names = (config.student, config.teacher)
+            names = (config.student, theirs)
             same_tokenizer(*((name, load_tokenizer(name, weights=False)) for name in names))
         except ValueError as error:
             raise ValueError(of_teacher(config, error)) from None
@@ -68,12 +71,16 @@ def longest_prompt(config: RunConfig) -> int:
 
 def asked_prompts(config: RunConfig) -> Asked:
     """Return what the run may ask, found with tokenizers and configs alone."""
-    task = GuardedTask(find_task(config.task, config.task_settings, config.prompt_template))
+    columns = columns_in(config.teacher_prompt)
+    task = GuardedTask(
+        find_task(config.task, config.task_settings, config.prompt_template, columns)
+    )
     student, context = reader_of(config.student, config.chat, config.system_prompt)
-    if config.teacher is None:
+    name = teacher_model(config)
+    if name is None:
         return fit_prompts(task, config, student, None, (context, None))
     try:
-        teacher, theirs = reader_of(config.teacher, config.chat, config.system_prompt)
+        teacher, theirs = reader_of(name, config.chat, config.system_prompt)
     except ValueError as error:
         raise ValueError(of_teacher(config, error)) from None
     return fit_prompts(task, config, student, teacher, (context, theirs))

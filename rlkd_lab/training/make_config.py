@@ -63,7 +63,14 @@ NAMES_ELSEWHERE = {
     "report_to": "track",
 }
 """Names that TRL, transformers and peft have for settings, and ours."""
-CAN_BE_OFF = ("adapter", "teacher", "teacher_adapter", "max_prompt_tokens", "track")
+CAN_BE_OFF = (
+    "adapter",
+    "teacher",
+    "teacher_adapter",
+    "teacher_prompt",
+    "max_prompt_tokens",
+    "track",
+)
 
 
 def make_config(

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlkd_lab.models import LanguageModel, load_policy, load_teacher, make_dense_copy, reference_of
+from rlkd_lab.models.adapters import attach, save_adapter
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.models.logprobs import chunk_of, vocabulary
 from rlkd_lab.models.visitor import Visitor
 from rlkd_lab.rollouts import Engine
 from rlkd_lab.rollouts.sampling import find_engine
 from rlkd_lab.runs import checkpoints
+from rlkd_lab.tasks.fields import columns_in
 from rlkd_lab.tasks.verifier import GuardedTask, guarded
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.config_checks import of_teacher
 from rlkd_lab.training.speed import Size
+from rlkd_lab.training.state import AVERAGED
+from rlkd_lab.training.teacher_settings import CURRENT, SELF, START
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class FrozenModel:
     """What the forwards go through: the dense copy, or ``own``."""
     copy: DenseCopy | None
     size: Size
+    moves: bool = False
+    """Whether its weights follow the student's, so that the copy must be synced."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,11 @@ class Models:
         return found
 
     def sync(self) -> None:
-        """Give the dense copy the adapter as it is now."""
+        """Give the dense copies the adapters as they are now."""
         if self.copy is not None:
             self.copy.sync()
+        if self.teacher is not None and self.teacher.moves and self.teacher.copy is not None:
+            self.teacher.copy.sync()
 
     @contextmanager
     def teacher_here(self, asked: bool = True) -> Iterator[None]:
@@ -78,7 +87,11 @@ def load_models(config: RunConfig) -> Models:
         ValueError: a model, an adapter, the task or the engine cannot be used.
     """
     task = guarded(
-        config.task, config.task_settings, config.prompt_template, config.verifier_seconds
+        config.task,
+        config.task_settings,
+        config.prompt_template,
+        config.verifier_seconds,
+        columns_in(config.teacher_prompt),
     )
     engine = find_engine(config.engine)
     for start in filter(None, (config.adapter, config.teacher_adapter)):
@@ -93,24 +106,29 @@ def load_models(config: RunConfig) -> Models:
     )
     policy.model.train()
     policy.use_chat(config.chat, config.system_prompt)
-    teacher = _load_teacher(config, policy)
     copy = make_dense_copy(policy) if config.dense_copy else None
     through_copy = copy is not None and copy.merges and not config.gradient_checkpointing
     copies = config.dense_copy and DenseCopy.suits(policy)
-    visits = (
-        config.teacher_home == "host" and teacher is not None and teacher.model is not policy.model
-    )
+    student = copy.lm if copy is not None and through_copy else policy
+    reference = _frozen(reference_of(policy), copies)
+    if config.teacher in SELF:
+        teacher = _itself(config, policy, copy, reference)
+    else:
+        loaded = _load_teacher(config, policy)
+        teacher = None if loaded is None else _frozen(loaded, copies)
+    model = None if teacher is None else teacher.own.model
+    visits = config.teacher_home == "host" and model is not policy.model
     return Models(
         policy=policy,
-        student=copy.lm if copy is not None and through_copy else policy,
+        student=student,
         copy=copy,
         size=Size.of(policy),
-        teacher=None if teacher is None else _frozen(teacher, copies),
-        reference=_frozen(reference_of(policy), copies),
+        teacher=teacher,
+        reference=reference,
         task=task,
         engine=engine,
         chunk=chunk_of(config.logits_mib, vocabulary(policy)),
-        visitor=Visitor(teacher.model, policy.device) if teacher and visits else None,
+        visitor=Visitor(model, policy.device) if model is not None and visits else None,
     )
 
 
@@ -127,6 +145,26 @@ def _load_teacher(config: RunConfig, policy: LanguageModel) -> LanguageModel | N
     return teacher
 
 
-def _frozen(lm: LanguageModel, copies: bool) -> FrozenModel:
+def _itself(
+    config: RunConfig, policy: LanguageModel, copy: DenseCopy | None, reference: FrozenModel
+) -> FrozenModel:
+    """Return the student as its own teacher: as it began, as it is, or an average.
+
+    The average is a second adapter. It is equal to the policy's at the start.
+    """
+    if config.teacher == START:
+        own = replace(reference.own, chat=policy.chat, system_prompt=policy.system_prompt)
+        return replace(reference, own=own)
+    copies = config.dense_copy and DenseCopy.suits(policy)
+    if config.teacher == CURRENT:
+        kept = copy if copies else None
+        return FrozenModel(policy, policy if kept is None else kept.lm, kept, Size.of(policy))
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(policy, Path(folder))
+        attach(policy.model, folder, AVERAGED, policy.source)
+    return _frozen(replace(policy, adapter=AVERAGED), copies, moves=True)
+
+
+def _frozen(lm: LanguageModel, copies: bool, moves: bool = False) -> FrozenModel:
     copy = make_dense_copy(lm) if copies else None
-    return FrozenModel(lm, lm if copy is None else copy.lm, copy, Size.of(lm))
+    return FrozenModel(lm, lm if copy is None else copy.lm, copy, Size.of(lm), moves)

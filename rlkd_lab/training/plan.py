@@ -27,6 +27,7 @@ from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.config_checks import of_teacher
 from rlkd_lab.training.memory_passes import one_pass
 from rlkd_lab.training.model_shape import Shape
+from rlkd_lab.training.teacher_settings import AVERAGE, SELF, teacher_model, teacher_quant
 
 GIB = 2**30
 MARGIN = 1.1
@@ -79,7 +80,8 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
     """
     size = 2 if gpu else 4
     student = Shape.of(config.student)
-    teacher = None if config.teacher is None else Shape.of(config.teacher)
+    named = teacher_model(config)
+    teacher = None if named is None else Shape.of(named)
     prompt = longest_prompt(config) if prompt_tokens is None else prompt_tokens
     _check_context(config, student, teacher, prompt)
     # in float32 the adapter is merged into the copy, and training goes through it
@@ -92,7 +94,7 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
 
 
 def _check_context(config: RunConfig, student: Shape, teacher: Shape | None, prompt: int) -> None:
-    for name, model in ((config.student, student), (config.teacher, teacher)):
+    for name, model in ((config.student, student), (teacher_model(config), teacher)):
         if model is not None and prompt + config.max_new_tokens > model.context:
             problem = (
                 f"prompts of {prompt} tokens and completions of {config.max_new_tokens} do"
@@ -103,7 +105,7 @@ def _check_context(config: RunConfig, student: Shape, teacher: Shape | None, pro
 
 def _has_own_base(config: RunConfig) -> bool:
     """Whether the teacher does not share the student's base."""
-    same = config.teacher == config.student and config.teacher_quant == config.quant
+    same = teacher_model(config) == config.student and teacher_quant(config) == config.quant
     shares = config.teacher_adapter is None or can_share_base(
         config.teacher_adapter, config.adapter
     )
@@ -118,16 +120,18 @@ def _plan_held(
     visits = config.teacher_home == "host"
     held = {
         "student": student.weights(config.quant, size),
-        "teacher": teacher.weights(config.teacher_quant, size)
+        "teacher": teacher.weights(teacher_quant(config), size)
         if teacher is not None and not visits and _has_own_base(config)
         else 0,
-        "adapter": 4 * adapter * (2 if config.adapter is not None else 1),
+        "adapter": 4 * adapter * (1 + (config.adapter is not None) + (config.teacher == AVERAGE)),
         "gradients and optimizer": (12 if config.optimizer == "adamw" else 6) * adapter,
     }
     if merged:
         # once merged; a quantised base dequantised, and again for the reference; the teacher's once
         copies = 4 * student.linear * (3 if config.quant == "nf4" else 1)
-        if teacher is not None and config.teacher_quant == "nf4":
+        # a teacher that is the student shares a copy, but for an average, which is merged
+        own_copy = config.teacher not in SELF and config.teacher_quant == "nf4"
+        if teacher is not None and (own_copy or config.teacher == AVERAGE):
             copies += 4 * teacher.linear
         held["dense copies"] = copies
     elif config.dense_copy and config.quant == "nf4":
@@ -142,7 +146,7 @@ def _plan_updating(
     models = [student] if teacher is None else [student, teacher]
     if config.teacher_home == "host" and teacher is not None and _has_own_base(config):
         # the teacher is here while nothing is held for a backward pass
-        visit = teacher.weights(config.teacher_quant, size)
+        visit = teacher.weights(teacher_quant(config), size)
         visit += _passes(config, models, size, prompt, gradient=False)
         most = max(_passes(config, models[:1], size, prompt), visit)
         updating = {"activations, or the teacher and fewer": most}
@@ -152,7 +156,7 @@ def _plan_updating(
     updating["values of all tokens"] = rows * (14 * 4 * config.max_new_tokens + 32 * width)
     prompts = config.prompts_per_step * prompt * sum(m.cache_of_a_token(size) for m in models)
     updating["prompts"] = prompts if merged else 0
-    if not merged and "nf4" in (config.quant, config.teacher_quant):
+    if not merged and "nf4" in (config.quant, teacher_quant(config)):
         updating["a layer unpacked"] = size * max(model.largest for model in models)
     return updating
 
@@ -168,10 +172,9 @@ def plan_sampling(config: RunConfig, gpu: bool, prompt: int) -> dict[str, int]:
         needs.append(
             (student, min(config.eval_prompts, evaluation.BATCH), 2 * config.max_new_tokens)
         )  # out of distribution the limit is doubled
-    if config.teacher is not None and "traces" in METHODS[config.method].needs:
-        needs.append(
-            (Shape.of(config.teacher), min(config.traces, traces.BATCH), config.max_new_tokens)
-        )
+    writer = teacher_model(config)
+    if writer is not None and "traces" in METHODS[config.method].needs:
+        needs.append((Shape.of(writer), min(config.traces, traces.BATCH), config.max_new_tokens))
     most = (
         max(config.sample_at_once, config.group_size)
         if config.sample_at_once

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from rlkd_lab.models import LanguageModel
 from rlkd_lab.rollouts.sampling import prompt_limit
 from rlkd_lab.tasks import Example
+from rlkd_lab.tasks.fields import SIBLING, fields_in, filled, value_of
 from rlkd_lab.tasks.lengths import Limit, check_drawn
 from rlkd_lab.tasks.verifier import GuardedTask
 from rlkd_lab.training.config import RunConfig
@@ -63,6 +64,7 @@ def fit_prompts(
         own.append(
             _of_teacher(config, student, limit(teacher, config.max_new_tokens, context=contexts[1]))
         )
+        own += _of_teacher_prompt(task, config, student, own[1])
     harder: list[Limit] = []
     if config.eval_every and task.ood_difficulty is not None:
         harder = [limit(student, 2 * config.max_new_tokens, context=contexts[0])]
@@ -70,7 +72,7 @@ def fit_prompts(
             own = harder = own + harder
     drawn = _some(task, DRAWN, config.seed, config.difficulty)
     hard = _some(task, DRAWN_OOD, config.seed, task.ood_difficulty) if harder else []
-    data = data_of(task, config.task, drawn)
+    data = data_of(task, config.task, drawn, asked_by(task, config))
     found = [task.keep_to(own, config.long_prompts, drawn, harder)]
     if harder:
         found.append(
@@ -113,3 +115,49 @@ def _some(
     if not found:
         raise ValueError(f"the task {task.name} has no training prompts")
     return found
+
+
+def teacher_text(task: Any, template: str, example: Example, sibling: str = "") -> str:
+    """Return the prompt after which a teacher is asked.
+
+    Raises:
+        ValueError: the example lacks a field of the template.
+    """
+    values = {
+        name: sibling if name == SIBLING else value_of(task, example, name)
+        for name in fields_in(template)
+    }
+    return filled(template, values)
+
+
+def asked_by(task: Any, config: RunConfig) -> Callable[[Example], str] | None:
+    """Return how an example becomes the teacher's prompt, or ``None`` for the student's prompt."""
+    template = config.teacher_prompt
+    return None if template is None else lambda example: teacher_text(task, template, example)
+
+
+def _of_teacher_prompt(
+    task: Any, config: RunConfig, student: LanguageModel, own: Limit
+) -> list[Limit]:
+    """Return the limit of the prompts that ``teacher_prompt`` makes, if it is set.
+
+    They have the student's chat template. A sibling counts as long as a completion may be.
+
+    Args:
+        task: of the run.
+        config: of the run.
+        student: reads the prompts.
+        own: the teacher's limit of the student's prompts.
+    """
+    asked = asked_by(task, config)
+    if asked is None:
+        return []
+    sibling = config.max_new_tokens if SIBLING in fields_in(config.teacher_prompt) else 0
+
+    def measure(prompts: Sequence[str]) -> list[int]:
+        return [len(ids) + sibling for ids in student.prompt_ids(prompts)]
+
+    def remark(text: str) -> str:
+        return own.remark(f"as teacher_prompt makes them, {text}")
+
+    return [replace(own, measure=measure, most=None, remark=remark, asked=asked)]

@@ -175,7 +175,9 @@ def _frozen(
 
     Where it has a lean forward, each prompt is run once for all of its completions.
     """
-    model = setup.models.frozen(name)
+    model, whole = setup.models.frozen(name), stats.sequences
+    if name == "teacher":
+        part, whole = part.for_teacher, whole.for_teacher
     clock.flops += model.size.forward(*tokens(part))
     with clock(name):
         decoder = None if model.copy is None else model.copy.decoder
@@ -183,7 +185,7 @@ def _frozen(
             states = hidden_states(model.lm, part)
         else:
             if name not in stats.prompts:
-                stats.prompts[name] = decoder.read(stats.sequences)
+                stats.prompts[name] = decoder.read(whole)
             states = decoder.hidden_states(
                 part.completion_ids, part.completion_mask, stats.prompts[name], rows
             )
@@ -254,7 +256,7 @@ def live_batch(
     teacher = setup.models.frozen("teacher").lm
     if theirs is None:
         with torch.no_grad():
-            theirs = hidden_states(teacher, part)
+            theirs = hidden_states(teacher, part.for_teacher)
     options: Any = setup.options
     per_token = token_divergence(
         student,
@@ -282,8 +284,15 @@ def micro_batches(sequences: Sequences, rows: Tensor, micro_batch: int) -> list[
     None holds more tokens than ``micro_batch`` of the rollout's longest would. One ends where its
     padding would cost more than another pass.
     """
-    masks = (sequences.completion_mask, sequences.prompt_mask)
-    lengths, prompts = (mask.sum(1).tolist() for mask in masks)
+    lengths, own, theirs = (
+        mask.sum(1).tolist()
+        for mask in (
+            sequences.completion_mask,
+            sequences.prompt_mask,
+            sequences.for_teacher.prompt_mask,
+        )
+    )
+    prompts = own + theirs
     limit = micro_batch * (max(prompts) + max(lengths))
     found: list[list[int]] = []
     padding = 0

@@ -31,6 +31,7 @@ from rlkd_lab.training.samples import Rollout
 from rlkd_lab.training.scoring import score
 from rlkd_lab.training.setup import Row, Setup, StepValues
 from rlkd_lab.training.state import Progress, TrainState
+from rlkd_lab.training.teachers import with_teacher_prompts
 from rlkd_lab.training.token_stats import (
     Clock,
     TokenStats,
@@ -152,7 +153,8 @@ class Trainer:
             rollout, collected = collect(setup, step, context, stop)
         with clock("reward"):
             batch, scored, verdicts = score(setup, rollout)
-        row = scored | collected
+        rollout, batch, asked = with_teacher_prompts(setup, rollout, batch, verdicts)
+        row = scored | collected | asked
         sampled = row.pop("generated", int(rollout.sequences.completion_mask.sum()))
 
         measures = _due(config.interference_every, step) and rollout.on_policy
@@ -173,7 +175,7 @@ class Trainer:
             context.snapshot = self.state.copy()
         self.whole = False
         row |= update(setup, step, context, self.state, batch, stats, clock)
-        row |= token_row(rollout, stats) | gate_row(setup, step, batch, stats)
+        row |= token_row(batch, rollout, stats) | gate_row(setup, step, batch, stats)
         self._check_sampler(step, rollout, stats)
         for event in moves + context.decisions.new_events():
             context.tell({**event, "time": time.time()})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rlkd_lab.models.locating import locate
 from rlkd_lab.training.config import RunConfig
+from rlkd_lab.training.teacher_settings import SELF
 
 Weights = dict[str, str]
 WHOLE = 2**26
@@ -42,6 +43,8 @@ def weights_of(config: RunConfig) -> Weights:
 def _names(config: RunConfig) -> dict[str, str]:
     roles = ("student", "teacher", "adapter", "teacher_adapter")
     named = {role: getattr(config, role) for role in roles}
+    if config.teacher in SELF:
+        del named["teacher"]
     return {role: str(name) for role, name in named.items() if name is not None}
 
 
