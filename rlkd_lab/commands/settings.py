@@ -27,6 +27,7 @@ GROUPS: dict[str, list[str]] = {
         "adapter",
         "teacher_adapter",
         "teacher_home",
+        "teacher_mix",
         "teacher_ema",
         "lora_alpha",
         "lora_targets",

@@ -23,15 +23,18 @@ class Sequences:
     """(B, Q), where the teacher reads another prompt."""
     teacher_prompt_mask: Tensor | None = None
     """(B, Q)."""
+    teacher_shares: Tensor | None = None
+    """(B, teachers): the weight of each of several teachers in a row; a row adds up to 1."""
 
     def select(self, rows: Tensor | slice) -> Sequences:
         """Return some rows, without columns that are padding in all of them."""
         own = _trimmed(self.prompt_ids[rows], self.prompt_mask[rows])
         completions = self.completion_ids[rows], self.completion_mask[rows]
-        if self.teacher_prompt_ids is None or self.teacher_prompt_mask is None:
-            return Sequences(*own, *completions)
-        theirs = _trimmed(self.teacher_prompt_ids[rows], self.teacher_prompt_mask[rows])
-        return Sequences(*own, *completions, *theirs)
+        theirs: tuple[Tensor | None, Tensor | None] = None, None
+        if self.teacher_prompt_ids is not None and self.teacher_prompt_mask is not None:
+            theirs = _trimmed(self.teacher_prompt_ids[rows], self.teacher_prompt_mask[rows])
+        shares = None if self.teacher_shares is None else self.teacher_shares[rows]
+        return Sequences(*own, *completions, *theirs, shares)
 
     @property
     def for_teacher(self) -> Sequences:

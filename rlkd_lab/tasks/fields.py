@@ -63,7 +63,7 @@ def value_of(task: Any, example: Example, name: str) -> str:
     where = example.meta.get("where", task.name)
     hint = "name the column that holds it, or take" if "where" in example.meta else "its fields are"
     raise ValueError(
-        f"teacher_prompt asks for {{{name}}}, which {where} does not have: {hint}"
+        f"the teacher needs {{{name}}}, which {where} does not have: {hint}"
         f" {', '.join(dict.fromkeys(has))}"
     )
 
@@ -84,7 +84,7 @@ def cells_of(where: str, row: Mapping[Any, Any], columns: Collection[str]) -> di
             found[name] = str(row[name])
         elif name in row:
             raise ValueError(
-                f"{where} has no text in {name!r}, which teacher_prompt asks for: fill it, or"
+                f"{where} has no text in {name!r}, which the teacher needs: fill it, or"
                 " leave the row out"
             )
         elif name != "trace":
@@ -92,7 +92,7 @@ def cells_of(where: str, row: Mapping[Any, Any], columns: Collection[str]) -> di
             close = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
             hint = f"did you mean {{{close[0]}}}? " if close else ""
             raise ValueError(
-                f"teacher_prompt asks for {{{name}}}, which {where} does not have: {hint}its"
+                f"the teacher needs {{{name}}}, which {where} does not have: {hint}its"
                 f" fields are {', '.join(valid)}"
             )
     return found

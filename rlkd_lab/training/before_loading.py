@@ -12,7 +12,6 @@ from rlkd_lab.models.locating import locate
 from rlkd_lab.models.tokenizers import load_tokenizer, same_tokenizer
 from rlkd_lab.models.verification import check_head
 from rlkd_lab.runs import checkpoints
-from rlkd_lab.tasks.fields import columns_in
 from rlkd_lab.tasks.registry import find_task
 from rlkd_lab.tasks.verifier import GuardedTask
 from rlkd_lab.training.config import RunConfig
@@ -20,7 +19,7 @@ from rlkd_lab.training.config_checks import of_teacher
 from rlkd_lab.training.memory_passes import made
 from rlkd_lab.training.model_shape import Shape
 from rlkd_lab.training.prompts import Asked, fit_prompts
-from rlkd_lab.training.teacher_settings import teacher_model
+from rlkd_lab.training.teacher_settings import teacher_columns, teacher_models
 
 
 def check_pair(config: RunConfig) -> None:
@@ -32,11 +31,11 @@ def check_pair(config: RunConfig) -> None:
     Raises:
         FileNotFoundError, ValueError: in one sentence.
     """
-    theirs = teacher_model(config)
-    for name in dict.fromkeys((config.student, theirs or config.student)):
+    teachers = teacher_models(config)
+    for name in dict.fromkeys((config.student, *teachers)):
         locate(name, weights=Path(name).is_dir())
         Shape.of(name)
-    if theirs is not None and theirs != config.student:
+    for theirs in sorted(set(teachers) - {config.student}):
         try:
             names = (config.student, theirs)
             same_tokenizer(*((name, load_tokenizer(name, weights=False)) for name in names))
@@ -71,19 +70,18 @@ def longest_prompt(config: RunConfig) -> int:
 
 def asked_prompts(config: RunConfig) -> Asked:
     """Return what the run may ask, found with tokenizers and configs alone."""
-    columns = columns_in(config.teacher_prompt)
+    columns = teacher_columns(config)
     task = GuardedTask(
         find_task(config.task, config.task_settings, config.prompt_template, columns)
     )
     student, context = reader_of(config.student, config.chat, config.system_prompt)
-    name = teacher_model(config)
-    if name is None:
-        return fit_prompts(task, config, student, None, (context, None))
     try:
-        teacher, theirs = reader_of(name, config.chat, config.system_prompt)
+        names = teacher_models(config)
+        theirs = [reader_of(name, config.chat, config.system_prompt) for name in names]
     except ValueError as error:
         raise ValueError(of_teacher(config, error)) from None
-    return fit_prompts(task, config, student, teacher, (context, theirs))
+    contexts = (context, *(each for _, each in theirs))
+    return fit_prompts(task, config, student, [teacher for teacher, _ in theirs], contexts)
 
 
 def reader_of(

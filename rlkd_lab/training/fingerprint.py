@@ -41,6 +41,7 @@ LATER_SETTINGS = {
     "adam_beta2",
     "teacher_prompt",
     "teacher_ema",
+    "teacher_mix",
     *OF_AN_ADAPTER,
 }
 """Settings that earlier versions lack. At their defaults they do not change a fingerprint, so that

@@ -68,6 +68,7 @@ CAN_BE_OFF = (
     "teacher",
     "teacher_adapter",
     "teacher_prompt",
+    "teacher_mix",
     "max_prompt_tokens",
     "track",
 )

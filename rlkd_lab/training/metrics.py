@@ -29,6 +29,11 @@ def token_row(batch: TokenBatch, rollout: Rollout, stats: TokenStats) -> Row:
             # of two equal models rounding leaves ±1e-8
             row[name] = max(mean(values[kind][taught]), 0.0)
             row[f"{name}_t1"] = max(mean(values[f"{kind}_t1"][taught]), 0.0)
+    shares = rollout.sequences.teacher_shares
+    for number, share in enumerate([] if shares is None else shares.unbind(1), 1):
+        if f"teacher {number}" in values:
+            kl = values[f"teacher {number}"][taught & (share > 0)[:, None]]
+            row[f"teacher/kl_{number}"] = max(mean(kl), 0.0) if kl.numel() else None
     old = values["old_logps"]
     if "teacher_logps" in values:
         for name, estimate in (("k1", k1), ("k2", k2), ("k3", k3)):

@@ -16,13 +16,18 @@ from rlkd_lab.models.visitor import Visitor
 from rlkd_lab.rollouts import Engine
 from rlkd_lab.rollouts.sampling import find_engine
 from rlkd_lab.runs import checkpoints
-from rlkd_lab.tasks.fields import columns_in
 from rlkd_lab.tasks.verifier import GuardedTask, guarded
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.config_checks import of_teacher
 from rlkd_lab.training.speed import Size
 from rlkd_lab.training.state import AVERAGED
-from rlkd_lab.training.teacher_settings import CURRENT, SELF, START
+from rlkd_lab.training.teacher_settings import (
+    CURRENT,
+    SELF,
+    START,
+    teacher_columns,
+    teachers_of,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,13 @@ class Models:
     """Tokens whose logits are held at a time."""
     visitor: Visitor | None
     """With ``teacher_home=host`` the teacher is on the device only while it is asked."""
+    more: tuple[FrozenModel, ...] = ()
+    """Teachers beside the first, of several."""
+
+    @property
+    def teachers(self) -> tuple[FrozenModel, ...]:
+        """All teachers, in the config's order."""
+        return () if self.teacher is None else (self.teacher, *self.more)
 
     def frozen(self, name: str) -> FrozenModel:
         """Return the ``teacher`` or the ``reference``."""
@@ -69,8 +81,9 @@ class Models:
         """Give the dense copies the adapters as they are now."""
         if self.copy is not None:
             self.copy.sync()
-        if self.teacher is not None and self.teacher.moves and self.teacher.copy is not None:
-            self.teacher.copy.sync()
+        for teacher in self.teachers:
+            if teacher.moves and teacher.copy is not None:
+                teacher.copy.sync()
 
     @contextmanager
     def teacher_here(self, asked: bool = True) -> Iterator[None]:
@@ -91,7 +104,7 @@ def load_models(config: RunConfig) -> Models:
         config.task_settings,
         config.prompt_template,
         config.verifier_seconds,
-        columns_in(config.teacher_prompt),
+        teacher_columns(config),
     )
     engine = find_engine(config.engine)
     for start in filter(None, (config.adapter, config.teacher_adapter)):
@@ -111,11 +124,13 @@ def load_models(config: RunConfig) -> Models:
     copies = config.dense_copy and DenseCopy.suits(policy)
     student = copy.lm if copy is not None and through_copy else policy
     reference = _frozen(reference_of(policy), copies)
-    if config.teacher in SELF:
-        teacher = _itself(config, policy, copy, reference)
-    else:
-        loaded = _load_teacher(config, policy)
-        teacher = None if loaded is None else _frozen(loaded, copies)
+    teachers = [
+        _itself(config, name, policy, copy, reference)
+        if name in SELF
+        else _frozen(_load_teacher(config, name, policy), copies)
+        for name in teachers_of(config)
+    ]
+    teacher = teachers[0] if teachers else None
     model = None if teacher is None else teacher.own.model
     visits = config.teacher_home == "host" and model is not policy.model
     return Models(
@@ -129,15 +144,14 @@ def load_models(config: RunConfig) -> Models:
         engine=engine,
         chunk=chunk_of(config.logits_mib, vocabulary(policy)),
         visitor=Visitor(model, policy.device) if model is not None and visits else None,
+        more=tuple(teachers[1:]),
     )
 
 
-def _load_teacher(config: RunConfig, policy: LanguageModel) -> LanguageModel | None:
-    if config.teacher is None:
-        return None
+def _load_teacher(config: RunConfig, name: str, policy: LanguageModel) -> LanguageModel:
     try:
         teacher = load_teacher(
-            config.teacher, config.teacher_quant, policy=policy, adapter=config.teacher_adapter
+            name, config.teacher_quant, policy=policy, adapter=config.teacher_adapter
         )
         teacher.use_chat(config.chat, config.system_prompt)
     except ValueError as error:
@@ -146,17 +160,21 @@ def _load_teacher(config: RunConfig, policy: LanguageModel) -> LanguageModel | N
 
 
 def _itself(
-    config: RunConfig, policy: LanguageModel, copy: DenseCopy | None, reference: FrozenModel
+    config: RunConfig,
+    name: str,
+    policy: LanguageModel,
+    copy: DenseCopy | None,
+    reference: FrozenModel,
 ) -> FrozenModel:
     """Return the student as its own teacher: as it began, as it is, or an average.
 
     The average is a second adapter. It is equal to the policy's at the start.
     """
-    if config.teacher == START:
+    if name == START:
         own = replace(reference.own, chat=policy.chat, system_prompt=policy.system_prompt)
         return replace(reference, own=own)
     copies = config.dense_copy and DenseCopy.suits(policy)
-    if config.teacher == CURRENT:
+    if name == CURRENT:
         kept = copy if copies else None
         return FrozenModel(policy, policy if kept is None else kept.lm, kept, Size.of(policy))
     with tempfile.TemporaryDirectory() as folder:

@@ -127,7 +127,8 @@ def teacher_weight(setup: Setup, sequences: Sequences) -> Tensor | None:
     """
     if setup.models.teacher is None:
         return None
-    ours, theirs = setup.models.policy.eos_ids, setup.models.teacher.own.eos_ids
+    ours = setup.models.policy.eos_ids
+    theirs = frozenset.intersection(*(one.own.eos_ids for one in setup.models.teachers))
     if theirs >= ours:
         return None
     ids = sequences.completion_ids

@@ -33,7 +33,7 @@ from rlkd_lab.training.recovery import declare_guards, go_back
 from rlkd_lab.training.requests import RequestHandler
 from rlkd_lab.training.selfcheck import check_start
 from rlkd_lab.training.setup import Row
-from rlkd_lab.training.teacher_settings import teacher_model
+from rlkd_lab.training.teacher_settings import teacher_models
 from rlkd_lab.training.track import Tracker, check_tracker
 from rlkd_lab.training.trainer import Trainer
 
@@ -349,9 +349,9 @@ def within_memory(config: RunConfig) -> RunConfig:
         ValueError: it cannot be made to fit; says what would. Or examples lack what the teacher's
             prompts are made of.
     """
-    named = {config.student, teacher_model(config) or config.student}
+    named = {config.student, *teacher_models(config)}
     if config.plan == "off" or named <= set(zoo_names()):
-        if config.teacher_prompt is not None:
+        if config.teacher_prompt or config.teacher_mix:
             asked_prompts(config)
         return config
     check_pair(config)

@@ -1,15 +1,17 @@
-"""The settings of a teacher that is the student itself, or that is asked after another prompt."""
+"""The settings of teachers: several, the student itself, or one that reads another prompt."""
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from rlkd_lab.models.language_model import Quant
-from rlkd_lab.objectives.methods import METHODS
+from rlkd_lab.objectives.methods import METHODS, needs_of, resolve_options
 from rlkd_lab.objectives.settings import nearest
-from rlkd_lab.tasks.fields import SIBLING, fields_in
+from rlkd_lab.tasks.fields import SIBLING, columns_in, fields_in
 
 if TYPE_CHECKING:
     from rlkd_lab.training.config import RunConfig
@@ -26,6 +28,13 @@ TeacherPrompt = Annotated[
         " {answer}, {trace}, {sibling} or a column of your file"
     ),
 ]
+TeacherMix = Annotated[
+    str | None,
+    Field(
+        description="of several teachers: their weights, such as 0.7,0.3, or the column that names"
+        " the teacher of each row; by default all weigh the same"
+    ),
+]
 TeacherEma = Annotated[
     float,
     Field(
@@ -37,14 +46,53 @@ TeacherEma = Annotated[
 ]
 
 
-def teacher_model(config: RunConfig) -> str | None:
-    """Return the name of the model that the teacher is."""
-    return config.student if config.teacher in SELF else config.teacher
+def teachers_of(config: RunConfig) -> list[str]:
+    """Return the teachers as the config names them."""
+    if config.teacher is None or Path(config.teacher).is_dir():
+        return [] if config.teacher is None else [config.teacher]
+    return [name.strip() for name in config.teacher.split(",")]
 
 
-def teacher_quant(config: RunConfig) -> Quant:
-    """Return how its weights are held."""
-    return config.quant if config.teacher in SELF else config.teacher_quant
+def model_of(config: RunConfig, teacher: str) -> str:
+    """Return the name of the model that a teacher is."""
+    return config.student if teacher in SELF else teacher
+
+
+def quant_of(config: RunConfig, teacher: str) -> Quant:
+    """Return how the weights of a teacher are held."""
+    return config.quant if teacher in SELF else config.teacher_quant
+
+
+def teacher_models(config: RunConfig) -> list[str]:
+    """Return the names of the models that the teachers are."""
+    return [model_of(config, teacher) for teacher in teachers_of(config)]
+
+
+def weights_in(mix: str | None, count: int) -> list[float] | None:
+    """Return the weights of teachers, which add up to 1, or ``None`` where a field routes."""
+    if mix is None:
+        return [1 / count] * count
+    try:
+        found = [float(word) for word in mix.split(",")]
+    except ValueError:
+        return None
+    if len(found) != count or not all(0 < one < math.inf for one in found):
+        raise ValueError(f"teacher_mix={mix}: {count} teachers need {count} weights above 0")
+    return [one / sum(found) for one in found]
+
+
+def route_of(config: RunConfig) -> str | None:
+    """Return the field that names the teacher of an example, or ``None``."""
+    count = len(teachers_of(config))
+    return (
+        config.teacher_mix if count > 1 and weights_in(config.teacher_mix, count) is None else None
+    )
+
+
+def teacher_columns(config: RunConfig) -> tuple[str, ...]:
+    """Return the columns of a file that the teachers need."""
+    route = route_of(config)
+    return (*columns_in(config.teacher_prompt), *([] if route is None else [route]))
 
 
 def check_teacher(config: RunConfig) -> None:
@@ -54,16 +102,19 @@ def check_teacher(config: RunConfig) -> None:
         ValueError: in one sentence.
     """
     teacher, template = config.teacher, config.teacher_prompt
-    if teacher is not None and teacher.partition(":")[0] == START:
-        nearest(teacher, SELF, "teacher")
+    names = teachers_of(config)
+    for name in names:
+        if name.partition(":")[0] == START:
+            nearest(name, SELF, "teacher")
+    _check_several(config, names)
     if teacher in SELF and config.teacher_adapter is not None:
         raise ValueError(
             f"teacher={teacher} is the student with its own adapter: leave teacher_adapter out"
         )
-    if config.teacher_ema != RATE and teacher != AVERAGE:
+    if config.teacher_ema != RATE and AVERAGE not in names:
         raise ValueError(f"teacher_ema cannot act: use --set teacher={AVERAGE}, or leave it out")
     if template is None:
-        if teacher == CURRENT:
+        if CURRENT in names:
             raise ValueError(
                 f"teacher={CURRENT} says of every token what the student says: give it another"
                 " prompt with --set teacher_prompt=TEXT"
@@ -89,3 +140,26 @@ def check_teacher(config: RunConfig) -> None:
             f"teacher_prompt asks for {{{SIBLING}}}, another completion of the group: use --set"
             " group_size=2 or more"
         )
+
+
+def _check_several(config: RunConfig, names: list[str]) -> None:
+    """Refuse what several teachers cannot do together."""
+    if len(names) < 2:
+        if config.teacher_mix is not None:
+            raise ValueError("teacher_mix is for several teachers: --set teacher=NAME,NAME")
+        return
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"teacher={config.teacher}: write different names with a comma between")
+    weights_in(config.teacher_mix, len(names))
+    needs = needs_of(
+        METHODS[config.method], {}, resolve_options(METHODS[config.method], config.options)
+    )
+    if wrong := needs & {"traces", "divergence", "entropy"}:
+        what = "the texts" if "traces" in wrong else "the whole distribution"
+        raise ValueError(
+            f"{config.method} needs {what} of one teacher; several teachers give"
+            " log-probabilities of the student's tokens: take one, or opd, kdrl or the like"
+        )
+    if config.teacher_adapter is not None or config.teacher_home == "host":
+        name = "teacher_adapter" if config.teacher_adapter is not None else "teacher_home=host"
+        raise ValueError(f"{name} is for one teacher: leave it out, or name one teacher")

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.tasks.fields import SIBLING, fields_in
 from rlkd_lab.tasks.rewards import Verdict
-from rlkd_lab.training.prompts import teacher_text
+from rlkd_lab.training.prompts import teacher_number, teacher_text
 from rlkd_lab.training.samples import Rollout
 from rlkd_lab.training.setup import Row, Setup
+from rlkd_lab.training.teacher_settings import route_of, weights_in
 
 
 def with_teacher_prompts(
@@ -33,6 +35,9 @@ def with_teacher_prompts(
         ``teacher/without_sibling``, the share of completions without one, in [0, 1].
     """
     models, template = setup.models, setup.config.teacher_prompt
+    if models.more:
+        sequences = replace(rollout.sequences, teacher_shares=_shares(setup, rollout))
+        rollout = replace(rollout, sequences=sequences)
     if template is None or models.teacher is None:
         return rollout, batch, {}
     if SIBLING not in fields_in(template):
@@ -49,6 +54,18 @@ def with_teacher_prompts(
     batch = replace(batch, kd_weight=weight.expand(mask.shape))
     row = {"teacher/without_sibling": 1 - has.mean().item()}
     return _asked_after(setup, rollout, texts), batch, row
+
+
+def _shares(setup: Setup, rollout: Rollout) -> Tensor:
+    """Return the weight of each teacher for each completion, (B, teachers)."""
+    config, route = setup.config, route_of(setup.config)
+    count, device = len(setup.models.teachers), rollout.sequences.completion_mask.device
+    if route is None:
+        weights = torch.tensor(weights_in(config.teacher_mix, count), device=device)
+        return weights.expand(len(rollout.texts), -1)
+    task, examples = setup.models.task, rollout.examples
+    numbers = [teacher_number(task, config, route, example) for example in examples]
+    return torch.eye(count, device=device)[numbers]
 
 
 def _asked_after(setup: Setup, rollout: Rollout, texts: list[str]) -> Rollout:

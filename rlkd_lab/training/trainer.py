@@ -82,8 +82,8 @@ class Trainer:
     def _fit_prompts(self) -> Asked:
         """Keep the task to prompts that leave room for a completion, and check its verifier."""
         models = self.setup.models
-        teacher = None if models.teacher is None else models.teacher.own
-        asked = fit_prompts(models.task, self.config, models.policy, teacher)
+        teachers = [teacher.own for teacher in models.teachers]
+        asked = fit_prompts(models.task, self.config, models.policy, teachers)
         check_weights(models.task, self.config.reward, asked.examples[0])
         for sentence in asked.told:
             warnings.warn(sentence, stacklevel=4)

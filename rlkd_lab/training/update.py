@@ -207,9 +207,9 @@ def _unmoved(job: Update) -> set[str]:
     if models.copy is None or not models.copy.merges:
         return set()
     unmoved = set()
-    prompted = job.setup.config.teacher_prompt is not None
+    other = job.setup.config.teacher_prompt is not None or bool(models.more)
     for name in job.setup.needs(job.step.coefs) & job.setup.all_scorers:
-        if name == "teacher" and prompted:  # after another prompt it says something else
+        if name == "teacher" and other:  # it is asked something else, or is not alone
             continue
         copy = models.frozen(name).copy
         if copy is not None and models.copy.equals(copy):

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -23,14 +24,14 @@ TRACE = "{trace}\n{prompt}"
 DENSE = {"quant": "none", "teacher_quant": "none"}
 
 
-def said_by_transformers(model, table, adapter=None):
+def said_by_transformers(model, table, adapter=None, column="teacher_prompt"):
     """Log-probabilities of recorded tokens after the teacher's prompts, a list a row."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     lm = lm if adapter is None else PeftModel.from_pretrained(lm, adapter).eval()
     found = []
     for row in table.to_dict("records"):
-        prompt, ids = tokenizer(row["teacher_prompt"])["input_ids"], list(map(int, row["ids"]))
+        prompt, ids = tokenizer(row[column])["input_ids"], list(map(int, row["ids"]))
         with torch.no_grad():
             logps = lm(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
         found.append([float(logps[len(prompt) + i - 1, one]) for i, one in enumerate(ids)])
@@ -60,6 +61,32 @@ def test_a_teacher_scores_the_students_tokens_after_its_own_prompt(tiny, tmp_pat
     for found, wanted in zip(table["teacher_logps"], expected, strict=True):
         assert list(found) == pytest.approx(wanted, abs=2e-4)
     assert folder.rows()[0]["teacher/gap_wrong"] != 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mix", ["3,1", "by"])
+def test_several_teachers_are_averaged_by_weight_or_routed_by_a_column(tiny, tmp_path, mix):
+    names = [SHORT["teacher"], SHORT["student"]]
+    rows = [row | {"by": names[0] if i % 2 else "2"} for i, row in enumerate(ROWS)]
+    folder = run(
+        tiny(
+            "opd",
+            {"task": rows_of(tmp_path, rows), "teacher_mix": mix, "prompts_per_step": "4"},
+            **{**DENSE, "teacher": ",".join(names), "samples_every": 1, "steps": 1},
+            difficulty=None,
+        ),
+        tmp_path / "run",
+    )
+    table, row = folder.samples(1), folder.rows()[0]
+    first, second = (said_by_transformers(name, table, column="prompt") for name in names)
+    odd = table["prompt"].str.extract(r"^(\d+)")[0].astype(int) % 2
+    for i, found in enumerate(table["teacher_logps"]):
+        one, two = torch.tensor(first[i]), torch.tensor(second[i])
+        wanted = torch.logaddexp(one + np.log(0.75), two + np.log(0.25))
+        wanted = wanted if mix == "3,1" else one if odd[i] else two
+        assert list(found) == pytest.approx(wanted.tolist(), abs=2e-4)
+    # before the first update the second teacher is the student
+    assert row["teacher/kl_1"] > 0.01 and row["teacher/kl_2"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -115,7 +142,7 @@ def asked(texts, right, groups, template="{sibling}>{prompt}", context=1000):
         encode=lambda prompts: (torch.zeros(len(prompts), 1), torch.ones(len(prompts), 1)),
     )
     teacher = SimpleNamespace(own=SimpleNamespace(context=context))
-    models = SimpleNamespace(policy=lm, teacher=teacher, task=ArithmeticTask())
+    models = SimpleNamespace(policy=lm, teacher=teacher, more=(), task=ArithmeticTask())
     setup = SimpleNamespace(config=SimpleNamespace(teacher_prompt=template), models=models)
     mask = torch.ones(len(texts), 2)
     tokens = Sequences(mask[:, :1], mask[:, :1], mask, mask)
@@ -173,10 +200,10 @@ def test_fields_come_from_the_columns_of_a_file_and_are_part_of_its_digest(tmp_p
         (
             ROWS,
             "{hnt}",
-            r"asks for \{hnt\}, which q.jsonl, row 1 .*did you mean \{hint",
+            r"needs \{hnt\}, which q.jsonl, row 1 .*did you mean \{hint",
         ),
         ([*ROWS, {**ROWS[0], "hint": " "}], "{hint}", "q.jsonl, row 13 has no text in 'hint'"),
-        ([r | {"answer": "4"} for r in ROWS], "{trace}", r"asks for \{trace\}, which q.jsonl, row"),
+        ([r | {"answer": "4"} for r in ROWS], "{trace}", r"needs \{trace\}, which q.jsonl, row"),
         (ROWS, "{prompt}" + "x" * 9000, "as teacher_prompt makes them, prompts of 9,"),
     ],
 )
@@ -186,6 +213,10 @@ def test_what_rows_cannot_give_is_refused_before_anything_is_loaded(
     monkeypatch.setattr("rlkd_lab.training.session.Trainer", None)  # loads the models
     settings = {"task": rows_of(tmp_path, rows), "teacher_prompt": template}
     with pytest.raises(ValueError, match=says):
+        run(make_config("opd", settings=settings), tmp_path / "run")
+    settings = {"teacher": "student,teacher", "teacher_mix": "by"}
+    settings["task"] = rows_of(tmp_path, [row | {"by": "tutor"} for row in ROWS], "by.jsonl")
+    with pytest.raises(ValueError, match="row 1 has by='tutor', and teacher_mix=by needs the name"):
         run(make_config("opd", settings=settings), tmp_path / "run")
     with pytest.raises(ValueError, match=r"\{hint\}, which arithmetic does not have: its fields"):
         run(make_config("opd", settings={"teacher_prompt": "{hint}"}), tmp_path / "run")
@@ -202,6 +233,12 @@ def test_what_rows_cannot_give_is_refused_before_anything_is_loaded(
         ("opd", {"teacher": "self:average"}, "unknown teacher 'self:average'"),
         ("opd", {"teacher": "self", "teacher_adapter": "x"}, "leave teacher_adapter out"),
         ("opd", {"teacher_ema": "0.5"}, "teacher_ema cannot act"),
+        ("opd", {"teacher_mix": "1,2"}, "for several teachers"),
+        ("opd", {"teacher": "a,b", "teacher_mix": "1,0"}, "2 teachers need 2 weights above 0"),
+        ("opd", {"teacher": "a,a"}, "write different names"),
+        ("gkd", {"teacher": "a,b"}, "gkd needs the texts of one teacher"),
+        ("vopd", {"teacher": "a,b"}, "vopd needs the whole distribution of one teacher"),
+        ("opd", {"teacher": "a,b", "teacher_home": "host"}, "teacher_home=host is for one"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(method, settings, says):
