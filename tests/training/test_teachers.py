@@ -42,21 +42,23 @@ def said_by_transformers(model, table, adapter=None, column="teacher_prompt"):
 @pytest.mark.parametrize("kind", ["local", "self", "self:current", "self:ema"])
 def test_a_teacher_scores_the_students_tokens_after_its_own_prompt(tiny, tmp_path, kind):
     """By a plain forward of the model as loaded; the lean forward reads each prompt once."""
+    follows = kind in ("self:current", "self:ema")
     more = {"teacher_ema": 1.0} if kind == "self:ema" else {}
     own = SHORT["teacher"] if kind == "local" else kind
     config = tiny(
         "opd",
         {"teacher_prompt": TRACE, "learning_rate": "0.02"},
         **{**DENSE, "teacher": own, "samples_every": 1, "checkpoint_every": 1, **more},
+        steps=1 + follows,
     )
     folder = run(config, tmp_path / "run")
-    table = folder.samples(2)
+    table = folder.samples(1 + follows)
     assert (table["teacher_prompt"].str.partition("\n")[2] == table["prompt"]).all()
     first = str(tmp_path / "run" / "checkpoints" / "step_000001")
     expected = said_by_transformers(
         SHORT["teacher" if kind == "local" else "student"],
         table,
-        first if kind in ("self:current", "self:ema") else None,  # at a rate of 1 they are one
+        first if follows else None,  # at a rate of 1 the average is the student
     )
     for found, wanted in zip(table["teacher_logps"], expected, strict=True):
         assert list(found) == pytest.approx(wanted, abs=2e-4)
@@ -97,12 +99,11 @@ def test_an_average_is_followed_killed_resumed_and_replayed_to_the_same_rows(tin
         teacher="self:ema",
         teacher_ema=0.25,
         checkpoint_every=1,
-        steps=3,
     )
     whole = run(config, tmp_path / "whole")
 
     def stop(session, row):
-        session.stopping = row["step"] == 2
+        session.stopping = row["step"] == 1
 
     run(config, tmp_path / "cut", on_step=stop)
     kept = ("loss/policy", "kl_teacher_rev", "grad_norm", "teacher/gap_wrong")
