@@ -125,7 +125,7 @@ def teacher_weight(setup: Setup, sequences: Sequences) -> Tensor | None:
     It is 0 at an end of sequence that the teacher would write with another token: there its
     log-probability says nothing about the answer.
     """
-    if setup.models.teacher is None:
+    if not setup.models.teachers:
         return None
     ours = setup.models.policy.eos_ids
     theirs = frozenset.intersection(*(one.own.eos_ids for one in setup.models.teachers))

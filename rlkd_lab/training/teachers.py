@@ -84,7 +84,6 @@ def _after_siblings(
     completion does not fit the context is none.
     """
     models, rows = setup.models, range(len(rollout.texts))
-    assert models.teacher is not None
     groups = list(rows) if batch.group_ids is None else batch.group_ids.tolist()
     good = [verdict.correct and bool(rollout.finished[i]) for i, verdict in enumerate(verdicts)]
     found: list[str | None] = []
@@ -94,6 +93,8 @@ def _after_siblings(
         text = None if first is None else rollout.texts[first]
         found.append(text and teacher_text(models.task, template, example, text))
     # a text that is read again may have more tokens than were written
-    room = models.teacher.own.context - rollout.sequences.completion_mask.shape[1]
+    room = (
+        min(one.own.context for one in models.teachers) - rollout.sequences.completion_mask.shape[1]
+    )
     lengths = [len(ids) for ids in models.policy.prompt_ids([text or "" for text in found])]
     return [text if size <= room else None for text, size in zip(found, lengths, strict=True)]

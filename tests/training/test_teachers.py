@@ -143,7 +143,9 @@ def asked(texts, right, groups, template="{sibling}>{prompt}", context=1000):
         encode=lambda prompts: (torch.zeros(len(prompts), 1), torch.ones(len(prompts), 1)),
     )
     teacher = SimpleNamespace(own=SimpleNamespace(context=context))
-    models = SimpleNamespace(policy=lm, teacher=teacher, more=(), task=ArithmeticTask())
+    models = SimpleNamespace(
+        policy=lm, teacher=teacher, teachers=[teacher], more=(), task=ArithmeticTask()
+    )
     setup = SimpleNamespace(config=SimpleNamespace(teacher_prompt=template), models=models)
     mask = torch.ones(len(texts), 2)
     tokens = Sequences(mask[:, :1], mask[:, :1], mask, mask)
