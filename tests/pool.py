@@ -12,6 +12,7 @@ from rlkd_lab.models.locating import zoo_names
 from rlkd_lab.models.logprobs import chunk_of, vocabulary
 from rlkd_lab.rollouts.sampling import find_engine
 from rlkd_lab.tasks.verifier import guarded
+from rlkd_lab.training.teacher_settings import teacher_columns
 from tests.short import SHORT
 
 LOADED_WITH = (
@@ -75,7 +76,11 @@ class Pool:
         given = dataclasses.replace(
             models,
             task=guarded(
-                config.task, config.task_settings, config.prompt_template, config.verifier_seconds
+                config.task,
+                config.task_settings,
+                config.prompt_template,
+                config.verifier_seconds,
+                teacher_columns(config),
             ),
             engine=find_engine(config.engine),
             chunk=chunk_of(config.logits_mib, vocabulary(models.policy)),
