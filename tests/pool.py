@@ -12,7 +12,6 @@ from rlkd_lab.models.locating import zoo_names
 from rlkd_lab.models.logprobs import chunk_of, vocabulary
 from rlkd_lab.rollouts.sampling import find_engine
 from rlkd_lab.tasks.verifier import guarded
-from rlkd_lab.training.teacher_settings import teacher_columns
 from tests.short import SHORT
 
 LOADED_WITH = (
@@ -47,6 +46,8 @@ class Pool:
         self.findings = {}
 
     def load_models(self, config):
+        from rlkd_lab.training.teacher_settings import teacher_columns
+
         names = {config.student, config.teacher} - {None}
         if (
             not names <= {*zoo_names(), *SHORT.values()}
