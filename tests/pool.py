@@ -46,6 +46,8 @@ class Pool:
         self.findings = {}
 
     def load_models(self, config):
+        from rlkd_lab.training.teacher_settings import teacher_columns
+
         names = {config.student, config.teacher} - {None}
         if (
             not names <= {*zoo_names(), *SHORT.values()}
@@ -75,7 +77,11 @@ class Pool:
         given = dataclasses.replace(
             models,
             task=guarded(
-                config.task, config.task_settings, config.prompt_template, config.verifier_seconds
+                config.task,
+                config.task_settings,
+                config.prompt_template,
+                config.verifier_seconds,
+                teacher_columns(config),
             ),
             engine=find_engine(config.engine),
             chunk=chunk_of(config.logits_mib, vocabulary(models.policy)),

@@ -9,7 +9,7 @@ from rlkd_lab.terminal import escape
 
 FIRST = {
     "student": "the model that is trained: embedded name, folder or hub id",
-    "teacher": "the model that it learns from; off for none",
+    "teacher": "the model that it learns from; self for the student; off for none",
     "task": "arithmetic, knights, a reasoning-gym set, a file, hub:OWNER/NAME or PATH.py:CLASS",
     "learning_rate": "step size of AdamW",
     "lora_rank": "rank of the adapter",
@@ -27,6 +27,8 @@ GROUPS: dict[str, list[str]] = {
         "adapter",
         "teacher_adapter",
         "teacher_home",
+        "teacher_mix",
+        "teacher_ema",
         "lora_alpha",
         "lora_targets",
         "lora_kind",
@@ -48,6 +50,7 @@ GROUPS: dict[str, list[str]] = {
     "sampling": ["engine", "top_p", "top_k", "sample_at_once", "zero_spread", "resample_rounds"],
     "the objective": ["aggregation", "scale_rewards", "level", "ref_estimator", "kl_every"],
     "the teacher's term": [
+        "teacher_prompt",
         "estimator",
         "divergence",
         "kd_mask",

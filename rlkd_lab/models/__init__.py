@@ -7,8 +7,9 @@ from rlkd_lab.models.dense_copy import make_dense_copy
 from rlkd_lab.models.language_model import LanguageModel
 from rlkd_lab.models.loading import default_device, load_policy, load_teacher, reference_of
 from rlkd_lab.models.locating import locate
-from rlkd_lab.models.logprobs import Sequences, policy_logps, token_logps
+from rlkd_lab.models.logprobs import policy_logps, token_logps
 from rlkd_lab.models.lora import Lora
+from rlkd_lab.models.sequences import Sequences
 
 __all__ = [
     "LanguageModel",

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax, rms_norm, scaled_dot_product_attention, silu
 
-from rlkd_lab.models.logprobs import Sequences, logits_of
+from rlkd_lab.models.logprobs import logits_of
+from rlkd_lab.models.sequences import Sequences
 from rlkd_lab.models.verification import NOISES_16, gap_and_noise, rounded
 from rlkd_lab.models.wide import in_float32
 

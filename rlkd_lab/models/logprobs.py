@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from rlkd_lab.models.language_model import LanguageModel
+from rlkd_lab.models.sequences import Sequences
 from rlkd_lab.objectives import divergence
 from rlkd_lab.objectives.estimators import Divergence, topk_with_tail
 
@@ -26,31 +26,6 @@ CHUNK_MIB = 64
 """MiB of logits, in float32, held at a time."""
 Head = tuple[Tensor, Tensor | None]
 """Weight (V, H) and bias (V,) of an output head, which is not trained."""
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Prompts, padded left, and completions, padded right."""
-
-    prompt_ids: Tensor
-    """(B, P)."""
-    prompt_mask: Tensor
-    """(B, P): 1 on tokens."""
-    completion_ids: Tensor
-    """(B, T)."""
-    completion_mask: Tensor
-    """(B, T): 1 on tokens up to and including the end of sequence."""
-
-    def select(self, rows: Tensor | slice) -> Sequences:
-        """Return some rows, without columns that are padding in all of them."""
-        prompt_mask, completion_mask = self.prompt_mask[rows], self.completion_mask[rows]
-        first = self.prompt_mask.shape[1] - int(prompt_mask.sum(1).max())
-        return Sequences(
-            self.prompt_ids[rows][:, first:],
-            prompt_mask[:, first:],
-            self.completion_ids[rows],
-            completion_mask,
-        )
 
 
 def hidden_states(lm: LanguageModel, sequences: Sequences) -> Tensor:

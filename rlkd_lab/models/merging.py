@@ -22,7 +22,8 @@ from rlkd_lab.models.adapters import attach
 from rlkd_lab.models.language_model import LanguageModel
 from rlkd_lab.models.loading import one_at_a_time
 from rlkd_lab.models.locating import locate
-from rlkd_lab.models.logprobs import Sequences, hidden_states, token_divergence
+from rlkd_lab.models.logprobs import hidden_states, token_divergence
+from rlkd_lab.models.sequences import Sequences
 from rlkd_lab.models.verification import dequantised, quantised_layers
 
 INTO = ("nf4", "full")

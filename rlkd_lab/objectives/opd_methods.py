@@ -126,7 +126,7 @@ OPD_METHODS: Mapping[str, Method] = {
     "safopd": replace(
         opd,
         title="SAF-OPD",
-        source="SAF-OPD (arXiv 2607.29209), by a the authors' training script and notes on the paper",
+        source="SAF-OPD (arXiv 2607.29209), by the authors' training script and notes on the paper",
         formula="−min(ρ·A, clip(ρ)·A),  A = Â + kd_coef·c·tanh(d) on the share gap_share of a"
         " completion's largest |d|, else Â;  c = gap_scale",
         needs=REWARD | TEACHER,

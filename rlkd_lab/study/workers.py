@@ -39,6 +39,7 @@ from rlkd_lab.study.targets import data_changed, find_target, task_of
 from rlkd_lab.training import config_of, load_or_train
 from rlkd_lab.training.environment import describe_environment, peak_memory_gib
 from rlkd_lab.training.fingerprint import fingerprint
+from rlkd_lab.training.teacher_settings import teacher_models
 
 Engine = Literal["local", "ray"]
 OnChange = Callable[[list[Job], list[Job]], None]
@@ -220,7 +221,7 @@ def _check(jobs: list[Job], out: Path, engine: Engine) -> None:
             )
     if engine == "local":
         configs = [job.config for job in jobs if not over(job.folder(out))]
-        names = {name for config in configs for name in (config.student, config.teacher) if name}
+        names = {name for one in configs for name in (one.student, *teacher_models(one))}
         for name in sorted(names):
             locate(name, weights=False)
     for job in {job.questions: job for job in jobs if job.evaluate is not None}.values():

@@ -61,6 +61,10 @@ class ArithmeticTask:
         """
         return re.sub(r"#.*", "", "".join(completion.partition("!")[1:]), flags=re.DOTALL)
 
+    def trace(self, example: Example) -> str:
+        """Return a worked solution."""
+        return worked(example, "steps")
+
     def chance(self, example: Example) -> float:
         """Return the probability that a blind guess is right: every result is one of 0–99."""
         return 0.01

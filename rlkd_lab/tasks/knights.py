@@ -92,6 +92,10 @@ class KnightsTask:
         """
         return re.sub(r"#.*", "", "".join(completion.partition("!")[1:]), flags=re.DOTALL)
 
+    def trace(self, example: Example) -> str:
+        """Return a worked solution."""
+        return worked(example, "steps")
+
     def chance(self, example: Example) -> float:
         """Return the probability that a blind guess is right: 2^-people."""
         return 0.5**example.difficulty

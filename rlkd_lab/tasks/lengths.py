@@ -43,6 +43,8 @@ class Limit:
     """The setting ``max_prompt_tokens``."""
     remark: Callable[[str], str] = str
     """What is added to a sentence about this model."""
+    asked: Callable[[Example], str] = lambda example: example.prompt
+    """The prompt of an example, as this model is asked it."""
 
     @property
     def tokens(self) -> int:
@@ -99,10 +101,10 @@ def measured(
     """For each example the limit that its prompt breaks, ``None`` where it fits; and the tokens
     of the longest prompt that fits, 0 where none does.
     """
-    prompts = [example.prompt for example in examples]
-    broken: list[Broken | None] = [None] * len(prompts)
-    most = [0] * len(prompts)
+    broken: list[Broken | None] = [None] * len(examples)
+    most = [0] * len(examples)
     for limit in limits:
+        prompts = [limit.asked(example) for example in examples]
         for i, tokens in enumerate(limit.measure(prompts) if prompts else ()):
             most[i] = max(most[i], tokens)
             if broken[i] is None and not 0 < tokens <= limit.tokens:

@@ -41,6 +41,8 @@ class QuestionTask:
         rows: see :data:`~rlkd_lab.tasks.rows.Row`.
         template: with ``{question}``.
         columns: names of the columns ``question`` and ``answer``.
+        fields: further columns that ``Example.meta`` holds. ``trace`` is the row's answer where
+            there is no such column and the answer holds more than the final one.
 
     Raises:
         ValueError: no column of questions or answers, no answer that can be read, no row for
@@ -59,6 +61,7 @@ class QuestionTask:
         rows: Iterable[Row],
         template: str | None = None,
         columns: Mapping[str, str] | None = None,
+        fields: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.template = template or TEMPLATE
@@ -68,7 +71,7 @@ class QuestionTask:
         self._wanted: tuple[Split, ...] = ("train", "validation")
         self.left_out: dict[str, list[str]] = {}
         """Rows whose reference cannot be judged, by reason."""
-        questions, sentences = read_questions(name, list(rows), columns)
+        questions, sentences = read_questions(name, list(rows), columns, fields)
         usable: list[Question] = []
         has = {row.given for row in questions}
         self.names_splits = has != {None}
@@ -81,7 +84,10 @@ class QuestionTask:
                 continue
             usable.append(row)
             prompt = row.prompt(self.template.replace("{question}", row.question))
-            example = Example(prompt, answer, row.difficulty, row.key, {"where": row.where})
+            meta = {**row.cells, "where": row.where}
+            if "trace" in fields and "trace" not in meta and row.answer.strip() != answer:
+                meta["trace"] = row.answer
+            example = Example(prompt, answer, row.difficulty, row.key, meta)
             self._rows[_split(row.key, row.given, has)].append(example)
         if self.left_out:
             sentences.append(self._unjudged(len(questions)))

@@ -8,7 +8,7 @@ import difflib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,10 @@ MEMBERS = ("name", "train_difficulty", "ood_difficulty", "examples", "score")
 
 
 def find_task(
-    name: str, settings: Mapping[str, Any] | None = None, template: str | None = None
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    template: str | None = None,
+    fields: Sequence[str] = (),
 ) -> Task:
     r"""The task of that name. Only a name of reasoning-gym's imports reasoning-gym, only formulas
     import math-verify's parser.
@@ -44,6 +47,7 @@ def find_task(
             arguments), of ``knights`` (``held_out``) or of rows (:data:`COLUMNS`).
         template: what a prompt looks like, with ``{question}`` in it; every other brace stands for
             itself. The task's own by default.
+        fields: further columns of rows, see :mod:`rlkd_lab.tasks.fields`.
 
     Raises:
         ValueError, OSError: in one sentence.
@@ -66,10 +70,11 @@ def find_task(
         return KnightsTask(**settings) if name == "knights" else ArithmeticTask()
     if name.startswith("hub:"):
         return QuestionTask(
-            name, read_hub(name.removeprefix("hub:")), template, columns_of(name, settings)
+            name, read_hub(name.removeprefix("hub:")), template, columns_of(name, settings), fields
         )
     if name.endswith(FILES) or Path(name).is_dir() or "/" in name or "\\" in name:
-        return QuestionTask(name, read_files(Path(name)), template, columns_of(name, settings))
+        rows, columns = read_files(Path(name)), columns_of(name, settings)
+        return QuestionTask(name, rows, template, columns, fields)
     sets = reasoning_gym_sets()
     if name not in sets:
         close = difflib.get_close_matches(name, [*EMBEDDED, *sets], n=3, cutoff=0.5)

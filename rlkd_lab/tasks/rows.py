@@ -36,6 +36,7 @@ from rlkd_lab.tasks.cells import (
     text_of,
     turns_of,
 )
+from rlkd_lab.tasks.fields import cells_of
 
 FILES = (".jsonl", ".json", ".parquet", ".csv")
 QUESTION = ("question", "problem", "prompt", "messages")
@@ -69,6 +70,8 @@ class Question:
     answer: str
     difficulty: int
     given: Split | None
+    cells: Mapping[str, str]
+    """Further columns that were asked for."""
     context: Turns = ()
     """Role and text of the turns before the question."""
 
@@ -243,7 +246,10 @@ def read_hub(source: str) -> list[Row]:
 
 
 def read_questions(
-    name: str, rows: Sequence[Row], columns: Mapping[str, str] | None = None
+    name: str,
+    rows: Sequence[Row],
+    columns: Mapping[str, str] | None = None,
+    fields: Sequence[str] = (),
 ) -> tuple[list[Question], list[str]]:
     """Return the usable rows, and sentences that say which were left out and why.
 
@@ -252,6 +258,7 @@ def read_questions(
         rows: see :data:`Row`.
         columns: names for ``question`` and ``answer``; by default :data:`QUESTION` and
             :data:`ANSWER`.
+        fields: further columns, all of which a usable row must have.
 
     Raises:
         ValueError: a file that has no such column, or no usable row; an unknown split.
@@ -271,8 +278,8 @@ def read_questions(
                 continue
             usable += 1
             systems += [where] if system else []
-            split = given or _given(where, row)
-            found.append(Question(where, question, answer, _difficulty(row), split, context))
+            split, cells = given or _given(where, row), cells_of(where, row, fields)
+            found.append(Question(where, question, answer, _difficulty(row), split, cells, context))
         if not usable:
             raise ValueError(f"{file} has no usable row: {_counted(reasons)}")
     sentences = []

@@ -243,6 +243,7 @@ def guarded(
     settings: Mapping[str, Any] | None = None,
     template: str | None = None,
     seconds: float = 10.0,
+    fields: Sequence[str] = (),
 ) -> GuardedTask:
     """Return the task of that name, as :func:`~rlkd_lab.tasks.registry.find_task` finds it.
 
@@ -252,11 +253,12 @@ def guarded(
         template: of its prompts.
         seconds: time limit of a call, for what judges in a process of its own; 0: it judges in this
             one, without limits.
+        fields: see :func:`~rlkd_lab.tasks.registry.find_task`.
 
     Raises:
         ValueError, OSError: in one sentence.
     """
-    task = find_task(name, settings, template)
+    task = find_task(name, settings, template, fields)
     if type(task) in OURS or not seconds:
         return GuardedTask(task)
     if (

@@ -19,6 +19,7 @@ from rlkd_lab.training.config_checks import of_teacher
 from rlkd_lab.training.memory_passes import made
 from rlkd_lab.training.model_shape import Shape
 from rlkd_lab.training.prompts import Asked, fit_prompts
+from rlkd_lab.training.teacher_settings import teacher_columns, teacher_models
 
 
 def check_pair(config: RunConfig) -> None:
@@ -30,12 +31,13 @@ def check_pair(config: RunConfig) -> None:
     Raises:
         FileNotFoundError, ValueError: in one sentence.
     """
-    for name in dict.fromkeys((config.student, config.teacher or config.student)):
+    teachers = teacher_models(config)
+    for name in dict.fromkeys((config.student, *teachers)):
         locate(name, weights=Path(name).is_dir())
         Shape.of(name)
-    if config.teacher is not None and config.teacher != config.student:
+    for theirs in sorted(set(teachers) - {config.student}):
         try:
-            names = (config.student, config.teacher)
+            names = (config.student, theirs)
             same_tokenizer(*((name, load_tokenizer(name, weights=False)) for name in names))
         except ValueError as error:
             raise ValueError(of_teacher(config, error)) from None
@@ -68,15 +70,18 @@ def longest_prompt(config: RunConfig) -> int:
 
 def asked_prompts(config: RunConfig) -> Asked:
     """Return what the run may ask, found with tokenizers and configs alone."""
-    task = GuardedTask(find_task(config.task, config.task_settings, config.prompt_template))
+    columns = teacher_columns(config)
+    task = GuardedTask(
+        find_task(config.task, config.task_settings, config.prompt_template, columns)
+    )
     student, context = reader_of(config.student, config.chat, config.system_prompt)
-    if config.teacher is None:
-        return fit_prompts(task, config, student, None, (context, None))
     try:
-        teacher, theirs = reader_of(config.teacher, config.chat, config.system_prompt)
+        names = teacher_models(config)
+        theirs = [reader_of(name, config.chat, config.system_prompt) for name in names]
     except ValueError as error:
         raise ValueError(of_teacher(config, error)) from None
-    return fit_prompts(task, config, student, teacher, (context, theirs))
+    contexts = (context, *(each for _, each in theirs))
+    return fit_prompts(task, config, student, [teacher for teacher, _ in theirs], contexts)
 
 
 def reader_of(

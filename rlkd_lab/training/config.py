@@ -19,18 +19,8 @@ from rlkd_lab.objectives.schedules import Constant, Schedule, parse_schedule, va
 from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.training.config_checks import check_settings
 from rlkd_lab.training.guards import declared
-from rlkd_lab.training.loop_knobs import LOOP_DEFAULTS, LOOP_KNOBS, check_knob
-
-
-class Move(BaseModel):
-    """Moves a knob at a step. The value replaces the schedule until the next move or a release."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    step: Annotated[int, Field(ge=1)]
-    knob: str
-    value: float | None = None
-    release: bool = False
+from rlkd_lab.training.loop_knobs import LOOP_DEFAULTS, LOOP_KNOBS, Move, check_knob
+from rlkd_lab.training.teacher_settings import RATE, TeacherEma, TeacherMix, TeacherPrompt
 
 
 class RunConfig(BaseModel):
@@ -51,7 +41,11 @@ class RunConfig(BaseModel):
 
     student: Annotated[str, Field(description="embedded name, folder or hub id")] = "student"
     teacher: Annotated[
-        str | None, Field(description="embedded name, folder or hub id; off for none")
+        str | None,
+        Field(
+            description="embedded name, folder or hub id, or several with commas; self,"
+            " self:current or self:ema for the student; off for none"
+        ),
     ] = "teacher"
     quant: Annotated[Literal["nf4", "none"], Field(description="student's base")] = "nf4"
     teacher_quant: Annotated[Literal["nf4", "none"], Field(description="teacher")] = "nf4"
@@ -69,6 +63,9 @@ class RunConfig(BaseModel):
     teacher_adapter: Annotated[str | None, Field(description="adapter folder of the teacher")] = (
         None
     )
+    teacher_prompt: TeacherPrompt = None
+    teacher_ema: TeacherEma = RATE
+    teacher_mix: TeacherMix = None
     lora_rank: Annotated[
         int,
         Field(ge=1, description="rank r of the LoRA update; with `adapter` that of the adapter"),

@@ -12,6 +12,7 @@ from rlkd_lab.tasks.base import check_template
 from rlkd_lab.tasks.reasoning import fault_of
 from rlkd_lab.training.loop_knobs import check_knob
 from rlkd_lab.training.presets import PRESETS
+from rlkd_lab.training.teacher_settings import check_teacher
 
 if TYPE_CHECKING:
     from rlkd_lab.training.config import RunConfig
@@ -36,6 +37,7 @@ def check_settings(config: RunConfig) -> None:
             check_knob(config.method, move.knob, move.value)
     _check_needs(config)
     _check_adapter(config)
+    check_teacher(config)
     try:
         json.dumps(config.model_dump(), allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:

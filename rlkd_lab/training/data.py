@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,19 @@ from rlkd_lab.training.environment import version_of
 Data = dict[str, Any]
 
 
-def data_of(task: GuardedTask, name: str, drawn: Sequence[Example]) -> Data:
+def data_of(
+    task: GuardedTask,
+    name: str,
+    drawn: Sequence[Example],
+    teacher_prompt: Callable[[Example], str] | None = None,
+) -> Data:
     """Return digests of what a task gives.
 
     Args:
         task: before prompts are left out for their length.
         name: as in the config.
         drawn: some examples, always the same ones of a run.
+        teacher_prompt: of an example, where the teacher has another than the student.
 
     Returns:
         ``digest``: SHA-256 of all rows in their order and splits, or of ``drawn`` for a task that
@@ -32,25 +38,27 @@ def data_of(task: GuardedTask, name: str, drawn: Sequence[Example]) -> Data:
             in a file the file's digest, ``code``.
     """
     inner = task.task
+
+    def line(split: str, question: str, example: Example) -> str:
+        own = [split, question, example.answer, example.difficulty]
+        more = [] if teacher_prompt is None else [teacher_prompt(example)]
+        return json.dumps(own + more, default=str)
+
     if isinstance(inner, QuestionTask):
         rows = {split: inner.rows(split) for split in SPLITS}
-        lines = [_line(split, row.id, row) for split in SPLITS for row in rows[split]]
+        lines = [line(split, row.id, row) for split in SPLITS for row in rows[split]]
         return {
             "digest": _sha(lines),
             "unordered": _sha(sorted(lines)),
             "rows": {split: len(rows[split]) for split in SPLITS},
         }
-    found: Data = {"digest": _sha(_line("", example.prompt, example) for example in drawn)}
+    found: Data = {"digest": _sha(line("", example.prompt, example) for example in drawn)}
     if isinstance(inner, ReasoningGymTask):
         found["version"] = f"reasoning-gym {version_of('reasoning-gym')}"
     file, colon, _ = name.rpartition(":")
     if colon and file.endswith(".py"):
         found["code"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     return found
-
-
-def _line(split: str, question: str, example: Example) -> str:
-    return json.dumps([split, question, example.answer, example.difficulty], default=str)
 
 
 def _sha(lines: Iterable[str]) -> str:
@@ -77,7 +85,8 @@ def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | Non
         return (
             f"rows then: {then}; now: {here}"
             if then != here
-            else f"as many rows as then ({here}), some with another question, answer or difficulty"
+            else f"as many rows as then ({here}), some with another question, answer or difficulty,"
+            " or another field of teacher_prompt"
         )
     then, here = (str(data.get("version")) for data in (before, now))
     if then != here:

@@ -41,6 +41,9 @@ LATER_SETTINGS = {
     "optimizer",
     "adam_beta1",
     "adam_beta2",
+    "teacher_prompt",
+    "teacher_ema",
+    "teacher_mix",
     *OF_AN_ADAPTER,
 }
 """Settings that earlier versions lack. At their defaults they do not change a fingerprint, so that

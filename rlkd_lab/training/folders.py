@@ -11,9 +11,10 @@ from rlkd_lab.models import default_device, distributed
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.runs.checks import FORMAT
-from rlkd_lab.training.config import Move, RunConfig
+from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.config_checks import likely_mistakes
 from rlkd_lab.training.environment import describe_environment
+from rlkd_lab.training.loop_knobs import Move
 from rlkd_lab.training.validated import validated
 
 

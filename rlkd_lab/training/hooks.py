@@ -14,6 +14,7 @@ from rlkd_lab.training.evaluation import SEED, evaluate
 from rlkd_lab.training.interference import interference
 from rlkd_lab.training.samples import PROBES, Rollout, write_samples
 from rlkd_lab.training.setup import Row, Setup, StepValues
+from rlkd_lab.training.teachers import with_teacher_prompts
 from rlkd_lab.training.token_stats import Clock, TokenStats, live_batch, score_rows
 
 
@@ -42,7 +43,7 @@ def record_samples(
     stop: Stop,
 ) -> None:
     """Write the rollout of a step and the probe prompts, and thin what was recorded before."""
-    teacher = setup.models.teacher
+    teacher = None if setup.models.more else setup.models.teacher
     folder = context.folder
     with setup.models.teacher_here():
         write_samples(
@@ -77,26 +78,29 @@ def _record_probe(setup: Setup, step: StepValues, context: Context, stop: Stop) 
         models.engine,
         models.copy,
     )
-    mask = drawn.sequences.completion_mask
+    mask, finished = drawn.sequences.completion_mask, drawn.finished
     verdicts = judge(
         models.task,
         config.reward,
         drawn.texts,
         examples,
-        drawn.finished.tolist(),
+        finished.tolist(),
         mask.sum(1).tolist(),
         config.max_new_tokens,
     )
-    stats = TokenStats(drawn.sequences, 1.0, setup.all_scorers | {"divergences"})
+    rollout = Rollout(examples, drawn.texts, drawn.sequences, None, finished, on_policy=True)
+    batch = TokenBatch(torch.zeros(mask.shape, device=mask.device), mask)
+    rollout, batch, _ = with_teacher_prompts(setup, rollout, batch, verdicts)
+    stats = TokenStats(rollout.sequences, 1.0, setup.all_scorers | {"divergences"})
     with torch.no_grad():
         score_rows(setup, stats, torch.arange(len(mask)), Clock())
     write_samples(
         context.folder,
         context.folder.path / "samples" / f"probe_{step.number:06d}.parquet",
         models.policy,
-        None if models.teacher is None else models.teacher.lm,
-        stats.fill(TokenBatch(torch.zeros(mask.shape, device=mask.device), mask)),
-        Rollout(examples, drawn.texts, drawn.sequences, None, drawn.finished, on_policy=True),
+        None if models.teacher is None or models.more else models.teacher.lm,
+        stats.fill(batch),
+        rollout,
         verdicts,
         stats.measured(),
         1.0,

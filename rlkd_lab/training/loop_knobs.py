@@ -1,6 +1,10 @@
-"""The live knobs that every method has, beside its own coefficients."""
+"""The live knobs that every method has, beside its own coefficients, and their moves."""
 
 from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from rlkd_lab.objectives.methods import METHODS
 from rlkd_lab.objectives.settings import Knob, check_coef
@@ -24,3 +28,14 @@ def check_knob(method: str, name: str, value: float | None) -> float | None:
         ValueError: the method does not have the knob, or the value is out of range.
     """
     return check_coef(name, value, {**METHODS[method].knobs, **LOOP_KNOBS})
+
+
+class Move(BaseModel):
+    """Moves a knob at a step. The value replaces the schedule until the next move or a release."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: Annotated[int, Field(ge=1)]
+    knob: str
+    value: float | None = None
+    release: bool = False

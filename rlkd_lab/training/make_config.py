@@ -67,7 +67,16 @@ NAMES_ELSEWHERE = {
 """Names that TRL, transformers and peft have for settings, and ours."""
 KL_EVERY = 10
 """Steps between measurements of KLs that the method does not need, with models of one's own."""
-CAN_BE_OFF = ("adapter", "teacher", "teacher_adapter", "max_prompt_tokens", "eval_task", "track")
+CAN_BE_OFF = (
+    "adapter",
+    "teacher",
+    "teacher_adapter",
+    "teacher_prompt",
+    "teacher_mix",
+    "max_prompt_tokens",
+    "eval_task",
+    "track",
+)
 
 
 def make_config(

@@ -14,19 +14,30 @@ from rlkd_lab.training.speed import matmul_flops, tokens
 from rlkd_lab.training.token_stats import KL_METRICS, Clock, TokenStats
 
 
-def token_row(rollout: Rollout, stats: TokenStats) -> Row:
-    """Return entropy, KLs and the sampler's difference, as means over the sampled tokens, nats."""
+def token_row(batch: TokenBatch, rollout: Rollout, stats: TokenStats) -> Row:
+    """Return entropy, KLs and the sampler's difference, as means over the sampled tokens, nats.
+
+    Where the teacher has its own prompts, its KLs are means over the tokens with a teacher.
+    """
     counts, values = rollout.sequences.completion_mask.bool(), stats.values
+    taught = counts
+    if rollout.teacher_prompts is not None and batch.kd_weight is not None:
+        taught = counts & (batch.kd_weight != 0)
     row: Row = {"entropy": mean(values["entropy"][counts])}
     for kind, name in KL_METRICS.items():
         if kind in values:
             # of two equal models rounding leaves ±1e-8
-            row[name] = max(mean(values[kind][counts]), 0.0)
-            row[f"{name}_t1"] = max(mean(values[f"{kind}_t1"][counts]), 0.0)
+            row[name] = max(mean(values[kind][taught]), 0.0)
+            row[f"{name}_t1"] = max(mean(values[f"{kind}_t1"][taught]), 0.0)
+    shares = rollout.sequences.teacher_shares
+    for number, share in enumerate([] if shares is None else shares.unbind(1), 1):
+        if f"teacher {number}" in values:
+            kl = values[f"teacher {number}"][taught & (share > 0)[:, None]]
+            row[f"teacher/kl_{number}"] = max(mean(kl), 0.0) if kl.numel() else None
     old = values["old_logps"]
     if "teacher_logps" in values:
         for name, estimate in (("k1", k1), ("k2", k2), ("k3", k3)):
-            row[f"kl_teacher_{name}"] = mean(estimate(old, values["teacher_logps"])[counts])
+            row[f"kl_teacher_{name}"] = mean(estimate(old, values["teacher_logps"])[taught])
     if "ref_logps" in values:
         row["kl_ref"] = mean(k3(old, values["ref_logps"])[counts])
     if rollout.sampler_logps is not None:
@@ -37,7 +48,7 @@ def token_row(rollout: Rollout, stats: TokenStats) -> Row:
 
 
 def gate_row(setup: Setup, step: StepValues, batch: TokenBatch, stats: TokenStats) -> Row:
-    """Return what gates the teacher, for methods that have such a gate.
+    """Return what gates the teacher, for methods with such a gate and prompted teachers.
 
     ``teacher/entropy`` is the mean entropy of the teacher's next token, nats, ≥ 0.
     ``teacher/gap_right`` and ``teacher/gap_wrong`` are means of log π_T − log π_old, nats.
@@ -47,11 +58,14 @@ def gate_row(setup: Setup, step: StepValues, batch: TokenBatch, stats: TokenStat
     needs, counts = setup.needs(step.coefs), batch.completion_mask.bool()
     if "entropy" in needs:
         return {"teacher/entropy": mean(stats.values["teacher_entropy"][counts])}
-    if "verdicts" not in needs or batch.correct is None:
+    gated = "verdicts" in needs or setup.config.teacher_prompt is not None
+    if not gated or batch.correct is None or "teacher_logps" not in stats.values:
         return {}
     gap = stats.values["teacher_logps"] - stats.values["old_logps"]
     if batch.counted is not None:
         counts = counts & batch.counted[:, None]
+    if setup.config.teacher_prompt is not None and batch.kd_weight is not None:
+        counts = counts & (batch.kd_weight != 0)
     right = (batch.correct > 0)[:, None].expand_as(counts)
     against = (torch.where(right, gap, -gap) < 0).float()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlkd_lab.models import (
@@ -16,6 +17,7 @@ from rlkd_lab.models import (
     make_dense_copy,
     reference_of,
 )
+from rlkd_lab.models.adapters import attach, save_adapter
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.models.logprobs import chunk_of, vocabulary
 from rlkd_lab.models.visitor import Visitor
@@ -26,6 +28,14 @@ from rlkd_lab.tasks.verifier import GuardedTask, guarded
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.config_checks import check_device, of_teacher
 from rlkd_lab.training.speed import Size
+from rlkd_lab.training.state import AVERAGED
+from rlkd_lab.training.teacher_settings import (
+    CURRENT,
+    SELF,
+    START,
+    teacher_columns,
+    teachers_of,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,8 @@ class FrozenModel:
     """What the forwards go through: the dense copy, or ``own``."""
     copy: DenseCopy | None
     size: Size
+    moves: bool = False
+    """Whether its weights follow the student's, so that the copy must be synced."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,13 @@ class Models:
     """Tokens whose logits are held at a time."""
     visitor: Visitor | None
     """With ``teacher_home=host`` the teacher is on the device only while it is asked."""
+    more: tuple[FrozenModel, ...] = ()
+    """Teachers beside the first, of several."""
+
+    @property
+    def teachers(self) -> tuple[FrozenModel, ...]:
+        """All teachers, in the config's order."""
+        return () if self.teacher is None else (self.teacher, *self.more)
 
     def frozen(self, name: str) -> FrozenModel:
         """Return the ``teacher`` or the ``reference``."""
@@ -67,9 +86,12 @@ class Models:
         return found
 
     def sync(self) -> None:
-        """Give the dense copy the adapter as it is now."""
+        """Give the dense copies the adapters as they are now."""
         if self.copy is not None:
             self.copy.sync()
+        for teacher in self.teachers:
+            if teacher.moves and teacher.copy is not None:
+                teacher.copy.sync()
 
     @contextmanager
     def teacher_here(self, asked: bool = True) -> Iterator[None]:
@@ -87,7 +109,11 @@ def load_models(config: RunConfig) -> Models:
     """
     check_device(config, default_device().type, distributed.count())
     task = guarded(
-        config.task, config.task_settings, config.prompt_template, config.verifier_seconds
+        config.task,
+        config.task_settings,
+        config.prompt_template,
+        config.verifier_seconds,
+        teacher_columns(config),
     )
     engine = find_engine(config.engine)
     for start in filter(None, (config.adapter, config.teacher_adapter)):
@@ -102,33 +128,39 @@ def load_models(config: RunConfig) -> Models:
     )
     policy.model.train()
     policy.use_chat(config.chat, config.system_prompt)
-    teacher = _load_teacher(config, policy)
     copy = make_dense_copy(policy, policy.said) if config.dense_copy else None
     through_copy = copy is not None and copy.merges and not config.gradient_checkpointing
     copies = config.dense_copy and DenseCopy.suits(policy)
-    visits = (
-        config.teacher_home == "host" and teacher is not None and teacher.model is not policy.model
-    )
+    student = copy.lm if copy is not None and through_copy else policy
+    reference = _frozen(reference_of(policy), copies)
+    teachers = [
+        _itself(config, name, policy, copy, reference)
+        if name in SELF
+        else _frozen(_load_teacher(config, name, policy), copies)
+        for name in teachers_of(config)
+    ]
+    teacher = teachers[0] if teachers else None
+    model = None if teacher is None else teacher.own.model
+    visits = config.teacher_home == "host" and model is not policy.model
     return Models(
         policy=policy,
-        student=copy.lm if copy is not None and through_copy else policy,
+        student=student,
         copy=copy,
         size=Size.of(policy),
-        teacher=None if teacher is None else _frozen(teacher, copies),
-        reference=_frozen(reference_of(policy), copies),
+        teacher=teacher,
+        reference=reference,
         task=task,
         engine=engine,
         chunk=chunk_of(config.logits_mib, vocabulary(policy)),
-        visitor=Visitor(teacher.model, policy.device) if teacher and visits else None,
+        visitor=Visitor(model, policy.device) if model is not None and visits else None,
+        more=tuple(teachers[1:]),
     )
 
 
-def _load_teacher(config: RunConfig, policy: LanguageModel) -> LanguageModel | None:
-    if config.teacher is None:
-        return None
+def _load_teacher(config: RunConfig, name: str, policy: LanguageModel) -> LanguageModel:
     try:
         teacher = load_teacher(
-            config.teacher, config.teacher_quant, policy=policy, adapter=config.teacher_adapter
+            name, config.teacher_quant, policy=policy, adapter=config.teacher_adapter
         )
         teacher.use_chat(config.chat, config.system_prompt)
     except ValueError as error:
@@ -136,6 +168,30 @@ def _load_teacher(config: RunConfig, policy: LanguageModel) -> LanguageModel | N
     return teacher
 
 
-def _frozen(lm: LanguageModel, copies: bool) -> FrozenModel:
+def _itself(
+    config: RunConfig,
+    name: str,
+    policy: LanguageModel,
+    copy: DenseCopy | None,
+    reference: FrozenModel,
+) -> FrozenModel:
+    """Return the student as its own teacher: as it began, as it is, or an average.
+
+    The average is a second adapter. It is equal to the policy's at the start.
+    """
+    if name == START:
+        own = replace(reference.own, chat=policy.chat, system_prompt=policy.system_prompt)
+        return replace(reference, own=own)
+    copies = config.dense_copy and DenseCopy.suits(policy)
+    if name == CURRENT:
+        kept = copy if copies else None
+        return FrozenModel(policy, policy if kept is None else kept.lm, kept, Size.of(policy))
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(policy, Path(folder))
+        attach(policy.model, folder, AVERAGED, policy.source)
+    return _frozen(replace(policy, adapter=AVERAGED), copies, moves=True)
+
+
+def _frozen(lm: LanguageModel, copies: bool, moves: bool = False) -> FrozenModel:
     copy = make_dense_copy(lm, lm.said) if copies else None
-    return FrozenModel(lm, lm if copy is None else copy.lm, copy, Size.of(lm))
+    return FrozenModel(lm, lm if copy is None else copy.lm, copy, Size.of(lm), moves)

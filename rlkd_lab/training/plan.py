@@ -27,6 +27,14 @@ from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.config_checks import of_teacher
 from rlkd_lab.training.memory_passes import one_pass
 from rlkd_lab.training.model_shape import Shape
+from rlkd_lab.training.teacher_settings import (
+    AVERAGE,
+    SELF,
+    model_of,
+    quant_of,
+    teacher_models,
+    teachers_of,
+)
 
 GIB = 2**30
 MARGIN = 1.1
@@ -79,21 +87,24 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
     """
     size = 2 if gpu else 4
     student = Shape.of(config.student)
-    teacher = None if config.teacher is None else Shape.of(config.teacher)
+    teachers = [Shape.of(name) for name in teacher_models(config)]
     prompt = longest_prompt(config) if prompt_tokens is None else prompt_tokens
-    _check_context(config, student, teacher, prompt)
+    _check_context(config, student, teachers, prompt)
     # in float32 the adapter is merged into the copy, and training goes through it
     merged = config.dense_copy and not gpu
     return Plan(
-        _plan_held(config, student, teacher, size, merged),
+        _plan_held(config, student, teachers, size, merged),
         plan_sampling(config, gpu, prompt),
-        _plan_updating(config, student, teacher, size, prompt, merged),
+        _plan_updating(config, student, teachers, size, prompt, merged),
     )
 
 
-def _check_context(config: RunConfig, student: Shape, teacher: Shape | None, prompt: int) -> None:
-    for name, model in ((config.student, student), (config.teacher, teacher)):
-        if model is not None and prompt + config.max_new_tokens > model.context:
+def _check_context(
+    config: RunConfig, student: Shape, teachers: Sequence[Shape], prompt: int
+) -> None:
+    names = (config.student, *teacher_models(config))
+    for name, model in zip(names, (student, *teachers), strict=True):
+        if prompt + config.max_new_tokens > model.context:
             problem = (
                 f"prompts of {prompt} tokens and completions of {config.max_new_tokens} do"
                 f" not fit the context of {model.context} tokens of {name}"
@@ -101,9 +112,10 @@ def _check_context(config: RunConfig, student: Shape, teacher: Shape | None, pro
             raise ValueError(problem if model is student else of_teacher(config, problem))
 
 
-def _has_own_base(config: RunConfig) -> bool:
-    """Whether the teacher does not share the student's base."""
-    same = config.teacher == config.student and config.teacher_quant == config.quant
+def _has_own_base(config: RunConfig, teacher: str) -> bool:
+    """Whether a teacher does not share the student's base."""
+    same = model_of(config, teacher) == config.student
+    same = same and quant_of(config, teacher) == config.quant
     shares = config.teacher_adapter is None or can_share_base(
         config.teacher_adapter, config.adapter
     )
@@ -111,24 +123,29 @@ def _has_own_base(config: RunConfig) -> bool:
 
 
 def _plan_held(
-    config: RunConfig, student: Shape, teacher: Shape | None, size: int, merged: bool
+    config: RunConfig, student: Shape, teachers: Sequence[Shape], size: int, merged: bool
 ) -> dict[str, int]:
     """Return the bytes that are held all the time, by part."""
-    adapter = student.adapter(config)
+    adapter, named = student.adapter(config), teachers_of(config)
     visits = config.teacher_home == "host"
+    apart = [
+        teacher.weights(quant_of(config, name), size)
+        for name, teacher in zip(named, teachers, strict=True)
+        if not visits and _has_own_base(config, name)
+    ]
     held = {
         "student": student.weights(config.quant, size),
-        "teacher": teacher.weights(config.teacher_quant, size)
-        if teacher is not None and not visits and _has_own_base(config)
-        else 0,
-        "adapter": 4 * adapter * (2 if config.adapter is not None else 1),
+        "teacher": sum(apart),
+        "adapter": 4 * adapter * (1 + (config.adapter is not None) + (AVERAGE in named)),
         "gradients and optimizer": (12 if config.optimizer == "adamw" else 6) * adapter,
     }
     if merged:
         # once merged; a quantised base dequantised, and again for the reference; the teacher's once
         copies = 4 * student.linear * (3 if config.quant == "nf4" else 1)
-        if teacher is not None and config.teacher_quant == "nf4":
-            copies += 4 * teacher.linear
+        # a teacher that is the student shares a copy, but for an average, which is merged
+        for name, teacher in zip(named, teachers, strict=True):
+            own_copy = name not in SELF and config.teacher_quant == "nf4"
+            copies += 4 * teacher.linear if own_copy or name == AVERAGE else 0
         held["dense copies"] = copies
     elif config.dense_copy and config.quant == "nf4":
         held["dense copies"] = size * student.linear
@@ -136,13 +153,18 @@ def _plan_held(
 
 
 def _plan_updating(
-    config: RunConfig, student: Shape, teacher: Shape | None, size: int, prompt: int, merged: bool
+    config: RunConfig,
+    student: Shape,
+    teachers: Sequence[Shape],
+    size: int,
+    prompt: int,
+    merged: bool,
 ) -> dict[str, int]:
     """Return the bytes that updating takes beside what is held, by part."""
-    models = [student] if teacher is None else [student, teacher]
-    if config.teacher_home == "host" and teacher is not None and _has_own_base(config):
+    models, named = [student, *teachers], teachers_of(config)
+    if config.teacher_home == "host" and teachers and _has_own_base(config, named[0]):
         # the teacher is here while nothing is held for a backward pass
-        visit = teacher.weights(config.teacher_quant, size)
+        visit = teachers[0].weights(quant_of(config, named[0]), size)
         visit += _passes(config, models, size, prompt, gradient=False)
         most = max(_passes(config, models[:1], size, prompt), visit)
         updating = {"activations, or the teacher and fewer": most}
@@ -172,9 +194,10 @@ def plan_sampling(config: RunConfig, gpu: bool, prompt: int) -> dict[str, int]:
                 2 * config.max_new_tokens,
             )
         )  # out of distribution the limit is doubled
-    if config.teacher is not None and "traces" in METHODS[config.method].needs:
+    writers = teacher_models(config)
+    if writers and "traces" in METHODS[config.method].needs:
         needs.append(
-            (Shape.of(config.teacher), min(config.traces, traces.BATCH), config.max_new_tokens)
+            (Shape.of(writers[0]), min(config.traces, traces.BATCH), config.max_new_tokens)
         )
     most = (
         max(config.sample_at_once, config.group_size)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from rlkd_lab.models import LanguageModel
 from rlkd_lab.rollouts.sampling import prompt_limit
-from rlkd_lab.tasks import Example, QuestionTask
+from rlkd_lab.tasks import Chat, Example, QuestionTask
+from rlkd_lab.tasks.fields import SIBLING, fields_in, filled, value_of
 from rlkd_lab.tasks.lengths import Limit, check_drawn
 from rlkd_lab.tasks.verifier import GuardedTask
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.config_checks import of_teacher
 from rlkd_lab.training.data import data_of
+from rlkd_lab.training.teacher_settings import route_of, teachers_of
 
 DRAWN = 64
 """Prompts by which a task that makes them is judged; rows are measured one and all."""
@@ -40,29 +42,30 @@ def fit_prompts(
     task: GuardedTask,
     config: RunConfig,
     student: LanguageModel,
-    teacher: LanguageModel | None,
-    contexts: Sequence[int | None] = (None, None),
+    teachers: Sequence[LanguageModel],
+    contexts: Sequence[int] | None = None,
 ) -> Asked:
-    """Keep a task to the prompts that fit the context of student and teacher beside a completion,
+    """Keep a task to the prompts that fit the context of student and teachers beside a completion,
     and ``max_prompt_tokens``.
 
     Args:
         task: of the run; it is changed.
         config: of the run.
-        student: with its chat template set, as ``teacher``.
-        teacher: or ``None``.
-        contexts: of student and teacher, where only their tokenizers are loaded.
+        student: with its chat template set, as ``teachers``.
+        teachers: none, one or several.
+        contexts: of student and teachers, where only their tokenizers are loaded.
 
     Raises:
         ValueError: the task has no prompts, or none fits, or ``long_prompts`` is ``refuse`` and
             some do not.
     """
     limit = partial(prompt_limit, most=config.max_prompt_tokens)
+    contexts = contexts or [lm.context for lm in (student, *teachers)]
     own = [limit(student, config.max_new_tokens, context=contexts[0])]
-    if teacher is not None:
-        own.append(
-            _of_teacher(config, student, limit(teacher, config.max_new_tokens, context=contexts[1]))
-        )
+    for teacher, context in zip(teachers, contexts[1:], strict=True):
+        theirs = limit(teacher, config.max_new_tokens, context=context)
+        own.append(_of_teacher(config, student, theirs))
+        own += _of_teacher_prompt(task, config, student, own[-1])
     harder: list[Limit] = []
     if config.eval_every and config.eval_task is None and task.ood_difficulty is not None:
         harder = [limit(student, 2 * config.max_new_tokens, context=contexts[0])]
@@ -70,13 +73,13 @@ def fit_prompts(
             own = harder = own + harder
     drawn = _some(task, DRAWN, config.seed, config.difficulty)
     hard = _some(task, DRAWN_OOD, config.seed, task.ood_difficulty) if harder else []
-    data = data_of(task, config.task, drawn)
+    data = data_of(task, config.task, drawn, what_teachers_need(task, config))
     found = [task.keep_to(own, config.long_prompts, drawn, harder)]
     if harder:
         found.append(
             check_drawn(f"{task.name}, out of distribution", hard, harder, config.long_prompts)
         )
-    notes = [note for lm in (student, teacher) if lm is not None for note in lm.prompts.notes()]
+    notes = [note for lm in (student, *teachers) for note in lm.prompts.notes()]
     return Asked(
         drawn,
         found[0].longest,
@@ -145,3 +148,83 @@ def _some(
     if not found:
         raise ValueError(f"the task {task.name} has no training prompts")
     return found
+
+
+def teacher_text(task: Any, template: str, example: Example, sibling: str = "") -> str:
+    """Return the prompt after which a teacher is asked; of a chat, another last turn.
+
+    Raises:
+        ValueError: the example lacks a field of the template.
+    """
+    if isinstance(example.prompt, Chat):
+        *before, (role, last) = example.prompt.turns
+        text = teacher_text(task, template, replace(example, prompt=last), sibling)
+        return Chat((*before, (role, text)))
+    values = {
+        name: sibling if name == SIBLING else value_of(task, example, name)
+        for name in fields_in(template)
+    }
+    return filled(template, values)
+
+
+def asked_by(task: Any, config: RunConfig) -> Callable[[Example], str] | None:
+    """Return how an example becomes the teacher's prompt, or ``None`` for the student's prompt."""
+    template = config.teacher_prompt
+    return None if template is None else lambda example: teacher_text(task, template, example)
+
+
+def teacher_number(task: Any, config: RunConfig, route: str, example: Example) -> int:
+    """Return the place of the teacher that an example names, from 0.
+
+    Raises:
+        ValueError: the example has no such field, or it names no teacher.
+    """
+    value, names = value_of(task, example, route).strip(), teachers_of(config)
+    if value in names:
+        return names.index(value)
+    if value in map(str, range(1, len(names) + 1)):
+        return int(value) - 1
+    raise ValueError(
+        f"{example.meta.get('where', task.name)} has {route}={value!r:.60}, and teacher_mix={route}"
+        f" needs the name of a teacher ({', '.join(names)}) or its number, from 1"
+    )
+
+
+def what_teachers_need(task: Any, config: RunConfig) -> Callable[[Example], str] | None:
+    """Return what teachers read of an example and who reads it, as one text, or ``None``."""
+    asked, route = asked_by(task, config), route_of(config)
+    if route is None:
+        return asked
+
+    def both(example: Example) -> str:
+        number = teacher_number(task, config, route, example)
+        return f"{number} {'' if asked is None else asked(example)}"
+
+    return both
+
+
+def _of_teacher_prompt(
+    task: Any, config: RunConfig, student: LanguageModel, own: Limit
+) -> list[Limit]:
+    """Return the limit of the prompts that ``teacher_prompt`` makes, if it is set.
+
+    They have the student's chat template. A sibling counts as long as a completion may be.
+
+    Args:
+        task: of the run.
+        config: of the run.
+        student: reads the prompts.
+        own: the teacher's limit of the student's prompts.
+    """
+    asked = asked_by(task, config)
+    if asked is None:
+        return []
+    sibling = config.max_new_tokens if SIBLING in fields_in(config.teacher_prompt) else 0
+
+    def measure(prompts: Sequence[str]) -> list[int]:
+        return [len(ids) + sibling for ids in student.prompt_ids(prompts)]
+
+    def remark(text: str) -> str:
+        return own.remark(f"as teacher_prompt makes them, {text}")
+
+    return [replace(own, measure=measure, most=None, remark=remark, asked=asked)]

@@ -5,6 +5,7 @@ One parquet file a step, a row a completion: ``prompt``, ``answer``, ``completio
 ``counted`` (whether it entered its group's statistics), ``group``, ``finished``, and per-token
 lists ``ids``, ``tokens``, ``logps``, ``teacher_logps``, ``ref_logps``, ``entropy``,
 ``kl_teacher_rev``, ``kl_teacher_fwd`` (at the sampling temperature; None where nobody was asked).
+``teacher_prompt`` is there where the teacher reads another prompt.
 The first completion of the first :data:`DETAILED` prompts also has both models' likeliest tokens
 there: ``top_tokens``, ``top_logps``, ``teacher_top_tokens``, ``teacher_top_logps`` (lists of
 :data:`ALTERNATIVES`, ids in ``…top_ids``).
@@ -52,6 +53,8 @@ class Rollout:
     sampler_logps: Tensor | None
     finished: Tensor
     on_policy: bool
+    teacher_prompts: list[str] | None = None
+    """Where the teacher reads other prompts than the student."""
 
 
 def joined(rollouts: Sequence[Rollout], rows: Tensor, pad: int) -> Rollout:
@@ -148,7 +151,7 @@ def write_samples(
             continue
         for i in starts[:DETAILED]:
             one = rollout.sequences.select(torch.tensor([i]))
-            states = hidden_states(lm, one)
+            states = hidden_states(lm, one.for_teacher if prefix else one)
             likeliest, logps = top_alternatives(lm, states, ALTERNATIVES, temperature)
             ids, convert = likeliest.tolist(), policy.tokenizer.convert_ids_to_tokens
             rows[i][f"{prefix}top_ids"] = ids
@@ -189,6 +192,8 @@ def _row(
         "ids": ids,
         "tokens": policy.tokenizer.convert_ids_to_tokens(ids),
     }
+    if rollout.teacher_prompts is not None:
+        row["teacher_prompt"] = rollout.teacher_prompts[i]
     for name, values in per_token.items():
         row[name] = None if values is None else values[i][keep].tolist()
     return row

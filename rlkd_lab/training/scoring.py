@@ -125,9 +125,10 @@ def teacher_weight(setup: Setup, sequences: Sequences) -> Tensor | None:
     It is 0 at an end of sequence that the teacher would write with another token: there its
     log-probability says nothing about the answer.
     """
-    if setup.models.teacher is None:
+    if not setup.models.teachers:
         return None
-    ours, theirs = setup.models.policy.eos_ids, setup.models.teacher.own.eos_ids
+    ours = setup.models.policy.eos_ids
+    theirs = frozenset.intersection(*(one.own.eos_ids for one in setup.models.teachers))
     if theirs >= ours:
         return None
     ids = sequences.completion_ids

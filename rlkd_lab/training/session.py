@@ -16,7 +16,7 @@ from rlkd_lab.models.locating import zoo_names
 from rlkd_lab.rollouts import Stopped
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.runs.lock import alone
-from rlkd_lab.training.before_loading import check_pair
+from rlkd_lab.training.before_loading import asked_prompts, check_pair
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.decisions import Decisions, Event
@@ -33,6 +33,7 @@ from rlkd_lab.training.recovery import declare_guards, go_back
 from rlkd_lab.training.requests import RequestHandler
 from rlkd_lab.training.selfcheck import check_start
 from rlkd_lab.training.setup import Row
+from rlkd_lab.training.teacher_settings import teacher_models
 from rlkd_lab.training.track import Tracker, check_tracker
 from rlkd_lab.training.trainer import Trainer
 
@@ -345,11 +346,13 @@ def within_memory(config: RunConfig) -> RunConfig:
     models always do.
 
     Raises:
-        ValueError: it cannot be made to fit; says what would.
+        ValueError: it cannot be made to fit; says what would. Or examples lack what the teacher's
+            prompts are made of.
     """
-    if config.plan == "off" or {config.student, config.teacher or config.student} <= set(
-        zoo_names()
-    ):
+    named = {config.student, *teacher_models(config)}
+    if config.plan == "off" or named <= set(zoo_names()):
+        if config.teacher_prompt or config.teacher_mix:
+            asked_prompts(config)
         return config
     check_pair(config)
     device = default_device()

@@ -26,8 +26,13 @@ from rlkd_lab.runs.checkpoints import Damaged
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.fingerprint import fingerprint
 
+AVERAGE_FILE = "teacher_average.safetensors"
 SMALL = 4096
 """bitsandbytes keeps the moments of smaller tensors in 32 bits."""
+
+
+AVERAGED = "average"
+"""Name of the adapter that is an average of the student's, with ``teacher=self:ema``."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies of the adapter's weights and of the optimizer's moments."""
+    """Copies of the adapter's weights, its average, and the optimizer's moments."""
 
     weights: list[Tensor]
+    averaged: list[Tensor]
     moments: dict[int, dict[str, Tensor]]
 
 
@@ -61,6 +67,9 @@ class TrainState:
     def __init__(self, policy: LanguageModel, config: RunConfig) -> None:
         self.policy = policy
         self.parameters = policy.trainable()
+        self.averaged = _averaged(policy)
+        """Of the parameters, with ``teacher=self:ema``; otherwise nothing."""
+        self.rate = config.teacher_ema
         self.bits = 8 if config.optimizer == "adamw_8bit" else 32
         kind: Any = torch.optim.AdamW
         if self.bits == 8:
@@ -74,14 +83,26 @@ class TrainState:
 
     def copy(self) -> Snapshot:
         """Copy weights and moments."""
-        return Snapshot([p.detach().clone() for p in self.parameters], _cloned(self._moments()))
+        weights, averaged = (
+            [value.detach().clone() for value in values]
+            for values in (self.parameters, self.averaged)
+        )
+        return Snapshot(weights, averaged, _cloned(self._moments()))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot. What is computed from there is the same to the last bit."""
         with torch.no_grad():
             for parameter, value in zip(self.parameters, snapshot.weights, strict=True):
                 parameter.copy_(value)
+            for average, value in zip(self.averaged, snapshot.averaged, strict=True):
+                average.copy_(value)
         self._set_moments(_cloned(snapshot.moments))  # the optimizer writes in place
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Let the average take its share of the weights, after the updates of a step."""
+        for average, parameter in zip(self.averaged, self.parameters, strict=bool(self.averaged)):
+            average.lerp_(parameter, self.rate)
 
     def _moments(self) -> dict[int, dict[str, Tensor]]:
         """Return what the optimizer holds of each parameter; nothing before the first update."""
@@ -143,6 +164,9 @@ class TrainState:
         try:
             save_adapter(self.policy, beside)
             save_file(flat, beside / "optimizer.safetensors")
+            if self.averaged:
+                averaged = {str(i): value.contiguous() for i, value in enumerate(self.averaged)}
+                save_file(averaged, beside / AVERAGE_FILE)
         except SafetensorError as error:  # its text is all that is left of the system's error
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
@@ -167,6 +191,7 @@ class TrainState:
             # the process with a bus error.
             adapter = load((path / "adapter_model.safetensors").read_bytes())
             flat = load((path / "optimizer.safetensors").read_bytes())
+            averaged = load((path / AVERAGE_FILE).read_bytes()) if self.averaged else {}
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise Damaged(
                 f"the checkpoint {path} is damaged: {type(error).__name__}: {error}"
@@ -177,6 +202,11 @@ class TrainState:
                 " other settings"
             )
         self._check_tensors(path, adapter, flat)
+        shapes = {str(i): value.shape for i, value in enumerate(self.averaged)}
+        if {name: value.shape for name, value in averaged.items()} != shapes:
+            raise Damaged(f"the checkpoint {path} is damaged: {AVERAGE_FILE} has other tensors")
+        for name, value in averaged.items():
+            self.averaged[int(name)].copy_(value)
         set_peft_model_state_dict(self.policy.model, adapter, adapter_name="default")
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in flat.items():
@@ -201,6 +231,14 @@ class TrainState:
                 else "tensors of other shapes"
             )
             raise Damaged(f"the checkpoint {path} is damaged: {what}")
+
+
+def _averaged(policy: LanguageModel) -> list[Tensor]:
+    """Return the parameters of the average, each at the place of the one that it follows."""
+    named = dict(policy.model.named_parameters())
+    names = [name for name, parameter in named.items() if parameter.requires_grad]
+    theirs = [re.sub(r"\.default(?=\.|$)", f".{AVERAGED}", name) for name in names]
+    return [named[name].data for name in theirs if name in named and name not in names]
 
 
 def _cloned(moments: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, Tensor]]:

@@ -24,6 +24,7 @@ from rlkd_lab.models.logprobs import (
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.training.gaps import check_gap
+from rlkd_lab.training.models import FrozenModel
 from rlkd_lab.training.setup import Coefs, Setup, StepValues
 from rlkd_lab.training.speed import tokens
 
@@ -118,8 +119,8 @@ def check_padding_rows(setup: Setup, sequences: Sequences) -> None:
     """Raise ValueError for a token in the padding of the student's vocabulary that is longer than
     the teacher's: the teacher has no row for it.
     """
-    assert setup.models.teacher is not None
-    ours, theirs = vocabulary(setup.models.policy), vocabulary(setup.models.teacher.own)
+    ours = vocabulary(setup.models.policy)
+    theirs = min(vocabulary(teacher.own) for teacher in setup.models.teachers)
     if ours > theirs and int(sequences.completion_ids.max()) >= theirs:
         config = setup.config
         raise ValueError(
@@ -156,7 +157,9 @@ def score_rows(
     found = {"old_logps": logps.detach(), "entropy": entropy}
     states: Tensor | None = None
     with torch.no_grad():
-        if "teacher" in stats.ask:
+        if "teacher" in stats.ask and models.more:
+            found |= _several(setup, stats, rows, part, hidden, clock)
+        elif "teacher" in stats.ask:
             states, theirs = _frozen(setup, stats, "teacher", rows, part, clock)
             found["teacher_logps"], found["teacher_entropy"] = theirs
             if "divergences" in stats.ask:
@@ -177,20 +180,71 @@ def _frozen(
 
     Where it has a lean forward, each prompt is run once for all of its completions.
     """
-    model = setup.models.frozen(name)
+    return _ask(setup, stats, setup.models.frozen(name), name, rows, part, clock)
+
+
+def _ask(
+    setup: Setup,
+    stats: TokenStats,
+    model: FrozenModel,
+    name: str,
+    rows: Tensor,
+    part: Sequences,
+    clock: Clock,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Ask one model. Teachers read their own prompts, if there are any."""
+    whole, role = stats.sequences, name.partition(" ")[0]
+    if role == "teacher":
+        part, whole = part.for_teacher, whole.for_teacher
     clock.flops += model.size.forward(*tokens(part))
-    with clock(name):
+    with clock(role):
         decoder = None if model.copy is None else model.copy.decoder
         if decoder is None:
             states = hidden_states(model.lm, part)
         else:
             if name not in stats.prompts:
-                stats.prompts[name] = decoder.read(stats.sequences)
+                stats.prompts[name] = decoder.read(whole)
             states = decoder.hidden_states(
                 part.completion_ids, part.completion_mask, stats.prompts[name], rows
             )
         said = token_logps(model.lm, states, targets(part), stats.temperature, setup.chunk)
     return states, said
+
+
+def _several(
+    setup: Setup, stats: TokenStats, rows: Tensor, part: Sequences, hidden: Tensor, clock: Clock
+) -> dict[str, Tensor]:
+    """Return log Σ w·π_T of several teachers, and the KL to each, (N,) in nats.
+
+    A teacher is asked where its weight w is above 0.
+    """
+    shares, counted = part.teacher_shares, part.completion_mask.bool()
+    assert shares is not None
+    mixed = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
+    found = {"teacher_logps": mixed}
+    for number, model in enumerate(setup.models.teachers, 1):
+        share = shares[:, number - 1, None].expand_as(counted)[counted]
+        mine, here = shares[:, number - 1].nonzero()[:, 0], share > 0
+        if not len(mine):
+            continue
+        own, name = part.select(mine), f"teacher {number}"
+        states, (logps, _) = _ask(setup, stats, model, name, rows[mine.to(rows.device)], own, clock)
+        mixed[here] = torch.logaddexp(mixed[here], logps.float() + share[here].log())
+        if "divergences" in stats.ask:
+            kind: Divergence = "reverse"
+            with clock("divergences"):
+                kls = measured_divergences(
+                    setup.models.student,
+                    hidden[here],
+                    model.lm,
+                    states,
+                    [kind],
+                    [stats.temperature],
+                    setup.chunk,
+                )
+            found[name] = torch.zeros_like(mixed)
+            found[name][here] = kls[kind, stats.temperature]
+    return found
 
 
 def _divergences(
@@ -257,7 +311,7 @@ def live_batch(
     teacher = setup.models.frozen("teacher").lm
     if theirs is None:
         with torch.no_grad():
-            theirs = hidden_states(teacher, part)
+            theirs = hidden_states(teacher, part.for_teacher)
     options: Any = setup.options
     per_token = token_divergence(
         student,
@@ -285,8 +339,15 @@ def micro_batches(sequences: Sequences, rows: Tensor, micro_batch: int) -> list[
     None holds more tokens than ``micro_batch`` of the rollout's longest would. One ends where its
     padding would cost more than another pass.
     """
-    masks = (sequences.completion_mask, sequences.prompt_mask)
-    lengths, prompts = (mask.sum(1).tolist() for mask in masks)
+    lengths, own, theirs = (
+        mask.sum(1).tolist()
+        for mask in (
+            sequences.completion_mask,
+            sequences.prompt_mask,
+            sequences.for_teacher.prompt_mask,
+        )
+    )
+    prompts = own + theirs
     limit = micro_batch * (max(prompts) + max(lengths))
     found: list[list[int]] = []
     padding = 0

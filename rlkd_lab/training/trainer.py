@@ -31,6 +31,7 @@ from rlkd_lab.training.samples import Rollout
 from rlkd_lab.training.scoring import score
 from rlkd_lab.training.setup import Row, Setup, StepValues
 from rlkd_lab.training.state import Progress, TrainState
+from rlkd_lab.training.teachers import with_teacher_prompts
 from rlkd_lab.training.token_stats import (
     Clock,
     TokenStats,
@@ -81,8 +82,8 @@ class Trainer:
     def _fit_prompts(self) -> Asked:
         """Keep the task to prompts that leave room for a completion, and check its verifier."""
         models = self.setup.models
-        teacher = None if models.teacher is None else models.teacher.own
-        asked = fit_prompts(models.task, self.config, models.policy, teacher)
+        teachers = [teacher.own for teacher in models.teachers]
+        asked = fit_prompts(models.task, self.config, models.policy, teachers)
         check_weights(models.task, self.config.reward, asked.examples[0])
         if self.setup.eval_task is not models.task:
             fit_evaluation(self.setup.eval_task, models.task, self.config, models.policy, asked)
@@ -154,7 +155,8 @@ class Trainer:
             rollout, collected = collect(setup, step, context, stop)
         with clock("reward"):
             batch, scored, verdicts = score(setup, rollout)
-        row = scored | collected
+        rollout, batch, asked = with_teacher_prompts(setup, rollout, batch, verdicts)
+        row = scored | collected | asked
         sampled = row.pop("generated", int(rollout.sequences.completion_mask.sum()))
 
         measures = _due(config.interference_every, step) and rollout.on_policy
@@ -175,7 +177,7 @@ class Trainer:
             context.snapshot = self.state.copy()
         self.whole = False
         row |= update(setup, step, context, self.state, batch, stats, clock)
-        row |= token_row(rollout, stats) | gate_row(setup, step, batch, stats)
+        row |= token_row(batch, rollout, stats) | gate_row(setup, step, batch, stats)
         self._check_sampler(step, rollout, stats)
         for event in moves + context.decisions.new_events():
             context.tell({**event, "time": time.time()})

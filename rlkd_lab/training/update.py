@@ -102,6 +102,7 @@ def update(
         for norm, made in _one_pass(job, number, order, totals):
             norms.append(norm)
             skipped += not made
+    state.follow()
     row = {
         name: value if name.endswith("/max") else value / config.updates_per_rollout
         for name, value in totals.items()
@@ -206,7 +207,10 @@ def _unmoved(job: Update) -> set[str]:
     if models.copy is None or not models.copy.merges:
         return set()
     unmoved = set()
+    other = job.setup.config.teacher_prompt is not None or bool(models.more)
     for name in job.setup.needs(job.step.coefs) & job.setup.all_scorers:
+        if name == "teacher" and other:  # it is asked something else, or is not alone
+            continue
         copy = models.frozen(name).copy
         if copy is not None and models.copy.equals(copy):
             unmoved.add(name)

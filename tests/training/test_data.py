@@ -296,7 +296,6 @@ def test_a_system_prompt_without_a_template_is_refused(tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_evaluations_ask_another_file_and_say_so(tiny, tmp_path, monkeypatch):
     asked = []
     said = hooks.evaluate

@@ -1,6 +1,5 @@
 """A short form of benchmarks/long_run.py."""
 
-
 from benchmarks.long_run import long_run
 
 

@@ -540,7 +540,7 @@ def test_the_teacher_is_not_heard_at_an_end_it_would_write_otherwise():
         teacher = SimpleNamespace(own=SimpleNamespace(eos_ids=frozenset(theirs or ())))
         models = SimpleNamespace(
             policy=SimpleNamespace(eos_ids=frozenset(ours)),
-            teacher=None if theirs is None else teacher,
+            teachers=() if theirs is None else (teacher,),
         )
         return teacher_weight(SimpleNamespace(models=models), sequences)
 

@@ -197,6 +197,8 @@ def detail_html(
     cut = cut_words(row, left_out)
     words = f"{right}{html.escape(reward_words(row, weights))}." + (f" {cut}" if cut else "")
     head = f"<b>Prompt</b> {text(row['prompt'])} <b>answer</b> {text(row.get('answer'))}"
+    if isinstance(row.get("teacher_prompt"), str):
+        head += f" <b>the teacher read</b> {text(row['teacher_prompt'])}"
     values = table(("value", "here"), token_values(one, position, across), "Selected token")
     beside = "display:flex;flex-wrap:wrap;gap:20px;align-items:flex-start"
     return (
