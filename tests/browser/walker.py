@@ -102,7 +102,7 @@ class Walker:
                 return live
             outer = "document.querySelector('.jp-WindowedPanel-outer')"
             self.page.evaluate(f"{outer}?.scrollTo(0, {place})")
-            self.page.wait_for_timeout(300)
+            self.page.wait_for_timeout(2_000)
         return self.live()
 
     @property
@@ -207,6 +207,9 @@ class Walker:
 
     def second(self) -> str:
         self.run_cell(1)
+        self.page.wait_for_timeout(500)
+        prompts = self.page.locator(".jp-NotebookPanel .jp-InputPrompt")
+        until(lambda: "*" not in "".join(prompts.all_inner_texts()), 60)  # its output is there
         until(lambda: len(self.find()) == 1, 60)
         return ""
 
