@@ -221,10 +221,8 @@ def read_hub(source: str) -> list[Row]:
             "a task of the hub needs the package datasets: pip install 'rlkd_lab[datasets]'"
         ) from None
     name, _, config = source.partition(":")
-    for noisy in ("huggingface_hub", "datasets"):
-        logging.getLogger(noisy).setLevel(
-            logging.ERROR
-        )  # five lines a retry; what matters is said below
+    for noisy in ("huggingface_hub", "datasets"):  # five lines a retry; see below
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         found = datasets.load_dataset(name, config or None)
     except Exception as error:  # of its own, of the hub's client, of the network's
@@ -293,14 +291,10 @@ def read_questions(
             " decimal places"
         )
     if systems:
-        many = (
-            f"{len(systems):,} rows have a system turn"
-            if len(systems) > 1
-            else "1 row has a system turn"
-        )
+        many = f"{len(systems):,} rows have" if len(systems) > 1 else "1 row has"
         sentences.append(
-            f"{name}: {many} (first {systems[0]}), which is not asked; a run has one system"
-            " turn for all, --set system_prompt=TEXT"
+            f"{name}: {many} a system turn (first {systems[0]}), which is not asked; a run has one"
+            " system turn for all, --set system_prompt=TEXT"
         )
     return found, sentences
 
@@ -385,8 +379,7 @@ def _difficulty(row: Mapping[str, Any]) -> int:
     [3, 2, 0, 999999, 0]
     """
     level = str(next((row[name] for name in DIFFICULTY if row.get(name) is not None), 0))
-    digits = re.search(r"\d{1,6}", level)
-    if not digits:
+    if not (digits := re.search(r"\d{1,6}", level)):
         return 0
     try:
         number = float(level)
