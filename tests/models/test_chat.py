@@ -90,6 +90,8 @@ def test_a_chat_of_several_turns_is_asked_through_the_template(make):
     said = "[system]Be brief.\n[user]1+1?\n[assistant]2\n[user]<unk>?\n[assistant]"
     assert lm.prompts.texts([chat]) == [said]
     assert lm.tokenizer.unk_token_id not in ids  # its name is text, in every turn
+    before = "[system]Be brief.\n[user]1+1?\n[assistant]2\n[user]"
+    assert lm.tokenizer.decode(ids).startswith(before)
     lm.use_chat("off")
     with pytest.raises(
         ValueError, match="a prompt is a chat of 3 turns, which needs the chat temp"
