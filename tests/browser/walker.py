@@ -19,8 +19,7 @@ from rlkd_lab.lab.live.curve_data import APART, move_labels, number
 from rlkd_lab.lab.live.handle import Handle
 from rlkd_lab.lab.live.history import History
 from rlkd_lab.lab.live.knob_widgets import KnobWidget, knobs_of
-from rlkd_lab.lab.live.panel import TABLE
-from rlkd_lab.lab.live.panel_texts import state_words
+from rlkd_lab.lab.live.panel_texts import TABLE, state_words
 from tests.short import SHORT
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="a walk needs playwright")

@@ -20,7 +20,6 @@ from IPython.display import display
 
 from rlkd_lab.lab.live.again import Again
 from rlkd_lab.lab.live.controls import set_trait
-from rlkd_lab.lab.live.curve_data import number
 from rlkd_lab.lab.live.curve_view import Curves
 from rlkd_lab.lab.live.family import family
 from rlkd_lab.lab.live.follower import Follower
@@ -34,18 +33,19 @@ from rlkd_lab.lab.live.panel_texts import (
     FORK_HELP,
     FORKS,
     NO_TOKENS,
+    TABLE,
     banner,
     button_help,
     gone_words,
     records_words,
     state_sentence,
+    values_table,
 )
 from rlkd_lab.lab.live.panel_widgets import PanelWidgets
 from rlkd_lab.lab.live.redraw import Redraw, say
 from rlkd_lab.plots.styles import title_of
 from rlkd_lab.runs.tail import Tail
 from rlkd_lab.training import RunConfig
-from rlkd_lab.training.evaluation import evaluated_on
 from rlkd_lab.training.remote import Status
 
 POLL_EVERY = 0.25
@@ -56,15 +56,6 @@ SHARE_BESIDE = 50
 The panel then takes at most 2 % of the time, not 5 %.
 """
 OVER = ("idle", "done", "failed", "lost")
-TABLE = (
-    ("reward", "reward"),
-    ("KL to the teacher", "kl_teacher_rev"),
-    ("response length", "completions/mean_length"),
-    ("entropy", "entropy"),
-    ("accuracy, held out", "eval/accuracy"),
-)
-"""The small table below the curves: labels and metrics."""
-
 _panels: list[Panel] = []
 """The open panels of this kernel, one of each run folder."""
 
@@ -295,15 +286,11 @@ class Panel(PanelWidgets):
 
     def values(self) -> tuple[str, str]:
         """Return the last values as a table in HTML, and a sentence."""
-        on = {"eval/accuracy": f", {evaluated_on(self.run.config)}"}
-        named = [(label + on.get(name, ""), name) for label, name in TABLE]
-        cells = [(label, self.history[name]) for label, name in named if name in self.history]
-        room = "style='padding:2px 14px 2px 0;text-align:left'"
-        head = "".join(f"<th {room}>{html.escape(label)}</th>" for label, _ in cells)
-        body = "".join(f"<td {room}>{number(float(each.values[-1]))}</td>" for _, each in cells)
+        last = {
+            name: float(self.history[name].values[-1]) for _, name in TABLE if name in self.history
+        }
         text = say(self.history, self.method, self.steps, self.run.status().state)
-        table = f"<tr>{head}</tr><tr>{body}</tr>"
-        return f"<table>{table}</table><small>{html.escape(text)}</small>", text
+        return f"{values_table(last, self.run.config)}<small>{html.escape(text)}</small>", text
 
     # --- drawing ----------------------------------------------------------------------------------
 

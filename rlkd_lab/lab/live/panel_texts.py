@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlkd_lab.lab.live.curve_data import number
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.objectives.methods import resolve_options
 from rlkd_lab.training import RunConfig
+from rlkd_lab.training.evaluation import evaluated_on
 from rlkd_lab.training.remote import LIVE, Status
 
 SHOWN_EVENTS = ("warning", "guard", "verifier")
@@ -20,6 +22,14 @@ WHERE = {
     "elsewhere": "driven from elsewhere",
     "nowhere": "",
 }
+TABLE = (
+    ("reward", "reward"),
+    ("KL to the teacher", "kl_teacher_rev"),
+    ("response length", "completions/mean_length"),
+    ("entropy", "entropy"),
+    ("accuracy, held out", "eval/accuracy"),
+)
+"""The small table below the curves: labels and metrics."""
 FORKS = {"off": "off", "untouched": "untouched", "untouched and chance": "noise"}
 """Kinds of fork by the words of the menu."""
 FORK_HELP = {
@@ -29,6 +39,16 @@ FORK_HELP = {
     "noise": "Beside the untouched fork another one with other samples, grey: how far these two"
     " drift apart is what chance alone does.",
 }
+
+
+def values_table(values: Mapping[str, float], config: RunConfig) -> str:
+    """Return the last values of the metrics of :data:`TABLE` in HTML."""
+    on = {"eval/accuracy": f", {html.escape(evaluated_on(config))}"}
+    there = [(label + on.get(name, ""), name) for label, name in TABLE if name in values]
+    room = "style='padding:2px 14px 2px 0;text-align:left'"
+    head = "".join(f"<th {room}>{label}</th>" for label, _ in there)
+    body = "".join(f"<td {room}>{number(values[name])}</td>" for _, name in there)
+    return f"<table><tr>{head}</tr><tr>{body}</tr></table>"
 
 
 def state_words(now: Status, asked: str | None) -> str:
