@@ -90,8 +90,11 @@ def _after_siblings(
     for i, example in enumerate(rollout.examples):
         others = (j for j in rows if j != i and groups[j] == groups[i] and good[j])
         first = next(others, None)
-        text = None if first is None else rollout.texts[first]
-        found.append(text and teacher_text(models.task, template, example, text))
+        found.append(
+            None
+            if first is None
+            else teacher_text(models.task, template, example, rollout.texts[first])
+        )
     # a text that is read again may have more tokens than were written
     room = (
         min(one.own.context for one in models.teachers) - rollout.sequences.completion_mask.shape[1]

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkd_lab.models import Sequences
 from rlkd_lab.objectives import TokenBatch
-from rlkd_lab.tasks import ArithmeticTask, Example, find_task
+from rlkd_lab.tasks import ArithmeticTask, Chat, Example, find_task
 from rlkd_lab.training import make_config, replay, resume, run
 from rlkd_lab.training.before_loading import asked_prompts
 from rlkd_lab.training.data import data_of
+from rlkd_lab.training.prompts import teacher_text
 from rlkd_lab.training.samples import Rollout
 from rlkd_lab.training.teachers import with_teacher_prompts
 from rlkd_lab.training.trainer import Trainer
@@ -38,7 +39,6 @@ def said_by_transformers(model, table, adapter=None, column="teacher_prompt"):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", "self", "self:current", "self:ema"])
 def test_a_teacher_scores_the_students_tokens_after_its_own_prompt(tiny, tmp_path, kind):
     """By a plain forward of the model as loaded; the lean forward reads each prompt once."""
@@ -65,7 +65,6 @@ def test_a_teacher_scores_the_students_tokens_after_its_own_prompt(tiny, tmp_pat
     assert folder.rows()[0]["teacher/gap_wrong"] != 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mix", ["3,1", "by"])
 def test_several_teachers_are_averaged_by_weight_or_routed_by_a_column(tiny, tmp_path, mix):
     names = [SHORT["teacher"], SHORT["student"]]
@@ -91,7 +90,6 @@ def test_several_teachers_are_averaged_by_weight_or_routed_by_a_column(tiny, tmp
     assert row["teacher/kl_1"] > 0.01 and row["teacher/kl_2"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.slow
 def test_an_average_is_followed_killed_resumed_and_replayed_to_the_same_rows(tiny, tmp_path):
     config = tiny(
         "kdrl",
@@ -181,6 +179,13 @@ ROWS = [
     {"question": f"{i}+1?", "answer": f"{i}+1={i + 1}\n#### {i + 1}", "hint": f"add 1 to {i}"}
     for i in range(12)
 ]
+
+
+def test_a_chat_keeps_its_turns_in_the_teachers_prompt():
+    turns = (("user", "1+1?"), ("assistant", "2"), ("user", "And 1 more?"))
+    example = Example(Chat(turns), "3", 1, "x", {"hint": "count on"})
+    asked = teacher_text(None, "{prompt} {hint}", example)
+    assert asked.turns == (*turns[:2], ("user", "And 1 more? count on"))
 
 
 def test_fields_come_from_the_columns_of_a_file_and_are_part_of_its_digest(tmp_path):
