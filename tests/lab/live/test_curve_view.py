@@ -169,7 +169,7 @@ def test_twenty_thousand_steps_stay_flat_and_use_a_twentieth_of_the_time(tmp_pat
     fork.mkdir(parents=True)
     (fork / "fork.json").write_text('{"step": 1, "kind": "untouched"}')
     rng, view = np.random.default_rng(0), CurveView()
-    curves = Curves(view, lambda: now[0] + time.perf_counter())
+    curves = Curves(view, lambda: now[0] + time.process_time())
     curves.of(history, "kdrl", 20_000)  # no output for a still picture, which has its own test
     names = [name for (name,) in GROUPS["main"]]
     rows = [
@@ -191,9 +191,9 @@ def test_twenty_thousand_steps_stay_flat_and_use_a_twentieth_of_the_time(tmp_pat
     drawing = []
     for each in range(20):
         now[0] += 1.0
-        began = time.perf_counter()
+        began = time.process_time()
         assert curves.update(each, ended=False, resting=False, share=20)[0]
-        drawing.append(time.perf_counter() - began)
+        drawing.append(time.process_time() - began)
     assert np.median(drawing) < 1.0 / 20  # it is drawn at most once a second
     lines = [line for panel in view.data["panels"] for line in panel["lines"]]
     assert view.data["step"] > 19_000
