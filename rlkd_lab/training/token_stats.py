@@ -339,21 +339,17 @@ def micro_batches(sequences: Sequences, rows: Tensor, micro_batch: int) -> list[
     None holds more tokens than ``micro_batch`` of the rollout's longest would. One ends where its
     padding would cost more than another pass.
     """
-    lengths, own, theirs = (
-        mask.sum(1).tolist()
-        for mask in (
-            sequences.completion_mask,
-            sequences.prompt_mask,
-            sequences.for_teacher.prompt_mask,
-        )
-    )
-    prompts = own + theirs
-    limit = micro_batch * (max(prompts) + max(lengths))
+    masks = [sequences.completion_mask, sequences.prompt_mask]
+    if sequences.teacher_prompt_mask is not None:
+        masks.append(sequences.teacher_prompt_mask)
+    lengths, *prompts = (mask.sum(1).tolist() for mask in masks)
+    widest = max(map(max, prompts))
+    limit = micro_batch * (widest + max(lengths))
     found: list[list[int]] = []
     padding = 0
     for row in sorted(rows.tolist(), key=lambda row: lengths[row]):
         added = (lengths[row] - lengths[found[-1][-1]]) * len(found[-1]) if found else 0
-        full = found and (len(found[-1]) + 1) * (max(prompts) + lengths[row]) > limit
+        full = found and (len(found[-1]) + 1) * (widest + lengths[row]) > limit
         if not found or full or padding + added > PASS_COST:
             found.append([])
             padding = added = 0

@@ -274,6 +274,8 @@ def test_kls_that_nobody_needs_are_rarer_with_models_of_ones_own():
     assert make_config("grpo").kl_every == 1
     assert make_config("grpo", **own).kl_every == make_config("grpo", teacher="a/b").kl_every == 10
     assert make_config("grpo", settings={"kl_every": "3"}, **own).kl_every == 3
+    assert make_config("kdrl", teacher="teacher,teacher-concise").kl_every == 1
+    assert make_config("kdrl", teacher="self", teacher_prompt="{answer}").kl_every == 1
 
 
 def test_likely_mistakes_say_what_to_do():
