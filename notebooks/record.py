@@ -38,8 +38,13 @@ OTHERS = {
     "kd_forward": ("kd_forward", {}),
     "gkd": ("gkd", {}),
 }
+TWO_SEEDS = {
+    "opd-self": ("opd", {"teacher": "self", "teacher_prompt": "{prompt}{steps}!"}),
+    "opsa-slow": ("opsa", {"learning_rate": "1e-4"}),
+}
 RUNS = [(name, seed) for name in MAIN for seed in range(5)] + [(name, seed) for seed in range(3) for name in OTHERS]
-"""The four methods of the comparison with five seeds, the rest with three; nothing was tuned."""
+RUNS += [(name, seed) for seed in range(2) for name in TWO_SEEDS]
+"""The four methods of the comparison with five seeds, the arms of notebook 09 with two, the rest with three; nothing was tuned."""
 
 
 def record(name: str, seed: int) -> None:
@@ -47,7 +52,7 @@ def record(name: str, seed: int) -> None:
     kept, work = KEPT / f"{name}-{seed}", WORK / f"{name}-{seed}"
     if kept.exists():
         return
-    method, settings = (MAIN | OTHERS)[name]
+    method, settings = (MAIN | OTHERS | TWO_SEEDS)[name]
     config = make_config(method, settings=settings, steps=STEPS, seed=seed, interference_every=5 if name in (*MAIN, "kdrl_annealed") else 0)
     with progress(STEPS, kept.name) as show:
         try:

@@ -138,7 +138,8 @@ def plot_groups(
         _finish_panel(axes, metric, "step")
     counts = {len(runs) for runs in groups.values()}
     seeds = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
-    caption = f"mean over {seeds} seeds, each seed faint · trailing mean of {window} steps"
+    over = "one seed" if counts == {1} else f"mean over {seeds} seeds, each seed faint"
+    caption = f"{over} · trailing mean of {window} steps"
     return finish(figure, title, caption)
 
 

@@ -3,7 +3,8 @@ steps.
 
 Prompt ``49-7+4-2?``; a worked completion ``49-7=42;42+4=46;46-2=44;#44``; a direct one ``#44``. A
 careful worker repeats the steps as a check after a ``!``. Difficulty is the number of operations:
-2–5 in training, 6–8 out of distribution. Every intermediate value lies in 0–99.
+2–5 in training, 6–8 out of distribution. Every intermediate value lies in 0–99. A teacher's prompt
+may hold ``{steps}``, a worked solution without its answer.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def _draw(operations: int, rng: random.Random) -> Example:
         value = value + operand if sign == "+" else value - operand
         text += f"{sign}{operand}"
     prompt = text + "?"
-    return Example(prompt, str(value), operations, prompt)
+    return Example(prompt, str(value), operations, prompt, {"steps": "".join(steps(prompt)[0])})
 
 
 def steps(prompt: str, wrong_at: int | None = None, error: int = 0) -> tuple[list[str], int]:

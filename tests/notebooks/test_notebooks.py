@@ -29,10 +29,10 @@ def outputs(path: Path) -> list:
 
 
 def test_the_stages_are_all_there() -> None:
-    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(9)]
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(10)]
 
 
-@pytest.mark.parametrize("numbers", [("00", "01", "02", "03", "04"), ("05", "06", "07", "08")])
+@pytest.mark.parametrize("numbers", [("00", "01", "02", "03", "04"), ("05", "06", "07", "08", "09")])
 def test_notebooks_run(numbers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """One kernel runs several, because importing takes longer than many a page.
 

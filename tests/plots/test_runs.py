@@ -272,6 +272,7 @@ def test_a_group_is_the_mean_of_its_seeds_with_each_behind_it(make):
         ["GRPO"],
         "mean over 3 seeds, each seed faint · trailing mean of 4 steps",
     )
+    assert words(plot_groups({"GRPO": runs[:1]}, ["reward"]))[1].startswith("one seed · ")
 
 
 def test_groups_of_one_method_have_shades_of_one_colour_and_styles_of_their_own(make):

@@ -20,6 +20,7 @@ from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.tasks import ArithmeticTask, Example, ReasoningGymTask, Score, Task, find_task
 from rlkd_lab.tasks.arithmetic import steps, worked
 from rlkd_lab.tasks.base import SPLITS, seeded, split_of
+from rlkd_lab.tasks.fields import value_of
 from rlkd_lab.tasks.registry import EMBEDDED
 
 EVERY_TASK = pytest.mark.parametrize("name", ["arithmetic", "knights", "knights_knaves"])
@@ -205,6 +206,12 @@ def test_worked_completions_are_right_and_well_formed(style):
         for line in text.partition("#")[0].replace("!", "").split(";")[:-1]:
             left, _, right = line.partition("=")
             assert evaluate(left)[0] == int(right)
+
+
+def test_a_teacher_may_read_the_steps_without_the_answer():
+    task = ArithmeticTask()
+    for problem in task.examples(20, 1):
+        assert value_of(task, problem, "steps") + f"#{problem.answer}" == task.trace(problem)
 
 
 def test_a_wrong_step_is_followed_through():

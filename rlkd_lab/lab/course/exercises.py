@@ -7,43 +7,27 @@ Each exercise is an entry of :data:`EXERCISES`; its number is the notebook's.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from rlkd_lab.lab.course.answers import (
-    Unreadable,
-    Verdict,
-    named,
-    near,
-    number,
-    numbers,
-    shown,
-    word,
-)
-from rlkd_lab.lab.course.pictures.estimators import ESTIMATORS, followed
+from rlkd_lab.lab.course import grades
+from rlkd_lab.lab.course.answers import Unreadable, Verdict, named, near
 from rlkd_lab.lab.course.pictures.fits import HUMPS, binomial_fits
 from rlkd_lab.lab.course.pictures.groups import advantages_of
-from rlkd_lab.lab.course.pictures.ratios import surrogate_at
 from rlkd_lab.lab.course.pictures.trust_regions import dead_threshold
 from rlkd_lab.lab.course.right_answers import (
-    intervals,
-    joint,
+    disagreement,
     nf4_gib,
+    placebo,
     reversal_threshold,
     smallest_group,
     verdict,
-    weak_verifier,
     without_teacher,
 )
 from rlkd_lab.objectives import METHODS
-from rlkd_lab.tasks.arithmetic import ArithmeticTask, steps
-from rlkd_lab.tasks.base import Example
-
-GAPS = (-2.0, -8.0, 3.5, -9.1, -0.4)
-PROMPT = "49-7+4-2?"
 
 
 @dataclass(frozen=True)
@@ -52,143 +36,6 @@ class Exercise:
 
     question: str
     grade: Callable[..., Verdict]
-
-
-# --- grades ---------------------------------------------------------------------------------------
-
-
-def _fool(answer: Any, prompt: str = PROMPT) -> Verdict:
-    if not isinstance(answer, str):
-        raise Unreadable(f"I expected a completion, a text in quotes, and got {shown(answer)}")
-    example = _example(prompt)
-    fooled = weak_verifier(answer, example.answer)
-    score = ArithmeticTask().score(answer, example)
-    if fooled and not score.correct:
-        return True, (
-            "The weak verifier takes it and the real one gives 0. A policy that is paid by"
-            " the weak one would find this too."
-        )
-    if score.correct:
-        return False, (
-            "The real verifier accepts this as well: it is simply right. Look for a text that"
-            " only mentions the number."
-        )
-    return False, (
-        "The weak verifier does not take it: the right number must stand somewhere in it, by"
-        " itself."
-    )
-
-
-def _example(prompt: str) -> Example:
-    operations = prompt.count("+") + prompt.count("-")
-    return Example(prompt, str(steps(prompt)[1]), operations, prompt)
-
-
-def _reverse(answer: Any) -> Verdict:
-    fits = binomial_fits("reverse", HUMPS)
-    if any(abs(number(answer) - fit) <= 0.006 for fit in fits):
-        return True, "Either hump will do, and reverse KL is content with one."
-    return False, (
-        "Reverse KL punishes what the teacher would not say: try a student that leaves one of"
-        " the humps alone, and look closely near the edge."
-    )
-
-
-def _one_wrong_step(answer: Any, measured: float | None = None) -> Verdict:
-    if measured is None:
-        call = 'check("02.one_wrong_step", guess, measured=…)'
-        raise Unreadable(f"give what you measured too: {call}")
-    guess, truth = number(answer), number(measured)
-    if not 0 <= guess <= 1:
-        raise Unreadable(f"I expected an accuracy from 0 to 1 and got {shown(answer)}")
-    good = abs(guess - truth) <= 0.15
-    words = "within 0.15 of it" if good else "more than 0.15 away: look at a few continuations"
-    return good, f"Measured: {truth:.2f}. Your prediction was {words}."
-
-
-def _alive(answer: Any) -> Verdict:
-    given = number(answer)
-    if given not in (0.5, 2.0):
-        raise Unreadable(f"I expected .5 or 2 and got {shown(answer)}")
-    (push,) = surrogate_at([given], -1.0)[1]
-    if push != 0:
-        return True, (
-            "It has moved the wrong way, up, and the minimum keeps the unclipped branch, so"
-            " it is pushed down."
-        )
-    return False, (
-        "For A < 0 the aim is a smaller ρ. Which of the two has got there already, and needs"
-        " no further push?"
-    )
-
-
-def _estimators(answer: Any) -> Verdict:
-    names = list(ESTIMATORS)
-    if isinstance(answer, Mapping):
-        if set(answer) != set(names):
-            raise Unreadable(
-                f"I expected the keys {', '.join(names)} and got {shown(list(answer))}"
-            )
-        given = [word(answer[name]) for name in names]
-    elif isinstance(answer, list | tuple) and len(answer) == len(names):
-        given = [word(part) for part in answer]
-    else:
-        wanted = ", ".join(names)
-        raise Unreadable(f"I expected three words, for {wanted}, and got {shown(answer)}")
-    given = [one.removesuffix("_kl") for one in given]
-    if not set(given) <= {"zero", "reverse", "forward"}:
-        words = "'zero', 'reverse' and 'forward'"
-        raise Unreadable(f"the words are {words}; I got {shown(answer)}")
-    wrong = [name for name, each in zip(names, given, strict=True) if each != followed(name)]
-    if not wrong:
-        return True, (
-            "Enumerated over the tokens: k1's teacher drops out, k2 is the reverse KL's"
-            " gradient, k3 the forward KL's."
-        )
-    return False, (
-        f"{' and '.join(wrong)}: write the gradient as (a factor)·∇log π_θ and take the mean"
-        " over π_θ; a constant factor gives 0."
-    )
-
-
-def _reversed(answer: Any, gaps: Sequence[float] = GAPS) -> Verdict:
-    index, gaps = number(answer), numbers(gaps, len(list(gaps)))
-    if index != int(index) or not 0 <= index < len(gaps):
-        raise Unreadable(f"I expected an index from 0 to {len(gaps) - 1} and got {shown(answer)}")
-    here = joint(0.1, 0.866, gaps)[int(index)]
-    if here < 0:
-        return True, f"Its advantage is {here:+.3f}, although the completion is right."
-    return False, (
-        f"Token {int(index)} has the advantage {here:+.3f}, which is not below 0: compare"
-        " kd_coef·d with Â."
-    )
-
-
-def _interval(answer: Any) -> Verdict:
-    given = numbers(answer, 2)
-    right = intervals()
-    for name, bounds in right.items():
-        if all(abs(a - b) <= 0.003 for a, b in zip(given, bounds, strict=True)):
-            (other,) = [key for key in right if key != name]
-            low, high = right[other]
-            return True, (
-                f"That is the {name}. The other way gives another one ({other}: {low:+.3f} to"
-                f" {high:+.3f}): with five seeds the bootstrap is too narrow."
-            )
-    if given[0] > given[1]:
-        return False, "The lower bound comes first."
-    return False, (
-        "Mean ± t·s/√5 with the t of 4 degrees of freedom, or"
-        " rlkd_lab.study.statistics.bootstrap; answer [low, high]."
-    )
-
-
-def _gpu_hours(answer: Any, steps: float = 300, seconds: float = 45.0) -> Verdict:
-    right = number(steps) * number(seconds) / 3600
-    good = abs(number(answer) - right) <= 0.01 * abs(right) + 1e-9
-    if good:
-        return True, "Measure the seconds of a few steps first, on your own card."
-    return False, "Steps times seconds a step are seconds; an hour has 3600 of them."
 
 
 # --- the exercises --------------------------------------------------------------------------------
@@ -224,8 +71,9 @@ EXERCISES: dict[str, Exercise] = {
         ),
     ),
     "01.fool": Exercise(
-        f"A completion of {PROMPT} that weak_verifier accepts and the real verifier does not.",
-        _fool,
+        f"A completion of {grades.PROMPT} that weak_verifier accepts and the real verifier does"
+        " not.",
+        grades.fool,
     ),
     "02.forward": Exercise(
         "Fit Binomial(2, q) to (.49, .02, .49) by forward KL: q.",
@@ -236,11 +84,11 @@ EXERCISES: dict[str, Exercise] = {
             "It covers both humps, and puts half its mass between them.",
         ),
     ),
-    "02.reverse": Exercise("The same by reverse KL: q, to two decimals or better.", _reverse),
+    "02.reverse": Exercise("The same by reverse KL: q, to two decimals or better.", grades.reverse),
     "02.one_wrong_step": Exercise(
         "The teacher's accuracy, 0 to 1, when it goes on after one wrong step (give"
         " measured=… as well).",
-        _one_wrong_step,
+        grades.one_wrong_step,
     ),
     "03.advantages": Exercise(
         "Rewards 1, 1, 0, 0: GRPO's four advantages, with the sample std.",
@@ -261,12 +109,12 @@ EXERCISES: dict[str, Exercise] = {
         ),
     ),
     "03.alive": Exercise(
-        "A = −1, ε = .2: at which of ρ = .5 and ρ = 2 is there a gradient?", _alive
+        "A = −1, ε = .2: at which of ρ = .5 and ρ = 2 is there a gradient?", grades.alive
     ),
     "04.estimators": Exercise(
         "Expected gradient of k1, k2, k3 as losses on the student's samples: 'zero',"
         " 'reverse' or 'forward' each.",
-        _estimators,
+        grades.estimators,
     ),
     "04.threshold": Exercise(
         "kd_coef = .1, Â = .866, advantage form: the d below which the teacher turns the"
@@ -281,8 +129,8 @@ EXERCISES: dict[str, Exercise] = {
     ),
     "04.reversed": Exercise(
         "The same: which token is pushed down, counting from 0, if d is"
-        f" {', '.join(f'{gap:g}' for gap in GAPS)}?",
-        _reversed,
+        f" {', '.join(f'{gap:g}' for gap in grades.GAPS)}?",
+        grades.reversed,
     ),
     "05.dead": Exercise(
         "TRRD, α = .5, A > 0, π_old = .30, step 0: the π_T below which the token is dead.",
@@ -306,7 +154,7 @@ EXERCISES: dict[str, Exercise] = {
     "06.interval": Exercise(
         "Differences .04, .01, −.02, .05, .03 over five seeds: the 95 % interval of the mean,"
         " [low, high].",
-        _interval,
+        grades.interval,
     ),
     "06.verdict": Exercise(
         "And the verdict: 'better', 'worse' or 'undecided'?",
@@ -329,7 +177,7 @@ EXERCISES: dict[str, Exercise] = {
         ),
     ),
     "07.gpu_hours": Exercise(
-        "GPU-hours of 300 steps at 45 seconds (or give steps=…, seconds=…).", _gpu_hours
+        "GPU-hours of 300 steps at 45 seconds (or give steps=…, seconds=…).", grades.gpu_hours
     ),
     "08.limits": Exercise(
         "Your new method adds a teacher term with a coefficient to the reward's: which known"
@@ -339,6 +187,26 @@ EXERCISES: dict[str, Exercise] = {
             tuple(METHODS),
             "Leave the teacher term out: what is left is the reward's clipped surrogate.",
             "Assert it: value and gradient, on a random batch.",
+        ),
+    ),
+    "09.disagree": Exercise(
+        "Gaps log π_T − log π: .5, −.2, .1 on a right completion, −1, .3, −.4, .2, −.1 on a"
+        " wrong one. On which share of the tokens do teacher and verifier disagree?",
+        near(
+            disagreement,
+            0.006,
+            "Count a gap below 0 on the right completion, and one above 0 on the wrong one.",
+            "OPDVR and GRPD leave just these tokens out.",
+        ),
+    ),
+    "09.placebo": Exercise(
+        "OPSA, push = .1, push_share = .2: the advantages of five tokens with the probabilities"
+        " .9, .2, .99, .6, .95.",
+        near(
+            placebo,
+            0.001,
+            "A fifth of five tokens is one. Which is the least likely, and is it praised?",
+            "It has read neither a reward nor a teacher.",
         ),
     ),
 }

@@ -81,6 +81,31 @@ def without_teacher() -> str:
     )
 
 
+def disagreement(
+    right: Sequence[float] = (0.5, -0.2, 0.1),
+    wrong: Sequence[float] = (-1.0, 0.3, -0.4, 0.2, -0.1),
+) -> float:
+    """Return the share of tokens that OPDVR leaves out, given the gaps of two completions."""
+    left_out = 0
+    for gaps, correct in ((right, 1.0), (wrong, 0.0)):
+        gap = torch.tensor([list(gaps)])
+        batch = TokenBatch(
+            torch.zeros_like(gap),
+            torch.ones_like(gap),
+            teacher_logps=gap,
+            correct=torch.tensor([correct]),
+        )
+        left_out += int((advantage("opdvr", batch) == 0).sum())
+    return left_out / (len(right) + len(wrong))
+
+
+def placebo(probabilities: Sequence[float] = (0.9, 0.2, 0.99, 0.6, 0.95)) -> list[float]:
+    """Return the advantages of ``opsa`` for the tokens of a completion."""
+    logps = torch.tensor([list(probabilities)]).log()
+    batch = TokenBatch(logps, torch.ones_like(logps))
+    return advantage("opsa", batch, {"push": 0.1, "push_share": 0.2})[0].tolist()
+
+
 def nf4_gib(parameters: float = 1.5e9, double: bool = False) -> float:
     """Return the GiB of NF4 weights.
 

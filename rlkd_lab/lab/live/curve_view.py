@@ -102,17 +102,16 @@ class Curves:
         self._output = display(data, metadata=metadata, raw=True, display_id=True)
         self.still.next = self.clock() + Redraw.LEAST  # the first drawing loads fonts
 
-    def update(self, what: object, ended: bool, resting: bool, share: float) -> tuple[bool, bool]:
+    def update(self, what: object, resting: bool, share: float) -> tuple[bool, bool]:
         """Bring view and still picture up to date where it is time; return which were.
 
         Args:
             what: any value that changes when there is something new.
-            ended: whether the run has ended.
-            resting: whether it has ended or is paused.
+            resting: whether the run has ended or is paused.
             share: how many drawing times lie between two drawings.
         """
         what = (self.group, what)
-        live = self.live.run(self._send, what, self.clock, ended, share)
+        live = self.live.run(self._send, what, self.clock, resting, share)
         return live, self.still.run(self._draw, what, self.clock, resting, share)
 
     def _send(self) -> None:
@@ -158,6 +157,6 @@ def watch_curves(
             curves.show(resting=False)
         curves.history.read()
         ended = step == config.steps
-        curves.update(step, ended, ended, Redraw.SHARE)
+        curves.update(step, ended, Redraw.SHARE)
 
     return show

@@ -303,7 +303,7 @@ class Panel(PanelWidgets):
         share = Redraw.SHARE if now.where == "thread" else SHARE_BESIDE
         forks = tuple(fork.history.step for fork in self.history.forks.values())
         what = (self.history.step, len(self.history.events), now.state, forks)
-        how = (what, ended, ended or now.state == "paused", share)
+        how = (what, ended or now.state == "paused", share)
         self.more_curves.group = self.more.value
         more, _ = self.more_curves.update(*how)
         live, still = self.curves.update(*how)

@@ -26,7 +26,7 @@ class Redraw:
     """Decides when to draw again.
 
     It is time when something is new and a second and twenty drawing times have passed,
-    or when the run has ended.
+    or when the run has come to rest: it ended, or it is paused.
 
     Args:
         least: least seconds between two drawings.
@@ -51,12 +51,12 @@ class Redraw:
         self.final = False
 
     def due(self, what: object, now: float, ended: bool = False) -> bool:
-        """Return whether to draw now; the end of a run is drawn once, at once.
+        """Return whether to draw now; a run that comes to rest is drawn once, at once.
 
         Args:
             what: any value that changes when there is something new.
             now: seconds.
-            ended: whether the run has ended.
+            ended: whether the run rests.
         """
         if what == self.seen:
             return False
@@ -72,10 +72,10 @@ class Redraw:
     ) -> None:
         """Note a drawing that ended at ``now`` and took ``took`` seconds.
 
-        The next drawing waits ``share`` times as long.
+        The next drawing waits ``share`` times as long, unless the run rests and loses nothing.
         """
         self.seen, self.final = what, ended
-        self.next = now + max(self.least, share * took)
+        self.next = now + (self.least if ended else max(self.least, share * took))
 
     def run(
         self,

@@ -48,6 +48,8 @@ RIGHT = {
     "07.memory": [0.79, 0.786],
     "07.gpu_hours": [3.75],
     "08.limits": ["grpo", "GRPO"],
+    "09.disagree": [0.375, 3 / 8],
+    "09.placebo": [[0, -0.1, 0, 0, 0]],
 }
 WRONG = {
     "00.advantages": [[0.577, 0.577, 0.577, -1.732], [0.5, 0.5, -1.5, 0.5]],
@@ -73,6 +75,8 @@ WRONG = {
     "07.memory": [0.7, 0.84, 0.75, 6.0],
     "07.gpu_hours": [225, 13500, 0.0],
     "08.limits": ["trrd", "opd"],
+    "09.disagree": [0.625, 3, 0.5],
+    "09.placebo": [[0, 0.1, 0, 0, 0], [0, -0.1, 0, -0.1, 0], [-0.1] * 5],
 }
 MEASURED = {"02.one_wrong_step": {"measured": 0.004}}
 NONSENSE = [

@@ -295,6 +295,16 @@ def test_nothing_new_is_not_drawn_and_the_end_is_drawn_once():
     assert redraw.due("c", 2.6, ended=True)
 
 
+def test_a_drawing_that_took_long_delays_no_other_at_rest():
+    """On a busy machine a second panel of a paused run stayed empty for half a minute."""
+    redraw = Redraw()
+    redraw.drawn("nothing yet", 0.0, took=3.0)
+    assert not redraw.due("step 6", 50.0)
+    assert redraw.due("step 6", 0.1, ended=True)
+    redraw.drawn("step 6", 0.1, took=3.0, ended=True)
+    assert redraw.due("step 7", 1.2, ended=True)
+
+
 def test_a_sentence_for_where_there_are_no_pictures(run):
     run.request("kd_coef", 0.3)
     run.advance(10)
