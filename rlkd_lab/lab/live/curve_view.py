@@ -102,17 +102,17 @@ class Curves:
         self._output = display(data, metadata=metadata, raw=True, display_id=True)
         self.still.next = self.clock() + Redraw.LEAST  # the first drawing loads fonts
 
-    def update(self, what: object, resting: bool, share: float) -> tuple[bool, bool]:
+    def update(self, what: object, rest: object, share: float) -> tuple[bool, bool]:
         """Bring view and still picture up to date where it is time; return which were.
 
         Args:
             what: any value that changes when there is something new.
-            resting: whether the run has ended or is paused.
+            rest: how the run rests, such as paused or done; nothing while it goes on.
             share: how many drawing times lie between two drawings.
         """
         what = (self.group, what)
-        live = self.live.run(self._send, what, self.clock, resting, share)
-        return live, self.still.run(self._draw, what, self.clock, resting, share)
+        live = self.live.run(self._send, what, self.clock, rest, share)
+        return live, self.still.run(self._draw, what, self.clock, rest, share)
 
     def _send(self) -> None:
         data = {}

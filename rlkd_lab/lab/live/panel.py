@@ -299,11 +299,10 @@ class Panel(PanelWidgets):
         now = self.run.status()
         if not self.history.step and now.state not in OVER:
             return False  # another empty picture would only delay the first curve
-        ended = now.state in OVER
         share = Redraw.SHARE if now.where == "thread" else SHARE_BESIDE
         forks = tuple(fork.history.step for fork in self.history.forks.values())
         what = (self.history.step, len(self.history.events), now.state, forks)
-        how = (what, ended or now.state == "paused", share)
+        how = (what, now.state if now.state in (*OVER, "paused") else None, share)
         self.more_curves.group = self.more.value
         more, _ = self.more_curves.update(*how)
         live, still = self.curves.update(*how)

@@ -37,7 +37,7 @@ class Redraw:
     >>> redraw.drawn("step 1", now=0.0, took=0.2)
     >>> redraw.due("step 2", now=3.9), redraw.due("step 1", now=4.0)
     (False, False)
-    >>> redraw.due("step 2", now=4.0), redraw.due("step 2", now=0.3, ended=True)
+    >>> redraw.due("step 2", now=4.0), redraw.due("step 2", now=0.3, rest="done")
     (True, True)
     """
 
@@ -48,50 +48,50 @@ class Redraw:
         self.least = least
         self.seen: object = None
         self.next = float("-inf")
-        self.final = False
+        self.rested: object = None
 
-    def due(self, what: object, now: float, ended: bool = False) -> bool:
+    def due(self, what: object, now: float, rest: object = None) -> bool:
         """Return whether to draw now; a run that comes to rest is drawn once, at once.
 
         Args:
             what: any value that changes when there is something new.
             now: seconds.
-            ended: whether the run rests.
+            rest: how the run rests, such as paused or done; nothing while it goes on.
         """
         if what == self.seen:
             return False
-        return now >= self.next or (ended and not self.final)
+        return now >= self.next or bool(rest and rest != self.rested)
 
     def drawn(
         self,
         what: object,
         now: float,
         took: float,
-        ended: bool = False,
+        rest: object = None,
         share: float = SHARE,
     ) -> None:
         """Note a drawing that ended at ``now`` and took ``took`` seconds.
 
         The next drawing waits ``share`` times as long, unless the run rests and loses nothing.
         """
-        self.seen, self.final = what, ended
-        self.next = now + (self.least if ended else max(self.least, share * took))
+        self.seen, self.rested = what, rest
+        self.next = now + (self.least if rest else max(self.least, share * took))
 
     def run(
         self,
         draw: Callable[[], None],
         what: object,
         clock: Callable[[], float],
-        ended: bool,
+        rest: object,
         share: float,
     ) -> bool:
         """Draw if it is time, and return whether it was; see :meth:`due` and :meth:`drawn`."""
         began = clock()
-        if not self.due(what, began, ended):
+        if not self.due(what, began, rest):
             return False
         draw()
         now = clock()
-        self.drawn(what, now, now - began, ended, share)
+        self.drawn(what, now, now - began, rest, share)
         return True
 
 

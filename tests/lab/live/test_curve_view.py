@@ -184,7 +184,7 @@ def test_twenty_thousand_steps_stay_flat_and_use_a_twentieth_of_the_time(tmp_pat
                 file.writelines(rows[first : first + 500])
         history.read()
         now[0] += 1.0
-        curves.update(first, resting=False, share=20)
+        curves.update(first, rest=None, share=20)
         sizes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert sizes[-1] - sizes[8] < 300_000
@@ -192,7 +192,7 @@ def test_twenty_thousand_steps_stay_flat_and_use_a_twentieth_of_the_time(tmp_pat
     for each in range(20):
         now[0] += 1.0
         began = time.process_time()
-        assert curves.update(each, resting=False, share=20)[0]
+        assert curves.update(each, rest=None, share=20)[0]
         drawing.append(time.process_time() - began)
     assert np.median(drawing) < 1.0 / 20  # it is drawn at most once a second
     lines = [line for panel in view.data["panels"] for line in panel["lines"]]

@@ -289,10 +289,10 @@ def test_nothing_new_is_not_drawn_and_the_end_is_drawn_once():
     redraw.drawn("a", 0.0, 0.1)
     assert not redraw.due("a", 100.0)
     assert not redraw.due("b", 0.5)
-    assert redraw.due("b", 0.5, ended=True)
-    redraw.drawn("b", 0.5, 0.1, ended=True)
-    assert not redraw.due("c", 0.6, ended=True)  # something comes after the end: no hurry
-    assert redraw.due("c", 2.6, ended=True)
+    assert redraw.due("b", 0.5, rest="done")
+    redraw.drawn("b", 0.5, 0.1, rest="done")
+    assert not redraw.due("c", 0.6, rest="done")  # something comes after the end: no hurry
+    assert redraw.due("c", 2.6, rest="done")
 
 
 def test_a_drawing_that_took_long_delays_no_other_at_rest():
@@ -300,9 +300,9 @@ def test_a_drawing_that_took_long_delays_no_other_at_rest():
     redraw = Redraw()
     redraw.drawn("nothing yet", 0.0, took=3.0)
     assert not redraw.due("step 6", 50.0)
-    assert redraw.due("step 6", 0.1, ended=True)
-    redraw.drawn("step 6", 0.1, took=3.0, ended=True)
-    assert redraw.due("step 7", 1.2, ended=True)
+    assert redraw.due("step 6", 0.1, rest="done")
+    redraw.drawn("step 6", 0.1, took=3.0, rest="done")
+    assert redraw.due("step 7", 1.2, rest="done")
 
 
 def test_a_sentence_for_where_there_are_no_pictures(run):
