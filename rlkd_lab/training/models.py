@@ -19,6 +19,7 @@ from rlkd_lab.models import (
 )
 from rlkd_lab.models.adapters import attach, save_adapter
 from rlkd_lab.models.dense_copy import DenseCopy
+from rlkd_lab.models.loading import one_at_a_time
 from rlkd_lab.models.logprobs import chunk_of, vocabulary
 from rlkd_lab.models.visitor import Visitor
 from rlkd_lab.rollouts import Engine
@@ -100,6 +101,7 @@ class Models:
             yield
 
 
+@one_at_a_time
 def load_models(config: RunConfig) -> Models:
     """Load and verify all models of a run, its task and its engine.
 

@@ -119,6 +119,7 @@ def test_predicted_and_measured_peak_agree_within_ten_percent(
         eval_every=0,
         samples_every=0,
         checkpoint_every=0,
+        kl_every=1,  # the largest step is planned
         updates_per_rollout=1,
         **{"micro_batch": 16, **settings},
     )
