@@ -7,7 +7,7 @@ They serve devices for which it has no kernel, and run as plain functions just a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,17 +18,10 @@ def _plain(function: Callable[..., Any] | None = None, **_: Any) -> Any:
     return (lambda given: given) if function is None else function
 
 
-@contextlib.contextmanager
-def without_compiler() -> Iterator[None]:
-    """Let ``torch.compile`` return functions as they are, within the block."""
-    compiler = torch.compile
-    torch.compile = _plain  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.compile = compiler
-
-
-# a system for which there is no build does without: models.loading says so in words
-with without_compiler(), contextlib.suppress(ImportError):
-    import bitsandbytes  # noqa: F401
+compiler, torch.compile = torch.compile, _plain  # type: ignore[assignment]
+try:
+    # a system for which there is no build does without: models.loading says so in words
+    with contextlib.suppress(ImportError):
+        import bitsandbytes  # noqa: F401
+finally:
+    torch.compile = compiler

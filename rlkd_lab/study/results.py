@@ -144,17 +144,22 @@ def _evaluation(run: Path) -> pd.DataFrame | None:
 
     A sweep left a summary; `rlkd eval` left the table of completions.
     """
-    found = {
-        path.stem: path
-        for suffix in ("parquet", "csv")
-        for path in (run / "eval").glob(f"step_*.{suffix}")
-        if path.stem.removeprefix("step_").isdigit()
-    }
-    if not found:
+    newest = _newest(run, "parquet", "csv")
+    if newest is None:
         return None
-    newest = found[max(found)]
     table = pd.read_csv(newest) if newest.suffix == ".csv" else summarise(read_table(newest)[0])
     return table.astype({"difficulty": str})
+
+
+def _newest(run: Path, *kinds: str) -> Path | None:
+    """Return the file of a run's newest evaluation; of one step the last kind counts."""
+    found = {
+        path.stem: path
+        for kind in kinds
+        for path in (run / "eval").glob(f"step_*.{kind}")
+        if path.stem.removeprefix("step_").isdigit()
+    }
+    return found[max(found)] if found else None
 
 
 def _table(rows: list[dict[str, Any]], configs: list[RunConfig]) -> pd.DataFrame:
@@ -236,10 +241,10 @@ def outcomes(sweep: Sweep, out: str | Path) -> pd.DataFrame:
     columns = ["arm", "seed", "set", "prompt_id", "difficulty", "right", "samples"]
     frames = [pd.DataFrame(columns=columns)]
     for job, path in _jobs_over(sweep, out):
-        tables = sorted((path / "eval").glob("step_*.parquet"))
-        if not tables:
+        newest = _newest(path, "parquet")
+        if newest is None:
             continue
-        frame = read_table(tables[-1])[0]
+        frame = read_table(newest)[0]
         groups = frame[frame["mode"] == "sample"].groupby(["set", "prompt_id", "difficulty"])
         counts = groups["correct"].agg(right="sum", samples="size").reset_index()
         frames.append(counts.assign(arm=job.arm, seed=job.seed)[columns])

@@ -29,6 +29,11 @@ COLUMNS = ("question", "answer")
 MEMBERS = ("name", "train_difficulty", "ood_difficulty", "examples", "score")
 
 
+def holds_rows(name: str) -> bool:
+    """Return whether a task's name is that of a dataset of the hub, a file or a folder."""
+    return name.startswith("hub:") or name.endswith(FILES) or Path(name).is_dir()
+
+
 def find_task(
     name: str,
     settings: Mapping[str, Any] | None = None,
@@ -72,7 +77,7 @@ def find_task(
         return QuestionTask(
             name, read_hub(name.removeprefix("hub:")), template, columns_of(name, settings), fields
         )
-    if name.endswith(FILES) or Path(name).is_dir() or "/" in name or "\\" in name:
+    if holds_rows(name) or "/" in name or "\\" in name:
         rows, columns = read_files(Path(name)), columns_of(name, settings)
         return QuestionTask(name, rows, template, columns, fields)
     sets = reasoning_gym_sets()

@@ -103,9 +103,7 @@ def check_device(config: RunConfig, device: str, processes: int = 1) -> None:
         "way to share it between processes: start one": processes > 1,
     }
     for what in (what for what, wanted in lacks.items() if wanted and device == "mps"):
-        raise ValueError(
-            f"Apple's GPU (mps) has no {what}; or compute on the CPU with RLKD_DEVICE=cpu"
-        )
+        raise ValueError(f"Apple's GPU (mps) has no {what}. RLKD_DEVICE=cpu takes the CPU")
 
 
 def of_teacher(config: RunConfig, problem: object) -> str:

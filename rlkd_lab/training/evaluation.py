@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,7 @@ from rlkd_lab.models import LanguageModel
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.rollouts import Engine, Sampling, sample
 from rlkd_lab.tasks import QuestionTask, Split, Task, judge
-from rlkd_lab.tasks.registry import EMBEDDED
-from rlkd_lab.tasks.rows import FILES
+from rlkd_lab.tasks.registry import EMBEDDED, holds_rows
 from rlkd_lab.tasks.verifier import GuardedTask, guarded
 from rlkd_lab.training.config import RunConfig
 
@@ -60,8 +58,7 @@ def evaluation_task(config: RunConfig, own: GuardedTask) -> GuardedTask:
         return own
     template = None if name in EMBEDDED else config.prompt_template
     columns = config.task_settings if isinstance(own.task, QuestionTask) else {}
-    rows = name.startswith("hub:") or name.endswith(FILES) or Path(name).is_dir()
-    task = guarded(name, columns if rows else {}, template, config.verifier_seconds)
+    task = guarded(name, columns if holds_rows(name) else {}, template, config.verifier_seconds)
     if isinstance(task.task, QuestionTask):
         task.task.hold_out()
     return task

@@ -14,7 +14,7 @@ from rlkd_lab.objectives.settings import CHOICES, KNOBS, nearest
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.loop_knobs import LOOP_KNOBS
 from rlkd_lab.training.presets import MODES, PRESETS
-from rlkd_lab.training.teacher_settings import SELF
+from rlkd_lab.training.teacher_settings import SELF, names_in
 from rlkd_lab.training.validated import validated
 
 RENAMED = {"dense_twin": "dense_copy"}
@@ -171,11 +171,9 @@ def _with_kl_every(values: dict[str, Any]) -> dict[str, Any]:
     There a measurement takes up to 40 % of a step that needs no teacher.
     """
     fields = RunConfig.model_fields
-    student, teacher = (
-        str(values.get(name, fields[name].default) or "") for name in ("student", "teacher")
-    )
-    models = {student, *(name.strip() for name in teacher.split(","))} - {"", *SELF}
-    if models <= set(zoo_names()):
+    student, teacher = (values.get(name, fields[name].default) for name in ("student", "teacher"))
+    models = {str(student), *names_in(None if teacher is None else str(teacher))}
+    if models - {*SELF} <= set(zoo_names()):
         return values
     return {"kl_every": KL_EVERY, **values}
 

@@ -20,9 +20,7 @@ def token_row(batch: TokenBatch, rollout: Rollout, stats: TokenStats) -> Row:
     Where the teacher has its own prompts, its KLs are means over the tokens with a teacher.
     """
     counts, values = rollout.sequences.completion_mask.bool(), stats.values
-    taught = counts
-    if rollout.teacher_prompts is not None and batch.kd_weight is not None:
-        taught = counts & (batch.kd_weight != 0)
+    taught = counts if rollout.teacher_prompts is None else _taught(counts, batch)
     row: Row = {"entropy": mean(values["entropy"][counts])}
     for kind, name in KL_METRICS.items():
         if kind in values:
@@ -47,6 +45,11 @@ def token_row(batch: TokenBatch, rollout: Rollout, stats: TokenStats) -> Row:
     return row
 
 
+def _taught(counts: Tensor, batch: TokenBatch) -> Tensor:
+    """Return which of the tokens that count have a teacher, (B, T)."""
+    return counts if batch.kd_weight is None else counts & (batch.kd_weight != 0)
+
+
 def gate_row(setup: Setup, step: StepValues, batch: TokenBatch, stats: TokenStats) -> Row:
     """Return what gates the teacher, for methods with such a gate and prompted teachers.
 
@@ -64,8 +67,8 @@ def gate_row(setup: Setup, step: StepValues, batch: TokenBatch, stats: TokenStat
     gap = stats.values["teacher_logps"] - stats.values["old_logps"]
     if batch.counted is not None:
         counts = counts & batch.counted[:, None]
-    if setup.config.teacher_prompt is not None and batch.kd_weight is not None:
-        counts = counts & (batch.kd_weight != 0)
+    if setup.config.teacher_prompt is not None:
+        counts = _taught(counts, batch)
     right = (batch.correct > 0)[:, None].expand_as(counts)
     against = (torch.where(right, gap, -gap) < 0).float()
 

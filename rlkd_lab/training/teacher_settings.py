@@ -48,9 +48,14 @@ TeacherEma = Annotated[
 
 def teachers_of(config: RunConfig) -> list[str]:
     """Return the teachers as the config names them."""
-    if config.teacher is None or Path(config.teacher).is_dir():
-        return [] if config.teacher is None else [config.teacher]
-    return [name.strip() for name in config.teacher.split(",")]
+    return names_in(config.teacher)
+
+
+def names_in(teacher: str | None) -> list[str]:
+    """Return the names in the setting ``teacher``; a folder may have commas in its name."""
+    if teacher is None or Path(teacher).is_dir():
+        return [] if teacher is None else [teacher]
+    return [name.strip() for name in teacher.split(",")]
 
 
 def model_of(config: RunConfig, teacher: str) -> str:
