@@ -73,7 +73,7 @@ def curve_data(
         panels += [
             _difference(history, name, untouched, noise, method, window) | {"column": column}
             for column, (name,) in enumerate(names)
-            if name in history and name in untouched.history
+            if name in history and untouched.measured(name)
         ]
     for column, panel in enumerate(panels[: len(names)]):
         panel["column"] = column
@@ -219,10 +219,10 @@ def _after(fork: Fork, history: History, name: str, window: int) -> tuple[np.nda
 def _forks(history: History, name: str, colour: str, window: int) -> list[dict[str, Any]]:
     untouched, noise = history.latest_forks()
     lines = []
-    if untouched is not None and name in untouched.history:
+    if untouched is not None and untouched.measured(name):
         lines.append(line("untouched fork", *_after(untouched, history, name, window), colour, ":"))
     for fork in noise:
-        if name in fork.history:
+        if fork.measured(name):
             after = _after(fork, history, name, window)
             lines.append(line(NOISE, *after, GREY, ":", width=1.0))
     return lines
@@ -243,13 +243,15 @@ def _difference(
     gap = run - np.interp(at, steps, values)
     lines, bands, squares = [line(title_of(method), at, gap, style_of(method)[0])], [], []
     for fork in noise:
+        if not fork.measured(name):
+            continue
         theirs, noisy = _after(fork, history, name, window)
         common = theirs[(theirs >= steps[0]) & (theirs <= steps[-1])]
         gap = np.interp(common, theirs, noisy) - np.interp(common, steps, values)
         lines.append(line(NOISE, common, gap, GREY, ":", width=1.0))
-        squares.append(gap[1:] ** 2)  # at the first step the forks are equal
+        squares.extend(gap[common > untouched.step] ** 2)  # where they fork they are equal
     if squares:
-        spread = np.full(2, 2 * float(np.sqrt(np.mean(np.concatenate(squares)))))
+        spread = np.full(2, 2 * float(np.sqrt(np.mean(squares))))
         ends = np.array([untouched.step, max(series.steps[-1], steps[-1])], dtype=float)
         label = "what chance alone does (±2 root mean squares)"
         band = {"label": label, "colour": GREY, "alpha": 0.18, "hatch": ""}

@@ -290,6 +290,11 @@ class Fork:
         self.path, self.kind, self.step = path, kind, step
         self.history = History(path)
 
+    def measured(self, name: str) -> bool:
+        """Return whether the metric was measured after the fork; a KL is not at every step."""
+        steps = self.history[name].steps
+        return bool(len(steps)) and bool(steps[-1] > self.step)
+
     def joined(self, parent: History, name: str) -> Series:
         """Return the parent's metric up to the fork, then the fork's.
 

@@ -321,10 +321,12 @@ class Panel(PanelWidgets):
     def _ipython_display_(self) -> None:
         display(self.top)
         resting = self.run.status().state in (*OVER, "paused")
-        self.curves.show(resting)
-        self.more_curves.show(resting)
-        self._values = display(self._tabulate(), raw=True, display_id=True)
-        self._watch()
+        try:
+            self.curves.show(resting)
+            self.more_curves.show(resting)
+            self._values = display(self._tabulate(), raw=True, display_id=True)
+        finally:
+            self._watch()  # controls work where a picture fails, and the thread says why
 
     def inside(self) -> Any:
         """Return the panel as a widget of another view, without the outputs of a cell."""

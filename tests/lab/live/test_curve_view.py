@@ -18,7 +18,7 @@ from fake import FakeHandle
 
 from rlkd_lab.lab.live.curve_groups import GROUPS
 from rlkd_lab.lab.live.curve_view import WEB, Curves, CurveView, packed, source, watch_curves
-from rlkd_lab.lab.live.curves import curve_data, draw
+from rlkd_lab.lab.live.curves import curve_data, draw, drawn
 from rlkd_lab.lab.live.history import History
 from rlkd_lab.plots.styles import title_of
 
@@ -119,6 +119,27 @@ def test_a_difference_without_a_band_of_chance_is_faint_and_says_so(run):
         one for one in curve_data(read(run), "kdrl")["panels"] if one["name"] == "reward difference"
     ]
     assert (whole["note"], whole["lines"][0]["alpha"], len(whole["bands"])) == ("", 1.0, 1)
+
+
+@pytest.mark.parametrize("late", ["run", "untouched", "noise", "untouched noise"])
+def test_a_metric_that_a_fork_has_not_measured_yet_has_no_difference(run, late):
+    places = {"run": run.folder}
+    for kind in ("untouched", "noise"):
+        places[kind] = run.forked(kind, step=20, count=15)
+    for kind, folder in places.items():
+        rows = folder.rows()
+        for row in rows:  # a KL is measured every ten steps
+            if kind in late and row["step"] > 20:
+                del row["kl_teacher_rev"]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder.path / "metrics.jsonl").write_text(text)
+    data = curve_data(read(run), "kdrl")
+    strips = {panel["name"].split()[0]: panel for panel in data["panels"] if panel["strip"]}
+    assert ("kl_teacher_rev" in strips) == ("untouched" not in late)
+    for name, strip in strips.items():
+        banded = name != "kl_teacher_rev" or "noise" not in late
+        assert [np.isfinite(band["high"]).all() for band in strip["bands"]] == [True] * banded
+    assert drawn(data).axes
 
 
 def test_the_step_that_is_read_is_that_of_the_run_and_not_of_a_longer_one_beside_it(tmp_path):
