@@ -40,6 +40,8 @@ class LanguageModel:
     """Log-probabilities of the base by ``probe_logps`` before it got its adapter, (N,), in nats."""
     said: torch.Tensor | None = None
     """The same of this view as it was loaded."""
+    room: int | None = None
+    """Context in tokens of a model whose weights are elsewhere."""
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -68,13 +70,16 @@ class LanguageModel:
     @property
     def eos_ids(self) -> frozenset[int]:
         """Tokens that end a completion: the tokenizer's and those of the generation config."""
-        listed = getattr(self.causal_lm.generation_config, "eos_token_id", None)
+        written = None if self.model is None else self.causal_lm.generation_config
+        listed = getattr(written, "eos_token_id", None)
         ids = listed if isinstance(listed, list) else [listed]
         return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
 
     @property
     def context(self) -> int:
         """Longest prompt plus completion, in tokens."""
+        if self.room is not None:
+            return self.room
         return int(getattr(self.causal_lm.config, "max_position_embeddings", 2**31))
 
     def use_chat(self, wanted: Literal["auto", "off"], system_prompt: str | None = None) -> None:

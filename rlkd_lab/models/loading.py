@@ -36,7 +36,7 @@ from rlkd_lab.models.adapters import attach
 from rlkd_lab.models.language_model import LanguageModel, Quant
 from rlkd_lab.models.locating import locate
 from rlkd_lab.models.lora import Lora, fresh_adapter
-from rlkd_lab.models.tokenizers import load_tokenizer, same_tokenizer
+from rlkd_lab.models.tokenizers import load_tokenizer
 from rlkd_lab.models.verification import (
     WITHOUT_4_BIT,
     check_weights,
@@ -274,14 +274,13 @@ def load_teacher(
     Args:
         name: embedded name, folder or hub id.
         quant: ``nf4`` or ``none``.
-        policy: shares its base where name and quant agree; its tokenizer must be the same.
+        policy: shares its base where name and quant agree.
         adapter: folder of the teacher's adapter.
         device: GPU if there is one.
 
     Raises:
         FileNotFoundError: no such model or adapter.
-        ValueError: the tokenizers differ, or the adapter is damaged, not supported or made for
-            another base.
+        ValueError: the adapter is damaged, not supported or made for another base.
     """
     source = None if adapter is None else str(adapter)
     if policy is not None and _shares_base(name, quant, policy, adapter):
@@ -301,8 +300,6 @@ def load_teacher(
         teacher = LanguageModel(model, tokenizer, name, quant)
     teacher.model.requires_grad_(False)
     teacher.model.eval()
-    if policy is not None:
-        same_tokenizer((policy.source, policy.tokenizer), (name, tokenizer))
     teacher.said = verify_head(teacher)
     return teacher
 

@@ -1,8 +1,8 @@
-"""Prompts and completions as tensors, with the prompts of student and teacher."""
+"""Prompts and completions as tensors, with what the teacher reads in their place."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -19,34 +19,36 @@ class Sequences:
     """(B, T)."""
     completion_mask: Tensor
     """(B, T): 1 on tokens up to and including the end of sequence."""
-    teacher_prompt_ids: Tensor | None = None
-    """(B, Q), where the teacher reads another prompt."""
-    teacher_prompt_mask: Tensor | None = None
-    """(B, Q)."""
+    teacher: Sequences | None = None
+    """What the teacher reads, where it is another prompt or another tokenizer's tokens."""
+    spans: Tensor | None = None
+    """(B, T): of another tokenizer, the span that a token belongs to, or −1.
+
+    See :mod:`~rlkd_lab.models.spans`.
+    """
     teacher_shares: Tensor | None = None
     """(B, teachers): the weight of each of several teachers in a row; a row adds up to 1."""
 
     def select(self, rows: Tensor | slice) -> Sequences:
         """Return some rows, without columns that are padding in all of them."""
-        own = _trimmed(self.prompt_ids[rows], self.prompt_mask[rows])
-        completions = self.completion_ids[rows], self.completion_mask[rows]
-        theirs: tuple[Tensor | None, Tensor | None] = None, None
-        if self.teacher_prompt_ids is not None and self.teacher_prompt_mask is not None:
-            theirs = _trimmed(self.teacher_prompt_ids[rows], self.teacher_prompt_mask[rows])
-        shares = None if self.teacher_shares is None else self.teacher_shares[rows]
-        return Sequences(*own, *completions, *theirs, shares)
+        return Sequences(
+            *_trimmed(self.prompt_ids[rows], self.prompt_mask[rows]),
+            self.completion_ids[rows],
+            self.completion_mask[rows],
+            None if self.teacher is None else self.teacher.select(rows),
+            None if self.spans is None else self.spans[rows],
+            None if self.teacher_shares is None else self.teacher_shares[rows],
+        )
 
     @property
     def for_teacher(self) -> Sequences:
-        """The same completions after the prompts that the teacher reads."""
-        if self.teacher_prompt_ids is None or self.teacher_prompt_mask is None:
-            return self
-        return Sequences(
-            self.teacher_prompt_ids,
-            self.teacher_prompt_mask,
-            self.completion_ids,
-            self.completion_mask,
-        )
+        """What the teacher reads."""
+        return self.teacher or self
+
+    def after(self, prompt_ids: Tensor, prompt_mask: Tensor) -> Sequences:
+        """Return the same completions, which the teacher reads after other prompts, (B, Q)."""
+        theirs = Sequences(prompt_ids, prompt_mask, self.completion_ids, self.completion_mask)
+        return replace(self, teacher=theirs)
 
 
 def _trimmed(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

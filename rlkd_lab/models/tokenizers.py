@@ -28,30 +28,19 @@ def load_tokenizer(name: str, weights: bool = True) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def same_tokenizer(
-    student: tuple[str, PreTrainedTokenizerBase], teacher: tuple[str, PreTrainedTokenizerBase]
-) -> None:
-    """Refuse names and tokenizers of a pair whose token ids do not mean the same.
+def difference_of_tokenizers(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
+) -> str | None:
+    """Return where token ids of student and teacher do not mean the same, or ``None``.
 
-    Distillation compares token by token. Padding rows of the embeddings may differ.
-
-    Raises:
-        ValueError: it names the first token that differs.
+    Padding rows of the embeddings may differ.
     """
-    ours, theirs = student[1].get_vocab(), teacher[1].get_vocab()
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
     tokens = sorted(set(ours) | set(theirs))
     odd = next((token for token in tokens if ours.get(token) != theirs.get(token)), None)
+    if odd is not None:
+        return f"{odd!r} is {ours.get(odd)} for the student and {theirs.get(odd)} for the teacher"
     probe = "49-7+4-2? So x² = 4;\n  a saint, a sinner."
-    same_text = student[1](probe)["input_ids"] == teacher[1](probe)["input_ids"]
-    if odd is None and same_text:
-        return
-    detail = (
-        f"{odd!r} is {ours.get(odd)} for the student and {theirs.get(odd)} for the teacher"
-        if odd is not None
-        else "the same text splits differently"
-    )
-    raise ValueError(
-        f"student ({student[0]}) and teacher ({teacher[0]}) have different tokenizers:"
-        f" {detail}. Distillation token by token needs the same one;"
-        " take a teacher of the student's family"
-    )
+    if student(probe)["input_ids"] == teacher(probe)["input_ids"]:
+        return None
+    return "the same text splits differently"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rlkd_lab.models.adapter_config import check_policy_adapter
 from rlkd_lab.models.adapters import attach
 from rlkd_lab.models.language_model import LanguageModel
 from rlkd_lab.models.locating import locate
-from rlkd_lab.models.tokenizers import load_tokenizer, same_tokenizer
+from rlkd_lab.models.served import ENDLESS, is_served
+from rlkd_lab.models.tokenizers import difference_of_tokenizers, load_tokenizer
 from rlkd_lab.models.verification import check_head
 from rlkd_lab.runs import checkpoints
 from rlkd_lab.tasks.registry import find_task
@@ -19,7 +20,13 @@ from rlkd_lab.training.config_checks import of_teacher
 from rlkd_lab.training.memory_passes import made
 from rlkd_lab.training.model_shape import Shape
 from rlkd_lab.training.prompts import Asked, fit_prompts
-from rlkd_lab.training.teacher_settings import teacher_columns, teacher_models
+from rlkd_lab.training.teacher_settings import (
+    check_other_tokenizer,
+    teacher_columns,
+    teacher_models,
+    teachers_of,
+    tokenizer_of,
+)
 
 
 def check_pair(config: RunConfig) -> None:
@@ -35,10 +42,15 @@ def check_pair(config: RunConfig) -> None:
     for name in dict.fromkeys((config.student, *teachers)):
         locate(name, weights=Path(name).is_dir())
         Shape.of(name)
-    for theirs in sorted(set(teachers) - {config.student}):
+    student = load_tokenizer(config.student, weights=False)
+    for teacher in teachers_of(config):
+        name = tokenizer_of(config, teacher)
+        if name == config.student:
+            continue
         try:
-            names = (config.student, theirs)
-            same_tokenizer(*((name, load_tokenizer(name, weights=False)) for name in names))
+            detail = difference_of_tokenizers(student, load_tokenizer(name, weights=False))
+            if detail is not None:
+                check_other_tokenizer(config, teacher, detail)
         except ValueError as error:
             raise ValueError(of_teacher(config, error)) from None
     _check_adapters(config)
@@ -76,12 +88,21 @@ def asked_prompts(config: RunConfig) -> Asked:
     )
     student, context = reader_of(config.student, config.chat, config.system_prompt)
     try:
-        names = teacher_models(config)
-        theirs = [reader_of(name, config.chat, config.system_prompt) for name in names]
+        theirs = [_reader_of_teacher(config, teacher) for teacher in teachers_of(config)]
     except ValueError as error:
         raise ValueError(of_teacher(config, error)) from None
     contexts = (context, *(each for _, each in theirs))
     return fit_prompts(task, config, student, [teacher for teacher, _ in theirs], contexts)
+
+
+def _reader_of_teacher(config: RunConfig, teacher: str) -> tuple[LanguageModel, int]:
+    """Return a teacher that reads prompts, as :func:`reader_of` does; a server is not asked."""
+    name = tokenizer_of(config, teacher)
+    if not is_served(teacher):
+        return reader_of(name, config.chat, config.system_prompt)
+    lm: Any = LanguageModel(None, load_tokenizer(name, weights=False), teacher, "none")  # type: ignore[arg-type]
+    lm.use_chat(config.chat, config.system_prompt)
+    return lm, ENDLESS
 
 
 def reader_of(

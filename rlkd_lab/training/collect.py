@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -127,7 +128,7 @@ def _from_traces(
     config, traces = setup.config, _traces(setup, context, stop)
     number = config.prompts_per_step * config.group_size
     drawn = torch.randint(len(traces.rows), (number,), generator=draw).tolist()
-    rows = [traces.rows[i] for i in drawn]
+    rows = [_in_students_tokens(setup, traces.rows[i]) for i in drawn]
     rollout = Rollout(
         [traces.examples[row["example_id"]] for row in rows],
         [row["completion"] for row in rows],
@@ -141,6 +142,16 @@ def _from_traces(
         on_policy=False,
     )
     return rollout, {"traces/kept": len(traces.rows)}
+
+
+def _in_students_tokens(setup: Setup, row: dict[str, Any]) -> dict[str, Any]:
+    """Return a trace with the student's tokens, where the teacher has another tokenizer."""
+    reader = setup.models.frozen("teacher").reader
+    if reader is None:
+        return row
+    most = setup.config.max_new_tokens
+    ids, finished = reader.in_ours(row["completion"], row["finished"], most)
+    return row | {"completion_ids": ids, "finished": finished}
 
 
 def _traces(setup: Setup, context: Context, stop: Stop) -> Traces:

@@ -20,7 +20,13 @@ from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.training.config_checks import check_settings
 from rlkd_lab.training.guards import declared
 from rlkd_lab.training.loop_knobs import LOOP_DEFAULTS, LOOP_KNOBS, Move, check_knob
-from rlkd_lab.training.teacher_settings import RATE, TeacherEma, TeacherMix, TeacherPrompt
+from rlkd_lab.training.teacher_settings import (
+    RATE,
+    TeacherEma,
+    TeacherMix,
+    TeacherPrompt,
+    TeacherTokenizer,
+)
 
 
 class RunConfig(BaseModel):
@@ -43,8 +49,8 @@ class RunConfig(BaseModel):
     teacher: Annotated[
         str | None,
         Field(
-            description="embedded name, folder or hub id, or several with commas; self,"
-            " self:current or self:ema for the student; off for none"
+            description="embedded name, folder, hub id or http://HOST:PORT/v1, or several with"
+            " commas; self, self:current or self:ema for the student; off for none"
         ),
     ] = "teacher"
     quant: Annotated[Literal["nf4", "none"], Field(description="student's base")] = "nf4"
@@ -66,6 +72,7 @@ class RunConfig(BaseModel):
     teacher_prompt: TeacherPrompt = None
     teacher_ema: TeacherEma = RATE
     teacher_mix: TeacherMix = None
+    teacher_tokenizer: TeacherTokenizer = None
     lora_rank: Annotated[
         int,
         Field(ge=1, description="rank r of the LoRA update; with `adapter` that of the adapter"),

@@ -43,7 +43,7 @@ def record_samples(
     stop: Stop,
 ) -> None:
     """Write the rollout of a step and the probe prompts, and thin what was recorded before."""
-    teacher = None if setup.models.more else setup.models.teacher
+    teacher = setup.models.whole_teacher
     folder = context.folder
     with setup.models.teacher_here():
         write_samples(
@@ -98,7 +98,7 @@ def _record_probe(setup: Setup, step: StepValues, context: Context, stop: Stop) 
         context.folder,
         context.folder.path / "samples" / f"probe_{step.number:06d}.parquet",
         models.policy,
-        None if models.teacher is None or models.more else models.teacher.lm,
+        None if models.whole_teacher is None else models.whole_teacher.lm,
         stats.fill(batch),
         rollout,
         verdicts,

@@ -17,10 +17,12 @@ from rlkd_lab.training.token_stats import KL_METRICS, Clock, TokenStats
 def token_row(batch: TokenBatch, rollout: Rollout, stats: TokenStats) -> Row:
     """Return entropy, KLs and the sampler's difference, as means over the sampled tokens, nats.
 
-    Where the teacher has its own prompts, its KLs are means over the tokens with a teacher.
+    Where the teacher reads something else, its KLs are means over the tokens with a teacher. With
+    another tokenizer only k1 is one: the others are no sums over spans.
     """
     counts, values = rollout.sequences.completion_mask.bool(), stats.values
-    taught = counts if rollout.teacher_prompts is None else _taught(counts, batch)
+    other = rollout.sequences.teacher is not None
+    taught = _taught(counts, batch) if other else counts
     row: Row = {"entropy": mean(values["entropy"][counts])}
     for kind, name in KL_METRICS.items():
         if kind in values:
@@ -34,7 +36,8 @@ def token_row(batch: TokenBatch, rollout: Rollout, stats: TokenStats) -> Row:
             row[f"teacher/kl_{number}"] = max(mean(kl), 0.0) if kl.numel() else None
     old = values["old_logps"]
     if "teacher_logps" in values:
-        for name, estimate in (("k1", k1), ("k2", k2), ("k3", k3)):
+        spans = rollout.sequences.spans is not None
+        for name, estimate in (("k1", k1), ("k2", k2), ("k3", k3))[: 1 if spans else 3]:
             row[f"kl_teacher_{name}"] = mean(estimate(old, values["teacher_logps"])[taught])
     if "ref_logps" in values:
         row["kl_ref"] = mean(k3(old, values["ref_logps"])[counts])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rlkd_lab.models import (
     LanguageModel,
@@ -21,6 +22,9 @@ from rlkd_lab.models.adapters import attach, save_adapter
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.models.loading import one_at_a_time
 from rlkd_lab.models.logprobs import chunk_of, vocabulary
+from rlkd_lab.models.served import Server, is_served
+from rlkd_lab.models.spans import Reader
+from rlkd_lab.models.tokenizers import difference_of_tokenizers, load_tokenizer
 from rlkd_lab.models.visitor import Visitor
 from rlkd_lab.rollouts import Engine
 from rlkd_lab.rollouts.sampling import find_engine
@@ -34,8 +38,10 @@ from rlkd_lab.training.teacher_settings import (
     CURRENT,
     SELF,
     START,
+    check_other_tokenizer,
     teacher_columns,
     teachers_of,
+    tokenizer_of,
 )
 
 
@@ -51,6 +57,10 @@ class FrozenModel:
     size: Size
     moves: bool = False
     """Whether its weights follow the student's, so that the copy must be synced."""
+    reader: Reader | None = None
+    """Of a teacher with another tokenizer."""
+    server: Server | None = None
+    """Of a teacher whose weights are elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,14 @@ class Models:
     """With ``teacher_home=host`` the teacher is on the device only while it is asked."""
     more: tuple[FrozenModel, ...] = ()
     """Teachers beside the first, of several."""
+
+    @property
+    def whole_teacher(self) -> FrozenModel | None:
+        """The teacher, where it is one and its next-token distributions can be compared."""
+        one = self.teacher
+        if one is None or self.more or one.reader is not None or one.server is not None:
+            return None
+        return one
 
     @property
     def teachers(self) -> tuple[FrozenModel, ...]:
@@ -138,12 +156,12 @@ def load_models(config: RunConfig) -> Models:
     teachers = [
         _itself(config, name, policy, copy, reference)
         if name in SELF
-        else _frozen(_load_teacher(config, name, policy), copies)
+        else _teacher(config, name, policy, copies)
         for name in teachers_of(config)
     ]
     teacher = teachers[0] if teachers else None
     model = None if teacher is None else teacher.own.model
-    visits = config.teacher_home == "host" and model is not policy.model
+    visits = config.teacher_home == "host" and model is not None and model is not policy.model
     return Models(
         policy=policy,
         student=student,
@@ -159,15 +177,33 @@ def load_models(config: RunConfig) -> Models:
     )
 
 
-def _load_teacher(config: RunConfig, name: str, policy: LanguageModel) -> LanguageModel:
+def _teacher(config: RunConfig, name: str, policy: LanguageModel, copies: bool) -> FrozenModel:
+    """Return a teacher that is another model, here or on a server."""
     try:
-        teacher = load_teacher(
-            name, config.teacher_quant, policy=policy, adapter=config.teacher_adapter
+        found = (
+            _served(config, name)
+            if is_served(name)
+            else _frozen(_load_teacher(config, name, policy), copies)
         )
-        teacher.use_chat(config.chat, config.system_prompt)
+        found.own.use_chat(config.chat, config.system_prompt)
+        detail = difference_of_tokenizers(policy.tokenizer, found.own.tokenizer)
+        if detail is None:
+            return found
+        check_other_tokenizer(config, name, detail)
+        return replace(found, reader=Reader(policy, found.own))
     except ValueError as error:
         raise ValueError(of_teacher(config, error)) from error
-    return teacher
+
+
+def _load_teacher(config: RunConfig, name: str, policy: LanguageModel) -> LanguageModel:
+    return load_teacher(name, config.teacher_quant, policy=policy, adapter=config.teacher_adapter)
+
+
+def _served(config: RunConfig, name: str) -> FrozenModel:
+    tokenizer = load_tokenizer(tokenizer_of(config, name), weights=False)
+    server = Server(name, tokenizer).connect()
+    own: Any = LanguageModel(None, tokenizer, name, "none", room=server.context)  # type: ignore[arg-type]
+    return FrozenModel(own, own, None, Size(0, 0), server=server)
 
 
 def _itself(

@@ -30,10 +30,10 @@ from rlkd_lab.training.model_shape import Shape
 from rlkd_lab.training.teacher_settings import (
     AVERAGE,
     SELF,
+    local_teachers,
     model_of,
     quant_of,
     teacher_models,
-    teachers_of,
 )
 
 GIB = 2**30
@@ -126,7 +126,7 @@ def _plan_held(
     config: RunConfig, student: Shape, teachers: Sequence[Shape], size: int, merged: bool
 ) -> dict[str, int]:
     """Return the bytes that are held all the time, by part."""
-    adapter, named = student.adapter(config), teachers_of(config)
+    adapter, named = student.adapter(config), local_teachers(config)
     visits = config.teacher_home == "host"
     apart = [
         teacher.weights(quant_of(config, name), size)
@@ -161,7 +161,7 @@ def _plan_updating(
     merged: bool,
 ) -> dict[str, int]:
     """Return the bytes that updating takes beside what is held, by part."""
-    models, named = [student, *teachers], teachers_of(config)
+    models, named = [student, *teachers], local_teachers(config)
     if config.teacher_home == "host" and teachers and _has_own_base(config, named[0]):
         # the teacher is here while nothing is held for a backward pass
         visit = teachers[0].weights(quant_of(config, named[0]), size)

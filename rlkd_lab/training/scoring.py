@@ -127,8 +127,9 @@ def teacher_weight(setup: Setup, sequences: Sequences) -> Tensor | None:
     """
     if not setup.models.teachers:
         return None
+    same = [one.own.eos_ids for one in setup.models.teachers if one.reader is None]
     ours = setup.models.policy.eos_ids
-    theirs = frozenset.intersection(*(one.own.eos_ids for one in setup.models.teachers))
+    theirs = frozenset.intersection(ours, *same)
     if theirs >= ours:
         return None
     ids = sequences.completion_ids

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from rlkd_lab.models.language_model import Quant
+from rlkd_lab.models.served import check_address, is_served
 from rlkd_lab.objectives.methods import METHODS, needs_of, resolve_options
+from rlkd_lab.objectives.rules import teacher_penalty
+from rlkd_lab.objectives.schedules import values_of
 from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.tasks.fields import SIBLING, columns_in, fields_in
 
@@ -33,6 +36,13 @@ TeacherMix = Annotated[
     Field(
         description="of several teachers: their weights, such as 0.7,0.3, or the column that names"
         " the teacher of each row; by default all weigh the same"
+    ),
+]
+TeacherTokenizer = Annotated[
+    str | None,
+    Field(
+        description="of a teacher on a server: folder or hub id with its tokenizer; the student's"
+        " by default"
     ),
 ]
 TeacherEma = Annotated[
@@ -68,9 +78,21 @@ def quant_of(config: RunConfig, teacher: str) -> Quant:
     return config.quant if teacher in SELF else config.teacher_quant
 
 
+def local_teachers(config: RunConfig) -> list[str]:
+    """Return the teachers whose weights are here, as the config names them."""
+    return [name for name in teachers_of(config) if not is_served(name)]
+
+
 def teacher_models(config: RunConfig) -> list[str]:
-    """Return the names of the models that the teachers are."""
-    return [model_of(config, teacher) for teacher in teachers_of(config)]
+    """Return the names of the models that the local teachers are."""
+    return [model_of(config, teacher) for teacher in local_teachers(config)]
+
+
+def tokenizer_of(config: RunConfig, teacher: str) -> str:
+    """Return the name of the model whose tokenizer a teacher has."""
+    if is_served(teacher):
+        return config.teacher_tokenizer or config.student
+    return model_of(config, teacher)
 
 
 def weights_in(mix: str | None, count: int) -> list[float] | None:
@@ -112,6 +134,7 @@ def check_teacher(config: RunConfig) -> None:
         if name.partition(":")[0] == START:
             nearest(name, SELF, "teacher")
     _check_several(config, names)
+    _check_served(config, names)
     if teacher in SELF and config.teacher_adapter is not None:
         raise ValueError(
             f"teacher={teacher} is the student with its own adapter: leave teacher_adapter out"
@@ -147,6 +170,70 @@ def check_teacher(config: RunConfig) -> None:
         )
 
 
+def _needs(config: RunConfig) -> set[str]:
+    """Return what the method needs of a teacher with its coefficients at their start."""
+    method = METHODS[config.method]
+    return needs_of(method, {}, resolve_options(method, config.options))
+
+
+def _check_served(config: RunConfig, names: list[str]) -> None:
+    """Refuse what a teacher behind a server cannot give."""
+    served = [name for name in names if is_served(name)]
+    for name in served:
+        check_address(name)
+    if not served:
+        if config.teacher_tokenizer is not None:
+            raise ValueError(
+                "teacher_tokenizer is for a teacher on a server: other models have their own"
+            )
+        return
+    if wrong := _needs(config) & {"traces", "divergence", "entropy"}:
+        what = "texts of the teacher" if "traces" in wrong else "the teacher's whole distribution"
+        raise ValueError(
+            f"{config.method} needs {what}, and a server gives log-probabilities of the student's"
+            " tokens alone: use opd, kdrl or the like"
+        )
+    for value in values_of(config.schedules()["temperature"]):
+        if value != 1:
+            raise ValueError(
+                f"a server says log-probabilities at temperature 1, and temperature is {value}:"
+                " leave it out"
+            )
+    if config.teacher_adapter is not None or config.teacher_home == "host":
+        name = "teacher_adapter" if config.teacher_adapter is not None else "teacher_home=host"
+        raise ValueError(f"{name} is for a teacher whose weights are here: leave it out")
+
+
+def check_other_tokenizer(config: RunConfig, teacher: str, detail: str) -> None:
+    """Refuse what a teacher with another tokenizer cannot give.
+
+    Args:
+        config: of the run.
+        teacher: as the config names it.
+        detail: where the tokenizers differ.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    differ = (
+        f"student ({config.student}) and teacher ({teacher}) have different tokenizers: {detail}"
+    )
+    method = METHODS[config.method]
+    if len(teachers_of(config)) > 1:
+        raise ValueError(f"{differ}. Several teachers need the student's: name one teacher")
+    if _needs(config) & {"divergence", "entropy"}:
+        raise ValueError(
+            f"{differ}. {config.method} compares whole distributions over the vocabulary: use opd,"
+            " kdrl_advantage, trrd or sft, or take a teacher of the student's family"
+        )
+    if method.penalty is teacher_penalty:
+        raise ValueError(
+            f"{differ}. {config.method} adds a KL estimate of each token, and only sums over"
+            " spans of text can be compared: use kdrl_advantage, or take a teacher of the"
+            " student's family"
+        )
+
+
 def _check_several(config: RunConfig, names: list[str]) -> None:
     """Refuse what several teachers cannot do together."""
     if len(names) < 2:
@@ -156,10 +243,7 @@ def _check_several(config: RunConfig, names: list[str]) -> None:
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(f"teacher={config.teacher}: write different names with a comma between")
     weights_in(config.teacher_mix, len(names))
-    needs = needs_of(
-        METHODS[config.method], {}, resolve_options(METHODS[config.method], config.options)
-    )
-    if wrong := needs & {"traces", "divergence", "entropy"}:
+    if wrong := _needs(config) & {"traces", "divergence", "entropy"}:
         what = "the texts" if "traces" in wrong else "the whole distribution"
         raise ValueError(
             f"{config.method} needs {what} of one teacher; several teachers give"

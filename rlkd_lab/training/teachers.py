@@ -1,8 +1,8 @@
 """What a teacher is asked: the student's own tokens, after the student's prompt or another one.
 
-A step needs log-probabilities, entropies and hidden states of the sampled tokens. Every teacher
-gives them through one :class:`~rlkd_lab.training.models.FrozenModel`. Which prompt comes before the
-tokens stands in :class:`~rlkd_lab.models.sequences.Sequences`. So all that ask a teacher ask alike.
+Every teacher is a :class:`~rlkd_lab.training.models.FrozenModel`, and gives log-probabilities of
+the sampled tokens. What it reads stands in :class:`~rlkd_lab.models.sequences.Sequences`: another
+prompt, and another tokenizer's tokens of the same text. So all that ask a teacher ask alike.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.tasks.fields import SIBLING, fields_in
 from rlkd_lab.tasks.rewards import Verdict
+from rlkd_lab.training.models import FrozenModel
 from rlkd_lab.training.prompts import teacher_number, teacher_text
 from rlkd_lab.training.samples import Rollout
 from rlkd_lab.training.setup import Row, Setup
@@ -32,28 +33,60 @@ def with_teacher_prompts(
 
     Returns:
         The rollout with them, the batch with the teacher's weight, and
-        ``teacher/without_sibling``, the share of completions without one, in [0, 1].
+        ``teacher/without_sibling``, the share of completions without one, in [0, 1]. With another
+        tokenizer ``teacher/aligned`` is the share of tokens with a span, in [0, 1], and
+        ``teacher/span_tokens`` is the student's tokens in a span, in the mean.
     """
     models, template = setup.models, setup.config.teacher_prompt
     if models.more:
         sequences = replace(rollout.sequences, teacher_shares=_shares(setup, rollout))
         rollout = replace(rollout, sequences=sequences)
-    if template is None or models.teacher is None:
+    if models.teacher is None:
         return rollout, batch, {}
-    if SIBLING not in fields_in(template):
+    row: Row = {}
+    texts = [example.prompt for example in rollout.examples]
+    if template is not None and SIBLING not in fields_in(template):
         texts = [teacher_text(models.task, template, example) for example in rollout.examples]
-        return _asked_after(setup, rollout, texts), batch, {}
-    hints = _after_siblings(setup, template, rollout, batch, verdicts)
-    texts = [
-        example.prompt if hint is None else hint
-        for example, hint in zip(rollout.examples, hints, strict=True)
-    ]
-    mask = batch.completion_mask
-    has = torch.tensor([[hint is not None] for hint in hints], device=mask.device).float()
-    weight = has * (torch.ones_like(has) if batch.kd_weight is None else batch.kd_weight)
-    batch = replace(batch, kd_weight=weight.expand(mask.shape))
-    row = {"teacher/without_sibling": 1 - has.mean().item()}
-    return _asked_after(setup, rollout, texts), batch, row
+    elif template is not None:
+        hints = _after_siblings(setup, template, rollout, batch, verdicts)
+        texts = [text if hint is None else hint for text, hint in zip(texts, hints, strict=True)]
+        has = torch.tensor([[hint is not None] for hint in hints]).float()
+        batch = _weighed(batch, has.to(batch.completion_mask.device))
+        row = {"teacher/without_sibling": 1 - has.mean().item()}
+    if template is not None:
+        rollout = replace(rollout, teacher_prompts=texts)
+    if models.teacher.reader is not None:
+        return _read_otherwise(models.teacher, rollout, batch, texts, row)
+    if template is not None:
+        asked = rollout.sequences.after(*models.policy.encode(texts))
+        rollout = replace(rollout, sequences=asked)
+    return rollout, batch, row
+
+
+def _read_otherwise(
+    teacher: FrozenModel, rollout: Rollout, batch: TokenBatch, texts: list[str], row: Row
+) -> tuple[Rollout, TokenBatch, Row]:
+    """Let a teacher with another tokenizer read the completions; see :func:`with_teacher_prompts`.
+
+    Tokens without a span have no teacher.
+    """
+    assert teacher.reader is not None
+    sequences = teacher.reader.read(rollout.sequences, texts, teacher.own.context)
+    assert sequences.spans is not None
+    there = (sequences.spans >= 0) & batch.completion_mask.bool()
+    rows = torch.arange(len(there), device=there.device)[:, None] * there.shape[1]
+    spans = len((sequences.spans + rows)[there].unique())
+    row = row | {
+        "teacher/aligned": float(there.sum() / batch.completion_mask.sum().clamp(min=1)),
+        "teacher/span_tokens": float(there.sum() / max(spans, 1)),
+    }
+    return replace(rollout, sequences=sequences), _weighed(batch, there.float()), row
+
+
+def _weighed(batch: TokenBatch, weight: Tensor) -> TokenBatch:
+    """Return the batch with another factor of the teacher's weight, (B, T) or (B, 1)."""
+    before = 1.0 if batch.kd_weight is None else batch.kd_weight
+    return replace(batch, kd_weight=(weight * before).expand(batch.completion_mask.shape))
 
 
 def _shares(setup: Setup, rollout: Rollout) -> Tensor:
@@ -66,13 +99,6 @@ def _shares(setup: Setup, rollout: Rollout) -> Tensor:
     task, examples = setup.models.task, rollout.examples
     numbers = [teacher_number(task, config, route, example) for example in examples]
     return torch.eye(count, device=device)[numbers]
-
-
-def _asked_after(setup: Setup, rollout: Rollout, texts: list[str]) -> Rollout:
-    """Return the rollout with the prompts after which the teacher is asked."""
-    ids, mask = setup.models.policy.encode(texts)
-    sequences = replace(rollout.sequences, teacher_prompt_ids=ids, teacher_prompt_mask=mask)
-    return replace(rollout, sequences=sequences, teacher_prompts=texts)
 
 
 def _after_siblings(

@@ -21,6 +21,7 @@ from rlkd_lab.models.logprobs import (
     unflatten,
     vocabulary,
 )
+from rlkd_lab.models.spans import spread
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.training.gaps import check_gap
@@ -120,7 +121,8 @@ def check_padding_rows(setup: Setup, sequences: Sequences) -> None:
     the teacher's: the teacher has no row for it.
     """
     ours = vocabulary(setup.models.policy)
-    theirs = min(vocabulary(teacher.own) for teacher in setup.models.teachers)
+    here = [one for one in setup.models.teachers if one.reader is None and one.server is None]
+    theirs = min((vocabulary(teacher.own) for teacher in here), default=ours)
     if ours > theirs and int(sequences.completion_ids.max()) >= theirs:
         config = setup.config
         raise ValueError(
@@ -160,9 +162,9 @@ def score_rows(
         if "teacher" in stats.ask and models.more:
             found |= _several(setup, stats, rows, part, hidden, clock)
         elif "teacher" in stats.ask:
-            states, theirs = _frozen(setup, stats, "teacher", rows, part, clock)
-            found["teacher_logps"], found["teacher_entropy"] = theirs
-            if "divergences" in stats.ask:
+            states, theirs = _teacher(setup, stats, rows, part, logps.detach(), clock)
+            found |= theirs
+            if "divergences" in stats.ask and states is not None:
                 with clock("divergences"):
                     found |= _divergences(setup, stats, hidden, states)
         if "reference" in stats.ask:
@@ -173,10 +175,14 @@ def score_rows(
     return hidden, logps, states
 
 
+Said = tuple[Tensor | None, tuple[Tensor, Tensor | None]]
+"""Hidden states of a model that is here, and its log-probabilities and entropies."""
+
+
 def _frozen(
     setup: Setup, stats: TokenStats, name: str, rows: Tensor, part: Sequences, clock: Clock
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Return hidden states of a model that is not trained, and its log-probabilities and entropies.
+) -> Said:
+    """Return what a model that is not trained says.
 
     Where it has a lean forward, each prompt is run once for all of its completions.
     """
@@ -191,13 +197,15 @@ def _ask(
     rows: Tensor,
     part: Sequences,
     clock: Clock,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+) -> Said:
     """Ask one model. Teachers read their own prompts, if there are any."""
     whole, role = stats.sequences, name.partition(" ")[0]
     if role == "teacher":
         part, whole = part.for_teacher, whole.for_teacher
     clock.flops += model.size.forward(*tokens(part))
     with clock(role):
+        if model.server is not None:
+            return None, (model.server.logps(part), None)
         decoder = None if model.copy is None else model.copy.decoder
         if decoder is None:
             states = hidden_states(model.lm, part)
@@ -209,6 +217,21 @@ def _ask(
             )
         said = token_logps(model.lm, states, targets(part), stats.temperature, setup.chunk)
     return states, said
+
+
+def _teacher(
+    setup: Setup, stats: TokenStats, rows: Tensor, part: Sequences, logps: Tensor, clock: Clock
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Return the hidden states of the one teacher, and what it says of the student's tokens.
+
+    A teacher on a server has neither states nor entropies; one with another tokenizer has none of
+    the student's tokens.
+    """
+    states, (said, entropy) = _frozen(setup, stats, "teacher", rows, part, clock)
+    if part.spans is not None:
+        return None, {"teacher_logps": spread(part, part.for_teacher, logps, said)}
+    entropies = {} if entropy is None else {"teacher_entropy": entropy}
+    return states, {"teacher_logps": said} | entropies
 
 
 def _several(
@@ -230,7 +253,7 @@ def _several(
         own, name = part.select(mine), f"teacher {number}"
         states, (logps, _) = _ask(setup, stats, model, name, rows[mine.to(rows.device)], own, clock)
         mixed[here] = torch.logaddexp(mixed[here], logps.float() + share[here].log())
-        if "divergences" in stats.ask:
+        if "divergences" in stats.ask and states is not None:
             kind: Divergence = "reverse"
             with clock("divergences"):
                 kls = measured_divergences(
@@ -339,11 +362,10 @@ def micro_batches(sequences: Sequences, rows: Tensor, micro_batch: int) -> list[
     None holds more tokens than ``micro_batch`` of the rollout's longest would. One ends where its
     padding would cost more than another pass.
     """
-    masks = [sequences.completion_mask, sequences.prompt_mask]
-    if sequences.teacher_prompt_mask is not None:
-        masks.append(sequences.teacher_prompt_mask)
-    lengths, *prompts = (mask.sum(1).tolist() for mask in masks)
-    widest = max(map(max, prompts))
+    both = (sequences, sequences.for_teacher)
+    widest = max(int(one.prompt_mask.sum(1).max()) for one in both)
+    pairs = zip(*(one.completion_mask.sum(1).tolist() for one in both), strict=True)
+    lengths = list(map(max, pairs))
     limit = micro_batch * (widest + max(lengths))
     found: list[list[int]] = []
     padding = 0

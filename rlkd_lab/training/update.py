@@ -207,7 +207,7 @@ def _unmoved(job: Update) -> set[str]:
     if models.copy is None or not models.copy.merges:
         return set()
     unmoved = set()
-    other = job.setup.config.teacher_prompt is not None or bool(models.more)
+    other = job.setup.config.teacher_prompt is not None or models.whole_teacher is None
     for name in job.setup.needs(job.step.coefs) & job.setup.all_scorers:
         if name == "teacher" and other:  # it is asked something else, or is not alone
             continue

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlkd_lab.models.locating import locate
 from rlkd_lab.training.config import RunConfig
-from rlkd_lab.training.teacher_settings import SELF, teachers_of
+from rlkd_lab.training.teacher_settings import SELF, local_teachers
 
 Weights = dict[str, str]
 WHOLE = 2**26
@@ -43,7 +43,7 @@ def weights_of(config: RunConfig) -> Weights:
 def _names(config: RunConfig) -> dict[str, str]:
     roles = ("student", "adapter", "teacher_adapter")
     named = {role: getattr(config, role) for role in roles}
-    for number, teacher in enumerate(teachers_of(config), 1):
+    for number, teacher in enumerate(local_teachers(config), 1):
         if teacher not in SELF:
             named[f"teacher{number if number > 1 else ''}"] = teacher
     return {role: str(name) for role, name in named.items() if name is not None}

@@ -140,7 +140,7 @@ def asked(texts, right, groups, template="{sibling}>{prompt}", context=1000):
         prompt_ids=lambda prompts: [list(prompt) for prompt in prompts],
         encode=lambda prompts: (torch.zeros(len(prompts), 1), torch.ones(len(prompts), 1)),
     )
-    teacher = SimpleNamespace(own=SimpleNamespace(context=context))
+    teacher = SimpleNamespace(own=SimpleNamespace(context=context), reader=None)
     models = SimpleNamespace(
         policy=lm, teacher=teacher, teachers=[teacher], more=(), task=ArithmeticTask()
     )
