@@ -202,7 +202,8 @@ def _load_teacher(config: RunConfig, name: str, policy: LanguageModel) -> Langua
 def _served(config: RunConfig, name: str) -> FrozenModel:
     tokenizer = load_tokenizer(tokenizer_of(config, name), weights=False)
     server = Server(name, tokenizer).connect()
-    own: Any = LanguageModel(None, tokenizer, name, "none", room=server.context)  # type: ignore[arg-type]
+    room = server.context - 1  # it is asked for a token more
+    own: Any = LanguageModel(None, tokenizer, name, "none", room=room)  # type: ignore[arg-type]
     return FrozenModel(own, own, None, Size(0, 0), server=server)
 
 

@@ -1,6 +1,5 @@
 """A teacher with another tokenizer than the student."""
 
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
