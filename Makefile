@@ -30,7 +30,7 @@ setup: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --retries 1 -c constraints.txt $(TORCH_INDEX) torch
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,trl,ray,site,lab]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,trl,ray,site,lab,served]"
 	touch $@
 
 # A run that is there is left alone; one that was interrupted goes on.

@@ -74,6 +74,7 @@ CAN_BE_OFF = (
     "teacher_adapter",
     "teacher_prompt",
     "teacher_mix",
+    "teacher_tokenizer",
     "max_prompt_tokens",
     "eval_task",
     "track",

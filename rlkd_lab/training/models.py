@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rlkd_lab.models import (
     LanguageModel,
@@ -136,6 +135,7 @@ def load_models(config: RunConfig) -> Models:
         teacher_columns(config),
     )
     engine = find_engine(config.engine)
+    servers = {name: _connected(config, name) for name in teachers_of(config) if is_served(name)}
     for start in filter(None, (config.adapter, config.teacher_adapter)):
         checkpoints.check(Path(start))
     policy = load_policy(
@@ -156,7 +156,7 @@ def load_models(config: RunConfig) -> Models:
     teachers = [
         _itself(config, name, policy, copy, reference)
         if name in SELF
-        else _teacher(config, name, policy, copies)
+        else _teacher(config, name, policy, copies, servers.get(name))
         for name in teachers_of(config)
     ]
     teacher = teachers[0] if teachers else None
@@ -177,13 +177,15 @@ def load_models(config: RunConfig) -> Models:
     )
 
 
-def _teacher(config: RunConfig, name: str, policy: LanguageModel, copies: bool) -> FrozenModel:
+def _teacher(
+    config: RunConfig, name: str, policy: LanguageModel, copies: bool, server: Server | None
+) -> FrozenModel:
     """Return a teacher that is another model, here or on a server."""
     try:
         found = (
-            _served(config, name)
-            if is_served(name)
-            else _frozen(_load_teacher(config, name, policy), copies)
+            _frozen(_load_teacher(config, name, policy), copies)
+            if server is None
+            else _served(name, server)
         )
         found.own.use_chat(config.chat, config.system_prompt)
         detail = difference_of_tokenizers(policy.tokenizer, found.own.tokenizer)
@@ -199,11 +201,16 @@ def _load_teacher(config: RunConfig, name: str, policy: LanguageModel) -> Langua
     return load_teacher(name, config.teacher_quant, policy=policy, adapter=config.teacher_adapter)
 
 
-def _served(config: RunConfig, name: str) -> FrozenModel:
-    tokenizer = load_tokenizer(tokenizer_of(config, name), weights=False)
-    server = Server(name, tokenizer).connect()
+def _connected(config: RunConfig, name: str) -> Server:
+    try:
+        return Server(name, load_tokenizer(tokenizer_of(config, name), weights=False)).connect()
+    except ValueError as error:
+        raise ValueError(of_teacher(config, error)) from error
+
+
+def _served(name: str, server: Server) -> FrozenModel:
     room = server.context - 1  # it is asked for a token more
-    own: Any = LanguageModel(None, tokenizer, name, "none", room=room)  # type: ignore[arg-type]
+    own = LanguageModel(None, server.tokenizer, name, "none", room=room)  # type: ignore[arg-type]
     return FrozenModel(own, own, None, Size(0, 0), server=server)
 
 
