@@ -1,7 +1,5 @@
 """Tokenizers and tiny models that cut text into other tokens than the character tokenizer."""
 
-import json
-
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -141,8 +141,8 @@ class Server:
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 problem = str(error)
         raise ValueError(
-            f"the teacher's server {self.address} answers {TRIES_ODD} times with what cannot be"
-            f" used: {problem}. It must return logprobs of the prompt with echo, as vLLM does"
+            f"the answers of the teacher's server {self.address} cannot be used:"
+            f" {problem}. It must return logprobs of the prompt with echo, as vLLM does"
         )
 
     def _ask(self, request: Any, **arguments: Any) -> Any:

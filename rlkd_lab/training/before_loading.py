@@ -10,6 +10,7 @@ from rlkd_lab.models.adapters import attach
 from rlkd_lab.models.language_model import LanguageModel
 from rlkd_lab.models.locating import locate
 from rlkd_lab.models.served import ENDLESS, is_served
+from rlkd_lab.models.spans import Bytes
 from rlkd_lab.models.tokenizers import difference_of_tokenizers, load_tokenizer
 from rlkd_lab.models.verification import check_head
 from rlkd_lab.runs import checkpoints
@@ -48,9 +49,11 @@ def check_pair(config: RunConfig) -> None:
         if name == config.student:
             continue
         try:
-            detail = difference_of_tokenizers(student, load_tokenizer(name, weights=False))
-            if detail is not None:
+            theirs = load_tokenizer(name, weights=False)
+            if (detail := difference_of_tokenizers(student, theirs)) is not None:
                 check_other_tokenizer(config, teacher, detail)
+                for tokenizer, source in ((student, config.student), (theirs, teacher)):
+                    Bytes(tokenizer, source)
         except ValueError as error:
             raise ValueError(of_teacher(config, error)) from None
     _check_adapters(config)

@@ -22,7 +22,9 @@ from rlkd_lab.training.guards import declared
 from rlkd_lab.training.loop_knobs import LOOP_DEFAULTS, LOOP_KNOBS, Move, check_knob
 from rlkd_lab.training.teacher_settings import (
     RATE,
+    Teacher,
     TeacherEma,
+    TeacherHome,
     TeacherMix,
     TeacherPrompt,
     TeacherTokenizer,
@@ -46,26 +48,14 @@ class RunConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**31, description="of everything random in the run")] = 0
 
     student: Annotated[str, Field(description="embedded name, folder or hub id")] = "student"
-    teacher: Annotated[
-        str | None,
-        Field(
-            description="embedded name, folder, hub id or http://HOST:PORT/v1, or several with"
-            " commas; self, self:current or self:ema for the student; off for none"
-        ),
-    ] = "teacher"
+    teacher: Teacher = "teacher"
     quant: Annotated[Literal["nf4", "none"], Field(description="student's base")] = "nf4"
     teacher_quant: Annotated[Literal["nf4", "none"], Field(description="teacher")] = "nf4"
     adapter: Annotated[
         str | None,
         Field(description="adapter folder to go on from; a frozen copy is the reference"),
     ] = None
-    teacher_home: Annotated[
-        Literal["device", "host"],
-        Field(
-            description="host: the teacher lies in host memory and comes to the GPU once a step,"
-            " for a pass of its own"
-        ),
-    ] = "device"
+    teacher_home: TeacherHome = "device"
     teacher_adapter: Annotated[str | None, Field(description="adapter folder of the teacher")] = (
         None
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,20 @@ SELF = (START, CURRENT, AVERAGE)
 """Teachers that are the student: as it began, as it is, and an average over its steps."""
 RATE = 0.05
 
+Teacher = Annotated[
+    str | None,
+    Field(
+        description="embedded name, folder, hub id or http://HOST:PORT/v1, or several with commas;"
+        " self, self:current or self:ema for the student; off for none"
+    ),
+]
+TeacherHome = Annotated[
+    Literal["device", "host"],
+    Field(
+        description="host: the teacher lies in host memory and comes to the GPU once a step, for a"
+        " pass of its own"
+    ),
+]
 TeacherPrompt = Annotated[
     str | None,
     Field(

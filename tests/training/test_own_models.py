@@ -119,6 +119,8 @@ def test_a_pair_that_cannot_be_is_refused_before_anything_is_loaded(
     pairs, tmp_path, command, case, method
 ):
     models, says = pairs[case]
+    if (case, method) == ("tokenizers", "grpo"):
+        pytest.skip("its KL curve can be had over spans")
     settings = [
         part
         for name, value in {**models, "max_new_tokens": 64}.items()
@@ -130,9 +132,7 @@ def test_a_pair_that_cannot_be_is_refused_before_anything_is_loaded(
     )
     assert result.exit_code == 2, result.output
     assert says in result.stderr
-    assert ("--set teacher=off" in result.stderr) == (
-        method == "grpo" and case in ("tokenizers", "context")
-    )
+    assert ("--set teacher=off" in result.stderr) == (method == "grpo" and case == "context")
     assert not (tmp_path / "run").exists()
 
 
