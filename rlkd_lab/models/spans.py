@@ -240,10 +240,9 @@ def spread(ours: Sequences, theirs: Sequences, logps: Tensor, their_logps: Tenso
     sums.index_add_(0, other[there], their_logps[there].to(sums))
     own.index_add_(0, mine[has], logps[has].to(own))
     count.index_add_(0, mine[has], torch.ones_like(logps[has]).to(count))
-    place = mine.clamp(min=0)
-    gap = (sums - own)[place] / count[place].clamp(min=1)
-    alone = torch.where(count[place] == 1, sums[place], logps.to(gap) + gap)
-    return torch.where(has, alone, logps.to(gap)).to(logps)
+    gap = (sums - own) / count.clamp(min=1)
+    # in float64, so that a span of one token has exactly what the teacher says
+    return (logps.to(gap) + has * gap[mine.clamp(min=0)]).to(logps)
 
 
 def _padded(rows: list[list[int]], fill: int) -> Tensor:
