@@ -153,7 +153,7 @@ class Server:
         except (openai.APIConnectionError, openai.InternalServerError) as error:
             raise ConnectionError(
                 f"the teacher's server {self.address} gave no answer in {TRIES} tries"
-                f" ({type(error).__name__}: {error}). When it is there again, `rlkd resume` goes on"
+                f" ({type(error).__name__}: {error}). Start it; `rlkd resume` goes on"
             ) from error
         except openai.AuthenticationError as error:
             raise ValueError(f"{self.address} refuses the key: set the variable {KEY}") from error

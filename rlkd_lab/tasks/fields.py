@@ -1,8 +1,9 @@
 """Fields of an example that a teacher's prompt may hold, as in ``{prompt} It is {answer}.``
 
 Every example has ``prompt`` and ``answer``, and most tasks have ``trace``, a worked solution.
-``sibling`` is another right completion of the same group. Rows of a file have their columns, and
-examples of your own class what stands in ``meta`` as text or a number.
+``sibling`` is another right completion of the same group. ``completion`` is the one that is scored,
+and ``feedback`` is what the verifier says of it. Rows of a file have their columns, and examples of
+your own class what stands in ``meta`` as text or a number.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 
 from rlkd_lab.tasks.base import Example
 
-SIBLING = "sibling"
-OURS = ("prompt", "answer", "trace", SIBLING)
+SIBLING, COMPLETION, FEEDBACK = OF_COMPLETION = ("sibling", "completion", "feedback")
+"""Fields that are known once the completions of a group are judged."""
+OURS = ("prompt", "answer", "trace", *OF_COMPLETION)
 """Fields that are no columns of a file."""
 _FIELD = re.compile(r"\{\{|\}\}|\{([^\W\d]\w*)\}")
 """A field, or a brace that stands for itself because it is written twice."""
@@ -58,7 +60,7 @@ def value_of(task: Any, example: Example, name: str) -> str:
     value = example.meta.get(name)
     if _is_text(value):
         return str(value)
-    has = [*OURS[:2], *(("trace",) if hasattr(task, "trace") else ()), SIBLING]
+    has = [*OURS[:2], *(("trace",) if hasattr(task, "trace") else ()), *OF_COMPLETION]
     has += [one for one, value in example.meta.items() if _is_text(value) and one != "where"]
     where = example.meta.get("where", task.name)
     hint = "name the column that holds it, or take" if "where" in example.meta else "its fields are"

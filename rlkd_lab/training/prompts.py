@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from rlkd_lab.models import LanguageModel
 from rlkd_lab.rollouts.sampling import prompt_limit
 from rlkd_lab.tasks import Chat, Example, QuestionTask
-from rlkd_lab.tasks.fields import SIBLING, fields_in, filled, value_of
+from rlkd_lab.tasks.fields import OF_COMPLETION, fields_in, filled, value_of
 from rlkd_lab.tasks.lengths import Limit, check_drawn
 from rlkd_lab.tasks.verifier import GuardedTask
 from rlkd_lab.training.config import RunConfig
@@ -150,18 +151,22 @@ def _some(
     return found
 
 
-def teacher_text(task: Any, template: str, example: Example, sibling: str = "") -> str:
+def teacher_text(
+    task: Any, template: str, example: Example, given: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """Return the prompt after which a teacher is asked; of a chat, another last turn.
+
+    ``given`` has what is known of the completion, by field.
 
     Raises:
         ValueError: the example lacks a field of the template.
     """
     if isinstance(example.prompt, Chat):
         *before, (role, last) = example.prompt.turns
-        text = teacher_text(task, template, replace(example, prompt=last), sibling)
+        text = teacher_text(task, template, replace(example, prompt=last), given)
         return Chat((*before, (role, text)))
     values = {
-        name: sibling if name == SIBLING else value_of(task, example, name)
+        name: given.get(name, "") if name in OF_COMPLETION else value_of(task, example, name)
         for name in fields_in(template)
     }
     return filled(template, values)
@@ -208,7 +213,7 @@ def _of_teacher_prompt(
 ) -> list[Limit]:
     """Return the limit of the prompts that ``teacher_prompt`` makes, if it is set.
 
-    They have the student's chat template. A sibling counts as long as a completion may be.
+    They have the student's chat template. A field of a completion counts as long as one may be.
 
     Args:
         task: of the run.
@@ -219,10 +224,11 @@ def _of_teacher_prompt(
     asked = asked_by(task, config)
     if asked is None:
         return []
-    sibling = config.max_new_tokens if SIBLING in fields_in(config.teacher_prompt) else 0
+    known_later = set(OF_COMPLETION) & set(fields_in(config.teacher_prompt))
+    room = config.max_new_tokens * len(known_later)
 
     def measure(prompts: Sequence[str]) -> list[int]:
-        return [len(ids) + sibling for ids in student.prompt_ids(prompts)]
+        return [len(ids) + room for ids in student.prompt_ids(prompts)]
 
     def remark(text: str) -> str:
         return own.remark(f"as teacher_prompt makes them, {text}")

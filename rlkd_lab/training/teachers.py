@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlkd_lab.objectives import TokenBatch
-from rlkd_lab.tasks.fields import SIBLING, fields_in
+from rlkd_lab.tasks.fields import COMPLETION, FEEDBACK, OF_COMPLETION, SIBLING, fields_in
 from rlkd_lab.tasks.rewards import Verdict
 from rlkd_lab.training.models import FrozenModel
 from rlkd_lab.training.prompts import teacher_number, teacher_text
@@ -28,12 +28,12 @@ def with_teacher_prompts(
 ) -> tuple[Rollout, TokenBatch, Row]:
     """Put the teacher's prompts beside the student's.
 
-    Where a completion has no right sibling, the teacher reads the student's prompt and has no
-    weight.
+    Where the prompt asks for a right sibling and there is none, the teacher reads the student's
+    prompt and has no weight.
 
     Returns:
         The rollout with them, the batch with the teacher's weight, and
-        ``teacher/without_sibling``, the share of completions without one, in [0, 1]. With another
+        ``teacher/without_hint``, the share of completions without one, in [0, 1]. With another
         tokenizer ``teacher/aligned`` is the share of tokens with a span, in [0, 1], and
         ``teacher/span_tokens`` is the student's tokens in a span, in the mean.
     """
@@ -45,14 +45,14 @@ def with_teacher_prompts(
         return rollout, batch, {}
     row: Row = {}
     texts = [example.prompt for example in rollout.examples]
-    if template is not None and SIBLING not in fields_in(template):
+    if template is not None and not set(OF_COMPLETION) & set(fields_in(template)):
         texts = [teacher_text(models.task, template, example) for example in rollout.examples]
     elif template is not None:
-        hints = _after_siblings(setup, template, rollout, batch, verdicts)
+        hints = _hints(setup, template, rollout, batch, verdicts)
         texts = [text if hint is None else hint for text, hint in zip(texts, hints, strict=True)]
         has = torch.tensor([[hint is not None] for hint in hints]).float()
         batch = _weighed(batch, has.to(batch.completion_mask.device))
-        row = {"teacher/without_sibling": 1 - has.mean().item()}
+        row = {"teacher/without_hint": 1 - has.mean().item()}
     if template is not None:
         rollout = replace(rollout, teacher_prompts=texts)
     if models.teacher.reader is not None:
@@ -101,13 +101,13 @@ def _shares(setup: Setup, rollout: Rollout) -> Tensor:
     return torch.eye(count, device=device)[numbers]
 
 
-def _after_siblings(
+def _hints(
     setup: Setup, template: str, rollout: Rollout, batch: TokenBatch, verdicts: Sequence[Verdict]
 ) -> list[str | None]:
-    """Return the prompts with the first right sibling of each completion; ``None`` without one.
+    """Return the teacher's prompts; ``None`` where a sibling is asked for and there is none.
 
-    A sibling is another completion of the group that is right and finished. One after which the
-    completion does not fit the context is none.
+    A sibling is another completion of the group that is right and finished. A prompt after which
+    the completion does not fit the context is none.
     """
     models, rows = setup.models, range(len(rollout.texts))
     groups = list(rows) if batch.group_ids is None else batch.group_ids.tolist()
@@ -116,14 +116,29 @@ def _after_siblings(
     for i, example in enumerate(rollout.examples):
         others = (j for j in rows if j != i and groups[j] == groups[i] and good[j])
         first = next(others, None)
-        found.append(
-            None
-            if first is None
-            else teacher_text(models.task, template, example, rollout.texts[first])
-        )
+        if first is None and SIBLING in fields_in(template):
+            found.append(None)
+            continue
+        given = {
+            SIBLING: "" if first is None else rollout.texts[first],
+            COMPLETION: rollout.texts[i],
+            FEEDBACK: feedback(verdicts[i], bool(rollout.finished[i])),
+        }
+        found.append(teacher_text(models.task, template, example, given))
     # a text that is read again may have more tokens than were written
     room = (
         min(one.own.context for one in models.teachers) - rollout.sequences.completion_mask.shape[1]
     )
     lengths = [len(ids) for ids in models.policy.prompt_ids([text or "" for text in found])]
     return [text if size <= room else None for text, size in zip(found, lengths, strict=True)]
+
+
+def feedback(verdict: Verdict, finished: bool) -> str:
+    """Return what the verifier says of a completion, as a sentence without its reference answer."""
+    if not finished:
+        return "It was cut before its end."
+    if verdict.why is not None:
+        return "It could not be judged."
+    if verdict.answer is None:
+        return "It is right." if verdict.correct else "No answer was found."
+    return f"The answer {verdict.answer} is {'right' if verdict.correct else 'wrong'}."

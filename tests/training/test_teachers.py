@@ -1,6 +1,7 @@
 """Teachers that read another prompt than the student, and those that are the student itself."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,12 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlkd_lab.models import Sequences
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.tasks import ArithmeticTask, Chat, Example, find_task
+from rlkd_lab.tasks.rewards import Verdict
 from rlkd_lab.training import make_config, replay, resume, run
 from rlkd_lab.training.before_loading import asked_prompts
 from rlkd_lab.training.data import data_of
 from rlkd_lab.training.prompts import teacher_text
 from rlkd_lab.training.samples import Rollout
-from rlkd_lab.training.teachers import with_teacher_prompts
+from rlkd_lab.training.teachers import feedback, with_teacher_prompts
 from rlkd_lab.training.trainer import Trainer
 from tests.short import SHORT
 
@@ -151,7 +153,7 @@ def asked(texts, right, groups, template="{sibling}>{prompt}", context=1000):
     finished = torch.ones(len(texts), dtype=torch.bool)
     rollout = Rollout(examples, texts, tokens, None, finished, on_policy=True)
     batch = TokenBatch(mask, mask, group_ids=None if groups is None else torch.tensor(groups))
-    verdicts = [SimpleNamespace(correct=one) for one in right]
+    verdicts = [Verdict(float(one), {}, "2" if one else "3", one) for one in right]
     rollout, batch, row = with_teacher_prompts(setup, rollout, batch, verdicts)
     return rollout.teacher_prompts, batch.kd_weight[:, 0].tolist(), row
 
@@ -163,10 +165,21 @@ def test_a_sibling_is_another_right_completion_of_the_group():
     # the first right one that is another; e is right alone, and f has nobody
     assert prompts == ["c>1+1?", "a>1+1?", "a>1+1?", "e>1+1?", "1+1?", "1+1?"]
     assert weight == [1, 1, 1, 1, 0, 0]
-    assert row == {"teacher/without_sibling": pytest.approx(2 / 6)}
+    assert row == {"teacher/without_hint": pytest.approx(2 / 6)}
     # without groups nobody has a sibling, and one that does not fit is none
     assert asked(["a", "b"], [True, True], None)[1] == [0, 0]
     assert asked(["a" * 30, "b"], [True, True], [0, 0], context=20)[1] == [1, 0]
+
+
+def test_what_the_verifier_said_is_a_hint():
+    template = "{prompt}{completion} {feedback}"
+    prompts, weight, row = asked(["a", "b"], [True, False], [0, 1], template)
+    assert prompts == ["1+1?a The answer 2 is right.", "1+1?b The answer 3 is wrong."]
+    assert weight == [1, 1] and row == {"teacher/without_hint": 0}
+    verdict = Verdict(0.0, {}, None, False)
+    assert feedback(verdict, True) == "No answer was found."
+    assert feedback(verdict, False) == "It was cut before its end."
+    assert feedback(replace(verdict, why="it hung"), True) == "It could not be judged."
 
 
 def rows_of(tmp_path, rows, name="q.jsonl"):
