@@ -1,7 +1,7 @@
 """Rollouts: completions sampled from a model, by one of several engines behind one function.
 
 ``fast`` is our own sampler, ``hf`` transformers' ``generate``, ``continuous`` its continuous
-batching, and ``PATH.py:NAME`` an engine of your own, such as one that asks a server.
+batching. ``vllm`` is vLLM, and ``PATH.py:NAME`` is an engine of your own.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.rollouts.fast import fast
 from rlkd_lab.rollouts.library import continuous, hf
 from rlkd_lab.rollouts.request import Engine, Request, Sampling, Stopped
+from rlkd_lab.rollouts.vllm_engine import Vllm
 from rlkd_lab.tasks.lengths import Limit
 from rlkd_lab.tasks.registry import from_file
 
-ENGINES: Mapping[str, Engine] = MappingProxyType({"fast": fast, "hf": hf, "continuous": continuous})
+ENGINES: Mapping[str, Engine] = MappingProxyType(
+    {"fast": fast, "hf": hf, "continuous": continuous, "vllm": Vllm()}
+)
 
 
 @dataclass(frozen=True)

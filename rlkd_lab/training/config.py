@@ -190,7 +190,7 @@ class RunConfig(BaseModel):
         str,
         Field(
             description="fast: our sampler; hf: transformers' generate; continuous: its"
-            " continuous batching; PATH.py:NAME: one of your own"
+            " continuous batching; vllm; PATH.py:NAME: one of your own"
         ),
     ] = "fast"
     dense_copy: Annotated[

@@ -68,6 +68,8 @@ NAMES_ELSEWHERE = {
 """Names that TRL, transformers and peft have for settings, and ours."""
 KL_EVERY = 10
 """Steps between measurements of KLs that the method does not need, with models of one's own."""
+CAP = 2.0
+"""Of importance ratios with the engine ``vllm``, as TRL's default."""
 CAN_BE_OFF = (
     "adapter",
     "teacher",
@@ -97,7 +99,8 @@ def make_config(
         nearest(name, RunConfig.model_fields, "setting")
     for name, value in settings.items():
         _put(values, method, name, value)
-    return validated(_with_kl_every(_with_adapter(values, {*fields, *settings})))
+    values = _with_adapter(values, {*fields, *settings})
+    return validated(_with_correction(_with_kl_every(values)))
 
 
 def _start(method: str, preset: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -177,6 +180,15 @@ def _with_kl_every(values: dict[str, Any]) -> dict[str, Any]:
     if models - {*SELF} <= set(zoo_names()):
         return values
     return {"kl_every": KL_EVERY, **values}
+
+
+def _with_correction(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with a correction for vLLM, whose numbers are not quite the trainer's."""
+    knobs = values.get("knobs", {})
+    known = "importance_cap" in METHODS[values["method"]].coefs
+    if values.get("engine") != "vllm" or not known or "importance_cap" in knobs:
+        return values
+    return {**values, "knobs": {**knobs, "importance_cap": CAP}}
 
 
 def _with_adapter(values: dict[str, Any], asked: set[str]) -> dict[str, Any]:

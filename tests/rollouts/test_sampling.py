@@ -641,9 +641,9 @@ def test_a_prompt_without_tokens_is_an_error_in_words(policy, prompts, engine):
 
 def test_an_unknown_engine_is_an_error(policy):
     with pytest.raises(
-        ValueError, match=r"unknown engine 'vllm': use fast, hf, continuous, or PATH.py:NAME"
+        ValueError, match=r"unknown engine 'vlm': use fast, hf, continuous, vllm, or PATH.py:NAME"
     ):
-        sample(policy, PROMPTS, 1, Sampling(), generator(), engine="vllm")
+        sample(policy, PROMPTS, 1, Sampling(), generator(), engine="vlm")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ BAD = {
         "task_settings is not a setting for --set",
     ),
     "quant": ("kdrl", {"quant": "nf8"}, "'nf4' or 'none'"),
-    "engine": ("kdrl", {"engine": "vllm"}, "unknown engine 'vllm': valid are fast, hf, continuous"),
+    "engine": ("kdrl", {"engine": "vlm"}, "unknown engine 'vlm'"),
     "mode": ("kdrl", {"mode": "quick"}, "unknown mode 'quick'"),
     "a teacher at home that is asked for its whole distribution": (
         "kdrl",
