@@ -101,9 +101,18 @@ def test_gradients_are_the_same_before_and_after_a_generation(policy):
 
 @pytest.mark.parametrize(
     ("engine", "copied"),
-    [("fast", True), ("fast", False), ("hf", False), ("continuous", True), ("continuous", False)],
+    [
+        ("fast", True),
+        ("fast", False),
+        ("hf", False),
+        ("continuous", True),
+        ("continuous", False),
+        ("vllm", True),
+    ],
 )
 def test_engines_sample_the_policy(policy, engine, copied):
+    if engine == "vllm":
+        pytest.importorskip("vllm")
     dense = DenseCopy(policy) if copied else None
     assert dense is None or dense.decoder is not None
     drawn = draw(policy, engine, n=256, dense=dense)
