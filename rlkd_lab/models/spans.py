@@ -72,6 +72,14 @@ class Bytes:
             return bytes(self._letters.get(letter, 0xFF) for letter in token)
         return token.replace("▁", " ").encode()
 
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return :meth:`encode` of each text; a tokenizer reads all of them at once."""
+        found = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return [
+            ids if b"".join(self.of(ids)) == text.encode() else self.encode(text)
+            for ids, text in zip(found, texts, strict=True)
+        ]
+
     def encode(self, text: str) -> list[int]:
         """Return the tokens that write a text, or the longest part of it from its start.
 
@@ -111,23 +119,23 @@ def known(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     )
 
 
-def numbers(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[list[int], list[int]]:
+def numbers(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Return the number of the span that each token belongs to, in both tokenizations of a text.
 
     A token without a span has −1: it ends after the last boundary that both have while their bytes
     are the same.
 
     >>> numbers([b"12", b"+", b"3"], [b"1", b"2+", b"3"])
-    ([0, 0, 1], [0, 0, 1])
+    (array([0, 0, 1]), array([0, 0, 1]))
     >>> numbers([b"12", b"+", b"3"], [b"12", b"-", b"3"])
-    ([0, -1, -1], [0, -1, -1])
+    (array([ 0, -1, -1]), array([ 0, -1, -1]))
     """
-    ends, others = (np.cumsum([len(one) for one in tokens], dtype=int) for tokens in (ours, theirs))
+    ends, others = (np.cumsum([*map(len, tokens)], dtype=int) for tokens in (ours, theirs))
     common = np.intersect1d(ends, others)
     same = agreement(b"".join(ours), b"".join(theirs))
     common = common[(common > 0) & (common <= same)]
     places = (np.searchsorted(common, each) for each in (ends, others))
-    one, other = (np.where(each < len(common), each, -1).tolist() for each in places)
+    one, other = (np.where(each < len(common), each, -1) for each in places)
     return one, other
 
 
@@ -167,12 +175,17 @@ class Reader:
         rooms = (context - prompt_mask.sum(1)).tolist()
         pairs = zip(sequences.completion_ids, sequences.completion_mask.bool(), strict=True)
         rows = [ids[kept].tolist() for ids, kept in pairs]
-        found = [self._row(row, room) for row, room in zip(rows, rooms, strict=True)]
+        ended = [bool(row) and row[-1] in self.student.eos_ids for row in rows]
+        written = [
+            self.ours.of(row[:-1] if end else row) for row, end in zip(rows, ended, strict=True)
+        ]
+        texts = [b"".join(tokens).decode("utf-8", "replace") for tokens in written]
+        each = zip(written, ended, self.theirs.encode_all(texts), rooms, strict=True)
+        found = [self._row(*one) for one in each]
         theirs = _padded([ids for ids, _, _ in found], pad)
-        mask = _padded([[1] * len(ids) for ids, _, _ in found], 0)
+        mask = _padded([np.ones(len(ids), dtype=int) for ids, _, _ in found], 0)
         spans = _padded([spans for _, _, spans in found], -1)
-        width = sequences.completion_ids.shape[1]
-        ours = torch.tensor([own + [-1] * (width - len(own)) for _, own, _ in found])
+        ours = _padded([own for _, own, _ in found], -1, sequences.completion_ids.shape[1])
         teacher = Sequences(
             prompt_ids.to(device),
             prompt_mask.to(device),
@@ -197,22 +210,21 @@ class Reader:
         ids += [min(self.student.eos_ids) if eos is None else int(eos)] * whole
         return ids[:most], whole
 
-    def _row(self, ids: list[int], room: int) -> tuple[list[int], list[int], list[int]]:
+    def _row(
+        self, written: list[bytes], ended: bool, theirs: list[int], room: int
+    ) -> tuple[list[int], np.ndarray, np.ndarray]:
         """Return the teacher's tokens of a completion, and the spans of the student's and of them.
 
         An end of sequence is a span of its own.
         """
-        ended = bool(ids) and ids[-1] in self.student.eos_ids
-        written = self.ours.of(ids[:-1] if ended else ids)
-        text = b"".join(written)
-        theirs = self.theirs.encode(text.decode("utf-8", "replace"))[: max(room - 1, 0)]
+        theirs = theirs[: max(room - 1, 0)]
         read = self.theirs.of(theirs)
         ours, spans = numbers(written, read)
         if ended:
-            last = max([-1, *ours]) + 1 if b"".join(read) == text else -1
-            ours, spans, theirs = [*ours, last], [*spans, last], [*theirs, self.eos]
+            last = max(ours, default=-1) + 1 if b"".join(read) == b"".join(written) else -1
+            ours, spans, theirs = np.append(ours, last), np.append(spans, last), [*theirs, self.eos]
         # a model is asked for one token at least
-        return theirs or [self.eos], ours, spans or [-1]
+        return (theirs, ours, spans) if theirs else ([self.eos], ours, np.array([-1]))
 
 
 def spread(ours: Sequences, theirs: Sequences, logps: Tensor, their_logps: Tensor) -> Tensor:
@@ -245,6 +257,8 @@ def spread(ours: Sequences, theirs: Sequences, logps: Tensor, their_logps: Tenso
     return (logps.to(gap) + has * gap[mine.clamp(min=0)]).to(logps)
 
 
-def _padded(rows: list[list[int]], fill: int) -> Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
+def _padded(rows: Sequence[Any], fill: int, width: int = 0) -> Tensor:
+    found = np.full((len(rows), width or max(map(len, rows))), fill)
+    for place, row in zip(found, rows, strict=True):
+        place[: len(row)] = row
+    return torch.from_numpy(found)

@@ -92,21 +92,19 @@ def test_several_teachers_are_averaged_by_weight_or_routed_by_a_column(tiny, tmp
     assert row["teacher/kl_1"] > 0.01 and row["teacher/kl_2"] == pytest.approx(0, abs=1e-6)
 
 
-def test_an_average_is_followed_killed_resumed_and_replayed_to_the_same_rows(tiny, tmp_path):
-    config = tiny(
-        "kdrl",
-        {"teacher_prompt": TRACE, "learning_rate": "0.02"},
-        teacher="self:ema",
-        teacher_ema=0.25,
-        checkpoint_every=1,
-    )
+@pytest.mark.parametrize("kind", ["average", "several"])
+def test_teachers_are_killed_resumed_and_replayed_to_the_same_rows(tiny, tmp_path, kind):
+    teachers = {"teacher": f"{SHORT['teacher']},{SHORT['student']}", "teacher_mix": "0.7,0.3"}
+    if kind == "average":
+        teachers = {"teacher": "self:ema", "teacher_ema": 0.25, "teacher_prompt": TRACE}
+    config = tiny("kdrl", {"learning_rate": "0.02"}, checkpoint_every=1, **teachers)
     whole = run(config, tmp_path / "whole")
 
     def stop(session, row):
         session.stopping = row["step"] == 1
 
     run(config, tmp_path / "cut", on_step=stop)
-    kept = ("loss/policy", "kl_teacher_rev", "grad_norm", "teacher/gap_wrong")
+    kept = ("loss/policy", "kl_teacher_k2", "grad_norm", "teacher/gap_wrong", "teacher/kl_2")
     rows = [
         [[row[name] for name in kept if name in row] for row in folder.rows()]
         for folder in (whole, resume(tmp_path / "cut"))
