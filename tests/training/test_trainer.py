@@ -537,7 +537,8 @@ def test_the_teacher_is_not_heard_at_an_end_it_would_write_otherwise():
     sequences = Sequences(ids, ids, ids, torch.tensor([[1, 1, 0], [1, 1, 1]]))
 
     def weight(ours, theirs):
-        teacher = SimpleNamespace(own=SimpleNamespace(eos_ids=frozenset(theirs or ())))
+        eos = SimpleNamespace(eos_ids=frozenset(theirs or ()))
+        teacher = SimpleNamespace(own=eos, reader=None)
         models = SimpleNamespace(
             policy=SimpleNamespace(eos_ids=frozenset(ours)),
             teachers=() if theirs is None else (teacher,),
