@@ -28,6 +28,7 @@ GROUPS: dict[str, list[str]] = {
         "teacher_adapter",
         "teacher_home",
         "teacher_mix",
+        "teacher_cache",
         "teacher_ema",
         "lora_alpha",
         "lora_targets",

@@ -20,7 +20,13 @@ from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.training.config_checks import check_settings
 from rlkd_lab.training.guards import declared
 from rlkd_lab.training.loop_knobs import LOOP_DEFAULTS, LOOP_KNOBS, Move, check_knob
-from rlkd_lab.training.teacher_settings import RATE, TeacherEma, TeacherMix, TeacherPrompt
+from rlkd_lab.training.teacher_settings import (
+    RATE,
+    TeacherCache,
+    TeacherEma,
+    TeacherMix,
+    TeacherPrompt,
+)
 
 
 class RunConfig(BaseModel):
@@ -60,12 +66,11 @@ class RunConfig(BaseModel):
             " for a pass of its own"
         ),
     ] = "device"
-    teacher_adapter: Annotated[str | None, Field(description="adapter folder of the teacher")] = (
-        None
-    )
+    teacher_adapter: Annotated[str | None, Field(description="the teacher's adapter folder")] = None
     teacher_prompt: TeacherPrompt = None
     teacher_ema: TeacherEma = RATE
     teacher_mix: TeacherMix = None
+    teacher_cache: TeacherCache = None
     lora_rank: Annotated[
         int,
         Field(ge=1, description="rank r of the LoRA update; with `adapter` that of the adapter"),

@@ -44,6 +44,7 @@ LATER_SETTINGS = {
     "teacher_prompt",
     "teacher_ema",
     "teacher_mix",
+    "teacher_cache",
     *OF_AN_ADAPTER,
 }
 """Settings that earlier versions lack. At their defaults they do not change a fingerprint, so that

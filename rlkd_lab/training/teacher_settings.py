@@ -10,6 +10,7 @@ from pydantic import Field
 
 from rlkd_lab.models.language_model import Quant
 from rlkd_lab.objectives.methods import METHODS, needs_of, resolve_options
+from rlkd_lab.objectives.schedules import values_of
 from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.tasks.fields import SIBLING, columns_in, fields_in
 
@@ -35,6 +36,13 @@ TeacherMix = Annotated[
         " the teacher of each row; by default all weigh the same"
     ),
 ]
+TeacherCache = Annotated[
+    str | None,
+    Field(
+        description="a file of `rlkd teacher-cache`: no teacher is loaded, its traces and its"
+        " likeliest tokens are read"
+    ),
+]
 TeacherEma = Annotated[
     float,
     Field(
@@ -47,8 +55,8 @@ TeacherEma = Annotated[
 
 
 def teachers_of(config: RunConfig) -> list[str]:
-    """Return the teachers as the config names them."""
-    return names_in(config.teacher)
+    """Return the teachers to load, as the config names them."""
+    return [] if config.teacher_cache is not None else names_in(config.teacher)
 
 
 def names_in(teacher: str | None) -> list[str]:
@@ -107,11 +115,12 @@ def check_teacher(config: RunConfig) -> None:
         ValueError: in one sentence.
     """
     teacher, template = config.teacher, config.teacher_prompt
-    names = teachers_of(config)
+    names = names_in(teacher)
     for name in names:
         if name.partition(":")[0] == START:
             nearest(name, SELF, "teacher")
     _check_several(config, names)
+    _check_cache(config, names)
     if teacher in SELF and config.teacher_adapter is not None:
         raise ValueError(
             f"teacher={teacher} is the student with its own adapter: leave teacher_adapter out"
@@ -144,6 +153,49 @@ def check_teacher(config: RunConfig) -> None:
         raise ValueError(
             f"teacher_prompt asks for {{{SIBLING}}}, another completion of the group: use --set"
             " group_size=2 or more"
+        )
+
+
+def _check_cache(config: RunConfig, names: list[str]) -> None:
+    """Refuse what a stored teacher cannot do."""
+    if config.teacher_cache is None:
+        return
+    method = METHODS[config.method]
+    if not method.samples(config.on_policy_frac, lambda: 0.0):
+        raise ValueError(
+            f"teacher_cache holds what the teacher said of its own texts, and {config.method}"
+            " trains on the student's: use sft, rft or kd_forward, or gkd with on_policy_frac=0"
+        )
+    if len(names) > 1 or set(names) & set(SELF):
+        raise ValueError(
+            f"teacher_cache is of one model, and teacher={config.teacher} is not: name that model"
+        )
+    needs = needs_of(method, {}, resolve_options(method, config.options))
+    if "entropy" in needs or ("teacher" in needs and "divergence" not in needs):
+        raise ValueError(
+            f"teacher_cache holds the teacher's likeliest tokens, and {config.method} needs more:"
+            " leave teacher_cache out"
+        )
+    if config.teacher_home == "host":
+        raise ValueError("with teacher_cache no teacher is loaded: leave teacher_home=host out")
+    for value in values_of(config.schedules()["temperature"]):
+        check_stored_knob(config, "temperature", value)
+    for move in config.moves:
+        check_stored_knob(config, move.knob, move.value)
+
+
+def check_stored_knob(config: RunConfig, name: str, value: float | None) -> None:
+    """Refuse a temperature at which a stored teacher was not asked.
+
+    Raises:
+        ValueError: it is not 1, and the method compares with the file.
+    """
+    if config.teacher_cache is None or name != "temperature" or value in (None, 1.0):
+        return
+    if "divergence" in METHODS[config.method].needs:
+        raise ValueError(
+            f"temperature={value:g}: teacher_cache holds the teacher at temperature 1, so leave it"
+            " at 1"
         )
 
 

@@ -21,6 +21,7 @@ from rlkd_lab.models.logprobs import (
     unflatten,
     vocabulary,
 )
+from rlkd_lab.models.top_logps import Top, joined_top, top_divergence
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.training.gaps import check_gap
@@ -69,6 +70,8 @@ class TokenStats:
     values: dict[str, Tensor] = field(default_factory=dict)
     prompts: dict[str, Prompts] = field(default_factory=dict)
     """Cache of the prompts' keys and values, by frozen model."""
+    top: list[Top] | None = None
+    """What a stored teacher said of the tokens of each row."""
 
     def add(self, rows: Tensor, mask: Tensor, found: dict[str, Tensor]) -> None:
         """Store values of some rows, flat over their tokens."""
@@ -286,6 +289,7 @@ def live_batch(
     batch: TokenBatch,
     part: Sequences,
     scored: tuple[Tensor, Tensor, Tensor | None] | None = None,
+    rows: Tensor | None = None,
 ) -> TokenBatch:
     """Return a micro-batch with log-probabilities that carry the gradient, and with the divergence
     to the teacher where the method needs it.
@@ -297,6 +301,7 @@ def live_batch(
         batch: the micro-batch.
         part: its tokens.
         scored: what :func:`score_rows` returned with gradients on; by default a new forward.
+        rows: of the rollout, for a stored teacher.
     """
     student, mask = setup.models.student, part.completion_mask
     if scored is None:
@@ -308,18 +313,25 @@ def live_batch(
     live = replace(batch, logps=unflatten(logps, mask))
     if "divergence" not in setup.needs(coefs):
         return live
+    options: Any = setup.options
+    jsd_weight = float(coefs.get("jsd_weight", 0.5) or 0.0)
+    if stats.top is not None and rows is not None:
+        top = joined_top([stats.top[row] for row in rows.tolist()], hidden.device)
+        per_token = top_divergence(
+            student, hidden, top, options["divergence"], weight=jsd_weight, chunk=setup.chunk
+        )
+        return replace(live, divergence=unflatten(per_token, mask))
     teacher = setup.models.frozen("teacher").lm
     if theirs is None:
         with torch.no_grad():
             theirs = hidden_states(teacher, part.for_teacher)
-    options: Any = setup.options
     per_token = token_divergence(
         student,
         hidden,
         teacher,
         theirs,
         options["divergence"],
-        weight=float(coefs.get("jsd_weight", 0.5) or 0.0),
+        weight=jsd_weight,
         topk=int(options["topk"]) if options["topk"] else None,
         temperature=stats.temperature,
         chunk=setup.chunk,
