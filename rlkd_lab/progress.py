@@ -1,4 +1,4 @@
-"""Progress bars: of a run, with reward, KL, length, accuracy, peak memory and time left; of a file."""
+"""Progress bars: of a run, with reward, KL, length, accuracy, memory and time left; of a file."""
 
 from __future__ import annotations
 

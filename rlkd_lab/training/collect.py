@@ -131,6 +131,7 @@ def _from_traces(
     number = config.prompts_per_step * config.group_size
     drawn = torch.randint(len(traces.rows), (number,), generator=draw).tolist()
     rows = [traces.rows[i] for i in drawn]
+    compares = bool(traces.top) and "divergence" in setup.method.row.needs
     rollout = Rollout(
         [traces.examples[row["example_id"]] for row in rows],
         [row["completion"] for row in rows],
@@ -142,7 +143,7 @@ def _from_traces(
         None,
         torch.tensor([row["finished"] for row in rows]),
         on_policy=False,
-        teacher_top=[traces.top[i] for i in drawn] if traces.top else None,
+        teacher_top=[traces.top[i] for i in drawn] if compares else None,
     )
     return rollout, {"traces/kept": len(traces.rows)}
 

@@ -21,7 +21,7 @@ from rlkd_lab.models.logprobs import (
     unflatten,
     vocabulary,
 )
-from rlkd_lab.models.top_logps import Top, joined_top, top_divergence
+from rlkd_lab.models.top_logps import Top, joined_top, logps_and_top, top_divergence
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.training.gaps import check_gap
@@ -82,6 +82,13 @@ class TokenStats:
     def _blank(self) -> Tensor:
         mask = self.sequences.completion_mask
         return torch.zeros(mask.shape, device=mask.device)
+
+    def top_at(self, rows: Tensor | None) -> Top | None:
+        """Return what a stored teacher said of some rows, flat over their tokens."""
+        if self.top is None or rows is None:
+            return None
+        device = self.sequences.completion_mask.device
+        return joined_top([self.top[row] for row in rows.tolist()], device)
 
     def share(self) -> None:
         """Give every process what each has measured of its rows."""
@@ -149,16 +156,15 @@ def score_rows(
 
     Returns:
         The student's hidden states, (N, H), and log-probabilities, (N,), with their graph if
-        gradients are on, and the teacher's hidden states.
+        gradients are on, and the teacher's hidden states. With a stored teacher these are the
+        student's log-probabilities of its likeliest tokens.
     """
     models, part = setup.models, stats.sequences.select(rows)
-    ids, counted = targets(part), tokens(part)
-    clock.flops += models.size.forward(*counted)
+    clock.flops += models.size.forward(*tokens(part))
     with clock("update" if torch.is_grad_enabled() else "old"):
         hidden = hidden_states(models.student, part)
-        logps, entropy = token_logps(models.student, hidden, ids, stats.temperature, setup.chunk)
+        logps, entropy, states = _said_by_student(setup, stats, part, rows, hidden)
     found = {"old_logps": logps.detach(), "entropy": entropy}
-    states: Tensor | None = None
     with torch.no_grad():
         if "teacher" in stats.ask and models.more:
             found |= _several(setup, stats, rows, part, hidden, clock)
@@ -174,6 +180,17 @@ def score_rows(
             _compare_copy(setup, stats, part, logps.detach())
     stats.add(rows, part.completion_mask, found)
     return hidden, logps, states
+
+
+def _said_by_student(
+    setup: Setup, stats: TokenStats, part: Sequences, rows: Tensor | None, hidden: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the student's log-probabilities and entropies, and of a stored teacher's tokens."""
+    student, ids = setup.models.student, targets(part)
+    top = stats.top_at(rows)
+    if top is None:
+        return *token_logps(student, hidden, ids, stats.temperature, setup.chunk), None
+    return logps_and_top(student, hidden, ids, top, setup.chunk)
 
 
 def _frozen(
@@ -306,8 +323,7 @@ def live_batch(
     student, mask = setup.models.student, part.completion_mask
     if scored is None:
         hidden = hidden_states(student, part)
-        logps, _ = token_logps(student, hidden, targets(part), stats.temperature, setup.chunk)
-        theirs = None
+        logps, _, theirs = _said_by_student(setup, stats, part, rows, hidden)
     else:
         hidden, logps, theirs = scored
     live = replace(batch, logps=unflatten(logps, mask))
@@ -315,11 +331,9 @@ def live_batch(
         return live
     options: Any = setup.options
     jsd_weight = float(coefs.get("jsd_weight", 0.5) or 0.0)
-    if stats.top is not None and rows is not None:
-        top = joined_top([stats.top[row] for row in rows.tolist()], hidden.device)
-        per_token = top_divergence(
-            student, hidden, top, options["divergence"], weight=jsd_weight, chunk=setup.chunk
-        )
+    if (top := stats.top_at(rows)) is not None:
+        assert theirs is not None
+        per_token = top_divergence(theirs, top, options["divergence"], jsd_weight)
         return replace(live, divergence=unflatten(per_token, mask))
     teacher = setup.models.frozen("teacher").lm
     if theirs is None:
