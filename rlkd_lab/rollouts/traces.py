@@ -53,14 +53,12 @@ def teacher_traces(
 ) -> pa.Table:
     """Let the teacher answer ``n`` prompts of the training split; filter and cache its answers.
 
-    A cache that fits is read instead.
-
     Args:
         teacher: sampled at the temperature of ``sampling``.
         task: gives prompts and judges.
         n: number of prompts, one trace each.
         seed: of prompts and sampling.
-        cache: parquet file to read or write.
+        cache: parquet file, which is read where it fits, or written.
         difficulty: of the prompts; the task's own by default.
         keep: ``all``, ``finished`` (not cut by the length limit) or ``correct``.
         sampling: temperature and limits.
