@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlkd_lab.models.language_model import LanguageModel
-from rlkd_lab.models.logprobs import CHUNK_MIB, Head, chunk_of, logits_of, vocabulary
+from rlkd_lab.models.logprobs import CHUNK_MIB, Head, chunk_of, logits_of, token_logps, vocabulary
 from rlkd_lab.objectives import divergence
 from rlkd_lab.objectives.estimators import Divergence
 
@@ -39,10 +39,10 @@ class Top:
         return Top(self.ids[:, :k], torch.cat([self.logps[:, :k], tail], dim=-1), self.vocabulary)
 
 
-def joined_top(parts: Sequence[Top], device: torch.device) -> Top:
-    """Return several as one, on a device."""
-    ids = torch.cat([top.ids for top in parts]).to(device, torch.long)
-    return Top(ids, torch.cat([top.logps for top in parts]).to(device), parts[0].vocabulary)
+def joined_top(parts: Sequence[Top]) -> Top:
+    """Return several as one."""
+    ids, logps = torch.cat([top.ids for top in parts]), torch.cat([top.logps for top in parts])
+    return Top(ids, logps, parts[0].vocabulary)
 
 
 @torch.no_grad()
@@ -135,15 +135,21 @@ class _Against(torch.autograd.Function):
 
 
 def logps_and_top(
-    lm: LanguageModel, hidden: Tensor, target_ids: Tensor, top: Top, chunk: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what a policy says of its tokens and of a stored teacher's, at temperature 1.
+    lm: LanguageModel,
+    hidden: Tensor,
+    target_ids: Tensor,
+    top: Top | None,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return what a policy says of its tokens and, at temperature 1, of a stored teacher's.
 
     Args:
         lm: the policy, whose head to use.
         hidden: (N, H) of :func:`~rlkd_lab.models.logprobs.hidden_states`.
         target_ids: (N,).
-        top: of the teacher at the same places.
+        top: of the teacher at the same places, if there is one.
+        temperature: without a stored teacher.
         chunk: tokens a chunk.
 
     Returns:
@@ -151,9 +157,12 @@ def logps_and_top(
         and log-probabilities of the teacher's k tokens and of all others together, (N, k + 1), with
         gradient.
     """
+    if top is None:
+        return *token_logps(lm, hidden, target_ids, temperature, chunk), None
     chunk = chunk or chunk_of(CHUNK_MIB, vocabulary(lm))
+    ids = top.ids.to(hidden.device, torch.long)
     logps, entropy, buckets = _Against.apply(
-        hidden, _head(lm), target_ids, top.ids, top.vocabulary, chunk
+        hidden, _head(lm), target_ids, ids, top.vocabulary, chunk
     )
     return logps, entropy, buckets
 
@@ -172,7 +181,7 @@ def top_divergence(buckets: Tensor, top: Top, kind: Divergence, weight: float = 
     Returns:
         (N,), nats, ≥ 0, with gradient.
     """
-    theirs = top.logps
+    theirs = top.logps.to(buckets)
     if top.ids.shape[1] == top.vocabulary:  # no other token is left
         buckets, theirs = buckets[:, :-1], theirs[:, :-1]
     return divergence(kind, buckets, theirs, weight)

@@ -21,6 +21,7 @@ import torch
 from rlkd_lab.models import LanguageModel, distributed, load_teacher
 from rlkd_lab.models.locating import zoo_names
 from rlkd_lab.models.logprobs import hidden_states, vocabulary
+from rlkd_lab.models.tokenizers import load_tokenizer, same_tokenizer
 from rlkd_lab.models.top_logps import Top, top_of
 from rlkd_lab.objectives.methods import METHODS, resolve_options
 from rlkd_lab.rollouts.request import Sampling
@@ -71,6 +72,8 @@ def make_cache(
     )
     try:
         student, context = reader_of(config.student, config.chat, config.system_prompt)
+        theirs = load_tokenizer(config.teacher, weights=False)
+        same_tokenizer((config.student, student.tokenizer), (config.teacher, theirs))
         lm = load_teacher(config.teacher, config.teacher_quant, adapter=config.teacher_adapter)
         lm.use_chat(config.chat, config.system_prompt)
         told = fit_prompts(task, config, student, [lm], [context, lm.context]).told

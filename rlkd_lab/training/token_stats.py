@@ -87,8 +87,7 @@ class TokenStats:
         """Return what a stored teacher said of some rows, flat over their tokens."""
         if self.top is None or rows is None:
             return None
-        device = self.sequences.completion_mask.device
-        return joined_top([self.top[row] for row in rows.tolist()], device)
+        return joined_top([self.top[row] for row in rows.tolist()])
 
     def share(self) -> None:
         """Give every process what each has measured of its rows."""
@@ -160,10 +159,13 @@ def score_rows(
         student's log-probabilities of its likeliest tokens.
     """
     models, part = setup.models, stats.sequences.select(rows)
-    clock.flops += models.size.forward(*tokens(part))
+    ids, counted = targets(part), tokens(part)
+    clock.flops += models.size.forward(*counted)
     with clock("update" if torch.is_grad_enabled() else "old"):
         hidden = hidden_states(models.student, part)
-        logps, entropy, states = _said_by_student(setup, stats, part, rows, hidden)
+        logps, entropy, states = logps_and_top(
+            models.student, hidden, ids, stats.top_at(rows), stats.temperature, setup.chunk
+        )
     found = {"old_logps": logps.detach(), "entropy": entropy}
     with torch.no_grad():
         if "teacher" in stats.ask and models.more:
@@ -180,17 +182,6 @@ def score_rows(
             _compare_copy(setup, stats, part, logps.detach())
     stats.add(rows, part.completion_mask, found)
     return hidden, logps, states
-
-
-def _said_by_student(
-    setup: Setup, stats: TokenStats, part: Sequences, rows: Tensor | None, hidden: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the student's log-probabilities and entropies, and of a stored teacher's tokens."""
-    student, ids = setup.models.student, targets(part)
-    top = stats.top_at(rows)
-    if top is None:
-        return *token_logps(student, hidden, ids, stats.temperature, setup.chunk), None
-    return logps_and_top(student, hidden, ids, top, setup.chunk)
 
 
 def _frozen(
@@ -320,20 +311,21 @@ def live_batch(
         scored: what :func:`score_rows` returned with gradients on; by default a new forward.
         rows: of the rollout, for a stored teacher.
     """
-    student, mask = setup.models.student, part.completion_mask
+    student, mask, top = setup.models.student, part.completion_mask, stats.top_at(rows)
     if scored is None:
         hidden = hidden_states(student, part)
-        logps, _, theirs = _said_by_student(setup, stats, part, rows, hidden)
+        logps, _, theirs = logps_and_top(
+            student, hidden, targets(part), top, stats.temperature, setup.chunk
+        )
     else:
         hidden, logps, theirs = scored
     live = replace(batch, logps=unflatten(logps, mask))
     if "divergence" not in setup.needs(coefs):
         return live
     options: Any = setup.options
-    jsd_weight = float(coefs.get("jsd_weight", 0.5) or 0.0)
-    if (top := stats.top_at(rows)) is not None:
-        assert theirs is not None
-        per_token = top_divergence(theirs, top, options["divergence"], jsd_weight)
+    weight = float(coefs.get("jsd_weight", 0.5) or 0.0)
+    if top is not None and theirs is not None:
+        per_token = top_divergence(theirs, top, options["divergence"], weight)
         return replace(live, divergence=unflatten(per_token, mask))
     teacher = setup.models.frozen("teacher").lm
     if theirs is None:
@@ -345,7 +337,7 @@ def live_batch(
         teacher,
         theirs,
         options["divergence"],
-        weight=jsd_weight,
+        weight=weight,
         topk=int(options["topk"]) if options["topk"] else None,
         temperature=stats.temperature,
         chunk=setup.chunk,

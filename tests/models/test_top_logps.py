@@ -40,7 +40,7 @@ def test_a_stored_top_k_gives_value_and_gradient_of_the_teacher_in_memory(kind, 
         )
         logps, entropy = token_logps(student, live, ids, chunk=7)
         stored = top_of(teacher, theirs, max(k, 12), SIZE)  # and cut to k
-        top = joined_top([stored if k > 12 else stored.cut(k)], hidden.device)
+        top = joined_top([stored if k > 12 else stored.cut(k)])
         found = logps_and_top(student, kept, ids, top, chunk=7)
         value = top_divergence(found[2], top, kind, 0.3)
         torch.testing.assert_close(value, exact, rtol=1e-5, atol=1e-5)
