@@ -1,4 +1,4 @@
-"""A progress bar for a run: reward, KL, length, accuracy, peak memory and time left."""
+"""Progress bars: of a run, with reward, KL, length, accuracy, memory and time left; of a file."""
 
 from __future__ import annotations
 
@@ -55,4 +55,25 @@ def progress(total: int, label: str) -> Iterator[Callable[[Any, dict[str, Any]],
     finally:
         for bar in bars:
             bar.refresh()
+            bar.close()
+
+
+@contextmanager
+def progress_of() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function that shows a bar for each thing that is made: its name, how many, of how
+    many.
+    """
+    bars: dict[str, tqdm[Any]] = {}
+
+    def show(what: str, done: int, of: int) -> None:
+        if what not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[what] = tqdm(total=of, desc=what, dynamic_ncols=True, mininterval=1.0)
+        bars[what].update(done - bars[what].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars.values():
             bar.close()

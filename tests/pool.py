@@ -57,7 +57,8 @@ class Pool:
         ):
             return self.load(config)
         dtype = loading.compute_dtype(default_device())
-        key = (dtype, *(str(getattr(config, name)) for name in LOADED_WITH))
+        alone = config.teacher_cache is not None  # no teacher is loaded
+        key = (dtype, alone, *(str(getattr(config, name)) for name in LOADED_WITH))
         if self.free[key]:
             models = self.free[key].pop()
             for parameter, start in zip(

@@ -29,6 +29,7 @@ GROUPS: dict[str, list[str]] = {
         "teacher_home",
         "teacher_mix",
         "teacher_tokenizer",
+        "teacher_cache",
         "teacher_ema",
         "lora_alpha",
         "lora_targets",

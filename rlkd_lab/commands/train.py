@@ -1,4 +1,4 @@
-"""Commands about one run in training: train, config, resume, replay, ask."""
+"""Commands about one run in training: train, teacher-cache, config, resume, replay, ask."""
 
 from __future__ import annotations
 
@@ -80,6 +80,39 @@ def train(
         with progress(config.steps, config.method) as show:
             run(config, out, on_step=show if is_first() else None)
         _say_end(out)
+
+
+@app.command("teacher-cache")
+def teacher_cache(
+    out: Annotated[Path, typer.Option(help="the file to make")],
+    method: Method = None,
+    config_file: ConfigFile = None,
+    preset: Preset = None,
+    seed: Seed = None,
+    set_: Settings = None,
+    topk: Annotated[
+        int, typer.Option(help="likeliest tokens stored at each place, beside all others as one")
+    ] = 32,
+) -> None:
+    """Store a teacher's texts and likeliest tokens, to train on without the teacher.
+
+    Takes the settings of `rlkd train`. A run reads the file with --set teacher_cache=FILE.
+    """
+    with plain_errors("nothing was written"):
+        from rlkd_lab.progress import progress_of
+        from rlkd_lab.training.config_file import asked_config
+        from rlkd_lab.training.teacher_cache import make_cache
+
+        named = {"method": method, "preset": preset, "seed": seed}
+        config, _ = asked_config(config_file, settings_from(set_), **named)
+        with progress_of() as show:
+            stored = make_cache(config, out, topk, show)
+        tokens = sum(len(top.ids) for top in stored.top)
+        say(
+            f"written: {out}, {len(stored.top):,} traces of {tokens:,} tokens,"
+            f" {stored.about['topk']} likeliest tokens each, {out.stat().st_size / 2**20:.1f} MiB;"
+            f" `rlkd train` with the same settings and --set teacher_cache={out} trains on it"
+        )
 
 
 @app.command("config")

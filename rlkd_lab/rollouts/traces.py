@@ -49,17 +49,16 @@ def teacher_traces(
     dense: DenseCopy | None = None,
     at_once: int = 0,
     written: Callable[[Callable[[], object]], object] = lambda write: write(),
+    show: Callable[[int], object] = lambda done: None,
 ) -> pa.Table:
     """Let the teacher answer ``n`` prompts of the training split; filter and cache its answers.
-
-    A cache that fits is read instead.
 
     Args:
         teacher: sampled at the temperature of ``sampling``.
         task: gives prompts and judges.
         n: number of prompts, one trace each.
         seed: of prompts and sampling.
-        cache: parquet file to read or write.
+        cache: parquet file, which is read where it fits, or written.
         difficulty: of the prompts; the task's own by default.
         keep: ``all``, ``finished`` (not cut by the length limit) or ``correct``.
         sampling: temperature and limits.
@@ -68,15 +67,15 @@ def teacher_traces(
         stop: asked between tokens.
         dense: the teacher's dense copy, if there is one already.
         written: calls what writes the cache, and may call it again after a failure.
+        show: called with the number of traces that are drawn.
 
     Raises:
         ValueError: the cache was made with other settings, or nothing is left after filtering.
     """
     sampling = sampling or Sampling()
     examples = task.examples(n, seed, "train", difficulty)
-    drawn_from = None if difficulty is None else list(difficulty)
-    key = _key(teacher, task, sampling, examples)
-    key |= {"difficulty": drawn_from, "seed": seed, "sampled": n, "keep": keep}
+    key = _key(teacher, task, sampling, examples, difficulty)
+    key |= {"seed": seed, "sampled": n, "keep": keep}
     if cache.exists():
         return _read(cache, key)
     if dense is None and DenseCopy.suits(teacher):  # a copy in 16 bit may not fit beside the rest
@@ -89,9 +88,10 @@ def teacher_traces(
         drawn = sample(teacher, prompts, 1, sampling, generator, stop, dense=dense, at_once=at_once)
         at_once = drawn.at_once
         rows += _judged(task, part, drawn)
+        show(len(rows))
     table = _kept(rows, keep, key)
     if distributed.first():
-        written(lambda: _write(table, cache))
+        written(lambda: write_traces(table, cache))
     return table
 
 
@@ -110,10 +110,13 @@ def _kept(rows: Sequence[Mapping[str, Any]], keep: Keep, key: Mapping[str, Any])
 
 
 def _key(
-    teacher: LanguageModel, task: Task, sampling: Sampling, examples: Sequence[Example]
+    teacher: LanguageModel,
+    task: Task,
+    sampling: Sampling,
+    examples: Sequence[Example],
+    difficulty: tuple[int, int] | None,
 ) -> dict[str, Any]:
     """Return what traces depend on. Of prompts and answers it is a digest."""
-    asked = json.dumps([[example.prompt, example.answer] for example in examples])
     return {
         "version": VERSION,
         "teacher": teacher.source,
@@ -121,8 +124,15 @@ def _key(
         "adapter": teacher.adapter_source,
         "task": task.name,
         **asdict(sampling),
-        "prompts": hashlib.sha256(asked.encode()).hexdigest(),
+        "prompts": digest_of(examples),
+        "difficulty": None if difficulty is None else list(difficulty),
     }
+
+
+def digest_of(examples: Sequence[Example]) -> str:
+    """Return the SHA-256 of prompts and answers."""
+    asked = json.dumps([[example.prompt, example.answer] for example in examples])
+    return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def _read(cache: Path, key: Mapping[str, Any]) -> pa.Table:
@@ -136,7 +146,8 @@ def _read(cache: Path, key: Mapping[str, Any]) -> pa.Table:
     return table
 
 
-def _write(table: pa.Table, cache: Path) -> None:
+def write_traces(table: pa.Table, cache: Path) -> None:
+    """Write traces, beside and renamed."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, cache.with_suffix(".tmp"))
     cache.with_suffix(".tmp").replace(cache)

@@ -65,10 +65,10 @@ def _check_adapters(config: RunConfig) -> None:
         checkpoints.check(Path(config.adapter))
         check_policy_adapter(config.adapter, {})
         _check_adapter(config.student, config.adapter, trained=True)
-    if config.teacher is not None and config.teacher_adapter is not None:
+    if teachers_of(config) and config.teacher_adapter is not None:
         try:
             checkpoints.check(Path(config.teacher_adapter))
-            _check_adapter(config.teacher, config.teacher_adapter, trained=False)
+            _check_adapter(teachers_of(config)[0], config.teacher_adapter, trained=False)
         except ValueError as error:
             raise ValueError(of_teacher(config, error)) from None
 
@@ -85,6 +85,11 @@ def longest_prompt(config: RunConfig) -> int:
 
 def asked_prompts(config: RunConfig) -> Asked:
     """Return what the run may ask, found with tokenizers and configs alone."""
+    return fitted_task(config)[1]
+
+
+def fitted_task(config: RunConfig) -> tuple[GuardedTask, Asked, LanguageModel]:
+    """Return the task kept to what the run may ask, that, and the student without weights."""
     columns = teacher_columns(config)
     task = GuardedTask(
         find_task(config.task, config.task_settings, config.prompt_template, columns)
@@ -95,7 +100,8 @@ def asked_prompts(config: RunConfig) -> Asked:
     except ValueError as error:
         raise ValueError(of_teacher(config, error)) from None
     contexts = (context, *(each for _, each in theirs))
-    return fit_prompts(task, config, student, [teacher for teacher, _ in theirs], contexts)
+    asked = fit_prompts(task, config, student, [teacher for teacher, _ in theirs], contexts)
+    return task, asked, student
 
 
 def _reader_of_teacher(config: RunConfig, teacher: str) -> tuple[LanguageModel, int]:

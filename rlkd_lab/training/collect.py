@@ -10,10 +10,13 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 import torch
 
+from rlkd_lab.models import distributed
 from rlkd_lab.rollouts import Sampling, sample, teacher_traces
-from rlkd_lab.rollouts.traces import sequences_of
+from rlkd_lab.rollouts.stored import Stored
+from rlkd_lab.rollouts.traces import sequences_of, write_traces
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.samples import Rollout, joined
@@ -129,6 +132,7 @@ def _from_traces(
     number = config.prompts_per_step * config.group_size
     drawn = torch.randint(len(traces.rows), (number,), generator=draw).tolist()
     rows = [_in_students_tokens(setup, traces.rows[i]) for i in drawn]
+    compares = bool(traces.top) and "divergence" in setup.method.row.needs
     rollout = Rollout(
         [traces.examples[row["example_id"]] for row in rows],
         [row["completion"] for row in rows],
@@ -140,24 +144,27 @@ def _from_traces(
         None,
         torch.tensor([row["finished"] for row in rows]),
         on_policy=False,
+        teacher_top=[traces.top[i] for i in drawn] if compares else None,
     )
     return rollout, {"traces/kept": len(traces.rows)}
 
 
 def _in_students_tokens(setup: Setup, row: dict[str, Any]) -> dict[str, Any]:
     """Return a trace with the student's tokens, where the teacher has another tokenizer."""
-    reader = setup.models.frozen("teacher").reader
-    if reader is None:
+    teacher = setup.models.teacher
+    if teacher is None or teacher.reader is None:
         return row
     most = setup.config.max_new_tokens
-    ids, finished = reader.in_ours(row["completion"], row["finished"], most)
+    ids, finished = teacher.reader.in_ours(row["completion"], row["finished"], most)
     return row | {"completion_ids": ids, "finished": finished}
 
 
 def _traces(setup: Setup, context: Context, stop: Stop) -> Traces:
     """Return the teacher's traces, written or read the first time."""
     config, models, traces = setup.config, setup.models, setup.traces
-    if not traces.rows:
+    if not traces.rows and traces.stored is not None:
+        _read_stored(setup, context, traces.stored)
+    elif not traces.rows:
         teacher = models.frozen("teacher")
         with models.teacher_here():
             table = teacher_traces(
@@ -174,8 +181,25 @@ def _traces(setup: Setup, context: Context, stop: Stop) -> Traces:
                 at_once=context.decisions.sample_at_once,
                 written=context.folder.written,
             )
-        traces.rows = table.to_pylist()
-        # a verifier may need more of an example than the table holds
-        drawn = models.task.examples(config.traces, config.seed, "train", config.difficulty)
-        traces.examples = {example.id: example for example in drawn}
+        _keep_traces(setup, table, config.seed)
     return traces
+
+
+def _keep_traces(setup: Setup, table: pa.Table, seed: int) -> None:
+    """Keep traces, and the examples that they answer."""
+    config, traces = setup.config, setup.traces
+    traces.rows = table.to_pylist()
+    # a verifier may need more of an example than the table holds
+    drawn = setup.models.task.examples(config.traces, seed, "train", config.difficulty)
+    traces.examples = {example.id: example for example in drawn}
+
+
+def _read_stored(setup: Setup, context: Context, stored: Stored) -> None:
+    """Take traces and likeliest tokens from a stored teacher. The run keeps the traces."""
+    topk = setup.options["topk"]
+    cut = bool(topk) and int(topk) < stored.about["topk"]
+    setup.traces.top = [top.cut(int(topk)) for top in stored.top] if cut else stored.top
+    path = context.folder.path / "traces.parquet"
+    if distributed.first() and not path.exists():
+        context.folder.written(lambda: write_traces(stored.traces, path))
+    _keep_traces(setup, stored.traces, stored.about["seed"])

@@ -23,6 +23,7 @@ from rlkd_lab.training.loop_knobs import LOOP_DEFAULTS, LOOP_KNOBS, Move, check_
 from rlkd_lab.training.teacher_settings import (
     RATE,
     Teacher,
+    TeacherCache,
     TeacherEma,
     TeacherHome,
     TeacherMix,
@@ -56,13 +57,12 @@ class RunConfig(BaseModel):
         Field(description="adapter folder to go on from; a frozen copy is the reference"),
     ] = None
     teacher_home: TeacherHome = "device"
-    teacher_adapter: Annotated[str | None, Field(description="adapter folder of the teacher")] = (
-        None
-    )
+    teacher_adapter: Annotated[str | None, Field(description="the teacher's adapter folder")] = None
     teacher_prompt: TeacherPrompt = None
     teacher_ema: TeacherEma = RATE
     teacher_mix: TeacherMix = None
     teacher_tokenizer: TeacherTokenizer = None
+    teacher_cache: TeacherCache = None
     lora_rank: Annotated[
         int,
         Field(ge=1, description="rank r of the LoRA update; with `adapter` that of the adapter"),

@@ -45,6 +45,7 @@ LATER_SETTINGS = {
     "teacher_ema",
     "teacher_mix",
     "teacher_tokenizer",
+    "teacher_cache",
     *OF_AN_ADAPTER,
 }
 """Settings that earlier versions lack. At their defaults they do not change a fingerprint, so that

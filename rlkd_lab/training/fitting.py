@@ -11,6 +11,7 @@ from rlkd_lab.training import evaluation
 from rlkd_lab.training.before_loading import longest_prompt
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, Plan, plan, plan_sampling
+from rlkd_lab.training.teacher_settings import teachers_of
 
 
 def fitted(
@@ -52,8 +53,9 @@ def fitted(
     )
     found = plan(trial, gpu, prompt)
     need = (found.peak * MARGIN + (CONTEXT if gpu else 0)) / GIB
+    teacher = ", ".join(teachers_of(config)) or "no teacher"
     raise ValueError(
-        f"{config.student} with {config.teacher or 'no teacher'} needs {need:.1f} GiB even"
+        f"{config.student} with {teacher} needs {need:.1f} GiB even"
         f" with micro_batch=1, and {memory / GIB:.1f} are there."
         f" {_would_fit(trial, memory, gpu, prompt)}"
     )
@@ -97,7 +99,7 @@ def _would_fit(config: RunConfig, memory: float, gpu: bool, prompt: int) -> str:
         f"prompts_per_step={n}": {"prompts_per_step": n}
         for n in _halves(config.prompts_per_step, 1)
     }
-    if config.teacher is not None:
+    if teachers_of(config):
         tries["teacher_home=host"] = {"teacher_home": "host"}
     for name, change in tries.items():
         kind = name.partition("=")[0]

@@ -19,6 +19,7 @@ from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.decisions import Decisions
 from rlkd_lab.training.loop_knobs import check_knob
+from rlkd_lab.training.teacher_settings import check_temperature
 
 Values = dict[str, float | None]
 
@@ -56,6 +57,7 @@ class Knobs:
             ValueError: an unknown knob or a value out of range; nothing is changed.
         """
         checked = check_knob(self.config.method, name, value)
+        check_temperature(self.config, name, checked)
         with self._lock:
             self._requests.append({"knob": name, "value": checked, "source": source, **note})
 

@@ -136,7 +136,8 @@ def load_models(config: RunConfig) -> Models:
     )
     engine = find_engine(config.engine)
     servers = {name: _connected(config, name) for name in teachers_of(config) if is_served(name)}
-    for start in filter(None, (config.adapter, config.teacher_adapter)):
+    theirs = None if config.teacher_cache else config.teacher_adapter
+    for start in filter(None, (config.adapter, theirs)):
         checkpoints.check(Path(start))
     policy = load_policy(
         config.student,
@@ -236,6 +237,11 @@ def _itself(
         save_adapter(policy, Path(folder))
         attach(policy.model, folder, AVERAGED, policy.source)
     return _frozen(replace(policy, adapter=AVERAGED), copies, moves=True)
+
+
+def frozen_model(lm: LanguageModel, wanted: bool) -> FrozenModel:
+    """Return a model that scores tokens; with a dense copy where that is wanted and suits it."""
+    return _frozen(lm, wanted and DenseCopy.suits(lm))
 
 
 def _frozen(lm: LanguageModel, copies: bool, moves: bool = False) -> FrozenModel:

@@ -30,6 +30,7 @@ from torch.nn.functional import pad as pad_tensor
 
 from rlkd_lab.models import LanguageModel, Sequences
 from rlkd_lab.models.logprobs import hidden_states, top_alternatives
+from rlkd_lab.models.top_logps import Top
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import Example
@@ -55,6 +56,8 @@ class Rollout:
     on_policy: bool
     teacher_prompts: list[str] | None = None
     """Where the teacher reads other prompts than the student."""
+    teacher_top: list[Top] | None = None
+    """What a stored teacher said of the tokens of each row."""
 
 
 def joined(rollouts: Sequence[Rollout], rows: Tensor, pad: int) -> Rollout:

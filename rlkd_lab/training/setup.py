@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
+from rlkd_lab.models.top_logps import Top
 from rlkd_lab.objectives.loss import ResolvedMethod, resolve
+from rlkd_lab.rollouts.stored import Stored
 from rlkd_lab.tasks import Example
 from rlkd_lab.tasks.verifier import GuardedTask
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.evaluation import evaluation_task
 from rlkd_lab.training.loop_knobs import LOOP_KNOBS
 from rlkd_lab.training.models import Models, load_models
+from rlkd_lab.training.teacher_cache import stored_teacher
 
 Coefs = Mapping[str, float | None]
 Row = dict[str, Any]
@@ -27,6 +30,10 @@ class Traces:
     rows: list[dict[str, Any]] = field(default_factory=list)
     examples: dict[str, Example] = field(default_factory=dict)
     """By id."""
+    stored: Stored | None = None
+    """With ``teacher_cache``: the file that they come from."""
+    top: list[Top] = field(default_factory=list)
+    """What the stored teacher said of each of them."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,10 @@ class Setup:
         """Load the models of a config. See :func:`~rlkd_lab.training.models.load_models`."""
         options = {"constant_length": config.max_new_tokens, **config.options}
         method = resolve(config.method, options=options)
+        stored = stored_teacher(config)  # refuses a file before a model is loaded
         models = load_models(config)
-        return Setup(config, method, models, Traces(), evaluation_task(config, models.task))
+        traces = Traces(stored=stored)
+        return Setup(config, method, models, traces, evaluation_task(config, models.task))
 
     @property
     def tasks(self) -> tuple[GuardedTask, ...]:

@@ -59,6 +59,13 @@ TeacherTokenizer = Annotated[
         " by default"
     ),
 ]
+TeacherCache = Annotated[
+    str | None,
+    Field(
+        description="a file of `rlkd teacher-cache`: no teacher is loaded, its traces and its"
+        " likeliest tokens are read"
+    ),
+]
 TeacherEma = Annotated[
     float,
     Field(
@@ -71,8 +78,8 @@ TeacherEma = Annotated[
 
 
 def teachers_of(config: RunConfig) -> list[str]:
-    """Return the teachers as the config names them."""
-    return names_in(config.teacher)
+    """Return the teachers to load, as the config names them."""
+    return [] if config.teacher_cache is not None else names_in(config.teacher)
 
 
 def names_in(teacher: str | None) -> list[str]:
@@ -143,12 +150,16 @@ def check_teacher(config: RunConfig) -> None:
         ValueError: in one sentence.
     """
     teacher, template = config.teacher, config.teacher_prompt
-    names = teachers_of(config)
+    names = names_in(teacher)
     for name in names:
         if name.partition(":")[0] == START:
             nearest(name, SELF, "teacher")
     _check_several(config, names)
     _check_served(config, names)
+    _check_cache(config, names)
+    asked = [("temperature", value) for value in values_of(config.schedules()["temperature"])]
+    for knob, value in [*asked, *((move.knob, move.value) for move in config.moves)]:
+        check_temperature(config, knob, value)
     if teacher in SELF and config.teacher_adapter is not None:
         raise ValueError(
             f"teacher={teacher} is the student with its own adapter: leave teacher_adapter out"
@@ -207,12 +218,6 @@ def _check_served(config: RunConfig, names: list[str]) -> None:
             f"{config.method} needs {what}, and a server gives log-probabilities of the student's"
             " tokens alone: use opd, kdrl or the like"
         )
-    for value in values_of(config.schedules()["temperature"]):
-        if value != 1:
-            raise ValueError(
-                f"a server says log-probabilities at temperature 1, and temperature is {value}:"
-                " leave it out"
-            )
     if config.teacher_adapter is not None or config.teacher_home == "host":
         name = "teacher_adapter" if config.teacher_adapter is not None else "teacher_home=host"
         raise ValueError(f"{name} is for a teacher whose weights are here: leave it out")
@@ -246,6 +251,45 @@ def check_other_tokenizer(config: RunConfig, teacher: str, detail: str) -> None:
             " spans of text can be compared: use kdrl_advantage, or take a teacher of the"
             " student's family"
         )
+
+
+def _check_cache(config: RunConfig, names: list[str]) -> None:
+    """Refuse what a stored teacher cannot do."""
+    if config.teacher_cache is None:
+        return
+    method = METHODS[config.method]
+    if not method.samples(config.on_policy_frac, lambda: 0.0):
+        raise ValueError(
+            f"teacher_cache holds what the teacher said of its own texts, and {config.method}"
+            " trains on the student's: use sft, rft or kd_forward, or gkd with on_policy_frac=0"
+        )
+    if len(names) != 1 or names[0] in SELF or is_served(names[0]):
+        raise ValueError(
+            f"teacher_cache is of one model, and teacher={config.teacher} is not: name that model"
+        )
+    needs = _needs(config)
+    if "entropy" in needs or ("teacher" in needs and "divergence" not in needs):
+        raise ValueError(
+            f"teacher_cache holds the teacher's likeliest tokens, and {config.method} needs more:"
+            " leave teacher_cache out"
+        )
+    if config.teacher_home == "host":
+        raise ValueError("with teacher_cache no teacher is loaded: leave teacher_home=host out")
+
+
+def check_temperature(config: RunConfig, name: str, value: float | None) -> None:
+    """Refuse a temperature at which the teacher does not answer.
+
+    Raises:
+        ValueError: it is not 1, and the teacher is on a server, or stored and compared with.
+    """
+    if name != "temperature" or value in (None, 1.0):
+        return
+    served = any(map(is_served, teachers_of(config)))
+    stored = config.teacher_cache is not None and "divergence" in METHODS[config.method].needs
+    if served or stored:
+        what = "a server answers" if served else "teacher_cache holds the teacher"
+        raise ValueError(f"temperature={value:g}: {what} at temperature 1, so leave it at 1")
 
 
 def _check_several(config: RunConfig, names: list[str]) -> None:

@@ -22,6 +22,7 @@ from rlkd_lab.models.logprobs import (
     vocabulary,
 )
 from rlkd_lab.models.spans import spread
+from rlkd_lab.models.top_logps import Top, joined_top, logps_and_top, top_divergence
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.training.gaps import check_gap
@@ -70,6 +71,8 @@ class TokenStats:
     values: dict[str, Tensor] = field(default_factory=dict)
     prompts: dict[str, Prompts] = field(default_factory=dict)
     """Cache of the prompts' keys and values, by frozen model."""
+    top: list[Top] | None = None
+    """What a stored teacher said of the tokens of each row."""
 
     def add(self, rows: Tensor, mask: Tensor, found: dict[str, Tensor]) -> None:
         """Store values of some rows, flat over their tokens."""
@@ -80,6 +83,12 @@ class TokenStats:
     def _blank(self) -> Tensor:
         mask = self.sequences.completion_mask
         return torch.zeros(mask.shape, device=mask.device)
+
+    def top_at(self, rows: Tensor | None) -> Top | None:
+        """Return what a stored teacher said of some rows, flat over their tokens."""
+        if self.top is None or rows is None:
+            return None
+        return joined_top([self.top[row] for row in rows.tolist()])
 
     def share(self) -> None:
         """Give every process what each has measured of its rows."""
@@ -148,16 +157,18 @@ def score_rows(
 
     Returns:
         The student's hidden states, (N, H), and log-probabilities, (N,), with their graph if
-        gradients are on, and the teacher's hidden states.
+        gradients are on, and the teacher's hidden states. With a stored teacher these are the
+        student's log-probabilities of its likeliest tokens.
     """
     models, part = setup.models, stats.sequences.select(rows)
     ids, counted = targets(part), tokens(part)
     clock.flops += models.size.forward(*counted)
     with clock("update" if torch.is_grad_enabled() else "old"):
         hidden = hidden_states(models.student, part)
-        logps, entropy = token_logps(models.student, hidden, ids, stats.temperature, setup.chunk)
+        logps, entropy, states = logps_and_top(
+            models.student, hidden, ids, stats.top_at(rows), stats.temperature, setup.chunk
+        )
     found = {"old_logps": logps.detach(), "entropy": entropy}
-    states: Tensor | None = None
     with torch.no_grad():
         if "teacher" in stats.ask and models.more:
             found |= _several(setup, stats, rows, part, hidden, clock)
@@ -309,6 +320,7 @@ def live_batch(
     batch: TokenBatch,
     part: Sequences,
     scored: tuple[Tensor, Tensor, Tensor | None] | None = None,
+    rows: Tensor | None = None,
 ) -> TokenBatch:
     """Return a micro-batch with log-probabilities that carry the gradient, and with the divergence
     to the teacher where the method needs it.
@@ -320,29 +332,35 @@ def live_batch(
         batch: the micro-batch.
         part: its tokens.
         scored: what :func:`score_rows` returned with gradients on; by default a new forward.
+        rows: of the rollout, for a stored teacher.
     """
-    student, mask = setup.models.student, part.completion_mask
+    student, mask, top = setup.models.student, part.completion_mask, stats.top_at(rows)
     if scored is None:
         hidden = hidden_states(student, part)
-        logps, _ = token_logps(student, hidden, targets(part), stats.temperature, setup.chunk)
-        theirs = None
+        logps, _, theirs = logps_and_top(
+            student, hidden, targets(part), top, stats.temperature, setup.chunk
+        )
     else:
         hidden, logps, theirs = scored
     live = replace(batch, logps=unflatten(logps, mask))
     if "divergence" not in setup.needs(coefs):
         return live
+    options: Any = setup.options
+    weight = float(coefs.get("jsd_weight", 0.5) or 0.0)
+    if top is not None and theirs is not None:
+        per_token = top_divergence(theirs, top, options["divergence"], weight)
+        return replace(live, divergence=unflatten(per_token, mask))
     teacher = setup.models.frozen("teacher").lm
     if theirs is None:
         with torch.no_grad():
             theirs = hidden_states(teacher, part.for_teacher)
-    options: Any = setup.options
     per_token = token_divergence(
         student,
         hidden,
         teacher,
         theirs,
         options["divergence"],
-        weight=float(coefs.get("jsd_weight", 0.5) or 0.0),
+        weight=weight,
         topk=int(options["topk"]) if options["topk"] else None,
         temperature=stats.temperature,
         chunk=setup.chunk,

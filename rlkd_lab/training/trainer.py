@@ -223,7 +223,9 @@ class Trainer:
             check_padding_rows(self.setup, rollout.sequences)
         through_copy = models.student is not models.policy
         compare = through_copy and self._checked < CHECKED_STEPS
-        return TokenStats(rollout.sequences, step.temperature, ask, compare)
+        return TokenStats(
+            rollout.sequences, step.temperature, ask, compare, top=rollout.teacher_top
+        )
 
     def _score_before_update(
         self, context: Context, step: StepValues, stats: TokenStats, clock: Clock

@@ -171,7 +171,7 @@ def gradients(job: Update, chosen: Tensor, parts: int, scoring: bool) -> dict[st
         scored = score_rows(setup, stats, rows, job.clock) if scoring else None
         with job.clock("update"):
             known = stats.fill(prepared, rows)
-            live = live_batch(setup, stats, job.step.coefs, known, part, scored)
+            live = live_batch(setup, stats, job.step.coefs, known, part, scored, rows)
             live = _without_rounding(live, unmoved)
             loss, values = token_loss(setup.method.at(job.step.coefs), live)
             (loss * parts * scale).backward()
