@@ -109,8 +109,14 @@ def pool():
 
 @pytest.fixture(autouse=True)
 def shared_models(request, monkeypatch):
-    """Share loaded models between the runs of all tests that are not marked ``loads``."""
+    """Share loaded models between the runs of all tests that are not marked ``loads``.
+
+    The memory of the short pair is not planned, nor is that of the embedded models.
+    """
     if request.node.get_closest_marker("loads") is None and "rlkd_lab.training" in sys.modules:
         pool = request.getfixturevalue("pool")
+        monkeypatch.setattr(
+            "rlkd_lab.training.session.zoo_names", lambda: [*zoo_names(), *SHORT.values()]
+        )
         monkeypatch.setattr("rlkd_lab.training.setup.load_models", pool.load_models)
         monkeypatch.setattr("rlkd_lab.training.selfcheck.examine", pool.examined)

@@ -103,11 +103,20 @@ def test_every_text_file_is_opened_as_utf8():
 
 
 THEN = "then"
+CUT = "cut"
 SCRIPT = f"""
-import itertools, sys
+import itertools, json, sys
+from pathlib import Path
 from rlkd_lab.commands import main
 for between, words in itertools.groupby(sys.argv[1:], "{THEN}".__eq__):
     if between:
+        continue
+    words = list(words)
+    if words[0] == "{CUT}":  # as if the run had been killed in the middle of step 2
+        rows = Path(words[1], "metrics.jsonl")
+        rows.write_bytes(rows.read_bytes().splitlines(keepends=True)[0])
+        Path(words[1], "status.json").write_text(json.dumps(dict(state="idle", step=1)))
+        print("\\n{THEN} 0", flush=True)
         continue
     sys.argv = ["rlkd", *words]
     try:
@@ -173,26 +182,23 @@ def test_a_run_with_prompts_outside_ascii_trains_resumes_and_replays_in_the_c_lo
         "eval_prompts=4",
         "checkpoint_every=1",
         "samples_every=1",
+        "plan=off",
         *(f"{role}={folder}" for role, folder in SHORT.items()),
     ]
     settings = [*small, f"task={questions}", "prompt_template=Frage – {question}\nLösung:"]
     out = tmp_path / "run"
     arguments = [word for setting in settings for word in ("--set", setting)]
-    trained, errors = rlkd(["train", "--method", "kdrl", "--steps", 2, "--out", out, *arguments])
-    assert trained[0][0] == 0, errors
-    rows = (out / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    # as if it had been killed in the middle of step 2
-    (out / "metrics.jsonl").write_bytes(rows[0])
-    (out / "status.json").write_bytes(json.dumps({"state": "idle", "step": 1}).encode())
     told, errors = rlkd(
+        ["train", "--method", "kdrl", "--steps", 2, "--out", out, *arguments],
+        [CUT, out],
         ["resume", out],
         ["replay", out, "--out", tmp_path / "again"],
         ["runs", tmp_path],
         ["compare", out, tmp_path / "again", "--figure", tmp_path / "figure.png"],
         ["eval", out, "--prompts", 4, "--samples", 2, "--no-greedy"],
     )
-    assert [code for code, _ in told] == [0] * 5, errors
+    assert [code for code, _ in told] == [0] * 7, errors
     assert len((out / "metrics.jsonl").read_bytes().splitlines()) == 2
-    assert "the same: 2 steps, largest difference 0" in told[1][1]
+    assert "the same: 2 steps, largest difference 0" in told[3][1]
     prompts = {json.loads((out / "config.json").read_text(encoding="utf-8"))["prompt_template"]}
     assert prompts == {"Frage – {question}\nLösung:"}

@@ -85,7 +85,7 @@ def _pool(slot: int) -> ProcessPoolExecutor:
     """Return a pool of one worker process, which sees one GPU where there are some.
 
     On a CPU the workers are forks of one server that has imported torch and this package: an import
-    costs 8 s. A GPU's driver does not survive a fork, so there each worker starts anew.
+    costs 6 s. A GPU's driver does not survive a fork, so there each worker starts anew.
     """
     forked = os.name == "posix" and default_device().type == "cpu"
     context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")

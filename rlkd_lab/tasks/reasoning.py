@@ -14,8 +14,10 @@ reasoning-gym's own data to make its prompts.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import json
 import random
 import re
 from collections.abc import Callable, Mapping
@@ -108,6 +110,14 @@ DRAWN_AT_ONCE = ("acre", "gsm_symbolic", "list_functions", "word_ladder")
 """Sets that draw or count all their puzzles when they are made: a puzzle with a seed of its own
 needs a set of its own.
 """
+DRAWN: dict[tuple[str, str, bool, int, int], dict[str, Any] | None] = {}
+"""Puzzles that were drawn, by set, settings, level and seed.
+
+A run asks for the same ones several times before its first step, and one can take a tenth of a
+second.
+"""
+KEPT = 5_000
+"""Puzzles of :data:`DRAWN`."""
 
 
 class ReasoningGymTask:
@@ -137,6 +147,7 @@ class ReasoningGymTask:
         self.settings = dict(settings or {})
         self.template = template or TEMPLATE
         self._sets: dict[int, Any] = {}
+        self.leveled = False
         _check_fields(name, self.settings)
         self.unit, self.lowest, self.highest = "levels", 0, 0
         self.ood_difficulty: tuple[int, int] | None
@@ -233,6 +244,17 @@ class ReasoningGymTask:
 
     def _row(self, level: int, seed: int) -> dict[str, Any] | None:
         """Return the puzzle of a seed; None where the set finds none for it."""
+        settings = json.dumps(self.settings, sort_keys=True, default=repr)
+        key = (self.name, settings, self.leveled, level, seed)
+        try:
+            row = DRAWN[key]
+        except KeyError:
+            if len(DRAWN) >= KEPT:
+                DRAWN.clear()
+            row = DRAWN[key] = self._new_row(level, seed)
+        return copy.deepcopy(row)  # whoever has it may change it
+
+    def _new_row(self, level: int, seed: int) -> dict[str, Any] | None:
         try:
             return (
                 self._make(level, seed)[0] if self.name in DRAWN_AT_ONCE else self._set(level)[seed]

@@ -56,7 +56,7 @@ class Live(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
+        for value in (result,) if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(value, Tensor) and value.untyped_storage()._cdata not in self._known:
                 storage = value.untyped_storage()
                 self._known.add(storage._cdata)

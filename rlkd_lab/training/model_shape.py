@@ -91,16 +91,22 @@ class Shape:
         return 2 * self.layers * heads * head_dim * size
 
     def adapter(self, config: RunConfig) -> int:
-        """Return the number of weights of the LoRA adapter."""
-        one, two = (
-            sum(
-                p.numel()
-                for p in adapted(made(self.config, n), config).parameters()
-                if p.requires_grad
+        """Return the number of weights of the LoRA adapter, each case counted once."""
+        key = (self.config.to_json_string(use_diff=False), str(config.lora()))
+        if key not in _adapters:
+            one, two = (
+                sum(
+                    p.numel()
+                    for p in adapted(made(self.config, n), config).parameters()
+                    if p.requires_grad
+                )
+                for n in (1, 2)
             )
-            for n in (1, 2)
-        )
-        return one + (self.layers - 1) * (two - one)
+            _adapters[key] = one + (self.layers - 1) * (two - one)
+        return _adapters[key]
+
+
+_adapters: dict[tuple[str, str], int] = {}
 
 
 def _tell(name: str, config: PreTrainedConfig, why: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -92,5 +95,15 @@ class Batches(Dataset[list[Part]]):
             batch_size=None,
             sampler=range(start, self.recipe.steps),
             num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,
+            multiprocessing_context=_context() if workers else None,
         )
+
+
+def _context() -> Any:
+    """Return how processes are started: as forks of one that has imported this, where there are
+    forks.
+    """
+    context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    if os.name == "posix":
+        context.set_forkserver_preload([__name__])
+    return context

@@ -36,16 +36,19 @@ def test_the_stages_are_all_there() -> None:
 def test_notebooks_run(numbers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """One kernel runs several, because importing takes longer than many a page.
 
-    Where there is a browser, tests/browser runs notebook 04 as a whole.
+    Where there is a browser, tests/browser runs notebook 04 as a whole, with steps as they are.
     """
     monkeypatch.setenv("RLKD_SHORT", "1")
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
+    first = "from tests.notebooks.in_short import shorten\nshorten()\n%reset -f"
     numbers = tuple(number for number in numbers if CHROMIUM is None or number != "04")
     manager = KernelManager()
     manager.start_kernel(cwd=str(HERE))
     try:
         for path in (path for path in NOTEBOOKS if path.stem[:2] in numbers):
             notebook = nbformat.read(path, as_version=4)
-            notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+            notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
+            first = "%reset -f"
             NotebookClient(notebook, km=manager, timeout=600).execute()
     finally:
         manager.shutdown_kernel(now=True)

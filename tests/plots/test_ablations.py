@@ -396,11 +396,12 @@ def test_figures_are_written_with_their_numbers_for_what_was_run(tmp_path):
         claim_figure({"core": TRUE["core"]}, judge_claims(TRUE)[3])
 
 
-def test_the_figure_of_the_teachers_shows_each_pair_beside_grpo_and_every_seed(tmp_path):
-    written = draw_claims(PAIRS, tmp_path)
-    assert written[-1].name == "teachers.png" and json.loads(
-        (tmp_path / "teachers.json").read_text()
-    )["seeds"] == [0, 1, 2, 3, 4]
+def test_the_figure_of_the_teachers_shows_each_pair_beside_grpo_and_every_seed(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("rlkd_lab.plots.claims.judge_claims", lambda study: [])  # no other figure
+    assert [path.name for path in draw_claims(PAIRS, tmp_path)] == ["teachers.png"]
+    assert json.loads((tmp_path / "teachers.json").read_text())["seeds"] == [0, 1, 2, 3, 4]
     figure = teachers_figure(PAIRS)
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in panels[:2]] == ["student", "weak student"]

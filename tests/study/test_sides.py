@@ -18,6 +18,7 @@ from rlkd_lab.study.sides import check_sides, expanded, side_label
 from rlkd_lab.study.statistics import welch
 from rlkd_lab.study.targets import Target
 from rlkd_lab.training import make_config
+from tests.short import SHORT
 
 PROMPTS = 60
 
@@ -92,7 +93,7 @@ def evaluated(rng, level):
 
 def test_over_runs_the_interval_covers_the_truth_and_over_prompts_it_does_not():
     rng = np.random.default_rng(3)
-    tried, over_runs, over_prompts = 120, 0, 0
+    tried, over_runs, over_prompts = 50, 0, 0
     for _ in range(tried):
         a, b = (
             [evaluated(rng, 0.5) for _ in range(4)] for _ in range(2)
@@ -246,6 +247,7 @@ def runs(tmp_path_factory):
         difficulty=(2, 2),
         eval_every=0,
         samples_every=0,
+        **SHORT,
     )
     for name, changed in {
         "a-0": {},

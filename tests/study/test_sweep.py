@@ -41,6 +41,7 @@ SMALL = {
     "samples_every": 0,
     "checkpoint_every": 1,
     "traces": 8,
+    "plan": "off",
     **SHORT,
 }
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from rlkd_lab.tasks import ReasoningGymTask, Task, find_task
+from rlkd_lab.tasks import ReasoningGymTask, Task, find_task, reasoning
 from rlkd_lab.tasks.base import split_of
 from rlkd_lab.tasks.reasoning import FAULTS, INSTRUCTION, SAFE, fault_of, reasoning_gym_sets
 
@@ -176,7 +176,8 @@ def test_a_verifier_that_takes_any_text_is_not_used():
     ] == [True, False]
 
 
-def test_drawing_and_judging_leave_the_global_stream_alone():
+def test_drawing_and_judging_leave_the_global_stream_alone(monkeypatch):
+    monkeypatch.setattr(reasoning, "KEPT", 0)  # all are drawn anew
     find_task("chain_sum")
     state = random.getstate()
     for name in FEW:
@@ -184,6 +185,17 @@ def test_drawing_and_judging_leave_the_global_stream_alone():
         (example,) = task.examples(1, 3)
         task.score("<answer>7</answer>", example)
     assert random.getstate() == state
+
+
+def test_a_puzzle_is_drawn_once_and_is_everybodys_own(monkeypatch):
+    task, other = find_task("chain_sum"), find_task("chain_sum", {"max_terms": 3, "min_terms": 3})
+    wanted, others = task.examples(8, 5), other.examples(8, 5)
+    assert {one.prompt for one in wanted} != {one.prompt for one in others}
+    wanted[0].meta["metadata"].clear()
+    monkeypatch.setattr(ReasoningGymTask, "_new_row", lambda *_: pytest.fail("drawn again"))
+    again = find_task("chain_sum").examples(8, 5)
+    assert again[0].meta["metadata"] and again[1:] == wanted[1:]
+    assert other.examples(8, 5) == others
 
 
 # --- sets that are wrong upstream -----------------------------------------------------------------

@@ -16,7 +16,7 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_left_alone(tmp
 
     code = (
         "import json, sys; from pathlib import Path; from benchmarks import kills\n"
-        "from tests.short import SHORT; kills.COMMON.update(SHORT)\n"
+        "from tests.short import SHORT; kills.COMMON.update(SHORT, plan='off')\n"
         "for row in kills.killed(Path(sys.argv[1]), ['kdrl', 'gkd'], 8): print(json.dumps(row),"
         " flush=True)"
     )

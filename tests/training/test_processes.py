@@ -56,7 +56,9 @@ def test_every_row_has_one_owner_and_shares_are_even(monkeypatch, count):
 
 def test_two_processes_are_one(tiny, tmp_path):
     configs = {
-        name: tiny(method, **{"steps": 3, "group_size": 4, "checkpoint_every": 1, **fields})
+        name: tiny(
+            method, **{"steps": 3, "group_size": 4, "checkpoint_every": 1, "plan": "off", **fields}
+        )
         for name, (method, fields) in CASES.items()
     }
     (tmp_path / "configs.json").write_text(
