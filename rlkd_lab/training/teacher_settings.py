@@ -171,7 +171,7 @@ def check_teacher(config: RunConfig) -> None:
         raise ValueError(
             "teacher_prompt needs a teacher: --set teacher=self, or the name of another model"
         )
-    if METHODS[config.method].samples(config.on_policy_frac, lambda: 1.0 - 1e-9):
+    if METHODS[config.method].samples(config.on_policy_frac, lambda: 1.0 - 1e-9) != "student":
         raise ValueError(
             f"{config.method} trains on the teacher's texts, and teacher_prompt is for the"
             " student's own: use opd, kdrl or another method on its completions, or gkd with"
