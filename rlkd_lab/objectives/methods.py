@@ -167,8 +167,8 @@ _table: dict[str, Method] = {
         surrogate=shaped,
         coefs={**GRPO, "trace_gamma": 0.1},
         options={"aggregation": "constant", "scale_rewards": "none", "keep_traces": "correct"},
-        watch="traces/logp rises as the traces are learned; a group whose completions are all right"
-        " learns nothing from its trace",
+        watch="reward against traces/reward: where they are equal a trace teaches nothing;"
+        " traces/logp: how likely the student finds the traces",
     ),
     "chord": replace(
         _grpo,
@@ -182,8 +182,8 @@ _table: dict[str, Method] = {
         penalty=trace_penalty,
         coefs={"trace_weight": 0.1, "kl_coef": 0.0, **CLIP},
         options={"aggregation": "token"},
-        watch="traces/logp rises with μ; tokens that the student finds sure or unlikely hardly"
-        " count",
+        watch="loss/kd is small: tokens that the student finds sure or unlikely hardly count;"
+        " traces/logp: how likely the student finds the traces",
     ),
     "kdrl": _kdrl,
     "kdrl_advantage": _kdrl_advantage,
