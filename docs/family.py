@@ -25,13 +25,16 @@ COLUMNS = {
 SAID: dict[Callable[..., Any] | Any, str] = {
     rules.from_student: "the student",
     rules.from_teacher: "the teacher",
+    rules.from_both: "the student, and a trace",
     rules.from_either: "either, step by step",
     rules.importance_ratio: "π_θ/π_old",
     rules.trrd_ratio: "(π_θ/π_old)^α·(π_θ/π_T)^(1−α)",
     rules.clipped: "clipped",
     rules.cispo: "cut, its gradient kept",
+    rules.shaped: "clipped; on traces p/(p + γ)",
     rules.reinforce: "1: REINFORCE",
     rules.reward_advantage: "Â",
+    rules.remaining_advantage: "(1 − μ)·Â",
     rules.teacher_advantage: "d",
     rules.joint_advantage: "Â + β·d",
     rules.routed_advantage: "Â if right, β·d if wrong",
@@ -47,6 +50,7 @@ SAID: dict[Callable[..., Any] | Any, str] = {
     opd_rules.sparse_advantage: "Â + β·c·tanh(d), on few tokens",
     opd_rules.unlikely_advantage: "−b on unlikely tokens",
     rules.likelihood_penalty: "−log π_θ",
+    rules.trace_penalty: "−μ·p·(1 − p)·log π_θ on traces",
     rules.teacher_penalty: "β·k2 to the teacher",
     opd_rules.sigmoid_penalty: "β·σ(b·R)·R",
     opd_rules.reward_gated_penalty: "where Â agrees:",
@@ -67,9 +71,9 @@ WIDE, HIGH, LEFT = 183, 50, 8
 
 def base_of(row: Method) -> str:
     """Return the method that a row is a change of: SFT with traces, GRPO with reward, else OPD."""
-    if "traces" in row.needs:
+    if "traces" in row.needs and "groups" not in row.needs:
         return "sft"
-    return "grpo" if "rl_coef" in row.coefs else "opd"
+    return "grpo" if "rl_coef" in row.coefs or "traces" in row.needs else "opd"
 
 
 def terms_of(row: Method) -> dict[str, str]:

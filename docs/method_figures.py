@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlkd_lab.objectives import METHODS, TokenBatch, divergence, terms
 from rlkd_lab.objectives.methods import resolve_options
+from rlkd_lab.objectives.rules import from_both, from_teacher
 
 WORDS = ("so", "hm", "but", "ok")
 STUDENT = (0.3, 0.4, 0.2, 0.1)
@@ -29,11 +30,13 @@ def pushes(key: str) -> Tensor:
     """Return minus the gradient of one token's loss with respect to the scores of four words.
 
     Each of three columns has a group with a right and a wrong completion, and a group with two
-    wrong ones. Shape: (3 rows, 3 columns, 4 words).
+    wrong ones. Where a step trains on both, one group has a right completion, a right trace and
+    two wrong completions. Shape: (3 rows, 3 columns, 4 words).
     """
     row = METHODS[key]
     choices: dict[str, Any] = resolve_options(row)
-    correct = torch.tensor([1, 0, 0, 0]).repeat_interleave(3)
+    both = _beside(key)
+    correct = torch.tensor([1, 0, 1, 0] if both else [1, 0, 0, 0]).repeat_interleave(3)
     scores = torch.tensor(STUDENT, dtype=torch.float64).log().repeat(12, 1).requires_grad_()
     mine, theirs = scores.log_softmax(-1), torch.tensor(TEACHER, dtype=torch.float64).log()
     sampled = torch.tensor(SAMPLED).repeat(4)[:, None]
@@ -43,7 +46,11 @@ def pushes(key: str) -> Tensor:
     )
     batch = TokenBatch(
         logps,
-        (correct if choices["keep_traces"] == "correct" else torch.ones(12))[:, None],
+        (
+            correct
+            if row.samples is from_teacher and choices["keep_traces"] == "correct"
+            else torch.ones(12)
+        )[:, None],
         old_logps=logps.detach()
         - torch.tensor(RATIO, dtype=torch.float64).log().repeat(4)[:, None],
         teacher_logps=theirs[sampled],
@@ -51,7 +58,8 @@ def pushes(key: str) -> Tensor:
         teacher_entropy=-(theirs.exp() * theirs).sum().expand(12, 1),
         rewards=correct.double(),
         correct=correct,
-        group_ids=torch.tensor([0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5]),
+        group_ids=torch.arange(12) % 3 + (0 if both else 3) * (torch.arange(12) > 5),
+        off_policy=torch.arange(12) // 3 == 2 if both else None,
         divergence=apart[:, None],
     )
     parts = terms(key, batch, _shown(key))
@@ -59,6 +67,11 @@ def pushes(key: str) -> Tensor:
     loss = sum((part.sum() for part in given if part is not None), torch.zeros(()))
     (gradient,) = torch.autograd.grad(loss, scores)
     return -gradient.reshape(4, 3, 4)[:3]
+
+
+def _beside(key: str) -> bool:
+    """Whether a step of the method trains on completions and a trace of each prompt."""
+    return METHODS[key].samples is from_both
 
 
 def figure(key: str) -> str:
@@ -96,7 +109,7 @@ def figure(key: str) -> str:
     scale = 34 / max(float(found.abs().max()), 1e-9)
     for column, title in enumerate(COLUMNS):
         text(235 + 210 * column, 144, title, middle)
-    for row, name in enumerate(ROWS):
+    for row, name in enumerate((*ROWS[:2], "trace, right") if _beside(key) else ROWS):
         base = 200 + 108 * row
         text(12, base + 4, name)
         for column in range(3):

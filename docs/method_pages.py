@@ -99,6 +99,8 @@ def knobs(key: str) -> str:
             default = row.options.get(name, CHOICES[name][0])
             values = ", ".join(f"`{value}`" for value in CHOICES[name])
             second.append((f"`{name}`", f"`{default}`", values, OPTION_HELP[name]))
+    if {"groups", "traces"} <= row.needs:  # refused: the traces decide on the prompts
+        acts.discard("zero_spread")
     options = "Options, fixed before the start:\n\n" + table(*second)
     return (table(*first) + "\n\n" if first[1:] else "It has no knobs.\n\n") + options
 

@@ -128,6 +128,13 @@ def test_pushes_are_those_that_the_pages_name():
     torch.testing.assert_close(found["opd"][0, 0], (theirs[0] / pi[0]).log() * (word[0] - pi))
     torch.testing.assert_close(found["sft"][2, 1], right_hm)
     torch.testing.assert_close(found["trrd"][0, 0], 0.5**0.5 * right_so)
+    shaped = 0.1 * pi[0] / (pi[0] + 0.1) ** 2  # of a trace with Â = ½
+    torch.testing.assert_close(found["luffy"][2, 0], 0.5 * shaped * (word[0] - pi))
+    torch.testing.assert_close(found["luffy"][0, 0], 0.5 * (word[0] - pi))
+    unsure = pi[0] * (1 - pi[0])  # three completions beside one trace
+    torch.testing.assert_close(found["chord"][2, 2], 3 * 0.1 * unsure * (word[0] - pi))
+    alone = 0.9 * (2 / 3) / (3**-0.5 + 1e-4)
+    torch.testing.assert_close(found["chord"][0, 0], alone * (word[0] - pi))
     assert found["trrd"][0, 1].eq(0).all()
     mixed = 0.5 * (pi + theirs)
     gap = (pi / mixed).log()

@@ -17,7 +17,7 @@ _PER_TOKEN = (
     "teacher_entropy",
     "divergence",
 )
-_PER_ROW = ("rewards", "correct", "group_ids", "counted")
+_PER_ROW = ("rewards", "correct", "group_ids", "counted", "off_policy")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,9 @@ class TokenBatch:
     """(B,) of bool: completions that enter their group's mean, spread and masks. Missing: all.
     A completion that does not count has Â = 0; the teacher and reference terms stay where the
     completion mask is 1."""
+    off_policy: Tensor | None = None
+    """(B,) of bool: traces of the teacher among completions of the policy. Missing: none, or the
+    method trains on nothing else."""
     advantages: Tensor | None = None
     """Â, (B,) or (B, T): given, or made by :func:`prepare` from rewards and groups."""
     divergence: Tensor | None = None
@@ -88,15 +91,20 @@ class TokenBatch:
                     f" {tuple(value.shape)}"
                 )
 
-        if self.counted is not None and self.counted.dtype != torch.bool:
-            raise ValueError(
-                f"counted must be of bool; got {self.counted.dtype}: use counted.bool()"
-            )
+        for name in ("counted", "off_policy"):
+            value = getattr(self, name)
+            if value is not None and value.dtype != torch.bool:
+                raise ValueError(f"{name} must be of bool; got {value.dtype}: use {name}.bool()")
 
     @property
     def mask(self) -> Tensor:
         """``completion_mask`` in the dtype of ``logps``."""
         return self.completion_mask.to(self.logps.dtype)
+
+    @property
+    def own_mask(self) -> Tensor:
+        """``mask`` with 0 on traces: the tokens that the policy wrote."""
+        return self.mask if self.off_policy is None else self.mask * ~self.off_policy[:, None]
 
     @property
     def old(self) -> Tensor:

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkd_lab.objectives.advantages import group_advantages, reward_guided_mask
 from rlkd_lab.objectives.batch import TokenBatch
 from rlkd_lab.objectives.estimators import k3
 from rlkd_lab.objectives.method import Method
 from rlkd_lab.objectives.methods import METHODS, REWARD_ALONE, needs_of, resolve_options
-from rlkd_lab.objectives.rules import HEAD_ALONE, Surrogate, reference_penalty
+from rlkd_lab.objectives.rules import HEAD_ALONE, TRACES_APART, Surrogate, reference_penalty
 from rlkd_lab.objectives.settings import Coefs, Options, check_coef, nearest
-from rlkd_lab.objectives.surrogates import aggregate, log_importance, normalizer
+from rlkd_lab.objectives.surrogates import aggregate, log_importance
+from rlkd_lab.objectives.weights import weigh_rollout
 
 USED_BY_PREPARE = ("aggregation", "constant_length", "kd_mask", "kd_normalizer", "scale_rewards")
 """Options that :func:`prepare` uses, and :func:`token_loss` can no longer change."""
@@ -112,46 +112,8 @@ def prepare(
         )
     row, choices = found.row, found.options
     batch = replace(batch, old_logps=batch.old).blank_padding()
-    denominator = batch.normalizer
-    if denominator is None:
-        length = choices["constant_length"]
-        denominator = normalizer(batch.mask, choices["aggregation"], length)
-    advantages = batch.advantages
-    if advantages is None and "groups" in row.needs:
-        assert batch.rewards is not None and batch.group_ids is not None
-        scale = choices["scale_rewards"] == "group"
-        advantages = group_advantages(batch.rewards, batch.group_ids, scale, batch.counted)
-    return replace(
-        batch,
-        kd_weight=_teacher_weight(batch, choices),
-        advantages=None if advantages is None else advantages.detach(),
-        normalizer=denominator,
-        prepared_for=found.name,
-        prepared_with=_prepared_with(choices),
-    )
-
-
-def _teacher_weight(batch: TokenBatch, options: dict[str, Any]) -> Tensor:
-    """Return what the teacher term is multiplied by, per token, (B, T), ≥ 0: the batch's own weight
-    times the reward-guided mask M, rescaled where the normaliser counts kept tokens alone.
-    """
-    kind, aggregation = options["kd_mask"], options["aggregation"]
-    weight = torch.ones_like(batch.logps)
-    if batch.kd_weight is not None:
-        given = batch.kd_weight.to(weight.dtype)
-        weight = given if given.dim() == 2 else given[:, None].expand_as(batch.logps)
-    if kind != "none":
-        assert batch.correct is not None
-        correct = batch.correct.to(weight.dtype)
-        weight = weight * reward_guided_mask(kind, correct, batch.group_ids, batch.counted)[:, None]
-    if options["kd_normalizer"] == "kept":
-        kept = batch.mask * (weight > 0)
-        if aggregation == "token":
-            total, full = float(kept.sum()), float(batch.mask.sum())
-        else:
-            total, full = float((kept.sum(-1) > 0).sum()), float(len(kept))
-        weight = weight * (full / max(total, 1.0))
-    return weight.detach()
+    weighed = weigh_rollout(batch, choices, "groups" in row.needs, row.penalty in TRACES_APART)
+    return replace(weighed, prepared_for=found.name, prepared_with=_prepared_with(choices))
 
 
 @dataclass(frozen=True)
@@ -225,13 +187,16 @@ def _terms(method: ResolvedMethod, batch: TokenBatch) -> Terms:
 
 
 def _corrected(per_token: Tensor, batch: TokenBatch, coefs: Coefs) -> Tensor:
-    """Weigh tokens by π_old/π_sampler, capped at ``importance_cap`` if that is on."""
+    """Weigh tokens by π_old/π_sampler, capped at ``importance_cap`` if that is on; traces by 1."""
     cap = coefs["importance_cap"]
     if cap is None or batch.sampler_logps is None:
         return per_token
     # not 0, or an infinite surrogate would become a NaN
     tiny = torch.finfo(per_token.dtype).tiny
-    return per_token * (batch.old - batch.sampler_logps).exp().clamp(min=tiny, max=cap)
+    weight = (batch.old - batch.sampler_logps).exp().clamp(min=tiny, max=cap)
+    if batch.off_policy is not None:
+        weight = weight.masked_fill(batch.off_policy[:, None], 1.0)
+    return per_token * weight
 
 
 def token_loss(
@@ -285,13 +250,13 @@ def token_loss(
 
 
 def _statistics(parts: Terms, batch: TokenBatch) -> dict[str, Tensor]:
-    mask = batch.mask
+    mask = batch.own_mask
     tokens = mask.sum().clamp(min=1)
 
     def share(where: Tensor) -> Tensor:
         return (where * mask).sum() / tokens
 
-    ratios = parts.importance * mask
+    ratios = parts.importance.where(mask > 0, 0.0)  # of a trace it may be infinite
     stats = {"ratio/max": ratios.max() if mask.numel() else batch.logps.new_zeros(())}
     cut = parts.surrogate
     if cut is not None and cut.low is not None and cut.high is not None:

@@ -12,20 +12,24 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from rlkd_lab.objectives.method import GRPO, KDRL, REWARD, TEACHER, Method
+from rlkd_lab.objectives.method import CLIP, GRPO, KDRL, REWARD, TEACHER, Method
 from rlkd_lab.objectives.opd_methods import OPD_METHODS, opd
 from rlkd_lab.objectives.opd_rules import group_gated_advantage
 from rlkd_lab.objectives.rules import (
     cispo,
     divergence_penalty,
+    from_both,
     from_either,
     from_teacher,
     joint_advantage,
     likelihood_penalty,
+    remaining_advantage,
     reward_advantage,
     routed_advantage,
+    shaped,
     sized_advantage,
     teacher_penalty,
+    trace_penalty,
     trrd_ratio,
 )
 from rlkd_lab.objectives.schedules import Schedule, parse_schedule, values_of
@@ -151,6 +155,35 @@ _table: dict[str, Method] = {
         coefs={"rl_coef": 1.0, "kl_coef": 0.0, "ratio_cap": 5.0, "importance_cap": None},
         options={"aggregation": "token"},
         watch="no token loses its gradient, however far the policy has moved; grad_norm",
+    ),
+    "luffy": replace(
+        _grpo,
+        title="LUFFY",
+        source="LUFFY (arXiv 2504.14945), by a copy of the authors' code",
+        formula="−min(ρ·Â, clip(ρ)·Â) on the student's completions, −p/(p + γ)·Â on a trace;"
+        "  p = π_θ,  γ = trace_gamma,  Â = r − group mean, the trace included",
+        needs=REWARD | {"traces"},
+        samples=from_both,
+        surrogate=shaped,
+        coefs={**GRPO, "trace_gamma": 0.1},
+        options={"aggregation": "constant", "scale_rewards": "none", "keep_traces": "correct"},
+        watch="reward against traces/reward: where they are equal a trace teaches nothing;"
+        " traces/logp: how likely the student finds the traces",
+    ),
+    "chord": replace(
+        _grpo,
+        title="CHORD",
+        source="CHORD (arXiv 2508.11408), CHORD-φ, by the authors' code",
+        formula="(1 − μ)·GRPO on the student's completions + μ·(−stop-grad(p·(1 − p))·log π_θ) on"
+        " traces;  p = π_θ,  μ = trace_weight",
+        needs=REWARD | {"traces"},
+        samples=from_both,
+        advantage=remaining_advantage,
+        penalty=trace_penalty,
+        coefs={"trace_weight": 0.1, "kl_coef": 0.0, **CLIP},
+        options={"aggregation": "token"},
+        watch="loss/kd is small: tokens that the student finds sure or unlikely hardly count;"
+        " traces/logp: how likely the student finds the traces",
     ),
     "kdrl": _kdrl,
     "kdrl_advantage": _kdrl_advantage,

@@ -1,6 +1,6 @@
 """Rules: the pieces that a method is put together from, one kind of function each.
 
-    samples     (on_policy_frac, uniform draw)        → whether the step trains on teacher traces
+    samples     (on_policy_frac, uniform draw)        → whose completions the step trains on
     ratio       (batch, log π_θ/π_old, coefs)          → log ρ and where a bound acts, (B, T)
     surrogate   (log ρ, A, batch, coefs)               → the policy term and where it is cut, (B, T)
     advantage   (batch, coefs, options)                → A, (B, T)
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,15 @@ from rlkd_lab.objectives.advantages import teacher_gap
 from rlkd_lab.objectives.batch import TokenBatch
 from rlkd_lab.objectives.estimators import weigh
 from rlkd_lab.objectives.settings import Coefs, Options
-from rlkd_lab.objectives.surrogates import cispo_surrogate, clipped_surrogate, trrd_log_ratio
+from rlkd_lab.objectives.surrogates import (
+    cispo_surrogate,
+    clipped_surrogate,
+    trace_surrogate,
+    trrd_log_ratio,
+)
 
-SamplesRule = Callable[[float, Callable[[], float]], bool]
+Source = Literal["student", "teacher", "both"]
+SamplesRule = Callable[[float, Callable[[], float]], Source]
 AdvantageRule = Callable[[TokenBatch, Coefs, Options], Tensor]
 PenaltyRule = Callable[[TokenBatch, Tensor, Coefs, Options], Tensor]
 
@@ -78,21 +84,26 @@ def number(coefs: Coefs, name: str, default: float | None = None) -> float:
 # --- where samples come from ----------------------------------------------------------------------
 
 
-def from_student(on_policy_frac: float, uniform: Callable[[], float]) -> bool:
+def from_student(on_policy_frac: float, uniform: Callable[[], float]) -> Source:
     """Train every step on the student's own completions."""
-    return False
+    return "student"
 
 
-def from_teacher(on_policy_frac: float, uniform: Callable[[], float]) -> bool:
+def from_teacher(on_policy_frac: float, uniform: Callable[[], float]) -> Source:
     """Train every step on the teacher's traces."""
-    return True
+    return "teacher"
 
 
-def from_either(on_policy_frac: float, uniform: Callable[[], float]) -> bool:
+def from_both(on_policy_frac: float, uniform: Callable[[], float]) -> Source:
+    """Train every step on groups of the student's completions and one trace of the teacher each."""
+    return "both"
+
+
+def from_either(on_policy_frac: float, uniform: Callable[[], float]) -> Source:
     """Train a share ``on_policy_frac`` of the steps on the student's completions, the others on
     the teacher's traces. GKD (arXiv 2306.13649).
     """
-    return uniform() >= on_policy_frac
+    return "teacher" if uniform() >= on_policy_frac else "student"
 
 
 # --- ratios ---------------------------------------------------------------------------------------
@@ -132,12 +143,25 @@ def _likelihood(
     return Surrogate(-advantages * batch.logps)
 
 
+def _shaped(log_ratio: Tensor, advantages: Tensor, batch: TokenBatch, coefs: Coefs) -> Surrogate:
+    if batch.off_policy is None:
+        return _clipped(log_ratio, advantages, batch, coefs)
+    trace = batch.off_policy[:, None]
+    own = _clipped(log_ratio.masked_fill(trace, 0.0), advantages, batch, coefs)
+    theirs = trace_surrogate(batch.logps, advantages, number(coefs, "trace_gamma"))
+    return own._replace(loss=own.loss.where(~trace, theirs))
+
+
 clipped = SurrogateRule(_clipped, ("clip_low", "clip_high", "ratio_cap", "importance_cap"))
 """−min(ρ·A, clip(ρ, 1 − ε_low, 1 + ε_high)·A), with an optional dual clip."""
 cispo = SurrogateRule(_cispo, ("ratio_cap", "importance_cap"))
 """−stop-grad(min(ρ, ratio_cap))·A·log π_θ. CISPO (arXiv 2506.13585)."""
 reinforce = SurrogateRule(_likelihood, ("importance_cap",))
 """−A·log π_θ, without a ratio: REINFORCE."""
+
+
+shaped = SurrogateRule(_shaped, (*clipped.reads, "trace_gamma"))
+"""``clipped`` on the policy's tokens, −p/(p + γ)·A on a trace's. LUFFY (arXiv 2504.14945)."""
 
 
 # --- advantage rules: (batch, coefs, options) -> (B, T) -------------------------------------------
@@ -150,6 +174,12 @@ def reward_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tenso
     return number(coefs, "rl_coef", 1.0) * (
         given if given.dim() == 2 else given[:, None].expand_as(batch.logps)
     )
+
+
+def remaining_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
+    """(1 − μ)·Â on the policy's completions, 0 on traces. CHORD (arXiv 2508.11408)."""
+    credit = (1.0 - number(coefs, "trace_weight")) * reward_advantage(batch, {}, options)
+    return credit if batch.off_policy is None else credit.masked_fill(batch.off_policy[:, None], 0)
 
 
 def teacher_advantage(batch: TokenBatch, coefs: Coefs, options: Options) -> Tensor:
@@ -231,14 +261,30 @@ def likelihood_penalty(
     return -batch.logps
 
 
+def trace_penalty(batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options) -> Tensor:
+    """−μ·φ·log π_θ on traces with φ = p·(1 − p), detached, and 0 elsewhere. CHORD (arXiv
+    2508.11408).
+    """
+    if batch.off_policy is None:
+        return torch.zeros_like(batch.logps)
+    assert batch.kd_weight is not None
+    likely = batch.logps.detach().exp()
+    weight = number(coefs, "trace_weight") * batch.kd_weight * likely * (1.0 - likely)
+    return torch.where(batch.off_policy[:, None], -weight * batch.logps, 0.0)
+
+
+TRACES_APART = (trace_penalty,)
+"""Penalties that are all a trace has: it enters no group, and has a normaliser of its own."""
+
+
 def reference_penalty(
     batch: TokenBatch, log_ratio: Tensor, coefs: Coefs, options: Options
 ) -> Tensor:
-    """kl_coef·KL(π_θ‖π_ref) by k3·ρ (TRL's ``use_bias_correction_kl``), k3 or k2."""
+    """kl_coef·KL(π_θ‖π_ref) by k3·ρ (TRL's ``use_bias_correction_kl``), k3 or k2; 0 on traces."""
     assert batch.ref_logps is not None
-    kind = options["ref_estimator"]
+    kind, theirs = options["ref_estimator"], batch.ref_logps
     log_weight = log_ratio if kind == "k3_ratio" else torch.zeros_like(log_ratio)
-    weight, estimate = weigh(
-        "k2" if kind == "k2" else "k3", batch.logps, batch.ref_logps, log_weight
-    )
+    if batch.off_policy is not None:
+        theirs = torch.where(batch.off_policy[:, None], batch.logps.detach(), theirs)
+    weight, estimate = weigh("k2" if kind == "k2" else "k3", batch.logps, theirs, log_weight)
     return number(coefs, "kl_coef") * estimate * weight

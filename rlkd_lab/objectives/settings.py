@@ -60,6 +60,12 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
         "push_share": Knob(
             0.0, 1.0, "share of a completion's least likely tokens that OPSA pushes"
         ),
+        "trace_gamma": Knob(
+            1e-4, 1e4, "γ of LUFFY: a trace's token of probability p counts p/(p + γ)", log=True
+        ),
+        "trace_weight": Knob(
+            0.0, 1.0, "μ of CHORD: weight of the traces' term; the reward's has 1 − μ"
+        ),
         "trrd_alpha": Knob(0.0, 1.0, "anchor exponent: 1 is the old policy (GRPO), 0 the teacher"),
         "trrd_gap_bound": Knob(
             0.01, 20.0, "bound in nats on log π_θ/π_T inside the ratio", optional=True

@@ -6,6 +6,7 @@ loss = aggregate( −min(ρ·A, clip(ρ, 1−ε_low, 1+ε_high)·A) + P , mask )
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -116,6 +117,14 @@ def cispo_surrogate(
     """
     weight = log_ratio.detach().clamp(max=FAR).exp()
     return -(weight if ratio_cap is None else weight.clamp(max=ratio_cap)) * advantages * logps
+
+
+def trace_surrogate(logps: Tensor, advantages: Tensor, gamma: float) -> Tensor:
+    """−p/(p + γ)·A with p = π_θ, for tokens that another model wrote. LUFFY (arXiv 2504.14945).
+
+    Its weight in the gradient of log p is γ·p/(p + γ)², at most ¼, where p = γ.
+    """
+    return -(logps - math.log(gamma)).sigmoid() * advantages
 
 
 def normalizer(mask: Tensor, aggregation: Aggregation, constant_length: int | None = None) -> float:

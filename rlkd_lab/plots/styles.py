@@ -81,6 +81,8 @@ STYLES: dict[str, Style] = {
     "eopd": ("#F4AA7A", DOTTED),
     "aopd": ("#FAD2B8", DOTTED),
     "trrd": ("#CC79A7", "-."),
+    "luffy": ("#7A1F5C", "-"),
+    "chord": ("#B86BA0", ":"),
     "opd_then_rl": ("#E69F00", "-"),
     "srpo": ("#DCCB3A", "--"),
     "hdpo": ("#A53472", ":"),

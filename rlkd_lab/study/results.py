@@ -271,5 +271,7 @@ def _sampled(path: Path, frame: pd.DataFrame) -> pd.Series:
     traces = path / "traces.parquet"
     if not traces.exists():
         return own
+    if "traces/tokens" in frame:  # of steps that train on both
+        own = own - frame["traces/tokens"].fillna(0.0).cumsum()
     written = int((pq.read_schema(traces).metadata or {}).get(b"rlkd_tokens", b"0"))
-    return own + written * (~on_policy).cummax()
+    return own + written * (~on_policy | ("traces/tokens" in frame)).cummax()

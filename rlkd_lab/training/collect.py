@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from rlkd_lab.models import distributed
 from rlkd_lab.rollouts import Sampling, sample, teacher_traces
 from rlkd_lab.rollouts.stored import Stored
 from rlkd_lab.rollouts.traces import sequences_of, write_traces
+from rlkd_lab.tasks import Example
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.samples import Rollout, joined
@@ -50,11 +52,13 @@ def collect(setup: Setup, step: StepValues, context: Context, stop: Stop) -> tup
     """
     config = setup.config
     draw = generator_for(config, step.number, "prompts")
-    on_traces = setup.method.row.samples(
+    source = setup.method.row.samples(
         config.on_policy_frac, lambda: torch.rand(1, generator=draw).item()
     )
-    if on_traces:
-        return _from_traces(setup, context, draw, stop)
+    if source == "teacher":
+        return _from_traces(setup, context, draw, stop, config.prompts_per_step * config.group_size)
+    if source == "both":
+        return _from_both(setup, step, context, draw, stop)
     first = _sample(setup, step, context, draw, "sampling", stop)
     if setup.options["zero_spread"] != "resample":
         return first, {}
@@ -70,13 +74,27 @@ def _sample(
     stop: Stop,
 ) -> Rollout:
     """One rollout of the student on fresh prompts."""
-    config, models = setup.config, setup.models
+    config = setup.config
     seed = int(torch.randint(2**31, (1,), generator=draw))
-    prompts = models.task.examples(config.prompts_per_step, seed, "train", config.difficulty)
+    prompts = setup.models.task.examples(config.prompts_per_step, seed, "train", config.difficulty)
+    return _answers(setup, step, context, prompts, config.group_size, purpose, stop)
+
+
+def _answers(
+    setup: Setup,
+    step: StepValues,
+    context: Context,
+    prompts: list[Example],
+    size: int,
+    purpose: str,
+    stop: Stop,
+) -> Rollout:
+    """Return ``size`` completions of the student for each prompt."""
+    config, models = setup.config, setup.models
     drawn = sample(
         models.policy,
         [example.prompt for example in prompts],
-        config.group_size,
+        size,
         Sampling(step.temperature, config.max_new_tokens, config.top_p, config.top_k),
         generator_for(config, step.number, purpose, models.policy.device, context.noise),
         stop,
@@ -86,7 +104,7 @@ def _sample(
     )
     if drawn.at_once != context.decisions.sample_at_once:
         context.decisions.sample_fewer(step.number, drawn.at_once)
-    examples = [example for example in prompts for _ in range(config.group_size)]
+    examples = [example for example in prompts for _ in range(size)]
     return Rollout(
         examples, drawn.texts, drawn.sequences, drawn.sampler_logps, drawn.finished, on_policy=True
     )
@@ -124,12 +142,29 @@ def _resample(
     }
 
 
+def _from_both(
+    setup: Setup, step: StepValues, context: Context, draw: torch.Generator, stop: Stop
+) -> tuple[Rollout, Row]:
+    """Return groups of the student's completions, each with a trace of its prompt as last row."""
+    size, number = setup.config.group_size - 1, setup.config.prompts_per_step
+    traces, row = _from_traces(setup, context, draw, stop, number)
+    own = _answers(setup, step, context, traces.examples, size, "sampling", stop)
+    if own.sampler_logps is not None:  # nobody reads those of a trace
+        blank = torch.zeros_like(traces.sequences.completion_mask, dtype=own.sampler_logps.dtype)
+        traces = replace(traces, sampler_logps=blank)
+    groups = torch.arange(number)[:, None]
+    rows = torch.cat([groups * size + torch.arange(size), number * size + groups], 1).flatten()
+    both = joined([own, traces], rows, setup.models.policy.tokenizer.pad_token_id)
+    off = (rows >= number * size).to(own.sequences.completion_mask.device)
+    tokens = int(traces.sequences.completion_mask.sum())
+    return replace(both, off_policy=off), row | {"traces/tokens": tokens}
+
+
 def _from_traces(
-    setup: Setup, context: Context, draw: torch.Generator, stop: Stop
+    setup: Setup, context: Context, draw: torch.Generator, stop: Stop, number: int
 ) -> tuple[Rollout, Row]:
     """Return a rollout of the teacher's completions, drawn with replacement."""
-    config, traces = setup.config, _traces(setup, context, stop)
-    number = config.prompts_per_step * config.group_size
+    traces = _traces(setup, context, stop)
     drawn = torch.randint(len(traces.rows), (number,), generator=draw).tolist()
     rows = [_in_students_tokens(setup, traces.rows[i]) for i in drawn]
     compares = bool(traces.top) and "divergence" in setup.method.row.needs

@@ -216,7 +216,8 @@ class RunConfig(BaseModel):
     ] = False
 
     traces: Annotated[
-        int, Field(ge=1, description="teacher traces made for sft, kd_forward and gkd")
+        int,
+        Field(ge=1, description="teacher traces made for sft, kd_forward, gkd, luffy and chord"),
     ] = 512
     on_policy_frac: Annotated[
         float,

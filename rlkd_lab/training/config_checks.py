@@ -69,6 +69,11 @@ def _check_needs(config: RunConfig) -> None:
             f"zero_spread=resample looks for groups whose rewards differ; {config.method}"
             " does not look at rewards"
         )
+    if {"groups", "traces"} <= method.needs and options["zero_spread"] == "resample":
+        raise ValueError(
+            f"zero_spread=resample draws prompts again, and {config.method} takes the prompts of"
+            " the teacher's traces: leave zero_spread out"
+        )
     if config.teacher is None and {"teacher", "traces"} & method.needs:
         raise ValueError(
             f"{config.method} needs a teacher: --set teacher=NAME, an embedded name"
@@ -83,6 +88,11 @@ def _check_needs(config: RunConfig) -> None:
         raise ValueError(
             f"{config.method} needs the teacher's whole distribution beside every update:"
             " teacher_home=host cannot be"
+        )
+    if {"groups", "traces"} <= method.needs and config.group_size < 3:
+        raise ValueError(
+            f"{config.method} puts a trace into each group, and compares the other completions:"
+            " use --set group_size=3 or more"
         )
     if "groups" in method.needs and config.group_size < 2:
         raise ValueError(

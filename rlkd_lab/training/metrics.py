@@ -17,13 +17,21 @@ from rlkd_lab.training.token_stats import KL_METRICS, Clock, TokenStats
 def token_row(batch: TokenBatch, rollout: Rollout, stats: TokenStats) -> Row:
     """Return entropy, KLs and the sampler's difference, as means over the sampled tokens, nats.
 
+    ``traces/logp`` is the mean log π_old of a trace's tokens, nats, ≤ 0.
+
     Where the teacher reads something else, its KLs are means over the tokens with a teacher. With
     another tokenizer only k1 is one: the others are no sums over spans.
     """
     counts, values = rollout.sequences.completion_mask.bool(), stats.values
+    trace = torch.zeros_like(counts)
+    if rollout.off_policy is not None:
+        trace = counts & rollout.off_policy[:, None]
+        counts = counts & ~trace
     other = rollout.sequences.teacher is not None
     taught = _taught(counts, batch) if other else counts
     row: Row = {"entropy": mean(values["entropy"][counts])}
+    if rollout.off_policy is not None:
+        row["traces/logp"] = mean(values["old_logps"][trace])
     for kind, name in KL_METRICS.items():
         if kind in values:
             # of two equal models rounding leaves ±1e-8
@@ -61,7 +69,7 @@ def gate_row(setup: Setup, step: StepValues, batch: TokenBatch, stats: TokenStat
     ``teacher/disagree`` is the share of judged tokens whose gap has the other sign, in [0, 1].
     Each is ``None`` where there is no such token.
     """
-    needs, counts = setup.needs(step.coefs), batch.completion_mask.bool()
+    needs, counts = setup.needs(step.coefs), batch.own_mask.bool()
     if "entropy" in needs:
         return {"teacher/entropy": mean(stats.values["teacher_entropy"][counts])}
     gated = "verdicts" in needs or setup.config.teacher_prompt is not None

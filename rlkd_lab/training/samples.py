@@ -2,10 +2,11 @@
 
 One parquet file a step, a row a completion: ``prompt``, ``answer``, ``completion``, ``reward``,
 ``parts`` (the reward's, unweighted, as JSON), ``correct``, ``why`` (where it could not be judged),
-``counted`` (whether it entered its group's statistics), ``group``, ``finished``, and per-token
+``counted`` (whether it may enter its group's statistics), ``group``, ``finished``, and per-token
 lists ``ids``, ``tokens``, ``logps``, ``teacher_logps``, ``ref_logps``, ``entropy``,
 ``kl_teacher_rev``, ``kl_teacher_fwd`` (at the sampling temperature; None where nobody was asked).
-``teacher_prompt`` is there where the teacher reads another prompt.
+``teacher_prompt`` is there where the teacher reads another prompt. ``trace`` is there, and says
+whether the teacher wrote the completion, where a step trains on both.
 The first completion of the first :data:`DETAILED` prompts also has both models' likeliest tokens
 there: ``top_tokens``, ``top_logps``, ``teacher_top_tokens``, ``teacher_top_logps`` (lists of
 :data:`ALTERNATIVES`, ids in ``…top_ids``).
@@ -43,7 +44,7 @@ ALTERNATIVES = 5
 
 @dataclass(frozen=True)
 class Rollout:
-    """Holds what a step trains on: completions of the student, or traces of the teacher.
+    """Holds what a step trains on: completions of the student, traces of the teacher, or both.
 
     There is one example, one text and one row for each completion.
     """
@@ -54,6 +55,9 @@ class Rollout:
     sampler_logps: Tensor | None
     finished: Tensor
     on_policy: bool
+    """Whether the student wrote them; so it is with ``off_policy``."""
+    off_policy: Tensor | None = None
+    """(B,) of bool: traces of the teacher among the student's completions."""
     teacher_prompts: list[str] | None = None
     """Where the teacher reads other prompts than the student."""
     teacher_top: list[Top] | None = None
@@ -108,6 +112,11 @@ def counted_of(samples: pd.DataFrame) -> Tensor | None:
     if "counted" not in samples or samples["counted"].all():
         return None
     return torch.tensor(samples["counted"].to_numpy(dtype=bool))
+
+
+def off_policy_of(samples: pd.DataFrame) -> Tensor | None:
+    """Return which recorded completions are the teacher's, (B,) of bool; ``None``: not recorded."""
+    return torch.tensor(samples["trace"].to_numpy(dtype=bool)) if "trace" in samples else None
 
 
 @torch.no_grad()
@@ -195,6 +204,8 @@ def _row(
         "ids": ids,
         "tokens": policy.tokenizer.convert_ids_to_tokens(ids),
     }
+    if rollout.off_policy is not None:
+        row["trace"] = bool(rollout.off_policy[i])
     if rollout.teacher_prompts is not None:
         row["teacher_prompt"] = rollout.teacher_prompts[i]
     for name, values in per_token.items():

@@ -43,12 +43,19 @@ def score(setup: Setup, rollout: Rollout) -> tuple[TokenBatch, Row, list[Verdict
         correct=correct,
         group_ids=torch.arange(len(verdicts), device=device) // config.group_size,
         counted=None if bool(counted.all()) else counted,
+        off_policy=rollout.off_policy,
         kd_weight=teacher_weight(setup, sequences),
     )
-    row = _lengths(setup, rollout, lengths.float(), correct)
-    if rollout.on_policy:
-        row |= _rewards(batch, verdicts, config.group_size)
-    return batch, row, verdicts
+    off, size = rollout.off_policy, config.group_size
+    if off is None:
+        row = _lengths(setup, rollout, lengths.float(), correct)
+        return batch, row | (_rewards(batch, verdicts, size) if rollout.on_policy else {}), verdicts
+    own = (~off).nonzero()[:, 0]
+    some, mine = batch.select(own), [verdicts[i] for i in own.tolist()]
+    row = _lengths(setup, rollout, lengths.float(), correct, own.tolist())
+    assert batch.rewards is not None
+    row["traces/reward"] = batch.rewards[off].mean().item()
+    return batch, row | _rewards(some, mine, size - 1), verdicts
 
 
 def _judged(setup: Setup, rollout: Rollout, lengths: Tensor) -> list[Verdict]:
@@ -93,18 +100,22 @@ def _rewards(batch: TokenBatch, verdicts: list[Verdict], group_size: int) -> Row
     return row
 
 
-def _lengths(setup: Setup, rollout: Rollout, lengths: Tensor, correct: Tensor) -> Row:
+def _lengths(
+    setup: Setup, rollout: Rollout, lengths: Tensor, correct: Tensor, rows: list[int] | None = None
+) -> Row:
     """Return lengths in tokens, and what the tokens are spent on: the three parts add up to the
-    mean.
+    mean. Some rows alone, if they are given.
     """
+    rows = list(range(len(rollout.texts))) if rows is None else rows
+    lengths, correct, whole = lengths[rows], correct[rows], rollout.finished[rows]
     # a task may say which part of a completion checks the rest
     part = getattr(setup.models.task, "checking", None)
     tokenizer: Any = setup.models.policy.tokenizer
     checks = [
         0 if part is None else len(tokenizer(part(text), add_special_tokens=False).input_ids)
-        for text in rollout.texts
+        for text in (rollout.texts[i] for i in rows)
     ]
-    finished = rollout.finished.to(lengths.device)
+    finished = whole.to(lengths.device)
     checking = torch.tensor(checks, device=lengths.device).clamp(max=lengths.max())
     checking = (checking * finished).float()
     truncated = (lengths * ~finished).float()
@@ -112,7 +123,7 @@ def _lengths(setup: Setup, rollout: Rollout, lengths: Tensor, correct: Tensor) -
         "completions/mean_length": lengths.mean().item(),
         "completions/mean_length_correct": mean(lengths[correct == 1]),
         "completions/mean_length_wrong": mean(lengths[correct == 0]),
-        "completions/clipped_ratio": 1 - rollout.finished.float().mean().item(),
+        "completions/clipped_ratio": 1 - whole.float().mean().item(),
         "completions/length_working": (lengths - checking - truncated).mean().item(),
         "completions/length_checking": checking.mean().item(),
         "completions/length_truncated": truncated.mean().item(),

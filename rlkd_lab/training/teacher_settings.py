@@ -182,7 +182,7 @@ def check_teacher(config: RunConfig) -> None:
         raise ValueError(
             "teacher_prompt needs a teacher: --set teacher=self, or the name of another model"
         )
-    if METHODS[config.method].samples(config.on_policy_frac, lambda: 1.0 - 1e-9):
+    if METHODS[config.method].samples(config.on_policy_frac, lambda: 1.0 - 1e-9) != "student":
         raise ValueError(
             f"{config.method} trains on the teacher's texts, and teacher_prompt is for the"
             " student's own: use opd, kdrl or another method on its completions, or gkd with"
@@ -258,7 +258,7 @@ def _check_cache(config: RunConfig, names: list[str]) -> None:
     if config.teacher_cache is None:
         return
     method = METHODS[config.method]
-    if not method.samples(config.on_policy_frac, lambda: 0.0):
+    if method.samples(config.on_policy_frac, lambda: 0.0) != "teacher":
         raise ValueError(
             f"teacher_cache holds what the teacher said of its own texts, and {config.method}"
             " trains on the student's: use sft, rft or kd_forward, or gkd with on_policy_frac=0"

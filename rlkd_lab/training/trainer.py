@@ -159,7 +159,8 @@ class Trainer:
         row = scored | collected | asked
         sampled = row.pop("generated", int(rollout.sequences.completion_mask.sum()))
 
-        measures = _due(config.interference_every, step) and rollout.on_policy
+        own = rollout.on_policy and rollout.off_policy is None
+        measures = _due(config.interference_every, step) and own
         measures = measures and setup.models.teacher is not None
         records = _due(config.samples_every, step, first=True)
         stats = self._token_stats(step, rollout, everything=measures or records)
@@ -187,7 +188,8 @@ class Trainer:
 
         seconds = time.perf_counter() - began
         training = seconds - sum(extra.seconds.values())
-        row |= time_row(setup, step, rollout, sampled, clock, training)
+        drawn = sampled - row.get("traces/tokens", 0)
+        row |= time_row(setup, step, rollout, drawn, clock, training)
         self._tell_failures(context, step)
         tokens = context.progress.tokens + sampled
         context.progress = Progress(step.number, tokens, row.get("eval/accuracy"))
@@ -261,6 +263,8 @@ class Trainer:
         if self._checked > CHECKED_STEPS or config.top_p < 1 or config.top_k:
             return
         counts = rollout.sequences.completion_mask.bool()
+        if rollout.off_policy is not None:
+            counts = counts & ~rollout.off_policy[:, None]
         gap = (stats.values["old_logps"] - rollout.sampler_logps)[counts].abs()
         some = rollout.sequences.select(slice(config.micro_batch))
 

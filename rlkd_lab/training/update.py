@@ -162,7 +162,7 @@ def gradients(job: Update, chosen: Tensor, parts: int, scoring: bool) -> dict[st
     job.state.optimizer.zero_grad()
     scale = _loss_scale(setup, prepared)
     found: dict[str, float] = {}
-    unmoved, whole = _unmoved(job), max(float(prepared.mask.sum()), 1.0)
+    unmoved, whole = _unmoved(job), max(float(prepared.own_mask.sum()), 1.0)
     # a minibatch of idle rows alone still has a gradient, of zeros
     idle = job.idle[chosen] & ~job.idle[chosen].all()
     mine = own_rows(chosen[~idle], stats.sequences)
@@ -178,7 +178,7 @@ def gradients(job: Update, chosen: Tensor, parts: int, scoring: bool) -> dict[st
         # backwards through frozen weights is as much as forwards
         passes = 1 + (not scoring) + setup.config.gradient_checkpointing
         job.clock.flops += setup.models.size.forward(*tokens(part)) * passes
-        share = float(live.mask.sum() / whole)
+        share = float(live.own_mask.sum() / whole)
         values[NOT_FINITE] = float(not math.isfinite(loss.item()))
         _join(found, {name: _part_of(name, value, share) for name, value in values.items()})
     for parameter in job.state.parameters if scale != 1 else ():

@@ -693,7 +693,7 @@ def test_idle_rows_have_no_gradient_whatever_the_model_says(method):
     moved = logps_gradient(method, batch).abs().sum(1)
     assert not moved[idle].any()
     assert idle.any() == (
-        method in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rlsd", "trrd", "grpd")
+        method in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rlsd", "trrd", "grpd", "luffy")
     )
     if idle.any():
         assert torch.equal(idle, batch.group_ids == 1)

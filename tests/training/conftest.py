@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from rlkd_lab.objectives import METHODS
+from rlkd_lab.objectives.rules import from_both
 from rlkd_lab.training import make_config, run
 from tests.short import EMBEDDED, SHORT
 
@@ -35,7 +37,8 @@ def tiny():
             if method == "rft"
             else {**SHORT, "options": {"keep_traces": "all", **fields.pop("options", {})}}
         )
-        return make_config(method, settings=settings, **{**TINY, **own, **fields})
+        size = {"group_size": 3} if METHODS[method].samples is from_both else {}
+        return make_config(method, settings=settings, **{**TINY, **size, **own, **fields})
 
     return make
 

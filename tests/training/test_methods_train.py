@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from rlkd_lab.objectives import METHODS
-from rlkd_lab.objectives.rules import clipped, trrd_ratio
+from rlkd_lab.objectives.rules import clipped, from_both, shaped, trrd_ratio
 
 ALWAYS = {
     "step",
@@ -79,6 +79,7 @@ TRL = {
     "step_time",
 }
 GATED = {"teacher/gap_right", "teacher/gap_wrong", "teacher/disagree"}
+BESIDE = {"traces/kept", "traces/reward", "traces/tokens", "traces/logp"}
 DYNAMIC = {"sampling/rounds", "sampling/groups_with_spread"}
 MAY_BE_MISSING = {
     "completions/mean_length_correct",
@@ -106,7 +107,7 @@ def own(method):
         {"ratio/max"}
         | (
             {"clip_ratio/low", "clip_ratio/high"}
-            if rules.ratio is not None and rules.surrogate is clipped
+            if rules.ratio is not None and rules.surrogate in (clipped, shaped)
             else set()
         )
         | ({"loss/kd"} if rules.penalty is not None else set())
@@ -134,6 +135,7 @@ def test_two_steps(trained, method):
             | {f"coef/{knob}" for knob in METHODS[method].knobs}
             | own(method)
             | (ON_POLICY if row["on_policy"] else {"traces/kept"})
+            | (BESIDE if METHODS[method].samples is from_both else set())
         )
         assert set(row) == expected
         for name, value in row.items():
@@ -160,7 +162,7 @@ def test_two_steps(trained, method):
         assert row.get("sampling/logp_difference_max", 0) < 1e-3
     if method != "dapo":  # which counts what it sampled again, too
         assert rows[1]["num_tokens"] == pytest.approx(
-            4 * sum(row["completions/mean_length"] for row in rows)
+            sum(4 * row["completions/mean_length"] + row.get("traces/tokens", 0) for row in rows)
         )
     assert not folder.touched
     assert [path.name for path in folder.checkpoints()] == ["step_000002"]

@@ -59,6 +59,8 @@ class Case:
             batch = replace(batch, divergence=exact)
         if "groups" in self.needs:
             batch = replace(batch, rewards=random_normal(rows, seed=seed + 5))
+        if {"groups", "traces"} <= self.needs:  # a trace in one group
+            batch = replace(batch, off_policy=torch.arange(rows) == 3)
         return batch
 
     def loss(self, batch: TokenBatch, coefs: Coefs | None = None) -> Tensor:

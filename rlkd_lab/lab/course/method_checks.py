@@ -76,7 +76,7 @@ def check_method(
             Errors of the method's rules are raised as they are.
     """
     case = Case(nearest(name, METHODS, "method"))
-    if "traces" in case.needs and "divergence" not in case.needs:
+    if "traces" in case.needs and not {"divergence", "groups"} & case.needs:
         raise ValueError(
             f"{name} is trained on teacher traces: these checks are for methods that see the"
             " student's own tokens"

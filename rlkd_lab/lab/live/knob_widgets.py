@@ -24,7 +24,15 @@ from rlkd_lab.objectives.settings import Knob
 from rlkd_lab.training.loop_knobs import LOOP_KNOBS
 
 Value = float | None
-FRONT = ("trrd_alpha", "gap_weight", "kd_coef", "clip_high", "ratio_cap")
+FRONT = (
+    "trace_weight",
+    "trace_gamma",
+    "trrd_alpha",
+    "gap_weight",
+    "kd_coef",
+    "clip_high",
+    "ratio_cap",
+)
 """Knobs that stand in front, the first that a method has."""
 
 
@@ -39,7 +47,7 @@ def front_knob(method: str) -> str:
     >>> [front_knob(method) for method in ("grpo", "kdrl", "opd", "trrd", "rlsd", "sft")]
     ['clip_high', 'kd_coef', 'kd_coef', 'trrd_alpha', 'gap_weight', 'temperature']
     """
-    if "traces" in METHODS[method].needs:
+    if "traces" in METHODS[method].needs and "groups" not in METHODS[method].needs:
         return "temperature"
     return next((name for name in FRONT if name in METHODS[method].knobs), "temperature")
 

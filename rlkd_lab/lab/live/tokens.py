@@ -24,7 +24,7 @@ from rlkd_lab.objectives import METHODS, TokenBatch, prepare, terms, token_loss
 from rlkd_lab.objectives.loss import ResolvedMethod, resolve
 from rlkd_lab.objectives.settings import nearest
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.training.samples import counted_of
+from rlkd_lab.training.samples import counted_of, off_policy_of
 
 Kind = Literal["step", "probe"]
 Values = NDArray[Any]
@@ -281,6 +281,7 @@ def _rebuilt(
         correct=per_row("correct"),
         group_ids=None if groups is None else groups.long(),
         counted=counted_of(frame),
+        off_policy=off_policy_of(frame),
         divergence=divergence,
     )
 
