@@ -148,7 +148,7 @@ def nearest(name: str, valid: Mapping[str, object] | tuple[str, ...], kind: str)
     hint = f"did you mean {close[0]!r}? " if close else ""
     listed = (
         f"valid are {', '.join(valid)}"
-        if len(valid) <= 32
+        if len(valid) <= 40
         else "`rlkd methods` and docs list the valid ones"
     )
     raise ValueError(f"unknown {kind} {name!r}: {hint}{listed}")

@@ -149,6 +149,7 @@ def _from_both(
     size, number = setup.config.group_size - 1, setup.config.prompts_per_step
     traces, row = _from_traces(setup, context, draw, stop, number)
     own = _answers(setup, step, context, traces.examples, size, "sampling", stop)
+    traces = replace(traces, finished=traces.finished.to(own.finished.device))
     if own.sampler_logps is not None:  # nobody reads those of a trace
         blank = torch.zeros_like(traces.sequences.completion_mask, dtype=own.sampler_logps.dtype)
         traces = replace(traces, sampler_logps=blank)

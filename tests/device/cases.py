@@ -14,6 +14,7 @@ from rlkd_lab.commands import app
 from rlkd_lab.models import LanguageModel, load_policy
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.objectives import METHODS
+from rlkd_lab.objectives.rules import from_both
 from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study import Settings, evaluate_target, find_target
@@ -60,7 +61,9 @@ def once(dtype):
 
 
 def small(method="kdrl", **fields):
-    return make_config(method, options={"keep_traces": "all"}, **{**SMALL, **SHORT, **fields})
+    size = {"group_size": 3} if METHODS[method].samples is from_both else {}
+    given = {**SMALL, **SHORT, **size, **fields}
+    return make_config(method, options={"keep_traces": "all"}, **given)
 
 
 def drawn_by(policy, engine="fast", limit=16, **given):
