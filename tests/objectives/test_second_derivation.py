@@ -2,11 +2,13 @@
 
 These references were written from the sources before the package's rules were read. They start at
 logits. Sources: notes on the papers. For OPDVR, vOPD, OPSA, PowerOPD, RG-OPD and SAF-OPD also the
-authors' code; TRL for IW-OPD, and ports for REOPOLD, SDAR, EOPD and AOPD.
+authors' code; TRL for IW-OPD, and ports for REOPOLD, SDAR, EOPD and AOPD. For LUFFY copies of the
+authors' code, for CHORD the authors' code, which adds 1e-6 to the spread where we add 1e-4.
 Choices were taken from the package where the sources leave them open or differ. OPSA's
 share is of a completion, rounded up. The importance weight leaves penalties alone, as in TRL. Old
 log-probabilities stand in the gap. RG-OPD's mean is over all tokens. EOPD and AOPD look at the
 whole vocabulary: with at most 8 words, these are the 16 likeliest of the paper.
+A trace has no KL to the reference and no importance weight. Each term of CHORD has its own mean.
 """
 
 import math
@@ -40,6 +42,8 @@ VALUES = {
     "gate_margin": (0.0, 0.0, 0.5),
     "unsure_above": (0.0, 0.8, 1.5),
     "cover_coef": (0.3, 1.0),
+    "trace_gamma": (0.02, 0.1, 0.1, 1.0),
+    "trace_weight": (0.0, 0.1, 0.1, 0.5, 1.0),
     "aggregation": ("token", "sequence", "constant"),
     "scale_rewards": ("group", "none"),
     "kd_mask": ("none", "wrong", "group_wrong"),
@@ -57,7 +61,9 @@ OPTIONS = {
     **dict.fromkeys(("safopd", "sdar"), ("scale_rewards", "kd_mask")),
     "rgopd": ("scale_rewards", "kd_mask", "level"),
     "opsa": (),
+    **dict.fromkeys(("luffy", "chord"), ("scale_rewards",)),
 }
+WITH_TRACES = ("luffy", "chord")
 
 
 def draw(method, seed):
@@ -65,7 +71,8 @@ def draw(method, seed):
     choose = random.Random(f"{method} {seed}")
     generator = torch.Generator().manual_seed(choose.randrange(2**31))
     case = CASES[seed % len(CASES)]
-    groups = [3 * group for group in range(choose.randint(1, 3)) for _ in "ab"] + [0]
+    rows = "abc" if method in WITH_TRACES else "ab"
+    groups = [3 * group for group in range(choose.randint(1, 3)) for _ in rows] + [0]
     choose.shuffle(groups)
     shape = len(groups), 1 if case == "one token" else choose.randint(2, 9), choose.randint(2, 8)
 
@@ -94,6 +101,8 @@ def draw(method, seed):
         "correct": correct,
         "rewards": correct + choose.choice((0.0, 0.3)) * near(student, 1.0)[:, 0, 0].detach(),
         "groups": torch.tensor(groups),
+        "traces": torch.tensor([group not in groups[row + 1 :] for row, group in enumerate(groups)])
+        & (method in WITH_TRACES),
         "heard": (torch.rand(shape[:2], generator=generator) < 0.8).double(),
     }
     if method == "trrd":  # its teacher is part of the ratio
@@ -126,13 +135,17 @@ def forward_kl(x):
     return (theirs.exp() * (theirs - ours)).sum(-1)
 
 
-def group_relative(x, options):
-    """Return Â: the reward minus its group's mean, over standard deviation + 1e-4 or not."""
+def group_relative(x, options, alone=False):
+    """Return Â: the reward minus its group's mean, over standard deviation + 1e-4 or not.
+
+    Where the student's rows are ``alone``, a trace has 0.
+    """
     found = torch.zeros_like(x["rewards"])
     for group in x["groups"].unique():
-        rewards = x["rewards"][x["groups"] == group]
+        rows = (x["groups"] == group) & ~(x["traces"] & alone)
+        rewards = x["rewards"][rows]
         spread = rewards.std() + 1e-4 if options.get("scale_rewards", "group") == "group" else 1.0
-        found[x["groups"] == group] = (rewards - rewards.mean()) / spread
+        found[rows] = (rewards - rewards.mean()) / spread
     return found
 
 
@@ -151,7 +164,9 @@ def advantage(method, x, coefs, options):
     old, teacher = said(x, "old"), said(x, "teacher")
     if method == "opsa":
         return least_likely(x, coefs)
-    reward = group_relative(x, options)[:, None].expand_as(old)
+    reward = group_relative(x, options, alone=method == "chord")[:, None].expand_as(old)
+    if method == "chord":
+        return (1 - coefs["trace_weight"]) * reward
     gap = x["heard"] * x["mask"] * (teacher - old)
     if method == "safopd":
         return coefs["rl_coef"] * reward + said_loudest(x, gap, coefs) * speaks(x, options)
@@ -209,6 +224,15 @@ def penalty_of(method, x, coefs, options):
     return torch.where(teacher.exp() <= old.exp(), coefs["cover_coef"] * forward_kl(x), 0.0)
 
 
+def trace_term(method, x, coefs, options):
+    """Return the loss of each token as if a teacher had written it."""
+    now = said(x, "student")
+    p = now.exp()
+    if method == "luffy":
+        return -advantage(method, x, coefs, options) * p / (p + coefs["trace_gamma"])
+    return -coefs["trace_weight"] * (p * (1 - p)).detach() * now
+
+
 def speaks(x, options):
     """Return the mask of the teacher's term, (B, T)."""
     wrong = 1 - x["correct"]
@@ -257,7 +281,20 @@ def reference_loss(method, x, coefs, options):
     if method in ("sdar", "rgopd", "eopd", "aopd"):
         added = penalty_of(method, x, coefs, options)
         loss = loss + coefs["kd_coef"] * speaks(x, options) * added
-    sums, lengths = (loss * x["mask"]).sum(1), x["mask"].sum(1)
+    if method not in WITH_TRACES:
+        return averaged(loss, x["mask"], options)
+    traces, theirs = x["traces"], trace_term(method, x, coefs, options)
+    if method == "luffy":
+        return averaged(torch.where(traces[:, None], theirs, loss), x["mask"], options)
+    return sum(
+        averaged(part[rows], x["mask"][rows], options)
+        for part, rows in ((loss, ~traces), (theirs, traces))
+    )
+
+
+def averaged(loss, mask, options):
+    """Return the mean over tokens, or over rows, or by a constant length."""
+    sums, lengths = (loss * mask).sum(1), mask.sum(1)
     return {
         "token": lambda: sums.sum() / lengths.sum().clamp(min=1),
         "sequence": lambda: (sums / lengths.clamp(min=1)).mean(),
@@ -283,6 +320,7 @@ def package_loss(method, x, coefs, options):
         teacher_entropy=torch.distributions.Categorical(logits=x["teacher"].detach()).entropy(),
         divergence=forward_kl(x) if method in ("eopd", "aopd") else reverse_kl(x),
         kd_weight=x["heard"],
+        off_policy=x["traces"] if method in WITH_TRACES else None,
     )
     return token_loss(method, batch, coefs, options)[0]
 
