@@ -6,6 +6,7 @@ vLLM and SGLang return them for a prompt of token ids with ``echo`` and ``logpro
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ TRIES_ODD = 3
 """Of a request whose answer cannot be used."""
 AT_ONCE = 32
 """Completions in one request."""
+ADDRESS = "Give the address of an OpenAI-compatible server; most end in /v1"
 ENDLESS = 2**31
 """Context where a server says none."""
 PROBE = "49-7+4-2? So x = 4"
@@ -91,9 +93,14 @@ class Server:
         self._client = openai.OpenAI(
             base_url=url, api_key=key, timeout=SECONDS, max_retries=TRIES - 1
         )
-        listed = {one.id: one for one in self._ask(self._client.models.list)}
+        try:
+            listed = {one.id: one for one in self._ask(self._client.models.list)}
+        except (AttributeError, TypeError):
+            listed = {}
+        if not listed:
+            raise ValueError(f"{url} lists no models. {ADDRESS}")
         if wanted and wanted not in listed:
-            raise ValueError(f"{url} has no model {wanted!r}; it has {', '.join(listed) or 'none'}")
+            raise ValueError(f"{url} has no model {wanted!r}; it has {', '.join(listed)}")
         if not wanted and len(listed) != 1:
             raise ValueError(
                 f"{url} has {len(listed)} models: write {url}#NAME with one of {', '.join(listed)}"
@@ -102,7 +109,7 @@ class Server:
         most = getattr(listed[self.model], "max_model_len", None)
         self.context = most if isinstance(most, int) and most > 0 else self.context
         ids = self.tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-        self.scores([(list(ids[:1]), list(ids[1:]))])
+        self.scores([(list(ids[:1]), list(ids[1:]))], named=True)
         return self
 
     def logps(self, part: Sequences) -> Tensor:
@@ -117,8 +124,13 @@ class Server:
             found += chain.from_iterable(self.scores(rows[start : start + AT_ONCE]))
         return torch.tensor(found, device=part.completion_ids.device)
 
-    def scores(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
+    def scores(
+        self, rows: Sequence[tuple[list[int], list[int]]], named: bool = False
+    ) -> list[list[float]]:
         """Return the log-probabilities of completions after prompts, as token ids.
+
+        Where ``named``, the server says which text each token is. Ids that come back cannot show
+        that its model has another tokenizer.
 
         Raises:
             ConnectionError: no answer after some tries.
@@ -134,7 +146,7 @@ class Server:
                 temperature=1.0,
                 echo=True,
                 logprobs=1,
-                extra_body={"return_tokens_as_token_ids": True},  # of vLLM; others leave it aside
+                extra_body={"return_tokens_as_token_ids": not named},  # of vLLM; others ignore it
             )
             try:
                 return self._read(answer, rows)
@@ -157,6 +169,10 @@ class Server:
             ) from error
         except openai.AuthenticationError as error:
             raise ValueError(f"{self.address} refuses the key: set the variable {KEY}") from error
+        except openai.NotFoundError as error:
+            raise ValueError(f"{self.address} has no such page: {error}. {ADDRESS}") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.address} sent no JSON: {error}. {ADDRESS}") from error
         except openai.OpenAIError as error:
             raise ValueError(f"the teacher's server {self.address} refuses: {error}") from error
 
@@ -192,6 +208,11 @@ class Server:
                 f"token_id:{number}",
                 self.tokenizer.decode([number]),
                 self.tokenizer.convert_ids_to_tokens(number),
+                str(self.tokenizer.decode([number])).strip(),
             )
-            if name not in own and "\ufffd" not in own[1] and not name.startswith("bytes:"):
+            if (
+                not {name, name.strip()} & {*own}
+                and "\ufffd" not in own[1]
+                and not name.startswith("bytes:")
+            ):
                 raise ValueError(f"an answer about the token {name!r} where {own[1]!r} was sent")

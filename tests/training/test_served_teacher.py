@@ -28,7 +28,7 @@ class Little:
 
     def __init__(self, folder):
         self.lm, self.faults, self.asked = load_teacher(folder, "none"), deque(), []
-        self.key = None
+        self.key = self.page = None
         little = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -36,7 +36,11 @@ class Little:
                 pass
 
             def do_GET(self):
-                self.answer({"object": "list", "data": [little.listed()]})
+                if self.path != "/v1/models":
+                    return self.answer({"detail": "Not Found"}, 404)
+                if little.page is not None:
+                    return self.answer(little.page)
+                return self.answer({"object": "list", "data": [little.listed()]})
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -52,7 +56,7 @@ class Little:
                 return self.answer(found, cut=fault == "cut")
 
             def answer(self, found, status=200, cut=False):
-                text = json.dumps(found).encode()
+                text = found if isinstance(found, bytes) else json.dumps(found).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(text)))
@@ -75,6 +79,8 @@ class Little:
                 logps = self.lm.model(torch.tensor([ids])).logits[0].log_softmax(-1)
             values = [None, *(float(logps[i - 1, one]) for i, one in enumerate(ids) if i), -0.5]
             names = [f"token_id:{one}" for one in [*ids, 0]]
+            if not body["return_tokens_as_token_ids"]:
+                names = [self.lm.tokenizer.decode([one]) for one in [*ids, 0]]
             if fault == "short":
                 values, names = values[-1:], names[-1:]  # as llama.cpp: of the new token alone
             if fault == "gap":
@@ -157,6 +163,21 @@ def test_nobody_there_and_no_such_model(little):
         Server("http://127.0.0.1:9/v1", little.lm.tokenizer).connect()
     with pytest.raises(ValueError, match="has no model 'big'; it has little"):
         Server(f"{little.address}#big", little.lm.tokenizer).connect()
+
+
+def test_a_wrong_address_is_told_from_a_server_without_models(little, monkeypatch):
+    with pytest.raises(ValueError, match=r"has no such page.*most end in /v1"):
+        Server(little.address.removesuffix("/v1"), little.lm.tokenizer).connect()
+    for page, words in ((b"<html>", "sent no JSON"), ({"data": []}, "lists no models")):
+        monkeypatch.setattr(little, "page", page)
+        with pytest.raises(ValueError, match=f"{words}.*most end in /v1"):
+            served(little)
+
+
+def test_another_tokenizer_shows_though_the_server_repeats_ids(little, tmp_path):
+    stranger = Little(teacher_with(byte_pairs(), tmp_path / "stranger"))
+    with pytest.raises(ValueError, match="an answer about the token"):
+        Server(stranger.address, little.lm.tokenizer).connect()
 
 
 def config_of(tiny, little, method="kdrl", **more):
