@@ -7,7 +7,6 @@ vLLM and SGLang return them for a prompt of token ids with ``echo`` and ``logpro
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,6 +31,8 @@ TRIES_ODD = 3
 AT_ONCE = 32
 """Completions in one request."""
 ADDRESS = "Give the address of an OpenAI-compatible server; most end in /v1"
+LEAST = -9000.0
+"""Nats; vLLM writes −9999 for minus infinity, which no gap can be made of."""
 ENDLESS = 2**31
 """Context where a server says none."""
 PROBE = "49-7+4-2? So x = 4"
@@ -39,7 +40,7 @@ PROBE = "49-7+4-2? So x = 4"
 
 def is_served(name: str) -> bool:
     """Return whether a teacher's name is the address of a server."""
-    return name.startswith(("http://", "https://"))
+    return name.lower().startswith(("http://", "https://"))
 
 
 def check_address(name: str) -> None:
@@ -165,7 +166,8 @@ class Server:
         except (openai.APIConnectionError, openai.InternalServerError) as error:
             raise ConnectionError(
                 f"the teacher's server {self.address} gave no answer in {TRIES} tries"
-                f" ({type(error).__name__}: {error}). Start it; `rlkd resume` goes on"
+                f" ({type(error).__name__}: {error}). Start it and the run again;"
+                " `rlkd resume` goes on with one that had begun"
             ) from error
         except openai.AuthenticationError as error:
             raise ValueError(f"{self.address} refuses the key: set the variable {KEY}") from error
@@ -193,10 +195,13 @@ class Server:
             if not 0 <= len(values) - len(prompt) - len(completion) <= 1:
                 sent = len(prompt) + len(completion)
                 raise ValueError(f"{len(values)} log-probabilities of {sent} tokens")
-            self._compare(list(choices[number].tokens or []), [*prompt, *completion])
+            names = list(choices[number].tokens or [])
+            if len(names) != len(values):
+                raise ValueError(f"{len(values)} log-probabilities with {len(names)} tokens")
+            self._compare(names, [*prompt, *completion])
             mine = values[len(prompt) : len(prompt) + len(completion)]
             for value in mine:
-                if value is None or not math.isfinite(value) or value > 1e-3:
+                if value is None or not LEAST < value <= 1e-3:  # a NaN is not
                     raise ValueError(f"{value} is not the log-probability of a token")
             found.append([float(value) for value in mine])
         return found

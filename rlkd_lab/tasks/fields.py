@@ -63,7 +63,9 @@ def value_of(task: Any, example: Example, name: str) -> str:
     has = [*OURS[:2], *(("trace",) if hasattr(task, "trace") else ()), *OF_COMPLETION]
     has += [one for one, value in example.meta.items() if _is_text(value) and one != "where"]
     where = example.meta.get("where", task.name)
+    close = difflib.get_close_matches(name, has, n=1)
     hint = "name the column that holds it, or take" if "where" in example.meta else "its fields are"
+    hint = (f"did you mean {{{close[0]}}}? " if close else "") + hint
     raise ValueError(
         f"the teacher needs {{{name}}}, which {where} does not have: {hint}"
         f" {', '.join(dict.fromkeys(has))}"

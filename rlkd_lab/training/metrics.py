@@ -35,18 +35,19 @@ def token_row(batch: TokenBatch, rollout: Rollout, stats: TokenStats) -> Row:
     for kind, name in KL_METRICS.items():
         if kind in values:
             # of two equal models rounding leaves ±1e-8
-            row[name] = max(mean(values[kind][taught]), 0.0)
-            row[f"{name}_t1"] = max(mean(values[f"{kind}_t1"][taught]), 0.0)
+            row[name] = _least(values[kind][taught])
+            row[f"{name}_t1"] = _least(values[f"{kind}_t1"][taught])
     shares = rollout.sequences.teacher_shares
     for number, share in enumerate([] if shares is None else shares.unbind(1), 1):
         if f"teacher {number}" in values:
             kl = values[f"teacher {number}"][taught & (share > 0)[:, None]]
-            row[f"teacher/kl_{number}"] = max(mean(kl), 0.0) if kl.numel() else None
+            row[f"teacher/kl_{number}"] = _least(kl)
     old = values["old_logps"]
     if "teacher_logps" in values:
         spans = rollout.sequences.spans is not None
         for name, estimate in (("k1", k1), ("k2", k2), ("k3", k3))[: 1 if spans else 3]:
-            row[f"kl_teacher_{name}"] = mean(estimate(old, values["teacher_logps"])[taught])
+            found = estimate(old, values["teacher_logps"])[taught]
+            row[f"kl_teacher_{name}"] = mean(found) if found.numel() else None
     if "ref_logps" in values:
         row["kl_ref"] = mean(k3(old, values["ref_logps"])[counts])
     if rollout.sampler_logps is not None:
@@ -54,6 +55,11 @@ def token_row(batch: TokenBatch, rollout: Rollout, stats: TokenStats) -> Row:
         row["sampling/logp_difference_mean"] = mean(gap)
         row["sampling/logp_difference_max"] = gap.max().item()
     return row
+
+
+def _least(kl: Tensor) -> float | None:
+    """Return the mean, at least 0; ``None`` where no token had a teacher."""
+    return max(mean(kl), 0.0) if kl.numel() else None
 
 
 def _taught(counts: Tensor, batch: TokenBatch) -> Tensor:

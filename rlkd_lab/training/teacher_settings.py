@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -154,6 +155,8 @@ def check_teacher(config: RunConfig) -> None:
     for name in names:
         if name.partition(":")[0] == START:
             nearest(name, SELF, "teacher")
+        if not is_served(name) and ("://" in name or re.match(r"[\w.-]+:\d+(/|$)", name)):
+            raise ValueError(f"teacher={name} looks like a server's: write http://HOST:PORT/v1")
     _check_several(config, names)
     _check_served(config, names)
     _check_cache(config, names)

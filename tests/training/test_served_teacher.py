@@ -87,6 +87,10 @@ class Little:
                 values[-2] = None
             if fault == "nan":
                 values[-2] = math.nan
+            if fault == "least":
+                values[-2] = -9999.0  # as vLLM writes minus infinity
+            if fault == "no names":
+                names = []
             if fault == "other tokens":
                 names[1] = "token_id:77"
             said = {"tokens": names, "token_logprobs": values}
@@ -144,6 +148,8 @@ def test_a_fault_that_passes_costs_a_try(little, monkeypatch, fault):
         (500, ConnectionError, "no answer in 6 tries.*rlkd resume"),
         ("gap", ValueError, "None is not the log-probability"),
         ("nan", ValueError, "nan is not"),
+        ("least", ValueError, "-9999.0 is not the log-probability"),
+        ("no names", ValueError, "with 0 tokens"),
         ("short", ValueError, r"1 log-probabilities of \d+ tokens.*with echo, as vLLM"),
         ("none", ValueError, "no log-probabilities"),
         ("other tokens", ValueError, "an answer about the token 'token_id:77'"),
@@ -238,6 +244,9 @@ def test_it_may_have_another_tokenizer(tiny, tmp_path, little):
         ("opd", {"teacher": "http://me:pass@host/v1"}, "set the variable RLKD_TEACHER_KEY"),
         ("opd", {"teacher": "http://host/v1?key=1"}, "set the variable RLKD_TEACHER_KEY"),
         ("opd", {"teacher": "http:///v1"}, "write http://HOST:PORT/v1"),
+        ("opd", {"teacher": "htp://host/v1"}, "write http://HOST:PORT/v1"),
+        ("opd", {"teacher": "127.0.0.1:8000/v1"}, "write http://HOST:PORT/v1"),
+        ("opd", {"teacher": "HTTP://me:x@host/v1"}, "set the variable RLKD_TEACHER_KEY"),
         ("opd", {"teacher": "student", "teacher_tokenizer": "student"}, "teacher on a server"),
         ("opd", {"teacher_home": "host"}, "whose weights are here"),
     ],

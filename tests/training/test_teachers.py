@@ -17,6 +17,7 @@ from rlkd_lab.tasks.rewards import Verdict
 from rlkd_lab.training import make_config, replay, resume, run
 from rlkd_lab.training.before_loading import asked_prompts
 from rlkd_lab.training.data import data_of
+from rlkd_lab.training.metrics import token_row
 from rlkd_lab.training.prompts import teacher_text
 from rlkd_lab.training.samples import Rollout
 from rlkd_lab.training.teachers import feedback, with_teacher_prompts
@@ -167,6 +168,18 @@ def test_a_sibling_is_another_right_completion_of_the_group():
     # without groups nobody has a sibling, and one that does not fit is none
     assert asked(["a", "b"], [True, True], None)[1] == [0, 0]
     assert asked(["a" * 30, "b"], [True, True], [0, 0], context=20)[1] == [1, 0]
+
+
+def test_where_no_token_has_a_teacher_its_kls_are_missing_and_no_nan():
+    mask = torch.ones(1, 2)
+    tokens = Sequences(mask[:, :1], mask[:, :1], mask, mask).after(mask, mask)
+    rollout = Rollout([Example("1+1?", "2", 1, "")], ["2"], tokens, None, mask[:, 0] > 0, True)
+    names = ("entropy", "old_logps", "teacher_logps", "reverse", "reverse_t1")
+    stats = SimpleNamespace(values=dict.fromkeys(names, mask))
+    row = token_row(TokenBatch(mask, mask, kd_weight=0 * mask), rollout, stats)
+    found = [row[f"kl_teacher_{name}"] for name in ("rev", "rev_t1", "k1", "k2", "k3")]
+    assert found == [None] * 5
+    assert token_row(TokenBatch(mask, mask), rollout, stats)["kl_teacher_rev"] == 1
 
 
 def test_what_the_verifier_said_is_a_hint():
