@@ -256,7 +256,10 @@ def _statistics(parts: Terms, batch: TokenBatch) -> dict[str, Tensor]:
     def share(where: Tensor) -> Tensor:
         return (where * mask).sum() / tokens
 
-    ratios = parts.importance.where(mask > 0, 0.0)  # of a trace it may be infinite
+    ratios = parts.importance
+    if batch.off_policy is not None:  # of a trace it may be infinite
+        ratios = ratios.masked_fill(batch.off_policy[:, None], 0.0)
+    ratios = ratios * mask
     stats = {"ratio/max": ratios.max() if mask.numel() else batch.logps.new_zeros(())}
     cut = parts.surrogate
     if cut is not None and cut.low is not None and cut.high is not None:

@@ -380,10 +380,10 @@ def micro_batches(sequences: Sequences, rows: Tensor, micro_batch: int) -> list[
     None holds more tokens than ``micro_batch`` of the rollout's longest would. One ends where its
     padding would cost more than another pass.
     """
-    both = (sequences, sequences.for_teacher)
-    widest = max(int(one.prompt_mask.sum(1).max()) for one in both)
-    pairs = zip(*(one.completion_mask.sum(1).tolist() for one in both), strict=True)
-    lengths = list(map(max, pairs))
+    read = [sequences] if sequences.teacher is None else [sequences, sequences.teacher]
+    widest = max(max(one.prompt_mask.sum(1).tolist()) for one in read)
+    each = zip(*(one.completion_mask.sum(1).tolist() for one in read), strict=True)
+    lengths = [max(sizes) for sizes in each]
     limit = micro_batch * (widest + max(lengths))
     found: list[list[int]] = []
     padding = 0
