@@ -164,6 +164,17 @@ def test_a_fault_that_stays_is_told_in_words(little, fault, kind, words):
     little.faults.clear()
 
 
+def test_a_wrong_key_is_told_and_not_shown(little, monkeypatch):
+    server = served(little)
+    little.key = SECRET
+    with pytest.raises(
+        ValueError, match="refuses the key: set the variable RLKD_TEACHER_KEY"
+    ) as said:
+        server.logps(some(little.lm))
+    little.key = None
+    assert SECRET not in str(said.value)
+
+
 def test_nobody_there_and_no_such_model(little):
     with pytest.raises(ConnectionError, match="gave no answer"):
         Server("http://127.0.0.1:9/v1", little.lm.tokenizer).connect()
