@@ -66,7 +66,7 @@ def fit_prompts(
     for teacher, context in zip(teachers, contexts[1:], strict=True):
         theirs = limit(teacher, config.max_new_tokens, context=context)
         own.append(_of_teacher(config, student, theirs))
-        own += _of_teacher_prompt(task, config, student, own[-1])
+        own += _of_teacher_prompt(task, config, own[-1])
     harder: list[Limit] = []
     if config.eval_every and config.eval_task is None and task.ood_difficulty is not None:
         harder = [limit(student, 2 * config.max_new_tokens, context=contexts[0])]
@@ -208,17 +208,14 @@ def what_teachers_need(task: Any, config: RunConfig) -> Callable[[Example], str]
     return both
 
 
-def _of_teacher_prompt(
-    task: Any, config: RunConfig, student: LanguageModel, own: Limit
-) -> list[Limit]:
+def _of_teacher_prompt(task: Any, config: RunConfig, own: Limit) -> list[Limit]:
     """Return the limit of the prompts that ``teacher_prompt`` makes, if it is set.
 
-    They have the student's chat template. A field of a completion counts as long as one may be.
+    A field of a completion counts as long as one may be.
 
     Args:
         task: of the run.
         config: of the run.
-        student: reads the prompts.
         own: the teacher's limit of the student's prompts.
     """
     asked = asked_by(task, config)
@@ -228,7 +225,7 @@ def _of_teacher_prompt(
     room = config.max_new_tokens * len(known_later)
 
     def measure(prompts: Sequence[str]) -> list[int]:
-        return [len(ids) + room for ids in student.prompt_ids(prompts)]
+        return [size + room for size in own.measure(prompts)]
 
     def remark(text: str) -> str:
         return own.remark(f"as teacher_prompt makes them, {text}")

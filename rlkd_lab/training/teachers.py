@@ -129,7 +129,9 @@ def _hints(
     room = (
         min(one.own.context for one in models.teachers) - rollout.sequences.completion_mask.shape[1]
     )
-    lengths = [len(ids) for ids in models.policy.prompt_ids([text or "" for text in found])]
+    assert models.teacher is not None
+    reads = models.policy if models.teacher.reader is None else models.teacher.own
+    lengths = [len(ids) for ids in reads.prompt_ids([text or "" for text in found])]
     return [text if size <= room else None for text, size in zip(found, lengths, strict=True)]
 
 

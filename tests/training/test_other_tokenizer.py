@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkd_lab.training import replay, resume, run
-from rlkd_lab.training.before_loading import check_pair
+from rlkd_lab.training.before_loading import asked_prompts, check_pair
 from tests.short import SHORT
 from tests.tokenizers_of_text import byte_pairs, teacher_with
 
@@ -91,3 +91,10 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_loaded(
     name = settings.pop("teacher", "{}").format(stranger)
     with pytest.raises(ValueError, match=words):
         check_pair(short(tiny, method, name, **settings))
+
+
+def test_a_teachers_prompt_is_measured_in_its_own_tokens(tiny, stranger):
+    long = "{prompt}" + "é" * 150  # each two of its tokens, and one of the student's
+    with pytest.raises(ValueError, match=r"as teacher_prompt makes them.*context of 256 tokens"):
+        asked_prompts(short(tiny, "opd", stranger, teacher_prompt=long))
+    asked_prompts(short(tiny, "opd", stranger, teacher_prompt=long[:60]))
