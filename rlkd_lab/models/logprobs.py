@@ -78,7 +78,7 @@ def token_logps(
         Both float32 at least.
     """
     logps, entropy = _TokenLogps.apply(
-        hidden, _head(lm), target_ids, temperature, _chunk(lm, chunk)
+        hidden, head_of(lm), target_ids, temperature, _chunk(lm, chunk)
     )
     return logps, entropy
 
@@ -95,7 +95,7 @@ class _TokenLogps(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         kind = torch.promote_types(hidden.dtype, torch.float32)
         logps, entropy, normalizer = (hidden.new_empty(len(ids), dtype=kind) for _ in range(3))
-        for rows in _chunks(len(ids), chunk):
+        for rows in chunks(len(ids), chunk):
             logits = _scaled(hidden[rows], head, temperature)
             normalizer[rows] = torch.logsumexp(logits, dim=-1)
             logps[rows] = logits.gather(-1, ids[rows, None])[:, 0] - normalizer[rows]
@@ -111,7 +111,7 @@ class _TokenLogps(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, ids, normalizer = ctx.saved_tensors
         to_hidden = torch.empty_like(hidden)
-        for rows in _chunks(len(ids), ctx.chunk):
+        for rows in chunks(len(ids), ctx.chunk):
             share = gradient[rows, None] / ctx.temperature
             probs = (
                 _scaled(hidden[rows], ctx.head, ctx.temperature).sub_(normalizer[rows, None]).exp_()
@@ -142,7 +142,7 @@ class _TokenKL(torch.autograd.Function):
             len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32)
         )
         size = min(len(head[0]), len(teacher_head[0]))
-        for rows in _chunks(len(hidden), chunk):
+        for rows in chunks(len(hidden), chunk):
             log_p = _log_softmax_(_scaled(hidden[rows], head, temperature, size))
             log_q = _log_softmax_(_scaled(teacher_hidden[rows], teacher_head, temperature, size))
             if reverse:
@@ -162,7 +162,7 @@ class _TokenKL(torch.autograd.Function):
         head, teacher_head = ctx.heads
         reverse, temperature, chunk, size = ctx.settings
         to_hidden = torch.empty_like(hidden)
-        for rows in _chunks(len(hidden), chunk):
+        for rows in chunks(len(hidden), chunk):
             log_p = _log_softmax_(_scaled(hidden[rows], head, temperature, size))
             log_q = _log_softmax_(_scaled(teacher_hidden[rows], teacher_head, temperature, size))
             if reverse:
@@ -198,9 +198,9 @@ def token_divergence(
     if topk is None and kind in ("reverse", "forward"):
         return _TokenKL.apply(
             hidden,
-            _head(lm),
+            head_of(lm),
             teacher_hidden,
-            _head(teacher),
+            head_of(teacher),
             kind == "reverse",
             temperature,
             _chunk(lm, chunk),
@@ -214,7 +214,7 @@ def token_divergence(
             log_p, log_q = topk_with_tail(log_p, log_q, topk)
         return divergence(kind, log_p, log_q, weight)
 
-    rows = _chunks(len(hidden), _chunk(lm, chunk))
+    rows = chunks(len(hidden), _chunk(lm, chunk))
     pieces = [_recomputed(one, hidden[part], teacher_hidden[part]) for part in rows]
     return torch.cat(pieces) if pieces else hidden.sum(-1)
 
@@ -238,9 +238,9 @@ def measured_divergences(
         for temperature in temperatures
         for kind in kinds
     }
-    for rows in _chunks(len(hidden), _chunk(lm, chunk)):
+    for rows in chunks(len(hidden), _chunk(lm, chunk)):
         ours, theirs = (
-            _logits(states[rows], _head(one), size)
+            _logits(states[rows], head_of(one), size)
             for one, states in ((lm, hidden), (teacher, teacher_hidden))
         )
         for temperature in temperatures:
@@ -260,7 +260,7 @@ def top_alternatives(
     with torch.no_grad():
         pieces = [
             _log_probs(lm, hidden[rows], temperature).topk(k, dim=-1)
-            for rows in _chunks(len(hidden), _chunk(lm, None))
+            for rows in chunks(len(hidden), _chunk(lm, None))
         ]
     if not pieces:
         return torch.zeros(0, k, dtype=torch.long, device=hidden.device), torch.zeros(
@@ -289,7 +289,8 @@ def vocabulary(lm: LanguageModel) -> int:
     return int(weight.shape[0])
 
 
-def _head(lm: LanguageModel) -> Head:
+def head_of(lm: LanguageModel) -> Head:
+    """Return weight and bias of the output head."""
     head: Any = lm.head
     return head.weight, head.bias
 
@@ -353,7 +354,7 @@ def _log_softmax_(logits: Tensor) -> Tensor:
 def _log_probs(
     lm: LanguageModel, states: Tensor, temperature: float, size: int | None = None
 ) -> Tensor:
-    return torch.log_softmax(_logits(states, _head(lm), size) / temperature, dim=-1)
+    return torch.log_softmax(_logits(states, head_of(lm), size) / temperature, dim=-1)
 
 
 def _chunk(lm: LanguageModel, chunk: int | None) -> int:
@@ -365,7 +366,8 @@ def chunk_of(mib: int, vocabulary: int) -> int:
     return max(16, mib * 2**18 // vocabulary)
 
 
-def _chunks(tokens: int, size: int) -> Iterator[slice]:
+def chunks(tokens: int, size: int) -> Iterator[slice]:
+    """Yield the places of at most ``size`` tokens each."""
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
 

@@ -209,15 +209,13 @@ class Server:
     def _compare(self, names: Sequence[str], ids: Sequence[int]) -> None:
         """Refuse an answer about other tokens than were sent."""
         for name, number in zip(names, ids, strict=False):
-            own = (
-                f"token_id:{number}",
-                self.tokenizer.decode([number]),
-                self.tokenizer.convert_ids_to_tokens(number),
-                str(self.tokenizer.decode([number])).strip(),
-            )
+            if name == f"token_id:{number}":
+                continue
+            text = str(self.tokenizer.decode([number]))
+            own = {text, text.strip(), self.tokenizer.convert_ids_to_tokens(number)}
             if (
-                not {name, name.strip()} & {*own}
-                and "\ufffd" not in own[1]
+                not {name, name.strip()} & own
+                and "\ufffd" not in text
                 and not name.startswith("bytes:")
             ):
-                raise ValueError(f"an answer about the token {name!r} where {own[1]!r} was sent")
+                raise ValueError(f"an answer about the token {name!r} where {text!r} was sent")

@@ -5,7 +5,7 @@ Nothing of the teacher is needed then but its k log-probabilities a token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlkd_lab.models.language_model import LanguageModel
-from rlkd_lab.models.logprobs import CHUNK_MIB, Head, chunk_of, logits_of, token_logps, vocabulary
+from rlkd_lab.models.logprobs import (
+    CHUNK_MIB,
+    Head,
+    chunk_of,
+    chunks,
+    head_of,
+    logits_of,
+    token_logps,
+    vocabulary,
+)
 from rlkd_lab.objectives import divergence
 from rlkd_lab.objectives.estimators import Divergence
 
@@ -57,20 +66,11 @@ def top_of(lm: LanguageModel, hidden: Tensor, k: int, size: int) -> Top:
     """
     ids = torch.empty(len(hidden), k, dtype=torch.long, device=hidden.device)
     logps = torch.empty(len(hidden), k + 1, device=hidden.device)
-    for rows in _slices(len(hidden), chunk_of(CHUNK_MIB, vocabulary(lm))):
-        log_q = logits_of(hidden[rows], _head(lm))[:, :size].log_softmax(-1)
+    for rows in chunks(len(hidden), chunk_of(CHUNK_MIB, vocabulary(lm))):
+        log_q = logits_of(hidden[rows], head_of(lm))[:, :size].log_softmax(-1)
         logps[rows, :k], ids[rows] = log_q.topk(k, dim=-1)
         logps[rows, k] = log_q.scatter_(-1, ids[rows], -torch.inf).logsumexp(-1)
     return Top(ids, logps, size)
-
-
-def _head(lm: LanguageModel) -> Head:
-    head: Any = lm.head
-    return head.weight, head.bias
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, count, size))
 
 
 class _Against(torch.autograd.Function):
@@ -87,7 +87,7 @@ class _Against(torch.autograd.Function):
         kind = torch.promote_types(hidden.dtype, torch.float32)
         logps, entropy, shift = (hidden.new_empty(len(ids), dtype=kind) for _ in range(3))
         buckets = hidden.new_empty(len(ids), ids.shape[1] + 1, dtype=kind)
-        for rows in _slices(len(ids), chunk):
+        for rows in chunks(len(ids), chunk):
             logits = logits_of(hidden[rows], head)
             normalizer = logits.logsumexp(-1)
             logps[rows] = logits.gather(-1, targets[rows, None])[:, 0] - normalizer
@@ -118,7 +118,7 @@ class _Against(torch.autograd.Function):
         given = torch.zeros_like(buckets) if to_buckets is None else to_buckets
         share = given - buckets.exp() * given.sum(-1, keepdim=True)
         to_hidden, weight = torch.empty_like(hidden), ctx.head[0]
-        for rows in _slices(len(ids), ctx.chunk):
+        for rows in chunks(len(ids), ctx.chunk):
             logits = logits_of(hidden[rows], ctx.head)
             own = None
             if to_logps is not None:
@@ -162,7 +162,7 @@ def logps_and_top(
     chunk = chunk or chunk_of(CHUNK_MIB, vocabulary(lm))
     ids = top.ids.to(hidden.device, torch.long)
     logps, entropy, buckets = _Against.apply(
-        hidden, _head(lm), target_ids, ids, top.vocabulary, chunk
+        hidden, head_of(lm), target_ids, ids, top.vocabulary, chunk
     )
     return logps, entropy, buckets
 

@@ -221,9 +221,17 @@ def _check_served(config: RunConfig, names: list[str]) -> None:
             f"{config.method} needs {what}, and a server gives log-probabilities of the student's"
             " tokens alone: use opd, kdrl or the like"
         )
-    if config.teacher_adapter is not None or config.teacher_home == "host":
-        name = "teacher_adapter" if config.teacher_adapter is not None else "teacher_home=host"
-        raise ValueError(f"{name} is for a teacher whose weights are here: leave it out")
+    _check_of_one(config, "a teacher whose weights are here: leave it out")
+
+
+def _check_of_one(config: RunConfig, why: str) -> None:
+    """Refuse settings of a single model whose weights are here; ``why`` ends the sentence."""
+    wanted = {
+        "teacher_adapter": config.teacher_adapter is not None,
+        "teacher_home=host": config.teacher_home == "host",
+    }
+    for name in (name for name, there in wanted.items() if there):
+        raise ValueError(f"{name} is for {why}")
 
 
 def check_other_tokenizer(config: RunConfig, teacher: str, detail: str) -> None:
@@ -310,6 +318,4 @@ def _check_several(config: RunConfig, names: list[str]) -> None:
             f"{config.method} needs {what} of one teacher; several teachers give"
             " log-probabilities of the student's tokens: take one, or opd, kdrl or the like"
         )
-    if config.teacher_adapter is not None or config.teacher_home == "host":
-        name = "teacher_adapter" if config.teacher_adapter is not None else "teacher_home=host"
-        raise ValueError(f"{name} is for one teacher: leave it out, or name one teacher")
+    _check_of_one(config, "one teacher: leave it out, or name one teacher")
