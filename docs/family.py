@@ -25,7 +25,7 @@ COLUMNS = {
 SAID: dict[Callable[..., Any] | Any, str] = {
     rules.from_student: "the student",
     rules.from_teacher: "the teacher",
-    rules.from_both: "the student, and a trace",
+    rules.from_both: "both",
     rules.from_either: "either, step by step",
     rules.importance_ratio: "π_θ/π_old",
     rules.trrd_ratio: "(π_θ/π_old)^α·(π_θ/π_T)^(1−α)",
@@ -65,7 +65,7 @@ DIVERGENT = (
     opd_rules.unsure_penalty,
     opd_rules.negative_penalty,
 )
-WIDE, HIGH, LEFT = 183, 50, 8
+WIDE, HIGH, LEFT = 183, 61, 8
 """Of a box, and the left edge of the first, in SVG units."""
 
 
