@@ -149,8 +149,7 @@ def serve_trl(folder: Path, batch: str) -> None:
             self.began = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            wait()
             steps.answer({"step_time": time.perf_counter() - self.began} | memory())
 
     config = GRPOConfig(
@@ -213,10 +212,52 @@ def serve_sampling(folder: Path, what: str) -> None:
         steps.answer({"step_time": time.perf_counter() - began, "num_tokens": tokens} | memory())
 
 
+def serve_passes(folder: Path, way: str) -> None:
+    """A forward and backward pass of eight completions a line, through the ``policy`` or its
+    ``copy``; or a decoding step, of ``one`` graph or of its ``kernels``.
+    """
+    import torch
+
+    from rlkd_lab.models import cache, load_policy, policy_logps
+    from rlkd_lab.models.dense_copy import DenseCopy
+    from rlkd_lab.rollouts.traces import sequences_of
+
+    policy = load_policy(str(folder / "student"), "nf4")
+    dense = DenseCopy(policy)
+    if way == "kernels":
+        cache.Graphs.__call__ = lambda _, decode, *given: decode(*given)  # type: ignore[method-assign]
+    ids = torch.full((8, 64), 5, device=policy.device)
+    assert dense.decoder is not None
+    if way in ("one", "kernels"):
+        known, _ = dense.decoder.prefill(ids, torch.ones_like(ids), GROUP, LIMIT)
+        token, positions = (torch.full((8 * GROUP,), n, device=policy.device) for n in (5, 64))
+    else:
+        lm = policy if way == "policy" else dense.lm
+        batch = sequences_of(policy, ["1+1?"] * 8, [[5] * LIMIT] * 8)
+    for _ in sys.stdin:
+        wait()
+        began = time.perf_counter()
+        if way in ("one", "kernels"):
+            dense.decoder.step(token, positions, known)
+        else:
+            policy_logps(lm, batch)[0].sum().backward()
+        wait()
+        steps.answer({"step_time": time.perf_counter() - began} | memory())
+
+
+def wait() -> None:
+    """Let a GPU come to the end of what it was asked."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 SERVE: dict[str, Callable[[Path, str], None]] = {
     "ours": serve_ours,
     "trl": serve_trl,
     "sampling": serve_sampling,
+    "passes": serve_passes,
     "models": lambda folder, _: make_models(folder),
 }
 

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_minutes.py             # writes benchmarks/results/gpu_minutes.jsonl
     python benchmarks/gpu_minutes.py --tiny      # small models, also on a CPU; writes nothing
-    python benchmarks/gpu_minutes.py sampling    # items whose names contain a word; adds to the file
+    python benchmarks/gpu_minutes.py sampling    # items whose names contain a word; adds to it
 
 Items are ordered by value. Each is a command in a process group of its own, with a time limit. Its
 line of JSON is written as it ends, with the answers that it gave until then. After nine minutes no
@@ -99,19 +99,27 @@ def tests() -> list[Item]:
     return [Item(name, 100, [*start, f"{TESTS}::{name}"]) for name in names]
 
 
+def part_of_gpu(models: Path, kind: str, what: str, limit: float, turns: int = 0) -> Item:
+    """Return an item of benchmarks/gpu.py."""
+    flags = ["--tiny"] if gpu.TINY else []
+    words = [str(HERE / "gpu.py"), kind, what, str(models), *flags]
+    return Item(f"{kind} {what}", limit, words, turns)
+
+
 def items(models: Path) -> Iterator[Item]:
     """Yield what is measured after the tests, the most valuable first."""
 
     def side(kind: str, what: str, limit: float, turns: int = 0) -> Item:
-        flags = ["--tiny"] if gpu.TINY else []
-        words = [str(HERE / "gpu.py"), kind, what, str(models), *flags]
-        return Item(f"{kind} {what}", limit, words, turns)
+        return part_of_gpu(models, kind, what, limit, turns)
 
-    yield side("models", "both", 120)
-    for rows in gpu.BATCHES:
-        for engine in gpu.ENGINES:
+    for engine in gpu.ENGINES:
+        for rows in gpu.BATCHES:
             yield side("sampling", f"{engine}:{rows}", 60, 2)
-    yield side("ours", "fast", 90, 3)
+        if engine == "fast":
+            for way in ("one", "kernels", "copy", "policy"):
+                yield side("passes", way, 60, 12)
+            for method in ("", ":grpo", ":trrd"):
+                yield side("ours", f"fast{method}", 90, 3)
     if not gpu.TINY:
         for quantity in ("reverse_kl", "logps"):
             for way in ("ours", "trl"):
@@ -123,13 +131,11 @@ def items(models: Path) -> Iterator[Item]:
             words = [str(HERE / "memory.py"), json.dumps(memory.BASE | change)]
             yield Item(f"memory {change}", 60, words)
     yield side("trl", str(min(8, gpu.PROMPTS * gpu.GROUP)), 90, 3)
-    for method in ("grpo", "trrd"):
-        yield side("ours", f"fast:{method}", 90, 3)
 
 
 def chosen(item: Item) -> bool:
-    """Whether an item is asked for; the models are what the others need."""
-    return not WORDS or item.name == "models both" or any(word in item.name for word in WORDS)
+    """Whether an item is asked for."""
+    return not WORDS or any(word in item.name for word in WORDS)
 
 
 def main() -> None:
@@ -145,11 +151,14 @@ def main() -> None:
 
     if not gpu.TINY and not WORDS:
         target.unlink(missing_ok=True)
-    write(run_item(Item("environment", 60, ["-c", ENVIRONMENT])))
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for found in pool.map(run_item, [] if gpu.TINY else filter(chosen, tests())):
+    with tempfile.TemporaryDirectory() as models, ThreadPoolExecutor(AT_ONCE) as pool:
+        together = [
+            Item("environment", 60, ["-c", ENVIRONMENT]),
+            part_of_gpu(Path(models), "models", "both", 120),
+        ]
+        # none of these is timed
+        for found in pool.map(run_item, [*together, *filter(chosen, tests() * (not gpu.TINY))]):
             write(found)
-    with tempfile.TemporaryDirectory() as models:
         for item in items(Path(models)):
             if not chosen(item):
                 continue

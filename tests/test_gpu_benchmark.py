@@ -62,4 +62,11 @@ def test_the_items_are_every_gpu_test_and_what_the_sides_serve(tmp_path, monkeyp
     monkeypatch.setattr(gpu, "TINY", True)
     assert len(minutes.tests()) >= 10
     kinds = {item.command[1] for item in minutes.items(tmp_path)}
-    assert kinds == set(gpu.SERVE)
+    assert kinds | {"models"} == set(gpu.SERVE)
+    monkeypatch.setattr(minutes, "WORDS", ["test_twenty", "hf:8"])
+    names = [item.name for item in (*minutes.tests(), *minutes.items(tmp_path))]
+    chosen = [
+        item.name for item in (*minutes.tests(), *minutes.items(tmp_path)) if minutes.chosen(item)
+    ]
+    assert chosen == ["test_twenty_steps_of_each_main_method", "sampling hf:8"]
+    assert set(chosen) < set(names)

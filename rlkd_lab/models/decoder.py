@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax, rms_norm, scaled_dot_product_attention, silu
 
+from rlkd_lab.models.cache import Cache
 from rlkd_lab.models.logprobs import logits_of
 from rlkd_lab.models.sequences import Sequences
 from rlkd_lab.models.verification import NOISES_16, gap_and_noise, rounded
@@ -127,7 +128,9 @@ class Decoder:
                 return (said() - own).abs()
 
         cache, _ = self.prefill(ids[:, :start], mask[:, :start], 1, len(columns))
-        steps = [self.step(ids[:, column], positions[:, column], cache) for column in columns]
+        steps = [
+            self.step(ids[:, column], positions[:, column], cache).clone() for column in columns
+        ]
         lean = log_softmax(torch.stack(steps, dim=1).float(), dim=-1)
         gap, limit = gap_and_noise((lean - own).abs(), noise, exact, NOISES_16)
         if not gap < limit:
@@ -161,23 +164,31 @@ class Decoder:
     @torch.no_grad()
     def step(self, token: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Logits, (B, V), after one more token a row, (B,), at ``positions``, (B,), which are
-        written into the cache.
+        written into the cache. On a GPU they are overwritten by the next step.
         """
-        column = cache.length
-        cache.length += 1
-        groups = self.queries // self.keys
-        blocked = cache.blocked[:, None, None, : column + 1].expand(-1, self.keys, groups, -1)
+
+        def decode(token: Tensor, positions: Tensor, width: int) -> Tensor:
+            return self._decode(token, positions, cache, width)
+
+        return cache.step(decode, token, positions)
+
+    def _decode(self, token: Tensor, positions: Tensor, cache: Cache, width: int) -> Tensor:
+        """Compute a step that reads ``width`` columns. Every other number is in a tensor."""
+        groups, column = self.queries // self.keys, cache.column
+        cache.blocked.index_fill_(1, column, 0)
+        blocked = cache.blocked[:, None, None, :width].expand(-1, self.keys, groups, -1)
 
         def attend(layer: int, heads: Tensor) -> Tensor:
             known = cache.layers[layer]
-            known[:, :, column] = heads[:, self.queries :]
-            keys, values = known[:, :, : column + 1].chunk(2, dim=1)
+            known.index_copy_(2, column, heads[:, self.queries :, None])
+            keys, values = known[:, :, :width].chunk(2, dim=1)
             # the query heads that share a key head take the place of query positions
             grouped = heads[:, : self.queries].unflatten(1, (self.keys, groups))
             out = scaled_dot_product_attention(grouped, keys, values, attn_mask=blocked)
             return out.reshape(len(heads), -1)
 
         states = self._run(self.model.model.embed_tokens(token), positions, attend)
+        column.add_(1)
         return logits_of(states, (self.model.lm_head.weight, self.model.lm_head.bias))
 
     @torch.no_grad()
@@ -298,33 +309,6 @@ class Prompts:
     """(prompts, H): hidden states that predict the first token of a completion."""
     layers: list[tuple[Tensor, Tensor]]
     """Keys and values, (prompts, heads, P, D) each."""
-
-
-class Cache:
-    """Keys and values of every layer, with room for all columns from the start."""
-
-    def __init__(self, prefilled: Any, prompt_mask: Tensor, group_size: int, room: int) -> None:
-        rows, self.length = prompt_mask.shape
-        columns = self.length + room
-        self.layers: list[Tensor] = []
-        """(B, 2 · heads, columns, D): keys, then values."""
-        for layer in prefilled.layers:
-            known = torch.cat([layer.keys, layer.values], dim=1)
-            whole = known.new_zeros(rows, known.shape[1], columns, known.shape[3])
-            whole[:, :, : self.length] = known.repeat_interleave(group_size, 0)
-            self.layers.append(whole)
-        dtype = self.layers[0].dtype
-        # CUDA's kernels copy a mask whose rows do not begin at a multiple of 8
-        self.blocked = torch.zeros(
-            rows, -(-columns // 8) * 8, device=prompt_mask.device, dtype=dtype
-        )
-        self.blocked[:, : self.length].masked_fill_(prompt_mask == 0, torch.finfo(dtype).min)
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these."""
-        for layer, known in enumerate(self.layers):  # the whole cache twice might not fit
-            self.layers[layer] = known[rows]
-        self.blocked = self.blocked[rows]
 
 
 def _projections(layer: Any) -> list[nn.Module]:

@@ -1,10 +1,9 @@
 """A dense copy of a 4-bit model: the same function, without unpacking 4-bit weights for every
 product.
 
-In float32 the adapter is merged into it (:class:`MergedLinear`), and it is sampled from and trained
-through: the gradients arrive at the policy's own parameters. In 16 bit a merge would round a small
-update away: there the adapter stays beside the weights (:class:`BesideLinear`), and the copy is for
-sampling.
+It is sampled from and trained through: the gradients arrive at the policy's own parameters. In
+float32 the adapter is merged into it (:class:`MergedLinear`). In 16 bit a merge would round a small
+update away: there the adapter stays beside the weights (:class:`BesideLinear`).
 
 A copy holds W + s·B·A on linear layers and nothing else.
 :func:`make_dense_copy` makes one where that is the whole model, and compares the two once.
@@ -14,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ from rlkd_lab.models.adapters import beyond_matrices
 from rlkd_lab.models.decoder import Decoder
 from rlkd_lab.models.language_model import LanguageModel
 from rlkd_lab.models.verification import dequantised, gap_and_noise, probe_logps, rounded
+
+Adapter = tuple[Tensor, Tensor, float]
+"""A, B and the scaling of a LoRA layer; A and B are the policy's parameters."""
 
 
 class _Merged(torch.autograd.Function):
@@ -65,7 +68,7 @@ class MergedLinear(nn.Linear):
     A and B are the parameters of the policy's LoRA layer.
     """
 
-    adapter: tuple[Tensor, Tensor, float]
+    adapter: Adapter
 
     def forward(self, x: Tensor) -> Tensor:
         a, b, scaling = self.adapter
@@ -74,16 +77,92 @@ class MergedLinear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+class _Beside(torch.autograd.Function):
+    """x·Wᵀ + (x·aᵀ)·bᵀ with gradients for x, A and B, where a = A and b = s·B in 16 bit.
+
+    ∂A = (g·b)ᵀ·x and ∂B = s·gᵀ·(x·aᵀ); they are rounded once to 16 bit, as autocast rounds them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        layer: BesideLinear,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        low = linear(x, layer.a)
+        ctx.save_for_backward(x, low, layer.weight, layer.a, layer.b)
+        ctx.scaling, ctx.dtype = scaling, a.dtype
+        return _added(linear(x, layer.weight, layer.bias), low, layer.b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, weight, a, b = ctx.saved_tensors
+        flat, states = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
+        narrow = flat @ b
+        to_x = (flat @ weight).addmm_(narrow, a).view_as(x) if ctx.needs_input_grad[0] else None
+        to_a = (narrow.T @ states).to(ctx.dtype)
+        to_b = (flat.T @ low.reshape(-1, low.shape[-1])).to(ctx.dtype).mul_(ctx.scaling)
+        return to_x, None, to_a, to_b, None
+
+
+def _added(out: Tensor, low: Tensor, b: Tensor) -> Tensor:
+    """Add low·bᵀ to ``out`` in place, and return it."""
+    flat = out.view(-1, out.shape[-1])
+    flat.addmm_(low.reshape(-1, low.shape[-1]), b.T)
+    return out
+
+
 class BesideLinear(nn.Linear):
     """A linear layer W·x + b·(a·x) with a copy of the adapter, a = A and b = scaling·B, in the
-    precision of W. Without gradient.
+    precision of W; A and B are the parameters of the policy's LoRA layer.
     """
 
     a: Tensor
     b: Tensor
+    adapter: Adapter
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias) + linear(linear(x, self.a), self.b)
+        if torch.is_grad_enabled() and self.adapter[0].requires_grad:
+            return _Beside.apply(x, self, *self.adapter)
+        return _added(linear(x, self.weight, self.bias), linear(x, self.a), self.b)
+
+
+def merged_linear(module: Any, adapter: Adapter) -> MergedLinear:
+    """Return a merged layer for a linear one, with weights that nobody has set."""
+    made = MergedLinear(module.in_features, module.out_features, False, device="meta")
+    made.weight = nn.Parameter(torch.empty_like(module.weight), requires_grad=False)
+    made.bias, made.adapter = module.bias, adapter
+    return made
+
+
+def beside_linear(module: Any, adapter: Adapter, dtype: torch.dtype) -> BesideLinear:
+    """Return a linear layer with room for a copy of its adapter."""
+    made = BesideLinear(module.in_features, module.out_features, False, device="meta")
+    made.weight, made.bias, made.adapter = module.weight, module.bias, adapter
+    made.a, made.b = (torch.empty_like(part, dtype=dtype) for part in adapter[:2])
+    return made
+
+
+def fuse_norms(model: Any, kind: Callable[..., nn.Module] = nn.RMSNorm) -> None:
+    """Let each norm of a model that the lean decoder knows be one kernel.
+
+    transformers' own has six, and keeps its input twice in float32 for the backward pass.
+
+    Args:
+        model: changed in place.
+        kind: of the norms; made from their shape and eps.
+    """
+    if not Decoder.suits(model):
+        return
+    for path, norm in list(model.named_modules()):
+        if hasattr(norm, "variance_epsilon"):
+            made: Any = kind(norm.weight.shape, norm.variance_epsilon, device="meta")
+            made.weight = norm.weight
+            model.set_submodule(path, made)
 
 
 class DenseCopy:
@@ -107,7 +186,7 @@ class DenseCopy:
         self.model = _empty_model(policy.causal_lm)
         dtype: Any = policy.head.weight.dtype
         self.pairs: list[tuple[MergedLinear, Tensor]] = []
-        self.beside: list[tuple[BesideLinear, Tensor, Tensor, float]] = []
+        self.beside: list[BesideLinear] = []
         for path, module in list(self.model.named_modules()):
             lora: Any = policy.causal_lm.get_submodule(path)
             _take_over(module, getattr(lora, "base_layer", lora), dtype)
@@ -126,6 +205,8 @@ class DenseCopy:
             chat=policy.chat,
             system_prompt=policy.system_prompt,
         )
+        if not self.merges:
+            fuse_norms(self.model)
         self.model.eval()
         self.sync()
         self.decoder = self._lean()
@@ -143,28 +224,18 @@ class DenseCopy:
             )
             return None
 
-    def _adapted(
-        self, module: Any, adapter: tuple[Tensor, Tensor, float], dtype: torch.dtype
-    ) -> nn.Linear:
+    def _adapted(self, module: Any, adapter: Adapter, dtype: torch.dtype) -> nn.Linear:
         """Return a layer that computes ``module`` with an adapter, after :meth:`sync`."""
-        a, b, scaling = adapter
-        kind = MergedLinear if self.merges else BesideLinear
-        made: Any = kind(
-            module.in_features, module.out_features, module.bias is not None, device="meta"
-        )
-        made.weight, made.bias = module.weight, module.bias
         if self.merges:
-            made.weight = nn.Parameter(torch.empty_like(module.weight), requires_grad=False)
-            made.adapter = adapter
-            self.pairs.append((made, module.weight))
-        else:
-            made.a, made.b = torch.empty_like(a, dtype=dtype), torch.empty_like(b, dtype=dtype)
-            self.beside.append((made, a, b, scaling))
-        return made
+            merged = merged_linear(module, adapter)
+            self.pairs.append((merged, module.weight))
+            return merged
+        self.beside.append(beside_linear(module, adapter, dtype))
+        return self.beside[-1]
 
     @staticmethod
     def suits(policy: LanguageModel) -> bool:
-        """Whether the policy computes in float32, so that the copy can be trained through."""
+        """Whether the policy computes in float32, so that an adapter can be merged."""
         return policy.head.weight.dtype == torch.float32
 
     def equals(self, other: DenseCopy) -> bool:
@@ -178,7 +249,8 @@ class DenseCopy:
     @torch.no_grad()
     def sync(self) -> None:
         """Take the adapter as it is now: merge it, or copy it."""
-        for own, a, b, scaling in self.beside:
+        for own in self.beside:
+            a, b, scaling = own.adapter
             own.a.copy_(a)
             own.b.copy_(b * scaling)
         for module, base in self.pairs:

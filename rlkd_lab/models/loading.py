@@ -121,6 +121,9 @@ def load_base(
     if quant not in ("nf4", "none"):
         raise ValueError(f"quant is 'nf4' or 'none'; got {quant!r}")
     folder, device = locate(name), numbered(device or default_device())
+    if device.type == "cuda":
+        # It makes a plan for every new shape, in 50 ms; each token of a rollout has a new one.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     quantised = {"quantization_config": _nf4(device)} if quant == "nf4" else {}
     config = read_config(name, folder)
     tokenizer = load_tokenizer(name)

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig
 
+from rlkd_lab.models.dense_copy import beside_linear, fuse_norms, merged_linear
 from rlkd_lab.models.language_model import LanguageModel
 from rlkd_lab.models.loading import checkpoint_activations
 from rlkd_lab.models.logprobs import chunk_of, measured_divergences, token_logps
@@ -37,6 +38,7 @@ SETTINGS = (
     "lora_alpha",
     "lora_alphas",
     "gradient_checkpointing",
+    "dense_copy",
     "logits_mib",
     "kl_every",
 )
@@ -103,6 +105,25 @@ def _counted_attention(
 AttentionInterface.register(COUNTED, _counted_attention)
 
 
+class _OneNorm(torch.autograd.Function):
+    """Keeps for the backward pass what a fused kernel keeps: its input, and a number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x, x.new_empty(x.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return torch.empty_like(gradient)
+
+
+class _CountedNorm(torch.nn.RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return _OneNorm.apply(x)
+
+
 def made(config: PreTrainedConfig, layers: int, dtype: torch.dtype = torch.float32) -> Any:
     """Make a model of so many layers without data.
 
@@ -136,6 +157,29 @@ def adapted(model: Any, config: RunConfig) -> Any:
         # an expression may name layers that this short model lacks; all are more, never less
         lora = replace(lora, targets="all-linear")
     return lora.put_on(model, empty=True)
+
+
+def through_copy(config: RunConfig) -> bool:
+    """Whether a run trains through the dense copy of its student, as far as its config shows."""
+    return config.dense_copy and not config.gradient_checkpointing and config.lora_kind != "dora"
+
+
+def _copied(policy: Any, dtype: torch.dtype) -> list[Tensor]:
+    """Put the layers of a dense copy into a model; return what they hold beside parameters."""
+    held: list[Tensor] = []
+    for path, lora in list(policy.named_modules()):
+        if not hasattr(lora, "lora_A"):
+            continue
+        (a,), (b,) = ([one.weight for one in part.values()] for part in (lora.lora_A, lora.lora_B))
+        if dtype == torch.float32:
+            policy.set_submodule(path, merged_linear(lora.base_layer, (a, b, 1.0)))
+        else:
+            beside = beside_linear(lora.base_layer, (a, b, 1.0), dtype)
+            policy.set_submodule(path, beside)
+            held += [beside.a, beside.b]
+    if dtype != torch.float32:
+        fuse_norms(policy.get_base_model(), _CountedNorm)
+    return held
 
 
 def one_pass(
@@ -182,7 +226,9 @@ def _one_pass(
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter)
-    known = [parameter.grad for parameter in trained]
+    known = [parameter.grad for parameter in trained] + trained
+    if through_copy(config):
+        known += _copied(policy, dtype)
     for model in (policy, *others):
         known += [*model.parameters(), *model.buffers()]
     with torch.device("meta"):

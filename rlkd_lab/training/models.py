@@ -150,7 +150,7 @@ def load_models(config: RunConfig) -> Models:
     policy.model.train()
     policy.use_chat(config.chat, config.system_prompt)
     copy = make_dense_copy(policy, policy.said) if config.dense_copy else None
-    through_copy = copy is not None and copy.merges and not config.gradient_checkpointing
+    through_copy = copy is not None and not config.gradient_checkpointing
     copies = config.dense_copy and DenseCopy.suits(policy)
     student = copy.lm if copy is not None and through_copy else policy
     reference = _frozen(reference_of(policy), copies)

@@ -33,7 +33,7 @@ from rlkd_lab.models import (
     policy_logps,
 )
 from rlkd_lab.models.dense_copy import DenseCopy
-from rlkd_lab.models.verification import probe_logps
+from rlkd_lab.models.verification import probe_logps, rounded
 from rlkd_lab.rollouts import Request, Sampling
 from rlkd_lab.rollouts.fast import fast
 from rlkd_lab.rollouts.sampling import counted
@@ -53,8 +53,12 @@ STIR = 0.05
 starts it.
 """
 MAX_GRADIENT_GAP = {True: 1e-3, False: 0.05}
-"""Relative difference that two ways to the same gradient may have, in float32 or not; rounding
+"""Relative difference of gradients before and after a generation, in float32 or not; rounding
 leaves about 1e-6 and 1e-2.
+"""
+MAX_COPY_GAP = {True: 1e-2, False: 0.1}
+"""The same for gradients through the dense copy and through the policy. In 16 bit the policy's own
+noise comes twice on top; of it were seen .3 to .9, over depths of 2 to 64 layers.
 """
 MAX_SLOPE_GAP = 0.05
 """Relative difference of a gradient's norm and the slope along it, from two values of the loss;
@@ -113,9 +117,7 @@ def examine_models(config: RunConfig) -> list[Finding]:
     dense = make_dense_copy(policy, policy.said) if config.dense_copy else None
     return examine(
         policy,
-        dense.lm
-        if dense is not None and dense.merges and not config.gradient_checkpointing
-        else policy,
+        dense.lm if dense is not None and not config.gradient_checkpointing else policy,
         dense,
     )
 
@@ -144,7 +146,9 @@ def examine(
         if exact:
             found.append(_slope(policy, given, value, before))
         if student.model is not policy.model:
-            found.append(_through_the_copy(before, _gradients(policy, student, given)[1]))
+            through = _gradients(policy, student, given)[1]
+            noise = 0.0 if exact else _noise(policy, before, given)
+            found.append(_through_the_copy(before, through, MAX_COPY_GAP[exact] + 2 * noise))
         with torch.no_grad():
             found += _adapter(policy, off, probe_logps(student), exact)
             # the mean over likely tokens is what 16 bit is good for; at unlikely ones a wrong mask
@@ -300,14 +304,20 @@ def _slope(
     )
 
 
-def _through_the_copy(ours: list[Tensor], copy: list[Tensor]) -> Finding:
+def _noise(policy: LanguageModel, gradients: list[Tensor], given: Sequences) -> float:
+    """Return how far a rounding of its embeddings moves a policy's gradients, relatively."""
+    with rounded(policy.causal_lm):
+        return _apart(gradients, _gradients(policy, policy, given)[1])
+
+
+def _through_the_copy(ours: list[Tensor], copy: list[Tensor], limit: float) -> Finding:
     gap = _apart(ours, copy)
     text = f"gradients through the dense copy and through the policy: relative difference {gap:.2g}"
     wrong = (
         "the dense copy is wrong: its gradients are not the policy's (relative difference"
         f" {gap:.2g}); use --set dense_copy=false"
     )
-    return _finding("copy", gap, 10 * MAX_GRADIENT_GAP[True], text, wrong)
+    return _finding("copy", gap, limit, text, wrong)
 
 
 def _sampler(

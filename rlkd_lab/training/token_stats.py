@@ -25,7 +25,7 @@ from rlkd_lab.models.spans import spread
 from rlkd_lab.models.top_logps import Top, joined_top, logps_and_top, top_divergence
 from rlkd_lab.objectives import TokenBatch
 from rlkd_lab.objectives.estimators import Divergence
-from rlkd_lab.training.gaps import check_gap
+from rlkd_lab.training.gaps import check_gap, noise_of
 from rlkd_lab.training.models import FrozenModel
 from rlkd_lab.training.setup import Coefs, Setup, StepValues
 from rlkd_lab.training.speed import tokens
@@ -310,6 +310,8 @@ def _compare_copy(setup: Setup, stats: TokenStats, part: Sequences, logps: Tenso
         (own - logps[len(logps) - len(own) :]).abs(),
         "the dense copy is wrong: what is trained through it is not the policy",
         "use --set dense_copy=false",
+        setup.models.copy is None or setup.models.copy.merges,
+        noise=lambda: noise_of(setup.models.policy, few, stats.temperature),
     )
 
 

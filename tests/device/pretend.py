@@ -6,7 +6,7 @@ A tag on its storage says that a tensor is on the GPU. One mode answers what Pyt
 tensor is, and to move it. Another sees every operation, backward passes included. It raises where
 CUDA would raise, and counts kernel launches and host synchronisations.
 
-It knows nothing of time, of real kernels and their rounding, of streams and of graphs.
+It knows nothing of time, of real kernels and their rounding, and of streams.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class Device:
         self.bf16 = True
         """An older GPU computes in float16."""
         self.counts: Counter[str] = Counter()
+        self.recording: list[Any] | None = None
+        """What a graph holds while it is recorded."""
 
     def put(self, x: Tensor) -> Tensor:
         """Put a tensor on the GPU.
@@ -108,6 +110,8 @@ class Device:
 
     def wait(self, why: str) -> None:
         """Count a synchronisation."""
+        if self.recording is not None:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {why}")
         self.counts["synchronisations"] += 1
         self.counts[f"waits for {why}"] += 1
 
@@ -304,6 +308,36 @@ class Asked(TorchFunctionMode):
 # --- what is computed -----------------------------------------------------------------------------
 
 
+def _recorded(func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """Compute; but while a graph is recorded, write into no tensor that is there."""
+    if device.recording is None:
+        return func(*args, **kwargs)
+    writes = func._schema.is_mutable
+    out = kwargs.get("out", args[0] if args else None) if writes else func(*args, **kwargs)
+    if name not in VIEWS:
+        device.recording.append((func, args, kwargs, [] if writes else tensors_in([out])))
+    return out
+
+
+class Graph:
+    """What ``torch.cuda.CUDAGraph`` is: kernels that are launched together, on the same memory."""
+
+    def capture_begin(self, **_: Any) -> None:
+        device.recording = self.steps = []
+
+    def capture_end(self) -> None:
+        device.recording = None
+        device.counts["graphs"] += 1
+
+    def replay(self) -> None:
+        device.launch()
+        with functions_off(), being(silent=True):
+            for func, args, kwargs, out in self.steps:
+                found = func(*args, **kwargs)
+                for old, new in zip(out, tensors_in([found]), strict=False):
+                    old.copy_(new)
+
+
 class Computed(TorchDispatchMode):
     """Sees every operation."""
 
@@ -326,7 +360,7 @@ class Computed(TorchDispatchMode):
             self._waits(name, args, kwargs)
             if name not in VIEWS:
                 device.launch(KERNELS.get(name, 1))
-            out = func(*args, **kwargs)
+            out = _recorded(func, name, args, kwargs)
             if name != "copy_" or device.has(args[0]):
                 for each in tensors_in([out]):
                     device.put(each)
@@ -456,6 +490,7 @@ def _torch_cuda() -> dict[str, Any]:
         "default_stream": _Nothing,
         "Stream": _Nothing,
         "Event": _Nothing,
+        "CUDAGraph": Graph,
         "stream": lambda *_: contextlib.nullcontext(),
         "device": lambda *_: contextlib.nullcontext(),
     }

@@ -19,13 +19,14 @@ from rlkd_lab.models import (
     reference_of,
 )
 from rlkd_lab.models.decoder import Decoder
-from rlkd_lab.models.dense_copy import DenseCopy, make_dense_copy
+from rlkd_lab.models.dense_copy import DenseCopy, beside_linear, make_dense_copy
 from rlkd_lab.models.loading import load_base
 from rlkd_lab.models.logprobs import hidden_states
 from rlkd_lab.models.wide import in_float32
 from rlkd_lab.objectives import TokenBatch, token_loss
 from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.rollouts.fast import OwnForward
+from rlkd_lab.rollouts.traces import sequences_of
 from rlkd_lab.tasks import ArithmeticTask
 from rlkd_lab.training import make_config, run
 
@@ -277,6 +278,48 @@ def test_in_16_bit_the_copy_computes_what_the_policy_computes(
     dense.decoder.check()
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_with_its_adapter_beside_has_the_derivatives_of_its_formula(bias):
+    """In float64, where a and b are A and s·B to the last bit."""
+    plain = torch.nn.Linear(6, 5, bias, dtype=torch.float64).requires_grad_(False)
+    a, b = (
+        torch.randn(*shape, generator=generator(), dtype=torch.float64, requires_grad=True)
+        for shape in ((3, 6), (5, 3))
+    )
+    layer = beside_linear(plain, (a, b, 0.7), torch.float64)
+    x = torch.randn(2, 4, 6, generator=generator(), dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        layer.a.copy_(a)
+        layer.b.copy_(0.7 * b)
+    expected = plain(x) + 0.7 * (x @ a.T) @ b.T
+    torch.testing.assert_close(layer(x), expected)
+    weights = torch.randn(expected.shape, generator=generator(), dtype=torch.float64)
+    for found, true in zip(
+        *(torch.autograd.grad((y * weights).sum(), (x, a, b)) for y in (layer(x), expected)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, true)
+
+
+def test_in_16_bit_gradients_through_the_copy_are_as_close_to_the_true_ones_as_the_policys(
+    make_model, stir, monkeypatch
+):
+    """The true ones are those of a policy in float32."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(loading, "compute_dtype", lambda device, dtype=dtype: dtype)
+        policy = stir(load_policy(make_model(), "nf4", lora_rank=4, lora_alpha=12), std=0.01)
+        sequences = sequences_of(policy, PROMPTS[:2], [[5, 9, 11, 30, 8, 7], [4, 40, 12]])
+        for lm in (policy, DenseCopy(policy).lm):
+            total = policy_logps(lm, sequences)[0].sum()
+            parts = torch.autograd.grad(total, policy.trainable())
+            found.append(torch.cat([part.flatten() for part in parts]))
+    true, _, own, through = found
+    noise, gap = (float((one - true).norm() / true.norm()) for one in (own, through))
+    assert 1e-4 < noise < 0.3
+    assert gap < 1.2 * noise
+
+
 def test_in_16_bit_what_is_sampled_is_what_is_reported(make_model, stir, sixteen):
     policy = stir(load_policy(make_model(), "nf4"))
     policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 7))
@@ -292,7 +335,8 @@ def test_in_16_bit_what_is_sampled_is_what_is_reported(make_model, stir, sixteen
 def test_pitfall_04_in_16_bit_a_small_update_is_not_rounded_away(make_model, sixteen):
     policy = load_policy(make_model(), "nf4", lora_rank=1, lora_alpha=1)
     dense = DenseCopy(policy)
-    own, a, b, scaling = dense.beside[0]
+    own = dense.beside[0]
+    a, b, scaling = own.adapter
     with torch.no_grad():
         b.copy_(torch.randn(b.shape, generator=generator()) * 1e-5)
     dense.sync()

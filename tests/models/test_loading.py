@@ -43,7 +43,7 @@ from rlkd_lab.models.loading import compute_dtype, load_base
 from rlkd_lab.models.locating import zoo_names
 from rlkd_lab.models.logprobs import hidden_states, token_divergence
 from rlkd_lab.models.tokenizers import difference_of_tokenizers, load_tokenizer
-from rlkd_lab.models.verification import dequantised
+from rlkd_lab.models.verification import dequantised, verify_head
 from rlkd_lab.training import make_config
 from rlkd_lab.training.model_shape import Shape
 from rlkd_lab.training.plan import plan
@@ -760,6 +760,24 @@ def test_a_head_that_is_its_embedding_may_stand_in_the_checkpoint(make_model, tm
     load_teacher(damaged(make_model(tie_word_embeddings=True), tmp_path, tie), "none")
 
 
+def test_in_16_bit_the_rounding_of_a_deep_model_is_no_look_ahead(make_model, monkeypatch):
+    """It was .053 of the largest logit on an H200, for the shape of Qwen2.5-7B."""
+    monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
+    lm = load_teacher(make_model("qwen2", num_hidden_layers=20, initializer_range=0.5), "none")
+
+    def other_kernels(_, __, states):  # as a GPU has for other lengths
+        length = torch.Generator().manual_seed(states.shape[1])
+        signs = torch.randint(2, states.shape, generator=length) * 2 - 1
+        return states * (1 + torch.finfo(states.dtype).eps * signs.to(states))
+
+    lm.causal_lm.get_input_embeddings().register_forward_hook(other_kernels)
+    ids = torch.arange(32)[None] * 3 + 5
+    with torch.no_grad():
+        whole, first = (lm.model(input_ids=ids[:, :n]).logits.float() for n in (32, 4))
+    assert float((whole[:, :4] - first).abs().max() / whole.abs().max()) > 0.06
+    verify_head(lm)
+
+
 CONFIGS = {
     "sees ahead": ({"is_causal": False}, "its tokens see later ones"),
     "quantised already": (
@@ -769,6 +787,19 @@ CONFIGS = {
     "layers that disagree": ({"num_hidden_layers": 5}, r"config\.json of .* cannot be used: .*"),
     "no such activation": ({"hidden_act": "mish mash"}, r"config\.json of .* cannot be used: KeyE"),
 }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_sees_ahead_is_refused_in_any_precision(
+    make_model, tmp_path, monkeypatch, dtype
+):
+    monkeypatch.setattr(loading, "compute_dtype", lambda device: dtype)
+    change, says = CONFIGS["sees ahead"]
+    folder = shutil.copytree(make_model("qwen2", num_hidden_layers=12), tmp_path / "model")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=says):
+        load_teacher(str(folder), "none")
 
 
 @pytest.mark.parametrize("odd", CONFIGS)

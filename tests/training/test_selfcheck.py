@@ -231,7 +231,8 @@ def test_rounding_in_16_bit_is_no_fault(make_model, monkeypatch, name, dtype):
     policy = load_policy(make_model(name) if name in FAMILIES else name, "nf4")
     policy.model.train()
     dense = DenseCopy(policy)
-    assert [one.text for one in examine(policy, policy, dense) if not one.ok] == []
+    for student in (policy, dense.lm):
+        assert [one.text for one in examine(policy, student, dense) if not one.ok] == []
 
 
 def test_in_16_bit_the_noise_of_a_deep_model_is_no_fault(make_model, monkeypatch):
@@ -240,9 +241,23 @@ def test_in_16_bit_the_noise_of_a_deep_model_is_no_fault(make_model, monkeypatch
     name = make_model(num_hidden_layers=20, initializer_range=0.5)
     policy = load_policy(name, "nf4")
     policy.model.train()
-    found = {one.name: one for one in examine(policy, policy, DenseCopy(policy))}
+    dense = DenseCopy(policy)
+    found = {one.name: one for one in examine(policy, dense.lm, dense)}
     assert found["sampler"].value > 0.01
     assert found["sampler"].ok, found["sampler"].text
+    assert found["copy"].value > 0.1
+    assert found["copy"].ok, found["copy"].text
+
+
+def test_in_16_bit_a_copy_with_other_gradients_is_found(monkeypatch):
+    monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
+    policy = load_policy("student", "nf4")
+    policy.model.train()
+    dense = DenseCopy(policy)
+    a, b, scaling = dense.beside[5].adapter
+    dense.beside[5].adapter = (a, b, 2 * scaling)
+    found = {one.name: one.ok for one in examine(policy, dense.lm, dense)}
+    assert not found["copy"]
 
 
 def test_in_16_bit_a_broken_build_is_found_too(monkeypatch):

@@ -1,0 +1,109 @@
+"""The keys and values of a rollout, and a decoding step that a GPU replays.
+
+A decoding step of 28 layers launches some 600 kernels, each shorter than it takes Python to ask for
+it. A CUDA graph holds all of them: one call replays the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+WIDTH = 128
+"""Columns by which what a GPU reads grows. A graph reads the columns it was recorded with."""
+Step = Callable[[Tensor, Tensor, int], Tensor]
+
+
+class Cache:
+    """Keys and values of every layer, with room for all columns from the start."""
+
+    def __init__(self, prefilled: Any, prompt_mask: Tensor, group_size: int, room: int) -> None:
+        rows, self.length = prompt_mask.shape
+        columns = self.length + room
+        self.layers: list[Tensor] = []
+        """(B, 2 · heads, columns, D): keys, then values."""
+        for layer in prefilled.layers:
+            known = torch.cat([layer.keys, layer.values], dim=1)
+            whole = known.new_zeros(rows, known.shape[1], columns, known.shape[3])
+            whole[:, :, : self.length] = known.repeat_interleave(group_size, 0)
+            self.layers.append(whole)
+        dtype, device = self.layers[0].dtype, prompt_mask.device
+        # CUDA's kernels copy a mask whose rows do not begin at a multiple of 8
+        lowest, aligned = torch.finfo(dtype).min, -(-columns // 8) * 8
+        self.blocked = torch.full((rows, aligned), lowest, device=device, dtype=dtype)
+        """(B, columns): what is added to the scores; 0 where a column may be read."""
+        self.blocked[:, : self.length].masked_fill_(prompt_mask != 0, 0)
+        self.column = torch.tensor([self.length], device=device)
+        """(1,): which column the next step writes; a number that a graph can read."""
+        self._graphs = Graphs() if device.type == "cuda" else None
+
+    def step(self, decode: Step, token: Tensor, positions: Tensor) -> Tensor:
+        """Run a decoding step on one more column, and return what it returns."""
+        self.length += 1
+        if self._graphs is None:
+            return decode(token, positions, self.length)
+        width = min(-(-self.length // WIDTH) * WIDTH, self.layers[0].shape[2])
+        return self._graphs(decode, token, positions, width)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these."""
+        for layer, known in enumerate(self.layers):  # the whole cache twice might not fit
+            self.layers[layer] = known[rows]
+        self.blocked = self.blocked[rows]
+        if self._graphs is not None:
+            self._graphs = Graphs()  # those of before write into the tensors of before
+
+
+class Graphs:
+    """Decoding steps as CUDA graphs, by the columns that they read.
+
+    The first step of a width runs as usual, so that nothing is prepared while a graph is recorded.
+    The second is recorded, which computes nothing, and replayed; so are all later ones.
+    """
+
+    stream: ClassVar[Any] = None
+    """Where all are recorded: cuBLAS keeps 32 MiB for each stream that it has seen."""
+
+    def __init__(self) -> None:
+        self._ran: set[int] = set()
+        self._recorded: dict[int, tuple[Any, tuple[Tensor, Tensor], Tensor]] = {}
+        if Graphs.stream is None:
+            Graphs.stream = torch.cuda.Stream()
+
+    def __call__(self, decode: Step, token: Tensor, positions: Tensor, width: int) -> Tensor:
+        if width not in self._ran:
+            self._ran.add(width)
+            with self._aside():
+                return decode(token, positions, width)
+        if width not in self._recorded:
+            inputs = token.clone(), positions.clone()
+            self._recorded[width] = self._record(decode, inputs, width)
+        graph, inputs, out = self._recorded[width]
+        for own, given in zip(inputs, (token, positions), strict=True):
+            own.copy_(given)
+        graph.replay()
+        return out
+
+    def _record(
+        self, decode: Step, inputs: tuple[Tensor, Tensor], width: int
+    ) -> tuple[Any, tuple[Tensor, Tensor], Tensor]:
+        """Return a graph, the tensors that it reads, and the one that it writes."""
+        graph = torch.cuda.CUDAGraph()
+        with self._aside():
+            # another thread may allocate meanwhile
+            graph.capture_begin(capture_error_mode="thread_local")
+            out = decode(*inputs, width)
+            graph.capture_end()
+        return graph, inputs, out
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Compute on the stream of graphs inside, between what came before and what follows."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            yield
+        torch.cuda.current_stream().wait_stream(self.stream)
