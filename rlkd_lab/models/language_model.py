@@ -112,6 +112,17 @@ class LanguageModel:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     @contextlib.contextmanager
+    def inferring(self) -> Iterator[None]:
+        """Have the model in evaluation mode inside, without gradients."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(was_training)
+
+    @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Run with this view's adapter, and put back what was there."""
         if not isinstance(self.model, PeftModel) or self.model.active_adapter == self.adapter:

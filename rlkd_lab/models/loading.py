@@ -244,7 +244,6 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     # newer transformers have another name for it, and warn of this one
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
-    model.enable_input_require_grads()
 
 
 def reference_of(policy: LanguageModel) -> LanguageModel:

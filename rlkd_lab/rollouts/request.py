@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -64,6 +65,16 @@ class Request:
     """A dense copy to sample from."""
     at_once: int = 0
     """Completions whose cache fits into memory, at least a group; 0 is all."""
+
+    @contextmanager
+    def inferring(self) -> Iterator[None]:
+        """Have the models inside as an engine needs them."""
+        with (
+            self.lm.inferring(),
+            nullcontext() if self.dense is None else self.dense.lm.inferring(),
+            self.lm.active(),
+        ):
+            yield
 
     @property
     def rows(self) -> int:

@@ -204,22 +204,17 @@ def _shared(request: Request, draw: Engine) -> tuple[Tensor, Tensor | None, int]
     ids = torch.zeros(request.noise.shape, dtype=torch.long, device=lm.device)
     logps = torch.zeros(request.noise.shape, device=lm.device)
     at_once, known = request.at_once, True
-    was_training = lm.model.training
-    lm.model.eval()
-    try:
-        if len(mine):
-            part = request.part(mine.start, mine.stop)
-            with torch.no_grad(), lm.active():
-                answer, at_once = _within_memory(draw, part)
-            if draw not in ENGINES.values():
-                answer = _checked(answer, ids[place].shape, lm)
-            drawn, told = answer
-            ids[place] = drawn.to(ids)
-            known = told is not None
-            if told is not None:
-                logps[place] = told.to(logps)
-    finally:
-        lm.model.train(was_training)
+    if len(mine):
+        part = request.part(mine.start, mine.stop)
+        with request.inferring():
+            answer, at_once = _within_memory(draw, part)
+        if draw not in ENGINES.values():
+            answer = _checked(answer, ids[place].shape, lm)
+        drawn, told = answer
+        ids[place] = drawn.to(ids)
+        known = told is not None
+        if told is not None:
+            logps[place] = told.to(logps)
     distributed.add_up(ids)
     distributed.add_up(logps)
     told_by_all = all(distributed.from_all(known))

@@ -197,8 +197,8 @@ class RunConfig(BaseModel):
         bool,
         Field(
             validation_alias=AliasChoices("dense_copy", "dense_twin"),
-            description="sample from a dequantised copy; in float32 the adapter is merged into"
-            " it, and it is trained through",
+            description="sample from a dequantised copy and train through it; in float32 the"
+            " adapter is merged into it",
         ),
     ] = True
     resample_rounds: Annotated[

@@ -19,7 +19,7 @@ from rlkd_lab.models import (
 )
 from rlkd_lab.models.adapters import attach, save_adapter
 from rlkd_lab.models.dense_copy import DenseCopy
-from rlkd_lab.models.loading import one_at_a_time
+from rlkd_lab.models.loading import checkpoint_activations, one_at_a_time
 from rlkd_lab.models.logprobs import chunk_of, vocabulary
 from rlkd_lab.models.served import Server, is_served
 from rlkd_lab.models.spans import Reader
@@ -150,9 +150,8 @@ def load_models(config: RunConfig) -> Models:
     policy.model.train()
     policy.use_chat(config.chat, config.system_prompt)
     copy = make_dense_copy(policy, policy.said) if config.dense_copy else None
-    through_copy = copy is not None and not config.gradient_checkpointing
     copies = config.dense_copy and DenseCopy.suits(policy)
-    student = copy.lm if copy is not None and through_copy else policy
+    student = trained_through(policy, copy, config.gradient_checkpointing)
     reference = _frozen(reference_of(policy), copies)
     teachers = [
         _itself(config, name, policy, copy, reference)
@@ -176,6 +175,21 @@ def load_models(config: RunConfig) -> Models:
         visitor=Visitor(model, policy.device) if model is not None and visits else None,
         more=tuple(teachers[1:]),
     )
+
+
+def trained_through(
+    policy: LanguageModel, copy: DenseCopy | None, checkpointing: bool
+) -> LanguageModel:
+    """Return what the training forwards go through: the dense copy, or the policy itself.
+
+    With ``checkpointing`` a copy in 16 bit recomputes its activations; a merged one is left out.
+    """
+    if copy is None or (copy.merges and checkpointing):
+        return policy
+    if checkpointing:
+        checkpoint_activations(copy.model)
+        copy.model.train()  # transformers recomputes in training mode alone
+    return copy.lm
 
 
 def _teacher(

@@ -41,6 +41,7 @@ from rlkd_lab.rollouts.traces import sequences_of
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.gaps import MAX_GAP, MAX_GAP_OTHER, gap_and_limit, noise_of
+from rlkd_lab.training.models import trained_through
 from rlkd_lab.training.trainer import Trainer
 
 PROMPTS = ("49-7?", "5+1-2+3+4?")
@@ -115,11 +116,7 @@ def examine_models(config: RunConfig) -> list[Finding]:
     )
     policy.model.train()
     dense = make_dense_copy(policy, policy.said) if config.dense_copy else None
-    return examine(
-        policy,
-        dense.lm if dense is not None and not config.gradient_checkpointing else policy,
-        dense,
-    )
+    return examine(policy, trained_through(policy, dense, config.gradient_checkpointing), dense)
 
 
 def examine(
@@ -220,16 +217,11 @@ def _generate(policy: LanguageModel, dense: DenseCopy | None) -> tuple[Sequences
     noise = torch.rand(
         len(PROMPTS), SAMPLING.max_new_tokens, generator=torch.Generator().manual_seed(0)
     ).to(policy.device)
-    was_training = policy.model.training
-    policy.model.eval()
-    try:
-        with torch.no_grad(), policy.active():
-            ids, logps = fast(
-                Request(policy, prompt_ids, prompt_mask, 1, SAMPLING, noise, dense=dense)
-            )
+    request = Request(policy, prompt_ids, prompt_mask, 1, SAMPLING, noise, dense=dense)
+    with request.inferring():
+        ids, logps = fast(request)
+    with policy.inferring():
         off = probe_logps(replace(policy, adapter=None))
-    finally:
-        policy.model.train(was_training)
     mask = counted(ids, policy)[0].long()
     mask[0, SAMPLING.max_new_tokens // 2 :] = 0
     return Sequences(prompt_ids, prompt_mask, ids, mask), logps * mask, off

@@ -503,6 +503,9 @@ def install() -> None:
 
     for name, value in _torch_cuda().items():
         setattr(torch.cuda, name, value)
+    # what a custom function saves is compared where no mode looks
+    checks = torch.utils.checkpoint._allowed_determinism_checks_to_fns
+    checks["default"] = lambda x: {"shape": x.shape, "dtype": x.dtype}
     generator = _AnyGenerator("Generator", (), {})
     torch.Generator = torch._C.Generator = generator  # type: ignore[misc, assignment]
     real = torch.autocast

@@ -29,6 +29,7 @@ from rlkd_lab.rollouts.fast import OwnForward
 from rlkd_lab.rollouts.traces import sequences_of
 from rlkd_lab.tasks import ArithmeticTask
 from rlkd_lab.training import make_config, run
+from rlkd_lab.training.models import trained_through
 
 PROMPTS = ["49-7?", "5+1-2+3+4?", "8?"]
 SHAPE = {
@@ -318,6 +319,32 @@ def test_in_16_bit_gradients_through_the_copy_are_as_close_to_the_true_ones_as_t
     noise, gap = (float((one - true).norm() / true.norm()) for one in (own, through))
     assert 1e-4 < noise < 0.3
     assert gap < 1.2 * noise
+
+
+def test_in_16_bit_a_copy_that_recomputes_has_the_same_gradients_and_is_sampled_from(
+    make_model, stir, sixteen
+):
+    policy = stir(load_policy(make_model(), "nf4", lora_rank=4, lora_alpha=12))
+    dense = DenseCopy(policy)
+    sequences = sequences_of(policy, PROMPTS[:2], [[5, 9, 11, 30, 8, 7], [4, 40, 12]])
+    drawn, gradients, saved = [], [], []
+    for checkpointing in (False, True):
+        student = trained_through(policy, dense, checkpointing)
+        assert student is dense.lm
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x
+        ):
+            total = policy_logps(student, sequences)[0].sum()
+        gradients.append(torch.autograd.grad(total, policy.trainable()))
+        saved.append(sum(kept))
+        sampling = Sampling(max_new_tokens=24)
+        drawn.append(sample(policy, PROMPTS, 8, sampling, generator(), dense=dense))
+        assert dense.model.training == checkpointing
+    assert saved[1] < saved[0] / 2
+    for own, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, again)
+    assert torch.equal(drawn[0].sampler_logps, drawn[1].sampler_logps)
 
 
 def test_in_16_bit_what_is_sampled_is_what_is_reported(make_model, stir, sixteen):
