@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = (
 os.environ.update(
     {}
     if "PYTEST_XDIST_WORKER" in os.environ
-    or any("gpu" in word and "not gpu" not in word for word in sys.argv[1:])
+    or any(word == "gpu" or "tests/gpu" in word.replace(os.sep, "/") for word in sys.argv[1:])
     else {"CUDA_VISIBLE_DEVICES": ""}
 )
 os.environ.pop("COLUMNS", None)  # rich reads it when the command line is imported

@@ -63,10 +63,10 @@ def test_the_items_are_every_gpu_test_and_what_the_sides_serve(tmp_path, monkeyp
     assert len(minutes.tests()) >= 10
     kinds = {item.command[1] for item in minutes.items(tmp_path)}
     assert kinds | {"models"} == set(gpu.SERVE)
-    monkeypatch.setattr(minutes, "WORDS", ["test_twenty", "hf:8"])
+    monkeypatch.setattr(minutes, "WORDS", ["test_twenty", "hf:64"])
     names = [item.name for item in (*minutes.tests(), *minutes.items(tmp_path))]
     chosen = [
         item.name for item in (*minutes.tests(), *minutes.items(tmp_path)) if minutes.chosen(item)
     ]
-    assert chosen == ["test_twenty_steps_of_each_main_method", "sampling hf:8"]
+    assert chosen == ["test_twenty_steps_of_each_main_method", "sampling hf:64"]
     assert set(chosen) < set(names)

@@ -59,7 +59,7 @@ class Cache:
 
 
 class Graphs:
-    """Decoding steps as CUDA graphs, by the columns that they read.
+    """Decoding steps as CUDA graphs, one for each width, which only grows.
 
     The first step of a width runs as usual, so that nothing is prepared while a graph is recorded.
     The second is recorded, which computes nothing, and replayed; so are all later ones.
@@ -69,20 +69,19 @@ class Graphs:
     """Where all are recorded: cuBLAS keeps 32 MiB for each stream that it has seen."""
 
     def __init__(self) -> None:
-        self._ran: set[int] = set()
-        self._recorded: dict[int, tuple[Any, tuple[Tensor, Tensor], Tensor]] = {}
+        self._width = 0
+        self._recorded: tuple[Any, tuple[Tensor, Tensor], Tensor] | None = None
         if Graphs.stream is None:
             Graphs.stream = torch.cuda.Stream()
 
     def __call__(self, decode: Step, token: Tensor, positions: Tensor, width: int) -> Tensor:
-        if width not in self._ran:
-            self._ran.add(width)
+        if width != self._width:
+            self._width, self._recorded = width, None
             with self._aside():
                 return decode(token, positions, width)
-        if width not in self._recorded:
-            inputs = token.clone(), positions.clone()
-            self._recorded[width] = self._record(decode, inputs, width)
-        graph, inputs, out = self._recorded[width]
+        if self._recorded is None:
+            self._recorded = self._record(decode, (token.clone(), positions.clone()), width)
+        graph, inputs, out = self._recorded
         for own, given in zip(inputs, (token, positions), strict=True):
             own.copy_(given)
         graph.replay()
@@ -96,8 +95,10 @@ class Graphs:
         with self._aside():
             # another thread may allocate meanwhile
             graph.capture_begin(capture_error_mode="thread_local")
-            out = decode(*inputs, width)
-            graph.capture_end()
+            try:
+                out = decode(*inputs, width)
+            finally:  # also out of memory
+                graph.capture_end()
         return graph, inputs, out
 
     @contextmanager

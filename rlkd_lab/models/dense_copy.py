@@ -11,7 +11,6 @@ A copy holds W + s·B·A on linear layers and nothing else.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,11 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlkd_lab.models.adapters import beyond_matrices
 from rlkd_lab.models.decoder import Decoder
-from rlkd_lab.models.language_model import LanguageModel
+from rlkd_lab.models.language_model import LanguageModel, empty_model
 from rlkd_lab.models.verification import dequantised, gap_and_noise, probe_logps, rounded
 
 Adapter = tuple[Tensor, Tensor, float]
@@ -183,7 +181,7 @@ class DenseCopy:
                 " rlkd_lab.models.make_dense_copy, or no copy"
             )
         self.merges = self.suits(policy)
-        self.model = _empty_model(policy.causal_lm)
+        self.model = empty_model(policy.causal_lm)
         dtype: Any = policy.head.weight.dtype
         self.pairs: list[tuple[MergedLinear, Tensor]] = []
         self.beside: list[BesideLinear] = []
@@ -256,17 +254,6 @@ class DenseCopy:
         for module, base in self.pairs:
             a, b, scaling = module.adapter
             torch.addmm(base, b, a, alpha=scaling, out=module.weight)
-
-
-def _empty_model(source: PreTrainedModel) -> PreTrainedModel:
-    """Make a model of the same config without data, in full precision."""
-    config = copy.deepcopy(source.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    # Another default dtype would hold for all threads.
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model.eval().requires_grad_(False)
 
 
 def _take_over(module: nn.Module, original: Any, dtype: torch.dtype) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlkd_lab.models.prompts import PromptFormat
 
@@ -137,3 +138,31 @@ class LanguageModel:
                 yield
             finally:
                 self.model.set_adapter(before)
+
+
+def empty_model(source: PreTrainedModel) -> PreTrainedModel:
+    """Make a model of the same config without data, in full precision."""
+    config = copy.deepcopy(source.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    # Another default dtype would hold for all threads.
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model.eval().requires_grad_(False)
+
+
+def other_shapes(model: PreTrainedModel) -> list[tuple[str, torch.Size, torch.Size]]:
+    """Return the weights whose shapes are not those of the config: name, theirs, the config's.
+
+    transformers 5.17 loads a norm of another length into a 4-bit model, without a word.
+    """
+    wanted = {name: value.shape for name, value in empty_model(model).named_parameters()}
+    found = {
+        name: getattr(getattr(value, "quant_state", None), "shape", value.shape)
+        for name, value in model.named_parameters()
+    }
+    return [
+        (name, shape, wanted[name])
+        for name, shape in found.items()
+        if name in wanted and shape != wanted[name]
+    ]

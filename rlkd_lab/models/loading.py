@@ -33,7 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlkd_lab.models.adapter_config import can_share_base, check_policy_adapter
 from rlkd_lab.models.adapters import attach
-from rlkd_lab.models.language_model import LanguageModel, Quant
+from rlkd_lab.models.language_model import LanguageModel, Quant, other_shapes
 from rlkd_lab.models.locating import locate
 from rlkd_lab.models.lora import Lora, fresh_adapter
 from rlkd_lab.models.tokenizers import load_tokenizer
@@ -147,7 +147,8 @@ def load_base(
     except SafetensorError as error:
         raise ValueError(f"the weights of {name!r} are damaged: {error}") from error
     model, found = loaded
-    check_weights(name, model, found)
+    shapes = found["mismatched_keys"] or other_shapes(model)
+    check_weights(name, model, {**found, "mismatched_keys": shapes})
     if not LanguageModel(model, tokenizer, name, quant).eos_ids:
         raise ValueError(
             f"no token ends a completion of {name!r}: set eos_token in its"
