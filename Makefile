@@ -20,7 +20,7 @@ help:
 	@echo "make test-oldest  some tests with the lowest versions that pyproject.toml allows, in .venv-oldest/"
 	@echo "make walk       20 random walks of 300 actions through a panel (hours); WALK=2x50: fewer; RLKD_WALK_SEED=7: from this seed on"
 	@echo "make bench      a step against TRL's, our sampler against generate, KDRL and TRRD against GRPO; a sweep with one worker and with all (20 minutes)"
-	@echo "make midsize    on a GPU: pre-train the mid-size pair, run the main methods on it, tables and figures (not measured); WORKERS=4: runs at a time"
+	@echo "make midsize    on a GPU: pre-train the mid-size pair, run the main methods on it, tables and figures (plan an hour; not measured); WORKERS=4: runs at a time"
 	@echo "make figures    draw the committed figures again; make lint: ruff and mypy"
 	@echo "make audit      known faults of the versions in constraints.txt; needs a network to pypi.org"
 
