@@ -149,7 +149,9 @@ def table() -> str:
     names = list(column("", {}, "", "", {}))
     known = {name: [cells[name] for cells in columns.values()] for name in names}
     rows = {name: cells for name, cells in known.items() if any(cell != NOT for cell in cells)}
-    missing = [name for name in names if name not in rows] + ([] if gpu else ["these rows on a GPU"])
+    missing = [name for name in names if name not in rows] + (
+        [] if gpu else ["these rows on a GPU"]
+    )
     lines = [
         f"| | {' | '.join(columns)} |",
         f"|---|{'---|' * len(columns)}",

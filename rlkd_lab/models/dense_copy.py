@@ -169,12 +169,17 @@ class DenseCopy:
     In float32 it costs a merged copy of the linear layers, and of 4-bit ones a dequantised copy; in
     16 bit the latter alone. All other weights are shared with the policy.
 
+    Args:
+        policy: any model, with an adapter or without.
+        base: a copy in 16 bit of another view of the same weights: they are shared with it, and the
+            new copy costs nothing. It is for scoring: it has no lean decoder.
+
     Raises:
         ValueError: the policy computes something else than W + s·B·A on its linear layers; see
             :func:`make_dense_copy`.
     """
 
-    def __init__(self, policy: LanguageModel) -> None:
+    def __init__(self, policy: LanguageModel, base: DenseCopy | None = None) -> None:
         if lost := beyond_matrices(policy):
             raise ValueError(
                 f"a dense copy of {policy.source} cannot hold {lost}: use"
@@ -187,7 +192,8 @@ class DenseCopy:
         self.beside: list[BesideLinear] = []
         for path, module in list(self.model.named_modules()):
             lora: Any = policy.causal_lm.get_submodule(path)
-            _take_over(module, getattr(lora, "base_layer", lora), dtype)
+            original = getattr(lora, "base_layer", lora)
+            _take_over(module, base.model.get_submodule(path) if base else original, dtype)
             if hasattr(lora, "base_layer") and policy.adapter in lora.lora_A:
                 adapter = (
                     lora.lora_A[policy.adapter].weight,
@@ -207,7 +213,7 @@ class DenseCopy:
             fuse_norms(self.model)
         self.model.eval()
         self.sync()
-        self.decoder = self._lean()
+        self.decoder = None if base else self._lean()
 
     def _lean(self) -> Decoder | None:
         """Return the lean decoder, where the model has a shape that it knows."""
@@ -237,12 +243,20 @@ class DenseCopy:
         return policy.head.weight.dtype == torch.float32
 
     def equals(self, other: DenseCopy) -> bool:
-        """Whether two merged copies have the same weights to the last bit."""
-        mine, theirs = dict(self.model.named_parameters()), dict(other.model.named_parameters())
+        """Whether two copies have the same weights, and adapters beside them, to the last bit."""
+        mine, theirs = self._held(), other._held()
         return mine.keys() == theirs.keys() and all(
             one.data_ptr() == theirs[name].data_ptr() or torch.equal(one, theirs[name])
             for name, one in mine.items()
         )
+
+    def _held(self) -> dict[str, Tensor]:
+        """Return the weights, and the adapters beside them whose B is not all zeros."""
+        found: dict[str, Tensor] = dict(self.model.named_parameters())
+        for path, layer in self.model.named_modules():
+            if isinstance(layer, BesideLinear) and layer.b.any():
+                found |= {f"{path}.a": layer.a, f"{path}.b": layer.b}
+        return found
 
     @torch.no_grad()
     def sync(self) -> None:
@@ -266,12 +280,15 @@ def _take_over(module: nn.Module, original: Any, dtype: torch.dtype) -> None:
         module.weight = nn.Parameter(dequantised(original).to(dtype), requires_grad=False)
 
 
-def make_dense_copy(lm: LanguageModel, said: Tensor | None = None) -> DenseCopy | None:
+def make_dense_copy(
+    lm: LanguageModel, said: Tensor | None = None, base: DenseCopy | None = None
+) -> DenseCopy | None:
     """Make a dense copy of a model, and compare the two once.
 
     Args:
         lm: the model.
         said: what it says of the probe's tokens; by default it is asked.
+        base: as :class:`DenseCopy` has it.
 
     Returns:
         ``None`` where a copy cannot hold what the model computes: the model is then run itself,
@@ -283,7 +300,7 @@ def make_dense_copy(lm: LanguageModel, said: Tensor | None = None) -> DenseCopy 
     lost = beyond_matrices(lm)
     if lost is None:
         try:
-            dense = DenseCopy(lm)
+            dense = DenseCopy(lm, base)
             gap, limit = gap_between(lm, dense.lm, said)
         # modules that transformers' own code does not make
         except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -152,11 +152,13 @@ def load_models(config: RunConfig) -> Models:
     copy = make_dense_copy(policy, policy.said) if config.dense_copy else None
     copies = config.dense_copy and DenseCopy.suits(policy)
     student = trained_through(policy, copy, config.gradient_checkpointing)
-    reference = _frozen(reference_of(policy), copies)
+    # in 16 bit, views of the policy's weights are scored through them as the policy is
+    base = None if copy is None or copy.merges else copy
+    reference = _frozen(reference_of(policy), copies, base)
     teachers = [
         _itself(config, name, policy, copy, reference)
         if name in SELF
-        else _teacher(config, name, policy, copies, servers.get(name))
+        else _teacher(config, name, policy, copies, servers.get(name), base)
         for name in teachers_of(config)
     ]
     teacher = teachers[0] if teachers else None
@@ -193,15 +195,20 @@ def trained_through(
 
 
 def _teacher(
-    config: RunConfig, name: str, policy: LanguageModel, copies: bool, server: Server | None
+    config: RunConfig,
+    name: str,
+    policy: LanguageModel,
+    copies: bool,
+    server: Server | None,
+    base: DenseCopy | None,
 ) -> FrozenModel:
     """Return a teacher that is another model, here or on a server."""
     try:
-        found = (
-            _frozen(_load_teacher(config, name, policy), copies)
-            if server is None
-            else _served(name, server)
-        )
+        if server is None:
+            lm = _load_teacher(config, name, policy)
+            found = _frozen(lm, copies, base if lm.model is policy.model else None)
+        else:
+            found = _served(name, server)
         found.own.use_chat(config.chat, config.system_prompt)
         detail = difference_of_tokenizers(policy.tokenizer, found.own.tokenizer)
         if detail is None:
@@ -243,14 +250,14 @@ def _itself(
     if name == START:
         own = replace(reference.own, chat=policy.chat, system_prompt=policy.system_prompt)
         return replace(reference, own=own)
-    copies = config.dense_copy and DenseCopy.suits(policy)
     if name == CURRENT:
-        kept = copy if copies else None
-        return FrozenModel(policy, policy if kept is None else kept.lm, kept, Size.of(policy))
+        return FrozenModel(policy, policy if copy is None else copy.lm, copy, Size.of(policy))
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(policy, Path(folder))
         attach(policy.model, folder, AVERAGED, policy.source)
-    return _frozen(replace(policy, adapter=AVERAGED), copies, moves=True)
+    copies = config.dense_copy and DenseCopy.suits(policy)
+    base = None if copy is None or copy.merges else copy
+    return _frozen(replace(policy, adapter=AVERAGED), copies, base, moves=True)
 
 
 def frozen_model(lm: LanguageModel, wanted: bool) -> FrozenModel:
@@ -258,6 +265,8 @@ def frozen_model(lm: LanguageModel, wanted: bool) -> FrozenModel:
     return _frozen(lm, wanted and DenseCopy.suits(lm))
 
 
-def _frozen(lm: LanguageModel, copies: bool, moves: bool = False) -> FrozenModel:
-    copy = make_dense_copy(lm, lm.said) if copies else None
+def _frozen(
+    lm: LanguageModel, copies: bool, base: DenseCopy | None = None, moves: bool = False
+) -> FrozenModel:
+    copy = make_dense_copy(lm, lm.said, base) if copies or base else None
     return FrozenModel(lm, lm if copy is None else copy.lm, copy, Size.of(lm), moves)

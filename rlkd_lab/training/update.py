@@ -204,7 +204,7 @@ def _unmoved(job: Update) -> set[str]:
     as its own base before the first update.
     """
     models = job.setup.models
-    if models.copy is None or not models.copy.merges:
+    if models.copy is None:
         return set()
     unmoved = set()
     other = job.setup.config.teacher_prompt is not None or models.whole_teacher is None

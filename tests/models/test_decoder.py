@@ -547,3 +547,17 @@ def test_merging_between_a_forward_and_its_backward_is_noticed(make_model, stir)
     dense.sync()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_in_16_bit_views_of_one_base_share_its_copy(make_model, stir, sixteen):
+    policy = stir(load_policy(make_model(), "nf4", lora_rank=4, lora_alpha=12))
+    dense = DenseCopy(policy)
+    reference = DenseCopy(reference_of(policy), dense)
+    held = {value.data_ptr() for value in dense.model.parameters()}
+    assert {value.data_ptr() for value in reference.model.parameters()} == held
+    ids = torch.randint(3, 128, (3, 12), generator=generator())
+    with torch.no_grad(), reference_of(policy).active():
+        own = policy.model(input_ids=ids).logits
+    with torch.no_grad():
+        found, adapted = (each.model(input_ids=ids).logits for each in (reference, dense))
+    assert float((found - own).abs().mean()) < 0.05 < float((adapted - own).abs().mean())
