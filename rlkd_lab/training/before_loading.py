@@ -18,9 +18,10 @@ from rlkd_lab.tasks.registry import find_task
 from rlkd_lab.tasks.verifier import GuardedTask
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.config_checks import of_teacher
+from rlkd_lab.training.evaluation import evaluation_task
 from rlkd_lab.training.memory_passes import made
 from rlkd_lab.training.model_shape import Shape
-from rlkd_lab.training.prompts import Asked, fit_prompts
+from rlkd_lab.training.prompts import Asked, fit_evaluation, fit_prompts
 from rlkd_lab.training.teacher_settings import (
     check_other_tokenizer,
     teacher_columns,
@@ -101,6 +102,9 @@ def fitted_task(config: RunConfig) -> tuple[GuardedTask, Asked, LanguageModel]:
         raise ValueError(of_teacher(config, error)) from None
     contexts = (context, *(each for _, each in theirs))
     asked = fit_prompts(task, config, student, [teacher for teacher, _ in theirs], contexts)
+    evaluated = evaluation_task(config, task)
+    if evaluated is not task:
+        fit_evaluation(evaluated, task, config, student, asked)
     return task, asked, student
 
 
@@ -122,6 +126,13 @@ def reader_of(
     Raises:
         FileNotFoundError, ValueError: no such model, or the system prompt would not be asked.
     """
-    lm = LanguageModel(None, load_tokenizer(name, weights=False), name, "none")  # type: ignore[arg-type]
+    context = Shape.of(name).context
+    lm: Any = LanguageModel(
+        None,  # type: ignore[arg-type]
+        load_tokenizer(name, weights=False),
+        name,
+        "none",
+        room=context,
+    )
     lm.use_chat(chat, system_prompt)
-    return lm, Shape.of(name).context
+    return lm, context

@@ -159,3 +159,13 @@ def test_a_plan_that_changes_nothing_says_nothing_of_planned_moves(tiny):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*the run is made with")
         assert within_memory(config) == config
+
+
+def test_a_file_that_evaluations_cannot_ask_is_refused_too(tiny, tmp_path, make_model, monkeypatch):
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", None)
+    (tmp_path / "held.csv").write_text("question,solution\n1+1?,2\n", encoding="utf-8")
+    for name, says in (("held.csv", "column"), ("gone.csv", "gone.csv")):
+        config = tiny("grpo", student=make_model(), eval_every=1, eval_task=str(tmp_path / name))
+        with pytest.raises((ValueError, OSError), match=says):
+            run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
