@@ -489,8 +489,8 @@ def test_a_copy_that_computes_something_else_stops_the_run_at_its_first_step(
     )  # which would find it before
     made = broken.__init__
 
-    def spoil(self, source):
-        made(self, source)
+    def spoil(self, *given):
+        made(self, *given)
         if broken is DenseCopy:
             self.pairs and self.pairs[-1][1].data.mul_(1.2)
         else:
