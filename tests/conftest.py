@@ -89,7 +89,16 @@ def make_model(tmp_path_factory):
         key = json.dumps([family, hidden, vocabulary, seed, config])
         if key in made:
             return made[key]
-        names = {"qwen3": "Qwen3", "qwen2": "Qwen2", "gemma2": "Gemma2"}
+        names = {
+            "qwen3": "Qwen3",
+            "qwen2": "Qwen2",
+            "gemma2": "Gemma2",
+            "phi3": "Phi3",
+            "olmo2": "Olmo2",
+            "smollm3": "SmolLM3",
+            "gemma3": "Gemma3",
+        }
+        configs = {**names, "gemma3": "Gemma3Text"}
         settings = {
             "vocab_size": vocabulary,
             "hidden_size": hidden,
@@ -117,7 +126,7 @@ def make_model(tmp_path_factory):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = getattr(transformers, f"{names[family]}ForCausalLM")(
-                getattr(transformers, f"{names[family]}Config")(**(settings | config))
+                getattr(transformers, f"{configs[family]}Config")(**(settings | config))
             )
             for name, parameter in model.named_parameters():
                 if name.endswith("bias"):

@@ -6,7 +6,7 @@ it. A CUDA graph holds all of them: one call replays the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -49,6 +49,12 @@ class Cache:
         width = min(-(-self.length // WIDTH) * WIDTH, self.layers[0].shape[2])
         return self._graphs(decode, token, positions, width)
 
+    def first(self, width: int, window: int | None) -> int:
+        """Return the first column that a step of ``width`` columns reads through a window."""
+        earliest = width if self._graphs is None else width - WIDTH + 1  # of a graph's steps
+        # rounded, as rows of a mask that begin elsewhere are copied
+        return 0 if window is None else max(earliest - window, 0) // 8 * 8
+
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these."""
         for layer, known in enumerate(self.layers):  # the whole cache twice might not fit
@@ -56,6 +62,29 @@ class Cache:
         self.blocked = self.blocked[rows]
         if self._graphs is not None:
             self._graphs = Graphs()  # those of before write into the tensors of before
+
+
+def windowed(
+    blocked: Tensor, column: Tensor, windows: Iterable[int | None]
+) -> dict[int | None, Tensor]:
+    """Return for each window what is added to the scores of the tokens in ``column``.
+
+    Args:
+        blocked: (…, columns), the same without a window.
+        column: broadcasts against ``blocked``. Columns count, not positions: between two tokens of
+            a row there is no padding.
+        windows: how many columns a token sees, its own included; None for all.
+    """
+    lowest, columns = (
+        torch.finfo(blocked.dtype).min,
+        torch.arange(blocked.shape[-1], device=blocked.device),
+    )
+    return {
+        window: blocked
+        if window is None or window >= blocked.shape[-1]
+        else blocked.masked_fill(columns <= column - window, lowest)
+        for window in windows
+    }
 
 
 class Graphs:

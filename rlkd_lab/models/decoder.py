@@ -1,13 +1,12 @@
-"""The forward of a Llama-shaped model (Llama, Mistral, Qwen2, Qwen3) without gradient and without
-the framework around it.
+"""The forward of a Llama-shaped model without gradient and without the framework around it.
 
 A tiny model's decoding step in transformers is nearly all overhead: masks, hooks, caches that grow
 by copying. Here the cache has its full length from the start, the projections of a layer that share
 their input are one matrix product, rotations are looked up, and a prompt is run once for all its
-completions. :meth:`Decoder.suits` decides by the model's configuration, and :meth:`Decoder.check`
-compares with the model's own forward before anything is sampled. Left
-out: sliding windows, soft caps, experts, rotations that change with the length; such models are run
-through their own forward.
+completions. :mod:`rlkd_lab.models.families` says which models that are, and where they differ.
+:meth:`Decoder.check` compares with the model's own forward before anything is sampled. Left out:
+soft caps, experts, rotations that change with the length; such models are run through their own
+forward.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear, log_softmax, rms_norm, scaled_dot_product_attention, silu
+from torch import Tensor
+from torch.nn.functional import linear, log_softmax, rms_norm, scaled_dot_product_attention
+from transformers import DynamicCache
 
-from rlkd_lab.models.cache import Cache
+from rlkd_lab.models import families
+from rlkd_lab.models.blocks import Block, norm_weight
+from rlkd_lab.models.cache import Cache, windowed
 from rlkd_lab.models.logprobs import logits_of
 from rlkd_lab.models.sequences import Sequences
 from rlkd_lab.models.verification import NOISES_16, gap_and_noise, rounded
 from rlkd_lab.models.wide import in_float32
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-ROTATIONS = ("default", "linear", "llama3", "yarn")
 
 
 class Decoder:
@@ -38,62 +37,37 @@ class Decoder:
     def __init__(self, model: Any) -> None:
         config = model.config
         self.model = model
+        self.family = families.FAMILIES[config.model_type]
         self.head_dim: int = (
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         )
         self.queries, self.keys = int(config.num_attention_heads), int(config.num_key_value_heads)
         self.eps: float = config.rms_norm_eps
-        head = model.get_output_embeddings().weight
-        device = head.device
-        positions = torch.arange(config.max_position_embeddings, device=device)[None]
-        with torch.no_grad():
-            cos, sin = model.model.rotary_emb(
-                torch.zeros(1, device=device, dtype=head.dtype), positions
-            )
-        half = self.head_dim // 2
-        signed = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
-        self.rotations = torch.stack([cos[0], signed], dim=1)
-        """(positions, 2, D)."""
-        self.layers = []
-        self.head_norms: list[Tensor | None] = []
-        """Of the heads of queries and keys, (heads, D), by layer."""
-        for layer in model.model.layers:
-            attention, mlp = layer.self_attn, layer.mlp
-            self.layers.append(
-                (
-                    layer,
-                    Fused(attention.q_proj, attention.k_proj, attention.v_proj),
-                    Fused(mlp.gate_proj, mlp.up_proj),
-                )
-            )
-            self.head_norms.append(self._head_norm(attention))
+        self.activation = families.ACTIVATIONS[families.activation_name(config)]
+        layers, turns = model.model.layers, families.rotations(config)
+        self.scale: float = layers[0].self_attn.scaling
+        self.rotations = {kind: self._rotation(kind) for kind in {*turns} if kind is not None}
+        """(positions, 2, R) of each kind, where R ≤ D."""
+        self.blocks = [
+            Block.of(layer, self.family, self.head_dim, rotation, window)
+            for layer, rotation, window in zip(layers, turns, families.windows(config), strict=True)
+        ]
+        self.windows = {block.window for block in self.blocks}
+        self.norm = norm_weight(model.model.norm, self.family)
         self.check()
 
-    def _head_norm(self, attention: Any) -> Tensor | None:
-        if not hasattr(attention, "q_norm"):
-            return None
-        parts = (attention.q_norm, self.queries), (attention.k_norm, self.keys)
-        return torch.cat([norm.weight.data.expand(heads, -1) for norm, heads in parts])
+    @torch.no_grad()
+    def _rotation(self, kind: str) -> Tensor:
+        head = self.model.get_output_embeddings().weight
+        positions = torch.arange(self.model.config.max_position_embeddings, device=head.device)
+        which = [kind] if self.family.rotation == "by layer type" else []
+        turn = self.model.model.rotary_emb
+        cos, sin = turn(head.new_zeros(1), positions[None], *which)
+        half = sin.shape[-1] // 2
+        signed = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+        return torch.stack([cos[0], signed], dim=1).to(head.dtype)
 
-    @staticmethod
-    def suits(model: Any) -> bool:
-        """Whether the model is one of :data:`FAMILIES`, dense, with plain causal attention."""
-        config = model.config
-        if config.model_type not in FAMILIES:
-            return False
-        layers = model.get_submodule("model").layers
-        return (
-            config.hidden_act == "silu"
-            and set(getattr(config, "layer_types", None) or ["full_attention"])
-            == {"full_attention"}
-            and getattr(config, "sliding_window", None) is None
-            and (config.rope_parameters or {}).get("rope_type", "default") in ROTATIONS
-            and all(
-                type(module) is nn.Linear or isinstance(module, nn.Linear)
-                for layer in layers
-                for module in _projections(layer)
-            )
-        )
+    suits = staticmethod(families.suits)
 
     @torch.no_grad()
     def check(self) -> None:
@@ -102,7 +76,8 @@ class Decoder:
         Raises:
             ValueError: the log-probabilities differ by more than rounding explains.
         """
-        size, device = self.model.config.vocab_size, self.rotations.device
+        head = self.model.get_output_embeddings().weight
+        size, device = self.model.config.vocab_size, head.device
         ids = (torch.arange(24, device=device).view(2, 12) * 7 + 3) % size
         mask = torch.ones_like(ids)
         mask[0, :5] = 0
@@ -113,7 +88,7 @@ class Decoder:
             "position_ids": positions,
             "use_cache": False,
         }
-        exact = self.rotations.dtype == torch.float32
+        exact = head.dtype == torch.float32
         # the second step reads what the first has written; a mean in 16 bit is of more
         start = 10 if exact else 8
         columns = range(start, 12)
@@ -152,6 +127,7 @@ class Decoder:
             input_ids=prompt_ids,
             attention_mask=prompt_mask,
             position_ids=positions,
+            past_key_values=DynamicCache(),  # of full length, whatever a layer sees of it
             use_cache=True,
         )
         head = self.model.lm_head
@@ -176,15 +152,21 @@ class Decoder:
         """Compute a step that reads ``width`` columns. Every other number is in a tensor."""
         groups, column = self.queries // self.keys, cache.column
         cache.blocked.index_fill_(1, column, 0)
-        blocked = cache.blocked[:, None, None, :width].expand(-1, self.keys, groups, -1)
+        reads = {window: slice(cache.first(width, window), width) for window in self.windows}
+        blocked = {
+            window: mask[:, None, None, reads[window]].expand(-1, self.keys, groups, -1)
+            for window, mask in windowed(cache.blocked, column, self.windows).items()
+        }
 
         def attend(layer: int, heads: Tensor) -> Tensor:
-            known = cache.layers[layer]
+            known, window = cache.layers[layer], self.blocks[layer].window
             known.index_copy_(2, column, heads[:, self.queries :, None])
-            keys, values = known[:, :, :width].chunk(2, dim=1)
+            keys, values = known[:, :, reads[window]].chunk(2, dim=1)
             # the query heads that share a key head take the place of query positions
             grouped = heads[:, : self.queries].unflatten(1, (self.keys, groups))
-            out = scaled_dot_product_attention(grouped, keys, values, attn_mask=blocked)
+            out = scaled_dot_product_attention(
+                grouped, keys, values, attn_mask=blocked[window], scale=self.scale
+            )
             return out.reshape(len(heads), -1)
 
         states = self._run(self.model.model.embed_tokens(token), positions, attend)
@@ -202,6 +184,7 @@ class Decoder:
             input_ids=ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=DynamicCache(),
             use_cache=True,
         )
         return Prompts(
@@ -244,7 +227,11 @@ class Decoder:
         padding = torch.zeros(seen.shape, device=last.device, dtype=last.dtype).masked_fill(
             seen == 0, lowest
         )
-        blocked = torch.cat([padding[:, None, None].expand(-1, -1, length, -1), future], dim=-1)
+        blocked = windowed(
+            torch.cat([padding[:, None, None].expand(-1, -1, length, -1), future], dim=-1),
+            torch.arange(seen.shape[1], seen.shape[1] + length, device=last.device)[:, None],
+            self.windows,
+        )
 
         def attend(layer: int, heads: Tensor) -> Tensor:
             q, k, v = heads.split([self.queries, self.keys, self.keys], dim=-2)
@@ -256,7 +243,8 @@ class Decoder:
                 q.transpose(1, 2),
                 keys,
                 values,
-                attn_mask=blocked,
+                attn_mask=blocked[self.blocks[layer].window],
+                scale=self.scale,
                 enable_gqa=self.queries != self.keys,
             )
             return out.transpose(1, 2).flatten(2)
@@ -273,20 +261,38 @@ class Decoder:
         ``attend`` is given the layer and its heads (…, heads, D): queries and keys, rotated, and
         values.
         """
-        cos, sin = self.rotations[positions][..., None, :].unbind(-3)
-        for number, (layer, to_heads, gate_up) in enumerate(self.layers):
-            states = rms_norm(x, x.shape[-1:], layer.input_layernorm.weight, self.eps)
-            heads = to_heads(states).unflatten(-1, (-1, self.head_dim))
-            qk, norm = heads[..., : self.queries + self.keys, :], self.head_norms[number]
-            if norm is not None:
-                torch.mul(rms_norm(qk, (self.head_dim,), None, self.eps), norm, out=qk)
-            rolled = qk.roll(self.head_dim // 2, -1)
-            qk.mul_(cos).addcmul_(rolled, sin)
-            x = _plus(x, layer.self_attn.o_proj, attend(number, heads))
-            states = rms_norm(x, x.shape[-1:], layer.post_attention_layernorm.weight, self.eps)
-            gate, up = gate_up(states).chunk(2, dim=-1)
-            x = _plus(x, layer.mlp.down_proj, silu(gate) * up)
-        return rms_norm(x, x.shape[-1:], self.model.model.norm.weight, self.eps)
+        turns = {
+            kind: table[positions][..., None, :].unbind(-3)
+            for kind, table in self.rotations.items()
+        }
+        for number, block in enumerate(self.blocks):
+            before, after, before_mlp, after_mlp = block.norms
+            heads = block.to_heads(self._normed(x, before)).unflatten(-1, (-1, self.head_dim))
+            for part, weight in block.head_norms:
+                own = heads[..., part, :]
+                over = own.shape[-2:] if self.family.one_norm_for_all_heads else own.shape[-1:]
+                torch.mul(rms_norm(own, over, None, self.eps), weight, out=own)
+            if block.rotation is not None:
+                cos, sin = turns[block.rotation]
+                qk = heads[..., : self.queries + self.keys, : cos.shape[-1]]
+                rolled = qk.roll(cos.shape[-1] // 2, -1)
+                qk.mul_(cos).addcmul_(rolled, sin)
+            x = self._plus(x, block.to_states, attend(number, heads), after)
+            gate, up = block.gate_up(self._normed(x, before_mlp)).chunk(2, dim=-1)
+            x = self._plus(x, block.down, self.activation(gate) * up, after_mlp)
+        return self._normed(x, self.norm)
+
+    def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """Return x normed by a weight, in the precision of the weight; without one, x."""
+        if weight is None:
+            return x
+        return rms_norm(x.to(weight.dtype), x.shape[-1:], weight, self.eps).to(x.dtype)
+
+    def _plus(self, x: Tensor, module: Any, states: Tensor, norm: Tensor | None) -> Tensor:
+        """Return x + module(states), where the second may be normed."""
+        if norm is None:
+            return _plus(x, module, states)
+        return x + self._normed(module(states), norm)
 
 
 def _plus(x: Tensor, module: Any, states: Tensor) -> Tensor:
@@ -309,64 +315,3 @@ class Prompts:
     """(prompts, H): hidden states that predict the first token of a completion."""
     layers: list[tuple[Tensor, Tensor]]
     """Keys and values, (prompts, heads, P, D) each."""
-
-
-def _projections(layer: Any) -> list[nn.Module]:
-    attention, mlp = layer.self_attn, layer.mlp
-    return [
-        attention.q_proj,
-        attention.k_proj,
-        attention.v_proj,
-        attention.o_proj,
-        mlp.gate_proj,
-        mlp.up_proj,
-        mlp.down_proj,
-    ]
-
-
-class Fused:
-    """One matrix of which the weights of several linear layers are views from now on.
-
-    The rows of their adapters' A are below them. So a product gives both, and B takes what A gave.
-    """
-
-    def __init__(self, *modules: Any) -> None:
-        self.widths = [len(module.weight) for module in modules]
-        adapted = [module for module in modules if hasattr(module, "a")]
-        weights = [module.weight.data for module in modules]
-        self.weight = torch.cat([*weights, *(module.a for module in adapted)])
-        parts = self.weight.split(self.widths + [len(module.a) for module in adapted])
-        for module, part in zip(modules, parts, strict=False):
-            module.weight.data = part
-        for module, part in zip(adapted, parts[len(modules) :], strict=True):
-            module.a = part
-        self.bias: Tensor | None = None
-        self.b = self._blocks(modules) if adapted else None
-        if modules[0].bias is not None:
-            nothing = self.weight.new_zeros(len(self.weight) - sum(self.widths))
-            self.bias = torch.cat([*(module.bias.data for module in modules), nothing])
-
-    def _blocks(self, modules: Any) -> Tensor:
-        """Return B of all, where one without an adapter has a block of no columns."""
-        ranks = [module.b.shape[1] if hasattr(module, "b") else 0 for module in modules]
-        blocks = torch.block_diag(
-            *(
-                module.b if rank else self.weight.new_zeros(width, 0)
-                for module, width, rank in zip(modules, self.widths, ranks, strict=True)
-            )
-        )
-        row = column = 0
-        for module, width, rank in zip(modules, self.widths, ranks, strict=True):
-            if rank:
-                module.b = blocks[row : row + width, column : column + rank]
-            row, column = row + width, column + rank
-        return blocks
-
-    def __call__(self, x: Tensor) -> Tensor:
-        out = linear(x, self.weight, self.bias)
-        if self.b is None:
-            return out
-        out, low = out.split([len(self.b), self.b.shape[1]], dim=-1)
-        if x.dim() != 2:
-            return out + linear(low, self.b)
-        return out.addmm_(low, self.b.T)

@@ -148,7 +148,8 @@ def beside_linear(module: Any, adapter: Adapter, dtype: torch.dtype) -> BesideLi
 def fuse_norms(model: Any, kind: Callable[..., nn.Module] = nn.RMSNorm) -> None:
     """Let each norm of a model that the lean decoder knows be one kernel.
 
-    transformers' own has six, and keeps its input twice in float32 for the backward pass.
+    transformers' own has six, and keeps its input twice in float32 for the backward pass. Norms
+    that multiply by 1 + their weight stay: Gemma's, which name their eps otherwise.
 
     Args:
         model: changed in place.

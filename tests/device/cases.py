@@ -165,9 +165,13 @@ def single_launches(graphs, decode, token, positions, width):
 
 
 @pytest.mark.parametrize("width", [cache.WIDTH, 5])
-def test_a_replayed_decoding_step_draws_what_single_launches_draw(width, monkeypatch):
-    """With rows that end and leave the batch, over several widths."""
-    policy = load_policy(SHORT["student"])
+@pytest.mark.parametrize("family", ["student", "gemma3"])
+def test_a_replayed_decoding_step_draws_what_single_launches_draw(
+    width, family, make_model, monkeypatch
+):
+    """With rows that end and leave the batch, over several widths, also through a window."""
+    own = family == "student"
+    policy = load_policy(SHORT["student"] if own else make_model(family, sliding_window=8))
     dense = DenseCopy(policy)
     monkeypatch.setattr(cache, "WIDTH", width)
     with device.counting() as counts:
@@ -196,7 +200,7 @@ def cost_of_a_token(make_model, stir, family, layers):
     return {name: (long[name] - short[name]) / 32 for name in long}
 
 
-@pytest.mark.parametrize(("family", "launches"), [("qwen2", 583), ("qwen3", 639)])
+@pytest.mark.parametrize(("family", "launches"), [("qwen2", 583), ("qwen3", 639), ("gemma3", 981)])
 def test_a_sampled_token_is_within_its_budget(
     make_model, stir, once, monkeypatch, family, launches
 ):

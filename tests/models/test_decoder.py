@@ -3,6 +3,7 @@ the dense copy.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from rlkd_lab.models import (
     LanguageModel,
     Sequences,
+    cache,
     load_policy,
     load_teacher,
     loading,
@@ -19,7 +21,7 @@ from rlkd_lab.models import (
     reference_of,
 )
 from rlkd_lab.models.decoder import Decoder
-from rlkd_lab.models.dense_copy import DenseCopy, beside_linear, make_dense_copy
+from rlkd_lab.models.dense_copy import DenseCopy, beside_linear, fuse_norms, make_dense_copy
 from rlkd_lab.models.loading import load_base
 from rlkd_lab.models.logprobs import hidden_states
 from rlkd_lab.models.wide import in_float32
@@ -77,13 +79,73 @@ SHAPES = {
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 48}),
     "one key head": ("Qwen3", {"num_key_value_heads": 1, "head_dim": 16}),
-}
-UNLIKE = {
-    "soft caps and windows": ("Gemma2", {}),
-    "sliding window": ("Mistral", {"sliding_window": 8}),
+    "sliding window": ("Mistral", {"sliding_window": 5}),
+    "sliding window, whatever the layers are called": (
+        "Mistral",
+        {"sliding_window": 5, "layer_types": ["full_attention", "full_attention"]},
+    ),
     "windows in some layers": (
         "Qwen2",
-        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "phi3": ("Phi3", {}),
+    "phi3 with a window, partly rotated": (
+        "Phi3",
+        {
+            "sliding_window": 5,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+    ),
+    "olmo2": ("Olmo2", {}),
+    "olmo2, one key head": ("Olmo2", {"num_key_value_heads": 1}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
+    "smollm3 with windows": (
+        "SmolLM3",
+        {"no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 5},
+    ),
+    "gemma3": (
+        "Gemma3",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 7,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0},
+            },
+        },
+    ),
+}
+NEW = {
+    "phi3": {"sliding_window": 8},
+    "olmo2": {},
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "gemma3": {
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 7,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+"""Families whose layers differ from Qwen's, with settings for ``make_model``."""
+UNLIKE = {
+    "soft caps and windows": ("Gemma2", {}),
+    "soft caps in the attention": ("Gemma3", {"attn_logit_softcapping": 50.0}),
+    "soft caps of the logits": ("Gemma3", {"final_logit_softcapping": 30.0}),
+    "tokens that see later ones": ("Gemma3", {"use_bidirectional_attention": True}),
+    "a window that the code does not read": ("Llama", {"sliding_window": 8}),
+    "a rotation that changes with the length, in some layers": (
+        "Gemma3",
+        {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "full_attention": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+            }
+        },
     ),
     "another activation": ("Llama", {"hidden_act": "gelu"}),
     "rotation that changes with the length": (
@@ -93,11 +155,14 @@ UNLIKE = {
 }
 
 
+CONFIGS = {"Gemma3": "Gemma3Text"}
+
+
 def random_model(kind, settings):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = getattr(transformers, f"{kind}ForCausalLM")(
-            getattr(transformers, f"{kind}Config")(**{**SHAPE, **settings})
+            getattr(transformers, f"{CONFIGS.get(kind, kind)}Config")(**{**SHAPE, **settings})
         )
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
@@ -175,13 +240,55 @@ def test_the_decoder_refuses_what_it_does_not_compute(monkeypatch):
         Decoder(model)
 
 
-@pytest.mark.parametrize("kind", ["Qwen3", "Llama"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_in_16_bit_a_step_of_the_decoder_is_as_near_to_the_model_as_rounding_explains(shape):
+    Decoder(random_model(*SHAPES[shape]).bfloat16())  # it compares
+
+
+def test_a_weight_plus_one_is_not_rounded_to_16_bit():
+    model = random_model(*SHAPES["gemma3"]).bfloat16()
+    x = torch.randn(64, 64, generator=generator()).bfloat16()
+    decoder = Decoder(model)
+    ours = decoder._normed(x, decoder.blocks[0].norms[0])
+    assert float((ours == model.model.layers[0].input_layernorm(x)).float().mean()) > 0.99
+
+
+@pytest.mark.parametrize("width", [5, 128])
+def test_a_graph_reads_every_column_that_one_of_its_steps_sees(monkeypatch, width):
+    monkeypatch.setattr(cache, "WIDTH", width)
+    prompts = torch.ones(1, 1, dtype=torch.long)
+    layer = SimpleNamespace(keys=torch.zeros(1, 1, 1, 4), values=torch.zeros(1, 1, 1, 4))
+    known = cache.Cache(SimpleNamespace(layers=[layer]), prompts, 1, 300)
+    known._graphs = cache.Graphs.__new__(cache.Graphs)  # as on a GPU
+    for column in range(300):
+        read = -(-(column + 1) // width) * width
+        assert known.first(read, None) == 0
+        assert max(column - 2 * width - 14, 0) <= known.first(read, 8) <= max(column - 7, 0)
+
+
+def test_norms_that_multiply_by_one_plus_their_weight_are_not_replaced_by_plain_ones():
+    model = random_model(*SHAPES["gemma3"])
+    kinds = [type(module) for module in model.modules()]
+    fuse_norms(model)
+    assert [type(module) for module in model.modules()] == kinds
+    plain = random_model(*SHAPES["olmo2"])
+    ids = torch.arange(3, 12)[None]
+    before = plain(ids).logits
+    fuse_norms(plain)
+    assert sum(type(module) is torch.nn.RMSNorm for module in plain.modules()) == 9
+    torch.testing.assert_close(plain(ids).logits, before)
+
+
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama", "Phi3", "Olmo2", "SmolLM3", "Gemma3"])
 def test_in_16_bit_the_noise_of_a_deep_model_is_no_fault_and_a_fault_is_no_noise(kind):
     deep = random_model(kind, {"num_hidden_layers": 28, "initializer_range": 0.5}).bfloat16()
     Decoder(deep)  # its logits differ by more than a twentieth of the largest
     model = random_model(kind, {}).bfloat16()
     Decoder(model)
-    model.model.layers[1].mlp.register_forward_hook(lambda module, given, out: out * 1.2)
+    # a fifth more would be normed away where a norm follows
+    model.model.layers[1].mlp.register_forward_hook(
+        lambda module, given, out: out + 0.2 * out.flip(-1)
+    )
     with pytest.raises(ValueError, match=r"does not compute .* and rounding explains"):
         Decoder(model)
 
@@ -232,10 +339,12 @@ def test_the_decoder_follows_the_model_when_its_weights_change(make_model, stir)
     dense.decoder.check()
 
 
-def test_the_same_completions_with_and_without_the_decoder(make_model, stir):
-    policy = stir(load_policy(make_model(), "nf4"))
+@pytest.mark.parametrize("family", ["qwen3", *NEW])
+def test_the_same_completions_with_and_without_the_decoder(make_model, stir, family):
+    policy = stir(load_policy(make_model(family, **NEW.get(family, {})), "nf4"))
     policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 7))
     dense = DenseCopy(policy)
+    assert dense.decoder is not None
     lean = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), dense=dense)
     dense.decoder = None
     plain = sample(policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), dense=dense)
@@ -251,12 +360,13 @@ def sixteen(monkeypatch):
     monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen2"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", *NEW])
 @pytest.mark.parametrize("quant", ["nf4", "none"])
 def test_in_16_bit_the_copy_computes_what_the_policy_computes(
     make_model, stir, sixteen, family, quant
 ):
-    policy = stir(load_policy(make_model(family), quant, lora_rank=4, lora_alpha=12))
+    folder = make_model(family, **NEW.get(family, {}))
+    policy = stir(load_policy(folder, quant, lora_rank=4, lora_alpha=12))
     dense = DenseCopy(policy)
     assert not dense.merges
     assert dense.decoder is not None
@@ -347,8 +457,9 @@ def test_in_16_bit_a_copy_that_recomputes_has_the_same_gradients_and_is_sampled_
     assert torch.equal(drawn[0].sampler_logps, drawn[1].sampler_logps)
 
 
-def test_in_16_bit_what_is_sampled_is_what_is_reported(make_model, stir, sixteen):
-    policy = stir(load_policy(make_model(), "nf4"))
+@pytest.mark.parametrize("family", ["qwen3", *NEW])
+def test_in_16_bit_what_is_sampled_is_what_is_reported(make_model, stir, sixteen, family):
+    policy = stir(load_policy(make_model(family, **NEW.get(family, {})), "nf4"))
     policy.causal_lm.generation_config.eos_token_id = list(range(1, 128, 7))
     drawn = sample(
         policy, PROMPTS, 8, Sampling(max_new_tokens=24), generator(), dense=DenseCopy(policy)
@@ -373,9 +484,9 @@ def test_pitfall_04_in_16_bit_a_small_update_is_not_rounded_away(make_model, six
 
 def test_in_16_bit_the_parts_of_a_fused_layer_keep_their_own_adapters(make_model, stir, sixteen):
     dense = DenseCopy(stir(load_policy(make_model(), "nf4", lora_rank=4)))
-    layer, to_heads, _ = dense.decoder.layers[0]
+    to_heads = dense.decoder.blocks[0].to_heads
     x = torch.randn(5, 64, generator=generator()).bfloat16()
-    attention = layer.self_attn
+    attention = dense.model.model.layers[0].self_attn
     parts = torch.cat(
         [part(x) for part in (attention.q_proj, attention.k_proj, attention.v_proj)], -1
     )
@@ -507,13 +618,16 @@ def gradients(policy, loss):
 
 
 @pytest.mark.parametrize("quant", ["nf4", "none"])
-@pytest.mark.parametrize("model", ["qwen3", "qwen2", "gemma2", "student"])
+@pytest.mark.parametrize("model", ["qwen3", "qwen2", "gemma2", "student", *NEW])
 def test_log_probabilities_and_gradients_through_the_copy_are_the_policys(
     make_model, stir, model, quant
 ):
     policy = stir(
         load_policy(
-            model if model == "student" else make_model(model), quant, lora_rank=4, lora_alpha=12
+            model if model == "student" else make_model(model, **NEW.get(model, {})),
+            quant,
+            lora_rank=4,
+            lora_alpha=12,
         )
     )
     teacher = load_teacher("teacher", "none")
