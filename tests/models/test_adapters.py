@@ -654,7 +654,7 @@ def test_a_copy_that_nobody_knew_to_be_wrong_is_found_by_its_numbers(base, adapt
 
 
 def test_a_model_of_which_no_copy_can_be_made_runs_itself(base, monkeypatch):
-    monkeypatch.setattr(DenseCopy, "__init__", lambda self, policy: policy.no_such_module)
+    monkeypatch.setattr(DenseCopy, "__init__", lambda self, policy, base: policy.no_such_module)
     with pytest.warns(
         UserWarning, match="a copy would lose something else .AttributeError: .*no_such_module"
     ):
