@@ -15,6 +15,7 @@ from rlkd_lab.models.locating import ZOO
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.tasks import find_task
 from rlkd_lab.tasks.verifier import GuardedTask
+from rlkd_lab.training import fingerprint as module
 from rlkd_lab.training import hooks, make_config, replay, resume, run
 from rlkd_lab.training.before_loading import longest_prompt
 from rlkd_lab.training.data import data_of, what_changed
@@ -85,24 +86,20 @@ def test_a_task_that_makes_its_prompts_is_known_by_some_of_them(tmp_path, monkey
     )
 
 
-def test_checkpoints_of_versions_without_these_settings_are_still_taken():
-    assert (
-        fingerprint(make_config("grpo"))
-        == fingerprint(make_config("grpo", long_prompts="drop", max_prompt_tokens=None))
-        == OLD
-    )
-    assert (
-        len(
-            {
-                fingerprint(make_config("grpo", **fields))
-                for fields in ({}, {"max_prompt_tokens": 50}, {"long_prompts": "refuse"})
-            }
-        )
-        == 3
-    )
+def test_a_later_setting_at_its_default_keeps_the_fingerprint_of_before(monkeypatch):
+    def prints(*given):
+        return [fingerprint(make_config("grpo", **fields)) for fields in given]
+
+    given = {}, {"max_prompt_tokens": 50}, {"long_prompts": "refuse"}
+    assert len(set(prints(*given))) == 3
+    monkeypatch.setattr(module, "LATER_SETTINGS", {"max_prompt_tokens"})
+    others = {*module.NOT_IN_FINGERPRINT, "max_prompt_tokens"}
+    monkeypatch.setattr(module, "NOT_IN_FINGERPRINT", others)
+    without = prints({})
+    monkeypatch.setattr(module, "NOT_IN_FINGERPRINT", others - {"max_prompt_tokens"})
+    assert prints({}) == without != prints({"max_prompt_tokens": 50})
 
 
-OLD = "b46124085ebe6d54"
 """As version d8fa068 computed it."""
 
 
