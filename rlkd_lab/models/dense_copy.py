@@ -78,7 +78,8 @@ class MergedLinear(nn.Linear):
 class _Beside(torch.autograd.Function):
     """x·Wᵀ + (x·aᵀ)·bᵀ with gradients for x, A and B, where a = A and b = s·B in 16 bit.
 
-    ∂A = (g·b)ᵀ·x and ∂B = s·gᵀ·(x·aᵀ); they are rounded once to 16 bit, as autocast rounds them.
+    ∂A = (g·b)ᵀ·x and ∂B = s·gᵀ·(x·aᵀ). They are rounded to bfloat16 once, as autocast rounds them;
+    float16 has no room for such sums over tokens, so there they are taken in float32.
     """
 
     @staticmethod
@@ -102,6 +103,8 @@ class _Beside(torch.autograd.Function):
         flat, states = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
         narrow = flat @ b
         to_x = (flat @ weight).addmm_(narrow, a).view_as(x) if ctx.needs_input_grad[0] else None
+        wide = torch.float32 if x.dtype == torch.float16 else x.dtype
+        flat, narrow, states, low = (part.to(wide) for part in (flat, narrow, states, low))
         to_a = (narrow.T @ states).to(ctx.dtype)
         to_b = (flat.T @ low.reshape(-1, low.shape[-1])).to(ctx.dtype).mul_(ctx.scaling)
         return to_x, None, to_a, to_b, None

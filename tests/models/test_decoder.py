@@ -412,6 +412,19 @@ def test_a_layer_with_its_adapter_beside_has_the_derivatives_of_its_formula(bias
         torch.testing.assert_close(found, true)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_an_adapter_may_be_larger_than_float16_holds(dtype):
+    plain = torch.nn.Linear(8, 8, False, dtype=dtype).requires_grad_(False)
+    a, b = (torch.ones(*shape, requires_grad=True) for shape in ((2, 8), (8, 2)))
+    layer = beside_linear(plain, (a, b, 1.0), dtype)
+    with torch.no_grad():
+        layer.a.copy_(a / 8)
+        layer.b.copy_(b)
+    layer(torch.full((512, 8), 64.0, dtype=dtype)).sum().backward()
+    torch.testing.assert_close(a.grad, torch.full_like(a, 512 * 64 * 8))
+    torch.testing.assert_close(b.grad, torch.full_like(b, 512 * 64))
+
+
 def test_in_16_bit_gradients_through_the_copy_are_as_close_to_the_true_ones_as_the_policys(
     make_model, stir, monkeypatch
 ):
