@@ -229,6 +229,7 @@ def test_two_threads_draw_at_once_what_they_draw_alone(monkeypatch, once):
     def act():
         end = aside(lambda: drawn_by(other, dense=others))
         assert stepped.wait(60)
+        assert cache.Graphs.recording.locked()  # so the other one does not record meanwhile
         return end
 
     ends = while_a_graph_is_recorded(dense.decoder, monkeypatch, act)
