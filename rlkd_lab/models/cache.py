@@ -6,8 +6,9 @@ it. A CUDA graph holds all of them: one call replays the step.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 
 import torch
@@ -39,7 +40,7 @@ class Cache:
         self.blocked[:, : self.length].masked_fill_(prompt_mask != 0, 0)
         self.column = torch.tensor([self.length], device=device)
         """(1,): which column the next step writes; a number that a graph can read."""
-        self._graphs = Graphs() if device.type == "cuda" else None
+        self._graphs = Graphs(device) if device.type == "cuda" else None
 
     def step(self, decode: Step, token: Tensor, positions: Tensor) -> Tensor:
         """Run a decoding step on one more column, and return what it returns."""
@@ -61,7 +62,8 @@ class Cache:
             self.layers[layer] = known[rows]
         self.blocked = self.blocked[rows]
         if self._graphs is not None:
-            self._graphs = Graphs()  # those of before write into the tensors of before
+            # those of before write into the tensors of before
+            self._graphs = Graphs(self.blocked.device)
 
 
 def windowed(
@@ -94,14 +96,21 @@ class Graphs:
     The second is recorded, which computes nothing, and replayed; so are all later ones.
     """
 
-    stream: ClassVar[Any] = None
-    """Where all are recorded: cuBLAS keeps 32 MiB for each stream that it has seen."""
+    streams: ClassVar[dict[tuple[int, torch.device], Any]] = {}
+    """Where a thread records on a device: a graph holds whatever any thread asks of its stream.
 
-    def __init__(self) -> None:
+    Each is used again and again, as cuBLAS keeps 32 MiB for each stream that it has seen.
+    """
+    recording: ClassVar[Any] = threading.Lock()
+    """PyTorch records one graph at a time."""
+
+    def __init__(self, device: torch.device) -> None:
         self._width = 0
         self._recorded: tuple[Any, tuple[Tensor, Tensor], Tensor] | None = None
-        if Graphs.stream is None:
-            Graphs.stream = torch.cuda.Stream()
+        mine = threading.get_ident(), device
+        if mine not in Graphs.streams:
+            Graphs.streams[mine] = torch.cuda.Stream(device)
+        self._stream = Graphs.streams[mine]
 
     def __call__(self, decode: Step, token: Tensor, positions: Tensor, width: int) -> Tensor:
         if width != self._width:
@@ -119,9 +128,21 @@ class Graphs:
     def _record(
         self, decode: Step, inputs: tuple[Tensor, Tensor], width: int
     ) -> tuple[Any, tuple[Tensor, Tensor], Tensor]:
-        """Return a graph, the tensors that it reads, and the one that it writes."""
+        """Return a graph, the tensors that it reads, and the one that it writes.
+
+        Memory that the allocator keeps from before is of no use to a graph. Where there is no other
+        it is given back first: the step itself has had room.
+        """
+        with suppress(torch.OutOfMemoryError):
+            return self._record_once(decode, inputs, width)
+        torch.cuda.empty_cache()
+        return self._record_once(decode, inputs, width)
+
+    def _record_once(
+        self, decode: Step, inputs: tuple[Tensor, Tensor], width: int
+    ) -> tuple[Any, tuple[Tensor, Tensor], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with self._aside():
+        with self.recording, self._aside():
             # another thread may allocate meanwhile
             graph.capture_begin(capture_error_mode="thread_local")
             try:
@@ -133,7 +154,10 @@ class Graphs:
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Compute on the stream of graphs inside, between what came before and what follows."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            yield
-        torch.cuda.current_stream().wait_stream(self.stream)
+        around = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(around)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:  # out of memory, what was begun still reads what is let go
+            around.wait_stream(self._stream)

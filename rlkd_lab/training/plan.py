@@ -147,8 +147,11 @@ def _plan_held(
             own_copy = name not in SELF and config.teacher_quant == "nf4"
             copies += 4 * teacher.linear if own_copy or name == AVERAGE else 0
         held["dense copies"] = copies
-    elif config.dense_copy and config.quant == "nf4":
-        held["dense copies"] = size * student.linear
+    elif config.dense_copy:
+        unpacked = size * student.linear if config.quant == "nf4" else 0
+        # A and B in 16 bit; where layers are fused, B has zeros between the layers, about half more
+        others = (config.adapter is not None) + (AVERAGE in named)
+        held["dense copies"] = unpacked + size * adapter * (3 + 2 * others) // 2
     return held
 
 

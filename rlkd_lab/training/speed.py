@@ -54,10 +54,10 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     best = 0.0
     for _ in range(5):
         if device.type == "cuda":
-            torch.cuda.synchronize(device)
+            torch.cuda.current_stream(device).synchronize()
         began = time.perf_counter()
         x @ x
         if device.type == "cuda":
-            torch.cuda.synchronize(device)
+            torch.cuda.current_stream(device).synchronize()
         best = max(best, 2.0 * size**3 / (time.perf_counter() - began))
     return best

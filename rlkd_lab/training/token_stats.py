@@ -49,7 +49,8 @@ class Clock:
         began = time.perf_counter()
         yield
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
+            # not the device, which may not be waited for while another run records a graph
+            torch.cuda.current_stream().synchronize()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
@@ -222,7 +223,8 @@ def _ask(
             states = hidden_states(model.lm, part)
         else:
             if name not in stats.prompts:
-                stats.prompts[name] = decoder.read(whole)
+                with model.lm.inferring():  # a copy that recomputes keeps no cache in training
+                    stats.prompts[name] = decoder.read(whole)
             states = decoder.hidden_states(
                 part.completion_ids, part.completion_mask, stats.prompts[name], rows
             )

@@ -3,6 +3,7 @@
 python -m pytest -p tests.device.pretend tests/device/cases.py
 """
 
+import threading
 from collections import Counter
 
 import pytest
@@ -23,6 +24,7 @@ from rlkd_lab.tasks import find_task
 from rlkd_lab.training import make_config, metrics, resume, run, update
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.folders import create
+from rlkd_lab.training.token_stats import Clock
 from rlkd_lab.training.trainer import Trainer
 from tests.device.pretend import device
 from tests.short import SHORT
@@ -181,6 +183,86 @@ def test_a_replayed_decoding_step_draws_what_single_launches_draw(
     launched = drawn_by(policy, limit=40, dense=dense)
     assert torch.equal(replayed.sequences.completion_ids, launched.sequences.completion_ids)
     assert torch.equal(replayed.sampler_logps, launched.sampler_logps)
+
+
+def aside(work):
+    """Do something in another thread; what is returned ends it, and gives its answer."""
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(work()), daemon=True)
+    thread.start()
+
+    def end():
+        thread.join(60)
+        (answer,) = answers  # pytest shows what the thread raised
+        return answer
+
+    return end
+
+
+def while_a_graph_is_recorded(decoder, monkeypatch, act):
+    """Let a decoder act once while a graph of it is recorded."""
+    decode, acted = decoder._decode, []
+
+    def wrapped(*given):
+        if device.recording is not None and not acted:
+            acted.append(act())
+        return decode(*given)
+
+    monkeypatch.setattr(decoder, "_decode", wrapped)
+    return acted
+
+
+def test_two_threads_draw_at_once_what_they_draw_alone(monkeypatch, once):
+    policy, other = load_policy(SHORT["student"]), load_policy(SHORT["teacher"])
+    dense, others = DenseCopy(policy), DenseCopy(other)
+    alone, others_alone = drawn_by(policy, dense=dense), drawn_by(other, dense=others)
+    stepped, over, decode = threading.Event(), threading.Event(), others.decoder._decode
+
+    def told(*given):
+        out = decode(*given)
+        stepped.set()
+        over.wait(60)  # one at a time: the pretend GPU itself is for one thread
+        return out
+
+    monkeypatch.setattr(others.decoder, "_decode", told)
+
+    def act():
+        end = aside(lambda: drawn_by(other, dense=others))
+        assert stepped.wait(60)
+        assert cache.Graphs.recording.locked()  # so the other one does not record meanwhile
+        return end
+
+    ends = while_a_graph_is_recorded(dense.decoder, monkeypatch, act)
+    found = drawn_by(policy, dense=dense)
+    over.set()
+    for one, expected in ((found, alone), (ends[0](), others_alone)):
+        assert torch.equal(one.sampler_logps, expected.sampler_logps)
+
+
+def test_a_clock_of_another_thread_stops_while_a_graph_is_recorded(monkeypatch, once):
+    def measure():
+        with Clock()("rollout"):
+            return True
+
+    policy = load_policy(SHORT["student"])
+    dense = DenseCopy(policy)
+    acted = while_a_graph_is_recorded(dense.decoder, monkeypatch, lambda: aside(measure)())
+    drawn_by(policy, dense=dense)
+    assert acted == [True]
+
+
+def test_a_graph_is_recorded_although_the_allocator_keeps_all_memory(monkeypatch, once):
+    policy = load_policy(SHORT["student"])
+    dense = DenseCopy(policy)
+    expected = drawn_by(policy, dense=dense)
+    torch.cuda.empty_cache()
+    monkeypatch.setattr(device, "capacity", device.used + 2**24)
+    torch.empty(2**24, dtype=torch.uint8, device="cuda")  # and freed
+    with device.counting() as counts:
+        found = drawn_by(policy, dense=dense)
+    assert counts["empty_cache"] == 1
+    assert found.at_once == 0  # nothing was halved
+    assert torch.equal(found.sampler_logps, expected.sampler_logps)
 
 
 # --- what it may ask of the GPU -------------------------------------------------------------------

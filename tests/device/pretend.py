@@ -6,7 +6,8 @@ A tag on its storage says that a tensor is on the GPU. One mode answers what Pyt
 tensor is, and to move it. Another sees every operation, backward passes included. It raises where
 CUDA would raise, and counts kernel launches and host synchronisations.
 
-It knows nothing of time, of real kernels and their rounding, and of streams.
+Of streams it knows which of them a graph is recorded on. It knows nothing of time, of real kernels
+and of their rounding.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class State(threading.local):
     """Nothing is looked at."""
     inside = False
     """Inside of one kernel, which the CPU takes apart."""
+    stream: Any = None
+    """Where kernels are launched; None is the default stream."""
     modes: Any = None
 
 
@@ -74,8 +77,15 @@ class Device:
         self.bf16 = True
         """An older GPU computes in float16."""
         self.counts: Counter[str] = Counter()
-        self.recording: list[Any] | None = None
-        """What a graph holds while it is recorded."""
+        self.kept = 0
+        """Bytes that were freed, and that the allocator keeps for tensors, not for graphs."""
+        self.recordings: dict[Any, list[Any]] = {}
+        """What graphs hold while they are recorded, by stream."""
+
+    @property
+    def recording(self) -> list[Any] | None:
+        """What is recorded on this thread's stream."""
+        return self.recordings.get(state.stream)
 
     def put(self, x: Tensor) -> Tensor:
         """Put a tensor on the GPU.
@@ -90,16 +100,20 @@ class Device:
             if key not in self.here:
                 storage = x.untyped_storage()
                 size = storage.nbytes()
-                if self.used + size > self.capacity:
+                kept = 0 if self.recording is None else self.kept
+                if self.used + kept + size > self.capacity:
                     raise torch.OutOfMemoryError(f"pretend CUDA out of memory: {size} bytes more")
                 self.here[key] = size
                 self.used += size
+                self.kept -= min(self.kept, size) if self.recording is None else 0
                 self.peak = max(self.peak, self.used)
                 weakref.finalize(storage, self._free, key)
         return x
 
     def _free(self, key: int) -> None:
-        self.used -= self.here.pop(key, 0)
+        size = self.here.pop(key, 0)
+        self.used -= size
+        self.kept += size
 
     def has(self, x: Any) -> bool:
         return isinstance(x, Tensor) and storage_of(x) in self.here
@@ -310,12 +324,13 @@ class Asked(TorchFunctionMode):
 
 def _recorded(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """Compute; but while a graph is recorded, write into no tensor that is there."""
-    if device.recording is None:
+    recording = device.recording
+    if recording is None:
         return func(*args, **kwargs)
     writes = func._schema.is_mutable
     out = kwargs.get("out", args[0] if args else None) if writes else func(*args, **kwargs)
     if name not in VIEWS:
-        device.recording.append((func, args, kwargs, [] if writes else tensors_in([out])))
+        recording.append((func, args, kwargs, [] if writes else tensors_in([out])))
     return out
 
 
@@ -323,10 +338,12 @@ class Graph:
     """What ``torch.cuda.CUDAGraph`` is: kernels that are launched together, on the same memory."""
 
     def capture_begin(self, **_: Any) -> None:
-        device.recording = self.steps = []
+        if state.stream is None:
+            raise RuntimeError("CUDA graphs must be captured on a non-default stream")
+        device.recordings[state.stream] = self.steps = []
 
     def capture_end(self) -> None:
-        device.recording = None
+        del device.recordings[state.stream]
         device.counts["graphs"] += 1
 
     def replay(self) -> None:
@@ -442,6 +459,18 @@ class _Nothing:
         return lambda *_, **__: None
 
 
+def wait_for_all() -> None:
+    """Wait for the device, which CUDA refuses while any thread records a graph."""
+    if device.recordings:
+        raise RuntimeError("operation not permitted when stream is capturing")
+    device.counts["synchronize"] += 1
+
+
+def empty_cache() -> None:
+    device.counts["empty_cache"] += 1
+    device.kept = 0
+
+
 def start() -> None:
     """Look at what this thread does from now on."""
     if state.modes is None:
@@ -473,8 +502,8 @@ def _torch_cuda() -> dict[str, Any]:
         "_is_in_bad_fork": lambda: False,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "synchronize": lambda *_: device.counts.update(["synchronize"]),
-        "empty_cache": lambda: device.counts.update(["empty_cache"]),
+        "synchronize": lambda *_: wait_for_all(),
+        "empty_cache": empty_cache,
         "mem_get_info": lambda *_: (device.capacity - device.used, device.capacity),
         "memory_allocated": lambda *_: device.used,
         "memory_reserved": lambda *_: device.used,
@@ -491,7 +520,7 @@ def _torch_cuda() -> dict[str, Any]:
         "Stream": _Nothing,
         "Event": _Nothing,
         "CUDAGraph": Graph,
-        "stream": lambda *_: contextlib.nullcontext(),
+        "stream": lambda stream: being(stream=stream),
         "device": lambda *_: contextlib.nullcontext(),
     }
 

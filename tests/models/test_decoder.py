@@ -2,6 +2,7 @@
 the dense copy.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -32,6 +33,7 @@ from rlkd_lab.rollouts.traces import sequences_of
 from rlkd_lab.tasks import ArithmeticTask
 from rlkd_lab.training import make_config, run
 from rlkd_lab.training.models import trained_through
+from tests.short import SHORT
 
 PROMPTS = ["49-7?", "5+1-2+3+4?", "8?"]
 SHAPE = {
@@ -264,6 +266,35 @@ def test_a_graph_reads_every_column_that_one_of_its_steps_sees(monkeypatch, widt
         read = -(-(column + 1) // width) * width
         assert known.first(read, None) == 0
         assert max(column - 2 * width - 14, 0) <= known.first(read, 8) <= max(column - 7, 0)
+
+
+def test_graphs_are_recorded_on_the_models_device_and_waited_for_also_out_of_memory(monkeypatch):
+    made, waits = [], []
+
+    class Stream:
+        def __init__(self, device):
+            self.device = device
+            made.append(device)
+
+        def wait_stream(self, other):
+            waits.append((self, other))
+
+    around, device = SimpleNamespace(), torch.device("cuda", 1)
+    around.wait_stream = lambda other: waits.append((around, other))
+    monkeypatch.setattr(cache.Graphs, "streams", {})
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", {device: around}.__getitem__)
+
+    def decode(*given):
+        raise torch.OutOfMemoryError
+
+    cache.Graphs(device)
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.Graphs(device)(decode, torch.zeros(1), torch.zeros(1), 8)
+    assert made == [device]
+    (stream,) = cache.Graphs.streams.values()
+    assert waits == [(stream, around), (around, stream)]
 
 
 def test_norms_that_multiply_by_one_plus_their_weight_are_not_replaced_by_plain_ones():
@@ -588,6 +619,21 @@ def test_a_run_in_16_bit_samples_from_the_copy_and_trains_the_policy(
     rows = folder.rows()
     assert all(row["sampling/logp_difference_mean"] < 0.05 for row in rows)
     assert all(row["grad_norm"] > 0 for row in rows)
+
+
+def test_in_16_bit_a_student_that_recomputes_can_be_its_own_teacher(tmp_path, sixteen):
+    fields = {"steps": 1, "prompts_per_step": 2, "group_size": 4, "max_new_tokens": 16}
+    fields |= {"eval_every": 0, "samples_every": 0, "checkpoint_every": 0, "plan": "off"}
+    fields |= {"student": SHORT["student"], "teacher": "self:current", "difficulty": (2, 2)}
+    fields |= {"teacher_prompt": "{prompt} {answer}"}
+    rows = [
+        run(
+            make_config("kdrl", gradient_checkpointing=again, **fields), tmp_path / str(again)
+        ).rows()
+        for again in (False, True)
+    ]
+    assert rows[0][0]["grad_norm"] == rows[1][0]["grad_norm"] > 0
+    assert rows[0][0]["kl_teacher_rev"] == rows[1][0]["kl_teacher_rev"] > 0
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from rlkd_lab.models import load_policy, loading
+from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training import RunConfig, fitting, make_config, memory_passes, model_shape, run
 from rlkd_lab.training import plan as plan_module
@@ -199,9 +200,30 @@ def test_what_is_held_grows_with_what_it_is_made_of(make_model):
     assert (
         changed(gradient_checkpointing=True).updating["activations"] < base.updating["activations"]
     )
-    one = base.held["dense copies"]  # in 16 bit the student's, to sample from
-    assert plan(config, False, 10).held["dense copies"] > 3 * 2 * one
+    linear = Shape.of(config.student).linear
+    # in 16 bit the student's alone, with A and B beside it
+    assert base.held["dense copies"] == 2 * linear + 3 * base.held["adapter"] // 4
+    assert plan(config, False, 10).held["dense copies"] > 12 * linear
     assert "dense copies" not in changed(dense_copy=False).held
+
+
+@pytest.mark.parametrize(("quant", "rank"), [("nf4", 64), ("none", 64), ("nf4", 4)])
+def test_in_16_bit_a_copy_holds_what_is_planned(make_model, monkeypatch, quant, rank):
+    monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
+    name = make_model("qwen2", hidden=256, num_attention_heads=4, num_key_value_heads=2)
+    config = make_config("grpo", student=name, teacher=None, quant=quant, lora_rank=rank)
+    policy = load_policy(name, quant, lora=config.lora())
+    own = {value.untyped_storage().data_ptr() for value in policy.model.state_dict().values()}
+    copy = DenseCopy(policy)
+    own |= {value.untyped_storage().data_ptr() for value in policy.model.state_dict().values()}
+    held = [*copy.model.parameters(), *(part for one in copy.beside for part in (one.a, one.b))]
+    sizes = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in held}
+    found = sum(size for place, size in sizes.items() if place not in own)
+    if quant == "none":  # A lies below the weights in the policy's own storage
+        found += sum(
+            one.a.nbytes for one in copy.beside if one.a.untyped_storage().data_ptr() in own
+        )
+    assert plan(config, True, 10).held["dense copies"] == pytest.approx(found, rel=0.1)
 
 
 def test_the_parts_that_happen_at_once_add_up():
@@ -246,7 +268,8 @@ def test_what_cannot_be_made_to_fit_says_what_would(make_model):
     least = fitted(config, 100 * GIB, True, 10)[0].model_copy(
         update={"micro_batch": 1, "sample_at_once": 8, "gradient_checkpointing": True}
     )
-    room = plan(least, True, 10).peak * MARGIN + CONTEXT - 2 * MIB
+    least = least.model_copy(update={"dense_copy": False})  # which is tried too
+    room = plan(least, True, 10).peak * MARGIN + CONTEXT - MIB // 8
     with pytest.raises(
         ValueError,
         match=r"needs 1\.0 GiB even with micro_batch=1, and 1\.0 are there. What would fit:"
