@@ -1,5 +1,6 @@
 """Tiny random models on disk, and what several test files do with them."""
 
+import gc
 import json
 import os
 import subprocess
@@ -46,6 +47,26 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if slow.is_slow(item.nodeid, functions):
             item.add_marker("slow")
+
+
+def freeze():
+    """Keep the garbage collector from searching what stays: modules, cases, shared models.
+
+    Each search of a worker's million objects takes half a second, and engines ask for one.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_finish():
+    freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """Freeze after a file what its imports and the fixtures of the session have added."""
+    yield
+    freeze()
 
 
 @pytest.fixture(scope="session")

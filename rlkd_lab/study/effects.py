@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
+import scipy
 
 from rlkd_lab.study.statistics import (
     chance_to_see_equality,
@@ -57,7 +57,7 @@ class Effect:
     @property
     def error(self) -> float:
         """The standard error of the mean difference."""
-        return (self.high - self.low) / 2 / float(t.ppf(0.975, self.df))
+        return (self.high - self.low) / 2 / float(scipy.stats.t.ppf(0.975, self.df))
 
     @property
     def seen(self) -> float:
@@ -82,7 +82,9 @@ class Effect:
         """Widen the interval so that all comparisons hold at once with 95 % (Bonferroni)."""
         if not math.isfinite(self.low):
             return self
-        wider = float(t.ppf(1 - 0.025 / comparisons, self.df) / t.ppf(0.975, self.df))
+        wider = float(
+            scipy.stats.t.ppf(1 - 0.025 / comparisons, self.df) / scipy.stats.t.ppf(0.975, self.df)
+        )
         return replace(
             self,
             low=self.mean - wider * (self.mean - self.low),
@@ -116,7 +118,7 @@ def unpaired(a: pd.Series, b: pd.Series) -> Effect:
     seeds = min(len(one), len(other))
     mean = float(one.mean() - other.mean()) if seeds else math.nan
     error, freedom = standard_error(one, other)
-    half = error * float(t.ppf(0.975, freedom)) if freedom == freedom else math.nan
+    half = error * float(scipy.stats.t.ppf(0.975, freedom)) if freedom == freedom else math.nan
     return Effect(mean, mean - half, mean + half, seeds, freedom)
 
 
@@ -135,7 +137,7 @@ def over_prompts(effect: Effect, a: pd.DataFrame, b: pd.DataFrame) -> Effect:
         raise ValueError("the sides were not asked the same prompts")
     differences = a.mean() - b.mean()
     error = math.hypot(effect.error, float(differences.std()) / math.sqrt(len(differences)))
-    half = error * float(t.ppf(0.975, effect.df))
+    half = error * float(scipy.stats.t.ppf(0.975, effect.df))
     return replace(effect, low=effect.mean - half, high=effect.mean + half)
 
 

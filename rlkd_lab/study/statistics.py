@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy  # imports its parts when they are first used
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.stats import chi2, nct, norm, t, ttest_1samp, ttest_ind
 
 RESAMPLES = 4000
 LEVEL = 0.95
@@ -226,7 +225,7 @@ def half_width(values: ArrayLike) -> float:
 
 def half_widths(array: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return :func:`half_width` over the first axis, (N, …) → (…); N is at least 2."""
-    scale = t.ppf((1 + LEVEL) / 2, len(array) - 1) / np.sqrt(len(array))
+    scale = scipy.stats.t.ppf((1 + LEVEL) / 2, len(array) - 1) / np.sqrt(len(array))
     return np.asarray(scale * array.std(axis=0, ddof=1))
 
 
@@ -262,8 +261,10 @@ def smallest_effect(error: float, freedom: float, power: float = POWER) -> float
     """
     if not (error > 0 and freedom > 0):
         return float("nan")
-    bound = t.ppf((1 + LEVEL) / 2, freedom)
-    far = brentq(lambda shift: nct.sf(bound, freedom, shift) - power, 0.0, 10.0 * bound + 10.0)
+    bound = scipy.stats.t.ppf((1 + LEVEL) / 2, freedom)
+    far = scipy.optimize.brentq(
+        lambda shift: scipy.stats.nct.sf(bound, freedom, shift) - power, 0.0, 10.0 * bound + 10.0
+    )
     return error * float(far)
 
 
@@ -276,9 +277,9 @@ def chance_to_see_equality(margin: float, error: float, freedom: float) -> float
     if not (error > 0 and freedom > 0):
         return float("nan")
     shares = (np.arange(2000) + 0.5) / 2000  # quantiles of the standard error that is measured
-    measured = error * np.sqrt(chi2.ppf(shares, freedom) / freedom)
-    room = margin - t.ppf((1 + LEVEL) / 2, freedom) * measured
-    return float(np.mean(np.where(room > 0, 2 * norm.cdf(room / error) - 1, 0.0)))
+    measured = error * np.sqrt(scipy.stats.chi2.ppf(shares, freedom) / freedom)
+    room = margin - scipy.stats.t.ppf((1 + LEVEL) / 2, freedom) * measured
+    return float(np.mean(np.where(room > 0, 2 * scipy.stats.norm.cdf(room / error) - 1, 0.0)))
 
 
 def collapsed(accuracy: ArrayLike) -> bool:
@@ -322,9 +323,9 @@ def welch(a: ArrayLike, b: ArrayLike) -> Difference:
     with warnings.catch_warnings():  # scipy's, of a group whose runs are alike
         warnings.filterwarnings("ignore", message="Precision loss", category=RuntimeWarning)
         if min(len(one), len(other)) > 1:
-            found = ttest_ind(one, other, equal_var=False)
+            found = scipy.stats.ttest_ind(one, other, equal_var=False)
         else:
-            found = ttest_1samp((one[:, None] - other[None, :]).ravel(), 0.0)
+            found = scipy.stats.ttest_1samp((one[:, None] - other[None, :]).ravel(), 0.0)
     low, high = found.confidence_interval(LEVEL)
     return Difference(gap, float(low), float(high), float(found.pvalue))
 

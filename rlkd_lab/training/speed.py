@@ -49,7 +49,7 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Return floating-point operations a second of a large matrix product, the best of five:
     measured here, no data sheet's.
     """
-    size = 8192 if device.type == "cuda" else 1024
+    size = 8192 if device.type == "cuda" else 512
     x = torch.ones(size, size, device=device, dtype=dtype)
     best = 0.0
     for _ in range(5):

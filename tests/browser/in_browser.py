@@ -35,12 +35,14 @@ class Lab:
         for _ in range(10):
             self.page.click(".lm-MenuBar-itemLabel:text-is('Run')")
             self.page.click("li[data-command='runmenu:run-all']")
-            self.page.wait_for_timeout(1500)
-            if self.page.evaluate(
-                "[...document.querySelectorAll('.jp-NotebookPanel"
-                " .jp-InputPrompt')].some((prompt) => /\\d|\\*/.test(prompt.textContent))"
-            ):
-                return
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                if self.page.evaluate(
+                    "[...document.querySelectorAll('.jp-NotebookPanel"
+                    " .jp-InputPrompt')].some((prompt) => /\\d|\\*/.test(prompt.textContent))"
+                ):
+                    return
+                self.page.wait_for_timeout(50)
         raise AssertionError("the kernel did not start to run the cells")
 
     def cells(self) -> list[str]:
@@ -51,11 +53,11 @@ class Lab:
     def saved(self) -> Any:
         """The notebook after saving it from the menu."""
         path = self.folder / self.name
-        before = path.stat().st_mtime_ns
+        before, changed = path.stat().st_mtime_ns, self.page.locator(".lm-TabBar-tab.jp-mod-dirty")
         self.page.click(".lm-MenuBar-itemLabel:text-is('File')")
         self.page.click("li[data-command='docmanager:save']")
-        end = time.monotonic() + 5  # a notebook without changes is not written again
-        until(lambda: path.stat().st_mtime_ns != before or time.monotonic() > end, 20)
+        # a notebook without changes may not be written again
+        until(lambda: path.stat().st_mtime_ns != before or not changed.count(), 20)
 
         def whole() -> Any:  # the server empties the file before it writes
             try:

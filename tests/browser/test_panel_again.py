@@ -31,7 +31,8 @@ def sources(place: Path) -> list[str]:
         "from rlkd_lab.training import make_config\n"
         f"run = start(make_config('kdrl', **{fields!r}), {str(place)!r}, fork='off')",
         "panel(run)",
-        "import time; time.sleep(15)",
+        f"import pathlib, time\nwhile not pathlib.Path({str(place)!r} + '.go').exists():\n"
+        "    time.sleep(0.1)",
     ]
 
 
@@ -46,10 +47,11 @@ def test_run_again_has_its_first_point_at_once_also_in_a_busy_kernel(lab: Lab, t
     lab.run_all()
     again = page.locator(".rlkd-panel button:has-text('Run again')").first
     until(lambda: state(place) == "done", 120)
-    # the last cell sleeps for 15 seconds: the kernel is busy
+    # the last cell waits for a file: the kernel is busy
     until(again.is_enabled, 30)
     again.click()
     page.wait_for_selector("text=The kernel is busy.", timeout=10_000)
+    place.with_suffix(".go").touch()
     second = tmp_path / "mine-2"
     until(lambda: state(second) == "done", 60)
     assert page.locator("text=The kernel is busy.").count() == 0 or not (

@@ -336,13 +336,18 @@ def test_differences_that_cannot_be_taken_are_a_sentence(grid):
 # --- figures of the claims ------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def verdicts():
+    return judge_claims(TRUE)
+
+
 def test_every_claim_has_a_figure():
     assert list(DRAW) == [claim.number for claim in CLAIMS]
 
 
 @pytest.mark.parametrize("number", DRAW)
-def test_the_figure_of_a_claim_says_verdict_effects_and_seeds(number):
-    verdict = judge_claims(TRUE)[number - 1]
+def test_the_figure_of_a_claim_says_verdict_effects_and_seeds(verdicts, number):
+    verdict = verdicts[number - 1]
     figure = claim_figure(TRUE, verdict)
     assert figure._suptitle.get_text().startswith(f"Claim {number} ")
     outcome = "Undecided here; †" if number == 14 else "Supported here"  # which no table decides
@@ -365,15 +370,15 @@ def test_what_is_decided_by_itself_and_decides_nothing_is_flagged():
     assert row.get_text().endswith("contradicted †")
 
 
-def test_an_interval_narrower_than_sampling_allows_is_flagged():
-    whole = judge_claims(TRUE)[11]
+def test_an_interval_narrower_than_sampling_allows_is_flagged(verdicts):
+    whole = verdicts[11]
     narrow = replace(whole.checks[0], effect=Effect(-0.004, -0.0045, -0.0035, 5))
     wide = replace(whole.checks[1], effect=Effect(0.0, -0.01, 0.01, 5))
     found = doubted(replace(whole, checks=(narrow, wide)))
     assert found == {narrow.text: "the interval is narrower than sampling allows"}
 
 
-def test_figures_are_written_with_their_numbers_for_what_was_run(tmp_path):
+def test_figures_are_written_with_their_numbers_for_what_was_run(verdicts, tmp_path):
     written = draw_claims({"core": TRUE["core"]}, tmp_path)
     assert [path.name for path in written] == [
         f"claim_{number:02d}.png" for number in (1, 2, 3, 6, 9, 14)
@@ -393,7 +398,7 @@ def test_figures_are_written_with_their_numbers_for_what_was_run(tmp_path):
     ]
     assert counted == {text: whole[text] for text in counted}
     with pytest.raises(ValueError, match="not run: estimators"):
-        claim_figure({"core": TRUE["core"]}, judge_claims(TRUE)[3])
+        claim_figure({"core": TRUE["core"]}, verdicts[3])
 
 
 def test_the_figure_of_the_teachers_shows_each_pair_beside_grpo_and_every_seed(

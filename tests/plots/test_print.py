@@ -32,6 +32,11 @@ def study():
     return read_study(ROOT / "results" / "embedded")
 
 
+@pytest.fixture(scope="module")
+def verdicts(study):
+    return judge_claims(study)
+
+
 def four_methods():
     runs = ROOT / "notebooks" / "recorded"
     names = ("opd", "grpo", "kdrl", "trrd")
@@ -74,8 +79,8 @@ def check(figure, monkeypatch):
 
 
 @pytest.mark.parametrize("number", range(1, len(CLAIMS) + 1))
-def test_the_figure_of_a_claim_can_be_read_in_print(study, number, monkeypatch):
-    check(claim_figure(study, judge_claims(study)[number - 1]), monkeypatch)
+def test_the_figure_of_a_claim_can_be_read_in_print(study, verdicts, number, monkeypatch):
+    check(claim_figure(study, verdicts[number - 1]), monkeypatch)
 
 
 def test_the_other_figures_can_be_read_in_print(study, monkeypatch):
@@ -93,8 +98,7 @@ def test_ablations_can_be_read_in_print(study, monkeypatch):
     check(plot_heat(rates, "kd_coef", "learning_rate"), monkeypatch)
 
 
-def test_what_the_page_doubts_is_flagged(study):
-    verdicts = judge_claims(study)
+def test_what_the_page_doubts_is_flagged(verdicts):
     flagged = {verdict.number: len(doubted(verdict)) for verdict in verdicts}
     assert {number: count for number, count in flagged.items() if count} == {
         2: 1,  # the window of the mean

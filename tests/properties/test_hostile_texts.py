@@ -102,28 +102,23 @@ INSIDE = {
 }
 GYM = [
     "chain_sum",
-    *(
-        name
-        for name in (
-            "countdown",
-            "zebra_puzzles",
-            "knights_knaves",
-            "puzzle24",
-            "n_queens",
-            "binary_matrix",
-            "string_insertion",
-            "coin_flip",
-            "polynomial_multiplication",
-            "simple_integration",
-            "propositional_logic",
-            "rubiks_cube",
-            "rush_hour",
-            "codeio",
-            "complex_arithmetic",
-            "time_intervals",
-            "boxnet",
-        )
-    ),
+    "countdown",
+    "zebra_puzzles",
+    "knights_knaves",
+    "puzzle24",
+    "n_queens",
+    "binary_matrix",
+    "string_insertion",
+    "coin_flip",
+    "polynomial_multiplication",
+    "simple_integration",
+    "propositional_logic",
+    "rubiks_cube",
+    "rush_hour",
+    "codeio",
+    "complex_arithmetic",
+    "time_intervals",
+    "boxnet",
 ]
 
 
@@ -148,11 +143,38 @@ def test_no_text_hurts_a_verifier_of_ours(name, tmp_path):
     assert not canary.exists()
 
 
+SETS = f"""
+from dataclasses import replace
+from rlkd_lab.tasks import find_task
+
+class Sets:
+    name, train_difficulty, ood_difficulty = "sets", (0, 0), None
+
+    def __init__(self):
+        self.tasks = {{name: find_task(name) for name in {GYM}}}
+
+    def examples(self, n, seed, split="train", difficulty=None):
+        return [replace(*task.examples(1, 0), id=name) for name, task in self.tasks.items()]
+
+    def score(self, completion, example):
+        return self.tasks[example.id].score(completion, example)
+"""
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """All sets in one process, because each import of the library takes a second."""
+    path = tmp_path_factory.mktemp("sets") / "sets.py"
+    path.write_text(SETS)
+    task = guarded(f"{path}:Sets", seconds=20)
+    yield task, {example.id: example for example in task.examples(1, 0)}
+    task.close()
+
+
 @pytest.mark.parametrize("name", GYM)
-def test_no_text_hurts_a_set_of_reasoning_gym(name, tmp_path):
+def test_no_text_hurts_a_set_of_reasoning_gym(name, sets, tmp_path):
     """Judged as in a run: apart, with its limits; and none of them is needed here."""
-    task = guarded(name, seconds=20)
-    (example,) = task.examples(1, 0)
+    task, example = sets[0], sets[1][name]
     canary, table = texts(tmp_path)
     for kind, text in table.items():
         for one in (text, f"<answer>{text}</answer>"[: LARGE - 9]):
@@ -161,7 +183,6 @@ def test_no_text_hurts_a_set_of_reasoning_gym(name, tmp_path):
             assert set(score.parts) == {"accuracy", "credit", "format"}
             assert not score.correct, kind
     assert task.told() is None or "gave_up" not in task.told()
-    task.close()
     assert not canary.exists()
 
 

@@ -1,5 +1,6 @@
 """The scorecard: verdicts from made-up studies whose truth is known."""
 
+import functools
 import math
 from dataclasses import replace
 
@@ -50,6 +51,17 @@ def verdicts(study):
     return {verdict.number: verdict for verdict in judge_claims(study)}
 
 
+@functools.cache
+def judged(without="", seeds=None):
+    """Verdicts on the whole study, without a part or with its first seeds alone."""
+
+    def first(whole):
+        tables = (whole.runs, whole.curves, whole.levels)
+        return Part(*(frame[frame["seed"] < seeds] for frame in tables)) if seeds else whole
+
+    return verdicts({name: first(whole) for name, whole in TRUE.items() if name != without})
+
+
 def test_there_are_fourteen_claims_in_order():
     assert [claim.number for claim in CLAIMS] == list(range(1, 15))
     assert {claim.source for claim in CLAIMS} == {"KDRL", "RLAD", "S"}
@@ -57,28 +69,22 @@ def test_there_are_fourteen_claims_in_order():
 
 @pytest.mark.parametrize("number", range(1, 14))
 def test_a_claim_that_holds_is_supported_and_one_that_does_not_is_contradicted(number):
-    assert verdicts(TRUE)[number].outcome == "supported"
+    assert judged()[number].outcome == "supported"
     assert verdicts(TRUE | FALSE[number])[number].outcome == "contradicted"
 
 
 @pytest.mark.parametrize("number", range(1, 15))
 def test_too_few_seeds_decide_nothing_and_say_so(number):
-    def first(name, count):
-        whole = TRUE[name]
-        return Part(
-            *(frame[frame["seed"] < count] for frame in (whole.runs, whole.curves, whole.levels))
-        )
-
-    verdict = verdicts({name: first(name, SEEDS - 1) for name in TRUE})[number]
+    verdict = judged(seeds=SEEDS - 1)[number]
     assert verdict.outcome == "undecided"
     assert f"{SEEDS - 1} seeds where at least {SEEDS} are needed" in verdict.note
-    assert verdicts({name: first(name, 1) for name in TRUE})[number].outcome == "undecided"
+    assert judged(seeds=1)[number].outcome == "undecided"
 
 
 @pytest.mark.parametrize("number", range(1, 15))
 def test_a_part_that_was_not_run_is_named(number):
     for name in KNOWN[number].needs:
-        verdict = verdicts({other: found for other, found in TRUE.items() if other != name})[number]
+        verdict = judged(without=name)[number]
         assert verdict.outcome == "undecided" and name in verdict.note
 
 

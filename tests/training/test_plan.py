@@ -264,6 +264,7 @@ def test_what_cannot_be_made_to_fit_says_what_would(make_model):
         "kdrl",
         student=make_model("qwen3", hidden=256, vocabulary=8000),
         teacher=make_model("qwen3", hidden=512, vocabulary=8000, num_hidden_layers=8),
+        micro_batch=2,
     )
     least = fitted(config, 100 * GIB, True, 10)[0].model_copy(
         update={"micro_batch": 1, "sample_at_once": 8, "gradient_checkpointing": True}
