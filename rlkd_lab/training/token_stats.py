@@ -49,8 +49,7 @@ class Clock:
         began = time.perf_counter()
         yield
         if torch.cuda.is_available():
-            # not the device, which may not be waited for while another run records a graph
-            torch.cuda.current_stream().synchronize()
+            torch.cuda.current_stream().synchronize()  # alone: another run may record a graph
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
@@ -82,8 +81,7 @@ class TokenStats:
             whole[rows] = unflatten(flat.float(), mask)
 
     def _blank(self) -> Tensor:
-        mask = self.sequences.completion_mask
-        return torch.zeros(mask.shape, device=mask.device)
+        return torch.zeros_like(self.sequences.completion_mask, dtype=torch.float32)
 
     def top_at(self, rows: Tensor | None) -> Top | None:
         """Return what a stored teacher said of some rows, flat over their tokens."""
