@@ -192,10 +192,7 @@ Said = tuple[Tensor | None, tuple[Tensor, Tensor | None]]
 def _frozen(
     setup: Setup, stats: TokenStats, name: str, rows: Tensor, part: Sequences, clock: Clock
 ) -> Said:
-    """Return what a model that is not trained says.
-
-    Where it has a lean forward, each prompt is run once for all of its completions.
-    """
+    """Return what a model that is not trained says."""
     return _ask(setup, stats, setup.models.frozen(name), name, rows, part, clock)
 
 
@@ -208,7 +205,7 @@ def _ask(
     part: Sequences,
     clock: Clock,
 ) -> Said:
-    """Ask one model. Teachers read their own prompts, if there are any."""
+    """Ask one model. A lean forward runs each prompt once; teachers read their own prompts."""
     whole, role = stats.sequences, name.partition(" ")[0]
     if role == "teacher":
         part, whole = part.for_teacher, whole.for_teacher
