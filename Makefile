@@ -13,7 +13,7 @@ help:
 	@echo "make demo       train OPD, GRPO, KDRL and TRRD on the embedded pair (4 to 7 minutes); figures/demo.png"
 	@echo "make lab        open JupyterLab on the notebooks; make notebooks: run them all and keep their outputs (half an hour)"
 	@echo "make site       build the documentation site offline (a minute); build/site/docs/index.html"
-	@echo "make test       all tests (about 30 minutes); make test-fast: those of a few hundredths of a second each (a minute and a half)"
+	@echo "make test       all tests (about 10 minutes); make test-fast: those of a few hundredths of a second each (a minute)"
 	@echo "make test-oldest  the tests of test-fast with the lowest versions that pyproject.toml allows, in .venv-oldest/"
 	@echo "make walk       20 random walks of 300 actions through a panel (hours); WALK=2x50: fewer; RLKD_WALK_SEED=7: from this seed on"
 	@echo "make bench      a step against TRL's, our sampler against generate, KDRL and TRRD against GRPO; a sweep with one worker and with all (20 minutes)"

@@ -81,7 +81,8 @@ class TokenStats:
             whole[rows] = unflatten(flat.float(), mask)
 
     def _blank(self) -> Tensor:
-        return torch.zeros_like(self.sequences.completion_mask, dtype=torch.float32)
+        mask = self.sequences.completion_mask
+        return torch.zeros(mask.shape, device=mask.device)
 
     def top_at(self, rows: Tensor | None) -> Top | None:
         """Return what a stored teacher said of some rows, flat over their tokens."""
