@@ -241,16 +241,15 @@ def prompt_limit(
     max_new_tokens: int,
     most: int | None = None,
     remark: Callable[[str], str] = str,
-    context: int | None = None,
 ) -> Limit:
     """Return how long prompts may be beside completions of up to ``max_new_tokens``.
 
-    ``most`` is another upper limit. ``context`` is the model's where only its tokenizer is loaded.
+    ``most`` is another upper limit.
     """
     return Limit(
         lambda prompts: [len(ids) for ids in lm.prompt_ids(prompts)],
         lm.source,
-        context or lm.context,
+        lm.context,
         max_new_tokens,
         most,
         remark,

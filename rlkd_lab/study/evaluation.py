@@ -122,7 +122,7 @@ def evaluate_target(
     settings: Settings,
     *,
     progress: bool = False,
-    readers: Sequence[tuple[LanguageModel, int | None]] = (),
+    readers: Sequence[LanguageModel] = (),
 ) -> pd.DataFrame:
     """Sample completions and judge them; :mod:`rlkd_lab.study.eval_table` has the columns.
 
@@ -131,8 +131,8 @@ def evaluate_target(
         task: prompts and verifier.
         settings: how many completions, and how they are drawn.
         progress: show a bar on stderr.
-        readers: further models that are asked the same prompts, with their contexts
-            (:func:`~rlkd_lab.training.plan.reader_of`). A prompt must fit all of them.
+        readers: further models that are asked the same prompts, with or without weights
+            (:func:`~rlkd_lab.training.before_loading.reader_of`). A prompt must fit all of them.
 
     Raises:
         ValueError: a prompt does not fit the context or a split has no prompts, before anything
@@ -144,7 +144,7 @@ def evaluate_target(
     """
     lm.use_chat(settings.chat, settings.system_prompt)
     task = GuardedTask.of(task)
-    for sentence in [*keep_to_models(task, settings, [(lm, None), *readers]), *lm.prompts.notes()]:
+    for sentence in [*keep_to_models(task, settings, [lm, *readers]), *lm.prompts.notes()]:
         warnings.warn(sentence, stacklevel=2)
     task.begin(0, task.given_up)
     if (fault := fault_of(task.name)) is not None:
@@ -241,21 +241,16 @@ def _judged(
 
 
 def keep_to_models(
-    task: GuardedTask, settings: Settings, readers: Sequence[tuple[LanguageModel, int | None]]
+    task: GuardedTask, settings: Settings, readers: Sequence[LanguageModel]
 ) -> list[str]:
     """Keep a task to the prompts that fit every model, and say what is left out.
-
-    A reader has a context where only its tokenizer is loaded.
 
     Raises:
         ValueError: no prompt fits, or ``long_prompts`` is ``refuse`` and a prompt does not fit.
     """
 
     def limits(completion: int) -> list[Limit]:
-        return [
-            prompt_limit(lm, completion, settings.max_prompt_tokens, context=context)
-            for lm, context in readers
-        ]
+        return [prompt_limit(lm, completion, settings.max_prompt_tokens) for lm in readers]
 
     own, ood = limits(settings.max_new_tokens), task.ood_difficulty if settings.ood else None
     harder = [] if ood is None else limits(2 * settings.max_new_tokens)

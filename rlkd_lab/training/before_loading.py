@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rlkd_lab.models.adapter_config import check_policy_adapter
 from rlkd_lab.models.adapters import attach
@@ -95,44 +95,39 @@ def fitted_task(config: RunConfig) -> tuple[GuardedTask, Asked, LanguageModel]:
     task = GuardedTask(
         find_task(config.task, config.task_settings, config.prompt_template, columns)
     )
-    student, context = reader_of(config.student, config.chat, config.system_prompt)
+    student = reader_of(config.student, config.chat, config.system_prompt)
     try:
         theirs = [_reader_of_teacher(config, teacher) for teacher in teachers_of(config)]
     except ValueError as error:
         raise ValueError(of_teacher(config, error)) from None
-    contexts = (context, *(each for _, each in theirs))
-    asked = fit_prompts(task, config, student, [teacher for teacher, _ in theirs], contexts)
+    asked = fit_prompts(task, config, student, theirs)
     evaluated = evaluation_task(config, task)
     if evaluated is not task:
         fit_evaluation(evaluated, task, config, student, asked)
     return task, asked, student
 
 
-def _reader_of_teacher(config: RunConfig, teacher: str) -> tuple[LanguageModel, int]:
+def _reader_of_teacher(config: RunConfig, teacher: str) -> LanguageModel:
     """Return a teacher that reads prompts, as :func:`reader_of` does; a server is not asked."""
     name = tokenizer_of(config, teacher)
     if not is_served(teacher):
         return reader_of(name, config.chat, config.system_prompt)
-    lm: Any = LanguageModel(None, load_tokenizer(name, weights=False), teacher, "none")  # type: ignore[arg-type]
+    lm = _without_weights(name, teacher, ENDLESS)
     lm.use_chat(config.chat, config.system_prompt)
-    return lm, ENDLESS
+    return lm
 
 
-def reader_of(
-    name: str, chat: Literal["auto", "off"], system_prompt: str | None
-) -> tuple[LanguageModel, int]:
-    """Return a model without weights, which can read prompts, and its context in tokens.
+def reader_of(name: str, chat: Literal["auto", "off"], system_prompt: str | None) -> LanguageModel:
+    """Return a model without weights, which can read prompts and knows its context.
 
     Raises:
         FileNotFoundError, ValueError: no such model, or the system prompt would not be asked.
     """
-    context = Shape.of(name).context
-    lm: Any = LanguageModel(
-        None,  # type: ignore[arg-type]
-        load_tokenizer(name, weights=False),
-        name,
-        "none",
-        room=context,
-    )
+    lm = _without_weights(name, name, Shape.of(name).context)
     lm.use_chat(chat, system_prompt)
-    return lm, context
+    return lm
+
+
+def _without_weights(tokenizer: str, source: str, context: int) -> LanguageModel:
+    found = load_tokenizer(tokenizer, weights=False)
+    return LanguageModel(None, found, source, "none", room=context)  # type: ignore[arg-type]

@@ -44,7 +44,6 @@ def fit_prompts(
     config: RunConfig,
     student: LanguageModel,
     teachers: Sequence[LanguageModel],
-    contexts: Sequence[int] | None = None,
 ) -> Asked:
     """Keep a task to the prompts that fit the context of student and teachers beside a completion,
     and ``max_prompt_tokens``.
@@ -54,22 +53,20 @@ def fit_prompts(
         config: of the run.
         student: with its chat template set, as ``teachers``.
         teachers: none, one or several.
-        contexts: of student and teachers, where only their tokenizers are loaded.
 
     Raises:
         ValueError: the task has no prompts, or none fits, or ``long_prompts`` is ``refuse`` and
             some do not.
     """
     limit = partial(prompt_limit, most=config.max_prompt_tokens)
-    contexts = contexts or [lm.context for lm in (student, *teachers)]
-    own = [limit(student, config.max_new_tokens, context=contexts[0])]
-    for teacher, context in zip(teachers, contexts[1:], strict=True):
-        theirs = limit(teacher, config.max_new_tokens, context=context)
+    own = [limit(student, config.max_new_tokens)]
+    for teacher in teachers:
+        theirs = limit(teacher, config.max_new_tokens)
         own.append(_of_teacher(config, student, theirs))
         own += _of_teacher_prompt(task, config, own[-1])
     harder: list[Limit] = []
     if config.eval_every and config.eval_task is None and task.ood_difficulty is not None:
-        harder = [limit(student, 2 * config.max_new_tokens, context=contexts[0])]
+        harder = [limit(student, 2 * config.max_new_tokens)]
         if config.difficulty == task.ood_difficulty:
             own = harder = own + harder
     drawn = _some(task, DRAWN, config.seed, config.difficulty)

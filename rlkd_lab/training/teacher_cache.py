@@ -71,13 +71,13 @@ def make_cache(
         config.task, config.task_settings, config.prompt_template, config.verifier_seconds
     )
     try:
-        student, context = reader_of(config.student, config.chat, config.system_prompt)
+        student = reader_of(config.student, config.chat, config.system_prompt)
         theirs = load_tokenizer(config.teacher, weights=False)
         if (detail := difference_of_tokenizers(student.tokenizer, theirs)) is not None:
             raise ValueError(f"a stored teacher needs the student's tokenizer: {detail}")
         lm = load_teacher(config.teacher, config.teacher_quant, adapter=config.teacher_adapter)
         lm.use_chat(config.chat, config.system_prompt)
-        told = fit_prompts(task, config, student, [lm], [context, lm.context]).told
+        told = fit_prompts(task, config, student, [lm]).told
         for sentence in told:
             warnings.warn(sentence, stacklevel=2)
         teacher = frozen_model(lm, config.dense_copy)

@@ -95,7 +95,7 @@ def test_two_models_are_asked_what_fits_both(make_model):
     small.use_chat("auto")
     alone, both = (
         set(evaluate_target(own, ArithmeticTask(), settings, readers=readers)["prompt"])
-        for readers in ((), [(small, None)])
+        for readers in ((), [small])
     )
     assert max(map(len, alone)) > 32 >= max(map(len, both))
     with pytest.warns(UserWarning, match=r"prompts drawn are above 32 tokens \(the context of 64"):
