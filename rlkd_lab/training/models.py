@@ -150,15 +150,12 @@ def load_models(config: RunConfig) -> Models:
     policy.model.train()
     policy.use_chat(config.chat, config.system_prompt)
     copy = make_dense_copy(policy, policy.said) if config.dense_copy else None
-    copies = config.dense_copy and DenseCopy.suits(policy)
     student = trained_through(policy, copy, config.gradient_checkpointing)
-    # in 16 bit, views of the policy's weights are scored through them as the policy is
-    base = None if copy is None or copy.merges else copy
-    reference = _frozen(reference_of(policy), copies, base)
+    reference = frozen_model(reference_of(policy), config.dense_copy, copy)
     teachers = [
         _itself(config, name, policy, copy, reference)
         if name in SELF
-        else _teacher(config, name, policy, copies, servers.get(name), base)
+        else _teacher(config, name, policy, copy, servers.get(name))
         for name in teachers_of(config)
     ]
     teacher = teachers[0] if teachers else None
@@ -198,15 +195,15 @@ def _teacher(
     config: RunConfig,
     name: str,
     policy: LanguageModel,
-    copies: bool,
+    copy: DenseCopy | None,
     server: Server | None,
-    base: DenseCopy | None,
 ) -> FrozenModel:
     """Return a teacher that is another model, here or on a server."""
     try:
         if server is None:
             lm = _load_teacher(config, name, policy)
-            found = _frozen(lm, copies, base if lm.model is policy.model else None)
+            copies = config.dense_copy and DenseCopy.suits(policy)
+            found = frozen_model(lm, copies, copy if lm.model is policy.model else None)
         else:
             found = _served(name, server)
         found.own.use_chat(config.chat, config.system_prompt)
@@ -255,18 +252,21 @@ def _itself(
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(policy, Path(folder))
         attach(policy.model, folder, AVERAGED, policy.source)
-    copies = config.dense_copy and DenseCopy.suits(policy)
-    base = None if copy is None or copy.merges else copy
-    return _frozen(replace(policy, adapter=AVERAGED), copies, base, moves=True)
+    return frozen_model(replace(policy, adapter=AVERAGED), config.dense_copy, copy, moves=True)
 
 
-def frozen_model(lm: LanguageModel, wanted: bool) -> FrozenModel:
-    """Return a model that scores tokens; with a dense copy where that is wanted and suits it."""
-    return _frozen(lm, wanted and DenseCopy.suits(lm))
-
-
-def _frozen(
-    lm: LanguageModel, copies: bool, base: DenseCopy | None = None, moves: bool = False
+def frozen_model(
+    lm: LanguageModel, wanted: bool, policys: DenseCopy | None = None, moves: bool = False
 ) -> FrozenModel:
-    copy = make_dense_copy(lm, lm.said, base) if copies or base else None
+    """Return a model that scores tokens; with a dense copy where that is wanted and suits it.
+
+    Args:
+        lm: the model.
+        wanted: whether a copy in float32 is.
+        policys: the policy's copy, where ``lm`` is a view of the policy's weights. In 16 bit it is
+            scored through them, as the policy is.
+        moves: see :class:`FrozenModel`.
+    """
+    base = None if policys is None or policys.merges else policys
+    copy = make_dense_copy(lm, lm.said, base) if base or (wanted and DenseCopy.suits(lm)) else None
     return FrozenModel(lm, lm if copy is None else copy.lm, copy, Size.of(lm), moves)
