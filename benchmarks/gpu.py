@@ -227,18 +227,17 @@ def serve_passes(folder: Path, way: str) -> None:
     if way == "kernels":
         cache.Graphs.__call__ = lambda _, decode, *given: decode(*given)  # type: ignore[method-assign]
     ids = torch.full((8, 64), 5, device=policy.device)
-    assert dense.decoder is not None
-    if way in ("one", "kernels"):
-        known, _ = dense.decoder.prefill(ids, torch.ones_like(ids), GROUP, LIMIT)
+    decoder: Any = dense.decoder
+    lm = {"policy": policy, "copy": dense.lm}.get(way)
+    if lm is None:
+        known, _ = decoder.prefill(ids, torch.ones_like(ids), GROUP, LIMIT)
         token, positions = (torch.full((8 * GROUP,), n, device=policy.device) for n in (5, 64))
-    else:
-        lm = policy if way == "policy" else dense.lm
-        batch = sequences_of(policy, ["1+1?"] * 8, [[5] * LIMIT] * 8)
+    batch = sequences_of(policy, ["1+1?"] * 8, [[5] * LIMIT] * 8)
     for _ in sys.stdin:
         wait()
         began = time.perf_counter()
-        if way in ("one", "kernels"):
-            dense.decoder.step(token, positions, known)
+        if lm is None:
+            decoder.step(token, positions, known)
         else:
             policy_logps(lm, batch)[0].sum().backward()
         wait()

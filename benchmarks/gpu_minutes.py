@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,7 @@ def part_of_gpu(models: Path, kind: str, what: str, limit: float, turns: int = 0
 def items(models: Path) -> Iterator[Item]:
     """Yield what is measured after the tests, the most valuable first."""
 
-    def side(kind: str, what: str, limit: float, turns: int = 0) -> Item:
-        return part_of_gpu(models, kind, what, limit, turns)
-
+    side = partial(part_of_gpu, models)
     for engine in gpu.ENGINES:
         for rows in gpu.BATCHES:
             yield side("sampling", f"{engine}:{rows}", 60, 2)

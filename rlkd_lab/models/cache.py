@@ -77,10 +77,8 @@ def windowed(
             a row there is no padding.
         windows: how many columns a token sees, its own included; None for all.
     """
-    lowest, columns = (
-        torch.finfo(blocked.dtype).min,
-        torch.arange(blocked.shape[-1], device=blocked.device),
-    )
+    lowest = torch.finfo(blocked.dtype).min
+    columns = torch.arange(blocked.shape[-1], device=blocked.device)
     return {
         window: blocked
         if window is None or window >= blocked.shape[-1]

@@ -159,7 +159,7 @@ def adapted(model: Any, config: RunConfig) -> Any:
     return lora.put_on(model, empty=True)
 
 
-def through_copy(config: RunConfig, dtype: torch.dtype) -> bool:
+def _through_copy(config: RunConfig, dtype: torch.dtype) -> bool:
     """Whether a run trains through the dense copy of its student, as far as its config shows."""
     merged_out = dtype == torch.float32 and config.gradient_checkpointing
     return config.dense_copy and not merged_out and config.lora_kind != "dora"
@@ -228,7 +228,7 @@ def _one_pass(
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter)
     known = [parameter.grad for parameter in trained] + trained
-    if through_copy(config, dtype):
+    if _through_copy(config, dtype):
         known += _copied(policy, dtype)
     for model in (policy, *others):
         known += [*model.parameters(), *model.buffers()]
