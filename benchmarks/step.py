@@ -1,14 +1,16 @@
 """What a step costs: one GRPO step against TRL's GRPOTrainer, our sampler against `generate`, KDRL
 and TRRD against GRPO.
 
-    make bench        # writes benchmarks/results/step.json
+    make bench                            # writes benchmarks/results/step.json
+    python benchmarks/step.py smollm2     # GRPO of SmolLM2-135M against TRL's; results/smollm2.json
 
-The same 4-bit base and LoRA, the same prompts and sampling limits, float32, 16 prompts × 8
-completions of at most 96 tokens, one update per rollout, learning rate 0 (so that every step
-samples the same policy). Each side is a process of its own that takes a step when told to; they
-take turns, and what counts is the median of the ratios of neighbours. TRL gets the model as our
-loader makes it: on CPUs with AVX512-BF16 the plain 4-bit layer loses gradients after a generation
-(with that kernel left on, TRL's step took as long).
+The same 4-bit base and LoRA, the same prompts and sampling limits, float32, one update per rollout,
+learning rate 0 (so that every step samples the same policy). The embedded student gets 16 prompts ×
+8 completions of at most 96 tokens, SmolLM2 what benchmarks/smollm2.toml says. Each side is a
+process of its own that takes a step when told to; they take turns, and what counts is the median of
+the ratios of neighbours. TRL gets the model as our loader makes it: on CPUs with AVX512-BF16 the
+plain 4-bit layer loses gradients after a generation (with that kernel left on, TRL's step took as
+long).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -29,40 +31,56 @@ WARM_UP, REPEATS = 3, 25
 OURS = ("grpo", "kdrl", "trrd")
 
 
-def examples(step: int) -> list[Any]:
-    from rlkd_lab.tasks import ArithmeticTask
+def settings_of(case: str) -> dict[str, str]:
+    """Settings of a run, as `rlkd train --set` takes them."""
+    from rlkd_lab.study.sweep import read_sweep
+    from rlkd_lab.training.make_config import as_text
 
-    return ArithmeticTask().examples(PROMPTS, step)
+    if case == "smollm2":
+        given = read_sweep(Path(__file__).parent / "smollm2.toml").settings
+        return {name: as_text(name, value) for name, value in given.items()}
+    return {
+        "prompts_per_step": str(PROMPTS),
+        "group_size": str(GROUP),
+        "max_new_tokens": str(LIMIT),
+        "updates_per_rollout": "1",
+    }
+
+
+def config_of(case: str, method: str = "grpo") -> Any:
+    """The run whose steps are timed."""
+    from rlkd_lab.training import make_config
+
+    quiet = dict.fromkeys(("kl_every", "eval_every", "samples_every", "checkpoint_every"), "0")
+    alone = {"teacher": "off", "teacher_adapter": "off"} if method == "grpo" else {}
+    given = settings_of(case) | quiet | alone | {"learning_rate": "0"}
+    return make_config(method, settings=given, steps=10_000)
+
+
+def examples(step: int, case: str = "embedded") -> list[Any]:
+    """The prompts of a step, the same on both sides."""
+    from rlkd_lab.tasks.verifier import guarded
+
+    config = config_of(case)
+    task = guarded(config.task, config.task_settings, config.prompt_template)
+    return task.examples(config.prompts_per_step, step)
 
 
 def answer(value: dict[str, float]) -> None:
     print("@" + json.dumps(value), flush=True)
 
 
-def serve_ours(method: str) -> None:
+def serve_ours(method: str, case: str = "embedded") -> None:
     """A step of our trainer a line."""
     from rlkd_lab.runs import RunFolder
-    from rlkd_lab.training import make_config
     from rlkd_lab.training.context import Context
     from rlkd_lab.training.trainer import Trainer
 
-    config = make_config(
-        method,
-        settings={"learning_rate": "0"},
-        steps=10_000,
-        prompts_per_step=PROMPTS,
-        group_size=GROUP,
-        max_new_tokens=LIMIT,
-        updates_per_rollout=1,
-        teacher=None if method == "grpo" else "teacher",
-        kl_every=0,
-        eval_every=0,
-        samples_every=0,
-        checkpoint_every=0,
-    )
+    config = config_of(case, method)
     trainer, context = Trainer(config), Context(config, RunFolder(tempfile.mkdtemp()))
     task = trainer.setup.models.task
-    task.examples = lambda *given: examples(context.progress.step)  # type: ignore[method-assign]
+    plain = task.examples
+    task.examples = lambda n, *given: plain(n, context.progress.step)  # type: ignore[method-assign]
     for _ in sys.stdin:
         row = trainer.step(context)
         answer(
@@ -78,7 +96,7 @@ def serve_ours(method: str) -> None:
         )
 
 
-def serve_trl(batch: int) -> None:
+def serve_trl(batch: int, case: str = "embedded") -> None:
     """A step of TRL's trainer a line; ``batch`` completions in one forward and backward pass."""
     import warnings
 
@@ -88,19 +106,29 @@ def serve_trl(batch: int) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     from rlkd_lab.models import load_policy
-    from rlkd_lab.tasks import ArithmeticTask
+    from rlkd_lab.models.prompts import PromptFormat
+    from rlkd_lab.tasks.verifier import guarded
 
     warnings.simplefilter("ignore")
-    task, policy, seconds = ArithmeticTask(), load_policy("student", "nf4"), {"generate": 0.0}
-    listed = [example for step in range(WARM_UP + REPEATS + 2) for example in examples(step)]
-    by_prompt = {example.prompt: example for example in listed}
+    given, seconds = config_of(case), {"generate": 0.0}
+    task = guarded(given.task, given.task_settings, given.prompt_template).task
+    policy = load_policy(given.student, given.quant)
+    asked = PromptFormat.of(policy.tokenizer, given.student, given.chat, given.system_prompt)
+    size, group = given.prompts_per_step, given.group_size
+    listed = [one for step in range(WARM_UP + REPEATS + 2) for one in task.examples(size, step)]
+    texts = [one.prompt for one in listed]
+    texts = asked.texts(texts) if asked.chat else texts
+    by_prompt = dict(zip(texts, listed, strict=True))
 
     def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         scores = [
             task.score(completion, by_prompt[prompt])
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
-        return [score.parts["accuracy"] + 0.1 * score.parts["format"] for score in scores]
+        return [
+            sum(weight * score.parts[part] for part, weight in given.reward.items())
+            for score in scores
+        ]
 
     plain = type(policy.model).generate
 
@@ -125,13 +153,13 @@ def serve_trl(batch: int) -> None:
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=batch,
-        gradient_accumulation_steps=PROMPTS * GROUP // batch,
-        num_generations=GROUP,
-        max_completion_length=LIMIT,
+        gradient_accumulation_steps=size * group // batch,
+        num_generations=group,
+        max_completion_length=given.max_new_tokens,
         max_steps=WARM_UP + REPEATS,
         learning_rate=0.0,
         beta=0.0,
-        temperature=1.0,
+        temperature=given.temperature,
         loss_type="grpo",
         bf16=False,
         gradient_checkpointing=False,
@@ -142,7 +170,7 @@ def serve_trl(batch: int) -> None:
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
     )
-    data = Dataset.from_list([{"prompt": example.prompt} for example in listed])
+    data = Dataset.from_list([{"prompt": text} for text in texts])
     GRPOTrainer(
         policy.model,
         [reward],
@@ -180,7 +208,11 @@ def serve_sampling(engine: str) -> None:
         )
 
 
-SERVE = {"ours": serve_ours, "trl": lambda batch: serve_trl(int(batch)), "sampling": serve_sampling}
+SERVE = {
+    "ours": serve_ours,
+    "trl": lambda batch, *case: serve_trl(int(batch), *case),
+    "sampling": serve_sampling,
+}
 
 
 class Side:
@@ -216,11 +248,15 @@ class Side:
 
 
 def alternate(
-    sides: dict[str, Side], repeats: int = REPEATS, failed: dict[str, str] | None = None
+    sides: dict[str, Side],
+    repeats: int = REPEATS,
+    failed: dict[str, str] | None = None,
+    seen: Callable[[str], object] = lambda name: None,
 ) -> dict[str, list[dict[str, float]]]:
     """Steps of all sides in turn, the first few left out.
 
-    With ``failed`` a side that ends is left out, and its last words are put there.
+    With ``failed`` a side that ends is left out, and its last words are put there. ``seen`` is
+    called with the name of a side after each of its steps.
     """
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     try:
@@ -234,6 +270,7 @@ def alternate(
                     failed[name] = str(error)
                     del found[name]
                     continue
+                seen(name)
                 if turn >= WARM_UP:
                     found[name].append(row)
     finally:
@@ -270,6 +307,42 @@ def split(rows: list[dict[str, float]]) -> dict[str, float]:
         {name for row in rows for name in row if name.startswith(("step_time", "time/"))}
     )
     return {name: round(median(row.get(name, 0.0) for row in rows), 3) for name in names}
+
+
+def smollm2(repeats: int = 6) -> None:
+    """Time GRPO of SmolLM2-135M-Instruct beside TRL's, and write it with the memory of both."""
+    import psutil
+    import torch
+
+    from rlkd_lab.training.environment import describe_environment
+
+    config = config_of("smollm2")
+    batch = config.prompts_per_step * config.group_size // 2
+    sides = {
+        "trl": Side("trl", str(batch), further=["smollm2"]),
+        "grpo": Side("ours", "grpo", further=["smollm2"]),
+    }
+    memory = dict.fromkeys(sides, 0)
+    rows = alternate(
+        sides,
+        repeats,
+        seen=lambda name: memory.update(
+            {name: max(memory[name], psutil.Process(sides[name].process.pid).memory_info().rss)}
+        ),
+    )
+    result = {
+        "command": "python benchmarks/step.py smollm2",
+        "setting": settings_of("smollm2") | {"repeats": repeats, "trl batch": batch},
+        "ratio_vs_trl": ratio(rows["trl"], rows["grpo"]),
+        "seconds": {name: split(each) for name, each in rows.items()},
+        "resident GiB after a step": {
+            name: round(each / 2**30, 2) for name, each in memory.items()
+        },
+        "environment": describe_environment(torch.device("cpu")),
+    }
+    target = Path(__file__).parent / "results" / "smollm2.json"
+    target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
 
 
 def main() -> None:
@@ -338,7 +411,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        SERVE[sys.argv[1]](sys.argv[2])
+    if sys.argv[1:] == ["smollm2"]:
+        smollm2()
+    elif len(sys.argv) > 1:
+        SERVE[sys.argv[1]](*sys.argv[2:])
     else:
         main()

@@ -3,6 +3,7 @@
     python notebooks/record.py            # hours on two cores; can be stopped and started again
     python notebooks/record.py kdrl-k3    # some of them, by the beginning of their names
     python notebooks/record.py figure     # figures/four_methods.png from what is there
+    python notebooks/record.py smollm2    # the runs, tables and figure of runs/smollm2/study (benchmarks/smollm2.toml)
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ OTHERS = {
     "kd_forward": ("kd_forward", {}),
     "gkd": ("gkd", {}),
 }
+SMOLLM2 = HERE.parent / "runs" / "smollm2" / "study"
 TWO_SEEDS = {
     "opd-self": ("opd", {"teacher": "self", "teacher_prompt": "{prompt}{steps}!"}),
     "opsa-slow": ("opsa", {"learning_rate": "1e-4"}),
@@ -60,17 +62,37 @@ def record(name: str, seed: int) -> None:
         except FloatingPointError as error:  # an outcome, not a mishap: what an unbounded ratio does
             print(f"{kept.name} failed: {error}")
             folder = RunFolder.open(work)
-    shutil.rmtree(kept.with_suffix(".new"), ignore_errors=True)
-    shutil.copytree(work, kept.with_suffix(".new"), ignore=shutil.ignore_patterns("checkpoints", "samples", "traces.parquet"))
-    (kept.with_suffix(".new") / "checkpoints").mkdir()
-    samples = kept.with_suffix(".new") / "samples"
-    samples.mkdir()
-    if seed == 0 and name in MAIN:
-        for kind in ("step", "probe"):
-            recorded = folder.sample_steps(kind)
-            for step in {recorded[0], recorded[-1]} if kind == "step" else recorded:
-                shutil.copy(work / "samples" / f"{kind}_{step:06d}.parquet", samples)
-    kept.with_suffix(".new").rename(kept)
+    keep(folder, kept, samples=seed == 0 and name in MAIN)
+
+
+def keep(folder: RunFolder, kept: Path, samples: bool) -> None:
+    """Copy a run without checkpoints; of its samples the probes and the first and last step, or none."""
+    new = kept.with_suffix(".new")
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(folder.path, new, ignore=shutil.ignore_patterns("checkpoints", "samples", "eval", "traces.parquet", "lock"))
+    (new / "checkpoints").mkdir()
+    (new / "samples").mkdir()
+    for kind in ("step", "probe") if samples else ():
+        recorded = folder.sample_steps(kind)
+        for step in {recorded[0], recorded[-1]} if kind == "step" else recorded:
+            shutil.copy(folder.path / "samples" / f"{kind}_{step:06d}.parquet", new / "samples")
+    shutil.rmtree(kept, ignore_errors=True)
+    new.rename(kept)
+
+
+def record_smollm2() -> None:
+    """Keep the runs of a real model, their tables and their figure."""
+    tables, groups = HERE.parent / "results" / "smollm2", dict[str, list[RunFolder]]()
+    tables.mkdir(exist_ok=True)
+    for table in ("runs.csv", "curves.parquet", "levels.csv", "outcomes.parquet", "sessions.jsonl", "sweep.json"):
+        shutil.copy(SMOLLM2 / table, tables)
+    for name in MAIN:
+        for path in sorted((SMOLLM2 / "runs" / name).glob("seed_*")):
+            kept = KEPT / f"smollm2-{name}-{path.name.removeprefix('seed_')}"
+            keep(RunFolder.open(path), kept, samples=path.name == "seed_0")
+            groups.setdefault(METHODS[name].title, []).append(RunFolder.open(kept))
+    figure = plot_groups(groups, ("reward", "kl_teacher_rev", "completions/mean_length", "entropy"))
+    save_figure(figure, HERE.parent / "figures" / "smollm2.png", [run for each in groups.values() for run in each], smoothing="trailing mean, 9 steps")
 
 
 def draw() -> None:
@@ -85,6 +107,9 @@ if __name__ == "__main__":
     add_common_bugs()
     if sys.argv[1:] == ["figure"]:
         draw()
+        sys.exit()
+    if sys.argv[1:] == ["smollm2"]:
+        record_smollm2()
         sys.exit()
     for name, seed in RUNS:
         if len(sys.argv) == 1 or any(f"{name}-{seed}".startswith(wanted) for wanted in sys.argv[1:]):

@@ -20,6 +20,7 @@ from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.study import pools
 from rlkd_lab.study import workers as module
 from rlkd_lab.study.eval_table import read_table
+from rlkd_lab.study.evaluation import Settings, check_splits
 from rlkd_lab.study.parts import by_arm, read_part
 from rlkd_lab.study.pools import on_ray
 from rlkd_lab.study.results import OVER, collect, curves, levels, over
@@ -27,6 +28,7 @@ from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep, settled
 from rlkd_lab.study.targets import task_of
 from rlkd_lab.study.watch import run_watched
 from rlkd_lab.study.workers import choose, run_sweep, stages
+from rlkd_lab.tasks.verifier import guarded
 from rlkd_lab.training import run
 from rlkd_lab.training.data import data_of
 from rlkd_lab.training.fingerprint import RESULTS
@@ -477,6 +479,15 @@ class Sums:
     ):
         run_sweep(sweep, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_more_test_prompts_than_validation_rows_raise_no_warning(tmp_path, recwarn):
+    """The sweep asks test rows; how many validation rows there are is another matter."""
+    rows = [("question", "answer", "split"), ("1+1?", 2, "train"), ("2+1?", 3, "validation")]
+    rows += [(f"{i}+3?", i + 3, "test") for i in range(8)]
+    (tmp_path / "sums.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
+    check_splits(guarded(f"{tmp_path}/sums.csv"), Settings(prompts=8))
+    assert not recwarn.list
 
 
 # --- choosing settings ----------------------------------------------------------------------------
