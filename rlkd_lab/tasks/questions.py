@@ -261,7 +261,7 @@ class QuestionTask:
 
     def score(self, completion: str, example: Example) -> Score:
         answer, marked = final_answer(completion)
-        found = grade(example.answer, answer, marked)
+        found = grade(example.answer, answer, marked, example.prompt)
         parts = {
             "accuracy": float(found.correct),
             "format": float(marked),

@@ -6,7 +6,7 @@ import hashlib
 
 from rlkd_lab.training.config import RunConfig
 
-RESULTS = 4
+RESULTS = 5
 """The version of everything that makes results from a config and a seed.
 
 Raise it with every change after which they give other rows: of draws, prompts, losses, or order of

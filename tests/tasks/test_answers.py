@@ -56,6 +56,48 @@ def test_every_pair_has_its_verdict():
     assert not wrong, "\n".join(wrong)
 
 
+NOT_COMPUTED = (
+    "10 + 7", "7 + 10", "It is 7+10.", "\\boxed{10 + 7}", "10 plus 7", "x = 10 + 7", "8 + 9",
+    "17 * 1", "20 - 3", "\\frac{10+7}{1}", "10 + 7; 15", "10 + 7_{15}", "10 + 7 — 15",
+    "10 + 7 ≈ 10 + 7", "(10 + 7)", "10 \\! + 7",
+)  # fmt: skip
+COMPUTED = (
+    "17", "10 + 7 = 17", "10 + 7 is 17 apples", "17 = 10 + 7", "34/2", "1.7 \\times 10^1",
+    "The sum of 10 and 7 is 17", "10 + 7 ≈ 17", "a 17-foot board", "(17)", "\\boxed{x = 17}",
+)  # fmt: skip
+
+
+def test_an_answer_that_computes_nothing_is_wrong_where_the_reference_is_a_number():
+    """SmolLM2 learned to write ``10 + 7 ≈ 15``: the verifier read the left side."""
+    asked = Example("What is 10 plus 7?", "17", 0, "")
+    assert [text for text in NOT_COMPUTED if TASK.score(text, asked).correct] == []
+    assert [text for text in COMPUTED if not TASK.score(text, asked).correct] == []
+    repeated = [("What is 2^4?", "16", "2^4"), ("Write 3/4 as a decimal.", "0.75", "3/4")]
+    repeated += [("What is 4!?", "24", "4!"), (r"Find \sqrt{81}.", "9", r"\boxed{\sqrt{81}}")]
+    assert not any(TASK.score(text, Example(q, gold, 0, "")).correct for q, gold, text in repeated)
+    written = [("Subsets of four things?", "16", "2^4"), ("3 of 7 are red.", "3/7", "3/7")]
+    written += [("Add 2 and √3.", r"2+\sqrt{3}", r"\sqrt{3}+2"), ("Half of 0.5?", "0.25", "1/4")]
+    assert all(TASK.score(text, Example(q, gold, 0, "")).correct for q, gold, text in written)
+
+
+@MANY
+@given(
+    a=st.integers(1, 40),
+    b=st.integers(1, 40),
+    off=st.integers(-20, 20).filter(bool),
+    sign=st.sampled_from(["+", "*", "×", "-", "plus", "times", r"\times"]),
+    relation=st.sampled_from(["≈", "=", "is", ";", "→", r"\approx", "≅", "—", ",", "...", "?"]),
+    form=st.sampled_from(["{}", "\\boxed{{{}}}", "${}$", "The answer is {}."]),
+)
+def test_no_sign_before_a_wrong_number_makes_the_sum_the_answer(a, b, off, sign, relation, form):
+    value = a + b if sign in "+plus" else a - b if sign == "-" else a * b
+    asked = Example(f"What is {a} {sign} {b}?", str(value), 0, "")
+    assume(value + off not in (value, -value))
+    assert not TASK.score(form.format(f"{a} {sign} {b} {relation} {value + off}"), asked).correct
+    if relation in ("≈", "=", r"\approx") and sign not in ("plus", "times"):
+        assert TASK.score(form.format(f"{a} {sign} {b} {relation} {value}"), asked).correct
+
+
 def test_every_reference_equals_itself():
     golds = {pair["gold"] for pair in PAIRS if why_not(pair["gold"]) is None}
     assert len(golds) > 250

@@ -4,6 +4,7 @@ r"""Find answers in completions, read them by their kind, and compare them.
 - ``clean`` removes what only changes how an answer looks.
 - ``kinds`` holds the table of kinds, and reads an answer as one of them.
 - ``names`` cuts the name off an answer, as x of ``x = 5``.
+- ``restated`` finds answers that compute nothing, as 10 + 7.
 - ``numbers``, ``units``, ``quantities``, ``moments``, ``words``, ``groups`` each hold some kinds.
 - :mod:`rlkd_lab.tasks.mathematics` reads formulas, the kind of all the rest.
 """
@@ -18,6 +19,7 @@ from rlkd_lab.tasks import mathematics
 from rlkd_lab.tasks.answers.clean import clean
 from rlkd_lab.tasks.answers.extract import final_answer, pieces
 from rlkd_lab.tasks.answers.kinds import LONGEST, Answer, equal, read, read_beside
+from rlkd_lab.tasks.answers.restated import computes, not_computed
 
 __all__ = ["LONGEST", "Answer", "Grade", "equal", "final_answer", "grade", "read", "why_not"]
 
@@ -37,13 +39,16 @@ class Grade:
 
 
 @lru_cache(maxsize=2048)
-def grade(gold: str, answer: str, marked: bool = True) -> Grade:
+def grade(gold: str, answer: str, marked: bool = True, question: str | None = None) -> Grade:
     r"""Compare an answer with a reference. Never raises.
 
     Args:
         gold: reference answer.
         answer: final answer of a completion, as :func:`final_answer` gives it.
         marked: whether the completion marked it; else ``answer`` is a line that holds it.
+        question: what was asked. Where the reference is a plain number, an answer that computes
+            nothing is wrong, such as 10 + 7
+            (:func:`~rlkd_lab.tasks.answers.restated.not_computed`).
 
     >>> grade("1/2", "0.5")
     Grade(correct=True, text='1/2')
@@ -53,9 +58,14 @@ def grade(gold: str, answer: str, marked: bool = True) -> Grade:
     if not answer:
         return Grade(False, None)
     reference = read(gold)
-    found = read_beside(reference, answer, marked) if reference else None
+    asked = question if reference and reference.kind.name == "number" else None
+    if asked and computes(gold):
+        asked = None
+    found = read_beside(reference, answer, marked, asked) if reference else None
     if reference and found and equal(reference, found):
         return Grade(True, reference.text(reference))
+    if asked and found is None and not_computed(answer, asked):
+        return Grade(False, None)
     name = found.text(reference) if found else ""
     if not name:
         other = read(answer) if marked else next(filter(None, map(read, pieces(answer))), None)

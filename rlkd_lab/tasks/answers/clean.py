@@ -13,6 +13,7 @@ _SIGNS = {
     "∪": r" \cup ", "∈": r" \in ", "ℝ": r"\mathbb{R}", "∅": r"\emptyset", "±": r" \pm ",
     "°": r"^\circ ", "½": " 1/2", "¼": " 1/4", "¾": " 3/4",
     "⅓": " 1/3", "⅔": " 2/3", "⅛": " 1/8", "⅜": " 3/8", "⅝": " 5/8", "⅞": " 7/8", "≡": r" \equiv ",
+    "≅": r" \cong ", "≃": r" \simeq ",
     "’": "'", "“": '"', "”": '"', "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "",
     **{chr(0x2080 + digit): f"_{digit}" for digit in range(10)},
 }  # fmt: skip
@@ -21,6 +22,7 @@ _NAMES = [
     (r"\\(?:leq?slant|leq)(?![A-Za-z])", r"\\le"),
     (r"\\(?:geq?slant|geq)(?![A-Za-z])", r"\\ge"),
     (r"\\neq(?![A-Za-z])", r"\\ne"),
+    (r"\\(?:approxeq|thickapprox)(?![A-Za-z])", r"\\approx"),
     (r"\\lt(?![A-Za-z])|&lt;", "<"),
     (r"\\gt(?![A-Za-z])|&gt;", ">"),
     (r"\\(?:lbrace|lbrack)(?![A-Za-z])", r"\\{"),

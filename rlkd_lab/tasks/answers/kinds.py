@@ -26,6 +26,7 @@ from rlkd_lab.tasks.answers.quantities import (
     same,
     span,
 )
+from rlkd_lab.tasks.answers.restated import not_computed
 
 LONGEST = 200
 """Characters of an answer; a longer one is not read."""
@@ -119,19 +120,25 @@ def read(text: str) -> Answer | None:
         return None
 
 
-def read_beside(gold: Answer, text: str, marked: bool) -> Answer | None:
+def read_beside(
+    gold: Answer, text: str, marked: bool, question: str | None = None
+) -> Answer | None:
     """Read a completion's answer as the kind of the reference. Never raises.
 
     Args:
         gold: the reference.
         text: the final answer, or a line that holds it.
         marked: whether the completion marked it, as in a box.
+        question: what was asked. An answer that computes nothing is none
+            (:func:`~rlkd_lab.tasks.answers.restated.not_computed`).
     """
     try:
-        if len(text) > 4 * LONGEST:
+        if len(text) > 4 * LONGEST or (question and not_computed(text, question)):
             return None
         parts = [text] if marked else pieces(text)
         for piece in reversed(parts) if gold.kind.name == "word" else parts:
+            if question and not_computed(piece, question):
+                continue
             found = _read_as(gold.kind, clean(piece), beside=True)
             if found is not None:
                 return found

@@ -3,8 +3,10 @@ r"""The names that answers are given to, as x in ``x = 5``."""
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
-from rlkd_lab.tasks.answers.numbers import NotANumber, close, number
+from rlkd_lab.tasks import mathematics
+from rlkd_lab.tasks.answers.numbers import NotANumber, Number, close, number
 from rlkd_lab.tasks.answers.quantities import quantity
 
 MOST_SIDES = 8
@@ -39,17 +41,21 @@ _COORDINATES = re.compile(
     r"([A-Za-z])\s*=\s*([^,=]+?)\s*(?:,|\band\b)\s*([A-Za-z])\s*=\s*([^,=]+)\Z"
 )
 EQUALS = re.compile(r"(?<![<>!:])=(?![=>])")
+ROUNDS = re.compile(r"\\approx(?![A-Za-z])")
 
 
 def named(text: str, beside: bool) -> tuple[str, str | None]:
     """Cut ``x = 5`` into x and 5.
 
     The sides of ``2 + 3 = 5`` must agree, else the rest is ``None``. A reference ``m + n = 5`` is
-    an equation; beside a reference 5, it names a 5.
+    an equation; beside a reference 5, it names a 5. The sides of ``10/3 \\approx 3.33`` must agree
+    to the last place of the decimal.
     """
     name = ""
     while (match := _NAME.match(text)) and (beside or not match.group("sum")):  # x = y = 5
         name, text = name or match.group("name").strip(), match.group("rest").strip()
+    if ROUNDS.search(text):
+        return name, _exact(text)
     sides = [side.strip() for side in EQUALS.split(text)]
     if len(sides) == 1:
         return name, text
@@ -67,6 +73,40 @@ def named(text: str, beside: bool) -> tuple[str, str | None]:
             values.append(value.number)
     agreed = all(close(one, values[-1]) for one in values)
     return name, sides[-1] if agreed else None
+
+
+def _exact(text: str) -> str | None:
+    r"""Return the first side of ``10/3 \approx 3.33``; ``None``: another side is not it, rounded.
+
+    Where the first side is no number, as in ``2\pi r \approx 6.28 r``, all stays as it is.
+    """
+    sides = [side.strip() for each in ROUNDS.split(text) for side in EQUALS.split(each)]
+    if len(sides) > MOST_SIDES:
+        return None
+    first, *others = map(_number_in, sides)
+    if first is None:
+        return text
+    agreed = all(other is not None and _rounded(first, other) for other in others)
+    return sides[0] if agreed else None
+
+
+def _number_in(side: str) -> Number | None:
+    try:
+        return number(re.sub("[$€£¥₹]", "", side))
+    except NotANumber:
+        value = quantity(side)
+        return value.number if value is not None else mathematics.numeric(side)
+
+
+def _rounded(exact: Number, other: Number) -> bool:
+    """Return whether a number is another one, rounded or cut at its last place."""
+    if close(exact, other):
+        return True
+    if not exact.step and not other.step and exact.value.denominator == 1:
+        return False  # two whole numbers, or 3 and 10/3
+    full, cut = (other, exact) if exact.step > other.step else (exact, other)
+    unit, gap = cut.step or Fraction(1), abs(exact.value - other.value)
+    return 2 * gap <= unit or (abs(cut.value) < abs(full.value) and gap < unit)
 
 
 def point(text: str) -> str:
