@@ -12,7 +12,7 @@ A sweep is a TOML file:
     samples = 8
 
     [tune]                          # left out: nothing is chosen
-    seed = 1000
+    seed = 1000                     # or a list: the mean over them decides
 
     [[arms]]
     name = "kdrl"
@@ -89,11 +89,19 @@ class Evaluation(_Strict):
 
 
 class Tuning(_Strict):
-    """How each arm's settings are chosen: by the final accuracy of its trials on validation."""
+    """How each arm's settings are chosen: by the final accuracy of its trials on validation.
 
-    seed: Annotated[int, Field(ge=0)] = 1000
+    With several seeds every trial is run with each, and the mean decides.
+    """
+
+    seed: Annotated[int, Field(ge=0)] | list[Annotated[int, Field(ge=0)]] = 1000
     prompts: Annotated[int, Field(ge=1)] = 256
     samples: Annotated[int, Field(ge=1)] = 4
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds as a list."""
+        return self.seed if isinstance(self.seed, list) else [self.seed]
 
 
 class Arm(_Strict):
@@ -137,9 +145,9 @@ class Sweep(_Strict):
                 the trials is among the seeds that count.
         """
         assert self.tune is not None
-        if self.tune.seed in self.all_seeds:
+        if both := sorted(set(self.tune.seeds) & set(self.all_seeds)):
             raise ValueError(
-                f"seed {self.tune.seed} chooses the settings, so it cannot be among the seeds"
+                f"seed {both[0]} chooses the settings, so it cannot be among the seeds"
                 " that count: give [tune] another one"
             )
         count = len(self.arms[0].trials)
@@ -158,7 +166,7 @@ class Sweep(_Strict):
         return Sweep(
             preset=self.preset,
             steps=self.steps,
-            seeds=[self.tune.seed],
+            seeds=self.tune.seeds,
             settings=self.settings | quiet,
             evaluate=Evaluation(
                 prompts=self.tune.prompts, samples=self.tune.samples, split="validation", ood=False

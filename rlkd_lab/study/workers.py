@@ -126,21 +126,23 @@ def stages(sweep: Sweep, out: str | Path) -> Iterator[tuple[Sweep, Path]]:
 def choose(sweep: Sweep, out: Path) -> None:
     """Write for each arm its best trial, the one with the highest mean validation accuracy.
 
-    Of equals the first is taken. A trial that diverged or was moved by hand has no accuracy.
+    Of equals the first is taken. A trial has no accuracy if one of its seeds diverged or was moved
+    by hand.
     """
     trials = sweep.tuning()
     missing = [job.arm for job in trials.jobs() if not over(job.folder(out / "tuning"))]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(trials.arms)} trials are not over, {missing[0]} for one:"
+            f"{len(missing)} of {len(trials.jobs())} trials are not over, {missing[0]} for one:"
             " start the sweep again"
         )
     runs = collect(trials, out / "tuning").set_index("arm")
+    reached = runs["id avg"] if "id avg" in runs else pd.Series(float("nan"), index=runs.index)
+    reached = reached.where(~left_out(runs)).groupby(level="arm", sort=False)
+    means = reached.agg(lambda seeds: seeds.mean(skipna=False))
     found = {}
     for arm in sweep.arms:
-        rows = runs.loc[[f"{arm.name}.{number}" for number in range(1, len(arm.trials) + 1)]]
-        means = rows["id avg"] if "id avg" in rows else pd.Series(float("nan"), index=rows.index)
-        scores = means.where(~left_out(rows)).tolist()
+        scores = [float(means[f"{arm.name}.{number}"]) for number in range(1, len(arm.trials) + 1)]
         known = [score for score in scores if score == score]
         if not known:
             raise ValueError(f"every trial of arm {arm.name} diverged: give it others")

@@ -614,6 +614,16 @@ def test_the_best_trial_is_chosen_the_first_of_equals_and_none_that_diverged(
     ]
 
 
+def test_with_several_seeds_the_mean_of_a_trial_decides_and_one_that_diverged_loses(tmp_path):
+    sweep = small(TRIALS, tune={**TUNE, "seed": [9, 8]})
+    assert [job.seed for job in sweep.tuning().jobs()] == [9, 9, 9, 9, 8, 8, 8, 8]
+    trial_folders(sweep, tmp_path, (0.9, 0.5, 0.4, 0.6, 0.1, 0.6, 0.3, None))
+    choose(sweep, tmp_path)
+    assert settled(sweep, tmp_path) == sweep.tuned({"grpo": 2, "sft": 1})
+    with pytest.raises(ValueError, match="seed 2 chooses the settings"):
+        small(TRIALS, tune={**TUNE, "seed": [9, 2]}, seeds=3).tuning()
+
+
 def test_trials_that_are_missing_or_all_diverged_choose_nothing(tmp_path):
     sweep = small(TRIALS, tune=TUNE)
     with pytest.raises(ValueError, match=r"4 of 4 trials are not over, grpo\.1 for one"):
