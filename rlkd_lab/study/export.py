@@ -86,6 +86,12 @@ def export_run(
         if out.exists():
             out.rmdir()
         beside.rename(out)
+        if not merged and target.base not in zoo_names() and Path(target.base).is_dir():
+            warnings.warn(
+                f"the adapter names its base as it was given, {target.base}, a folder of this"
+                " machine: from another place give it with rlkd eval --base FOLDER",
+                stacklevel=2,
+            )
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise

@@ -6,7 +6,9 @@ It says how to load the folder, and has method, knobs, merge, evaluation and run
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from rlkd_lab.runs.compare import flat
 from rlkd_lab.runs.overview import HOW_OFTEN
 from rlkd_lab.study import report
 from rlkd_lab.study.eval_table import read_table
+from rlkd_lab.study.evaluation import Settings
 from rlkd_lab.study.summary import SETS, summarise
-from rlkd_lab.study.targets import Target
+from rlkd_lab.study.targets import ASKED, Target
 from rlkd_lab.training import RunConfig
 from rlkd_lab.training.evaluation import evaluated_on
 from rlkd_lab.training.fingerprint import fingerprint
@@ -53,6 +56,8 @@ ELSEWHERE = {
     *HOW_OFTEN,
 }
 """Settings that stand elsewhere in the card, or do not change what is trained."""
+OPTIONS = ("split", "prompts", "samples", "temperature", "top_p", "top_k", "max_new_tokens")
+"""Of `rlkd eval`."""
 
 
 def model_card(
@@ -270,10 +275,7 @@ def _evaluation(
     whose = (
         " These are numbers of the policy as it was trained, before the merge." if merged else ""
     )
-    again = (
-        f"`rlkd eval {name} --quant {'none' if merged else target.quant} --task"
-        f" {config.task}` measures this folder."
-    )
+    again = f"`{_command(target, config, name, merged)}` measures this folder."
     if target.table is not None and target.table.exists():
         frame, record = read_table(target.table)
         summary = summarise(frame)
@@ -319,6 +321,31 @@ def _evaluation(
         f" {evaluated_on(config)}, {config.eval_samples} a prompt at T = 1; no intervals.{whose}"
     )
     return [settings, _table(("metric", "value"), measured), again]
+
+
+def _command(target: Target, config: RunConfig, name: str, merged: bool) -> str:
+    """Return the command that asks the folder as the run's student was asked."""
+    words = ["rlkd", "eval", name, "--quant", "none" if merged else target.quant]
+    words += ["--task", config.task]
+    asked: dict[str, Any] = {"max_new_tokens": config.max_new_tokens}
+    difficulty = config.difficulty
+    if target.table is not None and target.table.exists():
+        record = read_table(target.table)[1]
+        asked = {key: record[key] for key in OPTIONS}
+        difficulty = record["difficulty"]
+        words += [f"--no-{key}" for key in ("greedy", "ood") if not record[key]]
+    usual = {field.name: field.default for field in fields(Settings)}
+    for key, value in asked.items():
+        words += [] if value == usual[key] else [f"--{key.replace('_', '-')}", f"{value}"]
+    if difficulty is not None:
+        words += ["--difficulty", "-".join(map(str, difficulty))]
+    own = {key: getattr(config, key) for key in ASKED} | {
+        f"task.{key}": value for key, value in config.task_settings.items()
+    }
+    for key, value in own.items():
+        default = RunConfig.model_fields[key].default if key in RunConfig.model_fields else None
+        words += [] if value == default else ["--set", f"{key}={value}"]
+    return shlex.join(words)
 
 
 def _precision(quant: str) -> str:

@@ -67,7 +67,6 @@ class QuestionTask:
         self.template = template or TEMPLATE
         self.settings = dict(columns or {})
         self._rows: dict[Split, list[Example]] = {split: [] for split in SPLITS}
-        self._warned = False
         self._wanted: tuple[Split, ...] = ("train", "validation")
         self.left_out: dict[str, list[str]] = {}
         """Rows whose reference cannot be judged, by reason."""
@@ -245,13 +244,6 @@ class QuestionTask:
             raise ValueError(
                 f"{self.name} has no {split} row of difficulty {low}–{high}; it has"
                 f" {have or 'none at all'}"
-            )
-        if split != "train" and n > len(rows) and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{self.name} has {len(rows)} {split} rows: {n} prompts repeat them;"
-                f" eval_prompts={len(rows)} asks each once",
-                stacklevel=2,
             )
         rng = seeded(self.name, seed, split, low, high)
         found: list[Example] = []

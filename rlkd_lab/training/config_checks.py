@@ -79,6 +79,11 @@ def _check_needs(config: RunConfig) -> None:
             f"{config.method} needs a teacher: --set teacher=NAME, an embedded name"
             " (teacher, teacher-concise), a folder or a hub id"
         )
+    if config.patience and not config.eval_every:
+        raise ValueError(
+            f"patience={config.patience} counts evaluations, and eval_every=0 makes none: use --set"
+            " eval_every=N, or leave patience out"
+        )
     if config.interference_every and config.group_size < 2:
         raise ValueError(
             "interference compares the method with GRPO, which needs a group of 2 or"

@@ -99,7 +99,7 @@ def make_config(
         nearest(name, RunConfig.model_fields, "setting")
     for name, value in settings.items():
         _put(values, method, name, value)
-    values = _with_adapter(values, {*fields, *settings})
+    values = _with_teacher(_with_adapter(values, {*fields, *settings}), {*fields, *settings})
     return validated(_with_correction(_with_kl_every(values)))
 
 
@@ -167,6 +167,24 @@ def _put_by_name(values: dict[str, Any], method: str, name: str, value: str) -> 
         values[name] = (low, high or low)
     else:
         values[name] = value
+
+
+def _with_teacher(values: dict[str, Any], asked: set[str]) -> dict[str, Any]:
+    """Return the values with a teacher that fits a student which is not embedded.
+
+    The preset's embedded teacher has another tokenizer. With an adapter as teacher it gives way to
+    the student's base; a method that needs no teacher gets none.
+    """
+    student, teacher = (
+        str(values.get(name, RunConfig.model_fields[name].default))
+        for name in ("student", "teacher")
+    )
+    if "teacher" in asked or student in zoo_names() or teacher not in zoo_names():
+        return values
+    if values.get("teacher_adapter"):
+        return {**values, "teacher": student}
+    needs = METHODS[values["method"]].needs & {"teacher", "traces", "divergence"}
+    return values if needs else {**values, "teacher": None}
 
 
 def _with_kl_every(values: dict[str, Any]) -> dict[str, Any]:

@@ -77,12 +77,13 @@ def fit_prompts(
         found.append(
             check_drawn(f"{task.name}, out of distribution", hard, harder, config.long_prompts)
         )
+    repeated = _asked_twice(task, config) if config.eval_task is None else []
     notes = [note for lm in (student, *teachers) for note in lm.prompts.notes()]
     return Asked(
         drawn,
         found[0].longest,
         data,
-        [each.told for each in found if each.told] + list(dict.fromkeys(notes)),
+        [each.told for each in found if each.told] + repeated + list(dict.fromkeys(notes)),
     )
 
 
@@ -108,6 +109,7 @@ def fit_evaluation(
     )
     if found.told:
         asked.told.append(found.told)
+    asked.told += _asked_twice(task, config)
     if isinstance(inner, QuestionTask) and isinstance(own, QuestionTask):
         known = {row.id for row in own.rows("train")}
         both = sum(row.id in known for row in inner.rows("validation"))
@@ -116,6 +118,18 @@ def fit_evaluation(
                 f"{task.name}: {both:,} of its questions are trained on too, so its accuracy is"
                 " not of held-out prompts"
             )
+
+
+def _asked_twice(task: GuardedTask, config: RunConfig) -> list[str]:
+    """Return a sentence if evaluations during training ask rows twice."""
+    inner = task.task
+    rows = len(inner.rows("validation")) if isinstance(inner, QuestionTask) else 0
+    if not config.eval_every or not 0 < rows < config.eval_prompts:
+        return []
+    return [
+        f"{task.name} has {rows} validation rows: {config.eval_prompts} prompts repeat them;"
+        f" eval_prompts={rows} asks each once"
+    ]
 
 
 def _of_teacher(config: RunConfig, student: LanguageModel, own: Limit) -> Limit:

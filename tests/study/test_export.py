@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shlex
 import shutil
 import warnings
 from types import SimpleNamespace
@@ -16,13 +17,22 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, pipeline
+from typer.testing import CliRunner
 
+from rlkd_lab.commands import app
 from rlkd_lab.models import LanguageModel, load_policy, locate
 from rlkd_lab.models.merging import kl_per_token
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.rollouts.traces import sequences_of
 from rlkd_lab.runs import RunFolder
-from rlkd_lab.study import Settings, evaluate_target, find_target, task_of, write_table
+from rlkd_lab.study import (
+    Settings,
+    evaluate_target,
+    find_target,
+    read_table,
+    task_of,
+    write_table,
+)
 from rlkd_lab.study.eval_table import about
 from rlkd_lab.study.export import export_run
 from rlkd_lab.training import config_of, make_config, run
@@ -438,7 +448,7 @@ def test_moves_by_hand_up_to_the_step(copied, tmp_path):
 
 
 def test_the_evaluation_is_the_one_of_that_step_and_is_said_to_be_before_the_merge(
-    copied, tmp_path
+    copied, tmp_path, monkeypatch
 ):
     target = find_target(str(copied.path))
     asked, task = (
@@ -460,13 +470,19 @@ def test_the_evaluation_is_the_one_of_that_step_and_is_said_to_be_before_the_mer
         "base in NF4",
         "bootstrap over prompts",
     )
-    for words in (*rows, *settings, "`rlkd eval adapter --quant nf4 --task arithmetic`"):
+    for words in (*rows, *settings, "`rlkd eval adapter --quant nf4 --task arithmetic "):
         assert words in told, words
+    command = shlex.split(re.search("`rlkd (eval .*?)`", told)[1])
+    monkeypatch.chdir(tmp_path)
+    again = CliRunner().invoke(app, [*command, "--out", "again.parquet"])
+    assert again.exit_code == 0, again.output
+    asked_again, _ = read_table(tmp_path / "again.parquet")
+    assert asked_again["completion"].tolist() == frame["completion"].tolist()
     assert "before the merge" not in told
     export_run(copied.path, tmp_path / "merged", merged=True)
     told = section(tmp_path / "merged", "Evaluation")
     assert "policy as it was trained, before the merge" in told
-    assert "`rlkd eval merged --quant none --task arithmetic`" in told
+    assert "`rlkd eval merged --quant none --task arithmetic " in told
     export_run(copied.path, tmp_path / "first", checkpoint=1)  # the table is of step 2
     assert section(tmp_path / "first", "Evaluation").strip().startswith("Not evaluated.")
 

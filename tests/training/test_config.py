@@ -278,6 +278,23 @@ def test_kls_that_nobody_needs_are_rarer_with_models_of_ones_own():
     assert make_config("kdrl", teacher="self", teacher_prompt="{answer}").kl_every == 1
 
 
+def test_the_embedded_teacher_of_a_preset_gives_way_to_a_student_that_is_not_embedded():
+    def teacher(method, **given):
+        return make_config(method, **given).teacher
+
+    assert teacher("grpo") == "teacher"
+    assert teacher("grpo", student="a/b") is None
+    assert teacher("grpo", student="a/b", teacher="teacher") == "teacher"  # asked for
+    assert teacher("kdrl", student="a/b", teacher_adapter="c") == "a/b"
+    assert teacher("kdrl", student="a/b") == "teacher"  # refused when the pair is looked at
+    assert teacher("grpo", student="a/b", preset="gsm8k-1.5b") == "Qwen/Qwen2.5-7B-Instruct"
+
+
+def test_patience_without_evaluations_is_refused():
+    with pytest.raises(ValueError, match="patience=2 counts evaluations, and eval_every=0 makes"):
+        make_config("grpo", patience=2, eval_every=0)
+
+
 def test_likely_mistakes_say_what_to_do():
     (cut,) = likely_mistakes(make_config("grpo", settings={"top_p": "0.9"}))
     assert "top_p" in cut
