@@ -156,8 +156,9 @@ def _say_end(path: Path) -> None:
     if not is_first():
         return
     status = RunFolder.open(path).status()
+    ended = f"; it ended {status['why']}" if status.get("why") else ""
     say(
-        f"done: {path}"
+        f"done: {path}{ended}"
         if status["state"] == "done"
         else f"stopped at step {status['step']}; `rlkd resume {path}` goes on"
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,8 +48,8 @@ def evaluated_on(config: RunConfig) -> str:
 def evaluation_task(config: RunConfig, own: GuardedTask) -> GuardedTask:
     """Return the task that evaluations ask: another one, or the run's own.
 
-    Rows take the prompt template and the columns of the run's task. All of them are asked, unless
-    they name splits.
+    Rows take the prompt template of the run's task, and its columns where the file has them. All
+    rows are asked, unless they name splits.
 
     Raises:
         ValueError, OSError: in one sentence.
@@ -58,7 +59,13 @@ def evaluation_task(config: RunConfig, own: GuardedTask) -> GuardedTask:
         return own
     template = None if name in EMBEDDED else config.prompt_template
     columns = config.task_settings if isinstance(own.task, QuestionTask) else {}
-    task = guarded(name, columns if holds_rows(name) else {}, template, config.verifier_seconds)
+    ask = partial(guarded, template=template, seconds=config.verifier_seconds)
+    try:
+        task = ask(name, columns if holds_rows(name) else {})
+    except ValueError as error:
+        if "has no column" not in str(error):
+            raise
+        task = ask(name, {})  # the usual names
     if isinstance(task.task, QuestionTask):
         task.task.hold_out()
     return task

@@ -109,7 +109,7 @@ def fit_evaluation(
     )
     if found.told:
         asked.told.append(found.told)
-    asked.told += _asked_twice(task, config)
+    asked.told.extend(_asked_twice(task, config))
     if isinstance(inner, QuestionTask) and isinstance(own, QuestionTask):
         known = {row.id for row in own.rows("train")}
         both = sum(row.id in known for row in inner.rows("validation"))

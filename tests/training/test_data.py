@@ -303,6 +303,7 @@ def test_evaluations_ask_another_file_and_say_so(tiny, tmp_path, monkeypatch):
     splits = ["train"] * 5 + ["validation"]
     own = [{**row, "split": split} for row, split in zip(rows, splits, strict=True)]
     other = [*rows[3:5], {"question": "7-7?", "answer": "0"}]
+    own = [{"Frage": row.pop("question"), **row} for row in own]  # the other file has usual names
     for name, part in (("train", own), ("held", other)):
         lines = "\n".join(map(json.dumps, part))
         (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
@@ -311,6 +312,7 @@ def test_evaluations_ask_another_file_and_say_so(tiny, tmp_path, monkeypatch):
         "grpo",
         task=str(tmp_path / "train.jsonl"),
         difficulty=None,
+        task_settings={"question": "Frage"},
         prompt_template="{question}",
         eval_task=held,
         eval_every=1,
