@@ -448,6 +448,9 @@ def test_eval_of_a_run_against_the_model_that_it_started_from(rlkd, runs):
     other, record = read_table(written.with_name("step_000002-against.parquet"))
     assert record["model"]["name"] == "student"
     assert other["prompt_id"].tolist() == frame["prompt_id"].tolist()
+    assert "this replaces" not in result.output
+    again = rlkd("eval", runs / "grpo", "--split", "validation", *FEW)
+    assert "this replaces the evaluation on arithmetic, split test, in " in again.output
 
 
 def test_eval_as_json_is_one_object_and_nothing_else(rlkd, runs, tmp_path):
