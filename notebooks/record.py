@@ -12,11 +12,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from rlkd_lab.lab.course.common_bugs import add_common_bugs
 from rlkd_lab.objectives import METHODS
 from rlkd_lab.plots import plot_groups, save_figure
 from rlkd_lab.progress import progress
 from rlkd_lab.runs import RunFolder
+from rlkd_lab.study import read_table, summarise
 from rlkd_lab.training import load_or_train, make_config
 
 HERE = Path(__file__).parent
@@ -91,8 +94,22 @@ def record_smollm2() -> None:
             kept = KEPT / f"smollm2-{name}-{path.name.removeprefix('seed_')}"
             keep(RunFolder.open(path), kept, samples=path.name == "seed_0")
             groups.setdefault(METHODS[name].title, []).append(RunFolder.open(kept))
+    tables_of(tables / "accuracy.csv")
     figure = plot_groups(groups, ("reward", "kl_teacher_rev", "completions/mean_length", "entropy"))
     save_figure(figure, HERE.parent / "figures" / "smollm2.png", [run for each in groups.values() for run in each], smoothing="trailing mean, 9 steps")
+
+
+def tables_of(out: Path) -> None:
+    """Write what the test prompts say of the model before, of its teacher and of each run."""
+    found = {"before training": SMOLLM2.parent / "before.parquet", "teacher": SMOLLM2.parent / "teacher.parquet"}
+    found |= {f"{METHODS[name].title}, seed {path.parts[-3][5:]}": path for name in MAIN for path in sorted(SMOLLM2.glob(f"runs/{name}/seed_*/eval/*.parquet"))}
+    rows = {}
+    for label, path in found.items():
+        numbers = summarise(read_table(path)[0]).query("difficulty == 'all'").set_index("measure")
+        right = (numbers.loc["avg", ["value", "low", "high"]].astype(float) * 100).round(1)
+        rows[label] = [*right, round(100 * numbers.loc["greedy", "value"], 1), round(numbers.loc["length", "value"], 1)]
+    columns = ["right, %", "95 % from", "to", "greedy, %", "tokens"]
+    pd.DataFrame.from_dict(rows, "index", columns=columns).to_csv(out)
 
 
 def draw() -> None:

@@ -80,7 +80,7 @@ def plot_runs(
                 (curve,) = axes.plot(at, values, marker="o", markersize=3, **look)
             else:
                 axes.plot(at, values, color=look["color"], alpha=0.25, linewidth=0.6)
-                smooth = values.rolling(window, min_periods=1).mean()
+                smooth = _trailing(values, window)
                 (curve,) = axes.plot(at, smooth, **look)
             several = f", {counts[method]} runs" if counts[method] > 1 else ""
             label = literal(title_of(method), legend=True) + several
@@ -129,7 +129,7 @@ def plot_groups(
             if not curves:
                 continue
             if not evaluated:
-                curves = [curve.rolling(window, min_periods=1).mean() for curve in curves]
+                curves = [_trailing(curve, window) for curve in curves]
             for curve in curves:
                 axes.plot(curve, alpha=0.25, linewidth=0.6, color=styles[label][0])
             mean = pd.concat(curves, axis=1, join="inner").mean(axis=1)  # where all have a value
@@ -218,6 +218,12 @@ def _seeds(
 
 
 # --- panels ---------------------------------------------------------------------------------------
+
+
+def _trailing(values: pd.Series, window: int) -> pd.Series:
+    """Return the trailing mean over so many steps, of a metric that not every step may have."""
+    steps = range(int(values.index.min()), int(values.index.max()) + 1)
+    return values.reindex(steps).rolling(window, min_periods=1).mean().loc[values.index]
 
 
 def _x_values(frame: pd.DataFrame, x: XAxis) -> pd.Series:

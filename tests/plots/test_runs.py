@@ -280,6 +280,20 @@ def test_a_group_is_the_mean_of_its_seeds_with_each_behind_it(make):
     assert words(plot_groups({"GRPO": runs[:1]}, ["reward"]))[1].startswith("one seed · ")
 
 
+def test_a_metric_of_every_fifth_step_is_smoothed_over_steps_and_not_over_its_rows(make):
+    run = make(steps=12)
+    rows = [row | ({} if row["step"] % 5 == 1 else {"reward": None}) for row in run.rows()]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second, third = (rows[step]["reward"] for step in (0, 5, 10))
+    for figure in (
+        plot_groups({"GRPO": [run]}, ["reward"], window=6),
+        plot_runs([run], ["reward"], window=6),
+    ):
+        _, (mean,) = lines(figure)
+        expected = [first, (first + second) / 2, (second + third) / 2]
+        np.testing.assert_allclose(mean.get_ydata(), expected)
+
+
 def test_groups_of_one_method_have_shades_of_one_colour_and_styles_of_their_own(make):
     groups = {
         "k2": [make("kdrl", 0, name="a")],
