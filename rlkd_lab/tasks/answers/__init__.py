@@ -64,6 +64,15 @@ def grade(gold: str, answer: str, marked: bool = True, question: str | None = No
     found = read_beside(reference, answer, marked, asked) if reference else None
     if reference and found and equal(reference, found):
         return Grade(True, reference.text(reference))
+    small = gold.strip()
+    if (
+        reference
+        and found
+        and len(small) == 1
+        and small.islower()
+        and found.text() == small.upper()
+    ):
+        return Grade(True, reference.text(reference))  # "H" where the letter h is asked for
     if asked and found is None and not_computed(answer, asked):
         return Grade(False, None)
     name = found.text(reference) if found else ""
