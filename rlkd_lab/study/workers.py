@@ -138,11 +138,11 @@ def choose(sweep: Sweep, out: Path) -> None:
         )
     runs = collect(trials, out / "tuning").set_index("arm")
     reached = runs["id avg"] if "id avg" in runs else pd.Series(float("nan"), index=runs.index)
-    reached = reached.where(~left_out(runs)).groupby(level="arm", sort=False)
-    means = reached.agg(lambda seeds: seeds.mean(skipna=False))
+    by_trial = reached.where(~left_out(runs)).groupby(level="arm")
+    means: dict[str, float] = {str(trial): seeds.mean(skipna=False) for trial, seeds in by_trial}
     found = {}
     for arm in sweep.arms:
-        scores = [float(means[f"{arm.name}.{number}"]) for number in range(1, len(arm.trials) + 1)]
+        scores = [means[f"{arm.name}.{number}"] for number in range(1, len(arm.trials) + 1)]
         known = [score for score in scores if score == score]
         if not known:
             raise ValueError(f"every trial of arm {arm.name} diverged: give it others")
