@@ -181,13 +181,13 @@ def _evaluate(
         else []
     )
     frames, records = [], []
-    _say_what_is_replaced(written, task.name, settings)
     for one, path in zip(pair, written, strict=True):
         frames.append(
             evaluate_target(one.load(), task, settings, progress=not as_json, readers=readers)
         )
         records.append(about(one.describe(), task, settings))
         if path is not None:
+            _say_what_is_replaced(path, task.name, settings)
             write_table(path, frames[-1], records[-1])
     shown = Compared(ours, theirs, frames, [summarise(frame, ks) for frame in frames], ks)
     kept = [str(path) for path in written if path is not None]
@@ -206,21 +206,20 @@ def _evaluate(
     say(f"every completion: {', '.join(kept)}" if kept else where)
 
 
-def _say_what_is_replaced(written: list[Path | None], task: str, settings: Any) -> None:
-    """Warn of tables that hold an evaluation of another kind."""
+def _say_what_is_replaced(path: Path, task: str, settings: Any) -> None:
+    """Warn of a table that holds an evaluation of another kind."""
     from rlkd_lab.study.eval_table import read_record
 
-    for path in (path for path in written if path is not None and path.exists()):
-        try:
-            record = read_record(path)
-        except (OSError, ValueError):  # a damaged one is replaced as well
-            continue
-        if (record["task"], record["split"]) != (task, settings.split):
-            say(
-                f"rlkd: warning: this replaces the evaluation on {record['task']}, split"
-                f" {record['split']}, in {path}: --out FILE.parquet keeps both",
-                err=True,
-            )
+    try:
+        record = read_record(path)
+    except (OSError, ValueError):  # there is none, or a damaged one
+        return
+    if (record["task"], record["split"]) != (task, settings.split):
+        say(
+            f"rlkd: warning: this replaces the evaluation on {record['task']}, split"
+            f" {record['split']}, in {path}: --out FILE.parquet keeps both",
+            err=True,
+        )
 
 
 def _tables(ours: list[Any], theirs: list[Any], out: Path | None) -> list[Path | None]:

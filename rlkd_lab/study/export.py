@@ -86,16 +86,21 @@ def export_run(
         if out.exists():
             out.rmdir()
         beside.rename(out)
-        if not merged and target.base not in zoo_names() and Path(target.base).is_dir():
-            warnings.warn(
-                f"the adapter names its base as it was given, {target.base}, a folder of this"
-                " machine: from another place give it with rlkd eval --base FOLDER",
-                stacklevel=2,
-            )
+        if not merged:
+            _warn_of_a_local_base(target.base)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
     return found
+
+
+def _warn_of_a_local_base(base: str) -> None:
+    if base not in zoo_names() and Path(base).is_dir():
+        warnings.warn(
+            f"the adapter names its base as it was given, {base}, a folder of this machine: from"
+            " another place give it with rlkd eval --base FOLDER",
+            stacklevel=3,
+        )
 
 
 def _validation_prompts(target: Target) -> list[str]:
