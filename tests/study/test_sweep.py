@@ -373,13 +373,14 @@ if __name__ == "__main__":
         assert time.monotonic() < until
         assert process.poll() is None
         time.sleep(0.05)
-    # the two that hold runs; other children are Python's own fork server and resource tracker
+    # those that hold runs, two unless one is done already; other children are Python's own fork
+    # server and resource tracker
     workers = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
         if any(str(tmp_path / "out") in file.path for file in child.open_files())
     ]
-    assert len(workers) == 2
+    assert workers
     process.kill()  # the parent alone: its workers must not go on without it
     process.wait()
     _, alive = psutil.wait_procs(workers, timeout=30)
