@@ -334,14 +334,7 @@ def main() -> None:
     page = ROOT / "docs" / "speed.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
     page.write_text(
-        before
-        + MARKS[0]
-        + "\n"
-        + table()
-        + real_model()
-        + "\n"
-        + MARKS[1]
-        + rest.partition(MARKS[1])[2],
+        f"{before}{MARKS[0]}\n{table()}{real_model()}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}",
         encoding="utf-8",
     )
 

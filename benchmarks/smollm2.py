@@ -19,6 +19,7 @@ import csv
 import random
 import sys
 import tempfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -33,8 +34,8 @@ LARGEST, TEACHERS = 12, 40
 """Largest number in the questions, and in further sums that the teacher learns."""
 TEST, VALIDATION = 256, 32
 WORDS = {"+": ("+", "plus"), "*": ("*", "times")}
-ASKED = 'What is {question}? Say "The answer is" and the number.'
-SYSTEM = "Answer briefly."
+ASKED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["settings"]
+"""How the sweep asks; the teacher is asked so too."""
 
 
 def write_model(package: Path, out: Path) -> None:
@@ -91,7 +92,7 @@ def lessons() -> list[tuple[str, int]]:
 def train_teacher(model: Path, out: Path, steps: int = 200, size: int = 32) -> None:
     """Train an adapter on right texts of the form "The answer is 12." (SFT), and save it."""
     tokenizer = AutoTokenizer.from_pretrained(model)
-    asked = PromptFormat.of(tokenizer, str(model), "auto", SYSTEM)
+    asked = PromptFormat.of(tokenizer, str(model), "auto", ASKED["system_prompt"])
     torch.manual_seed(0)
     policy = get_peft_model(
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16),
@@ -101,7 +102,9 @@ def train_teacher(model: Path, out: Path, steps: int = 200, size: int = 32) -> N
     draw, known = random.Random(0), lessons()
     for step in trange(steps, desc="teacher"):
         batch = draw.sample(known, size)
-        prompts = asked.ids([ASKED.replace("{question}", question) for question, _ in batch])
+        prompts = asked.ids(
+            [ASKED["prompt_template"].replace("{question}", question) for question, _ in batch]
+        )
         texts = [f"The answer is {answer}.{tokenizer.eos_token}" for _, answer in batch]
         rows = [
             (prompt, tokenizer(text, add_special_tokens=False)["input_ids"])

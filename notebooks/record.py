@@ -94,12 +94,12 @@ def record_smollm2() -> None:
             kept = KEPT / f"smollm2-{name}-{path.name.removeprefix('seed_')}"
             keep(RunFolder.open(path), kept, samples=path.name == "seed_0")
             groups.setdefault(METHODS[name].title, []).append(RunFolder.open(kept))
-    tables_of(tables / "accuracy.csv")
+    write_accuracy(tables / "accuracy.csv")
     figure = plot_groups(groups, ("reward", "kl_teacher_rev", "completions/mean_length", "entropy"))
     save_figure(figure, HERE.parent / "figures" / "smollm2.png", [run for each in groups.values() for run in each], smoothing="trailing mean, 9 steps")
 
 
-def tables_of(out: Path) -> None:
+def write_accuracy(out: Path) -> None:
     """Write what the test prompts say of the model before, of its teacher and of each run."""
     found = {"before training": SMOLLM2.parent / "before.parquet", "teacher": SMOLLM2.parent / "teacher.parquet"}
     found |= {f"{METHODS[name].title}, seed {path.parts[-3][5:]}": path for name in MAIN for path in sorted(SMOLLM2.glob(f"runs/{name}/seed_*/eval/*.parquet"))}

@@ -23,7 +23,7 @@ from rlkd_lab.runs import RunFolder
 from rlkd_lab.runs.compare import flat
 from rlkd_lab.runs.overview import HOW_OFTEN
 from rlkd_lab.study import report
-from rlkd_lab.study.eval_table import read_table
+from rlkd_lab.study.eval_table import read_record, read_table
 from rlkd_lab.study.evaluation import Settings
 from rlkd_lab.study.summary import SETS, summarise
 from rlkd_lab.study.targets import ASKED, Target
@@ -330,7 +330,7 @@ def _command(target: Target, config: RunConfig, name: str, merged: bool) -> str:
     asked: dict[str, Any] = {"max_new_tokens": config.max_new_tokens}
     difficulty = config.difficulty
     if target.table is not None and target.table.exists():
-        record = read_table(target.table)[1]
+        record = read_record(target.table)
         asked = {key: record[key] for key in OPTIONS}
         difficulty = record["difficulty"]
         words += [f"--no-{key}" for key in ("greedy", "ood") if not record[key]]
