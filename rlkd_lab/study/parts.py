@@ -57,14 +57,11 @@ class Part:
         return [seed for seed, curve in curves.items() if collapsed(curve)]
 
     def best(self, arm: str) -> pd.Series:
-        """Return by seed the accuracy of the best checkpoint on validation prompts.
+        """Return by seed the test accuracy of the best checkpoint on validation prompts.
 
-        Empty where a run was evaluated only once on the way.
+        Empty where the sweep did not evaluate it.
         """
-        found = self.curve(arm, "eval/accuracy")
-        if any(len(curve) < 2 for curve in found.values()):
-            return pd.Series(dtype=float)
-        return pd.Series({seed: curve.max() for seed, curve in found.items()}, dtype=float)
+        return self.of(arm, "best id avg")
 
     def of(self, arm: str, measure: str) -> pd.Series:
         """Return a column of the runs by seed."""

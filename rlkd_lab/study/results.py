@@ -21,6 +21,7 @@ from rlkd_lab.study.eval_table import read_table
 from rlkd_lab.study.parts import OUTCOMES, TABLES, on_policy_steps
 from rlkd_lab.study.summary import summarise
 from rlkd_lab.study.sweep import Job, Sweep
+from rlkd_lab.study.targets import find_target
 from rlkd_lab.study.versions import VERSION, version_of
 from rlkd_lab.training import RunConfig, config_of
 
@@ -70,7 +71,8 @@ def collect(sweep: Sweep, out: str | Path, window: int = 10) -> pd.DataFrame:
                 f"{path} has lost rows, {row['steps']} of {job.config.steps} are there:"
                 " start the sweep again, and it computes the others"
             )
-        rows.append(row | outcome | {"diverged": outcome["diverged"] is not None})
+        best = _best(path) if job.evaluate is not None and job.evaluate.best else {}
+        rows.append(row | best | outcome | {"diverged": outcome["diverged"] is not None})
         configs.append(job.config)
     return _table(rows, configs)
 
@@ -149,6 +151,16 @@ def _evaluation(run: Path) -> pd.DataFrame | None:
         return None
     table = pd.read_csv(newest) if newest.suffix == ".csv" else summarise(read_table(newest)[0])
     return table.astype({"difficulty": str})
+
+
+def _best(run: Path) -> dict[str, float]:
+    """Return the step and the accuracy of the best checkpoint on validation prompts."""
+    table = find_target(str(run), checkpoint="best").table
+    if table is None or not table.with_suffix(".csv").exists():  # it diverged
+        return {}
+    rows = pd.read_csv(table.with_suffix(".csv")).set_index(["set", "difficulty", "measure"])
+    step = int(table.stem.removeprefix("step_"))
+    return {"best step": step, "best id avg": rows["value"].loc[("id", "all", "avg")]}
 
 
 def _newest(run: Path, *kinds: str) -> Path | None:

@@ -102,7 +102,7 @@ def copy_tables(out: str | Path, target: str | Path) -> None:
     if Path(target).resolve() == Path(out).resolve():
         raise ValueError(f"--keep {target} is the study's own folder: its tables are there")
     for name in _over(out):
-        for inner in (Path(name), Path(name) / "tuning"):
+        for inner in (Path(name), Path(name) / "tuning", Path(name) / "finals"):
             for file in (Path(out) / inner / each for each in KEPT):
                 if file.exists():
                     (Path(target) / inner).mkdir(parents=True, exist_ok=True)

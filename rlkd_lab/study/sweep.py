@@ -13,6 +13,8 @@ A sweep is a TOML file:
 
     [tune]                          # left out: nothing is chosen
     seed = 1000                     # or a list: the mean over them decides
+    grid = {learning_rate = [0.0005, 0.001]}    # instead of trials: of every arm
+    finalists = 3                   # left out: every trial has all seeds
 
     [[arms]]
     name = "kdrl"
@@ -37,10 +39,10 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
@@ -69,6 +71,7 @@ def _whole(value: object) -> object:
 
 
 Setting = Annotated[str | int | float | bool | None, PlainValidator(_plain)]
+Grid = dict[str, Annotated[list[Setting], Field(min_length=1)]]
 CHOSEN = "tuned.json"
 """File in a sweep's folder: what its trials led to."""
 
@@ -86,17 +89,29 @@ class Evaluation(_Strict):
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     greedy: bool = False
     ood: bool = True
+    best: bool = False
+    """Whether the best checkpoint on validation prompts is evaluated too."""
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What one evaluation asks."""
+        return self.model_dump(exclude={"best"})
 
 
 class Tuning(_Strict):
     """How each arm's settings are chosen: by the final accuracy of its trials on validation.
 
-    With several seeds every trial is run with each, and the mean decides.
+    With several seeds every trial is run with each, and the mean decides. With ``finalists`` the
+    first seed runs all trials, and the other seeds only those that were best with it.
     """
 
     seed: Annotated[int, Field(ge=0)] | list[Annotated[int, Field(ge=0)]] = 1000
     prompts: Annotated[int, Field(ge=1)] = 256
     samples: Annotated[int, Field(ge=1)] = 4
+    grid: Grid = {}
+    """Settings that every arm tries, with each combination of its own grid."""
+    finalists: Annotated[int, Field(ge=1)] | None = None
+    """How many trials of an arm all seeds run; ``None`` is all."""
 
     @property
     def seeds(self) -> list[int]:
@@ -110,7 +125,7 @@ class Arm(_Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9 ._-]*[A-Za-z0-9_-])?$")]
     method: str
     settings: dict[str, Setting] = {}
-    grid: dict[str, Annotated[list[Setting], Field(min_length=1)]] = {}
+    grid: Grid = {}
     trials: list[dict[str, Setting]] = []
 
 
@@ -137,12 +152,33 @@ class Sweep(_Strict):
             raise ValueError(f"seeds={self.seeds}: a sweep needs seeds, each once")
         return seeds
 
+    def trials_of(self, arm: Arm) -> list[dict[str, Setting]]:
+        """Return the settings that an arm tries: its list, or all combinations of the grids.
+
+        Raises:
+            ValueError: the arm has a list and a grid, or a grid and [tune] has none.
+        """
+        assert self.tune is not None
+        if arm.trials and self.tune.grid:
+            raise ValueError(f"arm {arm.name} has trials and [tune] a grid: give one of them")
+        if arm.grid and not self.tune.grid:
+            raise ValueError(
+                f"arm {arm.name} has a grid: what [tune] chooses from are trials, a list"
+                " of settings, unless [tune] has a grid for every arm"
+            )
+        grid = self.tune.grid | arm.grid
+        return arm.trials or [
+            dict(zip(grid, values, strict=True))
+            for values in itertools.product(*grid.values())
+            if grid
+        ]
+
     def tuning(self) -> Sweep:
         """Return the trials as a sweep.
 
         Raises:
-            ValueError: the arms have unequal numbers of trials, an arm has a grid, or the seed of
-                the trials is among the seeds that count.
+            ValueError: the arms list unequal numbers of trials, see also :meth:`trials_of`, or the
+                seed of the trials is among the seeds that count.
         """
         assert self.tune is not None
         if both := sorted(set(self.tune.seeds) & set(self.all_seeds)):
@@ -150,17 +186,15 @@ class Sweep(_Strict):
                 f"seed {both[0]} chooses the settings, so it cannot be among the seeds"
                 " that count: give [tune] another one"
             )
-        count = len(self.arms[0].trials)
-        for arm in self.arms:
-            if arm.grid:
+        if self.tune.finalists and len(self.tune.seeds) < 2:
+            raise ValueError("[tune] has finalists and one seed: give it two seeds or more")
+        tried = {arm.name: len(self.trials_of(arm)) for arm in self.arms}
+        first = self.arms[0].name
+        for name, count in tried.items():
+            if not count or (count != tried[first] and not self.tune.grid):
                 raise ValueError(
-                    f"arm {arm.name} has a grid: what [tune] chooses from are trials, a list"
-                    " of settings"
-                )
-            if len(arm.trials) != count or not count:
-                raise ValueError(
-                    f"arm {self.arms[0].name} has {count} trials and arm {arm.name}"
-                    f" {len(arm.trials)}: every arm gets the same number, at least 1"
+                    f"arm {first} has {tried[first]} trials and arm {name}"
+                    f" {count}: every arm gets the same number, at least 1"
                 )
         quiet: dict[str, Setting] = {"eval_every": 0, "interference_every": 0, "samples_every": 0}
         return Sweep(
@@ -178,15 +212,31 @@ class Sweep(_Strict):
                     settings=arm.settings | trial | quiet,
                 )
                 for arm in self.arms
-                for number, trial in enumerate(arm.trials, 1)
+                for number, trial in enumerate(self.trials_of(arm), 1)
             ],
         )
+
+    def first_round(self) -> Sweep:
+        """Return the trials that are run first: with one seed where there are finalists."""
+        assert self.tune is not None
+        seeds = self.tune.seeds[:1] if self.tune.finalists else self.tune.seeds
+        return self.tuning().model_copy(update={"seeds": seeds})
+
+    def finals(self, names: Container[str]) -> Sweep:
+        """Return the trials with these names, with all seeds but the first."""
+        assert self.tune is not None
+        arms = [arm for arm in self.tuning().arms if arm.name in names]
+        return self.tuning().model_copy(update={"seeds": self.tune.seeds[1:], "arms": arms})
 
     def tuned(self, best: dict[str, int]) -> Sweep:
         """Return the sweep that counts; ``best`` has each arm's best trial, counted from 1."""
         arms = [
             arm.model_copy(
-                update={"settings": arm.settings | arm.trials[best[arm.name] - 1], "trials": []}
+                update={
+                    "settings": arm.settings | self.trials_of(arm)[best[arm.name] - 1],
+                    "trials": [],
+                    "grid": {},
+                }
             )
             for arm in self.arms
         ]
@@ -314,12 +364,13 @@ def settled(sweep: Sweep, out: Path) -> Sweep | None:
     try:
         chosen = json.loads((out / CHOSEN).read_text(encoding="utf-8"))
         best = {name: entry["best"] for name, entry in chosen["arms"].items()}
-        tuning = chosen["tuning"]
+        tuning, finalists = chosen["tuning"], chosen.get("finalists")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(
             f"{out / CHOSEN} is damaged: delete it, and the trials that are there are judged again"
         ) from None
-    if tuning != json.loads(sweep.tuning().model_dump_json()):
+    same = tuning == json.loads(sweep.tuning().model_dump_json())
+    if not same or finalists != sweep.tune.finalists:
         raise ValueError(
             f"{out / CHOSEN} was chosen from other trials than this sweep's: choose another"
             " --out, or delete it"

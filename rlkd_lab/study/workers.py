@@ -6,7 +6,7 @@ The folder of a sweep holds:
     runs/ARM/seed_0   run folders, with eval/step_N.parquet
     runs.csv, …       the tables of :mod:`rlkd_lab.study.results`
     sessions.jsonl    a line for each time the sweep was run: when, how long, where
-    tuning/           the sweep of the trials, where there are trials
+    tuning/, finals/  the sweeps of the trials, where there are trials
     tuned.json        the settings that the trials chose
 
 A sweep that is started again computes what is missing and runs nothing twice.
@@ -16,6 +16,7 @@ A run that diverged is a result: it is kept and not tried again.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ from rlkd_lab.study.parts import SESSIONS, left_out
 from rlkd_lab.study.pools import in_processes, on_ray, workers_here
 from rlkd_lab.study.results import OVER, collect, outcome_of, over, write_tables
 from rlkd_lab.study.summary import summarise
-from rlkd_lab.study.sweep import CHOSEN, Job, Sweep, settled
+from rlkd_lab.study.sweep import CHOSEN, Arm, Job, Sweep, settled
 from rlkd_lab.study.targets import data_changed, find_target, task_of
 from rlkd_lab.training import config_of, load_or_train
 from rlkd_lab.training.environment import describe_environment, peak_memory_gib
@@ -47,7 +48,7 @@ OnChange = Callable[[list[Job], list[Job]], None]
 
 
 def work(job: Job, out: Path, threads: int | None = None, node: str | None = None) -> None:
-    """Train or resume a run, evaluate its last checkpoint, and write that it is over.
+    """Train or resume a run, evaluate its checkpoints, and write that it is over.
 
     ``node`` is the node of the cluster.
     """
@@ -63,8 +64,8 @@ def work(job: Job, out: Path, threads: int | None = None, node: str | None = Non
                 f"the run is {state}, not done: somebody stopped it; start the sweep again to"
                 " go on with it"
             )
-        if job.evaluate is not None:
-            _evaluate(job, path)
+        for checkpoint in _checkpoints(job):
+            _evaluate(job, path, checkpoint)
     except FloatingPointError as error:  # an outcome: what an unbounded ratio does
         why = str(error)
     outcome = {
@@ -79,23 +80,32 @@ def work(job: Job, out: Path, threads: int | None = None, node: str | None = Non
 
 def _settings(job: Job) -> Settings:
     assert job.evaluate is not None
-    return settings_of(job.config, **job.evaluate.model_dump())
+    return settings_of(job.config, **job.evaluate.asked)
 
 
-def _evaluate(job: Job, path: Path) -> None:
-    target, asked, settings = find_target(str(path)), task_of(job.config), _settings(job)
+def _checkpoints(job: Job) -> list[str]:
+    """Return the checkpoints that are evaluated."""
+    if job.evaluate is None:
+        return []
+    return ["last", "best"] if job.evaluate.best else ["last"]
+
+
+def _evaluate(job: Job, path: Path, checkpoint: str) -> None:
+    if _evaluated(job, path, checkpoint):  # the best one may be the last one
+        return
+    target, asked = find_target(str(path), checkpoint=checkpoint), task_of(job.config)
+    settings = _settings(job)
     frame = evaluate_target(target.load(), asked, settings)
     assert target.table is not None
     write_table(target.table, frame, about({**target.describe(), "name": job.arm}, asked, settings))
     summarise(frame).to_csv(target.table.with_suffix(".csv"), index=False)
 
 
-def _evaluated(job: Job, path: Path) -> bool:
+def _evaluated(job: Job, path: Path, checkpoint: str) -> bool:
     """Return whether a run folder has the evaluation that its job asks for, whole."""
-    if job.evaluate is None:
-        return True
-    table = path / "eval" / f"step_{job.config.steps:06d}.parquet"
     try:
+        table = find_target(str(path), checkpoint=checkpoint).table
+        assert table is not None
         record, numbers = read_record(table), pd.read_csv(table.with_suffix(".csv"))
     except (OSError, ValueError):
         return False
@@ -116,44 +126,87 @@ def stages(sweep: Sweep, out: str | Path) -> Iterator[tuple[Sweep, Path]]:
     """
     target = Path(out)
     if settled(sweep, target) is None:
-        yield sweep.tuning(), target / "tuning"
+        yield sweep.first_round(), target / "tuning"
+        if sweep.tune is not None and sweep.tune.finalists:
+            yield finals_of(sweep, target), target / "finals"
         choose(sweep, target)
     found = settled(sweep, target)
     assert found is not None
     yield found, target
 
 
+def finals_of(sweep: Sweep, out: Path) -> Sweep:
+    """Return the second round: of each arm the trials that were best with the first seed."""
+    assert sweep.tune is not None
+    means = _means(sweep.first_round(), out / "tuning")
+    names: set[str] = set()
+    for arm in sweep.arms:
+        known = [name for name in _names(sweep, arm) if means[name] == means[name]]
+        names |= set(sorted(known, key=lambda name: -means[name])[: sweep.tune.finalists])
+    return sweep.finals(names)
+
+
 def choose(sweep: Sweep, out: Path) -> None:
     """Write for each arm its best trial, the one with the highest mean validation accuracy.
 
     Of equals the first is taken. A trial has no accuracy if one of its seeds diverged or was moved
-    by hand.
+    by hand. Where there are finalists, only they can be chosen.
     """
-    trials = sweep.tuning()
-    missing = [job.arm for job in trials.jobs() if not over(job.folder(out / "tuning"))]
+    assert sweep.tune is not None
+    first = _means(sweep.first_round(), out / "tuning")
+    counted, seeds = first, dict.fromkeys(first, len(sweep.first_round().all_seeds))
+    if sweep.tune.finalists:
+        rest = len(sweep.tune.seeds) - 1
+        second = _means(finals_of(sweep, out), out / "finals")
+        counted = {name: (first[name] + rest * mean) / (1 + rest) for name, mean in second.items()}
+        seeds |= dict.fromkeys(second, 1 + rest)
+    found = {}
+    for arm in sweep.arms:
+        names = _names(sweep, arm)
+        known = [name for name in names if counted.get(name, math.nan) == counted.get(name)]
+        if not known:
+            raise ValueError(f"every trial of arm {arm.name} diverged: give it others")
+        scores = [counted.get(name, first[name]) for name in names]
+        tried = [
+            {
+                "settings": trial,
+                "accuracy": None if score != score else score,
+                "seeds": seeds[name],
+            }
+            for name, trial, score in zip(names, sweep.trials_of(arm), scores, strict=True)
+        ]
+        best = names.index(max(known, key=lambda name: counted[name])) + 1
+        found[arm.name] = {"best": best, "trials": tried}
+    record = {
+        "tuning": json.loads(sweep.tuning().model_dump_json()),
+        "finalists": sweep.tune.finalists,
+        "arms": found,
+    }
+    (out / f"{CHOSEN}.tmp").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (out / f"{CHOSEN}.tmp").rename(out / CHOSEN)
+
+
+def _names(sweep: Sweep, arm: Arm) -> list[str]:
+    """Return the names of an arm's trials."""
+    return [f"{arm.name}.{number}" for number in range(1, len(sweep.trials_of(arm)) + 1)]
+
+
+def _means(trials: Sweep, out: Path) -> dict[str, float]:
+    """Return by trial its mean validation accuracy; NaN where a seed diverged or was moved.
+
+    Raises:
+        ValueError: a trial is not over.
+    """
+    missing = [job.arm for job in trials.jobs() if not over(job.folder(out))]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(trials.jobs())} trials are not over, {missing[0]} for one:"
             " start the sweep again"
         )
-    runs = collect(trials, out / "tuning").set_index("arm")
-    reached = runs["id avg"] if "id avg" in runs else pd.Series(float("nan"), index=runs.index)
+    runs = collect(trials, out).set_index("arm")
+    reached = runs["id avg"] if "id avg" in runs else pd.Series(math.nan, index=runs.index)
     by_trial = reached.where(~left_out(runs)).groupby(level="arm")
-    means: dict[str, float] = {str(trial): seeds.mean(skipna=False) for trial, seeds in by_trial}
-    found = {}
-    for arm in sweep.arms:
-        scores = [means[f"{arm.name}.{number}"] for number in range(1, len(arm.trials) + 1)]
-        known = [score for score in scores if score == score]
-        if not known:
-            raise ValueError(f"every trial of arm {arm.name} diverged: give it others")
-        tried = [
-            {"settings": trial, "accuracy": None if score != score else score}
-            for trial, score in zip(arm.trials, scores, strict=True)
-        ]
-        found[arm.name] = {"best": scores.index(max(known)) + 1, "trials": tried}
-    record = {"tuning": json.loads(trials.model_dump_json()), "arms": found}
-    (out / f"{CHOSEN}.tmp").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    (out / f"{CHOSEN}.tmp").rename(out / CHOSEN)
+    return {str(trial): seeds.mean(skipna=False) for trial, seeds in by_trial}
 
 
 def run_sweep(
@@ -247,7 +300,7 @@ def _reopen(job: Job, path: Path) -> None:
     """Mark a run as not over if it has lost rows, or if the sweep asks other questions now."""
     if over(path) and outcome_of(path)["diverged"] is None:
         lost = RunFolder.open(path).last_step() < job.config.steps
-        if lost or not _evaluated(job, path):
+        if lost or not all(_evaluated(job, path, one) for one in _checkpoints(job)):
             (path / OVER).unlink()
 
 

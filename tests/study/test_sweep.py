@@ -548,6 +548,8 @@ def test_trials_are_a_sweep_of_their_own_with_another_seed_on_validation_prompts
         ),
         ([{"name": "kdrl", "method": "kdrl"}], TUNE, "at least 1"),
         ([{**TRIALS[0], "grid": {"clip_high": [0.2, 0.3]}}], TUNE, "has a grid"),
+        (TRIALS, {**TUNE, "grid": {"clip_high": [0.2, 0.3]}}, "has trials and [tune] a grid"),
+        (TRIALS, {**TUNE, "finalists": 1}, "finalists and one seed"),
         (TRIALS, None, "no [tune] that would choose"),
     ],
 )
@@ -570,10 +572,10 @@ def trial_folders(sweep, out, scores):
     """What trials leave behind, without training: one accuracy each, ``None`` for one that
     diverged.
     """
-    for job, score in zip(sweep.tuning().jobs(), scores, strict=True):
+    for job, score in zip(sweep.jobs(), scores, strict=True):
         folder = leave_behind(
             job,
-            out / "tuning",
+            out,
             {"diverged": None if score is not None else "it blew up", "worker_gib": 1.0},
         )
         (folder.path / "eval").mkdir()
@@ -605,12 +607,12 @@ def test_the_best_trial_is_chosen_the_first_of_equals_and_none_that_diverged(
 ):
     sweep = small(TRIALS, tune=TUNE)
     assert settled(sweep, tmp_path) is None
-    trial_folders(sweep, tmp_path, scores)
+    trial_folders(sweep.tuning(), tmp_path / "tuning", scores)
     choose(sweep, tmp_path)
     assert settled(sweep, tmp_path) == sweep.tuned(dict(zip(("grpo", "sft"), best, strict=True)))
     record = json.loads((tmp_path / CHOSEN).read_text())["arms"]["grpo"]["trials"]
     assert record == [
-        {"settings": trial, "accuracy": score}
+        {"settings": trial, "accuracy": score, "seeds": 1}
         for trial, score in zip(TRIALS[0]["trials"], scores[:2], strict=True)
     ]
 
@@ -618,18 +620,53 @@ def test_the_best_trial_is_chosen_the_first_of_equals_and_none_that_diverged(
 def test_with_several_seeds_the_mean_of_a_trial_decides_and_one_that_diverged_loses(tmp_path):
     sweep = small(TRIALS, tune={**TUNE, "seed": [9, 8]})
     assert [job.seed for job in sweep.tuning().jobs()] == [9, 9, 9, 9, 8, 8, 8, 8]
-    trial_folders(sweep, tmp_path, (0.9, 0.5, 0.4, 0.6, 0.1, 0.6, 0.3, None))
+    trial_folders(sweep.tuning(), tmp_path / "tuning", (0.9, 0.5, 0.4, 0.6, 0.1, 0.6, 0.3, None))
     choose(sweep, tmp_path)
     assert settled(sweep, tmp_path) == sweep.tuned({"grpo": 2, "sft": 1})
     with pytest.raises(ValueError, match="seed 2 chooses the settings"):
         small(TRIALS, tune={**TUNE, "seed": [9, 2]}, seeds=3).tuning()
 
 
+RACE = {"seed": [9, 8, 7], "finalists": 2, "grid": {"learning_rate": [0.1, 0.2]}}
+RACERS = [
+    {"name": "grpo", "method": "grpo", "grid": {"clip_high": [0.2, 0.3]}},
+    {"name": "sft", "method": "sft"},
+]
+
+
+def test_finalists_alone_get_the_other_seeds_and_the_mean_of_all_seeds_decides(tmp_path):
+    sweep = small(RACERS, tune={**TUNE, **RACE})
+    assert sweep.trials_of(sweep.arms[0]) == [
+        {"learning_rate": 0.1, "clip_high": 0.2}, {"learning_rate": 0.1, "clip_high": 0.3},
+        {"learning_rate": 0.2, "clip_high": 0.2}, {"learning_rate": 0.2, "clip_high": 0.3},
+    ]  # fmt: skip
+    rounds = stages(sweep, tmp_path)
+    first, place = next(rounds)
+    assert len(first.jobs()) == 6 and {job.seed for job in first.jobs()} == {9}
+    trial_folders(first, place, (0.5, 0.9, 0.6, None, 0.1, 0.2))
+    second, place = next(rounds)
+    assert place == tmp_path / "finals"
+    assert [(job.arm, job.seed) for job in second.jobs()] == [
+        (arm, seed) for seed in (8, 7) for arm in ("grpo.2", "grpo.3", "sft.1", "sft.2")
+    ]
+    # grpo.2 was far ahead with the first seed; grpo.3 is ahead over all three: .6 against .5
+    trial_folders(second, place, (0.3, 0.6, 0.4, 0.2, 0.3, 0.6, 0.4, 0.2))
+    best, place = next(rounds)
+    assert place == tmp_path and best == sweep.tuned({"grpo": 3, "sft": 1})
+    assert best.arms[0].settings == {"learning_rate": 0.2, "clip_high": 0.2}
+    arms = json.loads((tmp_path / CHOSEN).read_text())["arms"]
+    assert [(one["accuracy"], one["seeds"]) for one in arms["grpo"]["trials"]] == [
+        (0.5, 1), (pytest.approx(0.5), 3), (pytest.approx(0.6), 3), (None, 1),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="chosen from other trials"):
+        settled(small(RACERS, tune={**TUNE, **RACE, "finalists": 1}), tmp_path)
+
+
 def test_trials_that_are_missing_or_all_diverged_choose_nothing(tmp_path):
     sweep = small(TRIALS, tune=TUNE)
     with pytest.raises(ValueError, match=r"4 of 4 trials are not over, grpo\.1 for one"):
         choose(sweep, tmp_path)
-    trial_folders(sweep, tmp_path, (0.1, 0.2, None, None))
+    trial_folders(sweep.tuning(), tmp_path / "tuning", (0.1, 0.2, None, None))
     with pytest.raises(ValueError, match="every trial of arm sft diverged"):
         choose(sweep, tmp_path)
     assert not (tmp_path / CHOSEN).exists()
@@ -637,7 +674,7 @@ def test_trials_that_are_missing_or_all_diverged_choose_nothing(tmp_path):
 
 def test_settings_chosen_from_other_trials_are_not_taken(tmp_path):
     sweep = small(TRIALS, tune=TUNE)
-    trial_folders(sweep, tmp_path, (0.1, 0.2, 0.3, 0.4))
+    trial_folders(sweep.tuning(), tmp_path / "tuning", (0.1, 0.2, 0.3, 0.4))
     choose(sweep, tmp_path)
     with pytest.raises(ValueError, match="chosen from other trials"):
         settled(
