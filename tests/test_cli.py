@@ -851,7 +851,7 @@ def test_study(rlkd, tmp_path, monkeypatch):
     drawn = rlkd("study", "--judge", "--out", kept, "--figures", tmp_path / "figures")
     assert drawn.exit_code == 0, drawn.output  # arms that this core does not have are left out
     assert (tmp_path / "figures" / "claim_01.png").exists() and not (
-        tmp_path / "figures" / "claim_04.png"
+        tmp_path / "figures" / "claim_08.png"
     ).exists()
     assert_refused(
         rlkd("study", "--judge", "--out", tmp_path / "none"), "has no part with its tables"

@@ -128,7 +128,7 @@ def study(
     core: Annotated[
         bool,
         typer.Option(
-            "--core", help="eight methods, one pair, five seeds: under two hours on two CPU cores"
+            "--core", help="eight methods, one pair, 20 seeds: about two hours on two CPU cores"
         ),
     ] = False,
     part: Annotated[
@@ -190,12 +190,13 @@ def _run_parts(
     address: str | None,
 ) -> list[str]:
     """Run the sweeps of a study; return a sentence for each run that failed."""
-    from rlkd_lab.study.study import PARTS, parts_of, sweep_of
+    from rlkd_lab.study.signs import write_signs
+    from rlkd_lab.study.study import COMPARED, PARTS, parts_of, sweep_of
     from rlkd_lab.study.watch import run_watched
 
     failed = []
     for name in parts_of(core, parts, preset):
-        _, _, lost = run_watched(
+        stage, folder, lost = run_watched(
             sweep_of(name, preset),
             out / name,
             f"{name} ({PARTS[name]})",
@@ -203,6 +204,8 @@ def _run_parts(
             engine=engine,
             address=address,
         )
+        if name in COMPARED and folder == out / name:
+            write_signs(stage, folder)
         failed += lost
     return failed
 

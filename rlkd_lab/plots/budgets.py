@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -32,8 +30,7 @@ from rlkd_lab.plots.styles import (
     styles_of,
     title_of_arm,
 )
-
-Budget = Literal["sampled_tokens", "train_seconds", "step"]
+from rlkd_lab.study.budgets import Budget, check_steps, shared_budget
 
 
 @in_print
@@ -91,13 +88,13 @@ def plot_budget(
 
     Both budgets include the teacher's share.
     Each seed is faint; the line is the mean of each evaluation over seeds.
-    The vertical line is :func:`shared_budget`.
+    The vertical line is :func:`~rlkd_lab.study.budgets.shared_budget`.
 
     Raises:
         ValueError: a missing column.
     """
     check_columns(budgets, "budget")
-    _check_steps(curves, *budgets, metric)
+    check_steps(curves, *budgets, metric)
     figure, panels = panel_figure(len(budgets), height=2.4, columns=2)
     arms = list(dict.fromkeys(curves["arm"]))
     methods = {arm: str(curves.loc[curves["arm"] == arm, "method"].iloc[0]) for arm in arms}
@@ -118,61 +115,3 @@ def plot_budget(
     seeds = count_seeds(curves.dropna(subset=[metric]))
     caption = f"each seed faint, mean over {seeds}; dashed: what the cheapest arm spends"
     return finish(figure, title, caption)
-
-
-def shared_budget(curves: pd.DataFrame, budget: Budget) -> float:
-    """Return what the cheapest arm spends in its most expensive seed.
-
-    Every arm has spent at least that much in one of its seeds.
-    """
-    return float(curves.groupby(["arm", "seed"])[budget].max().groupby("arm").max().min())
-
-
-def at_budget(
-    curves: pd.DataFrame,
-    budget: Budget,
-    metric: str = "eval/accuracy",
-    spent: float | None = None,
-) -> pd.DataFrame:
-    """Return the metric of each run where ``spent`` was spent.
-
-    Between two evaluations the value lies on the line that joins them.
-    After the last evaluation it is the last value.
-    An arm has NaN for every seed if one seed was not evaluated yet.
-
-    Args:
-        curves: a row for each step.
-        budget: the column that is spent.
-        metric: the column to read.
-        spent: in units of the budget; :func:`shared_budget` by default.
-
-    Returns:
-        A row for each run: ``arm``, ``seed``, ``method`` and the metric.
-
-    Raises:
-        ValueError: a missing column.
-    """
-    _check_steps(curves, budget, metric)
-    limit = shared_budget(curves, budget) if spent is None else spent
-    rows = []
-    for (arm, seed), one in curves.groupby(["arm", "seed"], sort=False):
-        known = one[one[metric].notna()]
-        value = math.nan
-        if len(known):
-            x, y = known[budget].to_numpy(float), known[metric].to_numpy(float)
-            value = float(np.interp(limit, x, y, left=math.nan))
-        rows.append({"arm": arm, "seed": seed, "method": one["method"].iloc[0], metric: value})
-    found = pd.DataFrame(rows)
-    too_early = found.groupby("arm")[metric].transform(lambda values: values.isna().any())
-    read = found[metric].mask(too_early)
-    return found.assign(**{metric: read}, diverged=False, touched=False)
-
-
-def _check_steps(curves: pd.DataFrame, *columns: str) -> None:
-    """Raise ValueError where a column is missing or empty."""
-    for name in ("arm", "seed", "method", *columns):
-        if name not in curves or curves[name].isna().all():
-            raise ValueError(
-                f"the table has no column {name!r}, or nothing in it: give a row a step"
-                " (curves.parquet, or curves_of a run), with evaluations on the way"
-            )

@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 
 from rlkd_lab.plots.points import dot_style, draw_arms, draw_knob, draw_series, draw_spread
 from rlkd_lab.plots.styles import STYLES, label_of, line, name_ticks, styles_of, title_of, wrap
-from rlkd_lab.study.claim_checks import MASKS_RATE, WINDOWS, steps_ahead
-from rlkd_lab.study.comparing import ACCURACY, LENGTH, Side
+from rlkd_lab.study.claim_checks import WINDOWS, steps_ahead
+from rlkd_lab.study.comparing import ACCURACY, LENGTH
 from rlkd_lab.study.parts import Part, Study
-from rlkd_lab.study.sequential_checks import CHANCE, kdrl_of_s
+from rlkd_lab.study.scorecard import in_words
+from rlkd_lab.study.sequential_checks import CHANCE
 from rlkd_lab.study.statistics import WINDOW
 
 Draw = Callable[[Axes, Study], None]
@@ -35,23 +36,8 @@ def _pick(part: Part, arms: Sequence[str]) -> pd.DataFrame:
 
 def _arms(part: str, arms: Sequence[str], measure: str = ACCURACY) -> Draw:
     """Return what draws arms of a part side by side."""
-    return lambda axes, study: draw_arms(axes, _pick(study[part], arms), measure)
-
-
-def _sides(axes: Axes, sides: Sequence[Side]) -> None:
-    """Draw the accuracy of arms of several parts side by side."""
-    runs = pd.concat([_pick(side.part, (side.arm,)) for side in sides], ignore_index=True)
-    draw_arms(axes, runs, ACCURACY)
-
-
-def _joint(axes: Axes, study: Study) -> None:
-    part, kdrl = study["knights"], kdrl_of_s(study)[0]
-    _sides(axes, [Side(part, "grpo"), Side(part, "opd"), kdrl, Side(part, "trrd")])
-
-
-def _sequence(axes: Axes, study: Study) -> None:
-    kdrl, annealed, _ = kdrl_of_s(study)
-    _sides(axes, [Side(study["knights"], "opd_then_rl"), annealed, kdrl])
+    names = {arm: in_words(arm) for arm in arms}
+    return lambda axes, study: draw_arms(axes, _pick(study[part], arms), measure, names)
 
 
 def _training(axes: Axes, study: Study) -> None:
@@ -80,39 +66,9 @@ def _ahead(axes: Axes, study: Study) -> None:
     axes.set_ylabel("steps by which KDRL is\nearlier at GRPO's end")
 
 
-def _estimators(axes: Axes, study: Study) -> None:
-    others = _pick(study["estimators"], ("kdrl_k3", "kdrl_exact"))
-    rows = pd.concat([_pick(study["core"], ("kdrl",)), others], ignore_index=True)
-    names = {"kdrl": "k2", "kdrl_k3": "k3", "kdrl_exact": "exact"}
-    draw_arms(axes, rows, ACCURACY, {arm: f"KDRL, {name}" for arm, name in names.items()})
-
-
-def _annealing(axes: Axes, study: Study) -> None:
-    runs = study["betas"].runs
-    annealed = runs[runs["method"] == "kdrl_annealed"]
-    first = annealed["kd_coef"].astype(str).str.split(":").str[-2:].str[0]  # linear:0.1:0.001
-    draw_knob(axes, runs[runs["method"] == "kdrl"], "kd_coef", ACCURACY, label="fixed")
-    draw_knob(axes, annealed.assign(kd_coef=first), "kd_coef", ACCURACY, None, "annealed", True)
-    axes.set_xlabel(f"{label_of('kd_coef')} (annealed: at the start)")
-
-
-def _masking(measure: str) -> Draw:
-    """Return what draws equal coefficients where they were run, else what was chosen for each."""
-
-    def draw(axes: Axes, study: Study) -> None:
-        if not {"rates", "masks"} <= study.keys():
-            return draw_arms(axes, _pick(study["core"], ("kdrl", "kdrl_masked")), measure)
-        rates = study["rates"].runs
-        alike = rates[pd.to_numeric(rates["learning_rate"]) == MASKS_RATE]
-        for runs, label in ((alike, "KDRL"), (study["masks"].runs, "masked")):
-            draw_knob(axes, runs, "kd_coef", measure, None, label, label == "masked")
-
-    return draw
-
-
 def _sizes(axes: Axes, study: Study) -> None:
     for place, arm in enumerate(("grpo", "kdrl", "trrd")):
-        groups = {float(size): study["knights"].level(arm, size) for size in ("2", "3", "4")}
+        groups = {float(size): study["logic"].level(arm, size) for size in ("2", "3", "4")}
         draw_series(axes, groups, STYLES[arm], title_of(arm), 14 * (place - 1))
     axes.set_xticks((2, 3, 4))
     axes.set_xlabel("people in the puzzle")
@@ -135,12 +91,12 @@ def _cost(axes: Axes, study: Study) -> None:
 
 
 def _passes(axes: Axes, study: Study) -> None:
-    part = study["knights"]
+    part = study["logic"]
     columns = [str(name) for name in part.runs if str(name).startswith("id pass@")]
     ks = sorted(int(name.removeprefix("id pass@")) for name in columns)
-    for shift, side in ((0, Side(part, "opd")), (-7, kdrl_of_s(study)[0]), (7, Side(part, "trrd"))):
-        groups = {float(k): side.of(f"id pass@{k}") for k in ks}
-        draw_series(axes, groups, STYLES[side.arm], title_of(side.arm), shift)
+    for shift, arm in ((0, "opd"), (-7, "kdrl_advantage"), (7, "trrd")):
+        groups = {float(k): part.of(arm, f"id pass@{k}") for k in ks}
+        draw_series(axes, groups, STYLES[arm], title_of(arm), shift)
     chance = [part.runs[f"id chance@{k}"].mean() for k in ks]
     axes.plot(ks, chance, color="#777777", linewidth=0.8, label="guesses")
     axes.axhline(CHANCE, color="#777777", linewidth=0.5, linestyle=":")
@@ -152,7 +108,7 @@ def _passes(axes: Axes, study: Study) -> None:
 
 
 def _two_tasks(axes: Axes, study: Study) -> None:
-    parts = {"arithmetic": "betas", "Knights\nand Knaves": "knights_betas"}
+    parts = {"arithmetic": "betas", "Knights\nand Knaves": "logic_betas"}
     styles = styles_of(dict.fromkeys(parts, "kdrl"))
     for second, (task, name) in enumerate(parts.items()):
         runs = study[name].runs
@@ -161,13 +117,12 @@ def _two_tasks(axes: Axes, study: Study) -> None:
 
 
 def _conflict(axes: Axes, study: Study) -> None:
-    part, name = study["core"], "interference/sign_conflict_{}".format
-    arms = ("grpo", "kdrl", "trrd")
+    arms = ("grpo", "kdrl_advantage", "trrd", "opd")
     for place, arm in enumerate(arms):
-        draw_spread(axes, place, part.curve_means(arm, name("teacher_method")), *dot_style(arm))
-        draw_spread(axes, place, part.curve_means(arm, name("split_teacher")), "#777777", "x", 24)
-    axes.plot([], [], "x", color="#777777", label="OPD's update, two halves of a batch")
-    name_ticks(axes, [title_of(arm) for arm in arms])
+        draw_spread(axes, place, study["logic"].conflict(arm), *dot_style(arm))
+    axes.axhline(0.5, color="#888888", linewidth=0.8)
+    names = [title_of(arm) for arm in arms[:-1]]
+    name_ticks(axes, [*names, f"{title_of('opd')}, other seed"])
     axes.set_ylabel("share of signs in conflict\nwith OPD's update")
 
 
@@ -181,21 +136,27 @@ DRAW: dict[int, tuple[Row, ...]] = {
         Row(_ahead, "lead in steps", "steps", slice(0, 1)),
     ),
     3: (Row(_arms("core", ("opd", "kdrl", "grpo"), LENGTH), TOKENS, LONGER),),
-    4: (Row(_estimators, SHARE, ORDER),),
-    5: (Row(_annealing, SHARE, ORDER),),
+    4: (Row(_arms("core", ("kdrl", "kdrl_k3")), SHARE, ORDER),),
+    5: (Row(_arms("core", ("kdrl_annealed", "kdrl")), SHARE, ORDER),),
     6: (
-        Row(_masking(ACCURACY), SHARE, ORDER, slice(0, None, 2)),
-        Row(_masking(LENGTH), TOKENS, LONGER, slice(1, None, 2)),
+        Row(_arms("core", ("kdrl_masked", "kdrl")), SHARE, ORDER, slice(0, 1)),
+        Row(_arms("core", ("kdrl_masked", "kdrl"), LENGTH), TOKENS, LONGER, slice(1, 2)),
     ),
     7: (
-        Row(_arms("knights", ("trrd", "kdrl", "grpo")), SHARE, ORDER, slice(0, 2)),
+        Row(_arms("logic", ("trrd", "kdrl", "grpo")), SHARE, ORDER, slice(0, 2)),
         Row(_sizes, SHARE, "difference of the leads", slice(2, 3)),
     ),
     8: (Row(_alphas, SHARE, ORDER),),
     9: (Row(_cost, "time in seconds", "ratio of times − the claimed ratio"),),
-    10: (Row(_joint, SHARE, ORDER),),
+    10: (Row(_arms("logic", ("grpo", "opd", "kdrl_advantage", "trrd")), SHARE, ORDER),),
     11: (Row(_passes, "pass@k in shares of 1", "difference in pass@k"),),
-    12: (Row(_sequence, SHARE, ORDER),),
+    12: (
+        Row(
+            _arms("logic", ("opd_then_rl", "kdrl_advantage_annealed", "kdrl_advantage")),
+            SHARE,
+            ORDER,
+        ),
+    ),
     13: (Row(_two_tasks, SHARE, "powers of ten"),),
     14: (Row(_conflict, "conflict in shares of 1", "difference in the share of signs"),),
 }

@@ -23,6 +23,7 @@ from rlkd_lab.plots.styles import (
     panel_figure,
     title_of,
 )
+from rlkd_lab.plots.teacher_map import map_figure
 from rlkd_lab.study.claims import CLAIMS, PAPERS, Verdict, judge_claims
 from rlkd_lab.study.effects import Check
 from rlkd_lab.study.parts import Study
@@ -36,6 +37,7 @@ from rlkd_lab.study.scorecard import (
     number,
     taught,
 )
+from rlkd_lab.study.teacher_map import READINGS, gains
 
 NARROW = 0.001
 """A smaller half of an interval in accuracy is less than sampling alone makes of it."""
@@ -164,10 +166,10 @@ def teachers_figure(study: Study) -> Figure:
 
 
 def draw_claims(study: Study, folder: str | Path) -> list[Path]:
-    """Write ``claim_01.png`` … for every claim whose parts were run, and ``teachers.png``.
+    """Write ``claim_01.png`` … for every claim whose parts were run, and the maps of teachers.
 
-    Each figure has a JSON file beside it with verdict, comparisons and seeds.
-    ``teachers.png`` needs two pairs of student and teacher.
+    Each figure has a JSON file beside it with its numbers and seeds.
+    ``teachers.png`` needs two pairs of student and teacher, ``map.png`` the part map.
 
     Returns:
         The paths of the figures.
@@ -189,6 +191,11 @@ def draw_claims(study: Study, folder: str | Path) -> list[Path]:
         }
         path = Path(folder) / "teachers.png"
         drawn.append(save_figure(teachers_figure(study), path, [], **facts))
+    if "map" in study:
+        for reading in READINGS:
+            path = Path(folder) / ("map.png" if reading == "steps" else f"map_{reading}.png")
+            numbers = json.loads(gains(study["map"], reading).to_json(orient="records"))
+            drawn.append(save_figure(map_figure(study["map"], reading), path, [], gains=numbers))
     return drawn
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.transforms import Transform, offset_copy
 
+from rlkd_lab.objectives import METHODS
 from rlkd_lab.plots.styles import (
     DOTS_RIGHT,
     DOTTED,
@@ -154,11 +155,15 @@ def draw_arms(
     measure: str,
     names: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw a measure of each arm, side by side; ``names`` replaces names of arms."""
+    """Draw a measure of each arm, side by side; ``names`` replaces names of arms.
+
+    An arm that is called like a method has that method's look.
+    """
     arms = list(dict.fromkeys(runs["arm"]))
     for place, arm in enumerate(arms):
-        rows = runs[runs["arm"] == arm]
-        draw_spread(axes, place, rows[measure], *dot_style(str(rows["method"].iloc[0])))
+        rows, name = runs[runs["arm"] == arm], str(arm).partition(",")[0]
+        style = dot_style(name if name in METHODS else str(rows["method"].iloc[0]))
+        draw_spread(axes, place, rows[measure], *style)
     name_ticks(axes, [(names or {}).get(arm, title_of_arm(arm)) for arm in arms])
     axes.set_ylabel(wrap(label_of(measure)))
 

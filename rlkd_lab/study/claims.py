@@ -25,16 +25,16 @@ from rlkd_lab.study.claim_checks import (
     masking,
     order_of_lengths,
     order_of_methods,
-    trrd_on_knights,
+    trrd_on_logic,
 )
 from rlkd_lab.study.effects import SEEDS, Check, Outcome, all_of, strict
 from rlkd_lab.study.parts import Study
 from rlkd_lab.study.sequential_checks import (
     betas_of_tasks,
-    interference,
-    joint_on_knights,
+    joint_on_logic,
     passes,
     sequential_or_joint,
+    weight_signs,
 )
 
 
@@ -112,12 +112,12 @@ CLAIMS: tuple[Claim, ...] = (
         ("core",),
         order_of_lengths,
     ),
-    Claim(4, "KDRL", "k2 is better than k3 as KDRL's loss", ("core", "estimators"), k2_against_k3),
+    Claim(4, "KDRL", "k2 is better than k3 as KDRL's loss", ("core",), k2_against_k3),
     Claim(
         5,
         "KDRL",
         "an annealed coefficient beats the best fixed one",
-        ("betas",),
+        ("core",),
         annealed_against_fixed,
     ),
     Claim(
@@ -131,8 +131,8 @@ CLAIMS: tuple[Claim, ...] = (
         7,
         "RLAD",
         "TRRD > KDRL > GRPO on Knights and Knaves, most on the largest puzzles",
-        ("knights",),
-        trrd_on_knights,
+        ("logic",),
+        trrd_on_logic,
     ),
     Claim(8, "RLAD", "α near .5 does not matter", ("alphas",), alpha_near_a_half),
     Claim(
@@ -146,25 +146,25 @@ CLAIMS: tuple[Claim, ...] = (
         10,
         "S",
         "joint methods beat pure GRPO and pure OPD on logic",
-        ("knights",),
-        joint_on_knights,
+        ("logic",),
+        joint_on_logic,
     ),
     Claim(
         11,
         "S",
         "KDRL raises pass@1 and lowers pass@32 against OPD, TRRD stays close to it",
-        ("knights",),
+        ("logic",),
         passes,
     ),
-    Claim(12, "S", 'OPD-then-RL ≥ "KDRL, annealed" ≥ KDRL', ("knights",), sequential_or_joint),
+    Claim(12, "S", 'OPD-then-RL ≥ "KDRL, annealed" ≥ KDRL', ("logic",), sequential_or_joint),
     Claim(
         13,
         "S",
         "the best coefficient differs between tasks, by up to 100 times",
-        ("betas", "knights_betas"),
+        ("betas", "logic_betas"),
         betas_of_tasks,
     ),
-    Claim(14, "S", "conflict with OPD's update: GRPO > KDRL > TRRD", ("core",), interference),
+    Claim(14, "S", "conflict with OPD's update: GRPO > KDRL > TRRD", ("logic",), weight_signs),
 )
 PAPERS = {"KDRL": "arXiv 2506.02208", "RLAD": "arXiv 2602.22495", "S": "arXiv 2609.04108"}
 """The paper of each source. The title of S is "Sequential Beats Joint"."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,8 @@ TABLES = ("runs.csv", "curves.parquet", "levels.csv")
 evaluation."""
 OUTCOMES = "outcomes.parquet"
 """File in a sweep's folder: a row for each prompt of each run; older sweeps have none."""
+SIGNS = "signs.csv"
+"""File in a part's folder: how the weights of each run differ from those of OPD."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Part:
     diverged: Mapping[str, int] = field(default_factory=dict)
     """By arm the runs left out because they diverged."""
     outcomes: pd.DataFrame | None = None
+    signs: pd.DataFrame | None = None
+    """Conflicts of weight differences, see :mod:`rlkd_lab.study.signs`."""
 
     def versions(self, arm: str) -> set[str]:
         """Return the versions of the programs that made an arm's runs."""
@@ -109,6 +113,13 @@ class Part:
             for seed in sorted(set(seeds))
         }
 
+    def conflict(self, arm: str) -> pd.Series:
+        """Return by seed the share of weights whose sign conflicts with OPD's, of another seed."""
+        if self.signs is None:
+            return pd.Series(dtype=float)
+        rows = self.signs[self.signs["arm"] == arm]
+        return rows.set_index("seed")["conflict"].astype(float)
+
     def curve_means(self, arm: str, metric: str) -> pd.Series:
         """Return the mean of a metric over the steps, by seed."""
         means = {seed: curve.mean() for seed, curve in self.curve(arm, metric).items()}
@@ -158,13 +169,14 @@ def read_part(folder: str | Path, program: str = "") -> Part:
 
     diverged = dict(Counter(map(str, runs.loc[runs["diverged"].astype(bool), "arm"])))
     tables = kept(runs), kept(steps), kept(numbers)
-    return Part(*tables, (*why, *_not_there(path, runs)), diverged, _outcomes(path, kept))
-
-
-def _outcomes(folder: Path, kept: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame | None:
-    path = folder / OUTCOMES
-    columns = ("arm", "seed", "set", "prompt_id", "right", "samples")
-    return kept(_read(path, *columns)) if path.exists() else None
+    more = [
+        kept(_read(path / name, "arm", "seed", *columns)) if (path / name).exists() else None
+        for name, columns in (
+            (OUTCOMES, ("set", "prompt_id", "right", "samples")),
+            (SIGNS, ("other", "conflict")),
+        )
+    ]
+    return Part(*tables, (*why, *_not_there(path, runs)), diverged, *more)
 
 
 def _read(path: Path, *columns: str) -> pd.DataFrame:

@@ -28,7 +28,6 @@ from rlkd_lab.study.versions import VERSION, with_version
 
 PAIRS: dict[str, tuple[str, str, str]] = {
     "core": ("student", "checking teacher", "core"),
-    "concise": ("student", "concise teacher", "core"),
     "weak": ("weak student", "checking teacher", "weak"),
     "weak_concise": ("weak student", "concise teacher", "weak"),
 }
@@ -52,8 +51,6 @@ SHORT = {"kd_coef": "β", "trrd_alpha": "α", "learning_rate": "rate", "teacher_
 """What words write for the settings that arms are named after."""
 OWN_ARMS = {
     "kdrl_k3": "KDRL, k3",
-    "kdrl_exact": "KDRL, exact KL",
-    "grpo_token": "GRPO, mean over tokens",
     "kdrl_advantage_annealed": "KDRL, advantage form, annealed",
 }
 """Titles of arms that are no method of the table."""
@@ -107,6 +104,7 @@ def taught(study: Study) -> list[Taught]:
         Taught(student, teacher, Side(study[part], arm), Side(study[alone], "grpo"))
         for part, (student, teacher, alone) in there.items()
         for arm in WITH_TEACHER
+        if arm in set(study[part].runs["arm"])
     ]
 
 
@@ -222,7 +220,7 @@ def comparison_lines(verdicts: Sequence[Verdict]) -> list[str]:
         "**Effect**: at the last step, on test prompts, with its 95 % interval over seeds. Arms are"
         " independent groups of runs (Welch). All runs answer the same test prompts.",
         "**Best**: the same at each run's best checkpoint on validation prompts, where checkpoints"
-        " were evaluated. It is a highest value, so it is too high on both sides.",
+        " were evaluated on test prompts.",
         f"**Would see**: the smallest true difference that these runs would have found beyond"
         f" chance with a probability of {POWER:.0%}. A smaller one may be there unseen.",
         "**Collapsed**: runs of either side that lost half of the accuracy that they had reached,"
@@ -310,11 +308,17 @@ def _tuning(study: Study, out: Path) -> list[str]:
             best = trials[found["best"] - 1]["settings"]
             scores = [trial["accuracy"] for trial in trials]
             chosen = ", ".join(f"{key} = {value}" for key, value in best.items())
-            shown = ", ".join("diverged" if one is None else f"{one:.3f}" for one in scores)
+            seeds = [trial.get("seeds", 1) for trial in trials]
+            shown = ", ".join(map(_of_trial, scores, seeds))
             edge = ", ".join(at_an_edge([trial["settings"] for trial in trials], best))
             rows.append(_row(name, in_words(arm), len(trials), chosen, edge or "–", shown))
     head = "| part | arm | trials | chosen | at an edge | validation accuracy of each trial |"
     return _table(head, rows)
+
+
+def _of_trial(score: float | None, seeds: int) -> str:
+    """Return the accuracy of a trial, with its number of seeds if there are several."""
+    return "diverged" if score is None else f"{score:.3f}" + f" ({seeds} seeds)" * (seeds > 1)
 
 
 def at_an_edge(tried: Sequence[dict[str, Any]], best: dict[str, Any]) -> list[str]:
@@ -376,7 +380,7 @@ def _cost(study: Study, out: Path) -> list[str]:
     """Return hours of workers from the runs themselves, so that a killed sweep shows them too."""
     rows = []
     for name in study:
-        folders = [out / name / "tuning", out / name]
+        folders = [out / name / "tuning", out / name / "finals", out / name]
         tables = [folder / TABLES[0] for folder in folders if (folder / TABLES[0]).exists()]
         runs = pd.concat([pd.read_csv(table) for table in tables])
         sessions = [session for folder in folders for session in _sessions(folder / SESSIONS)]

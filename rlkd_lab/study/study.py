@@ -9,30 +9,25 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlkd_lab.study.parts import OUTCOMES, SESSIONS, TABLES, Study, read_part
+from rlkd_lab.study.parts import OUTCOMES, SESSIONS, SIGNS, TABLES, Study, read_part
 from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep
 from rlkd_lab.study.versions import PROGRAMS, programs_of
 
 PARTS: dict[str, str] = {
     "core": "eight methods, one pair",
-    "estimators": "k3 and the exact divergence in KDRL's loss; rejection-sampled SFT",
-    "betas": "KDRL's coefficient, fixed and annealed",
+    "map": "when a teacher helps",
+    "betas": "KDRL's coefficient",
     "alphas": "TRRD's α",
-    "concise": "a teacher that does not check its work",
+    "logic": "eight methods on Knights and Knaves",
+    "logic_betas": "KDRL's coefficient on Knights and Knaves",
     "weak": "a weaker student",
     "weak_concise": "a weaker student, a teacher that does not check",
-    "weak_grpo": "a weaker student: GRPO at a lower rate, and averaged over tokens",
-    "teacher16": "the teacher in 16 bits instead of NF4",
-    "rates": "KDRL's coefficient by learning rate",
-    "masks": "KDRL's mask at fixed coefficients",
-    "aggregation": "GRPO's loss averaged over tokens",
-    "knights": "Knights and Knaves",
-    "knights_betas": "KDRL's coefficient on Knights and Knaves",
-    "knights_advantage": "KDRL's advantage form on Knights and Knaves",
 }
 """The subject of each part, in the order in which the parts are run."""
+COMPARED = ("core", "logic")
+"""Parts whose trained weights are compared with those of OPD."""
 FOLDER = Path(__file__).parent / "sweeps"
-KEPT = (*TABLES, OUTCOMES, "sweep.json", SESSIONS, CHOSEN)
+KEPT = (*TABLES, OUTCOMES, SIGNS, "sweep.json", SESSIONS, CHOSEN)
 """Files that :func:`copy_tables` copies of a part's folder."""
 
 
@@ -54,7 +49,8 @@ def sweep_of(part: str, preset: str | None = None) -> Sweep:
 
 def is_general(sweep: Sweep) -> bool:
     """Return whether a sweep leaves the pair to the preset."""
-    return sweep.preset == "tiny" and not {"student", "teacher"} & sweep.settings.keys()
+    given = {name for arm in sweep.arms for name in (*sweep.settings, *arm.settings, *arm.grid)}
+    return sweep.preset == "tiny" and not {"student", "teacher"} & given
 
 
 def parts_of(core: bool, named: Sequence[str], preset: str | None) -> list[str]:

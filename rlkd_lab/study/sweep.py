@@ -153,25 +153,20 @@ class Sweep(_Strict):
         return seeds
 
     def trials_of(self, arm: Arm) -> list[dict[str, Setting]]:
-        """Return the settings that an arm tries: its list, or all combinations of the grids.
+        """Return what an arm tries: its list or its grid, each with each combination of [tune]'s.
 
         Raises:
             ValueError: the arm has a list and a grid, or a grid and [tune] has none.
         """
         assert self.tune is not None
-        if arm.trials and self.tune.grid:
-            raise ValueError(f"arm {arm.name} has trials and [tune] a grid: give one of them")
-        if arm.grid and not self.tune.grid:
+        if arm.grid and (arm.trials or not self.tune.grid):
             raise ValueError(
                 f"arm {arm.name} has a grid: what [tune] chooses from are trials, a list"
-                " of settings, unless [tune] has a grid for every arm"
+                " of settings, unless [tune] has a grid for every arm and this arm no trials"
             )
-        grid = self.tune.grid | arm.grid
-        return arm.trials or [
-            dict(zip(grid, values, strict=True))
-            for values in itertools.product(*grid.values())
-            if grid
-        ]
+        shared, own = _product(self.tune.grid), arm.trials or _product(arm.grid)
+        tried = [one | other for one in shared for other in own]
+        return tried if tried != [{}] else []
 
     def tuning(self) -> Sweep:
         """Return the trials as a sweep.
@@ -342,9 +337,13 @@ def read_sweep(path: str | Path) -> Sweep:
         raise ValueError(f"{path}: {in_words(error)}") from None
 
 
+def _product(grid: Grid) -> list[dict[str, Setting]]:
+    """Return every combination of a grid's values; of no grid one that sets nothing."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
 def _combinations(arm: Arm) -> Iterator[tuple[str, dict[str, Setting]]]:
-    for values in itertools.product(*arm.grid.values()):
-        chosen = dict(zip(arm.grid, values, strict=True))
+    for chosen in _product(arm.grid):
         yield (
             ",".join([arm.name, *(f"{key}={as_text(key, one)}" for key, one in chosen.items())]),
             arm.settings | chosen,

@@ -548,7 +548,11 @@ def test_trials_are_a_sweep_of_their_own_with_another_seed_on_validation_prompts
         ),
         ([{"name": "kdrl", "method": "kdrl"}], TUNE, "at least 1"),
         ([{**TRIALS[0], "grid": {"clip_high": [0.2, 0.3]}}], TUNE, "has a grid"),
-        (TRIALS, {**TUNE, "grid": {"clip_high": [0.2, 0.3]}}, "has trials and [tune] a grid"),
+        (
+            [{**TRIALS[0], "grid": {"clip_high": [0.2, 0.3]}}],
+            {**TUNE, "grid": {"clip_low": [0.2, 0.3]}},
+            "has a grid",
+        ),
         (TRIALS, {**TUNE, "finalists": 1}, "finalists and one seed"),
         (TRIALS, None, "no [tune] that would choose"),
     ],
@@ -639,6 +643,10 @@ def test_finalists_alone_get_the_other_seeds_and_the_mean_of_all_seeds_decides(t
     assert sweep.trials_of(sweep.arms[0]) == [
         {"learning_rate": 0.1, "clip_high": 0.2}, {"learning_rate": 0.1, "clip_high": 0.3},
         {"learning_rate": 0.2, "clip_high": 0.2}, {"learning_rate": 0.2, "clip_high": 0.3},
+    ]  # fmt: skip
+    listed = small([{**RACERS[1], "trials": [{"seed": 1}]}], tune={**TUNE, **RACE})
+    assert listed.trials_of(listed.arms[0]) == [
+        {"learning_rate": 0.1, "seed": 1}, {"learning_rate": 0.2, "seed": 1},
     ]  # fmt: skip
     rounds = stages(sweep, tmp_path)
     first, place = next(rounds)
