@@ -40,8 +40,10 @@ def map_figure(part: Part, reading: Reading = "steps") -> Figure:
         axes.set_ylabel("points above GRPO" if place % 3 == 0 else "")
     seeds = " or ".join(map(str, sorted(set(table["seeds"]))))
     fell = int((table["collapsed"] > 0).sum())
+    unread = int(table["gain"].isna().sum())
     caption = f"{SAID[reading]}; n = {seeds} seeds; bars: 95 % of the difference (Welch)"
     caption += f"; ×: a run collapsed, in {fell} of {len(table)} cells" * bool(fell)
+    caption += f"; {unread} cells could not be read at that budget" * bool(unread)
     return finish(figure, "What a teacher adds to reward", caption)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rlkd_lab.study.comparing import ACCURACY, LENGTH, Side, compare, mixed
+from rlkd_lab.study.comparing import ACCURACY, LENGTH, Side, compare, doubt_of
 from rlkd_lab.study.effects import Check, Effect, effect_of, unpaired
 from rlkd_lab.study.parts import Part, Study
 from rlkd_lab.study.statistics import WINDOW
@@ -100,7 +100,7 @@ def fewer_steps(study: Study) -> Found:
         notes.append(f"by window, in steps: {each.replace('-', '−')}")
     kdrl, grpo = (part.curve_means(arm, "accuracy") for arm in ("kdrl", "grpo"))
     notes.append("steps are paired by seed, since the level is that of the same seed's GRPO")
-    doubt = mixed(Side(part, "kdrl"), Side(part, "grpo"))
+    doubt = doubt_of(Side(part, "kdrl"), Side(part, "grpo"))
     checks = [
         Check("steps that GRPO needs − steps that KDRL needs", effects[WINDOW], doubt=doubt),
         Check("kdrl > grpo: mean accuracy in training", unpaired(kdrl, grpo), doubt=doubt),
@@ -143,7 +143,7 @@ def trrd_on_logic(study: Study) -> Found:
     grows = Check(
         "lead of trrd over grpo: 4 people > 3 people",
         unpaired(more["trrd"], more["grpo"]),
-        doubt=mixed(Side(part, "trrd"), Side(part, "grpo")),
+        doubt=doubt_of(Side(part, "trrd"), Side(part, "grpo")),
     )
     order = order_of(part, ("trrd", "kdrl", "grpo"), ACCURACY, "accuracy")
     return Found([*order, grows], "short contexts were not varied")
@@ -180,7 +180,7 @@ def cost_of_a_step(study: Study) -> Found:
     checks, whole = [], []
     for other, claimed in (("kdrl", 1.0), ("grpo", 1.15)):
         text = f"seconds of a step, trrd / {other} ≈ {claimed:g} (± 0.10)"
-        doubt = mixed(Side(part, "trrd"), Side(part, other))
+        doubt = doubt_of(Side(part, "trrd"), Side(part, other))
         effect = _ratio(part, other, claimed, 11)
         checks.append(Check(text, effect, 0.10, equal=True, doubt=doubt))
         later = _ratio(part, other, 1.0, None)

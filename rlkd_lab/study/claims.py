@@ -37,6 +37,9 @@ from rlkd_lab.study.sequential_checks import (
     weight_signs,
 )
 
+PLANNED = 30
+"""Comparisons of all claims, whether their parts were run or not."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -50,7 +53,7 @@ class Verdict:
     why: str = ""
     """Why the whole claim is undecided whatever its comparisons say, if so."""
     among: int = 1
-    """Comparisons of all the claims that were judged with it."""
+    """Comparisons that must hold with it."""
 
     @property
     def edge(self) -> bool:
@@ -78,14 +81,16 @@ class Claim:
 def judge_claims(study: Study) -> list[Verdict]:
     """Return a verdict for every claim; a claim whose parts were not run is undecided."""
     verdicts = [_judge(claim, study) for claim in CLAIMS]
-    total = sum(len(verdict.checks) for verdict in verdicts)
-    return [replace(verdict, among=total) for verdict in verdicts]
+    return [replace(verdict, among=PLANNED) for verdict in verdicts]
 
 
 def _judge(claim: Claim, study: Study) -> Verdict:
     if missing := claim.missing(study):
         return Verdict(claim.number, "undecided", (), f"not run: {', '.join(missing)}")
     found = claim.checks(study)
+    if unfinished := [name for name in claim.needs if not study[name].whole]:
+        words = f"not finished: {', '.join(unfinished)}"
+        found = replace(found, why="; ".join(filter(None, (words, found.why))))
     notes = [words for words in (found.why, found.note) if words]
     had = min((check.effect.seeds for check in found.checks), default=SEEDS)
     if had < SEEDS:

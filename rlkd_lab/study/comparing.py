@@ -31,9 +31,14 @@ class Side:
         return self.part.collapsed(self.arm)
 
     @property
+    def diverged(self) -> int:
+        """How many runs diverged; these have no measures."""
+        return self.part.diverged.get(self.arm, 0)
+
+    @property
     def lost(self) -> int:
         """How many runs collapsed, those that diverged included."""
-        return len(self.collapsed) + self.part.diverged.get(self.arm, 0)
+        return len(self.collapsed) + self.diverged
 
 
 def compare(
@@ -49,16 +54,25 @@ def compare(
         unpaired(ours.of(measure), theirs.of(measure)),
         margin,
         equal,
+        _over_prompts(ours, theirs, measure),
         best if measure == ACCURACY and best.seeds else None,
         (ours.lost, theirs.lost),
     )
     found = (
         mixed(ours, theirs),
+        _hangs_on_divergence(check, ours, theirs, measure),
         _hangs_on_collapse(check, ours, theirs, measure),
         _turns(check),
-        _hangs_on_prompts(check, ours, theirs) if measure == ACCURACY else "",
+        _hangs_on_prompts(check),
     )
     return replace(check, doubt="; ".join(filter(None, found)))
+
+
+def doubt_of(*sides: Side) -> str:
+    """Return why a comparison that was not made by :func:`compare` may not decide."""
+    lost = sum(side.lost for side in sides)
+    fell = f"{lost} runs collapsed" if lost else ""
+    return "; ".join(filter(None, (mixed(*sides), fell)))
 
 
 def mixed(*sides: Side) -> str:
@@ -85,6 +99,23 @@ def _hangs_on_collapse(check: Check, ours: Side, theirs: Side, measure: str) -> 
     return "" if other == check.face else f"without the runs that collapsed it is {other}"
 
 
+def _hangs_on_divergence(check: Check, ours: Side, theirs: Side, measure: str) -> str:
+    """Return what a comparison would be if runs that diverged had answered nothing rightly.
+
+    Of other measures than accuracy they say nothing, so these decide nothing.
+    """
+    if not ours.diverged and not theirs.diverged:
+        return ""
+    if measure != ACCURACY:
+        return "runs diverged"
+    a, b = (
+        pd.concat([side.of(measure), pd.Series([0.0] * side.diverged)], ignore_index=True)
+        for side in (ours, theirs)
+    )
+    other = check.outcome_of(unpaired(a, b))
+    return "" if other == check.face else f"with 0 for the runs that diverged it is {other}"
+
+
 def _turns(check: Check) -> str:
     """Return that the best checkpoint points elsewhere than the last step, if it does."""
     if check.best is None or check.face == "undecided":
@@ -95,10 +126,17 @@ def _turns(check: Check) -> str:
     return "at the best checkpoint on validation prompts it points the other way"
 
 
-def _hangs_on_prompts(check: Check, ours: Side, theirs: Side) -> str:
-    """Return that other prompts might decide otherwise, where outcomes by prompt tell so."""
+def _over_prompts(ours: Side, theirs: Side, measure: str) -> Effect | None:
+    """Return the difference with its interval over other prompts too, where it is known."""
     a, b = (side.part.shares(side.arm) for side in (ours, theirs))
-    if a.empty or b.empty or check.face == "undecided":
+    if measure != ACCURACY or a.empty or b.empty:
+        return None
+    return over_prompts(unpaired(ours.of(measure), theirs.of(measure)), a, b)
+
+
+def _hangs_on_prompts(check: Check) -> str:
+    """Return that other prompts might decide otherwise, where outcomes by prompt tell so."""
+    if check.wide is None or check.face == "undecided":
         return ""
-    wider = check.outcome_of(over_prompts(check.effect, a, b))
+    wider = check.outcome_of(check.wide)
     return "" if wider == check.face else f"over other prompts too it is {wider}"

@@ -152,6 +152,8 @@ class Check:
     effect: Effect
     margin: float = 0.0
     equal: bool = False
+    wide: Effect | None = None
+    """The same difference with the interval that holds for other prompts too, where known."""
     best: Effect | None = None
     """The same difference at the best checkpoint on validation prompts, where it was measured."""
     collapsed: tuple[int, int] | None = None
@@ -174,11 +176,17 @@ class Check:
         return "undecided" if self.doubt else self.face
 
     @property
+    def seen(self) -> float:
+        """The smallest true difference that would have been decided with 80 %."""
+        return (self.wide or self.effect).seen
+
+    @property
     def seen_if_equal(self) -> float:
         """How probably these runs support an equality that holds exactly; NaN for an order."""
         if not self.equal:
             return math.nan
-        return chance_to_see_equality(self.margin, self.effect.error, self.effect.df)
+        decides = self.wide or self.effect
+        return chance_to_see_equality(self.margin, decides.error, decides.df)
 
 
 def all_of(outcomes: Sequence[Outcome]) -> Outcome:

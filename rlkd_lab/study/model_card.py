@@ -326,23 +326,24 @@ def _evaluation(
 def _command(target: Target, config: RunConfig, name: str, merged: bool) -> str:
     """Return the command that asks the folder as the run's student was asked."""
     words = ["rlkd", "eval", name, "--quant", "none" if merged else target.quant]
-    words += ["--task", config.task]
     asked: dict[str, Any] = {"max_new_tokens": config.max_new_tokens}
-    difficulty = config.difficulty
+    task, of_task, difficulty = config.task, config.task_settings, config.difficulty
+    own = {key: getattr(config, key) for key in ASKED}
     if target.table is not None and target.table.exists():
         record = read_record(target.table)
         asked = {key: record[key] for key in OPTIONS}
         difficulty = record["difficulty"]
+        if record["task"] != task:  # another one was asked than the run's
+            task, of_task = record["task"], record["task_settings"]
+            own["prompt_template"] = record["prompt_template"]
         words += [f"--no-{key}" for key in ("greedy", "ood") if not record[key]]
     usual = {field.name: field.default for field in fields(Settings)}
     for key, value in asked.items():
         words += [] if value == usual[key] else [f"--{key.replace('_', '-')}", f"{value}"]
+    words[5:5] = ["--task", task]
     if difficulty is not None:
         words += ["--difficulty", "-".join(map(str, difficulty))]
-    own = {key: getattr(config, key) for key in ASKED} | {
-        f"task.{key}": value for key, value in config.task_settings.items()
-    }
-    for key, value in own.items():
+    for key, value in {**own, **{f"task.{name}": one for name, one in of_task.items()}}.items():
         default = RunConfig.model_fields[key].default if key in RunConfig.model_fields else None
         words += [] if value == default else ["--set", f"{key}={value}"]
     return shlex.join(words)

@@ -28,6 +28,9 @@ SIGNS = "signs.csv"
 """File in a part's folder: how the weights of each run differ from those of OPD."""
 
 
+NOT_RUN = "not run"
+
+
 @dataclass(frozen=True)
 class Part:
     """A sweep's tables, without the runs that diverged or whose knobs were moved by hand.
@@ -45,6 +48,11 @@ class Part:
     outcomes: pd.DataFrame | None = None
     signs: pd.DataFrame | None = None
     """Conflicts of weight differences, see :mod:`rlkd_lab.study.signs`."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether every run that the sweep asks for is over."""
+        return not any(words.endswith(NOT_RUN) for words in self.left_out)
 
     def versions(self, arm: str) -> set[str]:
         """Return the versions of the programs that made an arm's runs."""
@@ -204,7 +212,7 @@ def _not_there(path: Path, runs: pd.DataFrame) -> list[str]:
     except (OSError, ValueError, TypeError):  # no sweep.json, or one that this version cannot read
         return []
     there = set(zip(runs["arm"], runs["seed"], strict=True))
-    return [f"{arm}, seed {seed}: not run" for arm, seed in sorted(asked - there)]
+    return [f"{arm}, seed {seed}: {NOT_RUN}" for arm, seed in sorted(asked - there)]
 
 
 def on_policy_steps(frame: pd.DataFrame) -> pd.Series:

@@ -156,7 +156,7 @@ def _comparison(check: Check, among: int) -> dict[str, Any]:
         "high": check.effect.high,
         "degrees_of_freedom": check.effect.df,
         "seeds": check.effect.seeds,
-        "would_see": check.effect.seen,
+        "would_see": check.seen,
         "would_support_equality": check.seen_if_equal,
         "best_effect": best.mean,
         "best_low": best.low,
@@ -221,11 +221,12 @@ def comparison_lines(verdicts: Sequence[Verdict]) -> list[str]:
         " independent groups of runs (Welch). All runs answer the same test prompts.",
         "**Best**: the same at each run's best checkpoint on validation prompts, where checkpoints"
         " were evaluated on test prompts.",
-        f"**Would see**: the smallest true difference that these runs would have found beyond"
-        f" chance with a probability of {POWER:.0%}. A smaller one may be there unseen.",
+        f"**Would see**: the smallest true difference that would have been decided with a"
+        f" probability of {POWER:.0%}, other prompts included. A smaller one may be there unseen.",
         "**Collapsed**: runs of either side that lost half of the accuracy that they had reached,"
         " or diverged.",
-        f"**Of all**: the outcome if all {among} intervals must hold at once with 95 %"
+        f"**Of all**: the outcome if {among} intervals must hold at once with 95 %, those of"
+        " parts that are not run yet included"
         " (Bonferroni). A verdict that would not be the same is on the edge.",
     ]
     rows = [
@@ -234,7 +235,7 @@ def comparison_lines(verdicts: Sequence[Verdict]) -> list[str]:
             in_words(check.text),
             f"{number(check.effect.mean)} {_interval(check.effect)}",
             f"{number(check.best.mean)} {_interval(check.best)}" if check.best else "–",
-            number(check.effect.seen).lstrip("+"),
+            number(check.seen).lstrip("+"),
             check.effect.seeds,
             " and ".join(map(str, check.collapsed)) if check.collapsed else "–",
             said(check, verdict.why),
@@ -324,20 +325,25 @@ def _of_trial(score: float | None, seeds: int) -> str:
 def at_an_edge(tried: Sequence[dict[str, Any]], best: dict[str, Any]) -> list[str]:
     """Return the settings of which the lowest or the highest value that was tried was chosen.
 
-    Only numbers have edges; a schedule has none.
+    Schedules are ordered by their numbers.
 
     >>> at_an_edge([{"rate": 1, "beta": 2}, {"rate": 3, "beta": 2}], {"rate": 3, "beta": 2})
     ['rate']
+    >>> tried = [{"beta": f"linear:{start}:0:0.3"} for start in (0.1, 0.2, 0.4)]
+    >>> at_an_edge(tried, tried[0]), at_an_edge(tried, tried[1])
+    (['beta'], [])
     """
-    numbers = {
-        name: {one[name] for one in tried if isinstance(one.get(name), int | float)}
-        for name in best
-    }
+    sizes = {name: {_size(one[name]) for one in tried if name in one} for name in best}
     return [
         name
-        for name, values in numbers.items()
-        if len(values) > 1 and best[name] in (min(values), max(values))
+        for name, values in sizes.items()
+        if len(values) > 1 and _size(best[name]) in (min(values), max(values))
     ]
+
+
+def _size(value: object) -> tuple[float, ...]:
+    """Return the numbers in a setting."""
+    return tuple(map(float, re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", str(value))))
 
 
 def _methods(study: Study) -> list[str]:

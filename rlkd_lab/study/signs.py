@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.parts import SIGNS
-from rlkd_lab.study.results import over
+from rlkd_lab.study.results import outcome_of, over
 from rlkd_lab.study.sweep import Sweep
 
 
@@ -45,9 +45,9 @@ def sign_conflicts(sweep: Sweep, out: str | Path, against: str = "opd") -> pd.Da
     After the last seed comes the first.
     """
     places = {
-        (job.arm, job.seed): RunFolder.open(job.folder(Path(out))).checkpoints()
+        (job.arm, job.seed): RunFolder.open(folder).checkpoints()
         for job in sweep.jobs()
-        if over(job.folder(Path(out)))
+        if over(folder := job.folder(Path(out))) and outcome_of(folder)["diverged"] is None
     }
     signs = {run: added_signs(found[-1]) for run, found in places.items() if found}
     seeds = sorted(seed for arm, seed in signs if arm == against)

@@ -10,10 +10,10 @@ from typing import Literal
 
 import pandas as pd
 
-from rlkd_lab.study.budgets import Budget, at_budget, shared_budget
+from rlkd_lab.study.budgets import Budget, at_budget
 from rlkd_lab.study.comparing import ACCURACY, Side
 from rlkd_lab.study.effects import unpaired
-from rlkd_lab.study.parts import Part, on_policy_steps
+from rlkd_lab.study.parts import Part
 
 Reading = Literal["steps", "tokens", "seconds"]
 BUDGETS: dict[Reading, Budget] = {"tokens": "sampled_tokens", "seconds": "train_seconds"}
@@ -34,23 +34,22 @@ TEACHERS = {
 def cells(part: Part) -> pd.DataFrame:
     """Return a row for each arm: its name, method, student, teacher, and the student's start.
 
-    The start is the mean accuracy of the first step over all runs of the student. Their
-    completions come from the student as it was.
+    The start stands in the student's name: ``start-30`` is the checkpoint nearest to 30 %.
     """
     runs = part.runs.drop_duplicates("arm")
-    teacher = runs["teacher"].astype(str).map(lambda path: PurePath(path).name)
-    frame = pd.DataFrame(
+    names = {
+        column: runs[column].astype(str).map(lambda path: PurePath(path).name)
+        for column in ("student", "teacher")
+    }
+    return pd.DataFrame(
         {
             "arm": runs["arm"].astype(str),
             "method": runs["method"].astype(str),
-            "student": runs["student"].astype(str).map(lambda path: PurePath(path).name),
-            "teacher": teacher.where(~runs["method"].isin(NO_TEACHER), ""),
+            "student": names["student"],
+            "teacher": names["teacher"].where(~runs["method"].isin(NO_TEACHER), ""),
+            "start": names["student"].str.extract(r"(\d+)$")[0].astype(float) / 100,
         }
-    )
-    first = part.curves[(part.curves["step"] == 1) & on_policy_steps(part.curves)]
-    by_arm = first.groupby("arm")["accuracy"].mean()
-    starts = frame["arm"].map(by_arm).groupby(frame["student"]).mean()
-    return frame.assign(start=frame["student"].map(starts)).reset_index(drop=True)
+    ).reset_index(drop=True)
 
 
 def gains(part: Part, reading: Reading = "steps") -> pd.DataFrame:
@@ -59,8 +58,8 @@ def gains(part: Part, reading: Reading = "steps") -> pd.DataFrame:
     Args:
         part: the part ``map``.
         reading: ``steps`` is the accuracy on test prompts after the last step. ``tokens`` and
-            ``seconds`` are the accuracy on validation prompts where the cheapest arm of that
-            student had spent all that it needed.
+            ``seconds`` are the accuracy on validation prompts where the cheaper of the two arms
+            had spent all that it needed.
 
     Returns:
         A row for each arm but GRPO's: the columns of :func:`cells`, ``gain``, ``low``, ``high``,
@@ -68,23 +67,19 @@ def gains(part: Part, reading: Reading = "steps") -> pd.DataFrame:
     """
     rows = []
     for _, group in cells(part).groupby("student", sort=False):
-        reached = _reached(part, list(group["arm"]), reading)
-        alone = reached[str(group.loc[group["method"] == "grpo", "arm"].iloc[0])]
+        grpo = str(group.loc[group["method"] == "grpo", "arm"].iloc[0])
         for cell in group[group["method"] != "grpo"].to_dict("records"):
-            effect = unpaired(reached[cell["arm"]], alone)
+            effect = unpaired(*_reached(part, cell["arm"], grpo, reading))
             found = {"gain": effect.mean, "low": effect.low, "high": effect.high}
-            rows.append(cell | found | {"seeds": effect.seeds})
-    lost = {str(arm): Side(part, str(arm)).lost for arm in part.runs["arm"].unique()}
-    table = pd.DataFrame(rows)
-    return table.assign(collapsed=table["arm"].map(lost))
+            rows.append(
+                cell | found | {"seeds": effect.seeds, "collapsed": Side(part, cell["arm"]).lost}
+            )
+    return pd.DataFrame(rows)
 
 
-def _reached(part: Part, arms: list[str], reading: Reading) -> dict[str, pd.Series]:
-    """Return the accuracy of each run by arm."""
+def _reached(part: Part, ours: str, theirs: str, reading: Reading) -> list[pd.Series]:
+    """Return the accuracy of each run of two arms."""
     if reading == "steps":
-        return {arm: part.of(arm, ACCURACY) for arm in arms}
-    curves = part.curves[part.curves["arm"].isin(arms)]
-    budget = BUDGETS[reading]
-    table = at_budget(curves, budget, spent=shared_budget(curves, budget))
-    by_arm = table.set_index("seed").groupby("arm")["eval/accuracy"]
-    return {str(arm): values for arm, values in by_arm}
+        return [part.of(arm, ACCURACY) for arm in (ours, theirs)]
+    table = at_budget(part.curves[part.curves["arm"].isin((ours, theirs))], BUDGETS[reading])
+    return [table.loc[table["arm"] == arm, "eval/accuracy"] for arm in (ours, theirs)]

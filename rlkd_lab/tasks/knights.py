@@ -55,6 +55,7 @@ class KnightsTask:
     def __init__(self, held_out: HeldOut = "text") -> None:
         if held_out not in ("text", "renamed"):
             raise ValueError(f"held_out is text or renamed; got {held_out!r}")
+        self.settings = {} if held_out == "text" else {"held_out": held_out}
         self._form = renamed if held_out == "renamed" else str
 
     def examples(

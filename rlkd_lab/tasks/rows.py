@@ -312,6 +312,10 @@ def _counted(reasons: Mapping[str, Sequence[str]]) -> str:
     )
 
 
+class MissingColumn(ValueError):
+    """No row of a file has a column that was asked for."""
+
+
 def _check_columns(file: str, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
     """Refuse a file none of whose rows has the columns that are asked for."""
     there = list(dict.fromkeys(str(name) for _, row, _ in rows for name in row))
@@ -321,7 +325,7 @@ def _check_columns(file: str, rows: Sequence[Row], columns: Mapping[str, str]) -
         if wanted is not None and wanted not in there:
             close = difflib.get_close_matches(wanted, there, n=1, cutoff=0.4)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ValueError(
+            raise MissingColumn(
                 f"{file} has no column {wanted!r}, which task.{kind} names:"
                 f" {hint}{has[0].upper()}{has[1:]}"
             )
@@ -333,7 +337,7 @@ def _check_columns(file: str, rows: Sequence[Row], columns: Mapping[str, str]) -
                 and any(turns_of(row[name]) for _, row, _ in rows for name in replies(row))
             )
         ):
-            raise ValueError(
+            raise MissingColumn(
                 f"{file} has no column of {kind}s ({', '.join(usual)}): {has}; name one with"
                 f" --set task.{kind}=COLUMN"
             )

@@ -16,6 +16,7 @@ from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.rollouts import Engine, Sampling, sample
 from rlkd_lab.tasks import QuestionTask, Split, Task, judge
 from rlkd_lab.tasks.registry import EMBEDDED, holds_rows
+from rlkd_lab.tasks.rows import MissingColumn
 from rlkd_lab.tasks.verifier import GuardedTask, guarded
 from rlkd_lab.training.config import RunConfig
 
@@ -62,9 +63,7 @@ def evaluation_task(config: RunConfig, own: GuardedTask) -> GuardedTask:
     ask = partial(guarded, template=template, seconds=config.verifier_seconds)
     try:
         task = ask(name, columns if holds_rows(name) else {})
-    except ValueError as error:
-        if "has no column" not in str(error):
-            raise
+    except MissingColumn:
         task = ask(name, {})  # the usual names
     if isinstance(task.task, QuestionTask):
         task.task.hold_out()

@@ -13,7 +13,7 @@ from made_up import TRUE, betas, conflicts, constant, core, logic, part, rising
 from scipy import stats
 
 from rlkd_lab.study.claim_checks import POINTS, steps_to_reach
-from rlkd_lab.study.claims import CLAIMS, judge_claims
+from rlkd_lab.study.claims import CLAIMS, PLANNED, judge_claims
 from rlkd_lab.study.comparing import Side
 from rlkd_lab.study.effects import SEEDS, Check, Effect, all_of, effect_of, paired, strict, unpaired
 from rlkd_lab.study.parts import Part
@@ -170,6 +170,31 @@ def as_version(made, version):
     return replace(made, runs=made.runs.assign(results_version=version))
 
 
+def test_runs_that_diverged_count_as_wrong_in_accuracy_and_silence_other_measures():
+    """Five runs of KDRL are left of twenty: they alone would put it above OPD."""
+    first, *_ = verdicts({"core": replace(core(), diverged={"kdrl": 15})})[1].checks
+    assert first.face == "supported" and first.collapsed == (15, 0)
+    assert first.outcome == "undecided" and "with 0 for the runs that diverged" in first.doubt
+    one = verdicts({"core": replace(core(), diverged={"opd": 15})})
+    assert one[1].checks[0].outcome == "supported"  # OPD would only lie lower still
+    assert one[3].checks[0].doubt == "runs diverged"
+    assert "15 runs collapsed" in verdicts({"core": replace(core(), diverged={"grpo": 15})})[2].note
+
+
+def test_a_part_that_is_not_finished_decides_nothing():
+    cut = replace(core(), left_out=("kdrl, seed 5: not run",))
+    assert all(verdicts(TRUE | {"core": cut})[n].outcome == "undecided" for n in (1, 3, 4, 5, 6, 9))
+    assert "not finished: core" in verdicts(TRUE | {"core": cut})[1].note
+    lost = replace(core(), left_out=("kdrl, seed 5: moved by hand",))
+    assert verdicts(TRUE | {"core": lost})[1].outcome == "supported"
+
+
+def test_the_correction_is_for_all_comparisons_that_are_planned():
+    """So a verdict of one part is as much on the edge before the other parts were run as after."""
+    assert sum(len(verdict.checks) for verdict in judge_claims(TRUE)) == PLANNED
+    assert {verdict.among for verdict in judge_claims({"core": core()})} == {PLANNED}
+
+
 def test_a_run_of_two_versions_within_an_arm_is_not_compared_either():
     made = as_version(core(), "3")
     first = (made.runs["arm"] == "kdrl") & (made.runs["seed"] == 0)
@@ -315,6 +340,15 @@ def test_best_coefficients_at_the_end_of_the_grid_do_not_contradict_that_they_di
     assert "the grid ends too early" in verdict.why
     assert "Knights and Knaves 5 of 5 seeds" in verdict.note
     assert verdicts(TRUE)[13].outcome == "supported" and "too early" not in verdicts(TRUE)[13].note
+
+
+def test_a_flat_curve_does_not_contradict_that_the_best_coefficients_differ():
+    """.1 is best in every seed by a hair, and the seeds differ by far more than that."""
+    hair = betas(0.1, 0.501)
+    hair.curves["eval/accuracy"] += 0.05 * hair.curves["seed"]
+    flat = {"betas": hair, "logic_betas": betas(0.1)}
+    verdict = verdicts(TRUE | flat)[13]
+    assert verdict.outcome == "undecided" and "the curve is flat" in verdict.why
 
 
 def test_the_best_coefficient_is_chosen_on_validation_prompts_alone():

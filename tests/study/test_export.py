@@ -35,6 +35,7 @@ from rlkd_lab.study import (
 )
 from rlkd_lab.study.eval_table import about
 from rlkd_lab.study.export import export_run
+from rlkd_lab.tasks.verifier import guarded
 from rlkd_lab.training import config_of, make_config, run
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.trainer import Trainer
@@ -445,6 +446,19 @@ def test_moves_by_hand_up_to_the_step(copied, tmp_path):
     )
     export_run(copied.path, tmp_path / "first", checkpoint=1)
     assert "| 2 | ratio_cap" not in section(tmp_path / "first", "Method")
+
+
+def test_the_command_of_the_card_asks_the_task_that_was_asked_last(copied, tmp_path):
+    """It may be another one than the run's: `rlkd eval RUN --task knights`."""
+    target, task = find_target(str(copied.path)), guarded("knights", {"held_out": "renamed"})
+    asked = Settings(prompts=2, samples=1, max_new_tokens=8, greedy=False, ood=False)
+    frame = evaluate_target(target.load(), task, asked)
+    write_table(target.table, frame, about(target.describe(), task, asked))
+    export_run(copied.path, tmp_path / "adapter")
+    told = section(tmp_path / "adapter", "Evaluation")
+    assert "`rlkd eval adapter --quant nf4 --task knights " in told
+    assert "--set task.held_out=renamed" in told
+    target.table.unlink()
 
 
 def test_the_evaluation_is_the_one_of_that_step_and_is_said_to_be_before_the_merge(

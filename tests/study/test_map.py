@@ -10,7 +10,7 @@ from scipy import stats
 from rlkd_lab.plots.claims import draw_claims
 from rlkd_lab.plots.teacher_map import map_figure
 from rlkd_lab.study.study import sweep_of
-from rlkd_lab.study.teacher_map import TEACHERS, cells, gains
+from rlkd_lab.study.teacher_map import TEACHERS, gains
 
 STARTS = {"models/start-05": 0.05, "models/start-60": 0.6}
 GAINS = {("kdrl", "teacher"): 0.2, ("sft", "models/weak"): -0.1, ("opsa", "teacher"): 0.0}
@@ -51,7 +51,7 @@ def test_each_arm_is_held_against_grpo_on_the_same_student(made):
         for (method, teacher), gain in GAINS.items():
             row = table.loc[(name, method)]
             assert row["gain"] == pytest.approx(gain, abs=0.02) and row["seeds"] == 3
-            assert row["start"] == pytest.approx(start, rel=0.02)
+            assert row["start"] == start
             known = "" if method == "opsa" else teacher.rpartition("/")[2]
             assert row["teacher"] == known and known in TEACHERS
             sides = [
@@ -65,19 +65,15 @@ def test_each_arm_is_held_against_grpo_on_the_same_student(made):
 
 
 def test_at_equal_tokens_an_arm_that_samples_more_is_read_earlier(made):
-    """The cheapest arm spends 6,000 tokens. KDRL has spent these at step 30: .3 against .6."""
+    """GRPO spends 6,000 tokens. KDRL has spent these at step 30: .3 against .6.
+
+    An arm that stops earlier than GRPO sets the budget of no other arm.
+    """
     at_tokens = gains(made, "tokens").set_index(["student", "method"])["gain"]
     assert at_tokens["start-05", "kdrl"] == pytest.approx(-0.3, abs=0.02)
     assert at_tokens["start-05", "opsa"] == pytest.approx(0.0, abs=0.02)
     at_seconds = gains(made, "seconds").set_index(["student", "method"])["gain"]
     assert at_seconds["start-05", "kdrl"] == pytest.approx(0.0, abs=0.02)
-
-
-def test_the_start_is_what_the_untrained_student_samples_itself(made):
-    """SFT's first completions are the teacher's, and say nothing about the student."""
-    wrong = made.curves["method"] == "sft"
-    made.curves.loc[wrong, "accuracy"] = 1.0
-    assert cells(made)["start"].max() < 0.62
 
 
 def test_the_figures_of_the_map_say_their_reading_and_seeds(made, tmp_path, monkeypatch):

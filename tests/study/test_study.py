@@ -144,7 +144,7 @@ def test_the_scorecard_says_what_is_on_the_edge_and_where_more_seeds_would_lead(
         True,
         False,
     }
-    assert "would have found beyond chance with a probability of 80%" in text
+    assert "would have been decided with a probability of 80%" in text
     assert (table["would_see"].dropna() > 0).all()
 
 
