@@ -26,6 +26,10 @@ class LeftOut(Exception):
     """Why a row cannot be used, behind a number of rows: "without an answer"."""
 
 
+class MissingColumn(ValueError):
+    """No row of a file has a column that was asked for."""
+
+
 class Missing:
     """A row without such a column."""
 

@@ -25,6 +25,7 @@ from rlkd_lab.tasks.base import SPLITS, Chat, Split
 from rlkd_lab.tasks.cells import (
     LeftOut,
     Missing,
+    MissingColumn,
     Turns,
     cell_of,
     dialogue,
@@ -307,13 +308,8 @@ def _by_file(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _counted(reasons: Mapping[str, Sequence[str]]) -> str:
-    return "; ".join(
-        f"{len(places):,} {why} (first {places[0]})" for why, places in reasons.items()
-    )
-
-
-class MissingColumn(ValueError):
-    """No row of a file has a column that was asked for."""
+    counts = (f"{len(places):,} {why} (first {places[0]})" for why, places in reasons.items())
+    return "; ".join(counts)
 
 
 def _check_columns(file: str, rows: Sequence[Row], columns: Mapping[str, str]) -> None:

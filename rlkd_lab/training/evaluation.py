@@ -15,8 +15,8 @@ from rlkd_lab.models import LanguageModel
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.rollouts import Engine, Sampling, sample
 from rlkd_lab.tasks import QuestionTask, Split, Task, judge
+from rlkd_lab.tasks.cells import MissingColumn
 from rlkd_lab.tasks.registry import EMBEDDED, holds_rows
-from rlkd_lab.tasks.rows import MissingColumn
 from rlkd_lab.tasks.verifier import GuardedTask, guarded
 from rlkd_lab.training.config import RunConfig
 
