@@ -77,7 +77,7 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     figure.suptitle(f"{title}\n{fill(outcome, 95)}", x=0.01, ha="left")
     seeds = " or ".join(map(str, sorted({check.effect.seeds for check in verdict.checks})))
     units = ", ".join(dict.fromkeys(row.unit for row in rows))
-    caption = f"n = {seeds} seeds (faint); bars: 95 %, right: of the difference"
+    caption = f"n = {seeds} seeds (faint); bars: 95 %, right: difference"
     caption += "; line: −.02" * any(one.margin < 0 for one in verdict.checks)
     caption += "; grey: equal" * any(one.equal for one in verdict.checks)
     return finish(figure, None, f"{units}; {caption}")
@@ -158,7 +158,8 @@ def teachers_figure(study: Study) -> Figure:
         axes.set_title(student if index < columns else "")
     for marker, teacher in zip("os", teachers, strict=False):
         panels[0].plot([], [], marker, color="#555555", label=teacher)
-    seeds = table.groupby(["student", "teacher", "arm"])["seed"].nunique().min()
+    counts = set(table.groupby(["student", "teacher", "arm"])["seed"].nunique())
+    seeds = " or ".join(map(str, sorted(counts)))
     caption = f"n = {seeds} seeds (faint); markers and bars: mean and 95 % interval (Welch)"
     if left := sum(bool(one.doubt) for one in effects.values()):
         caption += f"; left out: {left} arms of another program"

@@ -126,7 +126,7 @@ def draw_spread(
     # moved once they are drawn: the limits of the axes heed artists in data coordinates alone
     for number, value in enumerate(known):
         dot = axes.scatter([x], [value], s=9, color=colour, alpha=0.4, linewidths=0)
-        away = 5 + 1.5 * number
+        away = 5 + min(1.5, 14 / len(known)) * number
         dot.set_offset_transform(_right_of(axes, shift + (away if second else -away)))
     half = half_width(known) if half is None else half
     bar = axes.errorbar(
