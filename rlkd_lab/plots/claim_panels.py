@@ -60,7 +60,7 @@ def _ahead(axes: Axes, study: Study) -> None:
     for window in WINDOWS:
         draw_spread(axes, window, steps_ahead(study["core"], window), *dot_style("kdrl"))
     axes.axhline(0, color="#888888", linewidth=0.8)
-    axes.margins(x=0.1)
+    axes.margins(x=0.2)
     axes.set_xticks(WINDOWS)
     axes.set_xlabel("steps of the trailing mean")
     axes.set_ylabel("steps by which KDRL is\nearlier at GRPO's end")
