@@ -21,7 +21,6 @@ from rlkd_lab.study.eval_table import read_table
 from rlkd_lab.study.parts import OUTCOMES, TABLES, on_policy_steps
 from rlkd_lab.study.summary import summarise
 from rlkd_lab.study.sweep import Job, Sweep
-from rlkd_lab.study.targets import find_target
 from rlkd_lab.study.versions import VERSION, version_of
 from rlkd_lab.training import RunConfig, config_of
 
@@ -154,12 +153,17 @@ def _evaluation(run: Path) -> pd.DataFrame | None:
 
 
 def _best(run: Path) -> dict[str, float]:
-    """Return the step and the accuracy of the best checkpoint on validation prompts."""
-    table = find_target(str(run), checkpoint="best").table
-    if table is None or not table.with_suffix(".csv").exists():  # it diverged
+    """Return the step and the accuracy of the best checkpoint on validation prompts.
+
+    The sweep evaluated it and the last one; of equals the later one is the best.
+    """
+    tables = {int(path.stem[5:]): path for path in (run / "eval").glob("step_*.csv")}
+    metrics = RunFolder.open(run).metrics()
+    if "eval/accuracy" not in metrics or not tables:  # it diverged
         return {}
-    rows = pd.read_csv(table.with_suffix(".csv")).set_index(["set", "difficulty", "measure"])
-    step = int(table.stem.removeprefix("step_"))
+    known = metrics["eval/accuracy"].reindex(list(tables)).dropna()
+    step = max(tables, key=lambda at: (known.get(at, -1.0), at))
+    rows = pd.read_csv(tables[step]).set_index(["set", "difficulty", "measure"])
     return {"best step": step, "best id avg": rows["value"].loc[("id", "all", "avg")]}
 
 

@@ -279,6 +279,8 @@ class Sweep(_Strict):
                     arms[name] = make_config(arm.method, self.preset, texts, steps=self.steps)
                     if arms[name].patience:
                         raise ValueError("patience: a sweep compares runs of equal length")
+                    if self.evaluate and self.evaluate.best and not arms[name].eval_every:
+                        raise ValueError("best in [evaluate] needs eval_every above 0")
                 except ValueError as error:
                     raise ValueError(f"arm {name}: {error}") from None
                 other = same.setdefault(fingerprint(arms[name]), name)

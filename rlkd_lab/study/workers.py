@@ -101,11 +101,12 @@ def _evaluate(job: Job, path: Path, checkpoint: str) -> None:
     summarise(frame).to_csv(target.table.with_suffix(".csv"), index=False)
 
 
-def _evaluated(job: Job, path: Path, checkpoint: str) -> bool:
+def _evaluated(job: Job, path: Path, checkpoint: str = "last") -> bool:
     """Return whether a run folder has the evaluation that its job asks for, whole."""
+    table = path / "eval" / f"step_{job.config.steps:06d}.parquet"
     try:
-        table = find_target(str(path), checkpoint=checkpoint).table
-        assert table is not None
+        if checkpoint == "best":
+            table = find_target(str(path), checkpoint="best").table or table
         record, numbers = read_record(table), pd.read_csv(table.with_suffix(".csv"))
     except (OSError, ValueError):
         return False
@@ -300,7 +301,9 @@ def _reopen(job: Job, path: Path) -> None:
     """Mark a run as not over if it has lost rows, or if the sweep asks other questions now."""
     if over(path) and outcome_of(path)["diverged"] is None:
         lost = RunFolder.open(path).last_step() < job.config.steps
-        if lost or not all(_evaluated(job, path, one) for one in _checkpoints(job)):
+        kept = RunFolder.open(path).checkpoints()  # somebody may have removed them since
+        asked = [one for one in _checkpoints(job) if one == "last" or kept]
+        if lost or not all(_evaluated(job, path, one) for one in asked):
             (path / OVER).unlink()
 
 

@@ -281,6 +281,30 @@ def test_other_questions_are_asked_of_what_is_over(done, tmp_path):
     )
 
 
+def test_the_best_checkpoint_is_evaluated_too_and_stands_beside_the_last(tmp_path):
+    """Best by validation prompts; the later one of equals. It outlives the checkpoints."""
+    arms = [{"name": "grpo", "method": "grpo"}]
+    asked = {"prompts": 4, "samples": 2, "ood": False, "best": True}
+    settings = {**SMALL, "eval_every": 1, "eval_prompts": 4, "learning_rate": 0.01}
+    sweep = small(arms, evaluate=asked, settings=settings, seeds=3, steps=3)
+    assert run_sweep(sweep, tmp_path, workers=1) == []
+    table = pd.read_csv(tmp_path / "runs.csv").set_index("seed")
+    for job in sweep.jobs():
+        path = job.folder(tmp_path)
+        scores = RunFolder.open(path).metrics()["eval/accuracy"]
+        best = max(scores.index, key=lambda step: (scores[step], step))
+        assert table.loc[job.seed, "best step"] == best
+        frame = read_table(path / "eval" / f"step_{best:06d}.parquet")[0]
+        assert table.loc[job.seed, "best id avg"] == frame["correct"].mean()
+        assert (path / "eval" / "step_000003.csv").exists()
+        shutil.rmtree(path / "checkpoints")
+    assert run_sweep(sweep, tmp_path, workers=1) == []
+    assert pd.read_csv(tmp_path / "runs.csv").set_index("seed").equals(table)
+    never = small(arms, evaluate=asked)
+    with pytest.raises(ValueError, match="best in \\[evaluate\\] needs eval_every"):
+        never.jobs()
+
+
 def test_started_again_it_runs_nothing_and_what_is_missing_is_taken_up(done, monkeypatch):
     sweep, out, _ = done
     before = {
