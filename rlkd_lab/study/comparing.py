@@ -48,14 +48,15 @@ def compare(
 
     Accuracy is also compared at the best checkpoint on validation prompts, where it is known.
     """
+    effect, of_accuracy = unpaired(ours.of(measure), theirs.of(measure)), measure == ACCURACY
     best = unpaired(ours.part.best(ours.arm), theirs.part.best(theirs.arm))
     check = Check(
         text,
-        unpaired(ours.of(measure), theirs.of(measure)),
+        effect,
         margin,
         equal,
-        _over_prompts(ours, theirs, measure),
-        best if measure == ACCURACY and best.seeds else None,
+        _over_prompts(effect, ours, theirs) if of_accuracy else None,
+        best if of_accuracy and best.seeds else None,
         (ours.lost, theirs.lost),
     )
     found = (
@@ -126,12 +127,10 @@ def _turns(check: Check) -> str:
     return "at the best checkpoint on validation prompts it points the other way"
 
 
-def _over_prompts(ours: Side, theirs: Side, measure: str) -> Effect | None:
+def _over_prompts(effect: Effect, ours: Side, theirs: Side) -> Effect | None:
     """Return the difference with its interval over other prompts too, where it is known."""
     a, b = (side.part.shares(side.arm) for side in (ours, theirs))
-    if measure != ACCURACY or a.empty or b.empty:
-        return None
-    return over_prompts(unpaired(ours.of(measure), theirs.of(measure)), a, b)
+    return None if a.empty or b.empty else over_prompts(effect, a, b)
 
 
 def _hangs_on_prompts(check: Check) -> str:
