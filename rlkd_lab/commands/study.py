@@ -74,10 +74,13 @@ def _list_jobs(wanted: Any, out: Path) -> None:
     from rlkd_lab.study.sweep import settled
 
     count = settled(wanted, out)
-    stages = [(wanted.tuning(), out / "tuning")] if wanted.tune else []
+    stages = [(wanted.first_round(), out / "tuning")] if wanted.tune else []
     for stage, folder in [*stages, *([(count, out)] if count else [])]:
         for job in stage.jobs():
             say(f"{'over' if over(job.folder(folder)) else 'to do':6} {job.folder(folder)}")
+    if count is None and wanted.tune and wanted.tune.finalists:
+        rest = len(wanted.tune.seeds) - 1
+        say(f"then the best {wanted.tune.finalists} trials of each arm × {rest} seeds")
     if count is None:
         arms, seeds = len(wanted.arms), len(wanted.all_seeds)
         say(f"then, with the settings chosen, {arms} arms × {seeds} seeds")

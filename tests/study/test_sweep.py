@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 
+from rlkd_lab.commands.study import _list_jobs
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.study import pools
 from rlkd_lab.study import workers as module
@@ -692,6 +693,14 @@ def test_finalists_alone_get_the_other_seeds_and_the_mean_of_all_seeds_decides(t
     ]  # fmt: skip
     with pytest.raises(ValueError, match="chosen from other trials"):
         settled(small(RACERS, tune={**TUNE, **RACE, "finalists": 1}), tmp_path)
+
+
+def test_the_plan_of_a_race_lists_its_first_round_alone(tmp_path, capsys):
+    """Which trials run with the other seeds is not known before."""
+    _list_jobs(small(RACERS, tune={**TUNE, **RACE}), tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("/")[-1] for line in lines if line.startswith("to do")] == ["seed_9"] * 6
+    assert "then the best 2 trials of each arm × 2 seeds" in lines
 
 
 def test_trials_that_are_missing_or_all_diverged_choose_nothing(tmp_path):
