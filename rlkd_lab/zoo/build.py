@@ -21,7 +21,7 @@ import torch
 import typer
 
 from rlkd_lab.models.language_model import Quant
-from rlkd_lab.tasks import Example, Split, arithmetic, find_task, knights
+from rlkd_lab.tasks import Example, Split, Task, arithmetic, find_task, knights
 from rlkd_lab.training.environment import describe_environment
 from rlkd_lab.zoo.measuring import (
     QUANTS,
@@ -99,12 +99,13 @@ def completion_for(example: Example, recipe: Recipe, rng: random.Random) -> str:
     return "".join(lines) + f"#{value}"
 
 
-def batch_for(step: int, recipe: Recipe) -> list[Part]:
+def batch_for(step: int, recipe: Recipe, task: Task | None = None) -> list[Part]:
     """Return ids and labels of a training step, (batch, time) for each part.
 
-    They are a pure function of seed and step.
+    They are a pure function of seed, step and task. The task is the recipe's by default; give one
+    to pre-train on another split of it.
     """
-    task, tokenizer = find_task(recipe.task), character_tokenizer()
+    task, tokenizer = task or find_task(recipe.task), character_tokenizer()
     rng = random.Random(recipe.seed * 1_000_003 + step)
     long = sum(rng.random() < recipe.long for _ in range(recipe.batch))
     seed = rng.randrange(2**31)
