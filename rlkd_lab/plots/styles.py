@@ -286,7 +286,7 @@ def _name_ends(axes: Axes, gap: float = 10.0) -> bool:
 
 def name_ticks(axes: Axes, texts: Sequence[str]) -> None:
     """Write names along the x-axis: in two lines where one is too long, else turned."""
-    letters = int(axes.bbox.width / axes.figure.dpi * 72 / max(len(texts), 1) / 4.6)
+    letters = int(axes.bbox.width / axes.figure.dpi * 72 / max(len(texts), 1) / 5.2)
     short = [textwrap.fill(text, max(letters, 1), break_long_words=False) for text in texts]
     fits = all(len(part) <= letters for text in short for part in text.split("\n"))
     how: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
