@@ -4,7 +4,8 @@
 
 - ``start-05`` to ``start-60`` are checkpoints of one student. It has the recipe of the embedded
   student, and trains longer. Half of its answers are direct and mostly wrong, so it stays near
-  45 %. After step 2,600 it sees fewer of them. Each start is the checkpoint nearest to its accuracy.
+  45 %. After step 2,600 it sees fewer of them. Each start is the checkpoint nearest to its
+  accuracy.
 - ``weak`` is the checkpoint of the concise teacher's recipe that is nearest to 60 %.
 - ``one-way`` is the concise teacher after it has learned one mistake: it takes each 9 for an 8.
   So it is wrong wherever an operand is 9, and nowhere else.
