@@ -165,7 +165,8 @@ def logic(order=("trrd", "kdrl", "grpo", "opd"), lead_grows=True, chances=None, 
         for arm, value in accuracy.items()
     }
     small, large = (0.05, 0.3) if lead_grows else (0.3, 0.05)
-    levels = {"grpo": {"3": 0.5, "4": 0.5}, "trrd": {"3": 0.5 + small, "4": 0.5 + large}}
+    levels = {name: {"2": 0.5, "3": 0.5, "4": 0.5} for name in ("grpo", "kdrl")}
+    levels["trrd"] = {"2": 0.5, "3": 0.5 + small, "4": 0.5 + large}
     made = part(arms, levels=levels, chances=chances or CHANCES)
     return replace(made, signs=conflicts(0.45, 0.3, 0.2))
 
@@ -189,13 +190,6 @@ TRUE = {
     "logic": logic(),
 }
 """A study in which every claim holds."""
-
-PAIRS = TRUE | {
-    "weak": part(
-        {"grpo": 0.1, "opd": 0.4, "kdrl": 0.3, "trrd": 0.2, "opd_then_rl": 0.5, "sft": 0.6}
-    ),
-}
-"""The same with two pairs of student and teacher."""
 
 
 def written(folder, part, **columns):

@@ -1,8 +1,7 @@
-"""Figures of the study: one for each claim of the scorecard, one of the teachers."""
+"""Figures of the study: one for each claim of the scorecard, and the map of teachers."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -14,14 +13,11 @@ from matplotlib.figure import Figure
 
 from rlkd_lab.plots.claim_panels import DRAW
 from rlkd_lab.plots.files import save_figure
-from rlkd_lab.plots.points import dot_style, draw_spread
 from rlkd_lab.plots.styles import (
     fill,
     finish,
     in_print,
-    name_ticks,
     panel_figure,
-    title_of,
 )
 from rlkd_lab.plots.teacher_map import map_figure
 from rlkd_lab.study.claims import CLAIMS, PAPERS, Verdict, judge_claims
@@ -29,13 +25,9 @@ from rlkd_lab.study.effects import Check
 from rlkd_lab.study.parts import Study
 from rlkd_lab.study.scorecard import (
     EDGE,
-    TEACHER_MEASURES,
-    WITH_TEACHER,
-    by_teacher,
     comparisons,
     in_words,
     number,
-    taught,
 )
 from rlkd_lab.study.teacher_map import READINGS, gains
 
@@ -56,7 +48,7 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
         raise ValueError(f"claim {claim.number} needs parts that were not run: {needed}")
     rows, doubts = DRAW[claim.number], doubted(verdict)
     texts = [[_said(one, doubts) for one in verdict.checks[row.checks]] for row in rows]
-    heights = [max(2.0, 0.13 * len("\n\n".join(each).splitlines()) + 0.5) for each in texts]
+    heights = [max(2.0, 0.135 * len(each) * (_tallest(each) + 1) + 0.5) for each in texts]
     title = fill(f"Claim {claim.number} ({PAPERS[claim.source]}): {claim.text}", 95)
     lines = title.count("\n")
     figure, panels = panel_figure(
@@ -81,6 +73,11 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     caption += "; line: −.02" * any(one.margin < 0 for one in verdict.checks)
     caption += "; grey: equal" * any(one.equal for one in verdict.checks)
     return finish(figure, None, f"{units}; {caption}")
+
+
+def _tallest(texts: list[str]) -> int:
+    """Return the lines of the longest text."""
+    return max(text.count("\n") + 1 for text in texts)
 
 
 def doubted(verdict: Verdict) -> dict[str, str]:
@@ -123,54 +120,10 @@ def _draw_effects(axes: Axes, checks: Sequence[Check], texts: list[str], label: 
     axes.set_xlabel(label)
 
 
-@in_print
-def teachers_figure(study: Study) -> Figure:
-    """Draw every method minus GRPO on the same student, in accuracy and in length.
-
-    The teacher that checks its work is round; the teacher that does not is square.
-
-    Raises:
-        ValueError: fewer than two pairs of student and teacher were run.
-    """
-    table = by_teacher(study)
-    if table.empty:
-        raise ValueError(
-            "the figure compares pairs of student and teacher, and one at most was run"
-        )
-    effects = {(one.student, one.teacher, one.ours.arm): one for one in taught(study)}
-    students, teachers = (list(dict.fromkeys(table[name])) for name in ("student", "teacher"))
-    columns = len(students)
-    figure, panels = panel_figure(2 * columns, height=2.2, columns=columns)
-    labels = {"accuracy": "accuracy,\nminus GRPO's", "length": "length in tokens,\nminus GRPO's"}
-    for index, (measure, student) in enumerate(itertools.product(labels, students)):
-        axes = panels[index]
-        axes.axhline(0, color="#888888", linewidth=0.8)
-        for (place, arm), side in itertools.product(enumerate(WITH_TEACHER), range(len(teachers))):
-            pair = (student, teachers[side], arm)
-            rows = table[(table[["student", "teacher", "arm"]] == pair).all(axis=1)]
-            if rows.empty:
-                continue
-            effect = effects[pair].effect(TEACHER_MEASURES[measure])
-            x, half = place + 0.4 * side - 0.1, (effect.high - effect.low) / 2
-            draw_spread(axes, x, rows[measure], dot_style(arm)[0], "os"[side], half=half)
-        name_ticks(axes, [title_of(arm) for arm in WITH_TEACHER])
-        axes.set_ylabel(labels[measure])
-        axes.set_title(student if index < columns else "")
-    for marker, teacher in zip("os", teachers, strict=False):
-        panels[0].plot([], [], marker, color="#555555", label=teacher)
-    counts = set(table.groupby(["student", "teacher", "arm"])["seed"].nunique())
-    seeds = " or ".join(map(str, sorted(counts)))
-    caption = f"n = {seeds} seeds (faint); markers and bars: mean and 95 % interval (Welch)"
-    if left := sum(bool(one.doubt) for one in effects.values()):
-        caption += f"; left out: {left} arms of another program"
-    return finish(figure, "Each method minus GRPO, which learns from reward alone", caption)
-
-
 def draw_claims(study: Study, folder: str | Path) -> list[Path]:
-    """Write ``claim_01.png`` … for every claim whose parts were run, and the maps of teachers.
+    """Write ``claim_01.png`` … for every claim whose parts were run, and the part map's three maps.
 
     Each figure has a JSON file beside it with its numbers and seeds.
-    ``teachers.png`` needs two pairs of student and teacher, ``map.png`` the part map.
 
     Returns:
         The paths of the figures.
@@ -182,16 +135,6 @@ def draw_claims(study: Study, folder: str | Path) -> list[Path]:
             continue
         path = Path(folder) / f"claim_{claim.number:02d}.png"
         drawn.append(save_figure(claim_figure(study, verdict), path, [], **_facts(study, verdict)))
-    table = by_teacher(study)
-    if not table.empty:
-        groups = table.groupby(["student", "teacher", "arm"], sort=False)
-        means = groups[["accuracy", "ood", "length"]].mean().reset_index()
-        facts = {
-            "means": json.loads(means.to_json(orient="records")),
-            "seeds": sorted(set(table["seed"].tolist())),
-        }
-        path = Path(folder) / "teachers.png"
-        drawn.append(save_figure(teachers_figure(study), path, [], **facts))
     if "map" in study:
         for reading in READINGS:
             path = Path(folder) / ("map.png" if reading == "steps" else f"map_{reading}.png")

@@ -12,7 +12,7 @@ The correction is Bonferroni's, over all comparisons of the scorecard.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rlkd_lab.study.claim_checks import (
@@ -39,6 +39,8 @@ from rlkd_lab.study.sequential_checks import (
 
 PLANNED = 30
 """Comparisons of all claims, whether their parts were run or not."""
+PAIRS = ("pair_2", "pair_3")
+"""Parts that repeat the core on another pre-trained pair."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,9 @@ def judge_claims(study: Study) -> list[Verdict]:
 def _judge(claim: Claim, study: Study) -> Verdict:
     if missing := claim.missing(study):
         return Verdict(claim.number, "undecided", (), f"not run: {', '.join(missing)}")
-    found = claim.checks(study)
-    if unfinished := [name for name in claim.needs if not study[name].whole]:
+    found, others = claim.checks(study), on_other_pairs(claim, study)
+    found = replace(found, checks=_with_pairs(found.checks, others))
+    if unfinished := [name for name in (*claim.needs, *others) if not study[name].whole]:
         words = f"not finished: {', '.join(unfinished)}"
         found = replace(found, why="; ".join(filter(None, (words, found.why))))
     notes = [words for words in (found.why, found.note) if words]
@@ -105,6 +108,22 @@ def _judge(claim: Claim, study: Study) -> Verdict:
         notes.append(f"runs that do not count, named below: {counts}")
     outcome = all_of([check.outcome for check in found.checks]) if not found.why else "undecided"
     return Verdict(claim.number, outcome, tuple(found.checks), "; ".join(notes), found.why)
+
+
+def on_other_pairs(claim: Claim, study: Study) -> dict[str, list[Check]]:
+    """Return by part the comparisons of a claim on the other pairs that were run."""
+    pairs = [name for name in PAIRS if claim.needs == ("core",) and name in study]
+    return {name: claim.checks({"core": study[name]}).checks for name in pairs}
+
+
+def _with_pairs(checks: Sequence[Check], others: Mapping[str, Sequence[Check]]) -> list[Check]:
+    """Doubt the comparisons that point the other way on another pair."""
+    found = []
+    for place, check in enumerate(checks):
+        turned = [name for name, each in others.items() if check.turns(each[place].effect.mean)]
+        words = f"on {' and '.join(turned)} it points the other way" if turned else ""
+        found.append(replace(check, doubt="; ".join(filter(None, (check.doubt, words)))))
+    return found
 
 
 CLAIMS: tuple[Claim, ...] = (

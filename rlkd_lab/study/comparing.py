@@ -119,10 +119,7 @@ def _hangs_on_divergence(check: Check, ours: Side, theirs: Side, measure: str) -
 
 def _turns(check: Check) -> str:
     """Return that the best checkpoint points elsewhere than the last step, if it does."""
-    if check.best is None or check.face == "undecided":
-        return ""
-    mean = check.best.mean
-    if check.outcome_of(Effect(mean, mean, mean, check.best.seeds)) == check.face:
+    if check.best is None or not check.turns(check.best.mean):
         return ""
     return "at the best checkpoint on validation prompts it points the other way"
 

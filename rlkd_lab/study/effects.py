@@ -165,6 +165,11 @@ class Check:
         """Judge the comparison with this effect, at face value."""
         return effect.within(self.margin) if self.equal else effect.above(self.margin)
 
+    def turns(self, mean: float) -> bool:
+        """Whether the comparison is decided, and ``mean`` lies on its other side."""
+        point = Effect(mean, mean, mean, SEEDS)
+        return self.face != "undecided" and self.outcome_of(point) != self.face
+
     @property
     def face(self) -> Outcome:
         """The outcome of the interval alone."""

@@ -138,10 +138,8 @@ Study = Mapping[str, Part]
 """Parts by name: core, estimators, …"""
 
 
-def read_part(folder: str | Path, program: str = "") -> Part:
+def read_part(folder: str | Path) -> Part:
     """Read the tables of a sweep's folder, or of a copy of them.
-
-    ``program`` says in words which program made them, for tables that carry no version.
 
     Raises:
         FileNotFoundError: a table is missing, because the sweep has never ended.
@@ -155,7 +153,7 @@ def read_part(folder: str | Path, program: str = "") -> Part:
             " run again)"
         )
     runs = _read(path / TABLES[0], "arm", "seed", "method", "diverged", "touched")
-    runs = with_version(runs, program)
+    runs = with_version(runs)
     steps = _read(path / TABLES[1], "arm", "seed", "method", "step")
     numbers = _read(path / TABLES[2], "arm", "seed", "set", "difficulty", "measure", "value")
     twice = runs[runs.duplicated(["arm", "seed"])]

@@ -10,34 +10,29 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from rlkd_lab.objectives import METHODS
-from rlkd_lab.study.claims import CLAIMS, PAPERS, Verdict, judge_claims
-from rlkd_lab.study.comparing import ACCURACY, LENGTH, Side, mixed
-from rlkd_lab.study.effects import Check, Effect, strict, unpaired
-from rlkd_lab.study.parts import SESSIONS, TABLES, Study, by_arm
+from rlkd_lab.study.claims import (
+    CLAIMS,
+    PAIRS,
+    PAPERS,
+    Verdict,
+    judge_claims,
+    on_other_pairs,
+)
+from rlkd_lab.study.comparing import Side
+from rlkd_lab.study.effects import Check, Effect, strict
+from rlkd_lab.study.parts import SESSIONS, TABLES, Part, Study, by_arm
 from rlkd_lab.study.statistics import POWER
 from rlkd_lab.study.study import PARTS, read_study
 from rlkd_lab.study.sweep import CHOSEN
+from rlkd_lab.study.teacher_map import READINGS, TEACHERS, gains
 from rlkd_lab.study.versions import VERSION, with_version
 
-PAIRS: dict[str, tuple[str, str, str]] = {
-    "core": ("student", "checking teacher", "core"),
-    "weak": ("weak student", "checking teacher", "weak"),
-    "weak_concise": ("weak student", "concise teacher", "weak"),
-}
-"""Parts that train both embedded students with both teachers.
-
-Each has its student, its teacher, and the part with GRPO on that student.
-"""
-WITH_TEACHER = ("sft", "opd", "opd_then_rl", "kdrl", "trrd")
-"""Arms that all of these parts have."""
-TEACHER_MEASURES = {"accuracy": ACCURACY, "ood": "ood avg", "length": LENGTH}
 EDGE = ", on the edge"
 MEASURES = {
     "id avg": "accuracy",
@@ -71,61 +66,6 @@ def _settings(found: re.Match[str]) -> str:
     pairs = [one.split("=") for one in found[0][1:].split(",")]
     shown = [f"{SHORT.get(name, name)} {value}" for name, value in pairs]
     return re.sub(r"linear:([\d.]+):", r"\1 to ", f" ({', '.join(shown)})")
-
-
-@dataclass(frozen=True)
-class Taught:
-    """An arm with a teacher beside GRPO on the same student."""
-
-    student: str
-    teacher: str
-    ours: Side
-    alone: Side
-
-    @property
-    def doubt(self) -> str:
-        """Why the two are not compared; empty without a reason."""
-        return mixed(self.ours, self.alone)
-
-    def effect(self, measure: str) -> Effect:
-        """Return the arm's measure minus GRPO's."""
-        return unpaired(self.ours.of(measure), self.alone.of(measure))
-
-
-def taught(study: Study) -> list[Taught]:
-    """Return every arm with a teacher, for each pair of student and teacher that was run.
-
-    There is none where only the core was run, whose pair may be another preset's.
-    """
-    there = {part: pair for part, pair in PAIRS.items() if part in study and pair[2] in study}
-    if not there.keys() - {"core"}:
-        return []
-    return [
-        Taught(student, teacher, Side(study[part], arm), Side(study[alone], "grpo"))
-        for part, (student, teacher, alone) in there.items()
-        for arm in WITH_TEACHER
-        if arm in set(study[part].runs["arm"])
-    ]
-
-
-def by_teacher(study: Study) -> pd.DataFrame:
-    """Return every run with a teacher minus the mean of GRPO on the same student.
-
-    A row has student, teacher, arm, seed, and the differences in accuracy and length.
-    Arms that another version of the program made than GRPO's are left out.
-    """
-    frames = []
-    for one in taught(study):
-        gaps = {
-            name: one.ours.of(measure) - one.alone.of(measure).mean()
-            for name, measure in TEACHER_MEASURES.items()
-        }
-        rows = pd.DataFrame(gaps).rename_axis("seed").reset_index()
-        rows = rows.assign(student=one.student, teacher=one.teacher, arm=one.ours.arm)
-        frames += [] if one.doubt else [rows]
-    columns = ["student", "teacher", "arm", "seed", *TEACHER_MEASURES]
-    none = pd.DataFrame(columns=columns)
-    return pd.concat(frames, ignore_index=True)[columns] if frames else none
 
 
 def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -178,8 +118,10 @@ def scorecard(study: Study, out: str | Path) -> str:
     verdicts = judge_claims(study)
     sections = [("# Scorecard", claim_lines(verdicts))]
     sections += [("## Comparisons", comparison_lines(verdicts))]
-    if rows := teacher_lines(study):
-        sections += [("## Where a teacher helps", rows)]
+    if rows := pair_lines(study):
+        sections += [("## The core's comparisons on other pairs", rows)]
+    if "map" in study:
+        sections += [("## When a teacher helps", map_lines(study["map"]))]
     sections += [("## Settings and their choice", _tuning(study, Path(out)))]
     sections += [("## Methods, means over seeds", _methods(study))]
     sections += [("## Cost", _cost(study, Path(out)))]
@@ -248,24 +190,45 @@ def comparison_lines(verdicts: Sequence[Verdict]) -> list[str]:
     return [*(f"- {one}" for one in words), "", *_table(head, rows)]
 
 
-def teacher_lines(study: Study) -> list[str]:
-    """Return a table of arms with a teacher beside GRPO, with what it means."""
-    rows = []
-    for one in taught(study):
-        effects = [one.effect(measure) for measure in TEACHER_MEASURES.values()]
-        shown = [f"{number(effect.mean)} {_interval(effect)}" for effect in effects]
-        cells = ["not compared", "–", "–"] if one.doubt else shown
-        lost = f"{one.ours.lost} of {len(one.ours.of(ACCURACY))}"
-        rows.append(_row(one.student, one.teacher, in_words(one.ours.arm), *cells, lost))
-    if not rows:
+def pair_lines(study: Study) -> list[str]:
+    """Return a table of the core's comparisons on every pair; empty where one pair was run."""
+    pairs = [name for name in PAIRS if name in study]
+    if not pairs or "core" not in study:
         return []
+    rows = []
+    for claim in CLAIMS:
+        others = on_other_pairs(claim, study)
+        for place, check in enumerate(claim.checks(study).checks if others else ()):
+            effects = [check.effect, *(each[place].effect for each in others.values())]
+            shown = [f"{number(effect.mean)} {_interval(effect)}" for effect in effects]
+            rows.append(_row(claim.number, in_words(check.text), *shown))
+    return _table(_row("claim", "comparison", "core", *pairs), rows)
+
+
+def map_lines(part: Part) -> list[str]:
+    """Return a table of the map's cells, with what it means."""
+    read = {reading: gains(part, reading).set_index("arm") for reading in READINGS}
+    rows = []
+    for arm, cell in read["steps"].iterrows():
+        shown = [_with_interval(table.loc[arm]) for table in read.values()]
+        teacher = TEACHERS.get(cell["teacher"], cell["teacher"])
+        title = in_words(str(cell["method"]))
+        rows.append(_row(cell["student"], teacher, title, *shown, cell["collapsed"]))
     words = (
-        "Each arm minus GRPO, which asks no teacher, on the same student; mean and 95 %"
-        " interval over seeds (Welch). Arms that another version of the program made than GRPO's"
-        " are not compared."
+        "Accuracy minus GRPO's on the same student, with Welch's 95 % interval over"
+        f" {_counts(read['steps']['seeds'])} seeds: after the last step on test prompts, and on"
+        " validation prompts where the cheaper of the two had spent all its tokens or seconds."
     )
-    head = "| student | teacher | arm | accuracy | accuracy, ood | length | collapsed |"
+    head = "| student | teacher | method | last step | equal tokens | equal seconds | collapsed |"
     return [words, "", *_table(head, rows)]
+
+
+def _with_interval(cell: pd.Series) -> str:
+    return f"{number(cell['gain'])} [{number(cell['low'])}, {number(cell['high'])}]"
+
+
+def _counts(values: pd.Series) -> str:
+    return " or ".join(map(str, sorted(set(values))))
 
 
 def said(check: Check, why: str = "") -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rlkd_lab.study.parts import OUTCOMES, SESSIONS, SIGNS, TABLES, Study, read_part
 from rlkd_lab.study.sweep import CHOSEN, Sweep, read_sweep
-from rlkd_lab.study.versions import PROGRAMS, programs_of
 
 PARTS: dict[str, str] = {
     "core": "eight methods, one pair",
@@ -20,8 +19,8 @@ PARTS: dict[str, str] = {
     "alphas": "TRRD's α",
     "logic": "eight methods on Knights and Knaves",
     "logic_betas": "KDRL's coefficient on Knights and Knaves",
-    "weak": "a weaker student",
-    "weak_concise": "a weaker student, a teacher that does not check",
+    "pair_2": "the core's methods on a second pair",
+    "pair_3": "the core's methods on a third pair",
 }
 """The subject of each part, in the order in which the parts are run."""
 COMPARED = ("core", "logic")
@@ -75,8 +74,7 @@ def read_study(out: str | Path) -> Study:
         FileNotFoundError: there is no such part, or a part lacks one of its tables.
         ValueError: a table is damaged.
     """
-    programs = programs_of(Path(out))
-    found = {name: read_part(Path(out) / name, programs.get(name, "")) for name in _over(out)}
+    found = {name: read_part(Path(out) / name) for name in _over(out)}
     if not found:
         raise FileNotFoundError(
             f"{out} has no part with its tables ({', '.join(TABLES)}): run `rlkd study` first"
@@ -103,5 +101,3 @@ def copy_tables(out: str | Path, target: str | Path) -> None:
                 if file.exists():
                     (Path(target) / inner).mkdir(parents=True, exist_ok=True)
                     shutil.copy(file, Path(target) / inner / file.name)
-    if (Path(out) / PROGRAMS).exists():
-        shutil.copy(Path(out) / PROGRAMS, Path(target) / PROGRAMS)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import PAIRS, TRUE, betas, core, part
+from made_up import TRUE, betas, core, part
 from matplotlib.collections import PathCollection
 from scipy import stats
 
@@ -15,7 +15,7 @@ from rlkd_lab.plots import png
 from rlkd_lab.plots.ablations import plot_arms, plot_differences, plot_heat, plot_knob
 from rlkd_lab.plots.budgets import plot_budget, plot_frontier
 from rlkd_lab.plots.claim_panels import DRAW
-from rlkd_lab.plots.claims import claim_figure, doubted, draw_claims, teachers_figure
+from rlkd_lab.plots.claims import claim_figure, doubted, draw_claims
 from rlkd_lab.plots.points import draw_knob
 from rlkd_lab.plots.styles import STYLES, white_figure
 from rlkd_lab.study import scorecard
@@ -400,25 +400,6 @@ def test_figures_are_written_with_their_numbers_for_what_was_run(verdicts, tmp_p
     assert counted == {text: whole[text] for text in counted}
     with pytest.raises(ValueError, match="not run: alphas"):
         claim_figure({"core": TRUE["core"]}, verdicts[7])
-
-
-def test_the_figure_of_the_teachers_shows_each_pair_beside_grpo_and_every_seed(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr("rlkd_lab.plots.claims.judge_claims", lambda study: [])  # no other figure
-    assert [path.name for path in draw_claims(PAIRS, tmp_path)] == ["teachers.png"]
-    assert json.loads((tmp_path / "teachers.json").read_text())["seeds"] == [0, 1, 2, 3, 4]
-    figure = teachers_figure(PAIRS)
-    panels = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_title() for axes in panels[:2]] == ["student", "weak student"]
-    assert [len(axes.containers) for axes in panels] == [4, 5, 4, 5]  # the core lacks an arm
-    assert [len(dots(axes)) for axes in panels] == [20, 25, 20, 25]
-    for axes in panels:
-        low, high = axes.get_ylim()
-        assert low < dots(axes)[:, 1].min() and dots(axes)[:, 1].max() < high  # no seed is cut off
-    assert "5 seeds" in caption(figure)
-    with pytest.raises(ValueError, match="one at most was run"):
-        teachers_figure(TRUE)
 
 
 def test_runs_of_ones_own_come_into_the_same_form(tmp_path):

@@ -1,8 +1,10 @@
 """The scorecard: verdicts from made-up studies whose truth is known."""
 
 import functools
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,12 +15,15 @@ from made_up import TRUE, betas, conflicts, constant, core, logic, part, rising
 from scipy import stats
 
 from rlkd_lab.study.claim_checks import POINTS, steps_to_reach
-from rlkd_lab.study.claims import CLAIMS, PLANNED, judge_claims
+from rlkd_lab.study.claims import CLAIMS, PAIRS, PLANNED, judge_claims
 from rlkd_lab.study.comparing import Side
 from rlkd_lab.study.effects import SEEDS, Check, Effect, all_of, effect_of, paired, strict, unpaired
 from rlkd_lab.study.parts import Part
+from rlkd_lab.study.scorecard import pair_lines
 from rlkd_lab.study.sequential_checks import best_beta
+from rlkd_lab.study.study import sweep_of
 
+ROOT = Path(__file__).parents[2]
 KNOWN = {claim.number: claim for claim in CLAIMS}
 
 
@@ -46,6 +51,35 @@ FALSE = {
     13: {"betas": betas(0.1), "logic_betas": betas(0.1)},
     14: {"logic": replace(logic(), signs=conflicts(0.3, 0.4, 0.2))},
 }
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_verdict_needs_the_same_sign_on_every_pair_that_was_run(pair):
+    """Claim 5 is turned on one other pair: it decides nothing. Claims of other parts stay."""
+    same, turned = core(), core(arms={"kdrl_annealed": {"id avg": 0.6}})
+    held = verdicts(TRUE | dict.fromkeys(PAIRS, same))
+    assert {one.outcome for one in held.values()} == {"supported"}
+    found = verdicts(TRUE | dict.fromkeys(PAIRS, same) | {pair: turned})
+    assert {number for number, one in found.items() if one.outcome != "supported"} == {5}
+    assert found[5].checks[0].doubt == f"on {pair} it points the other way"
+    unfinished = replace(same, left_out=("kdrl, seed 3: not run",))
+    found = verdicts(TRUE | {pair: unfinished})
+    assert found[4].outcome == "undecided" and f"not finished: {pair}" in found[4].note
+    rows = pair_lines(TRUE | {pair: turned})
+    row = next(one for one in rows if one.startswith("| 5 | KDRL, annealed > KDRL: accuracy"))
+    means = [float(cell.split()[0].replace("−", "-")) for cell in row.split("|")[3:5]]
+    assert means == pytest.approx([0.1, -0.2], abs=0.005)
+    assert not pair_lines(TRUE)
+
+
+def test_the_other_pairs_run_the_cores_arms_with_the_settings_that_it_chose():
+    chosen = json.loads((ROOT / "results/embedded/core/tuned.json").read_text())["arms"]
+    for pair in PAIRS:
+        sweep = sweep_of(pair)
+        assert [arm.name for arm in sweep.arms] == [arm.name for arm in sweep_of("core").arms]
+        for arm in sweep.arms:
+            best = chosen[arm.name]["trials"][chosen[arm.name]["best"] - 1]["settings"]
+            assert {k: v for k, v in arm.settings.items() if k != "estimator"} == best
 
 
 def verdicts(study):

@@ -9,6 +9,7 @@ from scipy import stats
 
 from rlkd_lab.plots.claims import draw_claims
 from rlkd_lab.plots.teacher_map import map_figure
+from rlkd_lab.study.scorecard import map_lines, number
 from rlkd_lab.study.study import sweep_of
 from rlkd_lab.study.teacher_map import TEACHERS, gains
 
@@ -86,6 +87,16 @@ def test_the_figures_of_the_map_say_their_reading_and_seeds(made, tmp_path, monk
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["teacher: checking", "teacher: weak", "no teacher: a placebo"]
     assert "n = 3 seeds" in figure._supxlabel.get_text()
+
+
+def test_the_scorecard_lists_each_cell_with_its_three_readings(made):
+    lines = map_lines(made)
+    row = next(one for one in lines if one.startswith("| start-05 | checking | KDRL |"))
+    readings = [row.split("|")[column].split("[")[0] for column in (4, 5, 6)]
+    tables = [gains(made, one).set_index("arm")["gain"] for one in ("steps", "tokens", "seconds")]
+    arm = "kdrl,student=models/start-05,teacher=teacher"
+    assert [one.strip() for one in readings] == [number(table[arm]) for table in tables]
+    assert sum("start-" in one for one in lines) == 6
 
 
 def test_the_map_has_grpo_on_every_student_and_each_of_its_teachers():

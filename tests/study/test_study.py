@@ -6,15 +6,13 @@ import shutil
 
 import pandas as pd
 import pytest
-from made_up import PAIRS, TRUE, core, written
+from made_up import TRUE, core, written
 
 from rlkd_lab.study import scorecard as module
 from rlkd_lab.study.claims import CLAIMS, judge_claims
 from rlkd_lab.study.effects import SEEDS
 from rlkd_lab.study.parts import read_part
 from rlkd_lab.study.scorecard import (
-    WITH_TEACHER,
-    by_teacher,
     comparisons,
     scorecard,
     write_scorecard,
@@ -80,8 +78,8 @@ def test_another_preset_goes_only_where_the_pair_is_the_presets(monkeypatch):
     assert general == ["core", "betas", "alphas"]
     assert all(is_general(sweep_of(name)) for name in general)
     assert {job.config.group_size for job in sweep_of("core", "mine").tuning().jobs()} == {6}
-    with pytest.raises(ValueError, match="part weak is about an embedded pair"):
-        parts_of(False, ["weak"], "mine")
+    with pytest.raises(ValueError, match="part map is about an embedded pair"):
+        parts_of(False, ["map"], "mine")
 
 
 def test_parts_are_chosen_in_one_way():
@@ -170,61 +168,14 @@ def test_the_budget_of_the_choice_stands_in_the_scorecard(out):
     )
 
 
-def test_every_method_is_held_against_grpo_on_the_same_student():
-    """The core's GRPO stands beside the core's arms, the weak student's beside its own."""
-    table = by_teacher(PAIRS)
-    assert list(table.groupby(["student", "teacher"], sort=False).groups) == [
-        ("student", "checking teacher"),
-        ("weak student", "checking teacher"),
-    ]
-    means = table.groupby(["student", "teacher", "arm"])[["accuracy", "length"]].mean()
-    assert means.loc[("student", "checking teacher", "opd"), "accuracy"] == pytest.approx(
-        0.75 - 0.70, abs=0.01
-    )
-    assert means.loc[("weak student", "checking teacher", "sft"), "accuracy"] == pytest.approx(
-        0.6 - 0.1, abs=0.01
-    )
-    assert table.groupby(["student", "teacher", "arm"])["seed"].nunique().eq(5).all()
-    assert set(table["arm"]) == set(WITH_TEACHER)
-    seeds = PAIRS["weak"].of("opd", "id avg") - PAIRS["weak"].of("grpo", "id avg").mean()
-    rows = table[(table["student"] == "weak student") & (table["arm"] == "opd")].set_index("seed")[
-        "accuracy"
-    ]
-    assert rows.tolist() == seeds.tolist()
-    assert "| weak student | checking teacher | OPD | +0.300 [" in "\n".join(
-        module.teacher_lines(PAIRS)
-    )
-
-
-def test_the_core_alone_says_nothing_about_teachers(out):
-    """With another preset it is another pair, and no other part can be run."""
-    assert (
-        by_teacher(TRUE).empty and "Where a teacher helps" not in write_scorecard(out).read_text()
-    )
-    written(out / "weak", PAIRS["weak"])
-    assert "## Where a teacher helps\n\nEach arm minus GRPO" in write_scorecard(out).read_text()
-
-
-def test_the_parts_of_the_pairs_train_these_students_with_these_teachers():
-    for name, (student, teacher, alone) in module.PAIRS.items():
-        jobs = sweep_of(name).tuning().jobs()
-        assert {job.config.student for job in jobs} == {
-            "student-weak" if student.startswith("weak") else "student"
-        }
-        assert {job.config.teacher for job in jobs} == {
-            "teacher" if teacher.startswith("checking") else "teacher-concise"
-        }
-        assert "grpo" in {arm.name for arm in sweep_of(alone).arms}
-
-
 def test_what_is_kept_is_enough_to_judge(out, tmp_path):
     (out / "core" / "runs" / "grpo" / "seed_0").mkdir(parents=True)
-    (out / "weak" / "tuning").mkdir(parents=True)  # its trials have just begun
-    (out / "weak" / "tuning" / "sweep.json").write_text("{}")
+    (out / "map" / "tuning").mkdir(parents=True)  # its trials have just begun
+    (out / "map" / "tuning" / "sweep.json").write_text("{}")
     copy_tables(out, tmp_path / "kept")
     assert (
         not (tmp_path / "kept" / "core" / "runs").exists()
-        and not (tmp_path / "kept" / "weak").exists()
+        and not (tmp_path / "kept" / "map").exists()
     )
     assert write_scorecard(tmp_path / "kept").read_text() == write_scorecard(out).read_text()
 
