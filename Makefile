@@ -14,7 +14,7 @@ help:
 	@echo "make lab        open JupyterLab on the notebooks; make notebooks: run them all and keep their outputs (half an hour)"
 	@echo "make site       build the documentation site offline (a minute); build/site/docs/index.html"
 	@echo "make test       all tests (about 10 minutes); make test-fast: those of a few hundredths of a second each (a minute)"
-	@echo "make test-oldest  the tests of test-fast with the lowest versions that pyproject.toml allows, in .venv-oldest/"
+	@echo "make test-oldest  the tests of test-fast, and those of sampling and of the pretend GPU, with the lowest versions that pyproject.toml allows, in .venv-oldest/"
 	@echo "make walk       20 random walks of 300 actions through a panel (hours); WALK=2x50: fewer; RLKD_WALK_SEED=7: from this seed on"
 	@echo "make bench      a step against TRL's, our sampler against generate, KDRL and TRRD against GRPO; a sweep with one worker and with all (20 minutes)"
 	@echo "make midsize    on a GPU: pre-train the mid-size pair, run the main methods on it, tables and figures (plan an hour; not measured); WORKERS=4: runs at a time"
@@ -70,6 +70,7 @@ slow: .venv/installed
 
 test-oldest: .venv-oldest/installed
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m "not slow and not gpu and not ray" --ignore tests/test_site.py --ignore tests/test_project.py
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest tests/device tests/rollouts tests/models/test_decoder.py
 
 walk: .venv/installed
 	RLKD_WALK=$(or $(WALK),20x300) $(PY) -m pytest -s tests/browser/test_walker.py

@@ -14,10 +14,12 @@ to; they take turns, and what counts is the median of the ratios of neighbours.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ import step as steps  # benchmarks/step.py
 
 TINY = "--tiny" in sys.argv
 PROMPTS, GROUP, LIMIT = (2, 4, 24) if TINY else (8, 8, 512)
-ENGINES = ("fast", "hf", "continuous")
+ENGINES = ("fast", "hf", "continuous", *(["vllm"] if find_spec("vllm") else []))
 BATCHES = (8,) if TINY else (64, 256)
 REPEATS = 2 if TINY else 7
 SHAPES = {
@@ -340,12 +342,13 @@ def main() -> None:
         "failed": failed,
     }
     with tempfile.TemporaryDirectory() as name:
-        make_models(Path(name))
         flag = ["--tiny"] if TINY else []
 
         def side(kind: str, what: str) -> steps.Side:
             return steps.Side(kind, what, script=__file__, further=[name, *flag])
 
+        # a process of its own, which keeps no memory of the GPU
+        subprocess.run([sys.executable, __file__, "models", "both", name, *flag], check=True)
         result |= take_steps(side, failed)
         write(result)
         for rows in BATCHES:

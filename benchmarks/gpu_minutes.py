@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -155,9 +155,9 @@ def main() -> None:
             Item("environment", 60, ["-c", ENVIRONMENT]),
             part_of_gpu(Path(models), "models", "both", 120),
         ]
-        # none of these is timed
-        for found in pool.map(run_item, [*together, *filter(chosen, tests() * (not gpu.TINY))]):
-            write(found)
+        untimed = [*together, *filter(chosen, tests() * (not gpu.TINY))]
+        for one in as_completed([pool.submit(run_item, item) for item in untimed]):
+            write(one.result())
         for item in items(Path(models)):
             if not chosen(item):
                 continue

@@ -129,7 +129,10 @@ def main() -> None:
                     )
                     if out.returncode and "OutOfMemory" in out.stderr:
                         continue
-                    out.check_returncode()
+                    if out.returncode:
+                        raise SystemExit(
+                            f"{way}, {quantity}, {tokens} tokens: {out.stderr[-1500:]}"
+                        )
                     found.append(json.loads(out.stdout.splitlines()[-1]))
             assert all(
                 abs(row["check"] - rows["ours"][0]["check"]) < 1e-2 * abs(row["check"])

@@ -193,7 +193,7 @@ def main() -> None:
         case = BASE | change
         out = subprocess.run(
             [sys.executable, __file__, json.dumps(case)],
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
             check=True,
             encoding="utf-8",

@@ -37,7 +37,7 @@ def examine() -> Iterator[tuple[bool, str]]:
     device = default_device()
     dtype = str(compute_dtype(device)).removeprefix("torch.")
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info()
+        free, total = torch.cuda.mem_get_info(device)
         yield (
             True,
             f"GPU: {torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of"

@@ -14,7 +14,11 @@ os.environ["HF_HUB_OFFLINE"] = (
 os.environ.update(
     {}
     if "PYTEST_XDIST_WORKER" in os.environ
-    or any(word == "gpu" or "tests/gpu" in word.replace(os.sep, "/") for word in sys.argv[1:])
+    or any(
+        (word in ("gpu", "-mgpu") and before != "-k") or "tests/gpu" in word.replace(os.sep, "/")
+        for before, word in zip(sys.argv, sys.argv[1:], strict=False)
+        if not before.startswith("--ignore") and not word.startswith("--ignore")
+    )
     else {"CUDA_VISIBLE_DEVICES": ""}
 )
 os.environ.pop("COLUMNS", None)  # rich reads it when the command line is imported

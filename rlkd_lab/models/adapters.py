@@ -72,7 +72,9 @@ def attach(
         warn_of_another_base(path, stored.get("base_model_name_or_path"), base)
     if empty:
         return adapted
-    adapted.load_adapter(adapter_folder(path), name, is_trainable=trainable)
+    adapted.load_adapter(
+        adapter_folder(path), name, is_trainable=trainable, torch_device=str(model.device)
+    )
     arrived = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
     lost = [
         key

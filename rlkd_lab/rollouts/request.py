@@ -108,10 +108,16 @@ class Request:
 
     def unpadded(self) -> list[list[int]]:
         """Return the prompts' tokens."""
-        return [
-            ids[mask.bool()].tolist()
-            for ids, mask in zip(self.prompt_ids, self.prompt_mask, strict=True)
-        ]
+        return unpadded(self.prompt_ids, self.prompt_mask)
+
+
+def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """Return the tokens of each row that count, (B, T) each: two waits for a GPU."""
+    rows, counts = ids.tolist(), mask.tolist()
+    return [
+        [token for token, keep in zip(row, kept, strict=True) if keep]
+        for row, kept in zip(rows, counts, strict=True)
+    ]
 
 
 class Engine(Protocol):

@@ -19,7 +19,7 @@ from rlkd_lab.models import LanguageModel, Sequences, distributed
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.rollouts.fast import fast
 from rlkd_lab.rollouts.library import continuous, hf
-from rlkd_lab.rollouts.request import Engine, Request, Sampling, Stopped
+from rlkd_lab.rollouts.request import Engine, Request, Sampling, Stopped, unpadded
 from rlkd_lab.rollouts.vllm_engine import Vllm
 from rlkd_lab.tasks.lengths import Limit
 from rlkd_lab.tasks.registry import from_file
@@ -279,10 +279,7 @@ def _completions(request: Request, ids: Tensor, logps: Tensor | None, at_once: i
         ids,
         mask,
     )
-    texts = [
-        str(tokenizer.decode(row[keep.bool()], skip_special_tokens=True))
-        for row, keep in zip(ids, mask, strict=True)
-    ]
+    texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in unpadded(ids, mask)]
     sampler_logps = None if logps is None else logps[:, :width].masked_fill(mask == 0, 0.0)
     finished = (ended[:, :width] & mask.bool()).any(1)
     return Completions(sequences, sampler_logps, texts, finished, at_once)

@@ -2,20 +2,24 @@
 
 vLLM gets the student's weights once, as the 16-bit numbers that its 4-bit ones stand for, and the
 adapter as a LoRA before each rollout: some megabytes, where merged weights would be all of them.
-It sleeps while the run updates, unless PyTorch's memory pool has segments that grow, which vLLM's
-own pool refuses. Written for vLLM 0.20, and not run by us on a GPU.
+It sleeps while the run updates. Its memory pool refuses segments that grow, so its process starts
+without this package's setting of PyTorch's pool. A setting of the user's own is kept, and vLLM
+stays awake then. Written for vLLM 0.20, and not run by us on a GPU.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlkd_lab import SEGMENTS
 from rlkd_lab.models import LanguageModel, distributed
 from rlkd_lab.models.adapters import save_adapter
 from rlkd_lab.models.dense_copy import DenseCopy
@@ -25,6 +29,23 @@ SHARE = 0.4
 """Of the GPU's memory, for vLLM's weights and cache."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Of adapters, for which vLLM has memory laid out."""
+
+
+NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""The variable that PyTorch's memory pool reads, and its older name."""
+
+
+@contextmanager
+def _plain_pool() -> Iterator[None]:
+    """Take this package's own setting out of the environment of a process that starts inside."""
+    own = os.environ.get(NAMES[0]) == SEGMENTS
+    if own:
+        del os.environ[NAMES[0]]
+    try:
+        yield
+    finally:
+        if own:
+            os.environ[NAMES[0]] = SEGMENTS
 
 
 class Vllm:
@@ -81,7 +102,7 @@ class Vllm:
                 " dense_copy=true and one process, or --set engine=fast"
             )
         lm = request.lm
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, _plain_pool():
             save_base(request.dense, Path(folder))
             lm.tokenizer.save_pretrained(folder)
             self.llm = vllm.LLM(
@@ -100,8 +121,8 @@ class Vllm:
 
     @staticmethod
     def _sleeps() -> bool:
-        names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-        return not any("expandable_segments:True" in os.environ.get(name, "") for name in names)
+        with _plain_pool():
+            return not any(SEGMENTS in os.environ.get(name, "") for name in NAMES)
 
     def _adapter(self, lm: LanguageModel, folder: Path) -> Any:
         from vllm.lora.request import LoRARequest

@@ -159,10 +159,10 @@ def evaluate_target(
         dynamic_ncols=True,
         mininterval=1.0,
     ) as bar:
-        frames = [
-            _ask(lm, dense, task, settings, examples, limit, bar).assign(set=name)
-            for name, (examples, limit) in sets.items()
-        ]
+        frames, at_once = [], 0
+        for name, (examples, limit) in sets.items():
+            frame, at_once = _ask(lm, dense, task, settings, examples, limit, bar, at_once)
+            frames.append(frame.assign(set=name))
     if (event := task.told()) is not None:
         warnings.warn(event["text"], stacklevel=2)
     return pd.concat(frames, ignore_index=True)[COLUMNS]
@@ -176,12 +176,16 @@ def _ask(
     examples: Sequence[Example],
     limit: int,
     bar: tqdm,
-) -> pd.DataFrame:
-    """Return the rows of one set, with the chance of each prompt."""
+    at_once: int,
+) -> tuple[pd.DataFrame, int]:
+    """Return the rows of one set with the chance of each prompt, and what fits into memory.
+
+    ``at_once`` completions fitted before; 0 is all.
+    """
     # top_k=1 puts all the mass on the most likely token, whatever the temperature
     greedy = Sampling(max_new_tokens=limit, top_k=1)
     rows: list[dict[str, Any]] = []
-    votes, at_once = Votes(task), 0
+    votes = Votes(task)
     for mode, sampling, samples in (
         ("sample", settings.sampling(limit), settings.samples),
         ("greedy", greedy, int(settings.greedy)),
@@ -197,7 +201,8 @@ def _ask(
             bar.update(len(repeated))
     frame = pd.DataFrame(rows)
     guesses = max(GUESSES, settings.samples)
-    return frame.join(chance_of(task, examples, frame, guesses, settings.seed), on="prompt_id")
+    chances = chance_of(task, examples, frame, guesses, settings.seed)
+    return frame.join(chances, on="prompt_id"), at_once
 
 
 def _pieces(

@@ -92,7 +92,7 @@ def _pool(slot: int) -> ProcessPoolExecutor:
     if forked:
         context.set_forkserver_preload(["rlkd_lab.study.workers"])
     gpus = _gpus()
-    chosen = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
+    chosen = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)], "RLKD_DEVICE": "cuda"} if gpus else {}
     pool = ProcessPoolExecutor(
         1, mp_context=context, initializer=_start_worker, initargs=({**os.environ, **chosen},)
     )

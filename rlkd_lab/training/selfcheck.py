@@ -16,6 +16,7 @@ same rows with and without.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -153,7 +154,7 @@ def examine(
             found.append(_padding(student, given if exact else drawn, exact))
             # the sampler of the run against both forwards
             trainers = [policy] if student.model is policy.model else [policy, student]
-            found.append(_sampler(drawn, said, trainers, exact, dense))
+            found.append(_sampler_or_own(policy, dense, (drawn, said), trainers, exact))
     return found
 
 
@@ -310,6 +311,33 @@ def _through_the_copy(ours: list[Tensor], copy: list[Tensor], limit: float) -> F
         f" {gap:.2g}); use --set dense_copy=false"
     )
     return _finding("copy", gap, limit, text, wrong)
+
+
+def _sampler_or_own(
+    policy: LanguageModel,
+    dense: DenseCopy | None,
+    sampled: tuple[Sequences, Tensor],
+    trainers: Sequence[LanguageModel],
+    exact: bool,
+) -> Finding:
+    """Check the sampler. Without the lean decoder, where that alone is at fault.
+
+    Warns:
+        UserWarning: the run samples through the model's own forward.
+    """
+    found = _sampler(*sampled, trainers, exact, dense)
+    if found.ok or dense is None or dense.decoder is None:
+        return found
+    lean, dense.decoder = dense.decoder, None
+    again = _sampler(*_generate(policy, dense)[:2], trainers, exact, dense)
+    if not again.ok:
+        dense.decoder = lean
+        return found
+    warnings.warn(
+        f"{policy.source} is sampled through its own forward, more slowly: {found.text}",
+        stacklevel=3,
+    )
+    return again
 
 
 def _sampler(

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkd_lab.models import Sequences, distributed, policy_logps, token_logps
+from rlkd_lab.models import (
+    Sequences,
+    default_device,
+    distributed,
+    policy_logps,
+    token_logps,
+)
 from rlkd_lab.models.decoder import Prompts
 from rlkd_lab.models.logprobs import (
     hidden_states,
@@ -49,7 +55,8 @@ class Clock:
         began = time.perf_counter()
         yield
         if torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()  # alone: another run may record a graph
+            # alone: another run may record a graph
+            torch.cuda.current_stream(default_device()).synchronize()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 

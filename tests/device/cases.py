@@ -68,10 +68,10 @@ def small(method="kdrl", **fields):
     return make_config(method, options={"keep_traces": "all"}, **given)
 
 
-def drawn_by(policy, engine="fast", limit=16, **given):
+def drawn_by(policy, engine="fast", limit=16, group=4, **given):
     prompts = [example.prompt for example in find_task("arithmetic").examples(2, 0)]
     generator = torch.Generator(policy.device).manual_seed(0)
-    return sample(policy, prompts, 4, Sampling(1.0, limit), generator, engine=engine, **given)
+    return sample(policy, prompts, group, Sampling(1.0, limit), generator, engine=engine, **given)
 
 
 # --- it mixes no devices --------------------------------------------------------------------------
@@ -295,6 +295,29 @@ def test_a_sampled_token_is_within_its_budget(
     monkeypatch.setattr(cache.Graphs, "__call__", single_launches)
     one, two = (cost_of_a_token(make_model, stir, family, layers) for layers in (1, 2))
     assert one["launches"] + 27 * (two["launches"] - one["launches"]) <= launches
+
+
+@pytest.mark.parametrize("quant", ["nf4", "none"])
+def test_the_own_forward_waits_once_a_token(make_model, stir, once, monkeypatch, quant):
+    """transformers asks at each step whether its mask may be left out."""
+    monkeypatch.setattr(LanguageModel, "eos_ids", frozenset({1000}))  # no row ends early
+    policy = stir(load_policy(make_model("qwen2"), quant), std=0.01)
+    waits = []
+    for limit in (16, 32):
+        with device.counting() as counts:
+            drawn_by(policy, limit=limit)
+        waits.append(counts["synchronisations"])
+    assert waits[1] - waits[0] <= 17
+
+
+def test_what_was_drawn_is_decoded_with_two_waits(monkeypatch, once):
+    policy = load_policy(SHORT["student"])
+    waits = []
+    for group in (2, 8):
+        with device.counting() as counts:
+            drawn_by(policy, limit=2, group=group)
+        waits.append(counts["synchronisations"])
+    assert waits[0] == waits[1], waits
 
 
 def test_a_micro_batch_is_within_its_budget(tmp_path, monkeypatch, once):

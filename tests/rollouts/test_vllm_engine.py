@@ -1,6 +1,7 @@
 """The engine ``vllm`` against a stub of vLLM 0.20 that computes with what it is given."""
 
 import math
+import os
 import sys
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -11,6 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlkd_lab import SEGMENTS
 from rlkd_lab.models import load_policy, make_dense_copy, policy_logps
 from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.rollouts.vllm_engine import Vllm
@@ -64,6 +66,7 @@ class LLM:
         assert enable_lora and max_lora_rank in (8, 16, 32, 64, 128, 256, 320, 512)
         self.base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
         assert AutoTokenizer.from_pretrained(model).eos_token_id is not None
+        self.environment = dict(os.environ)
         self.can_sleep, self.asleep, self.calls = enable_sleep_mode, False, []
         LLM.made.append(self)
 
@@ -138,12 +141,24 @@ def test_it_draws_from_the_policy_and_says_with_which_probabilities(make_model, 
     assert draw(policy, engine, dense, 5).texts == draw(policy, engine, dense, 5).texts
 
 
-def test_it_stays_awake_beside_segments_that_grow(make_model, stub, monkeypatch):
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+@pytest.mark.parametrize(
+    ("name", "value", "sleeps"),
+    [
+        ("PYTORCH_ALLOC_CONF", SEGMENTS, True),  # as this package sets it
+        ("PYTORCH_ALLOC_CONF", f"{SEGMENTS},max_split_size_mb:64", False),
+        ("PYTORCH_CUDA_ALLOC_CONF", SEGMENTS, False),
+    ],
+)
+def test_it_stays_awake_beside_segments_that_a_user_asks_for(
+    make_model, stub, monkeypatch, name, value, sleeps
+):
+    monkeypatch.setenv(name, value)
     policy, engine = load_policy(make_model(), "none"), Vllm()
     for _ in range(2):
         draw(policy, engine, make_dense_copy(policy))
-    assert not stub.made[0].can_sleep and not stub.made[0].asleep
+    (llm,) = stub.made
+    assert (llm.can_sleep, llm.asleep) == (sleeps, sleeps) and os.environ[name] == value
+    assert (name in llm.environment) != sleeps  # what vLLM's own process starts with
 
 
 def test_what_it_cannot_serve_is_refused(make_model, stub, monkeypatch):

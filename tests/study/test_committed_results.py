@@ -64,8 +64,8 @@ def test_the_tables_are_small_enough_for_a_repository():
 
 def accuracies(part, arm):
     """By seed, from the outcomes by prompt: (seeds, prompts), shares of right completions."""
-    table = pq.read_table(RESULTS / part / "outcomes.parquet").to_pylist()
-    rows = [row for row in table if row["arm"] == arm and row["set"] == "id"]
+    file, wanted = RESULTS / part / "outcomes.parquet", [("arm", "=", arm), ("set", "=", "id")]
+    rows = pq.read_table(file, filters=wanted).to_pylist()
     seeds, prompts = (sorted({row[name] for row in rows}) for name in ("seed", "prompt_id"))
     shares = np.full((len(seeds), len(prompts)), np.nan)
     places = [{one: place for place, one in enumerate(each)} for each in (seeds, prompts)]
@@ -121,6 +121,53 @@ def test_verdicts_follow_from_the_outcomes_with_numpy_and_scipy_alone(number):
             else "undecided" if "undecided" in outcomes else "supported"
         )  # fmt: skip
         assert {row["verdict"] for row in rows} == {whole}
+
+
+CELLS = [("kdrl", "start-05", "teacher-concise"), ("opd", "start-60", "weak"),
+         ("sft", "start-30", "one-way"), ("opdvr", "start-45", "teacher")]  # fmt: skip
+
+
+def spent(arm, column):
+    """By seed what was spent and what was reached, where the run was evaluated."""
+    file = RESULTS / "map" / "curves.parquet"
+    rows = pq.read_table(file, filters=[("arm", "=", arm)]).to_pylist()
+    known = [row for row in rows if row["eval/accuracy"] == row["eval/accuracy"]]
+    known = [row for row in known if row["eval/accuracy"] is not None]
+    seeds = sorted({row["seed"] for row in rows})
+    most = max(row[column] for row in rows)
+    curves = [
+        [(row[column], row["eval/accuracy"]) for row in known if row["seed"] == seed]
+        for seed in seeds
+    ]
+    return most, curves
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=" ".join)
+def test_cells_of_the_map_follow_from_its_tables_with_numpy_and_scipy_alone(cell):
+    method, student, teacher = cell
+    teacher = teacher if teacher.startswith("teacher") else f"runs/map_models/{teacher}"
+    arm = f"{method},student=runs/map_models/{student},teacher={teacher}"
+    grpo = f"grpo,student=runs/map_models/{student}"
+
+    def shown(name):
+        (row,) = [
+            one
+            for one in json.loads((ROOT / "figures" / name).read_text())["gains"]
+            if one["arm"] == arm
+        ]
+        return pytest.approx((row["gain"], row["low"], row["high"]), abs=1e-6)
+
+    def gain(a, b):
+        bounds = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+        return np.mean(a) - np.mean(b), *bounds
+
+    last = [accuracies("map", one).mean(axis=1) for one in (arm, grpo)]
+    assert gain(*last) == shown("map.json")
+    for name, column in (("map_tokens", "sampled_tokens"), ("map_seconds", "train_seconds")):
+        both = [spent(one, column) for one in (arm, grpo)]
+        budget = min(most for most, _ in both)
+        read = [[np.interp(budget, *zip(*one, strict=True)) for one in each] for _, each in both]
+        assert gain(*read) == shown(f"{name}.json")
 
 
 def test_every_part_is_of_one_version_of_the_program(study):

@@ -180,6 +180,19 @@ def test_samples_in_several_pieces_are_numbered_through(monkeypatch, student):
     )
 
 
+def test_what_fitted_into_memory_is_remembered_for_the_next_set(monkeypatch, student):
+    """The first call finds that two completions fit; the harder set does not try them all again."""
+    asked, sample = [], module.sample
+
+    def told(*given, at_once, **more):
+        asked.append(at_once)
+        return replace(sample(*given, at_once=at_once, **more), at_once=2)
+
+    monkeypatch.setattr(module, "sample", told)
+    evaluate_target(student, ArithmeticTask(), Settings(prompts=2, samples=1, max_new_tokens=8))
+    assert len(asked) > 1 and asked[0] == 0 and set(asked[1:]) == {2}
+
+
 def test_a_prompt_that_is_drawn_twice_is_asked_once(student):
     class Twice(ArithmeticTask):
         def examples(self, n, seed, split="train", difficulty=None):

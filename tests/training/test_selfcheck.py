@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from rlkd_lab.commands import app
 from rlkd_lab.models import load_policy, loading, logprobs
+from rlkd_lab.models.decoder import Decoder
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.training import gaps, models, resume, run, selfcheck, session
@@ -247,6 +248,16 @@ def test_in_16_bit_the_noise_of_a_deep_model_is_no_fault(make_model, monkeypatch
     assert found["sampler"].ok, found["sampler"].text
     assert found["copy"].value > 0.1
     assert found["copy"].ok, found["copy"].text
+
+
+def test_a_lean_decoder_that_is_off_is_left_and_said(monkeypatch):
+    policy = load_policy("student", "nf4")
+    policy.model.train()
+    dense, step = DenseCopy(policy), Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, *given: 2 * step(self, *given))
+    with pytest.warns(UserWarning, match="sampled through its own forward, more slowly: .* nats"):
+        found = {one.name: one.ok for one in examine(policy, dense.lm, dense)}
+    assert found["sampler"] and dense.decoder is None
 
 
 def test_in_16_bit_a_copy_with_other_gradients_is_found(monkeypatch):
