@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,23 +207,23 @@ def pair_lines(study: Study) -> list[str]:
 
 def map_lines(part: Part) -> list[str]:
     """Return a table of the map's cells, with what it means."""
-    read = {reading: gains(part, reading).set_index("arm") for reading in READINGS}
+    tables = [gains(part, reading) for reading in READINGS]
     rows = []
-    for arm, cell in read["steps"].iterrows():
-        shown = [_with_interval(table.loc[arm]) for table in read.values()]
+    for cell, *others in zip(*(table.to_dict("records") for table in tables), strict=True):
+        shown = [_with_interval(one) for one in (cell, *others)]
         teacher = TEACHERS.get(cell["teacher"], cell["teacher"])
         title = in_words(str(cell["method"]))
         rows.append(_row(cell["student"], teacher, title, *shown, cell["collapsed"]))
     words = (
         "Accuracy minus GRPO's on the same student, with Welch's 95 % interval over"
-        f" {_counts(read['steps']['seeds'])} seeds: after the last step on test prompts, and on"
+        f" {_counts(tables[0]['seeds'])} seeds: after the last step on test prompts, and on"
         " validation prompts where the cheaper of the two had spent all its tokens or seconds."
     )
     head = "| student | teacher | method | last step | equal tokens | equal seconds | collapsed |"
     return [words, "", *_table(head, rows)]
 
 
-def _with_interval(cell: pd.Series) -> str:
+def _with_interval(cell: Mapping[Hashable, Any]) -> str:
     return f"{number(cell['gain'])} [{number(cell['low'])}, {number(cell['high'])}]"
 
 
