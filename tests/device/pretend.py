@@ -515,6 +515,7 @@ def _torch_cuda() -> dict[str, Any]:
         "get_device_properties": properties,
         "get_rng_state": lambda *_: numbers.clone(),
         "set_rng_state": lambda *_: None,
+        "is_current_stream_capturing": lambda: state.stream in device.recordings,
         "current_stream": _Nothing,
         "default_stream": _Nothing,
         "Stream": _Nothing,
