@@ -38,7 +38,7 @@ def cells(part: Part) -> pd.DataFrame:
     """
     runs = part.runs.drop_duplicates("arm")
     names = {
-        column: runs[column].astype(str).map(lambda path: PurePath(path).name)
+        column: runs[column].fillna("").map(lambda path: PurePath(path).name)
         for column in ("student", "teacher")
     }
     return pd.DataFrame(

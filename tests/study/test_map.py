@@ -41,6 +41,8 @@ def made():
     for column in ("student", "teacher"):
         told = found.runs["arm"].str.extract(rf"{column}=([^,]+)")[0]
         found.runs[column] = told
+    # as in a table of runs: a method that asks no teacher has none
+    found.runs.loc[found.runs["method"].isin(("grpo", "opsa")), "teacher"] = float("nan")
     return found
 
 
