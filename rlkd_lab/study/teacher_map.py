@@ -18,6 +18,14 @@ from rlkd_lab.study.parts import Part
 Reading = Literal["steps", "tokens", "seconds"]
 BUDGETS: dict[Reading, Budget] = {"tokens": "sampled_tokens", "seconds": "train_seconds"}
 READINGS: tuple[Reading, ...] = ("steps", *BUDGETS)
+STARTS = {
+    "start-05": 0.054,
+    "start-15": 0.124,
+    "start-30": 0.294,
+    "start-45": 0.450,
+    "start-60": 0.606,
+}
+"""Accuracy of the students before training, in ``results/embedded/map/models.json``."""
 NO_TEACHER = ("grpo", "opsa")
 """Methods of the map that ask no teacher."""
 TEACHERS = {
@@ -32,10 +40,7 @@ TEACHERS = {
 
 
 def cells(part: Part) -> pd.DataFrame:
-    """Return a row for each arm: its name, method, student, teacher, and the student's start.
-
-    The start stands in the student's name: ``start-30`` is the checkpoint nearest to 30 %.
-    """
+    """Return a row for each arm: its name, method, student, teacher, and the student's start."""
     runs = part.runs.drop_duplicates("arm")
     names = {
         column: runs[column].fillna("").map(lambda path: PurePath(path).name)
@@ -47,7 +52,7 @@ def cells(part: Part) -> pd.DataFrame:
             "method": runs["method"].astype(str),
             "student": names["student"],
             "teacher": names["teacher"].where(~runs["method"].isin(NO_TEACHER), ""),
-            "start": names["student"].str.extract(r"(\d+)$")[0].astype(float) / 100,
+            "start": names["student"].map(STARTS),
         }
     ).reset_index(drop=True)
 

@@ -15,6 +15,7 @@ from rlkd_lab.study.effects import SEEDS
 from rlkd_lab.study.parts import TABLES
 from rlkd_lab.study.scorecard import scorecard
 from rlkd_lab.study.study import PARTS, read_study, sweep_of
+from rlkd_lab.study.teacher_map import STARTS
 from rlkd_lab.study.versions import UNKNOWN
 
 ROOT = Path(__file__).parents[2]
@@ -168,6 +169,12 @@ def test_cells_of_the_map_follow_from_its_tables_with_numpy_and_scipy_alone(cell
         budget = min(most for most, _ in both)
         read = [[np.interp(budget, *zip(*one, strict=True)) for one in each] for _, each in both]
         assert gain(*read) == shown(f"{name}.json")
+
+
+def test_the_starts_of_the_map_are_those_that_were_measured():
+    made = json.loads((RESULTS / "map" / "models.json").read_text())
+    measured = {name: round(one["accuracy"], 3) for name, one in made.items() if name in STARTS}
+    assert measured == STARTS
 
 
 def test_every_part_is_of_one_version_of_the_program(study):

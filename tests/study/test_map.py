@@ -54,7 +54,7 @@ def test_each_arm_is_held_against_grpo_on_the_same_student(made):
         for (method, teacher), gain in GAINS.items():
             row = table.loc[(name, method)]
             assert row["gain"] == pytest.approx(gain, abs=0.02) and row["seeds"] == 3
-            assert row["start"] == start
+            assert row["start"] == pytest.approx(start, abs=0.01)
             known = "" if method == "opsa" else teacher.rpartition("/")[2]
             assert row["teacher"] == known and known in TEACHERS
             sides = [
