@@ -12,8 +12,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # Rollouts and updates ask for blocks of many sizes, which would leave gaps. PyTorch reads it as
 # CUDA starts, and knows it by an older name too.
-SEGMENTS = "expandable_segments:True"
 if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", SEGMENTS)
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 __version__ = "0.1.0"

@@ -41,9 +41,9 @@ def map_figure(part: Part, reading: Reading = "steps") -> Figure:
     seeds = " or ".join(map(str, sorted(set(table["seeds"]))))
     fell = int((table["collapsed"] > 0).sum())
     unread = int(table["gain"].isna().sum())
-    caption = f"{SAID[reading]}; n = {seeds} seeds; bars: 95 % of the difference (Welch)"
-    caption += f"; ×: a run collapsed, in {fell} of {len(table)} cells" * bool(fell)
-    caption += f"; {unread} cells could not be read at that budget" * bool(unread)
+    caption = f"{SAID[reading]}; n = {seeds} seeds; bars: 95 % (Welch)"
+    caption += f"; ×: a run collapsed ({fell} of {len(table)} cells)" * bool(fell)
+    caption += f"; {unread} cells cannot be read" * bool(unread)
     return finish(figure, "What a teacher adds to reward", caption)
 
 

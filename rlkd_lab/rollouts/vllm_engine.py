@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkd_lab import SEGMENTS
 from rlkd_lab.models import LanguageModel, distributed
 from rlkd_lab.models.adapters import save_adapter
 from rlkd_lab.models.dense_copy import DenseCopy
@@ -31,6 +30,8 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Of adapters, for which vLLM has memory laid out."""
 
 
+SEGMENTS = "expandable_segments:True"
+"""What this package gives to PyTorch's memory pool as it is imported."""
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """The variable that PyTorch's memory pool reads, and its older name."""
 

@@ -1,4 +1,4 @@
-"""How far two ways to compute the same log-probabilities may differ."""
+"""How far two ways to compute the same log-probabilities, or gradients, may differ."""
 
 from __future__ import annotations
 
@@ -17,6 +17,22 @@ MAX_GAP_OTHER = 1e-3
 """Nats, at the worst token, in float32, without a merged copy: rounding is about 1e-5 there."""
 MAX_GAP_16 = 0.05
 """Nats, in the mean over tokens, in 16 bit; more, where the model's own noise explains it."""
+MAX_GRADIENT_GAP = {True: 1e-3, False: 0.05}
+"""Relative difference of gradients before and after a generation, in float32 or not; rounding
+leaves about 1e-6 and 1e-2.
+"""
+MAX_COPY_GAP = {True: 1e-2, False: 0.1}
+"""The same for gradients through the dense copy and through the policy. In 16 bit the policy's own
+noise comes twice on top; of it were seen .3 to .9, over depths of 2 to 64 layers.
+"""
+MAX_SLOPE_GAP = 0.05
+"""Relative difference of a gradient's norm and the slope along it, from two values of the loss;
+in float32 alone.
+"""
+MAX_BASE_GAP = 1e-4
+"""Nats. The same products on the same machine: no difference was seen."""
+MIN_ADAPTER_GAP = 1e-3
+"""Nats by which an adapter of size STIR of the self-check changes some token at least."""
 Noise = Callable[[], float]
 
 

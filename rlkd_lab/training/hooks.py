@@ -14,8 +14,9 @@ from rlkd_lab.training.evaluation import SEED, evaluate
 from rlkd_lab.training.interference import interference
 from rlkd_lab.training.samples import PROBES, Rollout, write_samples
 from rlkd_lab.training.setup import Row, Setup, StepValues
+from rlkd_lab.training.speed import Clock
 from rlkd_lab.training.teachers import with_teacher_prompts
-from rlkd_lab.training.token_stats import Clock, TokenStats, live_batch, score_rows
+from rlkd_lab.training.token_stats import TokenStats, live_batch, score_rows
 
 
 def interference_row(

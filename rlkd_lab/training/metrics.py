@@ -10,8 +10,8 @@ from rlkd_lab.objectives import TokenBatch, k1, k2, k3
 from rlkd_lab.training.environment import peak_memory_gib
 from rlkd_lab.training.samples import Rollout
 from rlkd_lab.training.setup import Row, Setup, StepValues, mean
-from rlkd_lab.training.speed import matmul_flops, tokens
-from rlkd_lab.training.token_stats import KL_METRICS, Clock, TokenStats
+from rlkd_lab.training.speed import Clock, matmul_flops, tokens
+from rlkd_lab.training.token_stats import KL_METRICS, TokenStats
 
 
 def token_row(batch: TokenBatch, rollout: Rollout, stats: TokenStats) -> Row:

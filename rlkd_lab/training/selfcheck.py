@@ -39,9 +39,10 @@ from rlkd_lab.rollouts import Request, Sampling
 from rlkd_lab.rollouts.fast import fast
 from rlkd_lab.rollouts.sampling import counted
 from rlkd_lab.rollouts.traces import sequences_of
+from rlkd_lab.training import gaps
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.context import Context
-from rlkd_lab.training.gaps import MAX_GAP, MAX_GAP_OTHER, gap_and_limit, noise_of
+from rlkd_lab.training.gaps import gap_and_limit, noise_of
 from rlkd_lab.training.models import trained_through
 from rlkd_lab.training.trainer import Trainer
 
@@ -54,22 +55,6 @@ STIR = 0.05
 """Size of s·B·A·x while the adapter is examined, where x has unit entries and A is as peft
 starts it.
 """
-MAX_GRADIENT_GAP = {True: 1e-3, False: 0.05}
-"""Relative difference of gradients before and after a generation, in float32 or not; rounding
-leaves about 1e-6 and 1e-2.
-"""
-MAX_COPY_GAP = {True: 1e-2, False: 0.1}
-"""The same for gradients through the dense copy and through the policy. In 16 bit the policy's own
-noise comes twice on top; of it were seen .3 to .9, over depths of 2 to 64 layers.
-"""
-MAX_SLOPE_GAP = 0.05
-"""Relative difference of a gradient's norm and the slope along it, from two values of the loss;
-in float32 alone.
-"""
-MAX_BASE_GAP = 1e-4
-"""Nats. The same products on the same machine: no difference was seen."""
-MIN_ADAPTER_GAP = 1e-3
-"""Nats by which an adapter of size :data:`STIR` changes some token at least."""
 AGAIN = (
     "this build of torch, transformers, peft or bitsandbytes is broken: install the versions"
     " of constraints.txt"
@@ -146,7 +131,7 @@ def examine(
         if student.model is not policy.model:
             through = _gradients(policy, student, given)[1]
             noise = 0.0 if exact else _noise(policy, before, given)
-            found.append(_through_the_copy(before, through, MAX_COPY_GAP[exact] + 2 * noise))
+            found.append(_through_the_copy(before, through, gaps.MAX_COPY_GAP[exact] + 2 * noise))
         with torch.no_grad():
             found += _adapter(policy, off, probe_logps(student), exact)
             # the mean over likely tokens is what 16 bit is good for; at unlikely ones a wrong mask
@@ -252,7 +237,7 @@ def _after_generation(before: list[Tensor], after: list[Tensor], exact: bool) ->
     return _finding(
         "gradients",
         gap,
-        MAX_GRADIENT_GAP[exact],
+        gaps.MAX_GRADIENT_GAP[exact],
         text,
         f"{wrong} (relative difference {gap:.2g}); {AGAIN}, or use --set quant=none",
     )
@@ -283,14 +268,14 @@ def _slope(
     if norm:
         ahead = value_at(step)
         gap = abs((ahead - value) / step / norm - 1)
-        if not gap <= MAX_SLOPE_GAP:
+        if not gap <= gaps.MAX_SLOPE_GAP:
             gap = abs((ahead - value_at(-step)) / (2 * step) / norm - 1)
         _put(policy, kept)
     text = f"gradients and the slope of the loss: relative difference {gap:.2g}"
     return _finding(
         "slope",
         gap,
-        MAX_SLOPE_GAP,
+        gaps.MAX_SLOPE_GAP,
         text,
         f"gradients are not the slope of the loss (relative difference {gap:.2g}); {AGAIN},"
         " or use --set quant=none",
@@ -348,14 +333,14 @@ def _sampler(
     dense: DenseCopy | None,
 ) -> Finding:
     counts = drawn.completion_mask.bool()
-    gaps = [
+    apart = [
         (policy_logps(trainer, drawn, SAMPLING.temperature)[0] - said)[counts].abs()
         for trainer in trainers
     ]
     gap, limit = gap_and_limit(
-        torch.cat(gaps),
+        torch.cat(apart),
         exact,
-        MAX_GAP if dense is not None and dense.merges else MAX_GAP_OTHER,
+        gaps.MAX_GAP if dense is not None and dense.merges else gaps.MAX_GAP_OTHER,
         lambda: max(noise_of(lm, drawn, SAMPLING.temperature) for lm in trainers),
     )
     text = f"log-probabilities of sampler and trainer: {gap:.2g} nats apart"
@@ -371,7 +356,7 @@ def _sampler(
 
 def _adapter(policy: LanguageModel, off: Tensor, on: Tensor, exact: bool) -> Iterator[Finding]:
     assert policy.base_said is not None
-    gap, limit = gap_and_limit((off - policy.base_said).abs(), exact, MAX_BASE_GAP)
+    gap, limit = gap_and_limit((off - policy.base_said).abs(), exact, gaps.MAX_BASE_GAP)
     text = f"log-probabilities with the adapter off and of the base: {gap:.2g} nats apart"
     wrong = (
         "with its adapter off the policy is not its base, so the reference is wrong:"
@@ -384,9 +369,8 @@ def _adapter(policy: LanguageModel, off: Tensor, on: Tensor, exact: bool) -> Ite
         "the adapter does nothing: with it on and off the policy says the same (a difference"
         f" of {moved:.2g} nats); {AGAIN}"
     )
-    yield Finding(
-        "adapter", moved, moved >= MIN_ADAPTER_GAP, text if moved >= MIN_ADAPTER_GAP else wrong
-    )
+    speaks = moved >= gaps.MIN_ADAPTER_GAP
+    yield Finding("adapter", moved, speaks, text if speaks else wrong)
 
 
 def _padding(student: LanguageModel, batch: Sequences, exact: bool) -> Finding:
@@ -397,7 +381,7 @@ def _padding(student: LanguageModel, batch: Sequences, exact: bool) -> Finding:
     gap, limit = gap_and_limit(
         (whole - torch.cat(alone))[batch.completion_mask.bool()].abs(),
         exact,
-        MAX_GAP_OTHER,
+        gaps.MAX_GAP_OTHER,
         lambda: noise_of(student, batch),
     )
     text = f"log-probabilities of a padded batch and of its sequences alone: {gap:.2g} nats apart"

@@ -1,15 +1,34 @@
-"""How much a step computes, and what share that is of what the device can do."""
+"""How long a step takes, how much it computes, and what share that is of what the device can do."""
 
 from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from rlkd_lab.models import LanguageModel, Sequences
+from rlkd_lab.models import LanguageModel, Sequences, default_device
+
+
+class Clock:
+    """Seconds by purpose, and floating-point operations."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.flops = 0.0
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            # alone: another run may record a graph
+            torch.cuda.current_stream(default_device()).synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
 @dataclass(frozen=True)

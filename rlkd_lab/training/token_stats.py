@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlkd_lab.models import (
-    Sequences,
-    default_device,
-    distributed,
-    policy_logps,
-    token_logps,
-)
+from rlkd_lab.models import Sequences, distributed, policy_logps, token_logps
 from rlkd_lab.models.decoder import Prompts
 from rlkd_lab.models.logprobs import (
     hidden_states,
@@ -34,30 +25,13 @@ from rlkd_lab.objectives.estimators import Divergence
 from rlkd_lab.training.gaps import check_gap, noise_of
 from rlkd_lab.training.models import FrozenModel
 from rlkd_lab.training.setup import Coefs, Setup, StepValues
-from rlkd_lab.training.speed import tokens
+from rlkd_lab.training.speed import Clock, tokens
 
 KL_METRICS: dict[Divergence, str] = {"reverse": "kl_teacher_rev", "forward": "kl_teacher_fwd"}
 PASS_COST = 192
 """Tokens of padding that take about as long as another forward and backward pass."""
 COMPARED = 2
 """Completions of a step for which the dense copy is compared with the policy."""
-
-
-class Clock:
-    """Seconds by purpose, and floating-point operations."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.flops = 0.0
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        if torch.cuda.is_available():
-            # alone: another run may record a graph
-            torch.cuda.current_stream(default_device()).synchronize()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
 @dataclass

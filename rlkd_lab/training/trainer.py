@@ -30,10 +30,10 @@ from rlkd_lab.training.prompts import Asked, fit_evaluation, fit_prompts
 from rlkd_lab.training.samples import Rollout
 from rlkd_lab.training.scoring import score
 from rlkd_lab.training.setup import Row, Setup, StepValues
+from rlkd_lab.training.speed import Clock
 from rlkd_lab.training.state import Progress, TrainState
 from rlkd_lab.training.teachers import with_teacher_prompts
 from rlkd_lab.training.token_stats import (
-    Clock,
     TokenStats,
     check_padding_rows,
     models_to_ask,

@@ -21,10 +21,9 @@ from rlkd_lab.objectives.loss import idle_rows
 from rlkd_lab.training.collect import generator_for
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.setup import Row, Setup, StepValues
-from rlkd_lab.training.speed import tokens
+from rlkd_lab.training.speed import Clock, tokens
 from rlkd_lab.training.state import TrainState
 from rlkd_lab.training.token_stats import (
-    Clock,
     TokenStats,
     live_batch,
     micro_batches,

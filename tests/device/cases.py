@@ -24,7 +24,7 @@ from rlkd_lab.tasks import find_task
 from rlkd_lab.training import make_config, metrics, resume, run, update
 from rlkd_lab.training.context import Context
 from rlkd_lab.training.folders import create
-from rlkd_lab.training.token_stats import Clock
+from rlkd_lab.training.speed import Clock
 from rlkd_lab.training.trainer import Trainer
 from tests.device.pretend import device
 from tests.short import SHORT

@@ -4,6 +4,7 @@ import math
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
@@ -12,10 +13,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlkd_lab import SEGMENTS
+import rlkd_lab
 from rlkd_lab.models import load_policy, make_dense_copy, policy_logps
 from rlkd_lab.rollouts import Sampling, sample
-from rlkd_lab.rollouts.vllm_engine import Vllm
+from rlkd_lab.rollouts.vllm_engine import SEGMENTS, Vllm
 from rlkd_lab.training import make_config
 
 PROMPTS = ["49-7?", "5+1-2?"]
@@ -152,6 +153,7 @@ def test_it_draws_from_the_policy_and_says_with_which_probabilities(make_model, 
 def test_it_stays_awake_beside_segments_that_a_user_asks_for(
     make_model, stub, monkeypatch, name, value, sleeps
 ):
+    assert f'"PYTORCH_ALLOC_CONF", "{SEGMENTS}"' in Path(rlkd_lab.__file__).read_text()
     monkeypatch.setenv(name, value)
     policy, engine = load_policy(make_model(), "none"), Vllm()
     for _ in range(2):
