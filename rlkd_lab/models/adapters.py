@@ -72,9 +72,8 @@ def attach(
         warn_of_another_base(path, stored.get("base_model_name_or_path"), base)
     if empty:
         return adapted
-    adapted.load_adapter(
-        adapter_folder(path), name, is_trainable=trainable, torch_device=str(model.device)
-    )
+    here = str(model.device)  # peft would take the first GPU
+    adapted.load_adapter(adapter_folder(path), name, is_trainable=trainable, torch_device=here)
     arrived = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
     lost = [
         key

@@ -13,8 +13,8 @@ from rlkd_lab.study.teacher_map import TEACHERS, Reading, gains
 
 SAID: dict[Reading, str] = {
     "steps": "after 60 steps, on test prompts",
-    "tokens": "at equal sampled tokens, on validation prompts",
-    "seconds": "at equal seconds of training, on validation prompts",
+    "tokens": "at equal tokens, validation prompts",
+    "seconds": "at equal seconds, validation prompts",
 }
 
 
@@ -38,12 +38,12 @@ def map_figure(part: Part, reading: Reading = "steps") -> Figure:
         axes.set_title("no teacher: a placebo" if not teacher else f"teacher: {TEACHERS[teacher]}")
         axes.set_xlabel("student's start, % right")
         axes.set_ylabel("points above GRPO" if place % 3 == 0 else "")
-    seeds = " or ".join(map(str, sorted(set(table["seeds"]))))
+    seeds = " or ".join(map(str, sorted(set(table["seeds"]) - {0})))
     fell = int((table["collapsed"] > 0).sum())
     unread = int(table["gain"].isna().sum())
     caption = f"{SAID[reading]}; n = {seeds} seeds; bars: 95 % (Welch)"
-    caption += f"; ×: a run collapsed ({fell} of {len(table)} cells)" * bool(fell)
-    caption += f"; {unread} cells cannot be read" * bool(unread)
+    caption += f"; ×: collapsed ({fell} of {len(table)})" * bool(fell)
+    caption += f"; {unread} not read" * bool(unread)
     return finish(figure, "What a teacher adds to reward", caption)
 
 

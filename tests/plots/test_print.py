@@ -26,6 +26,7 @@ from rlkd_lab.plots.teacher_map import map_figure
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.study.claims import CLAIMS, judge_claims
 from rlkd_lab.study.study import read_study
+from rlkd_lab.study.teacher_map import READINGS
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,9 +84,9 @@ def test_the_figure_of_a_claim_can_be_read_in_print(study, number, monkeypatch):
     check(claim_figure(tables, judge_claims(tables)[number - 1]), monkeypatch)
 
 
-def test_the_map_can_be_read_in_print(study, monkeypatch):
-    if "map" in study:
-        check(map_figure(study["map"]), monkeypatch)
+@pytest.mark.parametrize("reading", READINGS)
+def test_the_map_can_be_read_in_print(study, reading, monkeypatch):
+    check(map_figure(study["map"], reading), monkeypatch)
 
 
 def test_the_figure_of_four_methods_can_be_read_in_print(monkeypatch):
