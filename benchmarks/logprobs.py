@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -115,7 +116,18 @@ def measure(way: str, quantity: str, tokens: int) -> dict[str, float]:
 def main() -> None:
     from rlkd_lab.training.environment import describe_environment
 
-    results = []
+    target = Path(__file__).parent / "results" / ("logprobs-gpu.json" if GPU else "logprobs.json")
+    result: dict[str, Any] = {
+        "command": "python benchmarks/logprobs.py",
+        "setting": {
+            "vocabulary": VOCABULARY,
+            "hidden": HIDDEN,
+            "dtype": "bfloat16" if GPU else "float32",
+            "repeats": REPEATS,
+        },
+        "results": [],
+        "environment": describe_environment(DEVICE),
+    }
     for quantity in QUANTITIES:
         for tokens in TOKENS:
             rows: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
@@ -158,21 +170,9 @@ def main() -> None:
                         key: {"median": median(found), "min": min(found), "max": max(found)}
                         for key, found in ratios.items()
                     }
-            results.append(entry)
-            print(json.dumps(entry, indent=2))
-    result = {
-        "command": "python benchmarks/logprobs.py",
-        "setting": {
-            "vocabulary": VOCABULARY,
-            "hidden": HIDDEN,
-            "dtype": "bfloat16" if GPU else "float32",
-            "repeats": REPEATS,
-        },
-        "results": results,
-        "environment": describe_environment(DEVICE),
-    }
-    target = Path(__file__).parent / "results" / ("logprobs-gpu.json" if GPU else "logprobs.json")
-    target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            result["results"].append(entry)
+            print(json.dumps(entry, indent=2), flush=True)
+            target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

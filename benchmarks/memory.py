@@ -189,6 +189,8 @@ def main() -> None:
     from rlkd_lab.training.environment import describe_environment
 
     rows = []
+    environment = describe_environment(torch.device("cuda" if GPU else "cpu"))
+    target = Path(__file__).parent / "results" / ("memory-gpu.json" if GPU else "memory.json")
     for change in CHANGES:
         case = BASE | change
         out = subprocess.run(
@@ -203,16 +205,14 @@ def main() -> None:
             {"change": change, **found, "error": found["predicted"] / found["measured"] - 1}
         )
         print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "command": "python benchmarks/memory.py",
-        "base": BASE,
-        "rows": rows,
-        "largest_error": max(abs(row["error"]) for row in rows),
-        "environment": describe_environment(torch.device("cuda" if GPU else "cpu")),
-    }
-    (Path(__file__).parent / "results" / ("memory-gpu.json" if GPU else "memory.json")).write_text(
-        json.dumps(result, indent=2) + "\n", encoding="utf-8"
-    )
+        result = {
+            "command": "python benchmarks/memory.py",
+            "base": BASE,
+            "rows": rows,
+            "largest_error": max(abs(row["error"]) for row in rows),
+            "environment": environment,
+        }
+        target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
