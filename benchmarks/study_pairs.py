@@ -14,27 +14,20 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import typer
 
 from rlkd_lab.tasks import Task, find_task
 from rlkd_lab.tasks.knights import HeldOut
-from rlkd_lab.zoo.build import CHOOSE_ON, LIMIT, MARKS, RECIPES, WINDOWS, batch_for
+from rlkd_lab.zoo.build import CHOOSE_ON, EVERY, LIMIT, MARKS, RECIPES, WINDOWS, train
 from rlkd_lab.zoo.measuring import chosen, measure
-from rlkd_lab.zoo.pretraining import pretrain
-from rlkd_lab.zoo.recipe import Part
-from rlkd_lab.zoo.tokenizer import character_tokenizer
 
 NAMES = {
     "arithmetic": {"student": "student", "teacher": "teacher"},
     "knights": {"student": "knights-student", "teacher": "knights-teacher"},
 }
-EVERY = 100
 
 
 def task_of(name: str, held_out: HeldOut) -> Task:
@@ -44,22 +37,13 @@ def task_of(name: str, held_out: HeldOut) -> Task:
 
 def make(name: str, task_name: str, held_out: HeldOut, add: int, work: Path) -> None:
     """Train a model of the zoo with another seed, and measure the checkpoints that may be taken."""
-    torch.set_num_threads(1)
     task = task_of(task_name, held_out)
-    recipe = replace(RECIPES[name], seed=RECIPES[name].seed + add)
-
-    def batches(start: int) -> Iterator[list[Part]]:
-        return (batch_for(step, recipe, task) for step in range(start, recipe.steps))
-
-    run = pretrain(recipe, character_tokenizer(), batches, work / name, EVERY)
-    for step, loss, seconds in run:
-        if step % EVERY == 0:
-            at = f"step {step}/{recipe.steps}"
-            print(f"{name}: {at}  loss {loss:.3f}  {seconds:.0f} s", flush=True)
+    train(name, work, add, task)
     file = work / name / "measured.json"
     if file.exists():
         return
-    first = EVERY if "student" in name else recipe.steps
+    steps = RECIPES[name].steps
+    first = EVERY if "student" in name else steps
     found = {
         step: measure(
             work / name / f"step_{step}",
@@ -70,7 +54,7 @@ def make(name: str, task_name: str, held_out: HeldOut, add: int, work: Path) -> 
             limit=LIMIT[task_name],
             marks=MARKS,
         )
-        for step in range(first, recipe.steps + 1, EVERY)
+        for step in range(first, steps + 1, EVERY)
     }
     file.write_text(json.dumps(found, indent=1), encoding="utf-8")
 

@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,13 +120,16 @@ def batch_for(step: int, recipe: Recipe, task: Task | None = None) -> list[Part]
     return parts_of(rows, recipe.part_tokens, tokenizer.pad_token_id)
 
 
-def train(name: str, work: Path) -> None:
-    """Train one recipe; save a 16-bit checkpoint every :data:`EVERY` steps."""
-    recipe = RECIPES[name]
+def train(name: str, work: Path, add: int = 0, task: Task | None = None) -> None:
+    """Train one recipe; save a 16-bit checkpoint every :data:`EVERY` steps.
+
+    ``add`` is added to its seed. ``task`` is as :func:`batch_for` has it.
+    """
+    recipe = replace(RECIPES[name], seed=RECIPES[name].seed + add)
     torch.set_num_threads(1)
 
     def batches(start: int) -> Iterator[list[Part]]:
-        return (batch_for(step, recipe) for step in range(start, recipe.steps))
+        return (batch_for(step, recipe, task) for step in range(start, recipe.steps))
 
     run = pretrain(recipe, character_tokenizer(), batches, work / name, EVERY)
     for step, loss, seconds in run:
