@@ -153,7 +153,6 @@ def read_part(folder: str | Path) -> Part:
             " run again)"
         )
     runs = _read(path / TABLES[0], "arm", "seed", "method", "diverged", "touched")
-    runs = with_version(runs)
     steps = _read(path / TABLES[1], "arm", "seed", "method", "step")
     numbers = _read(path / TABLES[2], "arm", "seed", "set", "difficulty", "measure", "value")
     twice = runs[runs.duplicated(["arm", "seed"])]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from rlkd_lab.study.teacher_map import READINGS, TEACHERS, gains
 from rlkd_lab.study.versions import VERSION, with_version
 
 EDGE = ", on the edge"
+EFFECT = ("gain", "low", "high", "seeds")
+"""Columns of a cell of the map that make an effect."""
 MEASURES = {
     "id avg": "accuracy",
     "ood avg": "accuracy, ood",
@@ -175,8 +177,8 @@ def comparison_lines(verdicts: Sequence[Verdict]) -> list[str]:
         _row(
             verdict.number,
             in_words(check.text),
-            f"{number(check.effect.mean)} {_interval(check.effect)}",
-            f"{number(check.best.mean)} {_interval(check.best)}" if check.best else "–",
+            _with_interval(check.effect),
+            _with_interval(check.best) if check.best else "–",
             number(check.seen).lstrip("+"),
             check.effect.seeds,
             " and ".join(map(str, check.collapsed)) if check.collapsed else "–",
@@ -200,7 +202,7 @@ def pair_lines(study: Study) -> list[str]:
         others = on_other_pairs(claim, study)
         for place, check in enumerate(claim.checks(study).checks if others else ()):
             effects = [check.effect, *(each[place].effect for each in others.values())]
-            shown = [f"{number(effect.mean)} {_interval(effect)}" for effect in effects]
+            shown = map(_with_interval, effects)
             rows.append(_row(claim.number, in_words(check.text), *shown))
     return _table(_row("claim", "comparison", "core", *pairs), rows)
 
@@ -208,27 +210,21 @@ def pair_lines(study: Study) -> list[str]:
 def map_lines(part: Part) -> list[str]:
     """Return a table of the map's cells, with what it means."""
     tables = [gains(part, reading) for reading in READINGS]
+    seeds = " or ".join(map(str, sorted(set(tables[0]["seeds"]))))
     rows = []
     for cell, *others in zip(*(table.to_dict("records") for table in tables), strict=True):
-        shown = [_with_interval(one) for one in (cell, *others)]
+        effects = [Effect(*(one[name] for name in EFFECT)) for one in (cell, *others)]
+        shown = map(_with_interval, effects)
         teacher = TEACHERS.get(cell["teacher"], cell["teacher"])
         title = in_words(str(cell["method"]))
         rows.append(_row(cell["student"], teacher, title, *shown, cell["collapsed"]))
     words = (
         "Accuracy minus GRPO's on the same student, with Welch's 95 % interval over"
-        f" {_counts(tables[0]['seeds'])} seeds: after the last step on test prompts, and on"
+        f" {seeds} seeds: after the last step on test prompts, and on"
         " validation prompts where the cheaper of the two had spent all its tokens or seconds."
     )
     head = "| student | teacher | method | last step | equal tokens | equal seconds | collapsed |"
     return [words, "", *_table(head, rows)]
-
-
-def _with_interval(cell: Mapping[Hashable, Any]) -> str:
-    return f"{number(cell['gain'])} [{number(cell['low'])}, {number(cell['high'])}]"
-
-
-def _counts(values: pd.Series) -> str:
-    return " or ".join(map(str, sorted(set(values))))
 
 
 def said(check: Check, why: str = "") -> str:
@@ -252,8 +248,8 @@ def number(value: float) -> str:
     return "–" if value != value else f"{value:+.{1 if abs(value) >= 10 else 3}f}".replace("-", "−")
 
 
-def _interval(effect: Effect) -> str:
-    return f"[{number(effect.low)}, {number(effect.high)}]"
+def _with_interval(effect: Effect) -> str:
+    return f"{number(effect.mean)} [{number(effect.low)}, {number(effect.high)}]"
 
 
 def _tuning(study: Study, out: Path) -> list[str]:
