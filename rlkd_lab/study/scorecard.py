@@ -216,14 +216,15 @@ def map_lines(part: Part) -> list[str]:
         effects = [Effect(*(one[name] for name in EFFECT)) for one in (cell, *others)]
         shown = map(_with_interval, effects)
         teacher = TEACHERS.get(cell["teacher"], cell["teacher"])
-        title = in_words(str(cell["method"]))
-        rows.append(_row(cell["student"], teacher, title, *shown, cell["collapsed"]))
+        title, start = in_words(str(cell["method"])), f"{cell['start']:.0%}"
+        rows.append(_row(start, teacher, title, *shown, cell["collapsed"]))
     words = (
         "Accuracy minus GRPO's on the same student, with Welch's 95 % interval over"
         f" {seeds} seeds: after the last step on test prompts, and on"
         " validation prompts where the cheaper of the two had spent all its tokens or seconds."
+        " The start is the student's accuracy before training."
     )
-    head = "| student | teacher | method | last step | equal tokens | equal seconds | collapsed |"
+    head = "| start | teacher | method | last step | equal tokens | equal seconds | collapsed |"
     return [words, "", *_table(head, rows)]
 
 

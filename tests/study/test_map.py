@@ -93,12 +93,12 @@ def test_the_figures_of_the_map_say_their_reading_and_seeds(made, tmp_path, monk
 
 def test_the_scorecard_lists_each_cell_with_its_three_readings(made):
     lines = map_lines(made)
-    row = next(one for one in lines if one.startswith("| start-05 | checking | KDRL |"))
+    row = next(one for one in lines if one.startswith("| 5% | checking | KDRL |"))
     readings = [row.split("|")[column].split("[")[0] for column in (4, 5, 6)]
     tables = [gains(made, one).set_index("arm")["gain"] for one in ("steps", "tokens", "seconds")]
     arm = "kdrl,student=models/start-05,teacher=teacher"
     assert [one.strip() for one in readings] == [number(table[arm]) for table in tables]
-    assert sum("start-" in one for one in lines) == 6
+    assert sum(one.startswith(("| 5% |", "| 61% |")) for one in lines) == 6
 
 
 def test_the_map_has_grpo_on_every_student_and_each_of_its_teachers():
