@@ -78,6 +78,7 @@ GROUPS: dict[str, list[str]] = {
     "records": [
         "eval_prompts",
         "eval_samples",
+        "eval_ood",
         "eval_task",
         "patience",
         "checkpoint_every",

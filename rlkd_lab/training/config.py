@@ -304,6 +304,9 @@ class RunConfig(BaseModel):
         128
     )
     eval_samples: Annotated[int, Field(ge=1, description="completions of each of them")] = 1
+    eval_ood: Annotated[
+        bool, Field(description="whether harder prompts than those of training are asked too")
+    ] = True
     eval_task: Annotated[
         str | None, Field(description="task or file that evaluations ask; the run's own by default")
     ] = None

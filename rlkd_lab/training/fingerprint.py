@@ -18,6 +18,7 @@ NOT_IN_FINGERPRINT = {
     "eval_every",
     "eval_prompts",
     "eval_samples",
+    "eval_ood",
     "eval_task",
     "checkpoint_every",
     "keep_checkpoints",

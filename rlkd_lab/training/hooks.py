@@ -117,7 +117,7 @@ def evaluation_row(setup: Setup, context: Context, stop: Stop) -> Row:
         ("", config.difficulty if task is models.task else None, 1),
         ("_ood", task.ood_difficulty, 2),
     ):
-        if suffix and difficulty is None:
+        if suffix and not (config.eval_ood and difficulty):
             continue
         found = evaluate(
             models.policy,

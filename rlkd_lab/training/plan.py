@@ -194,7 +194,7 @@ def plan_sampling(config: RunConfig, gpu: bool, prompt: int) -> dict[str, int]:
             (
                 student,
                 min(config.eval_prompts * config.eval_samples, evaluation.BATCH),
-                2 * config.max_new_tokens,
+                (1 + config.eval_ood) * config.max_new_tokens,
             )
         )  # out of distribution the limit is doubled
     writers = teacher_models(config)

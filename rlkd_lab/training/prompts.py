@@ -65,7 +65,8 @@ def fit_prompts(
         own.append(_of_teacher(config, student, theirs))
         own += _of_teacher_prompt(task, config, own[-1])
     harder: list[Limit] = []
-    if config.eval_every and config.eval_task is None and task.ood_difficulty is not None:
+    harder_too = config.eval_every and config.eval_ood and config.eval_task is None
+    if harder_too and task.ood_difficulty is not None:
         harder = [limit(student, 2 * config.max_new_tokens)]
         if config.difficulty == task.ood_difficulty:
             own = harder = own + harder
@@ -104,9 +105,8 @@ def fit_evaluation(
         [] if isinstance(inner, QuestionTask) else task.examples(DRAWN, config.seed, "validation")
     )
     asked.data["evaluation"] = data_of(task, str(config.eval_task), drawn)["digest"]
-    found = task.keep_to(
-        limits, config.long_prompts, drawn, harder if task.ood_difficulty is not None else ()
-    )
+    harder = harder if config.eval_ood and task.ood_difficulty is not None else []
+    found = task.keep_to(limits, config.long_prompts, drawn, harder)
     if found.told:
         asked.told.append(found.told)
     asked.told.extend(_asked_twice(task, config))

@@ -717,10 +717,14 @@ def test_evaluation_comes_every_few_steps_and_at_the_end(trained):
             assert 0 <= row[f"eval/accuracy{suffix}"] <= 1
             assert 0 <= row[f"eval/truncated{suffix}"] <= 1 - row[f"eval/accuracy{suffix}"]
         assert row["eval/mean_length"] <= 24
-    # how often a run is evaluated does not change it
+    # neither how often a run is evaluated changes it, nor on what
     silent = trained("kdrl", steps=3).rows()
     assert first_difference(
         [{k: v for k, v in row.items() if not k.startswith("eval/")} for row in rows], silent
+    ) == (None, 0.0)
+    easy = trained("kdrl", steps=3, eval_every=2, eval_prompts=8, eval_ood=False).rows()
+    assert first_difference(
+        [{k: v for k, v in row.items() if not k.endswith("_ood")} for row in rows], easy
     ) == (None, 0.0)
 
 
