@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from rlkd_lab.plots.points import dot_style, draw_arms, draw_knob, draw_series, draw_spread
 from rlkd_lab.plots.styles import STYLES, label_of, line, name_ticks, styles_of, title_of, wrap
 from rlkd_lab.study.claim_checks import WINDOWS, steps_ahead
-from rlkd_lab.study.comparing import ACCURACY, LENGTH
+from rlkd_lab.study.comparing import ACCURACY, LENGTH, timed_grpo
 from rlkd_lab.study.parts import Part, Study
 from rlkd_lab.study.scorecard import in_words
 from rlkd_lab.study.sequential_checks import CHANCE
@@ -79,13 +79,25 @@ def _alphas(axes: Axes, study: Study) -> None:
     draw_knob(axes, study["alphas"].runs, "trrd_alpha", ACCURACY)
 
 
+def _coefficients(axes: Axes, study: Study) -> None:
+    """Draw KDRL at each fixed coefficient, and the means of GRPO and of the annealed one."""
+    core = study["core"]
+    runs = pd.concat([_pick(core, ("kdrl",)), study["betas"].runs]).dropna(subset="kd_coef")
+    draw_knob(axes, runs, "kd_coef", ACCURACY)
+    for arm in ("kdrl_annealed", "grpo"):
+        mean = core.of(arm, ACCURACY).mean()
+        axes.axhline(mean, **line(STYLES[arm], label=title_of(arm), linewidth=1))
+
+
 def _cost(axes: Axes, study: Study) -> None:
-    arms = ("trrd", "kdrl", "grpo")
     curves = study["core"].curves
+    arms = ("trrd", "kdrl", timed_grpo(curves["arm"]))
     steps = curves[curves["step"].between(2, 11) & curves["arm"].isin(arms)]
     medians = steps.groupby(["arm", "seed"], sort=False)["train_time"].median().reset_index()
-    medians["method"] = medians["arm"]
-    draw_arms(axes, pd.concat([medians[medians["arm"] == arm] for arm in arms]), "train_time")
+    medians["method"] = medians["arm"].replace("grpo_sequence", "grpo")
+    names = {arm: title_of(arm.partition("_")[0]) for arm in arms}
+    rows = pd.concat([medians[medians["arm"] == arm] for arm in arms])
+    draw_arms(axes, rows, "train_time", names)
     axes.set_ylabel("seconds of a step,\nmedian of steps 2–11")
     axes.set_ylim(bottom=0)
 
@@ -137,7 +149,7 @@ DRAW: dict[int, tuple[Row, ...]] = {
     ),
     3: (Row(_arms("core", ("opd", "kdrl", "grpo"), LENGTH), TOKENS, LONGER),),
     4: (Row(_arms("core", ("kdrl", "kdrl_k3")), SHARE, ORDER),),
-    5: (Row(_arms("core", ("kdrl_annealed", "kdrl")), SHARE, ORDER),),
+    5: (Row(_coefficients, SHARE, ORDER),),
     6: (
         Row(_arms("core", ("kdrl_masked", "kdrl")), SHARE, ORDER, slice(0, 1)),
         Row(_arms("core", ("kdrl_masked", "kdrl"), LENGTH), TOKENS, LONGER, slice(1, 2)),

@@ -47,6 +47,7 @@ MEASURES = {
 SHORT = {"kd_coef": "β", "trrd_alpha": "α", "learning_rate": "rate", "teacher_quant": "teacher in"}
 """What words write for the settings that arms are named after."""
 OWN_ARMS = {
+    "grpo_sequence": "GRPO, averaged by completion",
     "kdrl_k3": "KDRL, k3",
     "kdrl_advantage_annealed": "KDRL, advantage form, annealed",
 }
@@ -222,6 +223,7 @@ def map_lines(part: Part) -> list[str]:
         "Accuracy minus GRPO's on the same student, with Welch's 95 % interval over"
         f" {seeds} seeds: after the last step on test prompts, and on"
         " validation prompts where the cheaper of the two had spent all its tokens or seconds."
+        " Seconds are held against GRPO averaged by completion, which ran beside the others."
         " The start is the student's accuracy before training."
     )
     head = "| start | teacher | method | last step | equal tokens | equal seconds | collapsed |"

@@ -17,6 +17,8 @@ from typing import Any
 import pandas as pd
 
 from rlkd_lab.models import locate
+from rlkd_lab.objectives import METHODS
+from rlkd_lab.objectives.methods import resolve_options
 from rlkd_lab.study.statistics import welch
 from rlkd_lab.study.summary import difference_row, per_prompt, powers_of_two, samples_of
 from rlkd_lab.study.targets import Target
@@ -52,7 +54,8 @@ def check_sides(ours: Sequence[Target], theirs: Sequence[Target]) -> None:
             or runs of the other side stand among the targets.
 
     Warns:
-        UserWarning: the runs of a side differ in more than their seed, or share a seed.
+        UserWarning: the runs of a side differ in more than their seed, or share a seed, or the
+            two sides average their tokens differently.
     """
     _refuse_twice((*ours, *theirs))
     if theirs and max(len(ours), len(theirs)) > 1:
@@ -77,6 +80,28 @@ def check_sides(ours: Sequence[Target], theirs: Sequence[Target]) -> None:
                 )
     for side in (ours, theirs):
         _warn_of_a_mixed_side(side)
+    _warn_of_two_averages(ours, theirs)
+
+
+def _warn_of_two_averages(ours: Sequence[Target], theirs: Sequence[Target]) -> None:
+    """Warn that two methods that clip a ratio average their tokens differently.
+
+    GRPO does it as in its paper, KDRL and TRRD in another way. In the study this alone makes a
+    difference as large as those between the methods (docs/findings.md).
+    """
+    configs = [side[0].config for side in (ours, theirs) if side]
+    averages = [
+        resolve_options(METHODS[config.method], config.options)["aggregation"]
+        for config in configs
+        if config is not None and METHODS[config.method].ratio is not None
+    ]
+    if len(set(averages)) == 2:
+        warnings.warn(
+            f"the sides average their tokens differently (aggregation={averages[0]} and"
+            f" {averages[1]}), which changes the accuracy too: train both with one of them to"
+            " compare what the methods add",
+            stacklevel=3,
+        )
 
 
 def _refuse_twice(targets: Sequence[Target]) -> None:

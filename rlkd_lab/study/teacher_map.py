@@ -11,7 +11,7 @@ from typing import Literal
 import pandas as pd
 
 from rlkd_lab.study.budgets import Budget, at_budget
-from rlkd_lab.study.comparing import ACCURACY, Side
+from rlkd_lab.study.comparing import ACCURACY, Side, timed_grpo
 from rlkd_lab.study.effects import unpaired
 from rlkd_lab.study.parts import Part
 
@@ -64,7 +64,8 @@ def gains(part: Part, reading: Reading = "steps") -> pd.DataFrame:
         part: the part ``map``.
         reading: ``steps`` is the accuracy on test prompts after the last step. ``tokens`` and
             ``seconds`` are the accuracy on validation prompts where the cheaper of the two arms
-            had spent all that it needed.
+            had spent all that it needed. Seconds are held against the GRPO of
+            :func:`~rlkd_lab.study.comparing.timed_grpo`.
 
     Returns:
         A row for each arm but GRPO's: the columns of :func:`cells`, ``gain``, ``low``, ``high``,
@@ -72,7 +73,8 @@ def gains(part: Part, reading: Reading = "steps") -> pd.DataFrame:
     """
     rows = []
     for _, group in cells(part).groupby("student", sort=False):
-        grpo = str(group.loc[group["method"] == "grpo", "arm"].iloc[0])
+        arms = {arm.partition(",")[0]: arm for arm in group["arm"]}
+        grpo = arms[timed_grpo(arms) if reading == "seconds" else "grpo"]
         for cell in group[group["method"] != "grpo"].to_dict("records"):
             effect = unpaired(*_reached(part, cell["arm"], grpo, reading))
             found = {"gain": effect.mean, "low": effect.low, "high": effect.high}

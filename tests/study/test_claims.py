@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from made_up import TRUE, betas, conflicts, constant, core, logic, part, rising
 from scipy import stats
 
+from rlkd_lab.objectives import METHODS
 from rlkd_lab.study.claim_checks import POINTS, steps_to_reach
 from rlkd_lab.study.claims import CLAIMS, PAIRS, PLANNED, judge_claims
 from rlkd_lab.study.comparing import Side
@@ -75,11 +76,27 @@ def test_a_verdict_needs_the_same_sign_on_every_pair_that_was_run(pair):
 def test_the_other_pairs_run_the_cores_arms_with_the_settings_that_it_chose():
     chosen = json.loads((ROOT / "results/embedded/core/tuned.json").read_text())["arms"]
     for pair in PAIRS:
-        sweep = sweep_of(pair)
-        assert [arm.name for arm in sweep.arms] == [arm.name for arm in sweep_of("core").arms]
-        for arm in sweep.arms:
+        arms = {arm.name: arm.settings for arm in sweep_of(pair).arms}
+        assert arms.keys() == {arm.name for arm in sweep_of("core").arms} - {"grpo_sequence"}
+        for arm in sweep_of("core").arms:
             best = chosen[arm.name]["trials"][chosen[arm.name]["best"] - 1]["settings"]
-            assert {k: v for k, v in arm.settings.items() if k != "estimator"} == best
+            assert arms.get(arm.name) in (None, {**arm.settings, **best})
+
+
+def test_grpo_averages_as_the_methods_do_that_are_held_against_it():
+    """Otherwise a difference may be one of averaging, and not of a teacher."""
+    for name in ("core", "map", "logic", *PAIRS):
+        sweep = sweep_of(name)
+        jobs = (sweep.first_round() if sweep.tune else sweep).jobs()
+        configs = [job.config for job in jobs if not job.arm.startswith("grpo_sequence")]
+        options = [METHODS[one.method].options | one.options for one in configs]
+        assert {one["aggregation"] for one in options if one} == {"token"}
+
+
+def test_an_annealed_coefficient_must_beat_the_best_of_all_fixed_ones():
+    found = verdicts(TRUE | {"betas": betas(0.01, height_of_best=0.95)})[5]
+    assert found.outcome == "contradicted" and "kdrl,kd_coef=0.01" in found.checks[0].text
+    assert verdicts(TRUE)[5].checks[0].text == "kdrl_annealed > kdrl: accuracy"
 
 
 def verdicts(study):

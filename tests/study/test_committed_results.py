@@ -86,7 +86,7 @@ RECOMPUTED = {
     1: [("KDRL > OPD: accuracy", "kdrl", "opd", 0.0), ("OPD > GRPO: accuracy", "opd", "grpo", 0.0),
         ("GRPO > SFT: accuracy", "grpo", "sft", 0.0)],
     4: [("k2 > k3: accuracy", "kdrl", "kdrl_k3", 0.0)],
-    5: [("KDRL, annealed > KDRL: accuracy", "kdrl_annealed", "kdrl", 0.0)],
+    5: [("KDRL, annealed > KDRL (β 0.01): accuracy", "kdrl_annealed", "kdrl,kd_coef=0.01", 0.0)],
     6: [("KDRL, masked ≥ KDRL: accuracy", "kdrl_masked", "kdrl", -0.02)],
 }  # fmt: skip
 
@@ -99,7 +99,8 @@ def test_verdicts_follow_from_the_outcomes_with_numpy_and_scipy_alone(number):
     assert [row["comparison"] for row in rows] == [text for text, *_ in RECOMPUTED[number]]
     outcomes = []
     for row, (_, ours, theirs, margin) in zip(rows, RECOMPUTED[number], strict=True):
-        one, other = accuracies("core", ours), accuracies("core", theirs)
+        parts = ("betas" if "kd_coef" in arm else "core" for arm in (ours, theirs))
+        one, other = map(accuracies, parts, (ours, theirs))
         a, b = one.mean(axis=1), other.mean(axis=1)
         low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
         assert float(row["effect"]) == pytest.approx(a.mean() - b.mean(), abs=1e-9)
@@ -166,7 +167,8 @@ def test_cells_of_the_map_follow_from_its_tables_with_numpy_and_scipy_alone(cell
     last = [accuracies("map", one).mean(axis=1) for one in (arm, grpo)]
     assert gain(*last) == shown("map.json")
     for name, column in (("map_tokens", "sampled_tokens"), ("map_seconds", "train_seconds")):
-        both = [spent(one, column) for one in (arm, grpo)]
+        beside = grpo.replace("grpo", "grpo_sequence") if name == "map_seconds" else grpo
+        both = [spent(one, column) for one in (arm, beside)]
         budget = min(most for most, _ in both)
         read = [[np.interp(budget, *zip(*one, strict=True)) for one in each] for _, each in both]
         assert gain(*read) == shown(f"{name}.json")

@@ -24,10 +24,14 @@ def reached(step):
 
 @pytest.fixture(scope="module")
 def made():
-    """A step of KDRL costs twice as many tokens as one of GRPO, and reaches the same."""
+    """A step of KDRL costs twice as many tokens as one of GRPO, and reaches the same.
+
+    GRPO ran on another day, when the machine was three times slower; its other form did not.
+    """
+    known = {("grpo", "teacher"): 0.0, ("grpo_sequence", "teacher"): 0.0, **GAINS}
     arms, curves = {}, {}
     for student, start in STARTS.items():
-        for (method, teacher), gain in {("grpo", "teacher"): 0.0, **GAINS}.items():
+        for (method, teacher), gain in known.items():
             name = f"{method},student={student},teacher={teacher}"
             arms[name] = {"id avg": 0.5 + gain, "student": 1.0, "teacher": 1.0}
             curves[name] = {
@@ -35,12 +39,14 @@ def made():
                 "eval/accuracy": reached,
                 "on_policy": constant(0.0 if method == "sft" else 1.0),
                 "sampled_tokens": lambda step, many=1 + (method == "kdrl"): 100.0 * many * step,
-                "train_seconds": lambda step: float(step),
+                "train_seconds": lambda step, slow=1 + 2 * (method == "grpo"): float(slow * step),
             }
     found = part(arms, curves=curves, noise=0.01, seeds=3)
     for column in ("student", "teacher"):
         told = found.runs["arm"].str.extract(rf"{column}=([^,]+)")[0]
         found.runs[column] = told
+    for table in (found.runs, found.curves):
+        table["method"] = table["method"].replace("grpo_sequence", "grpo")
     # as in a table of runs: a method that asks no teacher has none
     found.runs.loc[found.runs["method"].isin(("grpo", "opsa")), "teacher"] = float("nan")
     return found
@@ -59,7 +65,7 @@ def test_each_arm_is_held_against_grpo_on_the_same_student(made):
             assert row["teacher"] == known and known in TEACHERS
             sides = [
                 made.runs.loc[
-                    (made.runs["method"] == one) & (made.runs["student"] == student), "id avg"
+                    made.runs["arm"].str.startswith(f"{one},student={student},"), "id avg"
                 ]
                 for one in (method, "grpo")
             ]

@@ -142,9 +142,10 @@ ADAPTER = Target("own", "student", "nf4", Path("own"))
 def test_runs_that_differ_in_their_seed_alone_are_a_side(recwarn):
     check_sides(
         [target("a-0", 0), target("a-1", 1, eval_every=3)],
-        [target("b-0", 0, method="kdrl"), target("b-1", 1, method="kdrl")],
+        [target("b-0", 0, method="gspo"), target("b-1", 1, method="gspo")],
     )
-    check_sides([target("a-0")], [target("b-0", method="kdrl")])
+    check_sides([target("a-0", options={"aggregation": "token"})], [target("b-0", method="kdrl")])
+    check_sides([target("a-0")], [target("b-0", method="sft")])  # its tokens are another text's
     check_sides([target("a-0"), target("a-1", 1)], [MODEL])
     assert not recwarn.list
 
@@ -170,6 +171,11 @@ def test_runs_that_differ_in_their_seed_alone_are_a_side(recwarn):
             "student is no run",
         ),
         ([MODEL, Target("student-weak", "student-weak", "nf4")], [], "student is no run"),
+        (
+            [target("a-0"), target("a-1", 1)],
+            [target("b-0", method="kdrl"), target("b-1", 1, method="kdrl")],
+            "average their tokens differently .aggregation=sequence and token.",
+        ),
     ],
 )
 def test_a_side_of_unlike_runs_is_told(ours, theirs, words):
