@@ -112,7 +112,7 @@ def _judge(claim: Claim, study: Study) -> Verdict:
 
 def on_other_pairs(claim: Claim, study: Study) -> dict[str, list[Check]]:
     """Return by part the comparisons of a claim on the other pairs that were run."""
-    pairs = [name for name in PAIRS if "core" in claim.needs and name in study]
+    pairs = [name for name in PAIRS if claim.needs == ("core",) and name in study]
     return {name: claim.checks({"core": study[name]}).checks for name in pairs}
 
 
