@@ -130,10 +130,7 @@ def core(**changes):
     for arm, values in changes.get("arms", {}).items():
         arms[arm] |= values
     speed = {"grpo": rising(0.015), "kdrl": rising(0.03)}
-    cost = {"grpo": 1.0, "kdrl": 1.15, "trrd": 1.15}
-    curves = {arm: {"train_time": constant(seconds)} for arm, seconds in cost.items()}
-    for arm, f in speed.items():
-        curves[arm]["accuracy"] = f
+    curves = {arm: {"accuracy": f} for arm, f in speed.items()}
     for arm in accuracy:
         curves.setdefault(arm, {})
         curves[arm] |= {
@@ -149,6 +146,16 @@ def core(**changes):
         noise=changes.get("noise", 0.002),
         seeds=changes.get("seeds", 5),
     )
+
+
+def costs(trrd=1.15):
+    """Seconds of a step of three methods, whose completions are equally long."""
+    seconds = {"grpo": 1.0, "kdrl": 1.15, "trrd": trrd}
+    curves = {
+        arm: {"train_time": constant(one), "completions/mean_length": constant(30.0)}
+        for arm, one in seconds.items()
+    }
+    return part(dict.fromkeys(seconds, 0.5), curves=curves, steps=11)
 
 
 CHANCES = {1: 0.001, 4: 0.004, 32: 0.03}
@@ -185,6 +192,7 @@ def conflicts(grpo, kdrl, trrd, floor=0.1):
 TRUE = {
     "core": core(),
     "betas": betas(0.01),
+    "cost": costs(),
     "logic_betas": betas(1.0, height_of_best=0.8),
     "alphas": part({f"trrd,trrd_alpha={alpha}": 0.7 for alpha in (0.4, 0.5, 0.6)}),
     "logic": logic(),

@@ -14,7 +14,7 @@ from rlkd_lab.study.teacher_map import TEACHERS, Reading, gains
 SAID: dict[Reading, str] = {
     "steps": "after 60 steps, on test prompts",
     "tokens": "at equal tokens, validation prompts",
-    "seconds": "equal seconds, validation prompts, GRPO by completion",
+    "seconds": "at equal seconds, validation prompts",
 }
 
 

@@ -163,7 +163,7 @@ CLAIMS: tuple[Claim, ...] = (
         9,
         "RLAD",
         "a step of TRRD costs what KDRL's does, 15 % more than GRPO's",
-        ("core",),
+        ("cost",),
         cost_of_a_step,
     ),
     Claim(

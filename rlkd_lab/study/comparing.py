@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -13,15 +12,6 @@ from rlkd_lab.study.effects import Check, Effect, over_prompts, unpaired
 from rlkd_lab.study.parts import Part
 
 ACCURACY, LENGTH = "id avg", "id length"
-
-
-def timed_grpo(arms: Iterable[str]) -> str:
-    """Return the arm of GRPO whose seconds are compared with those of other arms.
-
-    A machine is not as fast on every day. ``grpo_sequence`` was run beside the others of the core
-    and the map, and ``grpo`` later. How tokens are averaged does not change what a step costs.
-    """
-    return "grpo_sequence" if "grpo_sequence" in set(arms) else "grpo"
 
 
 @dataclass(frozen=True)

@@ -220,10 +220,9 @@ def map_lines(part: Part) -> list[str]:
         title, start = in_words(str(cell["method"])), f"{cell['start']:.0%}"
         rows.append(_row(start, teacher, title, *shown, cell["collapsed"]))
     words = (
-        "Accuracy minus GRPO's on the same student, with Welch's 95 % interval over"
-        f" {seeds} seeds: after the last step on test prompts, and on"
-        " validation prompts where the cheaper of the two had spent all its tokens or seconds."
-        " Seconds are held against GRPO averaged by completion, which ran beside the others."
+        f"Accuracy minus GRPO's on the same student, with Welch's 95 % interval over {seeds} seeds."
+        " The last step is read on test prompts. Equal tokens and seconds are read on"
+        " validation prompts, where the cheaper of the two had spent all of them."
         " The start is the student's accuracy before training."
     )
     head = "| start | teacher | method | last step | equal tokens | equal seconds | collapsed |"

@@ -17,6 +17,7 @@ PARTS: dict[str, str] = {
     "map": "when a teacher helps",
     "betas": "KDRL's coefficient",
     "alphas": "TRRD's α",
+    "cost": "seconds of a step",
     "logic": "eight methods on Knights and Knaves",
     "logic_betas": "KDRL's coefficient on Knights and Knaves",
     "pair_2": "the core's methods on a second pair",

@@ -11,7 +11,7 @@ from typing import Literal
 import pandas as pd
 
 from rlkd_lab.study.budgets import Budget, at_budget
-from rlkd_lab.study.comparing import ACCURACY, Side, timed_grpo
+from rlkd_lab.study.comparing import ACCURACY, Side
 from rlkd_lab.study.effects import unpaired
 from rlkd_lab.study.parts import Part
 
@@ -64,8 +64,7 @@ def gains(part: Part, reading: Reading = "steps") -> pd.DataFrame:
         part: the part ``map``.
         reading: ``steps`` is the accuracy on test prompts after the last step. ``tokens`` and
             ``seconds`` are the accuracy on validation prompts where the cheaper of the two arms
-            had spent all that it needed. Seconds are held against the GRPO of
-            :func:`~rlkd_lab.study.comparing.timed_grpo`.
+            had spent all that it needed.
 
     Returns:
         A row for each arm but GRPO's: the columns of :func:`cells`, ``gain``, ``low``, ``high``,
@@ -73,8 +72,7 @@ def gains(part: Part, reading: Reading = "steps") -> pd.DataFrame:
     """
     rows = []
     for _, group in cells(part).groupby("student", sort=False):
-        arms = {arm.partition(",")[0]: arm for arm in group["arm"]}
-        grpo = arms[timed_grpo(arms) if reading == "seconds" else "grpo"]
+        grpo = next(arm for arm in group["arm"] if arm.startswith("grpo,"))
         for cell in group[group["method"] != "grpo"].to_dict("records"):
             effect = unpaired(*_reached(part, cell["arm"], grpo, reading))
             found = {"gain": effect.mean, "low": effect.low, "high": effect.high}

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import TRUE, betas, conflicts, constant, core, logic, part, rising
+from made_up import TRUE, betas, conflicts, constant, core, costs, logic, part, rising
 from scipy import stats
 
 from rlkd_lab.objectives import METHODS
@@ -45,7 +45,7 @@ FALSE = {
             {"trrd,trrd_alpha=0.4": 0.6, "trrd,trrd_alpha=0.5": 0.7, "trrd,trrd_alpha=0.6": 0.7}
         )
     },
-    9: {"core": core(curves={"trrd": {"train_time": constant(2.0)}})},
+    9: {"cost": costs(trrd=2.0)},
     10: {"logic": logic(kdrl_advantage=0.5)},
     11: {"logic": logic(kdrl_advantage=0.5)},
     12: {"logic": logic(opd_then_rl=0.7)},
@@ -234,7 +234,7 @@ def test_runs_that_diverged_count_as_wrong_in_accuracy_and_silence_other_measure
 
 def test_a_part_that_is_not_finished_decides_nothing():
     cut = replace(core(), left_out=("kdrl, seed 5: not run",))
-    assert all(verdicts(TRUE | {"core": cut})[n].outcome == "undecided" for n in (1, 3, 4, 5, 6, 9))
+    assert all(verdicts(TRUE | {"core": cut})[n].outcome == "undecided" for n in (1, 3, 4, 5, 6))
     assert "not finished: core" in verdicts(TRUE | {"core": cut})[1].note
     lost = replace(core(), left_out=("kdrl, seed 5: moved by hand",))
     assert verdicts(TRUE | {"core": lost})[1].outcome == "supported"

@@ -167,8 +167,7 @@ def test_cells_of_the_map_follow_from_its_tables_with_numpy_and_scipy_alone(cell
     last = [accuracies("map", one).mean(axis=1) for one in (arm, grpo)]
     assert gain(*last) == shown("map.json")
     for name, column in (("map_tokens", "sampled_tokens"), ("map_seconds", "train_seconds")):
-        beside = grpo.replace("grpo", "grpo_sequence") if name == "map_seconds" else grpo
-        both = [spent(one, column) for one in (arm, beside)]
+        both = [spent(one, column) for one in (arm, grpo)]
         budget = min(most for most, _ in both)
         read = [[np.interp(budget, *zip(*one, strict=True)) for one in each] for _, each in both]
         assert gain(*read) == shown(f"{name}.json")

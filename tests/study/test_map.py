@@ -26,9 +26,9 @@ def reached(step):
 def made():
     """A step of KDRL costs twice as many tokens as one of GRPO, and reaches the same.
 
-    GRPO ran on another day, when the machine was three times slower; its other form did not.
+    GRPO's other form is not what others are held against.
     """
-    known = {("grpo", "teacher"): 0.0, ("grpo_sequence", "teacher"): 0.0, **GAINS}
+    known = {("grpo_sequence", "teacher"): 0.3, ("grpo", "teacher"): 0.0, **GAINS}
     arms, curves = {}, {}
     for student, start in STARTS.items():
         for (method, teacher), gain in known.items():
@@ -39,7 +39,7 @@ def made():
                 "eval/accuracy": reached,
                 "on_policy": constant(0.0 if method == "sft" else 1.0),
                 "sampled_tokens": lambda step, many=1 + (method == "kdrl"): 100.0 * many * step,
-                "train_seconds": lambda step, slow=1 + 2 * (method == "grpo"): float(slow * step),
+                "train_seconds": lambda step: float(step),
             }
     found = part(arms, curves=curves, noise=0.01, seeds=3)
     for column in ("student", "teacher"):
