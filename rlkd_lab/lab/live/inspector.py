@@ -148,7 +148,8 @@ class Inspector(InspectorWidgets):
         self._sets, self.across, self._first = sets, across, {}
         self._omitted = len(recorded) - len(sets) if across else 0
         chosen = step if across and step is not None and step in steps else sets[0].step
-        self._set_controls([one.step for one in self.shown] if across else recorded, chosen)
+        shown = {one.step for one in self.shown}  # a run may have recorded one more meanwhile
+        self._set_controls(sorted(shown if across else shown.union(recorded)), chosen)
         self.banner.value = ""
 
     def _arrays(self, step: int | None, kind: Kind) -> TokenArrays:

@@ -12,6 +12,7 @@ from rlkd_lab.lab.live.inspector import ACROSS
 from rlkd_lab.lab.live.inspector_words import range_sentence
 from rlkd_lab.lab.live.token_colours import colour_limit, colours
 from rlkd_lab.lab.live.tokens import ARRAYS
+from rlkd_lab.runs import RunFolder
 
 HOSTILE = ("<script>alert(1)</script>", "&amp;", "\"'><b onclick='x'>", "\u202eabc", "א", "</span>")
 
@@ -368,6 +369,15 @@ def test_a_live_run_grows(tmp_path):
 
 
 # --- in a notebook --------------------------------------------------------------------------------
+
+
+def test_a_step_that_is_recorded_while_it_is_read_is_shown(folder, monkeypatch):
+    """The steps are listed, the run records one more, and the last one is read."""
+    steps = folder.sample_steps()
+    lists = iter([steps[:-1]])
+    monkeypatch.setattr(RunFolder, "sample_steps", lambda *of: next(lists, steps))
+    shown = inspect_tokens(folder)
+    assert (shown.step.value, [value for _, value in shown.step.options]) == (steps[-1], steps)
 
 
 def test_what_a_notebook_saves_is_a_sentence_and_html(folder):
