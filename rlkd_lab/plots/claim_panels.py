@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from rlkd_lab.plots.points import dot_style, draw_arms, draw_knob, draw_series, draw_spread
 from rlkd_lab.plots.styles import STYLES, label_of, line, name_ticks, styles_of, title_of, wrap
-from rlkd_lab.study.claim_checks import WINDOWS, steps_ahead
+from rlkd_lab.study.claim_checks import WINDOWS, step_seconds, steps_ahead
 from rlkd_lab.study.comparing import ACCURACY, LENGTH
 from rlkd_lab.study.parts import Part, Study
 from rlkd_lab.study.scorecard import in_words
@@ -90,12 +90,11 @@ def _coefficients(axes: Axes, study: Study) -> None:
 
 
 def _cost(axes: Axes, study: Study) -> None:
-    arms = ("trrd", "kdrl", "grpo")
-    curves = study["cost"].curves
-    steps = curves[curves["step"] > 1]
-    medians = steps.groupby(["arm", "seed"], sort=False)["train_time"].median().reset_index()
-    medians["method"] = medians["arm"]
-    draw_arms(axes, pd.concat([medians[medians["arm"] == arm] for arm in arms]), "train_time")
+    rows = [
+        step_seconds(study["cost"], arm).to_frame("train_time").assign(arm=arm, method=arm)
+        for arm in ("trrd", "kdrl", "grpo")
+    ]
+    draw_arms(axes, pd.concat(rows), "train_time")
     axes.set_ylabel("seconds of a step,\nmedian of steps 2–11")
     axes.set_ylim(bottom=0)
 

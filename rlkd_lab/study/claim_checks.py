@@ -177,7 +177,7 @@ def alpha_near_a_half(study: Study) -> Found:
     )
 
 
-def _seconds(part: Part, arm: str) -> pd.Series:
+def step_seconds(part: Part, arm: str) -> pd.Series:
     """Return by seed the median seconds of a step, without the first step."""
     curves = part.curve(arm, "train_time")
     medians = {seed: curve.loc[2:].median() for seed, curve in curves.items()}
@@ -192,9 +192,9 @@ def _tokens(part: Part, arm: str) -> float:
 
 def _ratio(part: Part, other: str, claimed: float) -> Effect:
     """Return TRRD's seconds of a step over another method's, minus the ratio that is claimed."""
-    theirs = _seconds(part, other)
+    theirs = step_seconds(part, other)
     mean = theirs.mean()
-    return unpaired(_seconds(part, "trrd") / mean, claimed * theirs / mean)
+    return unpaired(step_seconds(part, "trrd") / mean, claimed * theirs / mean)
 
 
 def cost_of_a_step(study: Study) -> Found:
