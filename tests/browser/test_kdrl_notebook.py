@@ -93,6 +93,8 @@ def test_kdrl_notebook_is_run_steered_and_left_whole(lab: Lab) -> None:
     press_dangerous(lab)
     until(lambda: run.status().state == "idle", 60)
     until(lambda: "Start continues" in page.locator(PANEL).inner_text(), 30)
+    # Stop was switched off while it had the focus, which stays in the panel.
+    assert page.evaluate("document.activeElement.closest('.rlkd-panel') !== null")
     press_dangerous(lab)
     page.locator(f"{PANEL} button:has-text('Start')").focus()
     press_dangerous(lab)

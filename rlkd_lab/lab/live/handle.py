@@ -31,15 +31,21 @@ class RunFailed(RuntimeError):
 
 
 class _Worker:
-    """A thread of this kernel that drives a run."""
+    """A thread of this kernel that drives a run.
 
-    def __init__(self, path: Path) -> None:
+    It waits for the thread that drove the run before: that one holds the folder's lock
+    for a moment after it has written that it stopped.
+    """
+
+    def __init__(self, path: Path, before: _Worker | None) -> None:
         self.error: BaseException | None = None
-        name = f"run {path.name}"
-        self.thread = threading.Thread(target=self._work, args=(path,), name=name, daemon=True)
+        name, work = f"run {path.name}", (path, before)
+        self.thread = threading.Thread(target=self._work, args=work, name=name, daemon=True)
         self.thread.start()
 
-    def _work(self, path: Path) -> None:
+    def _work(self, path: Path, before: _Worker | None) -> None:
+        if before is not None:
+            before.thread.join()
         try:
             resume(path)
         except BaseException as error:  # `wait` raises it
@@ -91,7 +97,7 @@ class Handle(RemoteRun):
         self.folder.ask("begin")
         if self.drive == "thread":
             self.folder.set_status("running", now.step, "loading the models")
-            _workers[self.path] = _Worker(self.path)
+            _workers[self.path] = _Worker(self.path, _workers.get(self.path))
         else:
             _workers.pop(self.path, None)  # an earlier thread's error no longer counts
             process = _start_process(self.path)

@@ -56,9 +56,15 @@ function render({ model, el }) {
   const watched = new WeakSet();
   const speakAll = (changes) => changes.forEach((change) => speak(change.target));
   const observer = new MutationObserver(speakAll);
+  // A button that is switched off would drop the focus, and keys would reach the notebook.
+  const keepFocus = (changes) => changes.forEach(({ target }) => {
+    if (target.disabled && target === document.activeElement) target.closest(".rlkd-panel").focus();
+  });
+  const buttons = new MutationObserver(keepFocus);
   const prepare = (panel) => {
     panel.tabIndex = -1; // a click beside a control focuses the panel and not the cell
     panel.style.outline = "none";
+    buttons.observe(panel, { attributes: true, attributeFilter: ["disabled"], subtree: true });
     panel.setAttribute(MARK, "true");
     panel.querySelectorAll("*").forEach((node) => node.setAttribute(MARK, "true"));
     panel.querySelectorAll(".noUi-handle").forEach((handle) => {
@@ -104,6 +110,7 @@ function render({ model, el }) {
     document.removeEventListener("click", ask);
     document.removeEventListener("change", ask);
     observer.disconnect();
+    buttons.disconnect();
     document.removeEventListener("focusin", inside, true);
     document.removeEventListener("focusout", left, true);
     document.removeEventListener("pointerdown", pressed, true);

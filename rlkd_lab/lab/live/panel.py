@@ -245,13 +245,13 @@ class Panel(PanelWidgets):
             self.taken.clear()
         elif not self.taken or self.taken[-1][1] != self.history.step:
             self.taken.append((self.clock(), self.history.step))
+        self._enable(now)  # before the words: a button acts once they say so
         title, words = title_of(self.method), html.escape(self.sentence(now))
         style = "font-size:14px;line-height:1.5"
         set_trait(self.state, "value", f"<div style='{style}'><b>{title}</b> · {words}</div>")
         set_trait(self.banner, "value", self._banner(now))
         set_trait(self.fork_help, "value", f"<small>{FORK_HELP[self.fork.value]}</small>")
         set_trait(self.records, "value", self._records())
-        self._enable(now)
 
     def sentence(self, now: Status) -> str:
         """Return state, step, rate, time left, and where the run is driven."""

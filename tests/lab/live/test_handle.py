@@ -14,6 +14,7 @@ from rlkd_lab.runs import RunFolder, first_difference
 from rlkd_lab.runs.tail import Tail
 from rlkd_lab.training import load_or_train, make_config, run, schedule_from
 from rlkd_lab.training.folders import create
+from rlkd_lab.training.trainer import Trainer
 from tests.short import SHORT
 
 FIELDS = {
@@ -120,6 +121,21 @@ def test_buttons(tmp_path):
     until(lambda: handle.status().step > max(rows))
     handle.stop()
     handle.wait(60)
+
+
+def test_start_goes_on_while_the_stopped_run_is_still_clearing_up(tmp_path, monkeypatch):
+    clear_up = Trainer.close
+    monkeypatch.setattr(Trainer, "close", lambda trainer: (time.sleep(1), clear_up(trainer)))
+    handle = start(config(steps=50), tmp_path / "run")
+    until(lambda: handle.status().step)
+    handle.stop()
+    until(lambda: handle.status().state == "idle")
+    stopped = handle.status().step
+    handle.begin()
+    until(lambda: handle.status().step > stopped)
+    handle.stop()
+    handle.wait(60)
+    assert handle.status().state == "idle"
 
 
 def test_a_stop_that_was_obeyed_is_over_when_somebody_else_goes_on(tmp_path):
