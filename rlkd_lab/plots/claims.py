@@ -69,7 +69,8 @@ def claim_figure(study: Study, verdict: Verdict) -> Figure:
     figure.suptitle(f"{title}\n{fill(outcome, 95)}", x=0.01, ha="left")
     seeds = " or ".join(map(str, sorted({check.effect.seeds for check in verdict.checks})))
     units = ", ".join(dict.fromkeys(row.unit for row in rows))
-    caption = f"n = {seeds} seeds (faint); bars: 95 %, right: difference"
+    least = "≥" if len(claim.needs) > 1 else "="  # parts differ in their seeds
+    caption = f"n {least} {seeds} seeds (faint); bars: 95 %, right: difference"
     caption += "; line: −.02" * any(one.margin < 0 for one in verdict.checks)
     caption += "; grey: equal" * any(one.equal for one in verdict.checks)
     return finish(figure, None, f"{units}; {caption}")

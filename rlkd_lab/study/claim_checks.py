@@ -89,7 +89,7 @@ def fewer_steps(study: Study) -> Found:
     notes = []
     if never := int(needed["never"].sum()):
         notes.append(
-            f"KDRL does not get there within the run in {never} of {len(needed)} seeds;"
+            f"in {never} of {len(needed)} seeds KDRL does not get there within the run;"
             " these count as one step after its end"
         )
     if not agree:
@@ -97,7 +97,7 @@ def fewer_steps(study: Study) -> Found:
             f"{window}: {effect.mean:+.1f} [{effect.low:+.1f}, {effect.high:+.1f}]"
             for window, effect in effects.items()
         )
-        notes.append(f"by window, in steps: {each.replace('-', '−')}")
+        notes.append(f"in steps, by window: {each.replace('-', '−')}")
     kdrl, grpo = (part.curve_means(arm, "accuracy") for arm in ("kdrl", "grpo"))
     notes.append("steps are paired by seed, since the level is that of the same seed's GRPO")
     doubt = doubt_of(Side(part, "kdrl"), Side(part, "grpo"))
@@ -207,7 +207,7 @@ def cost_of_a_step(study: Study) -> Found:
         checks.append(Check(text, _ratio(part, other, claimed), 0.10, equal=True, doubt=doubt))
     tokens = ", ".join(f"{arm} {_tokens(part, arm):.1f}" for arm in ("trrd", "kdrl", "grpo"))
     note = (
-        "medians of steps 2–11; the effect is the distance from the number claimed; GRPO skips"
-        f" the backward pass of groups without spread; tokens of a completion: {tokens}"
+        "seconds are medians of steps 2–11; the effect is the distance from the number claimed;"
+        f" GRPO skips the backward pass of groups without spread; tokens of a completion: {tokens}"
     )
     return Found(checks, note)

@@ -151,11 +151,17 @@ def _table(head: str, rows: Iterable[str]) -> list[str]:
 def claim_lines(verdicts: Sequence[Verdict]) -> list[str]:
     """Return a table of the claims and what became of them."""
     rows = [
-        _row(c.number, c.source, c.text, f"**{v.outcome}**{EDGE * v.edge}", in_words(v.note))
+        _row(c.number, c.source, c.text, f"**{v.outcome}**{EDGE * v.edge}", _sentences(v.note))
         for c, v in zip(CLAIMS, verdicts, strict=True)
     ]
     papers = ", ".join(f"{name} is {paper}" for name, paper in PAPERS.items())
     return [f"Sources: {papers}.", "", *_table("| | source | claim | here | note |", rows)]
+
+
+def _sentences(note: str) -> str:
+    """Return the parts of a note as sentences."""
+    parts = [in_words(part) for part in note.split("; ") if part]
+    return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts)
 
 
 def comparison_lines(verdicts: Sequence[Verdict]) -> list[str]:
