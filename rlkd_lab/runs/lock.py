@@ -15,6 +15,9 @@ from filelock import FileLock, Timeout
 LOCK = "lock"
 """The file that names the last holder; it stays, and the lock on it counts."""
 
+PATIENCE = 2.0
+"""Seconds to wait for a holder: a run that was stopped clears up for a moment."""
+
 
 @contextmanager
 def alone(folder: str | Path, doing: str) -> Iterator[None]:
@@ -25,13 +28,13 @@ def alone(folder: str | Path, doing: str) -> Iterator[None]:
         doing: what is done there, for the message: ``trained``.
 
     Raises:
-        ValueError: the lock is held; the message names the holder.
+        ValueError: the lock stays held for two seconds; the message names the holder.
         PermissionError: the folder cannot be written.
     """
     file = Path(folder) / LOCK
     lock = FileLock(file, thread_local=False)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=PATIENCE)
     except (Timeout, RuntimeError):  # the latter: by this thread
         raise ValueError(
             f"{folder} is being {doing} by {_holder(file)}: two at once would mix what they"

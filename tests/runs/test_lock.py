@@ -4,10 +4,17 @@ import json
 import os
 import signal
 import threading
+import time
 
 import pytest
 
 from rlkd_lab.runs.lock import LOCK, alone
+
+
+@pytest.fixture(autouse=True)
+def hurry(request, monkeypatch):
+    if "waited_for" not in request.node.name:
+        monkeypatch.setattr("rlkd_lab.runs.lock.PATIENCE", 0)
 
 
 def test_the_second_is_told_who_holds_it(tmp_path, another):
@@ -19,6 +26,22 @@ def test_the_second_is_told_who_holds_it(tmp_path, another):
         pytest.fail("two hold it")
     with alone(tmp_path, "trained"):
         pass
+
+
+def test_a_holder_that_is_clearing_up_is_waited_for(tmp_path):
+    held = threading.Event()
+
+    def clear_up():
+        with alone(tmp_path, "trained"):
+            held.set()
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=clear_up)
+    thread.start()
+    held.wait()
+    with alone(tmp_path, "trained"):
+        pass
+    thread.join()
 
 
 def test_a_killed_holder_holds_nothing(tmp_path, another):

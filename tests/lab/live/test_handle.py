@@ -253,7 +253,8 @@ def test_two_runs_that_start_at_once_load_one_after_the_other(tmp_path):
         assert first_difference(handle.wait().rows(), alone.rows()) == (None, 0.0)
 
 
-def test_a_second_loop_is_refused_while_the_first_one_loads(tmp_path):
+def test_a_second_loop_is_refused_while_the_first_one_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlkd_lab.runs.lock.PATIENCE", 0)
     handle = start(config(), tmp_path / "run", fork="off")
     lock = handle.path / "lock"
     until(lambda: lock.exists() and lock.read_text())
