@@ -39,8 +39,8 @@ from rlkd_lab.study.sequential_checks import (
 
 PLANNED = 30
 """Comparisons of all claims, whether their parts were run or not."""
-PAIRS = ("pair_2", "pair_3")
-"""Parts that repeat the core on another pre-trained pair."""
+PAIRS = {"pair_2": "a second pair", "pair_3": "a third pair"}
+"""Parts that repeat the core on another pre-trained pair, and its name in words."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,9 @@ def _with_pairs(checks: Sequence[Check], others: Mapping[str, Sequence[Check]]) 
     """Doubt the comparisons that point the other way on another pair."""
     found = []
     for place, check in enumerate(checks):
-        turned = [name for name, each in others.items() if check.turns(each[place].effect.mean)]
+        turned = [
+            PAIRS[pair] for pair, each in others.items() if check.turns(each[place].effect.mean)
+        ]
         words = f"on {' and '.join(turned)} it points the other way" if turned else ""
         found.append(replace(check, doubt="; ".join(filter(None, (check.doubt, words)))))
     return found

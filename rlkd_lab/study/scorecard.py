@@ -211,7 +211,7 @@ def pair_lines(study: Study) -> list[str]:
             effects = [check.effect, *(each[place].effect for each in others.values())]
             shown = map(_with_interval, effects)
             rows.append(_row(claim.number, in_words(check.text), *shown))
-    return _table(_row("claim", "comparison", "core", *pairs), rows)
+    return _table(_row("claim", "comparison", "core", *(PAIRS[pair] for pair in pairs)), rows)
 
 
 def map_lines(part: Part) -> list[str]:

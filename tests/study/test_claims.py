@@ -62,7 +62,7 @@ def test_a_verdict_needs_the_same_sign_on_every_pair_that_was_run(pair):
     assert {one.outcome for one in held.values()} == {"supported"}
     found = verdicts(TRUE | dict.fromkeys(PAIRS, same) | {pair: turned})
     assert {number for number, one in found.items() if one.outcome != "supported"} == {4}
-    assert found[4].checks[0].doubt == f"on {pair} it points the other way"
+    assert found[4].checks[0].doubt == f"on {PAIRS[pair]} it points the other way"
     unfinished = replace(same, left_out=("kdrl, seed 3: not run",))
     found = verdicts(TRUE | {pair: unfinished})
     assert found[6].outcome == "undecided" and f"not finished: {pair}" in found[6].note
