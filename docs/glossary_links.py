@@ -24,7 +24,7 @@ SPELT = {
     "k1, k2, k3": "k[123]",
     "avg@n": r"avg@\w+",
     "pass@k": r"pass@\w+",
-    "Student": "[Ss]tudents?(?!’s t )",
+    "Student": "[Ss]tudents?(?!’s t\\b)",
     "Policy": "[Pp]olic(?:y|ies)",
 }
 NOT_PROSE = (nodes.reference, nodes.literal, nodes.math, nodes.entry, nodes.title)
