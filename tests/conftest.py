@@ -27,6 +27,7 @@ import pytest
 import torch
 
 from rlkd_lab.models import LanguageModel, Sequences, load_policy
+from rlkd_lab.models.lora import Lora
 from rlkd_lab.rollouts.traces import sequences_of
 from tests import slow
 from tests.pool import pool, shared_models  # noqa: F401
@@ -190,7 +191,7 @@ def make_adapter(tmp_path_factory, stir):
 
     def make(model: str, seed: int = 0, quant: str = "none", **settings: object) -> str:
         folder = tmp_path_factory.mktemp("adapter")
-        policy = stir(load_policy(model, quant, lora_rank=4, lora_alpha=8, seed=seed), seed=seed)
+        policy = stir(load_policy(model, quant, lora=Lora(4, 8), seed=seed), seed=seed)
         policy.model.save_pretrained(str(folder))
         path = folder / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | settings))

@@ -90,8 +90,6 @@ GROUPS: dict[str, list[str]] = {
     ],
 }
 """All other settings and options."""
-ELSEWHERE = {"method", "preset", "steps", "seed", "knobs", "options", "moves"}
-"""Fields of a config that have their own option or argument, or that runs alone write."""
 
 
 def first_settings() -> str:

@@ -190,10 +190,8 @@ def rank_and_alpha(path: str | Path) -> dict[str, int]:
         ) from None
 
 
-def check_policy_adapter(path: str | Path, asked: Mapping[str, int | None]) -> None:
-    """Refuse an adapter that cannot be trained on, or has another rank or alpha than asked for.
-
-    ``None`` asks for none.
+def check_policy_adapter(path: str | Path) -> None:
+    """Refuse an adapter that cannot be trained on.
 
     Raises:
         ValueError: in one sentence.
@@ -204,13 +202,7 @@ def check_policy_adapter(path: str | Path, asked: Mapping[str, int | None]) -> N
             f"the adapter {str(path)!r} trains biases of its base (bias={bias}), which the"
             " reference shares: it can be a teacher_adapter, but not trained on"
         )
-    own = rank_and_alpha(path)
-    for setting, value in asked.items():
-        if value not in (None, own[setting]):
-            raise ValueError(
-                f"the adapter {str(path)!r} has {setting}={own[setting]}, not {value}: leave"
-                f" {setting} out, or use --set {setting}={own[setting]}"
-            )
+    rank_and_alpha(path)
 
 
 def check_fields(path: str | Path, stored: Mapping[str, Any]) -> None:

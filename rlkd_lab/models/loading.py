@@ -189,8 +189,6 @@ def load_policy(
     name: str,
     quant: Quant = "nf4",
     *,
-    lora_rank: int | None = None,
-    lora_alpha: int | None = None,
     lora: Lora | None = None,
     adapter: str | Path | None = None,
     gradient_checkpointing: bool = False,
@@ -205,35 +203,33 @@ def load_policy(
     Args:
         name: embedded name, folder or hub id.
         quant: ``nf4`` or ``none``.
-        lora_rank: r ≥ 1; by default that of ``adapter``, otherwise 16.
-        lora_alpha: the adapter's output is scaled by lora_alpha / lora_rank; by default that of
-            ``adapter``, otherwise 32.
-        lora: a new adapter in all its parts, in place of rank and alpha; by default on all linear
-            layers.
-        adapter: folder of an adapter to start from; a frozen copy of it becomes the reference.
+        lora: a new adapter; by default of rank 16 on all linear layers.
+        adapter: folder of an adapter to start from, in place of a new one. A frozen copy of it
+            becomes the reference.
         gradient_checkpointing: recompute activations in the backward pass (less memory, more time).
         seed: of the adapter's initial weights.
         device: GPU if there is one.
 
     Raises:
         FileNotFoundError: the model or the adapter is not there.
-        ValueError: the base or the adapter is damaged or not supported, they do not fit, or the
-            adapter has another rank or alpha than asked for.
+        ValueError: the base or the adapter is damaged or not supported, they do not fit, or both
+            ``lora`` and ``adapter`` are given.
     """
+    if lora is not None and adapter is not None:
+        raise ValueError("lora makes a new adapter, and adapter starts from one: give one of them")
     model, tokenizer = load_base(name, quant, device)
     base_said = probe_logps(LanguageModel(model, tokenizer, name, quant))
     if gradient_checkpointing:
         checkpoint_activations(model)
     if adapter is not None:
-        check_policy_adapter(adapter, {"lora_rank": lora_rank, "lora_alpha": lora_alpha})
+        check_policy_adapter(adapter)
         adapted = attach(model, adapter, "default", name, trainable=True)
         attach(adapted, adapter, "reference", name)
         for module in adapted.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
     else:
-        lora = lora or Lora(lora_rank or Lora.rank, lora_alpha or Lora.alpha)
-        adapted = fresh_adapter(model, lora, seed)
+        adapted = fresh_adapter(model, lora or Lora(), seed)
     source = None if adapter is None else str(adapter)
     policy = LanguageModel(adapted, tokenizer, name, quant, "default", source, base_said=base_said)
     policy.said = verify_head(policy)

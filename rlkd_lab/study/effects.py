@@ -2,7 +2,7 @@
 
 Two arms are two groups of independent runs, so the 95 % interval of their difference is Welch's.
 Sharing a seed makes two arms hardly more alike, so it pairs nothing.
-Differences within a run or from a common checkpoint are paired (:func:`paired`).
+Differences within a run or from a common checkpoint are paired (:func:`effect_of` of a − b).
 
 - An order, a > b, is supported where the interval of a − b lies above 0.
   It is contradicted where the interval lies below 0.
@@ -102,14 +102,6 @@ def effect_of(values: pd.Series) -> Effect:
     mean = float(known.mean()) if len(known) else math.nan
     half = half_width(known)
     return Effect(mean, mean - half, mean + half, len(known))
-
-
-def paired(a: pd.Series, b: pd.Series) -> Effect:
-    """Return a − b over the seeds that both have.
-
-    It is for two numbers of one run, or of two forks of one checkpoint.
-    """
-    return effect_of(a - b)
 
 
 def unpaired(a: pd.Series, b: pd.Series) -> Effect:

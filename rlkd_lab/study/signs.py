@@ -38,7 +38,7 @@ def conflict(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one != other)[moved].float().mean())
 
 
-def sign_conflicts(sweep: Sweep, out: str | Path, against: str = "opd") -> pd.DataFrame:
+def sign_conflicts(sweep: Sweep, out: str | Path) -> pd.DataFrame:
     """Return for each run that is over its conflict with the OPD run of the next seed.
 
     The columns are ``arm``, ``seed``, ``other`` (the seed of that OPD run) and ``conflict``.
@@ -50,14 +50,14 @@ def sign_conflicts(sweep: Sweep, out: str | Path, against: str = "opd") -> pd.Da
         if over(folder := job.folder(Path(out))) and outcome_of(folder)["diverged"] is None
     }
     signs = {run: added_signs(found[-1]) for run, found in places.items() if found}
-    seeds = sorted(seed for arm, seed in signs if arm == against)
+    seeds = sorted(seed for arm, seed in signs if arm == "opd")
     following = dict(zip(seeds, seeds[1:] + seeds[:1], strict=True)) if len(seeds) > 1 else {}
     rows = [
         {
             "arm": arm,
             "seed": seed,
             "other": following[seed],
-            "conflict": conflict(own, signs[against, following[seed]]),
+            "conflict": conflict(own, signs["opd", following[seed]]),
         }
         for (arm, seed), own in signs.items()
         if seed in following

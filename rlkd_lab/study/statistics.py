@@ -250,7 +250,7 @@ def standard_error(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
     return float(np.sqrt(sum(parts))), float(freedom)
 
 
-def smallest_effect(error: float, freedom: float, power: float = POWER) -> float:
+def smallest_effect(error: float, freedom: float) -> float:
     """Return the true difference that a 95 % interval leaves 0 out of, with this probability.
 
     It follows from the spread of the runs alone, not from the difference that they showed.
@@ -263,7 +263,7 @@ def smallest_effect(error: float, freedom: float, power: float = POWER) -> float
         return float("nan")
     bound = scipy.stats.t.ppf((1 + LEVEL) / 2, freedom)
     far = scipy.optimize.brentq(
-        lambda shift: scipy.stats.nct.sf(bound, freedom, shift) - power, 0.0, 10.0 * bound + 10.0
+        lambda shift: scipy.stats.nct.sf(bound, freedom, shift) - POWER, 0.0, 10.0 * bound + 10.0
     )
     return error * float(far)
 

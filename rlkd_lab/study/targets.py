@@ -21,7 +21,7 @@ from rlkd_lab.tasks import QuestionTask
 from rlkd_lab.tasks.verifier import GuardedTask, guarded
 from rlkd_lab.training import RunConfig, config_of
 from rlkd_lab.training.data import data_of, what_changed
-from rlkd_lab.training.inputs import data_until
+from rlkd_lab.training.inputs import Inputs
 from rlkd_lab.training.make_config import literal
 from rlkd_lab.training.validated import validated
 
@@ -232,7 +232,7 @@ def asked_as(
 
 def data_changed(run: Path | None, config: RunConfig, task: GuardedTask) -> str | None:
     """Return how rows differ from those that a run was trained on, in words, or ``None``."""
-    before = None if run is None else data_until(RunFolder.open(run))
+    before = None if run is None else Inputs.recorded(RunFolder.open(run)).data or None
     if before is None or not isinstance(task.task, QuestionTask):
         return None
     return what_changed(before, data_of(task, config.task, []))

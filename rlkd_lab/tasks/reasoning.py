@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 import json
 import random
 import re
@@ -155,10 +156,10 @@ class ReasoningGymTask:
             self.unit, self.lowest, self.highest = "people", 2, 10
             self.train_difficulty, self.ood_difficulty = (2, 4), (5, 6)
             return
-        self.leveled = self._works(0, leveled=True)
+        self.leveled = self._works(0)
         if self.leveled:
             while self.highest < min(3, TOP_LEVEL.get(name, 3), _top_level(name)) and self._works(
-                self.highest + 1, leveled=True
+                self.highest + 1
             ):
                 self.highest += 1
         else:
@@ -271,9 +272,9 @@ class ReasoningGymTask:
         dataset, _ = _reasoning_gym().DATASETS[self.name]
         return dataset(self._config(level, seed))
 
-    def _works(self, level: int, leveled: bool) -> bool:
+    def _works(self, level: int) -> bool:
         """Whether the curriculum has a level and a puzzle can be drawn at it."""
-        self.leveled = leveled
+        self.leveled = True
         try:
             return _reasoning_gym().has_curriculum(self.name) and any(
                 self._row(level, seed) is not None for seed in range(5)
@@ -324,32 +325,22 @@ def reasoning_gym_sets() -> list[str]:
     return sorted(name for name in _reasoning_gym().DATASETS if name != "composite")
 
 
-_GYM: list[Any] = []
-
-
+@functools.cache
 def _reasoning_gym() -> Any:
     """Return what is needed of reasoning-gym: a second to import, and the arithmetic task has no
     need of it.
     """
-    if not _GYM:
-        state = random.getstate()
-        from reasoning_gym import factory
-        from reasoning_gym.coaching.base_curriculum import (
-            DefaultCurriculumContext,
-            RangeAttributeMode,
-        )
+    state = random.getstate()
+    from reasoning_gym import factory
+    from reasoning_gym.coaching.base_curriculum import DefaultCurriculumContext, RangeAttributeMode
 
-        random.setstate(state)  # the import draws from the global random stream
-        segments = DefaultCurriculumContext(mode=RangeAttributeMode.UPPER_BOUND)
-        _GYM.append(
-            SimpleNamespace(
-                DATASETS=factory.DATASETS,
-                has_curriculum=factory.has_curriculum,
-                create_curriculum=factory.create_curriculum,
-                segments=segments,
-            )
-        )
-    return _GYM[0]
+    random.setstate(state)  # the import draws from the global random stream
+    return SimpleNamespace(
+        DATASETS=factory.DATASETS,
+        has_curriculum=factory.has_curriculum,
+        create_curriculum=factory.create_curriculum,
+        segments=DefaultCurriculumContext(mode=RangeAttributeMode.UPPER_BOUND),
+    )
 
 
 def _top_level(name: str) -> int:

@@ -64,7 +64,7 @@ def _check_adapters(config: RunConfig) -> None:
     """Refuse adapters that do not fit their base. The base is made without data."""
     if config.adapter is not None:
         checkpoints.check(Path(config.adapter))
-        check_policy_adapter(config.adapter, {})
+        check_policy_adapter(config.adapter)
         _check_adapter(config.student, config.adapter, trained=True)
     if teachers_of(config) and config.teacher_adapter is not None:
         try:
@@ -77,11 +77,6 @@ def _check_adapters(config: RunConfig) -> None:
 def _check_adapter(name: str, adapter: str, trained: bool) -> None:
     shape = Shape.of(name)
     check_head(name, attach(made(shape.config, shape.layers), adapter, "default", name), trained)
-
-
-def longest_prompt(config: RunConfig) -> int:
-    """Return the tokens of the longest prompt that the run may ask."""
-    return asked_prompts(config).longest
 
 
 def asked_prompts(config: RunConfig) -> Asked:

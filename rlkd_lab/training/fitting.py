@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlkd_lab.training import evaluation
-from rlkd_lab.training.before_loading import longest_prompt
+from rlkd_lab.training.before_loading import asked_prompts
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.plan import CONTEXT, GIB, MARGIN, Plan, plan, plan_sampling
 from rlkd_lab.training.teacher_settings import teachers_of
@@ -26,7 +26,7 @@ def fitted(
     Raises:
         ValueError: nothing of this fits; it says what would.
     """
-    prompt = longest_prompt(config) if prompt_tokens is None else prompt_tokens
+    prompt = asked_prompts(config).longest if prompt_tokens is None else prompt_tokens
     starts = [config]
     if config.dense_copy:
         starts.append(config.model_copy(update={"dense_copy": False}))

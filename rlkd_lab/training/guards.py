@@ -23,12 +23,11 @@ MANY = 10
 
 @dataclass(frozen=True)
 class Guard:
-    """``limit`` in the unit that ``watches`` names;
+    """It speaks after ``steps`` in a row beyond ``limit``.
 
-    ``steps`` in a row that it takes. ``update``: it speaks before an update, which can be left out.
+    ``update``: it speaks before an update, which can be left out.
     """
 
-    watches: str
     remedy: str
     action: Action
     limit: float | None = None
@@ -37,44 +36,42 @@ class Guard:
 
 
 GUARDS: Mapping[str, Guard] = {
+    # a loss, a gradient or a log-probability that is NaN or infinite
     "loss": Guard(
-        "a loss, a gradient or a log-probability that is NaN or infinite",
         "lower learning_rate, or bound the ratio (ratio_cap, trrd_gap_bound)",
         "stop",
         update=True,
     ),
+    # a teacher that gives a sampled token the log-probability −∞ or NaN, where the method needs it
     "teacher": Guard(
-        "a teacher that gives a sampled token the log-probability −∞ or NaN, where the method"
-        " needs it",
         "load it with --set teacher_quant=none to see whether quantisation does that, or take"
         " another teacher",
         "stop",
         update=True,
     ),
+    # the largest probability ratio ρ of new to old policy over a rollout's tokens
     "ratio": Guard(
-        "the largest probability ratio ρ of new to old policy over a rollout's tokens",
         "lower learning_rate or updates_per_rollout, or cap the ratio (ratio_cap)",
         "warn",
         limit=1000.0,
         update=True,
     ),
+    # steps in which every group's rewards are all equal, so that the reward teaches nothing
     "rewards": Guard(
-        "steps in which every group's rewards are all equal, so that the reward teaches nothing",
         "the prompts are too easy or too hard: change difficulty, or let the teacher speak"
         " (kd_coef)",
         "warn",
         steps=10,
     ),
+    # the policy's entropy below the limit, in nats a token: it samples one completion again
     "entropy": Guard(
-        "the policy's entropy below the limit, in nats a token: it samples one completion"
-        " again and again",
         "raise temperature or clip_high, or lower learning_rate",
         "warn",
         limit=0.005,
         steps=10,
     ),
+    # the KL to the reference or to the teacher above the limit, in nats a token
     "kl": Guard(
-        "the KL to the reference or to the teacher above the limit, in nats a token",
         "lower learning_rate, or raise kl_coef or kd_coef",
         "warn",
         limit=3.0,

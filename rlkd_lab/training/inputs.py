@@ -42,11 +42,6 @@ class Inputs:
         return Inputs(data if "digest" in data else {}, weights)
 
 
-def data_until(folder: RunFolder) -> Data | None:
-    """Return the data that a run was trained on last, or ``None`` if that was not recorded."""
-    return Inputs.recorded(folder).data or None
-
-
 def changed_after(events: Iterable[Mapping[str, Any]]) -> list[int]:
     """Return the steps after which a change was accepted."""
     return [event["step"] for event in events if event["event"] == "data" and event["step"] > 0]

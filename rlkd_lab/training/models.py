@@ -201,7 +201,8 @@ def _teacher(
     """Return a teacher that is another model, here or on a server."""
     try:
         if server is None:
-            lm = _load_teacher(config, name, policy)
+            quant, adapter = config.teacher_quant, config.teacher_adapter
+            lm = load_teacher(name, quant, policy=policy, adapter=adapter)
             copies = config.dense_copy and DenseCopy.suits(policy)
             found = frozen_model(lm, copies, copy if lm.model is policy.model else None)
         else:
@@ -214,10 +215,6 @@ def _teacher(
         return replace(found, reader=Reader(policy, found.own))
     except ValueError as error:
         raise ValueError(of_teacher(config, error)) from error
-
-
-def _load_teacher(config: RunConfig, name: str, policy: LanguageModel) -> LanguageModel:
-    return load_teacher(name, config.teacher_quant, policy=policy, adapter=config.teacher_adapter)
 
 
 def _connected(config: RunConfig, name: str) -> Server:

@@ -22,7 +22,7 @@ from rlkd_lab.models.adapter_config import can_share_base
 from rlkd_lab.objectives.methods import METHODS
 from rlkd_lab.rollouts import traces
 from rlkd_lab.training import evaluation
-from rlkd_lab.training.before_loading import longest_prompt
+from rlkd_lab.training.before_loading import asked_prompts
 from rlkd_lab.training.config import RunConfig
 from rlkd_lab.training.config_checks import of_teacher
 from rlkd_lab.training.memory_passes import one_pass
@@ -79,7 +79,7 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
         config: of the run.
         gpu: whether it computes in 16 bit (on a GPU) or in float32 (on a CPU).
         prompt_tokens: of the longest prompt; by default see
-            :func:`~rlkd_lab.training.before_loading.longest_prompt`.
+            :func:`~rlkd_lab.training.before_loading.asked_prompts`.
 
     Raises:
         FileNotFoundError, ValueError: a model or task that is not there, a context that is too
@@ -88,7 +88,7 @@ def plan(config: RunConfig, gpu: bool, prompt_tokens: int | None = None) -> Plan
     size = 2 if gpu else 4
     student = Shape.of(config.student)
     teachers = [Shape.of(name) for name in teacher_models(config)]
-    prompt = longest_prompt(config) if prompt_tokens is None else prompt_tokens
+    prompt = asked_prompts(config).longest if prompt_tokens is None else prompt_tokens
     _check_context(config, student, teachers, prompt)
     # in float32 the adapter is merged into the copy, and training goes through it
     merged = config.dense_copy and not gpu

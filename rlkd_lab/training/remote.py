@@ -15,9 +15,9 @@ from rlkd_lab.runs import RunFolder
 from rlkd_lab.training import config_of
 from rlkd_lab.training.environment import alive
 from rlkd_lab.training.loop_knobs import check_knob
+from rlkd_lab.training.requests import MOST_CHANCES, ForkKind
 
 Where = Literal["thread", "process", "elsewhere", "nowhere"]
-ForkKind = Literal["off", "untouched", "noise"]
 FORK_KINDS: tuple[ForkKind, ...] = ("off", "untouched", "noise")
 STATES = {
     "idle": "idle: Start continues from the last checkpoint, or begins",
@@ -155,8 +155,10 @@ class RemoteRun:
         """
         nearest(kind, FORK_KINDS, "fork")
         whole = isinstance(chances, int) and not isinstance(chances, bool)
-        if not whole or not 1 <= chances <= 16:
-            raise ValueError(f"chances={chances!r}: a whole number of noise forks, 1–16")
+        if not whole or not 1 <= chances <= MOST_CHANCES:
+            raise ValueError(
+                f"chances={chances!r}: a whole number of noise forks, 1–{MOST_CHANCES}"
+            )
         self._check_not_over()
         self.folder.ask("twin", kind=kind, chances=chances)
 

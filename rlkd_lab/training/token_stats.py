@@ -160,7 +160,8 @@ def score_rows(
                 with clock("divergences"):
                     found |= _divergences(setup, stats, hidden, states)
         if "reference" in stats.ask:
-            _, (found["ref_logps"], _) = _frozen(setup, stats, "reference", rows, part, clock)
+            model = setup.models.frozen("reference")
+            _, (found["ref_logps"], _) = _ask(setup, stats, model, "reference", rows, part, clock)
         if stats.compare_copy and not stats.values:
             _compare_copy(setup, stats, part, logps.detach())
     stats.add(rows, part.completion_mask, found)
@@ -169,13 +170,6 @@ def score_rows(
 
 Said = tuple[Tensor | None, tuple[Tensor, Tensor | None]]
 """Hidden states of a model that is here, and its log-probabilities and entropies."""
-
-
-def _frozen(
-    setup: Setup, stats: TokenStats, name: str, rows: Tensor, part: Sequences, clock: Clock
-) -> Said:
-    """Return what a model that is not trained says."""
-    return _ask(setup, stats, setup.models.frozen(name), name, rows, part, clock)
 
 
 def _ask(
@@ -217,7 +211,8 @@ def _teacher(
     A teacher on a server has neither states nor entropies; one with another tokenizer has none of
     the student's tokens.
     """
-    states, (said, entropy) = _frozen(setup, stats, "teacher", rows, part, clock)
+    model = setup.models.frozen("teacher")
+    states, (said, entropy) = _ask(setup, stats, model, "teacher", rows, part, clock)
     if part.spans is not None:
         return None, {"teacher_logps": spread(part, part.for_teacher, logps, said)}
     entropies = {} if entropy is None else {"teacher_entropy": entropy}

@@ -625,19 +625,6 @@ def test_a_folder_without_a_config_or_with_a_pickle_alone(base, adapter_of, tmp_
         load_teacher(base, "none", adapter=folder)
 
 
-@pytest.mark.parametrize(
-    ("asked", "says"),
-    [
-        ({"lora_rank": 8}, r"has lora_rank=4, not 8: .*--set lora_rank=4"),
-        ({"lora_alpha": 16}, "has lora_alpha=8, not 16"),
-    ],
-)
-def test_another_rank_than_the_adapters_is_refused(base, adapter_of, asked, says):
-    with pytest.raises(ValueError, match=says):
-        load_policy(base, "none", adapter=adapter_of(base, "plain"), **asked)
-    assert load_policy(base, "none", adapter=adapter_of(base, "plain"), lora_rank=4, lora_alpha=8)
-
-
 # --- copies of models -----------------------------------------------------------------------------
 
 

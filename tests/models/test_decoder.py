@@ -25,6 +25,7 @@ from rlkd_lab.models.decoder import Decoder
 from rlkd_lab.models.dense_copy import DenseCopy, beside_linear, fuse_norms, make_dense_copy
 from rlkd_lab.models.loading import load_base
 from rlkd_lab.models.logprobs import hidden_states
+from rlkd_lab.models.lora import Lora
 from rlkd_lab.models.wide import in_float32
 from rlkd_lab.objectives import TokenBatch, token_loss
 from rlkd_lab.rollouts import Sampling, sample
@@ -397,7 +398,7 @@ def test_in_16_bit_the_copy_computes_what_the_policy_computes(
     make_model, stir, sixteen, family, quant
 ):
     folder = make_model(family, **NEW.get(family, {}))
-    policy = stir(load_policy(folder, quant, lora_rank=4, lora_alpha=12))
+    policy = stir(load_policy(folder, quant, lora=Lora(4, 12)))
     dense = DenseCopy(policy)
     assert not dense.merges
     assert dense.decoder is not None
@@ -463,7 +464,7 @@ def test_in_16_bit_gradients_through_the_copy_are_as_close_to_the_true_ones_as_t
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         monkeypatch.setattr(loading, "compute_dtype", lambda device, dtype=dtype: dtype)
-        policy = stir(load_policy(make_model(), "nf4", lora_rank=4, lora_alpha=12), std=0.01)
+        policy = stir(load_policy(make_model(), "nf4", lora=Lora(4, 12)), std=0.01)
         sequences = sequences_of(policy, PROMPTS[:2], [[5, 9, 11, 30, 8, 7], [4, 40, 12]])
         for lm in (policy, DenseCopy(policy).lm):
             total = policy_logps(lm, sequences)[0].sum()
@@ -478,7 +479,7 @@ def test_in_16_bit_gradients_through_the_copy_are_as_close_to_the_true_ones_as_t
 def test_in_16_bit_a_copy_that_recomputes_has_the_same_gradients_and_is_sampled_from(
     make_model, stir, sixteen
 ):
-    policy = stir(load_policy(make_model(), "nf4", lora_rank=4, lora_alpha=12))
+    policy = stir(load_policy(make_model(), "nf4", lora=Lora(4, 12)))
     dense = DenseCopy(policy)
     sequences = sequences_of(policy, PROMPTS[:2], [[5, 9, 11, 30, 8, 7], [4, 40, 12]])
     drawn, gradients, saved = [], [], []
@@ -515,7 +516,7 @@ def test_in_16_bit_what_is_sampled_is_what_is_reported(make_model, stir, sixteen
 
 
 def test_pitfall_04_in_16_bit_a_small_update_is_not_rounded_away(make_model, sixteen):
-    policy = load_policy(make_model(), "nf4", lora_rank=1, lora_alpha=1)
+    policy = load_policy(make_model(), "nf4", lora=Lora(1, 1))
     dense = DenseCopy(policy)
     own = dense.beside[0]
     a, b, scaling = own.adapter
@@ -527,7 +528,7 @@ def test_pitfall_04_in_16_bit_a_small_update_is_not_rounded_away(make_model, six
 
 
 def test_in_16_bit_the_parts_of_a_fused_layer_keep_their_own_adapters(make_model, stir, sixteen):
-    dense = DenseCopy(stir(load_policy(make_model(), "nf4", lora_rank=4)))
+    dense = DenseCopy(stir(load_policy(make_model(), "nf4", lora=Lora(4))))
     to_heads = dense.decoder.blocks[0].to_heads
     x = torch.randn(5, 64, generator=generator()).bfloat16()
     attention = dense.model.model.layers[0].self_attn
@@ -685,8 +686,7 @@ def test_log_probabilities_and_gradients_through_the_copy_are_the_policys(
         load_policy(
             model if model == "student" else make_model(model, **NEW.get(model, {})),
             quant,
-            lora_rank=4,
-            lora_alpha=12,
+            lora=Lora(4, 12),
         )
     )
     teacher = load_teacher("teacher", "none")
@@ -723,7 +723,7 @@ def test_merging_between_a_forward_and_its_backward_is_noticed(make_model, stir)
 
 
 def test_in_16_bit_views_of_one_base_share_its_copy(make_model, stir, sixteen):
-    policy = stir(load_policy(make_model(), "nf4", lora_rank=4, lora_alpha=12))
+    policy = stir(load_policy(make_model(), "nf4", lora=Lora(4, 12)))
     dense = DenseCopy(policy)
     reference = DenseCopy(reference_of(policy), dense)
     held = {value.data_ptr() for value in dense.model.parameters()}

@@ -42,6 +42,7 @@ from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.models.loading import compute_dtype, load_base
 from rlkd_lab.models.locating import zoo_names
 from rlkd_lab.models.logprobs import hidden_states, token_divergence
+from rlkd_lab.models.lora import Lora
 from rlkd_lab.models.tokenizers import difference_of_tokenizers, load_tokenizer
 from rlkd_lab.models.verification import dequantised, verify_head
 from rlkd_lab.training import make_config
@@ -89,7 +90,7 @@ def state(lm):
 
 @pytest.mark.parametrize("quant", ["nf4", "none"])
 def test_lora_is_on_every_linear_layer_and_all_else_is_frozen(make_model, quant):
-    policy = load_policy(make_model(), quant, lora_rank=4)
+    policy = load_policy(make_model(), quant, lora=Lora(4))
     found = {
         (name.split(".layers.")[1].split(".")[0], name.split(".")[-1])
         for name, m in policy.model.named_modules()

@@ -29,6 +29,7 @@ from rlkd_lab.models.logprobs import (
     top_alternatives,
     unflatten,
 )
+from rlkd_lab.models.lora import Lora
 from rlkd_lab.objectives import prepare, token_loss
 from rlkd_lab.objectives.batch import TokenBatch
 from rlkd_lab.rollouts.fast import OwnForward
@@ -39,12 +40,12 @@ FAMILIES = ("qwen3", "qwen2", "gemma2")
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def policy(request, make_model, stir):
-    return stir(load_policy(make_model(request.param), "none", lora_rank=4))
+    return stir(load_policy(make_model(request.param), "none", lora=Lora(4)))
 
 
 @pytest.fixture(scope="module")
 def pair(make_model, stir):
-    policy = stir(load_policy(make_model(), "nf4", lora_rank=4))
+    policy = stir(load_policy(make_model(), "nf4", lora=Lora(4)))
     return policy, load_teacher(make_model(seed=1), "none", policy=policy)
 
 

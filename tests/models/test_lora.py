@@ -53,6 +53,12 @@ def test_what_names_no_layer_is_refused_in_words(make_model, lora, words):
         load_policy(make_model(), lora=lora)
 
 
+def test_a_new_adapter_and_one_to_start_from_exclude_each_other(make_model, make_adapter):
+    adapter = make_adapter(make_model())
+    with pytest.raises(ValueError, match="give one of them"):
+        load_policy(make_model(), lora=Lora(4), adapter=adapter)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("lora_targets", "("), ("lora_ranks.(", "4"), ("lora_alphas.*", "4")]
 )

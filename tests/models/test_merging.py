@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rlkd_lab.models import LanguageModel, load_policy, load_teacher
+from rlkd_lab.models.lora import Lora
 from rlkd_lab.models.merging import Rounding, kl_per_token, merge
 
 NAMES = ("nf4", "full")
@@ -26,7 +27,7 @@ def adapter_with(tmp_path, stir):
     """``adapter_with(std)``: an adapter for the embedded student, with B of that spread."""
 
     def make(std, seed=0):
-        policy = stir(load_policy("student", "none", lora_rank=4, lora_alpha=8), std=std, seed=seed)
+        policy = stir(load_policy("student", "none", lora=Lora(4, 8)), std=std, seed=seed)
         policy.model.save_pretrained(str(tmp_path / f"{std}-{seed}"))
         return tmp_path / f"{std}-{seed}"
 

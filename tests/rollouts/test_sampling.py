@@ -10,6 +10,7 @@ from rlkd_lab.models import load_policy, load_teacher, policy_logps, reference_o
 from rlkd_lab.models.decoder import Decoder
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.models.logprobs import hidden_states
+from rlkd_lab.models.lora import Lora
 from rlkd_lab.rollouts import Sampling, Stopped, sample
 from rlkd_lab.rollouts.fast import LOOK, _pick
 from rlkd_lab.tasks import ArithmeticTask
@@ -675,7 +676,7 @@ def logits(lm, model=None):
 @FAMILIES
 @pytest.mark.parametrize("quant", ["nf4", "none"])
 def test_the_twin_computes_what_the_policy_computes(make_model, stir, family, quant):
-    policy = stir(load_policy(make_model(family), quant, lora_rank=4, lora_alpha=12))
+    policy = stir(load_policy(make_model(family), quant, lora=Lora(4, 12)))
     dense = DenseCopy(policy)
     torch.testing.assert_close(logits(policy, dense.model), logits(policy), rtol=1e-5, atol=1e-5)
     stir(policy, seed=1)
@@ -729,7 +730,7 @@ def test_syncing_again_does_not_add_up(make_model, stir):
 
 
 def test_pitfall_04_a_small_update_is_not_rounded_away_in_the_merge(make_model, stir):
-    policy = load_policy(make_model(initializer_range=0.02), "nf4", lora_rank=1, lora_alpha=1)
+    policy = load_policy(make_model(initializer_range=0.02), "nf4", lora=Lora(1, 1))
     dense = DenseCopy(policy)
     linear, base = dense.pairs[0]
     before = linear.weight.clone()

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rlkd_lab
 from rlkd_lab.models import load_policy, make_dense_copy, policy_logps
+from rlkd_lab.models.lora import Lora
 from rlkd_lab.rollouts import Sampling, sample
 from rlkd_lab.rollouts.vllm_engine import SEGMENTS, Vllm
 from rlkd_lab.training import make_config
@@ -127,7 +128,7 @@ def draw(lm, engine, dense, seed=0):
 
 @pytest.mark.parametrize("quant", ["nf4", "none"])
 def test_it_draws_from_the_policy_and_says_with_which_probabilities(make_model, stir, stub, quant):
-    policy, engine = stir(load_policy(make_model(), quant, lora_rank=4)), Vllm()
+    policy, engine = stir(load_policy(make_model(), quant, lora=Lora(4))), Vllm()
     dense = make_dense_copy(policy)
     for turn in (1, 2):  # the adapter is the one of now, and the base is given once
         drawn = draw(policy, engine, dense, turn)

@@ -18,7 +18,7 @@ from rlkd_lab.objectives import METHODS
 from rlkd_lab.study.claim_checks import POINTS, steps_to_reach
 from rlkd_lab.study.claims import CLAIMS, PAIRS, PLANNED, judge_claims
 from rlkd_lab.study.comparing import Side
-from rlkd_lab.study.effects import SEEDS, Check, Effect, all_of, effect_of, paired, strict, unpaired
+from rlkd_lab.study.effects import SEEDS, Check, Effect, all_of, effect_of, strict, unpaired
 from rlkd_lab.study.parts import Part
 from rlkd_lab.study.scorecard import pair_lines
 from rlkd_lab.study.sequential_checks import best_beta
@@ -336,7 +336,7 @@ def test_arms_are_two_groups_of_runs_with_welchs_interval(one, other):
 
 def test_differences_are_taken_seed_by_seed_over_the_seeds_that_both_have():
     a, b = pd.Series({0: 0.5, 1: 0.9, 3: 0.2}), pd.Series({1: 0.8, 0: 0.4, 2: 0.0})
-    effect = paired(a, b)
+    effect = effect_of(a - b)
     assert (
         effect.seeds == 2
         and effect.mean == pytest.approx(0.1)

@@ -17,7 +17,7 @@ from rlkd_lab.tasks import find_task
 from rlkd_lab.tasks.verifier import GuardedTask
 from rlkd_lab.training import fingerprint as module
 from rlkd_lab.training import hooks, make_config, replay, resume, run
-from rlkd_lab.training.before_loading import longest_prompt
+from rlkd_lab.training.before_loading import asked_prompts
 from rlkd_lab.training.data import data_of, what_changed
 from rlkd_lab.training.fingerprint import fingerprint
 from rlkd_lab.training.inputs import Inputs
@@ -271,8 +271,8 @@ def test_a_long_row_is_left_out_before_the_start_and_the_plan_knows_it(tiny, tmp
     assert sentence.endswith("(s.csv, row 17)")
     assert sentence in [event.get("text") for event in folder.rows("events.jsonl")]
     assert folder.status()["state"] == "done"
-    assert longest_prompt(config) < 120
-    assert longest_prompt(config.model_copy(update={"max_prompt_tokens": 80})) <= 80
+    assert asked_prompts(config).longest < 120
+    assert asked_prompts(config.model_copy(update={"max_prompt_tokens": 80})).longest <= 80
     with pytest.raises(
         ValueError, match=r"longest 5\d\d \(s\.csv, row 17\): shorten or remove them"
     ):

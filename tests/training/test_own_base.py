@@ -114,9 +114,10 @@ def test_a_teacher_of_other_weights_is_another(tmp_path):
 def test_equal_means_every_weight(monkeypatch, dtype):
     from rlkd_lab.models import load_policy, load_teacher
     from rlkd_lab.models.dense_copy import DenseCopy
+    from rlkd_lab.models.lora import Lora
 
     monkeypatch.setattr(loading, "compute_dtype", lambda device: dtype)
-    policy = load_policy("student", "nf4", lora_rank=2, lora_alpha=4)
+    policy = load_policy("student", "nf4", lora=Lora(2, 4))
     own, base = DenseCopy(policy), DenseCopy(load_teacher("student", "nf4", policy=policy))
     assert own.equals(base)
     assert own.equals(DenseCopy(load_teacher("student", "nf4")))  # loaded a second time

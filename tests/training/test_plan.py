@@ -16,6 +16,7 @@ import transformers
 
 from rlkd_lab.models import load_policy, loading
 from rlkd_lab.models.dense_copy import DenseCopy
+from rlkd_lab.models.lora import Lora
 from rlkd_lab.runs import RunFolder
 from rlkd_lab.training import RunConfig, fitting, make_config, memory_passes, model_shape, run
 from rlkd_lab.training import plan as plan_module
@@ -55,7 +56,7 @@ def test_live_counts_what_is_held_and_lets_go():
 def test_the_sizes_of_a_model_are_those_of_the_loaded_one(make_model, family, quant):
     folder = make_model(family, num_hidden_layers=3)
     shape, config = Shape.of(folder), make_config("grpo", student=folder, lora_rank=4)
-    policy = load_policy(folder, quant, lora_rank=4)
+    policy = load_policy(folder, quant, lora=Lora(4))
     assert shape.layers == 3
     assert shape.adapter(config) == sum(p.numel() for p in policy.trainable())
     frozen = [p for p in policy.model.parameters() if not p.requires_grad]

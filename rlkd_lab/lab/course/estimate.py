@@ -14,9 +14,8 @@ import torch
 
 from rlkd_lab.models import LanguageModel
 from rlkd_lab.training import RunConfig
-from rlkd_lab.training.plan import plan
+from rlkd_lab.training.plan import GIB, plan
 
-GIB = 2**30
 PARTS = ("rollout", "reward", "old", "teacher", "divergences", "reference", "update")
 
 

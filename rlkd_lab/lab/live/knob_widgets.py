@@ -14,7 +14,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from rlkd_lab.lab.live.controls import button, row
+from rlkd_lab.lab.live.controls import button, row, set_trait
 from rlkd_lab.lab.live.curve_data import number
 from rlkd_lab.lab.live.handle import Handle
 from rlkd_lab.lab.live.history import History
@@ -366,10 +366,10 @@ class KnobWidget:
         style, knob_help = "padding-left:114px;line-height:1.35", html.escape(self.knob.help)
         text = f"<div style='{style}'>{words}<br><small>{knob_help}</small></div>"
         self._set(self.words, text)
-        self._disable(self.undo, self.over or not (self.acted or self.pending))
-        self._disable(self.back, self.over or (self.on_schedule() and self.pending is None))
+        set_trait(self.undo, "disabled", self.over or not (self.acted or self.pending))
+        set_trait(self.back, "disabled", self.over or (self.on_schedule() and self.pending is None))
         for control in (self.slider, self.box, self.off):
-            self._disable(control, self.over)
+            set_trait(control, "disabled", self.over)
 
     def _put(self, value: Value) -> None:
         off = self.zero != "none" and (value is None or (self.zero == 0.0 and value == 0))
@@ -392,8 +392,3 @@ class KnobWidget:
         if widget.value != value:
             self._shows[widget] = value
             widget.value = value
-
-    @staticmethod
-    def _disable(control: Any, disabled: bool) -> None:
-        if control.disabled != disabled:
-            control.disabled = disabled

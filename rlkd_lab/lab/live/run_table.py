@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
-WEB = Path(__file__).parent / "web"
+from rlkd_lab.lab.live.curve_view import WEB
 
 
 class RunTable(anywidget.AnyWidget):

@@ -209,8 +209,3 @@ def _closing(text: str) -> int:
         if depth == 0:
             return match.start()
     return -1
-
-
-def short(answer: str) -> str:
-    """Return the start of an answer, for a message."""
-    return plain(answer)[:60]

@@ -10,7 +10,7 @@ from rlkd_lab.lab.course.estimate import HOW, held_bytes, size
 from rlkd_lab.models import load_policy, load_teacher, reference_of
 from rlkd_lab.models.dense_copy import DenseCopy
 from rlkd_lab.training import make_config
-from rlkd_lab.training.before_loading import longest_prompt
+from rlkd_lab.training.before_loading import asked_prompts
 from rlkd_lab.training.model_shape import Shape
 from rlkd_lab.training.plan import plan
 
@@ -106,7 +106,7 @@ def test_the_memory_table_holds_predicted_and_measured_apart(pair):
 
 def test_an_evaluation_counts_where_it_samples_more_than_a_rollout():
     short, config = make_config("grpo", eval_every=0), make_config("grpo")
-    longest = longest_prompt(config)
+    longest = asked_prompts(config).longest
     one = (
         Shape.of("student").cache_of_a_token(4) * 5 // 4
     )  # four layers, and one more while rows leave
@@ -116,7 +116,7 @@ def test_an_evaluation_counts_where_it_samples_more_than_a_rollout():
 
 def test_teacher_traces_count_where_they_need_more():
     longest, teacher = (
-        longest_prompt(make_config("sft")),
+        asked_prompts(make_config("sft")).longest,
         Shape.of("teacher").cache_of_a_token(4) * 5 // 4,
     )
     assert plan(make_config("sft", eval_every=0), False).sampling["cache"] == teacher * 128 * (
