@@ -52,4 +52,4 @@ def test_each_run_is_held_against_opd_of_the_next_seed(tmp_path):
     assert rows == {
         ("grpo", 0): (1, 0.5), ("opd", 0): (1, 0.5), ("grpo", 1): (0, 0.0), ("opd", 1): (0, 0.5),
     }  # fmt: skip
-    assert sign_conflicts(sweep, tmp_path, against="none").empty
+    assert sign_conflicts(Sweep(arms=arms[:1], seeds=2, steps=2), tmp_path).empty  # without OPD
