@@ -62,11 +62,11 @@ def test_a_torn_last_line_waits_until_it_is_whole(run):
 def test_a_damaged_line_is_counted_and_left_out(run):
     run.advance(1)
     with (run.folder.path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2, "rew\n[1, 2]\n')
+        file.write('{"step": 2, "rew\n[1, 2]\n' + "[" * 99_999 + "\n")
     write(run.folder.path / "metrics.jsonl", [{"step": 3, "reward": 0.5}])
     history = History(run.folder.path)
     history.read()
-    assert (history.step, len(history["reward"]), history.damaged) == (3, 2, 2)
+    assert (history.step, len(history["reward"]), history.damaged) == (3, 2, 3)
 
 
 @pytest.mark.parametrize("more", [0, 400])
