@@ -100,7 +100,9 @@ def _judge(claim: Claim, study: Study) -> Verdict:
         notes.insert(0, f"{had} seed{'s' * (had != 1)} where at least {SEEDS} are needed")
     notes += [
         f"{words} ({one} of {len(found.checks)} comparisons)"
-        for words, one in Counter(c.doubt for c in found.checks if c.doubt).items()
+        for words, one in Counter(
+            part for check in found.checks for part in check.doubt.split("; ") if part
+        ).items()
     ]
     omitted = {name: len(study[name].left_out) for name in claim.needs if study[name].left_out}
     if omitted:

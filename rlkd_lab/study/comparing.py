@@ -81,7 +81,7 @@ def mixed(*sides: Side) -> str:
     versions = set(chain.from_iterable(side.part.versions(side.arm) for side in sides))
     if len(versions) < 2:
         return ""
-    both = "; ".join(sorted(versions))
+    both = " and ".join(sorted(versions))
     return f"two versions of the program made its sides ({both})"
 
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from rlkd_lab.models import LanguageModel, default_device, distributed
 from rlkd_lab.models.loading import one_at_a_time
@@ -279,12 +280,12 @@ def resume(
         )
     folder.writes = distributed.first()
     config = config_of(folder)
-    now = distributed.from_first(folder.last_status())
-    rows = folder.rows()
-    last = now["step"] if Patience(config, rows).over else config.steps
-    if distributed.from_first(now["state"] == "done" and len(rows) >= last):
+    if _state_of(folder, config)[1]:
         return folder
     with _alone(folder):
+        now, over = _state_of(folder, config)
+        if over:  # whoever held the folder has finished the run
+            return folder
         # a button pressed while nothing ran is forgotten; who pressed Start has said so already
         if distributed.first() and not (
             now.get("pid") == os.getpid() and now.get("why") == LOADING
@@ -303,6 +304,14 @@ def resume(
             folder.set_status("failed", now["step"], f"{type(error).__name__}: {error}")
             raise
         return _drive(trainer, context, on_step)
+
+
+def _state_of(folder: RunFolder, config: RunConfig) -> tuple[dict[str, Any], bool]:
+    """Return the status of a run, and whether all of its steps are done."""
+    now = distributed.from_first(folder.last_status())
+    rows = folder.rows()
+    last = now["step"] if Patience(config, rows).over else config.steps
+    return now, distributed.from_first(now["state"] == "done" and len(rows) >= last)
 
 
 def _drive(trainer: Trainer, context: Context, on_step: OnStep | None) -> RunFolder:

@@ -38,7 +38,7 @@ def test_a_holder_that_is_clearing_up_is_waited_for(tmp_path):
 
     thread = threading.Thread(target=clear_up)
     thread.start()
-    held.wait()
+    assert held.wait(5)
     with alone(tmp_path, "trained"):
         pass
     thread.join()

@@ -212,9 +212,9 @@ def test_arms_of_two_versions_of_the_program_are_not_compared():
     assert made_by("3", "3").outcome == "supported"
     verdict = made_by("3", "4")
     assert verdict.outcome == "undecided" and verdict.checks[0].face == "supported"
-    assert "two versions of the program made its sides (3; 4)" in verdict.note
+    assert "two versions of the program made its sides (3 and 4)" in verdict.note
     assert strict(verdict.checks[0], 1) == "undecided"
-    assert "(3; unknown: before 3)" in made_by("3", None).note
+    assert "(3 and unknown: before 3)" in made_by("3", None).note
 
 
 def as_version(made, version):
@@ -250,7 +250,7 @@ def test_a_run_of_two_versions_within_an_arm_is_not_compared_either():
     made = as_version(core(), "3")
     first = (made.runs["arm"] == "kdrl") & (made.runs["seed"] == 0)
     made.runs.loc[first, "results_version"] = "4"
-    assert verdicts({"core": made})[1].checks[0].doubt.endswith("(3; 4)")
+    assert verdicts({"core": made})[1].checks[0].doubt.endswith("(3 and 4)")
 
 
 def falling(*seeds, to=0.0):

@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from rlkd_lab.runs import RunFolder, first_difference
+from rlkd_lab.runs.lock import alone
 from rlkd_lab.runs.tail import Tail
-from rlkd_lab.training import replay, requests, resume, run
+from rlkd_lab.training import replay, requests, resume, run, session
 from rlkd_lab.training.environment import alive
 from rlkd_lab.training.folders import create
 from rlkd_lab.training.trainer import Trainer
@@ -328,6 +329,25 @@ def test_a_run_that_another_process_trains_is_not_resumed(tiny, tmp_path, anothe
     assert folder.status() == before
     folder.set_status("running", 0, pid=2**22 + 1)  # one that is gone
     assert resume(folder.path).status()["state"] == "done"
+
+
+def test_a_run_that_its_holder_has_finished_meanwhile_is_left_alone(tiny, tmp_path, monkeypatch):
+    folder = run(tiny(steps=1), tmp_path / "run")
+    folder.set_status("running", 1)
+    held = threading.Event()
+
+    def finish():
+        with alone(folder.path, "trained"):
+            held.set()
+            time.sleep(0.3)
+            folder.set_status("done", 1)
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    assert held.wait(5)
+    monkeypatch.setattr(session, "Trainer", lambda config: pytest.fail("it is trained again"))
+    assert resume(folder.path).status()["state"] == "done"
+    thread.join()
 
 
 def test_a_damaged_status_does_not_keep_a_run_from_going_on(tiny, tmp_path):

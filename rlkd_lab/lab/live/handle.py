@@ -37,15 +37,15 @@ class _Worker:
     for a moment after it has written that it stopped.
     """
 
-    def __init__(self, path: Path, before: _Worker | None) -> None:
+    def __init__(self, path: Path, before: threading.Thread | None) -> None:
         self.error: BaseException | None = None
         name, work = f"run {path.name}", (path, before)
         self.thread = threading.Thread(target=self._work, args=work, name=name, daemon=True)
         self.thread.start()
 
-    def _work(self, path: Path, before: _Worker | None) -> None:
+    def _work(self, path: Path, before: threading.Thread | None) -> None:
         if before is not None:
-            before.thread.join()
+            before.join()
         try:
             resume(path)
         except BaseException as error:  # `wait` raises it
@@ -97,7 +97,8 @@ class Handle(RemoteRun):
         self.folder.ask("begin")
         if self.drive == "thread":
             self.folder.set_status("running", now.step, "loading the models")
-            _workers[self.path] = _Worker(self.path, _workers.get(self.path))
+            before = _workers.get(self.path)
+            _workers[self.path] = _Worker(self.path, before.thread if before else None)
         else:
             _workers.pop(self.path, None)  # an earlier thread's error no longer counts
             process = _start_process(self.path)

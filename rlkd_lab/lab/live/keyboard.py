@@ -58,7 +58,8 @@ function render({ model, el }) {
   const observer = new MutationObserver(speakAll);
   // A button that is switched off would drop the focus, and keys would reach the notebook.
   const keepFocus = (changes) => changes.forEach(({ target }) => {
-    if (target.disabled && target === document.activeElement) target.closest(".rlkd-panel").focus();
+    if (!target.disabled || target !== document.activeElement) return;
+    target.closest(".rlkd-panel")?.focus({ preventScroll: true });
   });
   const buttons = new MutationObserver(keepFocus);
   const prepare = (panel) => {

@@ -124,6 +124,7 @@ def test_buttons(tmp_path):
 
 
 def test_start_goes_on_while_the_stopped_run_is_still_clearing_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlkd_lab.runs.lock.PATIENCE", 0)
     clear_up = Trainer.close
     monkeypatch.setattr(Trainer, "close", lambda trainer: (time.sleep(1), clear_up(trainer)))
     handle = start(config(steps=50), tmp_path / "run")
