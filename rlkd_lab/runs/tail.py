@@ -3,40 +3,74 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+CHUNK = 1 << 20
+SAME = 256
+"""Bytes before the place reached; if they change, the file was cut and written anew."""
+
 
 class Tail:
-    """``read`` returns the lines that were added since the last call.
+    """The whole lines that were appended to a file since the last read.
 
-    A torn last line waits until it is whole; one that is no JSON object is left out.
+    A last line without its end is read once it is whole.
+    ``damaged`` counts whole lines that are no JSON objects.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.offset = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Read from the beginning again."""
+        self.offset, self.before, self.damaged = 0, b"", 0
+
+    def changed(self) -> bool:
+        """Return whether the file was cut or written anew before the place reached.
+
+        Everything read so far is then void.
+        """
+        try:
+            if self.path.stat().st_size < self.offset:
+                return True
+            with self.path.open("rb") as file:
+                file.seek(self.offset - len(self.before))
+                return file.read(len(self.before)) != self.before
+        except FileNotFoundError:
+            return self.offset > 0
 
     def read(self) -> list[dict[str, Any]]:
-        """New rows, in order; none where there is no file yet."""
+        """Return the new rows; all of them if the file was written anew."""
+        if self.changed():
+            self.restart()
+        return list(self.rows())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield new rows; a damaged line is counted and left out."""
+        rest = b""
         try:
-            with self.path.open("rb") as file:
-                size = file.seek(0, 2)
-                if size == self.offset:
-                    return []
-                if size < self.offset:  # cut, or written anew: all of it again
-                    self.offset = 0
-                file.seek(self.offset)
-                whole, newline, _ = file.read().rpartition(b"\n")
+            file = self.path.open("rb")
         except FileNotFoundError:
-            return []
-        self.offset += len(whole) + len(newline)
-        rows = []
-        for line in whole.split(b"\n"):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict):
-                rows.append(row)
-        return rows
+            return
+        with file:
+            file.seek(self.offset)
+            while chunk := file.read(CHUNK):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self.offset += len(line) + 1
+                    self.before = (self.before + line + b"\n")[-SAME:]
+                    row = _object(line)
+                    if row is not None:
+                        yield row
+                    else:
+                        self.damaged += bool(line)
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None

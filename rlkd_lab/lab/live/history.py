@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from rlkd_lab.runs.tail import Tail
+
 POINTS = 1000
 """Largest number of points kept of a metric."""
 EXACT = 200
 """Number of last points that are never averaged."""
-CHUNK = 1 << 20
-SAME = 256
-"""Bytes before the place reached; if they change, the file was cut and written anew."""
 
 
 class Series:
@@ -110,67 +109,6 @@ class Series:
         return (sums[ends] - sums[first]) / (counts[ends] - counts[first])
 
 
-class Lines:
-    """The whole lines that were appended to a file since the last read.
-
-    A last line without its end is read once it is whole.
-    ``damaged`` counts whole lines that are no rows.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.offset = 0
-        self.before = b""
-        self.damaged = 0
-
-    def changed(self) -> bool:
-        """Return whether the file was cut or written anew before the place reached.
-
-        Everything read so far is then void.
-        """
-        try:
-            if self.path.stat().st_size < self.offset:
-                return True
-            with self.path.open("rb") as file:
-                file.seek(self.offset - len(self.before))
-                return file.read(len(self.before)) != self.before
-        except FileNotFoundError:
-            return self.offset > 0
-
-    def restart(self) -> None:
-        """Read from the beginning again."""
-        self.offset, self.before, self.damaged = 0, b"", 0
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield new rows; a damaged line is counted and left out."""
-        rest = b""
-        try:
-            file = self.path.open("rb")
-        except FileNotFoundError:
-            return
-        with file:
-            file.seek(self.offset)
-            while chunk := file.read(CHUNK):
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    self.offset += len(line) + 1
-                    self.before = (self.before + line + b"\n")[-SAME:]
-                    row = _row(line)
-                    if row is not None:
-                        yield row
-                    else:
-                        self.damaged += bool(line)
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    """Return a line as a row with a step, or ``None``."""
-    try:
-        row = json.loads(line)
-        return row if isinstance(row["step"], int | float) else None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
 class History:
     """What was read of a growing run folder: metrics, events, and forks.
 
@@ -184,8 +122,8 @@ class History:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._metrics = Lines(self.path / "metrics.jsonl")
-        self._events = Lines(self.path / "events.jsonl")
+        self._metrics = Tail(self.path / "metrics.jsonl")
+        self._events = Tail(self.path / "events.jsonl")
         self._clear_metrics()
         self._clear_events()
         self.forks: dict[str, Fork] = {}
@@ -211,10 +149,10 @@ class History:
         if self._events.changed():
             self._clear_events()
             new = True
-        for row in self._metrics.rows():
+        for row in _numbered(self._metrics):
             self._add(row)
             new = True
-        for event in self._events.rows():
+        for event in _numbered(self._events):
             self.events.append(event)
             new = True
         for other in self.earlier.values():
@@ -278,6 +216,15 @@ class History:
         An event has ``step``, ``knob``, and ``value`` or ``release``.
         """
         return [event for event in self.events if event.get("event") == "knob"]
+
+
+def _numbered(lines: Tail) -> Iterator[dict[str, Any]]:
+    """Yield new rows with a step; one without it is damaged."""
+    for row in lines.rows():
+        if isinstance(row.get("step"), int | float):
+            yield row
+        else:
+            lines.damaged += 1
 
 
 class Fork:
