@@ -2,6 +2,8 @@
 
     python benchmarks/study_pairs.py --out runs/logic_pair --task knights --held-out renamed
     python benchmarks/study_pairs.py --out runs/pair_2 --add 100
+    python benchmarks/study_pairs.py --out runs/logic_2 --task knights --held-out renamed \
+        --add 100 --teacher runs/logic_pair/teacher
 
 The recipes are those of the embedded models. The student is the checkpoint that the embedded
 student's bounds choose. ``OUT/student`` and ``OUT/teacher`` are the models. ``OUT/pair.json`` has
@@ -64,15 +66,21 @@ def main(
     task: Annotated[Literal["arithmetic", "knights"], typer.Option(help="its task")] = "arithmetic",
     held_out: Annotated[HeldOut, typer.Option(help="split of knights: text or renamed")] = "text",
     add: Annotated[int, typer.Option(help="added to the seeds of the embedded models")] = 0,
+    teacher: Annotated[Path | None, typer.Option(help="take this teacher, train none")] = None,
 ) -> None:
     """Train a teacher and a student, and take the student's checkpoint within its bounds."""
     names, work = NAMES[task], out / "work"
     work.mkdir(parents=True, exist_ok=True)
-    jobs = [(names[role], task, held_out, add, work) for role in ("teacher", "student")]
+    record: dict[str, object] = {"task": task, "held_out": held_out}
+    if teacher:
+        shutil.copytree(teacher, out / "teacher", dirs_exist_ok=True)
+        record["teacher"] = json.loads((teacher.parent / "pair.json").read_text())["teacher"]
+    roles = ["teacher", "student"] if teacher is None else ["student"]
+    jobs = [(names[role], task, held_out, add, work) for role in roles]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.starmap(make, jobs, chunksize=1)
-    record: dict[str, object] = {"task": task, "held_out": held_out}
-    for role, name in names.items():
+    for role in roles:
+        name = names[role]
         rows = json.loads((work / name / "measured.json").read_text(encoding="utf-8"))
         measured = {int(step): row for step, row in rows.items()}
         bounds = WINDOWS[name][1:] if role == "student" else ((0.0, 1.0), (0.0, 1.0))

@@ -39,8 +39,12 @@ from rlkd_lab.study.sequential_checks import (
 
 PLANNED = 30
 """Comparisons of all claims, whether their parts were run or not."""
-PAIRS = {"pair_2": "a second pair", "pair_3": "a third pair"}
-"""Parts that repeat the core on another pre-trained pair, and its name in words."""
+PAIRS = {
+    "pair_2": ("core", "a second pair"),
+    "pair_3": ("core", "a third pair"),
+    "logic_2": ("logic", "a second student"),
+}
+"""Parts that repeat another part with other models: which one, and the models in words."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,8 @@ def _judge(claim: Claim, study: Study) -> Verdict:
 
 def on_other_pairs(claim: Claim, study: Study) -> dict[str, list[Check]]:
     """Return by part the comparisons of a claim on the other pairs that were run."""
-    pairs = [name for name in PAIRS if claim.needs == ("core",) and name in study]
-    return {name: claim.checks({"core": study[name]}).checks for name in pairs}
+    parts = {name: of for name, (of, _) in PAIRS.items() if claim.needs == (of,) and name in study}
+    return {name: claim.checks({of: study[name]}).checks for name, of in parts.items()}
 
 
 def _with_pairs(checks: Sequence[Check], others: Mapping[str, Sequence[Check]]) -> list[Check]:
@@ -123,7 +127,7 @@ def _with_pairs(checks: Sequence[Check], others: Mapping[str, Sequence[Check]]) 
     found = []
     for place, check in enumerate(checks):
         turned = [
-            PAIRS[pair] for pair, each in others.items() if check.turns(each[place].effect.mean)
+            PAIRS[pair][1] for pair, each in others.items() if check.turns(each[place].effect.mean)
         ]
         words = f"on {' and '.join(turned)} it points the other way" if turned else ""
         found.append(replace(check, doubt="; ".join(filter(None, (check.doubt, words)))))

@@ -121,8 +121,9 @@ def scorecard(study: Study, out: str | Path) -> str:
     verdicts = judge_claims(study)
     sections = [("# Scorecard", claim_lines(verdicts))]
     sections += [("## Comparisons", comparison_lines(verdicts))]
-    if rows := pair_lines(study):
-        sections += [("## The core's comparisons on other pairs", rows)]
+    for part in ("core", "logic"):
+        if rows := pair_lines(study, part):
+            sections += [(f"## The comparisons of `{part}` with other models", rows)]
     if "map" in study:
         sections += [("## When a teacher helps", map_lines(study["map"]))]
     sections += [("## Settings and their choice", _tuning(study, Path(out)))]
@@ -199,19 +200,18 @@ def comparison_lines(verdicts: Sequence[Verdict]) -> list[str]:
     return [*(f"- {one}" for one in words), "", *_table(head, rows)]
 
 
-def pair_lines(study: Study) -> list[str]:
-    """Return a table of the core's comparisons on every pair; empty where one pair was run."""
-    pairs = [name for name in PAIRS if name in study]
-    if not pairs or "core" not in study:
-        return []
+def pair_lines(study: Study, part: str) -> list[str]:
+    """Return a table of a part's comparisons on all models; empty where it was not repeated."""
+    names = [name for name, (of, _) in PAIRS.items() if of == part and {of, name} <= study.keys()]
     rows = []
     for claim in CLAIMS:
-        others = on_other_pairs(claim, study)
+        others = on_other_pairs(claim, study) if claim.needs == (part,) else {}
         for place, check in enumerate(claim.checks(study).checks if others else ()):
             effects = [check.effect, *(each[place].effect for each in others.values())]
             shown = map(_with_interval, effects)
             rows.append(_row(claim.number, in_words(check.text), *shown))
-    return _table(_row("claim", "comparison", "core", *(PAIRS[pair] for pair in pairs)), rows)
+    heads = (PAIRS[name][1] for name in names)
+    return _table(_row("claim", "comparison", f"`{part}`", *heads), rows) if names else []
 
 
 def map_lines(part: Part) -> list[str]:

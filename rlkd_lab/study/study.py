@@ -20,11 +20,12 @@ PARTS: dict[str, str] = {
     "cost": "seconds of a step",
     "logic": "eight methods on Knights and Knaves",
     "logic_betas": "KDRL's coefficient on Knights and Knaves",
+    "logic_2": "the methods of logic on a second student",
     "pair_2": "the core's methods on a second pair",
     "pair_3": "the core's methods on a third pair",
 }
 """The subject of each part, in the order in which the parts are run."""
-COMPARED = ("core", "logic")
+COMPARED = ("core", "logic", "logic_2")
 """Parts whose trained weights are compared with those of OPD."""
 FOLDER = Path(__file__).parent / "sweeps"
 KEPT = (*TABLES, OUTCOMES, SIGNS, "sweep.json", SESSIONS, CHOSEN)
