@@ -51,7 +51,8 @@ def passes(study: Study) -> Found:
         missing = [] if 32 in ks else [f"only {most} completions a prompt were taken"]
         if large < most:
             first = min(k for k in ks if k not in fair)
-            missing.append(f"guesses alone reach {CHANCE:.0%} at k = {first} already")
+            share = part.runs[f"id chance@{first}"].max()
+            missing.append(f"guesses alone reach {share:.0%} at k = {first} already")
         why = f"pass@32 is not decided here: {', and '.join(missing)}"
     return Found(checks, why=why)
 

@@ -87,7 +87,7 @@ def _warn_of_two_averages(ours: Sequence[Target], theirs: Sequence[Target]) -> N
     """Warn that two methods that clip a ratio average their tokens differently.
 
     GRPO does it as in its paper, KDRL and TRRD in another way. In the study this alone makes a
-    difference as large as those between the methods (docs/findings.md).
+    difference of 1.4 points on arithmetic (docs/findings.md).
     """
     configs = [side[0].config for side in (ours, theirs) if side]
     averages = [
