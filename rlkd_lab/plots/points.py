@@ -126,7 +126,7 @@ def draw_spread(
     # moved once they are drawn: the limits of the axes heed artists in data coordinates alone
     for number, value in enumerate(known):
         dot = axes.scatter([x], [value], s=9, color=colour, alpha=0.4, linewidths=0)
-        away = 5 + min(1.5, 14 / len(known)) * number
+        away = 5 + min(1.5, 9 / len(known)) * number
         dot.set_offset_transform(_right_of(axes, shift + (away if second else -away)))
     half = half_width(known) if half is None else half
     bar = axes.errorbar(
@@ -183,7 +183,7 @@ def draw_series(
     curve.set_gid(DOTS_RIGHT if second else None)
     for place, values in groups.items():
         draw_spread(axes, place, values, style[0], MARKERS[style[1]], shift, second)
-    axes.margins(x=0.2)  # space for the dots
+    axes.margins(x=0.25)  # space for the dots
 
 
 def draw_knob(

@@ -11,8 +11,9 @@ The correction is Bonferroni's, over all comparisons of the scorecard.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from rlkd_lab.study.claim_checks import (
@@ -94,7 +95,7 @@ def _judge(claim: Claim, study: Study) -> Verdict:
     if missing := claim.missing(study):
         return Verdict(claim.number, "undecided", (), f"not run: {', '.join(missing)}")
     found, others = claim.checks(study), on_other_pairs(claim, study)
-    found = replace(found, checks=_with_pairs(found.checks, others))
+    found = replace(found, checks=_with_pairs(found.checks, claim, study))
     if unfinished := [name for name in (*claim.needs, *others) if not study[name].whole]:
         words = f"not finished: {', '.join(unfinished)}"
         found = replace(found, why="; ".join(filter(None, (words, found.why))))
@@ -108,6 +109,8 @@ def _judge(claim: Claim, study: Study) -> Verdict:
             part for check in found.checks for part in check.doubt.split("; ") if part
         ).items()
     ]
+    if blind := [name for name in claim.needs if study[name].outcomes is None]:
+        notes.append(f"no outcomes by prompt, so other prompts are left out: {', '.join(blind)}")
     omitted = {name: len(study[name].left_out) for name in claim.needs if study[name].left_out}
     if omitted:
         counts = ", ".join(f"{name} {count}" for name, count in omitted.items())
@@ -116,22 +119,30 @@ def _judge(claim: Claim, study: Study) -> Verdict:
     return Verdict(claim.number, outcome, tuple(found.checks), "; ".join(notes), found.why)
 
 
-def on_other_pairs(claim: Claim, study: Study) -> dict[str, list[Check]]:
-    """Return by part the comparisons of a claim on the other pairs that were run."""
+def on_other_pairs(claim: Claim, study: Study) -> dict[str, dict[str, Check]]:
+    """Return by part, and by text, a claim's comparisons with other models that were run."""
     parts = {name: of for name, (of, _) in PAIRS.items() if claim.needs == (of,) and name in study}
-    return {name: claim.checks({of: study[name]}).checks for name, of in parts.items()}
+    return {
+        name: {check.text: check for check in claim.checks({of: study[name]}).checks}
+        for name, of in parts.items()
+    }
 
 
-def _with_pairs(checks: Sequence[Check], others: Mapping[str, Sequence[Check]]) -> list[Check]:
-    """Doubt the comparisons that point the other way on another pair."""
-    found = []
-    for place, check in enumerate(checks):
-        turned = [
-            PAIRS[pair][1] for pair, each in others.items() if check.turns(each[place].effect.mean)
-        ]
-        words = f"on {' and '.join(turned)} it points the other way" if turned else ""
-        found.append(replace(check, doubt="; ".join(filter(None, (check.doubt, words)))))
-    return found
+def _with_pairs(checks: Sequence[Check], claim: Claim, study: Study) -> list[Check]:
+    """Doubt the comparisons that other models do not confirm."""
+    doubts: dict[str, list[str]] = {check.text: [check.doubt] for check in checks}
+    for name, others in on_other_pairs(claim, study).items():
+        of, words = PAIRS[name]
+        one_program = study[name].programs == study[of].programs
+        for check in checks:
+            other = others.get(check.text)
+            if other is None or math.isnan(other.effect.mean):
+                doubts[check.text].append(f"on {words} it was not measured")
+            elif not one_program:
+                doubts[check.text].append(f"another version of the program ran on {words}")
+            elif check.turns(other.effect.mean):
+                doubts[check.text].append(f"on {words} it points the other way")
+    return [replace(check, doubt="; ".join(filter(None, doubts[check.text]))) for check in checks]
 
 
 CLAIMS: tuple[Claim, ...] = (

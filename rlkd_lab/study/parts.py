@@ -54,6 +54,11 @@ class Part:
         """Whether every run that the sweep asks for is over."""
         return not any(words.endswith(NOT_RUN) for words in self.left_out)
 
+    @property
+    def programs(self) -> set[str]:
+        """The versions of the programs that made its runs."""
+        return set(with_version(self.runs)[VERSION])
+
     def versions(self, arm: str) -> set[str]:
         """Return the versions of the programs that made an arm's runs."""
         return set(with_version(self.runs[self.runs["arm"] == arm])[VERSION])

@@ -31,7 +31,6 @@ from rlkd_lab.study.statistics import POWER
 from rlkd_lab.study.study import PARTS, read_study
 from rlkd_lab.study.sweep import CHOSEN
 from rlkd_lab.study.teacher_map import READINGS, TEACHERS, gains
-from rlkd_lab.study.versions import VERSION, with_version
 
 EDGE = ", on the edge"
 EFFECT = ("gain", "low", "high", "seeds")
@@ -42,8 +41,9 @@ MEASURES = {
     "id length": "length",
     "kl_teacher_rev": "KL to the teacher",
     "sampled_tokens": "tokens sampled",
-    "train_seconds": "seconds of training",
 }
+SECONDS = "train_seconds"
+"""Shown as a median, since other work on the machine stalls single runs."""
 SHORT = {"kd_coef": "β", "trrd_alpha": "α", "learning_rate": "rate", "teacher_quant": "teacher in"}
 """What words write for the settings that arms are named after."""
 OWN_ARMS = {
@@ -206,9 +206,9 @@ def pair_lines(study: Study, part: str) -> list[str]:
     rows = []
     for claim in CLAIMS:
         others = on_other_pairs(claim, study) if claim.needs == (part,) else {}
-        for place, check in enumerate(claim.checks(study).checks if others else ()):
-            effects = [check.effect, *(each[place].effect for each in others.values())]
-            shown = map(_with_interval, effects)
+        for check in claim.checks(study).checks if others else ():
+            found = [check, *(each.get(check.text) for each in others.values())]
+            shown = (_with_interval(each.effect) if each else "–" for each in found)
             rows.append(_row(claim.number, in_words(check.text), *shown))
     heads = (PAIRS[name][1] for name in names)
     return _table(_row("claim", "comparison", f"`{part}`", *heads), rows) if names else []
@@ -320,11 +320,15 @@ def _methods(study: Study) -> list[str]:
         rows = []
         for row in by_arm(part.runs, there).to_dict("records"):
             cells = [f"{plain(row[one])} ± {plain(row[f'{one} ±'])}" for one in there]
+            if SECONDS in part.runs:
+                cells.append(plain(part.runs.loc[part.runs["arm"] == row["arm"], SECONDS].median()))
             rows.append(
                 _row(in_words(row["arm"]), row["runs"], Side(part, row["arm"]).lost, *cells)
             )
-        head = _row("arm", "seeds", "collapsed", *(MEASURES[measure] for measure in there))
-        made = "; ".join(sorted(set(with_version(part.runs)[VERSION])))
+        titles = [MEASURES[measure] for measure in there]
+        titles += ["seconds of training, median"] * (SECONDS in part.runs)
+        head = _row("arm", "seeds", "collapsed", *titles)
+        made = "; ".join(sorted(part.programs))
         lines += [f"### {name}: {PARTS[name]}", "", f"Version of the program: {made}.", ""]
         lines += [*_table(head, rows), ""]
         if part.left_out:

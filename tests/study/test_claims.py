@@ -81,6 +81,27 @@ def test_a_verdict_needs_the_same_sign_with_all_models_that_were_run(pair):
     assert not pair_lines(TRUE, of)
 
 
+def test_other_models_that_were_not_measured_or_not_by_this_program_decide_nothing():
+    """A part may lack signs, an arm, or be of another version: no verdict, and no traceback."""
+    whole = logic()
+    runs, seen = whole.runs, "on a second student"
+    for other, words in (
+        (runs[runs["arm"] != "trrd"], f"{seen} it was not measured"),
+        (runs.assign(results_version=4), f"another version of the program ran {seen}"),
+    ):
+        study = TRUE | {"logic_2": replace(whole, runs=other)}
+        found = verdicts(study)[10]
+        assert found.outcome == "undecided" and words in found.note
+        assert pair_lines(study, "logic")
+    found = verdicts(TRUE | {"logic_2": replace(whole, signs=None)})
+    assert found[14].outcome == "undecided" and found[10].outcome == "supported"
+
+
+def test_a_part_without_outcomes_by_prompt_says_so():
+    blind = TRUE | {"core": replace(TRUE["core"], outcomes=None)}
+    assert "no outcomes by prompt, so other prompts are left out: core" in verdicts(blind)[4].note
+
+
 def test_parts_with_other_models_have_the_settings_that_were_chosen():
     for name, (of, _) in PAIRS.items():
         chosen = json.loads((ROOT / f"results/embedded/{of}/tuned.json").read_text())["arms"]
