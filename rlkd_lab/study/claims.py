@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rlkd_lab.study.claim_checks import (
@@ -95,7 +95,7 @@ def _judge(claim: Claim, study: Study) -> Verdict:
     if missing := claim.missing(study):
         return Verdict(claim.number, "undecided", (), f"not run: {', '.join(missing)}")
     found, others = claim.checks(study), on_other_pairs(claim, study)
-    found = replace(found, checks=_with_pairs(found.checks, claim, study))
+    found = replace(found, checks=_with_pairs(found.checks, others, study))
     if unfinished := [name for name in (*claim.needs, *others) if not study[name].whole]:
         words = f"not finished: {', '.join(unfinished)}"
         found = replace(found, why="; ".join(filter(None, (words, found.why))))
@@ -128,10 +128,12 @@ def on_other_pairs(claim: Claim, study: Study) -> dict[str, dict[str, Check]]:
     }
 
 
-def _with_pairs(checks: Sequence[Check], claim: Claim, study: Study) -> list[Check]:
+def _with_pairs(
+    checks: Sequence[Check], pairs: Mapping[str, Mapping[str, Check]], study: Study
+) -> list[Check]:
     """Doubt the comparisons that other models do not confirm."""
     doubts: dict[str, list[str]] = {check.text: [check.doubt] for check in checks}
-    for name, others in on_other_pairs(claim, study).items():
+    for name, others in pairs.items():
         of, words = PAIRS[name]
         one_program = study[name].programs == study[of].programs
         for check in checks:

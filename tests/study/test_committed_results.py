@@ -36,6 +36,8 @@ def test_the_findings_give_the_same_verdicts(study):
     for claim, verdict in zip(CLAIMS, judge_claims(study), strict=True):
         row = re.search(rf"^\| {claim.number} \| .*$", text, re.MULTILINE)
         assert row and f"**{verdict.outcome}**" in row.group(), (claim.number, verdict.outcome)
+    assert "Claims 1–6 are KDRL's, 7–9 RLAD's, 10–14 S's." in text
+    assert [claim.source for claim in CLAIMS] == ["KDRL"] * 6 + ["RLAD"] * 3 + ["S"] * 5
 
 
 def test_the_figures_give_the_same_verdicts(study):
