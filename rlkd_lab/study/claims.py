@@ -44,6 +44,7 @@ PAIRS = {
     "pair_2": ("core", "a second pair"),
     "pair_3": ("core", "a third pair"),
     "logic_2": ("logic", "a second student"),
+    "logic_3": ("logic", "a third student and another teacher"),
 }
 """Parts that repeat another part with other models: which one, and the models in words."""
 

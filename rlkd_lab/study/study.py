@@ -21,11 +21,12 @@ PARTS: dict[str, str] = {
     "logic": "eight methods on Knights and Knaves",
     "logic_betas": "KDRL's coefficient on Knights and Knaves",
     "logic_2": "the methods of logic on a second student",
+    "logic_3": "the methods of logic on a third student and another teacher",
     "pair_2": "the core's methods on a second pair",
     "pair_3": "the core's methods on a third pair",
 }
 """The subject of each part, in the order in which the parts are run."""
-COMPARED = ("core", "logic", "logic_2")
+COMPARED = ("core", "logic", "logic_2", "logic_3")
 """Parts whose trained weights are compared with those of OPD."""
 FOLDER = Path(__file__).parent / "sweeps"
 KEPT = (*TABLES, OUTCOMES, SIGNS, "sweep.json", SESSIONS, CHOSEN)
