@@ -27,6 +27,7 @@ KEPT, WORK = HERE / "recorded", HERE.parent / "runs" / "recorded"
 STEPS = 60
 
 MAIN = {name: (name, {}) for name in ("opd", "grpo", "kdrl", "trrd")}
+MAIN["grpo"] = ("grpo", {"aggregation": "token"})  # as the three others average by default
 OTHERS = {
     "opd-concise": ("opd", {"teacher": "teacher-concise"}),
     "kdrl-k3": ("kdrl", {"estimator": "k3"}),
