@@ -81,13 +81,16 @@ def _kept(values: dict[str, Any]) -> dict[str, Any]:
 def differing(runs: Iterable[Settings]) -> list[str]:
     """Return the names of the settings in which runs differ, the method first.
 
-    A setting that a method does not have is no difference.
+    A setting that a method does not have is no difference. Nor is one that a run sets to the value
+    that another run's method has by default.
     """
-    seen: dict[str, set[str]] = {}
+    seen: dict[str, tuple[set[str], set[str]]] = {}
     for run in runs:
         for name, value in run.own.items():
-            seen.setdefault(name, set()).add(repr(value))
-    names = (name for name, values in seen.items() if len(values) > 1)
+            own, used = seen.setdefault(name, (set(), set()))
+            own.add(repr(value))
+            used.add(repr(run.values[name]))
+    names = (name for name, (own, used) in seen.items() if len(own) > 1 and len(used) > 1)
     return sorted(names, key=lambda name: (name != "method", name))
 
 

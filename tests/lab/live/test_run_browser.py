@@ -278,6 +278,14 @@ def test_what_a_method_brings_along_is_no_setting_that_differs(make):
     found = [settings_of(each) for each in (make("a", "grpo"), make("b", "dapo"), make("c"))]
     assert found[0].values["clip_high"] != found[1].values["clip_high"]
     assert differing(found) == ["method"]
+    same = settings_of(make("e", "grpo", aggregation="token"))
+    assert (
+        same.values["aggregation"]
+        == found[2].values["aggregation"]
+        != found[0].values["aggregation"]
+    )
+    assert differing([same, found[2]]) == ["method"]
+    assert differing([same, found[0]]) == ["aggregation"]
     rate = settings_of(make("d", "dapo", learning_rate="0.01"))
     assert differing([found[0], rate]) == ["method", "learning_rate"]
 
