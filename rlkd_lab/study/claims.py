@@ -110,6 +110,9 @@ def _judge(claim: Claim, study: Study) -> Verdict:
             part for check in found.checks for part in check.doubt.split("; ") if part
         ).items()
     ]
+    of = [name for name, (of, _) in PAIRS.items() if claim.needs == (of,)]
+    if absent := [name for name in of if name not in study]:
+        notes.append(f"not run with other models: {', '.join(absent)}")
     if blind := [name for name in claim.needs if study[name].outcomes is None]:
         notes.append(f"no outcomes by prompt, so other prompts are left out: {', '.join(blind)}")
     omitted = {name: len(study[name].left_out) for name in claim.needs if study[name].left_out}

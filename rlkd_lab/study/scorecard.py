@@ -265,7 +265,10 @@ def _tuning(study: Study, out: Path) -> list[str]:
     for name in study:
         file = out / name / CHOSEN
         if not file.exists():
-            rows.append(f"| {name} | all | 0 | nothing was chosen: the grid is the question | | |")
+            words = "nothing was chosen: the grid is the question"
+            if name in PAIRS:
+                words = f"the settings of `{PAIRS[name][0]}`"
+            rows.append(f"| {name} | all | 0 | {words} | | |")
             continue
         try:
             arms = json.loads(file.read_text(encoding="utf-8"))["arms"]

@@ -237,8 +237,9 @@ def test_runs_that_the_sweep_asks_for_and_the_table_lacks_are_named(out):
         f"kdrl,kd_coef={beta}, seed 5: not run" for beta in ("0.01", "0.1", "1.0")
     )
     assert "runs that do not count, named below: logic_betas 3" in judge_claims(found)[12].note
+    alone = "not run with other models: pair_2, pair_3"
     blind = "no outcomes by prompt, so other prompts are left out: core"
-    assert judge_claims(found)[0].note == blind
+    assert judge_claims(found)[0].note == f"{alone}; {blind}"
 
 
 def test_a_method_all_of_whose_runs_diverged_leaves_its_claims_undecided_and_no_other(out):
