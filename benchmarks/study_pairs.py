@@ -74,9 +74,8 @@ def main(
     record: dict[str, object] = {"task": task, "held_out": held_out}
     if teacher:
         shutil.copytree(teacher, out / "teacher", dirs_exist_ok=True)
-        record["teacher"] = json.loads((teacher.parent / "pair.json").read_text(encoding="utf-8"))[
-            "teacher"
-        ]
+        made = json.loads((teacher.parent / "pair.json").read_text(encoding="utf-8"))
+        record["teacher"] = made["teacher"]
     roles = ["teacher", "student"] if teacher is None else ["student"]
     jobs = [(names[role], task, held_out, add, work) for role in roles]
     with multiprocessing.get_context("spawn").Pool(2) as pool:

@@ -110,8 +110,7 @@ def _judge(claim: Claim, study: Study) -> Verdict:
             part for check in found.checks for part in check.doubt.split("; ") if part
         ).items()
     ]
-    of = [name for name, (of, _) in PAIRS.items() if claim.needs == (of,)]
-    if absent := [name for name in of if name not in study]:
+    if absent := [name for name in _repeats(claim) if name not in study]:
         notes.append(f"not run with other models: {', '.join(absent)}")
     if blind := [name for name in claim.needs if study[name].outcomes is None]:
         notes.append(f"no outcomes by prompt, so other prompts are left out: {', '.join(blind)}")
@@ -123,12 +122,17 @@ def _judge(claim: Claim, study: Study) -> Verdict:
     return Verdict(claim.number, outcome, tuple(found.checks), "; ".join(notes), found.why)
 
 
+def _repeats(claim: Claim) -> list[str]:
+    """Return the parts that repeat, with other models, the one part that a claim needs."""
+    return [name for name, (of, _) in PAIRS.items() if claim.needs == (of,)]
+
+
 def on_other_pairs(claim: Claim, study: Study) -> dict[str, dict[str, Check]]:
     """Return by part, and by text, a claim's comparisons with other models that were run."""
-    parts = {name: of for name, (of, _) in PAIRS.items() if claim.needs == (of,) and name in study}
     return {
-        name: {check.text: check for check in claim.checks({of: study[name]}).checks}
-        for name, of in parts.items()
+        name: {check.text: check for check in claim.checks({PAIRS[name][0]: study[name]}).checks}
+        for name in _repeats(claim)
+        if name in study
     }
 
 
